@@ -1,0 +1,126 @@
+"""The command-line habits that every command shares: `key=value` words, one-line errors, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class CommandError(ValueError):
+    """A mistake in what the user asked for; its message is the one line that the user sees."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `key=value` word of a command.
+
+    Attributes:
+        type: Converts the text; one of str, int, float, bool, Path, or any callable that raises ValueError.
+        default: Value when the word is absent; `REQUIRED` when there is none.
+        help: One line for `--help`.
+    """
+
+    type: Callable[[str], Any]
+    default: Any
+    help: str
+
+
+REQUIRED = object()
+
+
+def boolean(text: str) -> bool:
+    """Read `true` or `false` (also 1/0, yes/no)."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise ValueError("use true or false")
+    return known[text.lower()]
+
+
+def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict[str, Any]:
+    """Turn `key=value` words into typed values.
+
+    Args:
+        argv: Words after the command's name.
+        options: What the command knows, by key.
+        usage: Text above the list of options in `--help`.
+
+    Returns:
+        Every option's value, defaults filled in.
+
+    Raises:
+        CommandError: For an unknown key, a bad value, a repeated or a missing word.
+        SystemExit: With code 0 after printing help.
+    """
+    if any(word in ("-h", "--help", "help") for word in argv):
+        print(help_text(usage, options))
+        raise SystemExit(0)
+    values: dict[str, Any] = {}
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise CommandError(f"'{word}' is not key=value; known keys: {', '.join(options)}")
+        if key not in options:
+            raise CommandError(unknown("key", key, list(options)))
+        if key in values:
+            raise CommandError(f"{key}= is given twice")
+        values[key] = _convert(key, text, options[key].type)
+    for key, option in options.items():
+        if key not in values and option.default is REQUIRED:
+            raise CommandError(f"{key}= is missing ({option.help})")
+        values.setdefault(key, option.default)
+    return values
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """Say that a name is unknown, which ones are known, and which one may have been meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"unknown {what} '{name}'{hint} Known: {', '.join(known)}" if hint else (
+        f"unknown {what} '{name}'; known: {', '.join(known)}"
+    )
+
+
+def help_text(usage: str, options: Mapping[str, Option]) -> str:
+    """Format a command's usage and its options."""
+    width = max((len(key) for key in options), default=0)
+    lines = [usage.rstrip(), "", "options:"]
+    for key, option in options.items():
+        default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
+        lines.append(f"  {key:<{width}}  {option.help} ({default})")
+    return "\n".join(lines)
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Call a command's main function and turn a user's mistake into one line on stderr and exit code 2."""
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on a single line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:
+    try:
+        return boolean(text) if to is bool else Path(text).expanduser() if to is Path else to(text)
+    except ValueError as error:
+        kind = {int: "a whole number", float: "a number"}.get(to)  # type: ignore[call-overload]
+        raise CommandError(f"{key}={text}: not {kind}" if kind else f"{key}={text}: {error}") from None
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
