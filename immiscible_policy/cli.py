@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,13 +76,33 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
     return values
 
 
+def parse_range(key: str, text: str) -> list[int]:
+    """Read whole numbers written as `5`, `0..2` (both ends included) or `0,3,7`, or a mix of these.
+
+    Raises:
+        CommandError: If the text is none of these, a range runs backwards, or a number repeats.
+    """
+    numbers: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        if not match:
+            raise CommandError(f"{key}={text}: write 5, 0..2 or 0,3,7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise CommandError(f"{key}={text}: the range {part} runs backwards; write {last}..{first}")
+        if last - first >= 100_000:
+            raise CommandError(f"{key}={text}: the range {part} holds {last - first + 1:,} numbers; at most 100,000")
+        numbers += range(first, last + 1)
+    if len(set(numbers)) < len(numbers):
+        raise CommandError(f"{key}={text}: a number is given twice")
+    return numbers
+
+
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """Say that a name is unknown, which ones are known, and which one may have been meant."""
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown {what} '{name}'{hint} Known: {', '.join(known)}" if hint else (
-        f"unknown {what} '{name}'; known: {', '.join(known)}"
-    )
+    hint = f" did you mean '{close[0]}'?" if close else ""
+    return f"unknown {what} '{name}';{hint} known: {', '.join(known)}"
 
 
 def help_text(usage: str, options: Mapping[str, Option]) -> str:

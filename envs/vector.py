@@ -1,0 +1,238 @@
+"""Many PushT episodes side by side, behind Gymnasium's vector interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs import MAX_EPISODE_STEPS
+from envs.checks import finite, one_of
+from envs.geometry import GOAL_POSE, Array, coverage
+from envs.pusht import (
+    OBS_TYPES,
+    OPTIONS,
+    SUCCESS_COVERAGE,
+    Observation,
+    Start,
+    action_space,
+    checked_actions,
+    checked_goal,
+    choose_start,
+    observation_space,
+    observe,
+    reward,
+)
+from envs.simulation import CONTROL_HZ, Simulation
+
+Mask = NDArray[np.bool_]
+
+
+class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
+    """A batch of `PushTEnv`: each row is that environment, bit for bit, and its specification holds here.
+
+    ```python
+    env = gymnasium.make_vec("immiscible/PushT-v0", num_envs=50, vectorization_mode="vector_entry_point")
+    observations, infos = env.reset(options={"legacy_seed": range(100_000, 100_050)})
+    ```
+
+    ## Arguments
+    Those of `PushTEnv` (`render_mode` is None or "rgb_array"), and `num_envs` (1), `max_episode_steps` (300),
+    `autoreset_mode`.
+
+    ## Reset
+    `seed` is None, one number (row i is seeded with `seed + i`) or one per row. Options, all of them
+    optional:
+
+    | Key           | Meaning                                                                              |
+    |---------------|--------------------------------------------------------------------------------------|
+    | `state`       | (N, 5) start states                                                                  |
+    | `legacy_seed` | (N,) seeds of the published evaluation protocol; not together with `state`           |
+    | `goal_pose`   | (3,) or (N, 3) goals of the episodes that begin                                      |
+    | `reset_mask`  | (N,) bool, the rows that begin anew; the others stay as they are (default: all rows) |
+
+    ## Autoreset
+    `AutoresetMode.DISABLED` by default: rows only reset when told to. A row that has ended goes on when it is
+    stepped, exactly as the single environment does; who counts episodes takes the first end of each row. With
+    `AutoresetMode.NEXT_STEP` the step after an end ignores the row's action and begins an episode by the
+    row's own generator and the default goal, with reward 0. The mode stands in `metadata["autoreset_mode"]`.
+
+    ## Information
+    The keys of `PushTEnv`, stacked over rows, each with its mask `_key` as Gymnasium's vector interface has
+    it.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        obs_type: str = "state",
+        goal_pose: Sequence[float] | Array = GOAL_POSE,
+        render_mode: str | None = None,
+        max_episode_steps: int = MAX_EPISODE_STEPS,
+        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+    ) -> None:
+        """Build the rows; see the class for the arguments.
+
+        Raises:
+            ValueError: If an argument is not what the class says.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs {num_envs} must be at least 1")
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps {max_episode_steps} must be at least 1")
+        if autoreset_mode not in (AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP):
+            raise ValueError(f"autoreset_mode {autoreset_mode} is not supported; use DISABLED or NEXT_STEP")
+        if render_mode is not None:
+            one_of(render_mode, ("rgb_array",), "render_mode of the vector environment")
+        self.num_envs = num_envs
+        self.obs_type = one_of(obs_type, OBS_TYPES, "obs_type")
+        self.render_mode = render_mode
+        self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
+        self.single_observation_space = observation_space(obs_type)
+        self.single_action_space = action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._max_episode_steps = max_episode_steps
+        self._default_goal = checked_goal(goal_pose)
+        self._goals = np.tile(self._default_goal, (num_envs, 1))
+        self._simulations = [Simulation() for _ in range(num_envs)]
+        self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode in every row, or in those of the option `reset_mask`.
+
+        Raises:
+            ValueError: If a seed or an option is not what the class says; no episode has begun then.
+        """
+        seeds = self._split_seeds(seed)
+        mask, options_by_row = self._split_options(options or {})
+        rows = np.flatnonzero(mask).tolist()
+        for row in rows:
+            if seeds[row] is not None:
+                self._randoms[row] = seeding.np_random(seeds[row])[0]
+        starts = [self._choose(row, options_by_row[row]) for row in rows]
+        for row, start in zip(rows, starts, strict=True):
+            self._begin(row, start)
+        return self._present()
+
+    def step(self, actions: Array) -> tuple[Observation, Array, Any, Any, dict[str, Any]]:
+        """Advance every row by 0.1 s with its agent drawn towards its action.
+
+        Args:
+            actions: (N, 2) commanded agent positions, px.
+
+        Returns:
+            observations, rewards (N,), terminated (N,), truncated (N,) and infos.
+
+        Raises:
+            ValueError: If the actions are not (N, 2) finite numbers; no row has advanced then.
+        """
+        commands = checked_actions(actions, (self.num_envs, 2))
+        begins = self._done & (self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP)
+        for row, simulation in enumerate(self._simulations):
+            if begins[row]:
+                self._begin(row, self._choose(row, {}))
+            else:
+                simulation.step(commands[row])
+                self._elapsed[row] += 1
+        observations, infos = self._present()
+        rewards = np.array([reward(float(covered)) for covered in infos["coverage"]])
+        rewards[begins] = 0.0
+        terminated = infos["is_success"] & ~begins
+        truncated = self._elapsed >= self._max_episode_steps
+        self._done = terminated | truncated
+        return observations, rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One (512, 512, 3) uint8 picture per row, in render mode "rgb_array"."""
+        if self.render_mode is None:
+            return None
+        from envs.rendering import CANVAS, render_state
+
+        rows = zip(self._simulations, self._goals, strict=True)
+        return tuple(render_state(simulation.state, goal, CANVAS) for simulation, goal in rows)
+
+    def _choose(self, row: int, options: dict[str, Any]) -> Start:
+        return choose_start(options, self._randoms[row], self._default_goal)
+
+    def _begin(self, row: int, start: Start) -> None:
+        self._simulations[row].reset(start.arguments, start.order)
+        self._goals[row] = start.goal_pose
+        self._elapsed[row] = 0
+        self._done[row] = False
+
+    def _present(self) -> tuple[Observation, dict[str, Any]]:
+        states = np.array([simulation.state for simulation in self._simulations])
+        rows = list(zip(states, self._goals, strict=True))
+        covered = np.array([coverage(state[2:], goal) for state, goal in rows])
+        info = {
+            "coverage": covered,
+            "is_success": covered > SUCCESS_COVERAGE,
+            "n_contacts": np.array([simulation.n_contacts for simulation in self._simulations]),
+            "block_pose": states[:, 2:].copy(),
+            "goal_pose": self._goals.copy(),
+        }
+        masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
+        return _stack([observe(state, self.obs_type, goal) for state, goal in rows]), {**info, **masks}
+
+    def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + row for row in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed has {len(seed)} entries for num_envs={self.num_envs}; give one per row")
+        return [None if entry is None else int(entry) for entry in seed]
+
+    def _split_options(self, options: dict[str, Any]) -> tuple[Mask, list[dict[str, Any]]]:
+        """The rows to begin and, for each row, the options of a single environment."""
+        count = self.num_envs
+        for key in options:
+            one_of(key, (*OPTIONS, "reset_mask"), "reset option")
+        columns: dict[str, Sequence[Any] | Array] = {}
+        if "state" in options:
+            columns["state"] = finite(options["state"], (count, 5), "option state")
+        if "legacy_seed" in options:
+            columns["legacy_seed"] = _entries(options["legacy_seed"], count)
+        if "goal_pose" in options:
+            one_for_all = np.ndim(options["goal_pose"]) == 1
+            goals = finite(options["goal_pose"], (3,) if one_for_all else (count, 3), "option goal_pose")
+            columns["goal_pose"] = np.broadcast_to(goals, (count, 3))
+        mask = _checked_mask(options.get("reset_mask", np.ones(count, dtype=np.bool_)), count)
+        return mask, [{key: column[row] for key, column in columns.items()} for row in range(count)]
+
+
+def _entries(legacy_seeds: Any, count: int) -> list[Any]:
+    entries = list(legacy_seeds) if np.ndim(legacy_seeds) == 1 else []
+    if len(entries) != count:
+        raise ValueError(f"option legacy_seed must have shape ({count},), got {np.shape(legacy_seeds)}")
+    return entries
+
+
+def _checked_mask(mask: Any, count: int) -> Mask:
+    array = np.asarray(mask)
+    if array.shape != (count,) or array.dtype != np.bool_ or not array.any():
+        raise ValueError(f"option reset_mask must be {count} booleans, at least one of them true, got {mask}")
+    return array
+
+
+def _stack(observations: list[Observation]) -> Observation:
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: np.stack([one[key] for one in observations if isinstance(one, dict)]) for key in first}
+    return np.stack([one for one in observations if not isinstance(one, dict)])

@@ -1,0 +1,58 @@
+"""Fetch, check, describe, convert and make demonstrations: `python -m immiscible_policy.demos`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from immiscible_policy import cli
+
+COMMANDS = {
+    "download": ("immiscible_policy.demos.download", "fetch the human PushT demonstrations, verified"),
+    "validate": ("immiscible_policy.demos.validate", "say what is wrong with a store, and where"),
+    "info": ("immiscible_policy.demos.info", "describe a store, and draw it"),
+    "convert": ("immiscible_policy.demos.lerobot", "turn a LeRobot PushT dataset into a store"),
+    "make": ("immiscible_policy.demos.expert", "make demonstrations with the scripted expert"),
+}
+"""Module and one line of help of each command; a module is imported when its command is called."""
+
+
+def dispatch(words: Sequence[str]) -> int | None:
+    """Call the command that the first word names with the words after it.
+
+    Raises:
+        CommandError: If it is missing or unknown.
+    """
+    if not words:
+        raise cli.CommandError(f"a command is missing; known: {', '.join(COMMANDS)}")
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return None
+    if command not in COMMANDS:
+        raise cli.CommandError(cli.unknown("command", command, list(COMMANDS)))
+    return import_module(COMMANDS[command][0]).main(rest)
+
+
+def usage() -> str:
+    """List the commands."""
+    lines = ["usage: python -m immiscible_policy.demos COMMAND key=value ...", "", "commands:"]
+    lines += [f"  {name:<9} {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    lines += ["", "`COMMAND --help` says what it takes."]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0, or 2 after one line on stderr about the mistake.
+
+    Args:
+        argv: Words after the program's name; by default those it was started with.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    cli.run(lambda _: dispatch(words))
+
+
+if __name__ == "__main__":
+    main()

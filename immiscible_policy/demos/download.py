@@ -1,0 +1,220 @@
+"""Fetch the human PushT demonstrations: resumable, safely unpacked, verified by their values."""
+
+from __future__ import annotations
+
+import re
+import stat
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.demos.store import StoreError, content_hash
+
+URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
+STORE_NAME = "pusht_cchi_v7_replay.zarr"
+HUMAN_HASH = "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a"
+"""`content_hash(..., images=True)` of the 206 published episodes: what they say, however they are packed."""
+MAX_FILES, MAX_BYTES = 10_000, 2**30
+"""More than an archive of the demonstrations can hold unpacked (814 files, 32 MB)."""
+TIMEOUT, BLOCK = 30.0, 2**20
+"""Seconds without an answer, and bytes read at a time."""
+
+USAGE = f"""usage: python -m immiscible_policy.demos download out=DIR [url=URL]
+
+Fetches the 206 human PushT demonstrations of Diffusion Policy (Chi et al., RSS 2023; MIT) to
+DIR/{STORE_NAME}. Run it again after an interruption: it continues where it stopped.
+
+example:
+  python -m immiscible_policy.demos download out=data"""
+OPTIONS = {
+    "out": Option(Path, REQUIRED, "directory that receives the store"),
+    "url": Option(str, URL, "another place that offers the same archive"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    words = parse(argv, OPTIONS, USAGE)
+    print(f"{download(words['url'], words['out'])}: verified")
+
+
+def download(url: str, out: Path, expected: str = HUMAN_HASH) -> Path:
+    """Fetch, unpack and verify a store; it appears whole and verified, or not at all.
+
+    pooch cannot continue a partial file, so the transfer is done here. What is verified is the arrays'
+    content, which repacking an archive does not change.
+
+    Args:
+        url: http or https address of a zip archive that holds one zarr store.
+        out: Directory that receives it as `STORE_NAME`; created if need be.
+        expected: `content_hash` of the store, images included.
+
+    Returns:
+        The store's path.
+
+    Raises:
+        CommandError: If the address is none, or the store exists already.
+        StoreError: If the archive is unsafe, damaged, or holds something else; it is discarded.
+        OSError: If the server cannot be reached, or the connection breaks; what arrived is kept.
+    """
+    parts, target = urlsplit(url), out / STORE_NAME
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise CommandError(f"url={url}: should begin with http:// or https://")
+    if target.exists():
+        raise CommandError(f"{target}: exists already; remove it first, or choose another out=")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    archive = out / f".{STORE_NAME}.zip.part"
+    try:
+        fetch(url, archive)
+        with tempfile.TemporaryDirectory(dir=out, prefix=f".{STORE_NAME}.") as scratch:
+            store = unpack(archive, Path(scratch))
+            verify(store, expected)
+            store.rename(target)
+        archive.unlink()
+    except (StoreError, zipfile.BadZipFile) as error:
+        archive.unlink(missing_ok=True)
+        raise StoreError(f"{url}: {error}; the archive was discarded") from error
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
+    return target
+
+
+def fetch(url: str, archive: Path) -> None:
+    """Download to `archive`, continuing what it holds already.
+
+    A connection that breaks is followed by another as long as each brings something new.
+
+    Raises:
+        OSError: If a connection brings nothing new; `archive` keeps what arrived.
+        StoreError: If what arrived before does not fit what the server offers.
+    """
+    with _progress() as progress:
+        bar = progress.add_task("download")
+        before = -1
+        while (total := _transfer(url, archive, progress, bar)) != (have := archive.stat().st_size):
+            if have <= before:
+                raise OSError(
+                    f"{url}: the connection broke at {have:,} of {total:,} bytes; run it again to continue"
+                )
+            before = have
+
+
+def unpack(archive: Path, into: Path) -> Path:
+    """Unpack an archive that holds one zarr store, after looking at every name in it.
+
+    Returns:
+        The store's path below `into`.
+
+    Raises:
+        StoreError: If a member would land outside `into`, is a link or encrypted, if there are too many of
+            them, or not exactly one store.
+        zipfile.BadZipFile: If the archive is damaged.
+    """
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        for member in members:
+            _refuse_unsafe(member)
+        size = sum(member.file_size for member in members)
+        if len(members) > MAX_FILES or size > MAX_BYTES:
+            raise StoreError(
+                f"holds {len(members):,} files of {size:,} bytes; the demonstrations have fewer than "
+                f"{MAX_FILES:,} files of {MAX_BYTES:,} bytes"
+            )
+        try:
+            file.extractall(into)
+        except (zlib.error, EOFError, NotImplementedError) as error:
+            raise zipfile.BadZipFile(str(error)) from error
+    stores = sorted(path for path in into.rglob("*.zarr") if path.is_dir() and "__MACOSX" not in path.parts)
+    if len(stores) != 1:
+        raise StoreError(f"holds {len(stores)} directories named *.zarr; one is expected")
+    return stores[0]
+
+
+def verify(store: Path, expected: str) -> None:
+    """Compare a store's content with what it should be.
+
+    Raises:
+        StoreError: If it cannot be read or differs.
+    """
+    found = content_hash(store, images=True)
+    if found != expected:
+        raise StoreError(f"not the expected demonstrations: content hash {found}, expected {expected}")
+
+
+def _transfer(url: str, archive: Path, progress: Progress, bar: TaskID) -> int:
+    """Make one connection, append what it brings, and return the size that the whole archive has."""
+    have = archive.stat().st_size if archive.exists() else 0
+    with _connect(url, have) as response:
+        start, total = _extent(response, have)
+        progress.update(bar, total=total)
+        with archive.open("ab" if start else "wb") as file:
+            for block in _blocks(response):
+                file.write(block)
+                progress.update(bar, completed=file.tell())
+                if file.tell() > MAX_BYTES:
+                    raise StoreError(f"offers more than {MAX_BYTES:,} bytes; the demonstrations take less")
+            return file.tell() if total is None else total
+
+
+def _connect(url: str, have: int) -> HTTPResponse:
+    """Ask for the archive from byte `have` on."""
+    try:
+        return urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise StoreError(f"the archive there has no more than the {have:,} bytes kept") from error
+        raise OSError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except URLError as error:
+        raise OSError(f"{url}: cannot be reached ({error.reason})") from error
+
+
+def _extent(response: HTTPResponse, have: int) -> tuple[int, int | None]:
+    """The byte where an answer starts (0 from a server that knows no ranges), and the archive's size."""
+    if response.status != HTTPStatus.PARTIAL_CONTENT:
+        return 0, response.length
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if match is None or int(match[1]) != have:
+        raise StoreError(f"asked for bytes from {have:,} on, the server sent another part")
+    return have, int(match[2])
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    """Read an answer until it ends or its connection breaks; `fetch` tells the two apart by the size."""
+    while True:
+        try:
+            block = response.read1(BLOCK)
+        except (HTTPException, OSError):
+            return
+        if not block:
+            return
+        yield block
+
+
+def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(member.filename)
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename:
+        raise StoreError(f"holds '{member.filename}', which would land outside the target directory")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise StoreError(f"holds '{member.filename}', which is a link or a device, not a file")
+    if member.flag_bits & 1:
+        raise StoreError(f"holds '{member.filename}', which is encrypted")
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

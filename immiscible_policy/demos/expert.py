@@ -1,0 +1,470 @@
+"""The expert that makes the embedded PushT demonstrations: pushes planned in closed form, executed in the simulation.
+
+Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a product with
+exp(i angle). In this file the block's frame has its origin at the centre of gravity.
+
+One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves only while it
+is pushed. An agent that stays at one spot r of a face whose inward normal is n moves it by an impulse j along n::
+
+    velocity  v = n j / m        turn  w = (r x n) j / I        depth of the spot  d = j (1 / m + (r x n)^2 / I)
+
+In the block's frame v and w stay the same all along the push, so a push by depth d carries the block along an arc
+known in closed form. That is the model the planner searches; the demonstrations themselves are what the simulation
+makes of the expert's actions.
+
+One plan. The agent leaves the block, goes around it without touching it, aligns with the spot, and pushes until the
+block is as near to the place it was meant to reach as this push can bring it::
+
+    travel --> ready (MARGIN in front of the spot) --> push by depth d --> next plan
+
+Every action is a point that leads the agent, by LEAD px on the way and PUSH_LEAD px in a push, and depends on the present
+state alone, but for a limit on how far an action may be from the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pymunk
+from numpy.typing import NDArray
+
+from envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, coverage, keypoints
+from envs.simulation import AGENT_RADIUS, Simulation
+from envs.starts import AGENT_RANGE, BLOCK_RANGE
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate
+from immiscible_policy.demos.store import content_hash, write_store
+
+Complex = NDArray[np.complex128]
+
+COG = complex(*CENTER_OF_GRAVITY)
+INERTIA = 3000.0  # px^2, the block's moment of inertia over its mass
+SUCCESS = 0.95  # coverage above which the task is done
+
+# Spots to push at, in the frame of envs.geometry: x, y [px] on the block's outline, and the outward normal there.
+SPOTS = np.array(
+    [
+        *((x, 0, 0, -1) for x in (-48, -24, 0, 24, 48)),  # top of the bar
+        *((side * 60, 15, side, 0) for side in (-1, 1)),  # ends of the bar
+        *((side * 45, 30, 0, 1) for side in (-1, 1)),  # underside of the bar
+        *((side * 15, y, side, 0) for side in (-1, 1) for y in (58, 82, 106)),  # sides of the stem
+        (0, 120, 0, 1),  # end of the stem
+    ],
+    dtype=np.float64,
+)
+DEPTHS = np.array([1.5, 2.5, 3.5, 5, 7, 9.5, 12, 15, 19, 24, 30, 37, 45, 55, 67, 80, 95, 112, 132, 155])  # px
+
+MARGIN = 12.0  # px between agent and face where the agent aligns with a spot
+CLEAR = 8.0  # px, least distance between agent and block on the way around it
+LEAD = 30.0  # px between agent and action on the way
+PUSH_LEAD = 16.0  # px between agent and action in a push
+STRIDE = 24.0  # px, most that an action may differ from the one before
+TRAVEL_SPEED, PUSH_SPEED, SETTLE = 14.0, 7.0, 5.0  # px per step, px per step, steps per plan: for estimates only
+RESOLUTION = 8  # actions are whole multiples of 1/8 px
+
+STEPS = 250  # most that a demonstration takes
+DISTURBED = 0.5  # share of the demonstrations in which the expert is pushed off course
+BUMP = (12.0, 35.0)  # px, least and greatest height of what pushes it off
+
+OUTWARD: Complex = SPOTS[:, 2] + 1j * SPOTS[:, 3]
+ON_FACE: Complex = SPOTS[:, 0] + 1j * SPOTS[:, 1] - COG
+TOUCHING: Complex = ON_FACE + AGENT_RADIUS * OUTWARD  # the agent's centre
+READY: Complex = TOUCHING + MARGIN * OUTWARD
+_LEVER: Array = (np.conj(ON_FACE) * -OUTWARD).imag  # r x n
+_MOBILITY: Array = 1 + _LEVER**2 / INERTIA
+SLIDE: Complex = -OUTWARD / _MOBILITY  # v / d
+TURN: Array = _LEVER / INERTIA / _MOBILITY  # w / d
+
+_BOXES = np.array([(-60, 0, 60, 30), (-15, 30, 15, 120)]) - [0, COG.imag, 0, COG.imag]
+_HULL: Complex = np.array([-60, 60, 60 + 30j, 15 + 120j, -15 + 120j, -60 + 30j]) - COG
+_CORNERS = ((-60, 0, -1, -1), (60, 0, 1, -1), (60, 30, 1, 1), (-60, 30, -1, 1), (15, 120, 1, 1), (-15, 120, -1, 1))
+_GOAL_CENTRE = complex(*GOAL_POSE[:2]) + COG * np.exp(1j * GOAL_POSE[2])
+_WALLS = (8.0, 503.0)  # px, the block stays between
+_REACH = (16.0, 496.0)  # px, the agent stays between
+
+
+def pushed(spot: Any, depth: Any) -> tuple[Any, Any]:
+    """Where pushes carry the block, in its own frame.
+
+    Args:
+        spot: Numbers of spots, any shape.
+        depth: How far each spot is pushed, px, of a shape that broadcasts with it.
+
+    Returns:
+        Displacement of the centre of gravity (complex, px), and turn (rad).
+    """
+    turn = TURN[spot] * depth
+    # mean of exp(i t) over t from 0 to turn
+    mean = np.sinc(turn / (2 * np.pi)) * np.exp(0.5j * turn)
+    return SLIDE[spot] * depth * mean, turn
+
+
+def clearance(points: Any) -> Any:
+    """Distance of points of the block's frame from the block, px; negative inside it."""
+    z = np.asarray(points, dtype=np.complex128)[..., None]
+    dx = np.maximum(_BOXES[:, 0] - z.real, z.real - _BOXES[:, 2])
+    dy = np.maximum(_BOXES[:, 1] - z.imag, z.imag - _BOXES[:, 3])
+    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
+    return (outside + np.minimum(np.maximum(dx, dy), 0)).min(-1)
+
+
+def passable(start: Any, end: Any) -> Any:
+    """Whether the agent can go straight from each start to each end without coming near the block."""
+    start, end = np.broadcast_arrays(start, end)
+    along = start[..., None] + (end - start)[..., None] * np.linspace(0, 1, 33)
+    return clearance(along).min(-1) >= AGENT_RADIUS + CLEAR
+
+
+def away(point: complex) -> complex:
+    """Unit direction of the block's frame in which the distance from the block grows fastest."""
+    steps = np.array([0.01, 0.01j])
+    growth = clearance(point + steps) - clearance(point - steps)
+    gradient = complex(growth[0], growth[1])
+    return gradient / abs(gradient) if abs(gradient) > 1e-9 else 1j
+
+
+def _lengths(start: Any, end: Any) -> Array:
+    """Length of each straight way, infinite where the block is in it."""
+    return np.where(passable(start, end), np.abs(end - start), np.inf)
+
+
+def _shortest(lengths: Array) -> Array:
+    """Lengths of the shortest ways between all pairs of nodes (Floyd, 1962)."""
+    for k in range(len(lengths)):
+        lengths = np.minimum(lengths, lengths[:, k, None] + lengths[None, k])
+    return lengths
+
+
+def _nodes() -> Complex:
+    """Turning points of the ways around the block: three about each of its outer corners."""
+    reach = AGENT_RADIUS + MARGIN
+    return np.array(
+        [
+            x + 1j * y - COG + reach * direction
+            for x, y, sx, sy in _CORNERS
+            for direction in (sx, 1j * sy, (sx + 1j * sy) / math.sqrt(2))
+        ]
+    )
+
+
+NODES = _nodes()
+_NODE_TO_NODE = _lengths(NODES[:, None], NODES)
+_NODE_TO_READY = _lengths(NODES[:, None], READY)  # straight
+_NODE_ON_TO_READY = (_shortest(_NODE_TO_NODE)[:, :, None] + _NODE_TO_READY).min(1)  # over other nodes
+_SPOT_TO_SPOT = 2 * MARGIN + np.minimum(
+    _lengths(READY[:, None], READY), (_NODE_TO_READY.T[:, :, None] + _NODE_ON_TO_READY).min(1)
+)
+
+
+class Pose(NamedTuple):
+    """Where agent and block are: agent and block's centre of gravity [px], block's angle [rad]."""
+
+    agent: complex
+    centre: complex
+    angle: float
+
+    @property
+    def local_agent(self) -> complex:
+        """The agent in the block's frame."""
+        return self.local(self.agent)
+
+    def local(self, point: complex) -> complex:
+        """A point of the world in the block's frame."""
+        return complex((point - self.centre) * np.exp(-1j * self.angle))
+
+    def world(self, point: Any) -> Any:
+        """Points of the block's frame in the world."""
+        return self.centre + np.exp(1j * self.angle) * point
+
+
+class PushT:
+    """PushT as the planner sees it, on the plain simulation; it records every step.
+
+    A planner's state is the block's centre of gravity x, y, its angle, and the spot where the agent is, -1 for
+    wherever it is now. A plan is a spot, and x, y, angle of the block at the end of the push.
+    """
+
+    def __init__(self, start: Array) -> None:
+        """Begin an episode.
+
+        Args:
+            start: (5,) agent x, y, block x, y [px], angle [rad], as the published protocol draws them.
+        """
+        self._simulation = Simulation()
+        self._simulation.reset(start, "position_first")
+        self._settle()
+        self._command = self._simulation.state[:2]
+        self.states: list[Array] = []
+        self.actions: list[Array] = []
+        self.n_contacts: list[int] = []
+
+    def _settle(self) -> None:
+        """Reset until nothing overlaps, so that a reset to the state, as a replay begins with, changes nothing."""
+        state = self._simulation.state
+        for _ in range(10_000):
+            self._simulation.reset(state)
+            moved, state = np.abs(self._simulation.state - state).max(), self._simulation.state
+            if moved < 1e-12:
+                return
+
+    @property
+    def coverage(self) -> float:
+        """Share of the goal that the block covers."""
+        return coverage(self._simulation.state[2:])
+
+    @property
+    def pose(self) -> Pose:
+        """Where agent and block are."""
+        agent_x, agent_y, x, y, angle = map(float, self._simulation.state)
+        return Pose(complex(agent_x, agent_y), complex(x, y) + COG * complex(np.exp(1j * angle)), angle)
+
+    def observe(self) -> Array:
+        """The state for the planner, (4,)."""
+        pose = self.pose
+        return np.array([pose.centre.real, pose.centre.imag, pose.angle, -1.0])
+
+    def done(self) -> bool:
+        """Whether the block covers the goal."""
+        return self.coverage > SUCCESS
+
+    def step(self, action: Array) -> None:
+        """Execute an action, within STRIDE of the one before and on the grid, and record what was executed."""
+        change = action - self._command
+        change *= min(1.0, STRIDE / max(float(np.hypot(*change)), 1e-9))
+        self._command = np.round(np.clip(self._command + change, *_REACH) * RESOLUTION) / RESOLUTION
+        self.states.append(self._simulation.state)
+        self.actions.append(self._command)
+        self.n_contacts.append(self._simulation.n_contacts)
+        self._simulation.step(self._command)
+
+    def recorded(self) -> dict[str, NDArray[Any]]:
+        """What happened so far, under the names of a store's arrays (see `make_episode`)."""
+        state = np.array(self.states)
+        return {
+            "state": state,
+            "action": np.array(self.actions, dtype=np.float32),
+            "keypoint": keypoints(state[:, 2:]).astype(np.float32),
+            "n_contacts": np.array(self.n_contacts, dtype=np.float32)[:, None],
+        }
+
+    def remaining(self, states: Array) -> Array:
+        """Estimate the steps left: some per px that the block is off, and those of another push unless it is hardly."""
+        off = np.abs(states[:, 0] + 1j * states[:, 1] - _GOAL_CENTRE)
+        turned = np.abs(np.exp(1j * states[:, 2]) - np.exp(1j * GOAL_POSE[2]))
+        distance = np.sqrt(off**2 + INERTIA * turned**2)
+        return 1.2 * distance + 20 * np.clip((distance - 1) / 2, 0, 1)
+
+    def expand(self, states: Array) -> Expansion:
+        """Every spot pushed by every depth, without those that leave the walls or where the agent has no room."""
+        spots = np.arange(len(SPOTS))[:, None]
+        centre, angle = states[:, 0] + 1j * states[:, 1], states[:, 2]
+        depths = _depths(centre, angle)
+        turned = np.exp(1j * angle)[:, None, None]
+        slide, turn = pushed(spots, depths)
+        # (N, spots, depths) from here on
+        new_centre, new_angle = centre[:, None, None] + turned * slide, angle[:, None, None] + turn
+        new_turned = turned * np.exp(1j * turn)
+        before = _beyond(centre[:, None, None, None] + turned[..., None] * _HULL, _WALLS).max(-1)
+        after = _beyond(new_centre[..., None] + new_turned[..., None] * _HULL, _WALLS).max(-1)
+        possible = after <= np.maximum(before, 0) + 0.5
+        possible &= _beyond(centre[:, None, None] + turned * READY[:, None], _REACH) <= 0
+        possible &= _beyond(new_centre + new_turned * TOUCHING[:, None], _REACH) <= 0
+        travel = np.array([_SPOT_TO_SPOT[int(at)] if at >= 0 else self._way_lengths() for at in states[:, 3]])
+        effort = SETTLE + travel[:, :, None] / TRAVEL_SPEED + depths / PUSH_SPEED
+        parent, spot, depth = np.nonzero(possible & np.isfinite(effort))
+        chosen = (parent, spot, depth)
+        block = np.stack([new_centre[chosen].real, new_centre[chosen].imag, new_angle[chosen]], axis=-1)
+        at = spot[:, None].astype(np.float64)
+        return Expansion(parent, np.hstack([at, block]), np.hstack([block, at]), effort[chosen])
+
+    def follow(self, plan: Array) -> Iterator[Array]:
+        """Actions (2,) that go to the plan's spot and push there until the push can bring the block no nearer."""
+        spot, target = int(plan[0]), Pose(0j, complex(plan[1], plan[2]), float(plan[3]))
+        pushing, least, stalled = False, math.inf, 0
+        while True:
+            pose = self.pose
+            pushing = _in_front(pose, spot, pushing)
+            if pushing:
+                depth = _depth_left(pose, spot, target)
+                stalled = 0 if depth < least - 0.3 else stalled + 1
+                least = min(least, depth)
+                if depth < 0.6 or stalled > 10:
+                    return
+                action = pose.world(_push_aim(spot, min(PUSH_LEAD, depth + 0.4)))
+            else:
+                action = pose.world(_ahead(self._way(spot), LEAD))
+            yield np.array([action.real, action.imag])
+
+    def _leave(self) -> list[complex]:
+        """Begin a way, in the block's frame: where the agent is, and first of all off the block if it is close."""
+        point = self.pose.local_agent
+        close = AGENT_RADIUS + CLEAR + 1 - float(clearance(point))
+        return [point] if close <= 0 else [point, point + (close + 1) * away(point)]
+
+    def _way_lengths(self) -> Array:
+        """(spots,) length of the way to each spot from where the agent is, px."""
+        leave = self._leave()
+        over_nodes = (_lengths(leave[-1], NODES)[:, None] + _NODE_ON_TO_READY).min(0)
+        way = np.minimum(_lengths(leave[-1], READY), over_nodes)
+        return abs(leave[-1] - leave[0]) + np.minimum(way, 2000.0) + MARGIN
+
+    def _way(self, spot: int) -> list[complex]:
+        """The way to a spot around the block: corners of a polyline in the block's frame, the agent first."""
+        leave = self._leave()
+        if passable(leave[-1], READY[spot]):
+            return [*leave, READY[spot]]
+        outside = np.where(_beyond(self.pose.world(NODES), _REACH) > 0, 1000.0, 0.0)
+        left, following = _NODE_TO_READY[:, spot] + outside, np.full(len(NODES), -1)
+        for _ in NODES:  # Bellman and Ford: the way from each node
+            over = _NODE_TO_NODE + left + outside[:, None]
+            shorter = over.min(1) < left - 1e-9
+            following = np.where(shorter, over.argmin(1), following)
+            left = np.where(shorter, over.min(1), left)
+        node, way = int((_lengths(leave[-1], NODES) + left).argmin()), leave
+        while node >= 0:
+            way, node = [*way, NODES[node]], int(following[node])
+        return [*way, READY[spot]]
+
+
+def _beyond(points: Any, bounds: tuple[float, float]) -> Any:
+    """How far points are outside a square, px; negative inside."""
+    low, high = bounds
+    nearest = np.minimum(points.real, points.imag)
+    return np.maximum(low - nearest, np.maximum(points.real, points.imag) - high)
+
+
+def _in_front(pose: Pose, spot: int, pushing: bool) -> bool:
+    """Whether to push: aligned with the spot and near it; once pushing, only a clear loss of the spot ends it."""
+    offset = (pose.local_agent - TOUCHING[spot]) / OUTWARD[spot]
+    gap, aside = offset.real, abs(offset.imag)
+    if pushing:
+        return bool(gap < MARGIN + 8 and aside < 9)
+    return bool(-4 < gap < MARGIN + 3 and aside < 3 + 0.35 * max(gap, 0.0))
+
+
+def _depth_left(pose: Pose, spot: int, target: Pose) -> float:
+    """Depth of the push that brings the block nearest to the target, in the metric of its kinetic energy."""
+    turn = math.remainder(target.angle - pose.angle, math.tau)
+    along = (np.conj(SLIDE[spot]) * pose.local(target.centre)).real + INERTIA * TURN[spot] * turn
+    return float(along / (abs(SLIDE[spot]) ** 2 + INERTIA * TURN[spot] ** 2))
+
+
+def _depths(centre: Complex, angle: Array) -> Array:
+    """(N, spots, depths) of the pushes to try: DEPTHS, and the one that brings the block nearest to the goal."""
+    toward = (_GOAL_CENTRE - centre) * np.exp(-1j * angle)
+    turn = np.remainder(GOAL_POSE[2] - angle + np.pi, 2 * np.pi) - np.pi
+    along = (np.conj(SLIDE) * toward[:, None]).real + INERTIA * TURN * turn[:, None]
+    nearest = along / (np.abs(SLIDE) ** 2 + INERTIA * TURN**2)
+    every = np.broadcast_to(DEPTHS, (*nearest.shape, len(DEPTHS)))
+    return np.concatenate([every, nearest[..., None].clip(DEPTHS[0], DEPTHS[-1])], axis=-1)
+
+
+def _push_aim(spot: int, depth: float) -> complex:
+    """Where the agent would be had it pushed by a depth, in the block's present frame."""
+    slide, turn = pushed(spot, depth)
+    return complex(slide + np.exp(1j * turn) * TOUCHING[spot])
+
+
+def _ahead(way: list[complex], distance: float) -> complex:
+    """The point of a polyline at a distance from its beginning, or its end."""
+    for start, end in zip(way, way[1:], strict=False):
+        length = abs(end - start)
+        if length >= distance:
+            return start + (end - start) * (distance / length)
+        distance -= length
+    return way[-1]
+
+
+def draw_start(random: np.random.Generator) -> Array:
+    """Draw a start (5,) as the published protocol does, but from all real numbers of its ranges, none of its starts."""
+    agent, block = random.uniform(*AGENT_RANGE, 2), random.uniform(*BLOCK_RANGE, 2)
+    return np.array([*agent, *block, random.uniform(-np.pi, np.pi)])
+
+
+def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
+    """Make one demonstration, a function of `seed` and `index` alone; starts that the expert fails from are redrawn.
+
+    Returns:
+        state (n, 5) float64, before the action of the same row; action (n, 2), keypoint (n, 9, 2), n_contacts (n, 1)
+        of the step that led to the state, float32 all three.
+    """
+    random = np.random.default_rng([seed, index])
+    while True:
+        task = PushT(draw_start(random))
+        disturbance = np.zeros((STEPS, 2))
+        if random.random() < DISTURBED:
+            disturbance = bumps(random, STEPS, 2, height=BUMP)
+        if demonstrate(task, disturbance) and task.states:
+            return task.recorded()
+
+
+def make(episodes: int, seed: int = 0, workers: int = 1) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """Make demonstrations; the number of workers changes nothing but the time.
+
+    Args:
+        episodes: How many.
+        seed: Whole number >= 0.
+        workers: Processes to share the work.
+
+    Returns:
+        The arrays of a store by name (see `make_episode`), and the episode ends (episodes,).
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
+    if workers == 1:
+        made = [make_episode(seed, index) for index in range(episodes)]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            made = list(pool.map(partial(make_episode, seed), range(episodes)))
+    arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
+    return arrays, np.cumsum([len(episode["state"]) for episode in made])
+
+
+USAGE = """usage: python -m immiscible_policy.demos make out=STORE
+
+Makes PushT demonstrations with a scripted expert: it plans pushes a few ahead and carries them out in the simulation.
+The same words make the same store, bit for bit; `seed=0` makes the one that comes with the project.
+
+example:
+  python -m immiscible_policy.demos make out=data/pusht_expert.zarr"""
+OPTIONS = {
+    "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
+    "episodes": Option(int, 220, "demonstrations"),
+    "seed": Option(int, 0, "source of the starts and of the disturbances"),
+    "workers": Option(int, 1, "processes"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Make a store.
+
+    Args:
+        argv: The command's words.
+
+    Raises:
+        CommandError: For a mistake in the words.
+        ValueError: If a number is out of range or the store exists.
+    """
+    words = parse(argv, OPTIONS, USAGE)
+    if words["out"].exists():
+        raise CommandError(f"out={words['out']} exists already; choose another path or remove it first")
+    arrays, ends = make(words["episodes"], words["seed"], words["workers"])
+    attrs = {
+        "made by": "immiscible_policy.demos.expert, planned pushes carried out in envs.simulation; no human data",
+        "command": f"python -m immiscible_policy.demos make episodes={words['episodes']} seed={words['seed']}",
+        "pymunk": pymunk.version,
+        "numpy": np.__version__,
+    }
+    write_store(words["out"], arrays, ends, attrs)
+    print(f"{words['out']}: {len(ends)} episodes, {ends[-1]} steps, content {content_hash(words['out'])}")

@@ -1,0 +1,181 @@
+"""Episodes cut into training windows by index arithmetic alone: every window of a store is one gather.
+
+A window starts at a step `s` and covers `horizon` steps. With horizon 16, obs_steps 2, action_steps 8::
+
+    step of the window     0    1    2    3    4    5    6    7    8    9   10  ...  15
+    observed               o    o
+    predicted actions      a    a    a    a    a    a    a    a    a    a    a  ...   a
+    sent to the robot           #    #    #    #    #    #    #    #
+                                ^ now: the newest observation, and the first action sent
+
+The windows of an episode of n steps start at s = -(obs_steps - 1) ... n - horizon + (action_steps - 1). In
+the first, the episode has just begun; the last one sends the last recorded actions::
+
+    step of the episode   -1    0    1    2   ...  n-2  n-1    n  n+1   ...
+    first window           p    r    r    r   ...                              (obs_steps - 1 of p)
+    last window                           r   ...    r    r    p    p   ...    (action_steps - 1 of p)
+
+r is a real step; p is padding, which repeats the edge, as Diffusion Policy's sampler does (Chi et al., RSS
+2023). So an episode of n steps gives n - horizon + 1 + (obs_steps - 1) + (action_steps - 1) windows, none if
+that is not positive: 24,208 on the 206 human episodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+
+from immiscible_policy.demos.store import Demonstrations
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many steps a window holds, observes and executes.
+
+    Attributes:
+        horizon: Steps of the predicted action chunk.
+        obs_steps: Newest observations that the policy sees.
+        action_steps: Actions sent to the robot before it plans again.
+
+    Raises:
+        ValueError: If one is below 1, or the executed actions do not fit into the horizon.
+    """
+
+    horizon: int = 16
+    obs_steps: int = 2
+    action_steps: int = 8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name} must be a whole number above 0. Got {field.name}={value!r}")
+        if self.obs_steps - 1 + self.action_steps > self.horizon:
+            raise ValueError(
+                "obs_steps - 1 + action_steps must not exceed horizon: the sent actions lie inside it. Got "
+                f"horizon={self.horizon}, obs_steps={self.obs_steps}, action_steps={self.action_steps}"
+            )
+
+    @property
+    def sent(self) -> slice:
+        """The steps of a window whose actions are sent to the robot: `chunk[:, layout.sent]`."""
+        return slice(self.obs_steps - 1, self.obs_steps - 1 + self.action_steps)
+
+    def n_windows(self, lengths: np.ndarray) -> np.ndarray:
+        """How many windows episodes of the given lengths give, (E,) -> (E,)."""
+        padding = (self.obs_steps - 1) + (self.action_steps - 1)
+        return np.maximum(0, lengths - self.horizon + 1 + padding)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """N windows as tensors; `windows[index]` is a batch.
+
+    Attributes:
+        obs: (N, obs_steps, Do) float32, in pixels and radians.
+        action: (N, horizon, 2) float32 [px].
+        executed: (N, horizon) bool: real steps of the episode, not padding.
+        episode: (N,) int64, the episode that a window was cut from.
+    """
+
+    obs: torch.Tensor
+    action: torch.Tensor
+    executed: torch.Tensor
+    episode: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def __getitem__(self, index: torch.Tensor) -> Windows:
+        """A batch: the windows numbered by `index`, (B,) int64 on the same device."""
+        return Windows(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> Windows:
+        """Move all tensors."""
+        return Windows(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class WindowIndex:
+    """Which steps each window covers: gather any array of T rows with `array[index.step]`.
+
+    Attributes:
+        step: (N, horizon) int64, clipped to the window's episode.
+        real: (N, horizon) bool, False where clipping repeated the edge.
+        episode: (N,) int64.
+    """
+
+    step: np.ndarray
+    real: np.ndarray
+    episode: np.ndarray
+
+
+def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
+    """Lay out the windows of all episodes, in order.
+
+    Args:
+        episode_ends: (E,) the step after each episode's last.
+        layout: Steps of a window.
+
+    Raises:
+        ValueError: If no episode is long enough for a single window.
+    """
+    lengths = np.diff(episode_ends, prepend=0)
+    counts = layout.n_windows(lengths)  # (E,)
+    if not counts.any():
+        raise ValueError(
+            f"no window fits: the longest episode has {lengths.max(initial=0)} steps. Got "
+            f"horizon={layout.horizon}, obs_steps={layout.obs_steps}, action_steps={layout.action_steps}"
+        )
+    episode = np.repeat(np.arange(len(lengths)), counts)  # (N,)
+    nth = np.arange(len(episode)) - (np.cumsum(counts) - counts)[episode]  # (N,) within its episode
+    start, end = (episode_ends - lengths)[episode, None], episode_ends[episode, None]  # (N, 1)
+    step = start + nth[:, None] - (layout.obs_steps - 1) + np.arange(layout.horizon)  # (N, horizon)
+    return WindowIndex(np.clip(step, start, end - 1), (step >= start) & (step < end), episode)
+
+
+def make_windows(
+    demos: Demonstrations, obs: Literal["keypoints", "state"] = "keypoints", layout: Layout | None = None
+) -> Windows:
+    """Cut demonstrations into windows.
+
+    Args:
+        demos: The episodes.
+        obs: "keypoints" (the nine block points, then agent x, y: 20 numbers) or "state" (agent x, y, block x,
+            y, angle: 5).
+        layout: Steps of a window; by default Diffusion Policy's for PushT.
+
+    Returns:
+        All windows, episode after episode, held in memory.
+
+    Raises:
+        ValueError: For an unknown `obs`, or if no episode is long enough.
+    """
+    layout = layout or Layout()
+    table = torch.from_numpy(observation_table(demos, obs))  # (T, Do)
+    index = window_index(demos.episode_ends, layout)
+    step = torch.from_numpy(index.step)
+    action = torch.from_numpy(demos.action.astype(np.float32))
+    return Windows(
+        obs=table[step[:, : layout.obs_steps]],
+        action=action[step],
+        executed=torch.from_numpy(index.real),
+        episode=torch.from_numpy(index.episode),
+    )
+
+
+def observation_table(demos: Demonstrations, obs: str) -> np.ndarray:
+    """What the policy sees at each step, (T, Do) float32.
+
+    Raises:
+        ValueError: For an unknown `obs`.
+    """
+    if obs == "keypoints":
+        points = demos.keypoint.reshape(len(demos), -1)  # (T, 18)
+        return np.concatenate([points, demos.state[:, :2]], axis=1).astype(np.float32)
+    if obs == "state":
+        return demos.state.astype(np.float32)
+    raise ValueError(f"unknown obs {obs!r}; known: keypoints, state")

@@ -1,0 +1,1 @@
+"""Evaluation: rollouts over an explicit list of starts, one row per episode, paired statistics."""

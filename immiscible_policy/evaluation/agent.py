@@ -1,0 +1,76 @@
+"""A trained diffusion policy, ready to act: from weights in memory or from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+
+
+class Agent:
+    """Samples action chunks and returns the part to execute.
+
+    Args:
+        policy: The diffusion policy, in evaluation mode.
+        spec: Its sizes.
+        sampler: How to denoise.
+
+    Raises:
+        ValueError: If the sampler has more steps than the policy's noising chain.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, spec: PolicySpec, sampler: Sampler) -> None:
+        policy.scheduler(sampler)  # refuses steps that the chain does not have
+        self.policy, self.spec, self.sampler = policy, spec, sampler
+        self.obs, self.obs_steps = spec.obs, spec.obs_steps
+
+    def act(
+        self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]
+    ) -> NDArray[np.float64]:
+        """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do)."""
+        device = self.policy.action.scale.device
+        chunk = self.policy.sample(torch.from_numpy(observations).float().to(device), self.sampler, generators)
+        first = self.spec.obs_steps - 1
+        return chunk[:, first : first + self.spec.action_steps].double().cpu().numpy()
+
+
+def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
+    """What a checkpoint's metadata records about a policy."""
+    return {"policy": asdict(spec)}
+
+
+def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionPolicy, PolicySpec]:
+    """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged or describes no policy.
+    """
+    recorded = checkpoint.metadata.get("policy")
+    names = {field.name for field in fields(PolicySpec)}
+    if not isinstance(recorded, dict) or set(recorded) != names:
+        raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows")
+    spec = PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"])})
+    policy = build_policy(spec)
+    try:
+        policy.load_state_dict(checkpoint.tensors("ema"))
+    except RuntimeError:
+        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the policy it describes") from None
+    return policy.to(device).eval(), spec
+
+
+def load_agent(path: Path, sampler: Sampler, device: str = "cpu") -> Agent:
+    """Load a checkpoint directory as an acting policy.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or damaged.
+    """
+    return Agent(*load_policy(read_checkpoint(path), device), sampler)

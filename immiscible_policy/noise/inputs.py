@@ -1,0 +1,66 @@
+"""What every selector shares: drawing plain noise, and refusing unusable input.
+
+Shape legend: B samples in the batch, D numbers per sample once flattened.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw standard normal noise of the shape, dtype and device of `x`; a generator may live on another device."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
+def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
+    """Refuse shapes and types that no selector can use.
+
+    Raises:
+        ValueError: If `x` is not a floating-point batch of at least one sample with at least one number, if
+            `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts to `x`.
+    """
+    if not torch.is_floating_point(x):
+        raise ValueError(f"x has dtype {x.dtype}; selectors need floating point, for example x.float()")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; selectors need (B, ...) with at least one number each")
+    if condition is not None and (condition.ndim == 0 or len(condition) != len(x)):
+        raise ValueError(f"condition has shape {tuple(condition.shape)}; it needs one row for each of {len(x)} samples")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}; it needs torch.bool (True where the distance counts)")
+    if mask is not None and not _broadcasts(mask, x):
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must broadcast to x, {tuple(x.shape)}")
+
+
+def flatten(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Flatten samples and mask to (B, D), samples in at least float32 and zero where the mask excludes them."""
+    flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))  # (B, D)
+    if mask is None:
+        return flat, None
+    counts = mask.expand(x.shape).flatten(1)  # (B, D)
+    return torch.where(counts, flat, 0.0), counts
+
+
+def require_finite(x: Tensor, norms: Tensor) -> None:
+    """Refuse NaN and infinity, seen through per-sample norms (B,); on CUDA they pass on as NaN noise, without a wait.
+
+    Raises:
+        ValueError: If a norm is not finite (CPU only).
+    """
+    if norms.device.type == "cuda":
+        return
+    finite = torch.isfinite(norms)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        bad = x[row][~torch.isfinite(x[row])]
+        value = bad.flatten()[0].item() if bad.numel() else float("inf")
+        raise ValueError(f"x contains {value} in sample {row}; clean the data before selecting noise")
+
+
+def _broadcasts(mask: Tensor, x: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(mask.shape, x.shape) == x.shape
+    except RuntimeError:
+        return False

@@ -1,0 +1,29 @@
+"""Vanilla noise: independent of the sample, as in ordinary diffusion training (the baseline of every comparison)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.noise.inputs import check, draw, require_finite
+
+
+@dataclass(frozen=True)
+class Vanilla:
+    """`torch.randn` of the sample's shape."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | None = None,
+        mask: Tensor | None = None,
+        step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw noise for x (B, ...); `condition`, `mask` and `step` do not matter here."""
+        check(x, condition, mask)
+        require_finite(x, x.flatten(1).sum(dim=1, dtype=torch.float32))
+        return draw(x, generator)

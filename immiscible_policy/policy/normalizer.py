@@ -1,0 +1,48 @@
+"""Min-max normalisation of each dimension to [-1, 1], as Diffusion Policy does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST_RANGE = 1e-4
+"""Dimensions that vary less than this are centred, not stretched."""
+
+
+class Normalizer(nn.Module):
+    """An affine map per dimension; its scale and offset are buffers and travel with the weights.
+
+    Args:
+        low: Smallest value of each dimension (D,).
+        high: Largest value of each dimension (D,).
+
+    Raises:
+        ValueError: If a bound is not finite or low exceeds high.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        low, high = low.double(), high.double()
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all() and (low <= high).all()):
+            raise ValueError(f"cannot normalise between {low.tolist()} and {high.tolist()}: need finite low <= high")
+        varies = (high - low) >= SMALLEST_RANGE
+        scale = torch.where(varies, 2 / torch.where(varies, high - low, 1.0), 1.0)
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("offset", (-scale * (low + high) / 2).float())
+
+    @classmethod
+    def fit(cls, values: Tensor) -> Normalizer:
+        """Take the range of values (..., D) over all but the last dimension."""
+        rows = values.reshape(-1, values.shape[-1])
+        return cls(rows.amin(dim=0), rows.amax(dim=0))
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Map values (..., D) in their own units to about [-1, 1]."""
+        return values * self.scale + self.offset
+
+    def unnormalize(self, values: Tensor) -> Tensor:
+        """Map values (..., D) in [-1, 1] back to their own units."""
+        return (values - self.offset) / self.scale

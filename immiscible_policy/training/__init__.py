@@ -1,0 +1,1 @@
+"""Training: one loop, exact checkpoints, EMA, metrics, several seeds."""

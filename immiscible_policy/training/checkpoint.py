@@ -1,0 +1,163 @@
+"""Checkpoints: written whole or not at all, verified when read, never executing code.
+
+    checkpoints/step_000500/
+        metadata.json               what the policy is, step, seed, versions, and the hashes of the files beside it
+        model.safetensors           trained weights
+        ema.safetensors             EMA weights: what is evaluated
+        optimizer.safetensors       only in the newest: what resuming needs besides
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from immiscible_policy.cli import one_line
+
+FORMAT = 1
+METADATA = "metadata.json"
+OPTIMIZER = "optimizer.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another kind; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        path: Its directory.
+        metadata: What `save_checkpoint` was told about it.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Training steps done when it was written."""
+        return self.metadata["step"]
+
+    @property
+    def resumable(self) -> bool:
+        """Whether training can go on from it."""
+        return OPTIMIZER in self.metadata["sha256"] and (self.path / OPTIMIZER).exists()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read `model`, `ema` or `optimizer`, checking its hash.
+
+        Raises:
+            CheckpointError: If the file is missing or its content is not what was written.
+        """
+        file = self.path / f"{name}.safetensors"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}; use another checkpoint") from None
+        if hashlib.sha256(content).hexdigest() != self.metadata["sha256"].get(file.name):
+            raise CheckpointError(f"{file} is corrupt (its hash is not the recorded one); use another checkpoint")
+        return safetensors.torch.load(content)
+
+
+def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write a checkpoint beside its place, flush it to the disk, and rename it into place.
+
+    Args:
+        path: Directory to create; an existing one is replaced.
+        metadata: JSON values, `step` among them.
+        tensors: By file: `model`, `ema`, perhaps `optimizer`.
+
+    Raises:
+        OSError: If it cannot be written (a full disk, say); nothing changes then.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        hashes = {}
+        for name, values in tensors.items():
+            content = safetensors.torch.save({key: tensor.contiguous() for key, tensor in values.items()})
+            hashes[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+            _write(draft / f"{name}.safetensors", content)
+        whole = {"format": FORMAT, **metadata, "sha256": hashes}
+        _write(draft / METADATA, json.dumps(whole, indent=2).encode())
+        if path.exists():
+            shutil.rmtree(path)
+        draft.rename(path)
+        _flush_directory(path.parent)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(error.errno, f"{path} was not saved: {error.strerror}; earlier checkpoints are intact") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint; weights are read, and verified, when asked for.
+
+    Raises:
+        CheckpointError: If it is missing, incomplete or damaged.
+    """
+    path = Path(path)
+    file = path / METADATA
+    if not file.is_file():
+        raise CheckpointError(f"{path} is no checkpoint: it has no {METADATA} (give a directory such as step_000500)")
+    try:
+        metadata = json.loads(file.read_text())
+        if metadata["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format {metadata['format']} is not the known format {FORMAT}")
+        if not {"step", "sha256"} <= metadata.keys():
+            raise KeyError("step or sha256")
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} is corrupt ({one_line(error)}); use another checkpoint") from None
+    return Checkpoint(path, metadata)
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """All complete checkpoints of a seed, oldest first."""
+    found = (read_checkpoint(path) for path in directory.glob("step_*") if (path / METADATA).is_file())
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def tidy(directory: Path, keep: str, scores: Mapping[int, float]) -> None:
+    """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
+
+    Args:
+        directory: A seed's checkpoints.
+        keep: `all` or `last+best`.
+        scores: Score of each evaluated step; the best of those on disk is kept, the earliest where several are.
+    """
+    for draft in directory.glob(".step_*.draft"):
+        shutil.rmtree(draft)
+    checkpoints = list_checkpoints(directory)
+    scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in scores]
+    best = max(scored, key=lambda step: (scores[step], -step), default=None)
+    for checkpoint in checkpoints[:-1]:
+        (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
+        if keep == "last+best" and checkpoint.step != best:
+            shutil.rmtree(checkpoint.path)
+
+
+def _write(file: Path, content: bytes) -> None:
+    with open(file, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,259 @@
+"""Training one seed: the parts are built here, handed to the loop, and its results put on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.mirror import mirror
+from immiscible_policy.demos.split import split_episodes
+from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
+from immiscible_policy.demos.windows import Layout, Windows, make_windows
+from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_rows
+from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.randomness import derive_seed
+from immiscible_policy.training.checkpoint import list_checkpoints, save_checkpoint, tidy
+from immiscible_policy.training.config import TrainConfig
+from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.metrics import MetricsFile, WandbRun
+from immiscible_policy.training.objective import PolicyObjective
+from immiscible_policy.training.state import TrainState
+
+Report = Callable[[dict[str, Any]], None]
+"""Receives what happens, as JSON values with an `event`: `started`, `metrics`, `evaluated`, `finished`."""
+
+
+class Parts(NamedTuple):
+    """Everything a run needs, built and checked before anything is written.
+
+    Attributes:
+        demos: The demonstrations.
+        data_hash: Their content hash.
+        training: Windows that are trained on.
+        validation: Windows held out, or None.
+        spec: The policy's sizes.
+        select: The noise selector.
+        sampler: How evaluation denoises.
+        starts: Start seeds of every evaluation.
+    """
+
+    demos: Demonstrations
+    data_hash: str
+    training: Windows
+    validation: Windows | None
+    spec: PolicySpec
+    select: Selector
+    sampler: Sampler
+    starts: list[int]
+
+
+def build_parts(config: TrainConfig) -> Parts:
+    """Build everything that could be wrong, and write nothing.
+
+    Raises:
+        ValueError: If a setting or the data is unusable; one line says which.
+    """
+    select = make_selector(config.noise["name"], **config.selector_options)
+    sampler = Sampler(config.sampler, config.sampling_steps)  # type: ignore[arg-type]
+    layout = Layout(config.horizon, config.obs_steps, config.action_steps)
+    starts = parse_starts(config.starts, config.episodes)
+    demos = open_store(Path(config.data) if config.data else embedded_store())
+    train_ids, held_out = split_episodes(len(demos.episode_ends), config.validation, config.train_episodes)
+    training = demos.select(train_ids)
+    windows = make_windows(mirror(training) if config.mirror else training, config.obs, layout)  # type: ignore[arg-type]
+    validation = make_windows(demos.select(held_out), config.obs, layout) if len(held_out) else None  # type: ignore[arg-type]
+    spec = PolicySpec(
+        obs=config.obs,
+        obs_dim=windows.obs.shape[-1],
+        action_dim=windows.action.shape[-1],
+        horizon=config.horizon,
+        obs_steps=config.obs_steps,
+        action_steps=config.action_steps,
+        diffusion_steps=config.diffusion_steps,
+        data_scale=config.data_scale,
+        down_dims=tuple(config.down_dims),
+        step_embed_dim=config.step_embed_dim,
+        kernel_size=config.kernel_size,
+        groups=config.groups,
+    )
+    Agent(build_policy(spec), spec, sampler)  # sizes and sampler fit together, or one line says why not
+    return Parts(demos, content_hash(demos), windows, validation, spec, select, sampler, starts)
+
+
+def seed_directory(run: Path, seed: int) -> Path:
+    """Where a training seed keeps its results."""
+    return run / f"seed_{seed}"
+
+
+def is_finished(config: TrainConfig, run: Path, seed: int) -> bool:
+    """Whether a seed has its last checkpoint."""
+    done = list_checkpoints(seed_directory(run, seed) / "checkpoints")
+    return bool(done) and done[-1].step >= config.steps
+
+
+def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:
+    """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
+
+    Args:
+        config: The resolved options.
+        parts: What `build_parts` made of them.
+        run: The run directory.
+        seed: Training seed.
+        report: Receives what happens.
+
+    Raises:
+        ValueError: If another process trains this seed, a checkpoint is corrupt, or training diverges.
+        OSError: If something cannot be written.
+    """
+    torch.set_num_threads(config.threads or 1)
+    directory = seed_directory(run, seed)
+    checkpoints = directory / "checkpoints"
+    with _alone(directory):
+        state, policy = _build_state(config, parts, seed)
+        _resume(state, checkpoints)
+        report({"event": "started", "seed": seed, "step": state.step})
+        metrics = MetricsFile(directory / "metrics.jsonl", state.step)
+        wandb = WandbRun(config.wandb, directory, f"{run.name}-seed{seed}", config.identity | {"train_seed": seed})
+        provenance = _provenance(config, parts, seed)
+
+        def record(row: dict[str, Any]) -> None:
+            metrics.record(row)
+            wandb.record(row)
+            report({"event": "metrics" if "loss" in row else "evaluated", "seed": seed, **row})
+
+        def score(state: TrainState) -> dict[str, Any]:
+            with state.ema_weights():
+                agent = Agent(policy, parts.spec, parts.sampler)
+                rows = evaluate(agent, parts.starts, seed=seed, checkpoint=state.step)
+                held_out = _validation_loss(config, parts, policy)
+            append_rows(directory / "episodes.csv", rows)
+            return _means(rows) | held_out
+
+        def save(state: TrainState) -> None:
+            tensors = {"model": state.weights(), "ema": state.ema_state(), "optimizer": state.optimizer_state()}
+            metadata = spec_metadata(parts.spec) | provenance | {"step": state.step}
+            save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, tensors)
+            tidy(checkpoints, config.keep, _mean_coverage(directory / "episodes.csv"))
+
+        objective = PolicyObjective(
+            policy,
+            parts.training.to(config.device),
+            parts.select,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            seed=seed,
+        )
+        schedule = Schedule(
+            config.steps, config.log_every, config.eval_every or config.checkpoint_every, config.checkpoint_every
+        )
+        train(
+            state, objective, schedule, precision=config.precision, record=record, evaluate=score, save=save
+        )
+        metrics.close()
+        wandb.close()
+        report({"event": "finished", "seed": seed, "step": state.step})
+
+
+def _build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
+    torch.manual_seed(derive_seed("weights", seed) % 2**63)  # torch's initialisers draw from the global stream alone
+    observation = Normalizer.fit(parts.training.obs)
+    action = Normalizer.fit(parts.training.action)
+    policy = build_policy(parts.spec, observation, action).to(config.device)
+    state = TrainState(
+        policy,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        ema_power=config.ema_power,
+        ema_max=config.ema_max,
+    )
+    return state, policy
+
+
+def _resume(state: TrainState, checkpoints: Path) -> None:
+    newest = [checkpoint for checkpoint in list_checkpoints(checkpoints) if checkpoint.resumable][-1:]
+    for checkpoint in newest:
+        tensors = {name: checkpoint.tensors(name) for name in ("model", "ema", "optimizer")}
+        state.restore(checkpoint.step, tensors["model"], tensors["ema"], tensors["optimizer"])
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the seed's lock, which the system releases even when this process is killed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"{directory} is being trained by another process; wait for it or stop it") from None
+        yield
+
+
+def _validation_loss(config: TrainConfig, parts: Parts, policy: DiffusionPolicy) -> dict[str, float]:
+    """Denoising loss on the held-out windows, with the same vanilla noise at every step of training."""
+    if parts.validation is None:
+        return {}
+    objective = PolicyObjective(
+        policy,
+        parts.validation.to(config.device),
+        make_selector("vanilla"),
+        batch_size=min(config.batch_size, len(parts.validation)),
+        accumulate=1,
+        seed=0,
+    )
+    batches = -(-len(parts.validation) // objective.order.batch_size)
+    with torch.no_grad():
+        losses = [float(objective.loss(objective.batches(i)[0])) for i in range(batches)]
+    return {"validation_loss": sum(losses) / len(losses)}
+
+
+def _means(rows: list[EpisodeRow]) -> dict[str, float]:
+    count = len(rows)
+    return {
+        "coverage": sum(row.max_coverage for row in rows) / count,
+        "reward": sum(row.max_reward for row in rows) / count,
+        "final_coverage": sum(row.final_coverage for row in rows) / count,
+        "success": sum(row.success for row in rows) / count,
+        "episodes": count,
+    }
+
+
+def _mean_coverage(episodes: Path) -> dict[int, float]:
+    """Mean coverage of each evaluated step."""
+    coverage: dict[int, list[float]] = {}
+    for row in read_rows(episodes) if episodes.exists() else []:
+        coverage.setdefault(row.checkpoint, []).append(row.max_coverage)
+    return {step: sum(values) / len(values) for step, values in coverage.items()}
+
+
+def _provenance(config: TrainConfig, parts: Parts, seed: int) -> dict[str, Any]:
+    packages = ("immiscible-policy", "torch", "diffusers", "gymnasium", "pymunk", "numpy")
+    return {
+        "seed": seed,
+        "config": config.identity,
+        "data_hash": parts.data_hash,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

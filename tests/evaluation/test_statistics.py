@@ -1,0 +1,259 @@
+"""Intervals against hand algebra, and their coverage against experiments whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from immiscible_policy.evaluation.statistics import (
+    Array,
+    components,
+    difference_arms,
+    episodes_needed,
+    interval,
+    mean_interval,
+    needed_sentence,
+    percentile_interval,
+    sign_test,
+    two_level_bootstrap,
+)
+
+
+def crossed(rng: np.random.Generator, sizes: tuple[int, int], spread: tuple[float, float, float]) -> Array:
+    """Scores mu + seed_s + start_t + rest_st with mu = 0."""
+    seeds, starts = sizes
+    seed, start, rest = spread
+    return (
+        seed * rng.standard_normal((seeds, 1))
+        + start * rng.standard_normal((1, starts))
+        + rest * rng.standard_normal(sizes)
+    )
+
+
+def test_components_of_a_table_worked_by_hand() -> None:
+    # Rows 0, 2 / 4, 10: seed means 1, 7 (variance 18), start means 2, 6 (variance 8), residuals -1, 1, 1, -1:
+    # MS_rest = 4 / 1, var_seed = 18 - 4/2 = 16, var_start = 8 - 4/2 = 6.
+    found = components([np.array([[0.0, 2.0], [4.0, 10.0]])])
+    assert found.rest == pytest.approx((4.0,))
+    assert found.seeds == pytest.approx((16.0,))
+    assert found.starts == pytest.approx(6.0)
+    half = stats.t.ppf(0.975, 1) * math.sqrt(18 / 2 + 6 / 2)
+    shown = mean_interval(np.array([[0.0, 2.0], [4.0, 10.0]]))
+    assert (shown.estimate, shown.low, shown.high) == pytest.approx((4.0, 4 - half, 4 + half))
+    assert shown.over == "seeds and starts"
+
+
+def test_components_are_unbiased() -> None:
+    rng = np.random.default_rng(1)
+    found = [components([crossed(rng, (4, 8), (0.3, 0.5, 0.7))]) for _ in range(4000)]
+    assert np.mean([each.seeds[0] for each in found]) == pytest.approx(0.09, abs=0.01)
+    assert np.mean([each.rest[0] for each in found]) == pytest.approx(0.49, abs=0.01)
+    assert np.mean([each.starts for each in found]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_one_seed_gives_the_students_interval_over_starts() -> None:
+    values = np.array([[0.2, 0.4, 0.9, 0.7]])
+    expected = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values[0]))
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.over == "starts" and "conditional on these runs" in found.meaning
+
+
+def test_one_start_gives_the_students_interval_over_seeds() -> None:
+    values = np.array([[0.2], [0.4], [0.9]])
+    expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values[:, 0]))
+    found = mean_interval(values)
+    assert (found.low, found.high, found.over) == (
+        pytest.approx(expected[0]),
+        pytest.approx(expected[1]),
+        "seeds",
+    )
+
+
+def test_one_episode_gives_no_interval() -> None:
+    found = mean_interval(np.array([[0.5]]))
+    assert (
+        found.estimate == 0.5
+        and math.isnan(found.low)
+        and found.over == "nothing"
+        and not found.excludes_zero
+    )
+
+
+def test_unpaired_seeds_give_welchs_interval_where_starts_do_not_matter() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random((4, 1)) * 3 + np.zeros((4, 6)), rng.random((7, 1)) + np.zeros((7, 6))
+    expected = stats.ttest_ind(a[:, 0], b[:, 0], equal_var=False).confidence_interval(0.95)
+    found = interval(difference_arms(a, b, same_seeds=False))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_obeys_shift_scale_order_and_sign() -> None:
+    rng = np.random.default_rng(3)
+    values = crossed(rng, (3, 10), (0.1, 0.2, 0.3))
+    plain = mean_interval(values)
+    shuffled = mean_interval(values[rng.permutation(3)][:, rng.permutation(10)])
+    moved = mean_interval(2 * values + 5)
+    turned = mean_interval(-values)
+    assert (shuffled.low, shuffled.high) == pytest.approx((plain.low, plain.high))
+    assert (moved.low, moved.high) == pytest.approx((2 * plain.low + 5, 2 * plain.high + 5))
+    assert (turned.low, turned.high) == pytest.approx((-plain.high, -plain.low))
+
+
+def test_what_is_common_to_both_arms_leaves_a_paired_difference() -> None:
+    rng = np.random.default_rng(4)
+    a, b, common = (crossed(rng, (3, 10), (0.1, 0.2, 0.3)) for _ in range(3))
+    plain = interval(difference_arms(a, b, same_seeds=True))
+    shifted = interval(difference_arms(a + common, b + common, same_seeds=True))
+    assert (plain.low, plain.high) == pytest.approx((shifted.low, shifted.high))
+    starts = 10 * rng.standard_normal((1, 10))
+    unpaired = interval(difference_arms(a, b, same_seeds=False))
+    shifted = interval(difference_arms(a + starts, b + starts, same_seeds=False))
+    assert (unpaired.low, unpaired.high) == pytest.approx((shifted.low, shifted.high))
+
+
+SPREADS = [(0.05, 0.0, 0.02), (0.03, 0.03, 0.2), (0.03, 0.1, 0.15), (0.01, 0.2, 0.1), (0.0, 0.05, 0.2)]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_the_interval_holds_the_truth_as_often_as_it_says(
+    seeds: int, spread: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(5)
+    found = [mean_interval(crossed(rng, (seeds, 50), spread)) for _ in range(800)]
+    share = np.mean([each.low <= 0 <= each.high for each in found])
+    assert 0.93 <= share <= 0.985  # nominal 0.95; the standard error of a share of 800 is 0.008
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 5)])
+def test_so_does_the_interval_of_unpaired_seeds(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(800):
+        both = 0.1 * rng.standard_normal((1, 50))
+        a, b = (crossed(rng, (size, 50), (0.04, 0.05, 0.15)) + both for size in sizes)
+        found = interval(difference_arms(a, b, same_seeds=False))
+        held += found.low <= 0 <= found.high
+    assert 0.93 <= held / 800 <= 0.995
+
+
+def test_so_does_it_for_bounded_skewed_scores() -> None:
+    # Coverage is a mixture: near 1 where the policy gets there, anything where it does not.
+    rng = np.random.default_rng(7)
+
+    def scores(seeds: int, starts: int) -> Array:
+        chance = stats.beta(8, 2).rvs((1, starts), rng) + 0.05 * rng.standard_normal((seeds, 1))
+        return np.where(rng.random((seeds, starts)) < chance, 0.96, rng.random((seeds, starts)))
+
+    truth = np.mean([scores(200, 200).mean() for _ in range(50)])
+    found = [mean_interval(scores(3, 50)) for _ in range(800)]
+    assert 0.92 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.99
+
+
+def test_the_percentile_bootstrap_of_three_seeds_is_too_narrow() -> None:
+    rng = np.random.default_rng(8)
+    held = 0
+    for _ in range(400):
+        low, high = percentile_interval(
+            two_level_bootstrap([crossed(rng, (3, 50), (0.05, 0, 0.02))], rng, 500)
+        )
+        held += low <= 0 <= high
+    assert 0.68 <= held / 400 <= 0.82
+
+
+def test_the_bootstrap_has_the_variance_of_its_resampling() -> None:
+    # Crossed resampling of a table f_s + g_t has the variance var(f) / S + var(g) / N (population variances).
+    rng = np.random.default_rng(9)
+    by_seed, by_start = rng.random(4), rng.random(6)
+    samples = two_level_bootstrap([by_seed[:, None] + by_start], rng, 200_000)
+    assert samples.mean() == pytest.approx(by_seed.mean() + by_start.mean(), abs=0.002)
+    assert samples.var() == pytest.approx(by_seed.var() / 4 + by_start.var() / 6, rel=0.02)
+
+
+def test_the_bootstrap_draws_the_same_starts_for_both_arms_and_follows_its_generator() -> None:
+    rng = np.random.default_rng(10)
+    starts = np.ones((3, 1)) * rng.random(20)
+    assert two_level_bootstrap([starts, -starts], rng) == pytest.approx(0, abs=1e-12)
+    values = rng.random((3, 20))
+    first, second = (two_level_bootstrap([values], np.random.default_rng(1), 50) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_the_sign_test_is_binomial_and_leaves_ties_out() -> None:
+    found = sign_test(np.array([[1.0, 2.0, 0.5], [0.0, 3.0, -1.0]]))
+    assert (found.wins, found.losses, found.ties) == (4, 1, 1)
+    assert found.p == pytest.approx(2 * (5 + 1) / 32)
+    assert sign_test(np.zeros(3)).p == 1.0
+    assert sign_test(np.ones(3)).p == pytest.approx(2 ** (1 - 3))
+
+
+def test_needed_sizes_are_the_smallest_that_exclude_zero() -> None:
+    # Components known exactly: a table seed_s + start_t + 0.1, without residual.
+    by_seed, by_start = np.array([-0.1, 0.0, 0.1]), np.linspace(-1, 1, 20)
+    arms = [by_seed[:, None] + by_start + 0.1]
+    needed = episodes_needed(arms)
+    var_seed, var_start = by_seed.var(ddof=1), by_start.var(ddof=1)
+
+    def half(s: int, n: int) -> float:
+        by_seeds = stats.t.ppf(0.975, s - 1) ** 2 * var_seed / s
+        return math.sqrt(by_seeds + stats.t.ppf(0.975, n - 1) ** 2 * var_start / n)
+
+    assert not interval(arms).excludes_zero
+    assert needed.starts == math.inf and half(3, 10**7) > 0.1  # the seeds alone are too far apart
+    assert needed.seeds == math.inf and half(10**7, 20) > 0.1  # and so are the starts
+    closer = [by_seed[:, None] + by_start / 5 + 0.1]
+    n_seeds = int(episodes_needed(closer).seeds)
+    var_start /= 25
+    assert half(n_seeds, 20) < 0.1 <= half(n_seeds - 1, 20)
+    steadier = [by_seed[:, None] / 4 + by_start + 0.1]
+    n_starts = int(episodes_needed(steadier).starts)
+    var_seed, var_start = var_seed / 16, by_start.var(ddof=1)
+    assert half(3, n_starts) < 0.1 <= half(3, n_starts - 1)
+
+
+def test_needed_sizes_agree_with_the_interval_there_is() -> None:
+    rng = np.random.default_rng(11)
+    for _ in range(200):
+        arms = [crossed(rng, (3, 20), (0.05, 0.1, 0.2)) + 0.2]
+        needed, excludes = episodes_needed(arms), interval(arms).excludes_zero
+        assert (needed.starts <= 20) == excludes == (needed.seeds <= 3)
+
+
+def test_needed_sizes_are_said_in_words() -> None:
+    rng = np.random.default_rng(12)
+    none = episodes_needed([np.zeros((3, 5))])
+    assert (none.starts, none.seeds) == (math.inf, math.inf)
+    assert "no number of starts per seed is enough with these 3 seeds" in needed_sentence(none, False, 3, 5)
+    assert "no number of seeds per arm is enough" in needed_sentence(none, False, 3, 5)
+    one = episodes_needed([rng.standard_normal((1, 20)) + 0.1])
+    assert math.isnan(one.seeds) and 20 < one.starts < math.inf
+    assert f"{one.starts:,.0f} starts per seed" in needed_sentence(one, False, 1, 20)
+    assert "one seed per arm cannot tell" in needed_sentence(one, False, 1, 20)
+    assert "excludes 0 with 3 seeds" in needed_sentence(none, True, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "arms, message",
+    [
+        ([np.zeros(3)], "must be \\(seeds, starts\\)"),
+        ([np.zeros((0, 3))], "at least one of each"),
+        ([np.zeros((2, 3)), np.zeros((2, 4))], "same starts"),
+        ([np.full((2, 3), np.nan)], "must be finite"),
+    ],
+)
+def test_bad_scores_are_refused(arms: list[Array], message: str) -> None:
+    for use in (
+        interval,
+        components,
+        episodes_needed,
+        lambda bad: two_level_bootstrap(bad, np.random.default_rng()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use(arms)
+
+
+def test_different_seeds_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="cannot be paired by seed"):
+        difference_arms(np.zeros((2, 3)), np.zeros((3, 3)), same_seeds=True)

@@ -1,0 +1,226 @@
+"""Laws of the noise selectors, asserted for every selector in the registry where they are common."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+
+from immiscible_policy.noise import SELECTORS, make_selector
+from immiscible_policy.noise.knn import nearest_by_projection, nearest_of_candidates
+
+ALPHA = 1e-4
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=sorted(SELECTORS))
+def name(request) -> str:
+    return request.param
+
+
+def test_registry_is_complete():
+    assert {"vanilla", "knn", "linear"} <= set(SELECTORS)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (5, 16, 2), (2, 3, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_same_shape_and_dtype(name, shape, dtype):
+    x = torch.randn(shape, generator=generator()).to(dtype)
+    eps = make_selector(name)(x, generator=generator(1))
+    assert eps.shape == x.shape and eps.dtype == dtype and torch.isfinite(eps).all()
+
+
+def test_noise_is_a_function_of_the_generator(name):
+    x = torch.randn(8, 16, 2, generator=generator())
+    select = make_selector(name)
+    first = select(x, generator=generator(1))
+    assert torch.equal(first, select(x, generator=generator(1)))
+    assert not torch.equal(first, select(x, generator=generator(2)))
+
+
+def test_the_global_stream_is_untouched_by_a_generator(name):
+    x = torch.randn(8, 4, generator=generator())
+    before = torch.get_rng_state()
+    make_selector(name)(x, generator=generator(1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_vanilla_is_randn_and_linear_permutes_exactly_that():
+    x = torch.randn(32, 16, 2, generator=generator())
+    plain = torch.randn(x.shape, generator=generator(1))
+    assert torch.equal(make_selector("vanilla")(x, generator=generator(1)), plain)
+    paired = make_selector("linear")(x, generator=generator(1))
+    rows = {tuple(row.tolist()) for row in plain.flatten(1)}
+    assert {tuple(row.tolist()) for row in paired.flatten(1)} == rows and len(rows) == 32
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "sqeuclidean"])
+def test_assignment_is_the_cheapest_of_all_permutations(cost):
+    x = torch.randn(6, 3, generator=generator(), dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=generator(1), dtype=torch.float64)
+    paired = make_selector("linear", cost=cost)(x, generator=generator(1))
+    power = 1 if cost == "euclidean" else 2
+
+    def total(candidate):
+        return float((x - candidate).norm(dim=1).pow(power).sum())
+
+    cheapest = min(total(noise[list(order)]) for order in itertools.permutations(range(6)))
+    assert total(paired) == pytest.approx(cheapest, rel=1e-9)
+
+
+def test_assignment_agrees_with_scipy_on_plain_distances():
+    x = torch.randn(64, 32, generator=generator())
+    noise = torch.randn(x.shape, generator=generator(1))
+    costs = np.linalg.norm(x[:, None].double().numpy() - noise[None].double().numpy(), axis=2)
+    rows, columns = linear_sum_assignment(costs)
+    paired = make_selector("linear")(x, generator=generator(1))
+    got = (x - paired).norm(dim=1).double().sum()
+    assert float(got) == pytest.approx(costs[rows, columns].sum(), rel=1e-6)
+    assert float(got) < float((x - noise).norm(dim=1).sum())
+
+
+def test_assignment_follows_the_order_of_the_batch():
+    x = torch.randn(16, 4, generator=generator())
+    order = torch.randperm(16, generator=generator(5))
+    select = make_selector("linear")
+    assert torch.equal(select(x, generator=generator(1))[order], select(x[order], generator=generator(1)))
+
+
+def test_assignment_ignores_what_the_mask_excludes():
+    x = torch.randn(16, 8, generator=generator())
+    mask = torch.arange(8) < 3
+    changed = torch.where(mask, x, 100.0)
+    select = make_selector("linear")
+    assert torch.equal(select(x, mask=mask, generator=generator(1)), select(changed, mask=mask, generator=generator(1)))
+    assert not torch.equal(select(x, generator=generator(1)), select(changed, generator=generator(1)))
+
+
+def test_k_of_one_is_plain_noise():
+    x = torch.randn(8, 4, generator=generator())
+    plain = torch.randn(x.shape, generator=generator(1))
+    assert torch.equal(make_selector("knn", k=1, form="literal")(x, generator=generator(1)), plain)
+
+
+def test_literal_knn_keeps_the_nearest_candidate():
+    x = torch.randn(8, 4, generator=generator())
+    candidates = torch.randn(5, 8, 4, generator=generator(1))
+    chosen = make_selector("knn", k=5, form="literal")(x, generator=generator(1))
+    distances = (candidates - x).norm(dim=2)
+    for i in range(8):
+        assert torch.equal(chosen[i], candidates[distances[:, i].argmin(), i])
+
+
+def same_law(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert stats.ks_2samp(a.double().numpy(), b.double().numpy()).pvalue > ALPHA
+
+
+@pytest.mark.parametrize(
+    ("dims", "k", "radius"),
+    [(1, 4, 1.0), (2, 3, 0.0), (2, 8, 2.0), (32, 2, 3.0), (32, 16, 0.0), (32, 8, 20.0), (3072, 4, 30.0)],
+)
+def test_projected_knn_has_the_law_of_literal_knn(dims, k, radius):
+    """Both forms agree in projection on x, in norm, in distance, in single coordinates and in the choice's gain."""
+    samples = 4000 if dims < 1000 else 400
+    u = torch.randn(dims, generator=generator())
+    x = (radius * u / u.norm()).expand(samples, dims)
+    literal = nearest_of_candidates(x, None, k, generator(1))
+    projected = nearest_by_projection(x, None, k, generator(2))
+    same_law((literal - x).norm(dim=1), (projected - x).norm(dim=1))
+    same_law(literal.norm(dim=1), projected.norm(dim=1))
+    same_law(literal @ u, projected @ u)
+    same_law(literal[:, 0], projected[:, 0])
+    same_law(literal[:, -1], projected[:, -1])
+
+
+def test_projected_knn_at_zero_keeps_the_shortest_noise_uniform_in_direction():
+    x = torch.zeros(20000, 2)
+    eps = nearest_by_projection(x, None, 4, generator())
+    angle = torch.atan2(eps[:, 1], eps[:, 0])
+    assert stats.kstest(angle.numpy(), "uniform", args=(-np.pi, 2 * np.pi)).pvalue > ALPHA
+    # The least of 4 chi-squared(2) lengths is exponential with mean 2 / 4.
+    assert stats.kstest(eps.square().sum(dim=1).numpy(), "expon", args=(0, 0.5)).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("form", ["literal", "projected"])
+def test_masked_numbers_keep_plain_noise_and_the_rest_the_law_of_the_rest(form):
+    x = torch.full((6000, 5), 2.0)
+    mask = torch.tensor([True, False, True, True, False])
+    eps = make_selector("knn", k=4, form=form)(x, mask=mask, generator=generator())
+    alone = make_selector("knn", k=4, form="literal")(x[:, mask], generator=generator(1))
+    same_law((eps - x)[:, mask].norm(dim=1), (alone - 2.0).norm(dim=1))
+    assert stats.kstest(eps[:, 1].numpy(), "norm").pvalue > ALPHA
+    assert stats.kstest(eps[:, 4].numpy(), "norm").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("form", ["literal", "projected"])
+def test_a_sample_that_is_masked_out_whole_gets_plain_noise(form):
+    eps = make_selector("knn", k=4, form=form)(
+        torch.ones(4000, 3), mask=torch.zeros(3, dtype=torch.bool), generator=generator()
+    )
+    assert stats.kstest(eps.flatten().numpy(), "norm").pvalue > ALPHA
+
+
+def test_selection_shortens_distances_in_the_expected_order():
+    x = torch.randn(256, 32, generator=generator())
+
+    def mean_distance(name, **options):
+        return float((make_selector(name, **options)(x, generator=generator(1)) - x).norm(dim=1).mean())
+
+    vanilla = mean_distance("vanilla")
+    assert mean_distance("knn", k=8) < mean_distance("knn", k=2) < vanilla
+    assert mean_distance("linear") < vanilla
+
+
+def test_knn_alone_means_k_of_two():
+    x = torch.randn(8, 4, generator=generator())
+    two = make_selector("knn", k=2)(x, generator=generator(1))
+    assert torch.equal(make_selector("knn")(x, generator=generator(1)), two)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: make_selector("knm"), "unknown noise 'knm'; did you mean 'knn'"),
+        (lambda: make_selector("knn", k=0), "k=0"),
+        (lambda: make_selector("knn", k=2.5), "k=2.5"),
+        (lambda: make_selector("knn", k=True), "k=True"),
+        (lambda: make_selector("vanilla", k=2), "noise=vanilla has no k"),
+        (lambda: make_selector("linear", k=2), "noise=linear has no k"),
+        (lambda: make_selector("linear", cost="cosine"), "cost=cosine"),
+        (lambda: make_selector("knn", form="fast"), "form=fast"),
+    ],
+)
+def test_unusable_options_are_refused_by_name(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "said"),
+    [
+        (torch.zeros(0, 4), {}, r"\(0, 4\)"),
+        (torch.zeros(4), {}, r"\(4,\)"),
+        (torch.zeros(4, 2, dtype=torch.long), {}, "int64"),
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), {}, "nan in sample 1"),
+        (torch.tensor([[float("inf"), 1.0], [0.0, 0.0]]), {}, "inf in sample 0"),
+        (torch.zeros(4, 2), {"condition": torch.zeros(3, 1)}, r"condition has shape \(3, 1\)"),
+        (torch.zeros(4, 2), {"mask": torch.zeros(3, dtype=torch.bool)}, r"mask has shape \(3,\)"),
+        (torch.zeros(4, 2), {"mask": torch.zeros(2)}, "mask has dtype"),
+    ],
+)
+def test_unusable_input_is_refused_by_every_selector(name, x, options, said):
+    with pytest.raises(ValueError, match=said):
+        make_selector(name)(x, generator=generator(), **options)
+
+
+@pytest.mark.gpu
+def test_selectors_on_cuda_stay_there_and_accept_a_cpu_generator(name):
+    x = torch.randn(64, 32, device="cuda")
+    eps = make_selector(name)(x)
+    assert eps.device == x.device and torch.isfinite(eps).all()
+    assert make_selector(name)(x, generator=generator()).device == x.device

@@ -1,0 +1,28 @@
+"""Each room imports no more than it may."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_environment_loads_without_the_learner():
+    modules = loaded("import envs, envs.pusht, envs.vector")
+    assert "gymnasium" in modules
+    assert not modules & {"torch", "immiscible_policy", "pygame", "diffusers"}
+
+
+@pytest.mark.parametrize("module", ["diffusers", "gymnasium", "hydra", "wandb", "zarr", "envs", "pymunk", "rich"])
+def test_the_selectors_need_torch_and_scipy_alone(module):
+    modules = loaded("import immiscible_policy.noise")
+    assert {"torch", "scipy"} <= modules and module not in modules
+
+
+def test_training_imports_without_wandb():
+    blocked = "import sys; sys.modules['wandb'] = None; import immiscible_policy.training.command"
+    assert "immiscible_policy" in loaded(blocked)
