@@ -55,8 +55,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
     | 4   | block angle           | 0    | 2 pi | rad  |
 
     Block x and y are the origin of the block's frame, the middle of the top of the T. Inside the walls it
-    stays well within 0..512; the box is wider because a block that is squeezed against a wall may slip
-    through.
+    stays within 0..512; the box is wider because a block that is pressed against a wall may slip through.
 
     `obs_type="keypoints"`: `Box((20,), float64)`
 
@@ -153,7 +152,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         start = choose_start(options or {}, self.np_random, self._default_goal)
         self._goal = start.goal_pose
         self._simulation.reset(start.arguments, start.order)
-        return self._present(self._simulation.state)[:2]
+        return self._present(self._simulation.state)
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance by 0.1 s with the agent drawn towards the action (2,), px.

@@ -51,6 +51,7 @@ class Session:
         self._seed = seed
         self._simulation = Simulation()
         self._pointer: Array | None = None
+        self._steps: list[dict[str, Any]] = []
         self.held = False
         self._begin()
 
@@ -95,8 +96,7 @@ class Session:
 
     def _begin(self) -> None:
         self._number = len(self._recorder.episode_ends)
-        self._steps: list[dict[str, Any]] = []
-        self.held = False
+        self._steps, self._pointer, self.held = [], None, False
         self._simulation.reset(random_start(np.random.default_rng([self._seed, self._number])))
 
     def _step(self, action: Array) -> dict[str, Any]:

@@ -27,7 +27,7 @@ STORE_NAME = "pusht_cchi_v7_replay.zarr"
 HUMAN_HASH = "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a"
 """`content_hash(..., images=True)` of the 206 published episodes: what they say, however they are packed."""
 MAX_FILES, MAX_BYTES = 10_000, 2**30
-"""More than an archive of the demonstrations can hold unpacked (814 files, 32 MB)."""
+"""More than an archive of the demonstrations can hold unpacked (819 files, 32 MB)."""
 TIMEOUT, BLOCK = 30.0, 2**20
 """Seconds without an answer, and bytes read at a time."""
 
@@ -74,7 +74,7 @@ def download(url: str, out: Path, expected: str = HUMAN_HASH) -> Path:
         raise CommandError(f"url={url}: should begin with http:// or https://")
     if target.exists():
         raise CommandError(f"{target}: exists already; remove it first, or choose another out=")
-    made = not out.exists()
+    made = [directory for directory in (out, *out.parents) if not directory.exists()]
     out.mkdir(parents=True, exist_ok=True)
     archive = out / f".{STORE_NAME}.zip.part"
     try:
@@ -88,8 +88,9 @@ def download(url: str, out: Path, expected: str = HUMAN_HASH) -> Path:
         archive.unlink(missing_ok=True)
         raise StoreError(f"{url}: {error}; the archive was discarded") from error
     finally:
-        if made and not any(out.iterdir()):
-            out.rmdir()
+        for directory in made:
+            if not any(directory.iterdir()):
+                directory.rmdir()
     return target
 
 
@@ -124,7 +125,7 @@ def unpack(archive: Path, into: Path) -> Path:
             them, or not exactly one store.
         zipfile.BadZipFile: If the archive is damaged.
     """
-    with zipfile.ZipFile(archive) as file:
+    with _open(archive) as file:
         members = file.infolist()
         for member in members:
             _refuse_unsafe(member)
@@ -204,6 +205,13 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
         yield block
 
 
+def _open(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except NotImplementedError as error:  # a version of the format that does not exist
+        raise zipfile.BadZipFile(str(error)) from error
+
+
 def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
@@ -211,6 +219,8 @@ def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
         raise StoreError(f"holds '{member.filename}', which would land outside the target directory")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise StoreError(f"holds '{member.filename}', which is a link or a device, not a file")
+    if member.header_offset < 0:
+        raise zipfile.BadZipFile(f"'{member.filename}' lies before the archive's first byte")
     if member.flag_bits & 1:
         raise StoreError(f"holds '{member.filename}', which is encrypted")
 

@@ -1,24 +1,25 @@
-"""The expert that makes the embedded PushT demonstrations: pushes planned in closed form, executed in the simulation.
+"""The expert of the embedded PushT demonstrations: pushes planned in closed form, executed in the simulation.
 
-Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a product with
-exp(i angle). In this file the block's frame has its origin at the centre of gravity.
+Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a
+product with exp(i angle). In this file the block's frame has its origin at the centre of gravity.
 
-One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves only while it
-is pushed. An agent that stays at one spot r of a face whose inward normal is n moves it by an impulse j along n::
+One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves
+only while it is pushed. An agent that stays at one spot r of a face, whose inward normal is n, moves it by
+an impulse j along n; the spot moves along n by the depth d of the push::
 
-    velocity  v = n j / m        turn  w = (r x n) j / I        depth of the spot  d = j (1 / m + (r x n)^2 / I)
+    velocity  v = n j / m        turn  w = (r x n) j / I        depth  d = j (1 / m + (r x n)^2 / I)
 
-In the block's frame v and w stay the same all along the push, so a push by depth d carries the block along an arc
-known in closed form. That is the model the planner searches; the demonstrations themselves are what the simulation
-makes of the expert's actions.
+In the block's frame v and w stay the same all along the push, so a push carries the block along an arc
+known in closed form. That is the model the planner searches; the demonstrations themselves are what the
+simulation makes of the expert's actions.
 
-One plan. The agent leaves the block, goes around it without touching it, aligns with the spot, and pushes until the
-block is as near to the place it was meant to reach as this push can bring it::
+One plan. The agent leaves the block, goes around it without touching it, aligns with the spot, and pushes
+until the block is as near to the place it was meant to reach as this push can bring it::
 
     travel --> ready (MARGIN in front of the spot) --> push by depth d --> next plan
 
-Every action is a point that leads the agent, by LEAD px on the way and PUSH_LEAD px in a push, and depends on the present
-state alone, but for a limit on how far an action may be from the one before.
+Every action is a point that leads the agent, by LEAD px on the way and PUSH_LEAD px in a push. It depends
+on the present state alone, but for a limit on how far an action may be from the one before.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 import pymunk
 from numpy.typing import NDArray
 
-from envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, coverage, keypoints
+from envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, coverage, keypoints
 from envs.simulation import AGENT_RADIUS, Simulation
 from envs.starts import AGENT_RANGE, BLOCK_RANGE
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
@@ -45,16 +46,16 @@ from immiscible_policy.demos.store import content_hash, write_store
 Complex = NDArray[np.complex128]
 
 COG = complex(*CENTER_OF_GRAVITY)
-INERTIA = 3000.0  # px^2, the block's moment of inertia over its mass
+INERTIA = 2.0 * pymunk.moment_for_poly(1.0, BAR.tolist())  # px^2, the block's moment over its mass
 SUCCESS = 0.95  # coverage above which the task is done
 
-# Spots to push at, in the frame of envs.geometry: x, y [px] on the block's outline, and the outward normal there.
+# Spots to push at, in the frame of envs.geometry: x, y [px] on the outline, and the outward normal there.
 SPOTS = np.array(
     [
-        *((x, 0, 0, -1) for x in (-48, -24, 0, 24, 48)),  # top of the bar
+        *((x, 0, 0, -1) for x in (-45, 0, 45)),  # top of the bar
         *((side * 60, 15, side, 0) for side in (-1, 1)),  # ends of the bar
         *((side * 45, 30, 0, 1) for side in (-1, 1)),  # underside of the bar
-        *((side * 15, y, side, 0) for side in (-1, 1) for y in (58, 82, 106)),  # sides of the stem
+        *((side * 15, y, side, 0) for side in (-1, 1) for y in (62, 104)),  # sides of the stem
         (0, 120, 0, 1),  # end of the stem
     ],
     dtype=np.float64,
@@ -66,7 +67,8 @@ CLEAR = 8.0  # px, least distance between agent and block on the way around it
 LEAD = 30.0  # px between agent and action on the way
 PUSH_LEAD = 16.0  # px between agent and action in a push
 STRIDE = 24.0  # px, most that an action may differ from the one before
-TRAVEL_SPEED, PUSH_SPEED, SETTLE = 14.0, 7.0, 5.0  # px per step, px per step, steps per plan: for estimates only
+TRAVEL_SPEED, PUSH_SPEED = 14.0, 7.0  # px per step, for estimates only
+SETTLE = 5.0  # steps to align with a spot, for estimates only
 RESOLUTION = 8  # actions are whole multiples of 1/8 px
 
 STEPS = 250  # most that a demonstration takes
@@ -82,9 +84,12 @@ _MOBILITY: Array = 1 + _LEVER**2 / INERTIA
 SLIDE: Complex = -OUTWARD / _MOBILITY  # v / d
 TURN: Array = _LEVER / INERTIA / _MOBILITY  # w / d
 
-_BOXES = np.array([(-60, 0, 60, 30), (-15, 30, 15, 120)]) - [0, COG.imag, 0, COG.imag]
+_BOXES = np.array([[part.min(0), part.max(0)] for part in (BAR, STEM)]) - CENTER_OF_GRAVITY
 _HULL: Complex = np.array([-60, 60, 60 + 30j, 15 + 120j, -15 + 120j, -60 + 30j]) - COG
-_CORNERS = ((-60, 0, -1, -1), (60, 0, 1, -1), (60, 30, 1, 1), (-60, 30, -1, 1), (15, 120, 1, 1), (-15, 120, -1, 1))
+_CORNERS = (  # the outer ones: x, y, and the signs of the two outward normals
+    *((-60, 0, -1, -1), (60, 0, 1, -1), (60, 30, 1, 1)),
+    *((-60, 30, -1, 1), (15, 120, 1, 1), (-15, 120, -1, 1)),
+)
 _GOAL_CENTRE = complex(*GOAL_POSE[:2]) + COG * np.exp(1j * GOAL_POSE[2])
 _WALLS = (8.0, 503.0)  # px, the block stays between
 _REACH = (16.0, 496.0)  # px, the agent stays between
@@ -109,8 +114,8 @@ def pushed(spot: Any, depth: Any) -> tuple[Any, Any]:
 def clearance(points: Any) -> Any:
     """Distance of points of the block's frame from the block, px; negative inside it."""
     z = np.asarray(points, dtype=np.complex128)[..., None]
-    dx = np.maximum(_BOXES[:, 0] - z.real, z.real - _BOXES[:, 2])
-    dy = np.maximum(_BOXES[:, 1] - z.imag, z.imag - _BOXES[:, 3])
+    dx = np.maximum(_BOXES[:, 0, 0] - z.real, z.real - _BOXES[:, 1, 0])
+    dy = np.maximum(_BOXES[:, 0, 1] - z.imag, z.imag - _BOXES[:, 1, 1])
     outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
     return (outside + np.minimum(np.maximum(dx, dy), 0)).min(-1)
 
@@ -187,8 +192,8 @@ class Pose(NamedTuple):
 class PushT:
     """PushT as the planner sees it, on the plain simulation; it records every step.
 
-    A planner's state is the block's centre of gravity x, y, its angle, and the spot where the agent is, -1 for
-    wherever it is now. A plan is a spot, and x, y, angle of the block at the end of the push.
+    A planner's state is the block's centre of gravity x, y, its angle, and the spot where the agent is, -1
+    for wherever it is now. A plan is a spot, and x, y, angle of the block at the end of the push.
     """
 
     def __init__(self, start: Array) -> None:
@@ -206,7 +211,7 @@ class PushT:
         self.n_contacts: list[int] = []
 
     def _settle(self) -> None:
-        """Reset until nothing overlaps, so that a reset to the state, as a replay begins with, changes nothing."""
+        """Reset until nothing overlaps: then the reset that a replay begins with changes nothing."""
         state = self._simulation.state
         for _ in range(10_000):
             self._simulation.reset(state)
@@ -235,7 +240,7 @@ class PushT:
         return self.coverage > SUCCESS
 
     def step(self, action: Array) -> None:
-        """Execute an action, within STRIDE of the one before and on the grid, and record what was executed."""
+        """Execute an action, brought within STRIDE of the one before and onto the grid, and record it."""
         change = action - self._command
         change *= min(1.0, STRIDE / max(float(np.hypot(*change)), 1e-9))
         self._command = np.round(np.clip(self._command + change, *_REACH) * RESOLUTION) / RESOLUTION
@@ -255,14 +260,14 @@ class PushT:
         }
 
     def remaining(self, states: Array) -> Array:
-        """Estimate the steps left: some per px that the block is off, and those of another push unless it is hardly."""
+        """Estimate the steps left: some per px the block is off, and a push's unless it is hardly off."""
         off = np.abs(states[:, 0] + 1j * states[:, 1] - _GOAL_CENTRE)
         turned = np.abs(np.exp(1j * states[:, 2]) - np.exp(1j * GOAL_POSE[2]))
         distance = np.sqrt(off**2 + INERTIA * turned**2)
         return 1.2 * distance + 20 * np.clip((distance - 1) / 2, 0, 1)
 
     def expand(self, states: Array) -> Expansion:
-        """Every spot pushed by every depth, without those that leave the walls or where the agent has no room."""
+        """Every spot pushed by several depths, where walls leave the block and the agent room for it."""
         spots = np.arange(len(SPOTS))[:, None]
         centre, angle = states[:, 0] + 1j * states[:, 1], states[:, 2]
         depths = _depths(centre, angle)
@@ -271,9 +276,8 @@ class PushT:
         # (N, spots, depths) from here on
         new_centre, new_angle = centre[:, None, None] + turned * slide, angle[:, None, None] + turn
         new_turned = turned * np.exp(1j * turn)
-        before = _beyond(centre[:, None, None, None] + turned[..., None] * _HULL, _WALLS).max(-1)
-        after = _beyond(new_centre[..., None] + new_turned[..., None] * _HULL, _WALLS).max(-1)
-        possible = after <= np.maximum(before, 0) + 0.5
+        before = _out_of_walls(centre[:, None, None], turned)
+        possible = _out_of_walls(new_centre, new_turned) <= np.maximum(before, 0) + 0.5
         possible &= _beyond(centre[:, None, None] + turned * READY[:, None], _REACH) <= 0
         possible &= _beyond(new_centre + new_turned * TOUCHING[:, None], _REACH) <= 0
         travel = np.array([_SPOT_TO_SPOT[int(at)] if at >= 0 else self._way_lengths() for at in states[:, 3]])
@@ -285,7 +289,7 @@ class PushT:
         return Expansion(parent, np.hstack([at, block]), np.hstack([block, at]), effort[chosen])
 
     def follow(self, plan: Array) -> Iterator[Array]:
-        """Actions (2,) that go to the plan's spot and push there until the push can bring the block no nearer."""
+        """Actions (2,) that go to the plan's spot and push there while it brings the block nearer."""
         spot, target = int(plan[0]), Pose(0j, complex(plan[1], plan[2]), float(plan[3]))
         pushing, least, stalled = False, math.inf, 0
         while True:
@@ -303,7 +307,7 @@ class PushT:
             yield np.array([action.real, action.imag])
 
     def _leave(self) -> list[complex]:
-        """Begin a way, in the block's frame: where the agent is, and first of all off the block if it is close."""
+        """Begin a way, in the block's frame: where the agent is, then off the block if it is close."""
         point = self.pose.local_agent
         close = AGENT_RADIUS + CLEAR + 1 - float(clearance(point))
         return [point] if close <= 0 else [point, point + (close + 1) * away(point)]
@@ -340,8 +344,16 @@ def _beyond(points: Any, bounds: tuple[float, float]) -> Any:
     return np.maximum(low - nearest, np.maximum(points.real, points.imag) - high)
 
 
+def _out_of_walls(centre: Complex, turned: Complex) -> Array:
+    """How far blocks reach into the walls, px; negative where they do not."""
+    reach = _beyond(centre + turned * _HULL[0], _WALLS)
+    for corner in _HULL[1:]:
+        np.maximum(reach, _beyond(centre + turned * corner, _WALLS), out=reach)
+    return reach
+
+
 def _in_front(pose: Pose, spot: int, pushing: bool) -> bool:
-    """Whether to push: aligned with the spot and near it; once pushing, only a clear loss of the spot ends it."""
+    """Whether to push: aligned with the spot and near it; while pushing, the agent may slip a little."""
     offset = (pose.local_agent - TOUCHING[spot]) / OUTWARD[spot]
     gap, aside = offset.real, abs(offset.imag)
     if pushing:
@@ -357,7 +369,7 @@ def _depth_left(pose: Pose, spot: int, target: Pose) -> float:
 
 
 def _depths(centre: Complex, angle: Array) -> Array:
-    """(N, spots, depths) of the pushes to try: DEPTHS, and the one that brings the block nearest to the goal."""
+    """(N, spots, depths) of pushes to try: DEPTHS, and the one that brings the block nearest to the goal."""
     toward = (_GOAL_CENTRE - centre) * np.exp(-1j * angle)
     turn = np.remainder(GOAL_POSE[2] - angle + np.pi, 2 * np.pi) - np.pi
     along = (np.conj(SLIDE) * toward[:, None]).real + INERTIA * TURN * turn[:, None]
@@ -383,17 +395,17 @@ def _ahead(way: list[complex], distance: float) -> complex:
 
 
 def draw_start(random: np.random.Generator) -> Array:
-    """Draw a start (5,) as the published protocol does, but from all real numbers of its ranges, none of its starts."""
+    """Draw a start (5,) from the published protocol's ranges, but from all their real numbers."""
     agent, block = random.uniform(*AGENT_RANGE, 2), random.uniform(*BLOCK_RANGE, 2)
     return np.array([*agent, *block, random.uniform(-np.pi, np.pi)])
 
 
 def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
-    """Make one demonstration, a function of `seed` and `index` alone; starts that the expert fails from are redrawn.
+    """Make one demonstration, a function of `seed` and `index`; a start the expert fails from is redrawn.
 
     Returns:
-        state (n, 5) float64, before the action of the same row; action (n, 2), keypoint (n, 9, 2), n_contacts (n, 1)
-        of the step that led to the state, float32 all three.
+        state (n, 5) float64, before the action of the same row; action (n, 2) and keypoint (n, 9, 2) float32;
+        n_contacts (n, 1) float32, of the step that led to the state.
     """
     random = np.random.default_rng([seed, index])
     while True:
@@ -401,7 +413,7 @@ def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
         disturbance = np.zeros((STEPS, 2))
         if random.random() < DISTURBED:
             disturbance = bumps(random, STEPS, 2, height=BUMP)
-        if demonstrate(task, disturbance) and task.states:
+        if demonstrate(task, disturbance):
             return task.recorded()
 
 
@@ -433,8 +445,8 @@ def make(episodes: int, seed: int = 0, workers: int = 1) -> tuple[dict[str, NDAr
 
 USAGE = """usage: python -m immiscible_policy.demos make out=STORE
 
-Makes PushT demonstrations with a scripted expert: it plans pushes a few ahead and carries them out in the simulation.
-The same words make the same store, bit for bit; `seed=0` makes the one that comes with the project.
+Makes PushT demonstrations with a scripted expert, which plans a few pushes ahead and carries them out in the
+simulation. The same words make the same store, bit for bit; without any but out= it is the project's own.
 
 example:
   python -m immiscible_policy.demos make out=data/pusht_expert.zarr"""
@@ -461,8 +473,10 @@ def main(argv: list[str]) -> None:
         raise CommandError(f"out={words['out']} exists already; choose another path or remove it first")
     arrays, ends = make(words["episodes"], words["seed"], words["workers"])
     attrs = {
-        "made by": "immiscible_policy.demos.expert, planned pushes carried out in envs.simulation; no human data",
-        "command": f"python -m immiscible_policy.demos make episodes={words['episodes']} seed={words['seed']}",
+        "made_by": "a scripted expert: planned pushes carried out in envs.simulation, no human data",
+        "command": "python -m immiscible_policy.demos make",
+        "episodes": words["episodes"],
+        "seed": words["seed"],
         "pymunk": pymunk.version,
         "numpy": np.__version__,
     }

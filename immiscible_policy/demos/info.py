@@ -116,14 +116,13 @@ def draw(demos: Demonstrations) -> Figure:
     return figure
 
 
-def _draw_paths(
-    axes: Axes, demos: Demonstrations, xy: np.ndarray, colours: list[str], title: str
-) -> None:
+def _draw_paths(axes: Axes, demos: Demonstrations, xy: np.ndarray, colours: list[str], title: str) -> None:
     axes.fill(*place(OUTLINE, GOAL_POSE).T, color=GOAL, zorder=1)
     axes.plot(*place(OUTLINE[[*range(8), 0]], GOAL_POSE).T, color=GOAL_EDGE, linewidth=1.5, zorder=3)
     paths = [xy[episode] for episode in demos.episodes]
     axes.add_collection(LineCollection(paths, colors=colours, linewidths=0.7, alpha=0.4, zorder=2))
-    axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", xlabel="x [px]", ylabel="y [px]", xticks=TICKS, yticks=TICKS)
+    axes.set(xlim=(0, 512), xticks=TICKS, xlabel="x [px]", aspect="equal")
+    axes.set(ylim=(512, 0), yticks=TICKS, ylabel="y [px]")
     axes.set_title(title, fontsize=11, color=INK)
 
 

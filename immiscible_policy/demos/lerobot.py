@@ -32,7 +32,7 @@ FIT_TOLERANCE = 0.1
 """Largest distance [px] of a corner from the fitted T; float32 rounding stays below 0.001."""
 WIDTHS = {"observation.state": 2, "observation.environment_state": 16, "action": 2}
 """Numbers per frame in each column that is converted."""
-COUNTERS = ("episode_index", "frame_index")
+NAMES = [*WIDTHS, "episode_index", "frame_index"]
 CONTROL_HZ = 10
 
 USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE
@@ -137,20 +137,16 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise CommandError("convert needs pyarrow: pip install 'immiscible-policy[lerobot]'") from error
-    names = [*WIDTHS, *COUNTERS]
     files = sorted((path / "data").rglob("*.parquet"))
     if not files:
         raise StoreError(f"{path}: no parquet file under data/")
     tables = []
     for file in files:
         try:
-            table = pyarrow.parquet.read_table(file, columns=names)
+            tables.append(_read_file(file, pyarrow.parquet.ParquetFile(file)))
         except (pyarrow.ArrowException, OSError) as error:
             raise StoreError(f"{file}: cannot be read ({error})") from error
-        if lacking := [name for name in names if name not in table.column_names]:
-            raise StoreError(f"{file}: has no column {lacking[0]}")
-        tables.append({name: _numbers(file, name, table[name].combine_chunks()) for name in names})
-    columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in NAMES}
     order = np.lexsort((columns["frame_index"], columns["episode_index"]))
     return {name: values[order] for name, values in columns.items()}
 
@@ -194,6 +190,14 @@ def fit_pose(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     position = (corners - place(CORNERS, turned)).mean(axis=1)
     pose = np.concatenate([position, angle[:, None]], axis=1)
     return pose, np.linalg.norm(corners - place(CORNERS, pose), axis=-1).max(axis=1)
+
+
+def _read_file(file: Path, parquet: Any) -> dict[str, np.ndarray]:
+    lacking = [name for name in NAMES if name not in parquet.schema_arrow.names]
+    if lacking:
+        raise StoreError(f"{file}: has no column {lacking[0]}")
+    table = parquet.read(columns=NAMES)
+    return {name: _numbers(file, name, table[name].combine_chunks()) for name in NAMES}
 
 
 def _numbers(file: Path, name: str, column: Any) -> np.ndarray:

@@ -1,14 +1,14 @@
 """A demonstrator for manipulation tasks: it looks a few plans ahead, follows the first one, and looks again.
 
-The planner knows nothing of the task. A task says which plans there are, where each is expected to lead and what is
-left to do from there (a rough model is enough), and how to follow a plan step by step. `search` looks through the
-sequences of plans with a beam; `demonstrate` follows the best one, pushed off course now and then, so that the
-recordings also show how to recover::
+The planner knows nothing of the task. A task says which plans there are, where each is expected to lead and
+what is left to do from there (a rough model is enough), and how to follow a plan step by step. `search`
+looks through the sequences of plans with a beam; `demonstrate` follows the best one, pushed off course now
+and then, so that the recordings also show how to recover::
 
-    state --search--> plan --follow--> action + disturbance --step--> ... until the plan ends; then search again
+    state --search--> plan --follow--> action + disturbance --step--> ... when the plan ends, search again
 
-The disturbance is part of the action that is recorded: as in DART (Laskey et al., CoRL 2017) the demonstrations
-cover the states that a learner's small mistakes lead to, and replaying them stays exact.
+The disturbance is part of the action that is recorded: as in DART (Laskey et al., CoRL 2017) the
+demonstrations cover the states that a learner's small mistakes lead to, and replaying them stays exact.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Task(Protocol):
         """(N,) steps still needed from each of the states (N, S), estimated."""
 
     def follow(self, plan: Array) -> Iterator[Array]:
-        """Actions (A,) that carry out a plan, each a function of the live system's state; ends with the plan."""
+        """Actions (A,) that carry out a plan, each from the live system's state; ends with the plan."""
 
     def step(self, action: Array) -> None:
         """Act on the live system for one step."""
@@ -62,7 +62,7 @@ class Task(Protocol):
         """Whether the live system is at its goal."""
 
 
-def search(task: Task, depth: int = 3, width: int = 256) -> Array:
+def search(task: Task, depth: int = 3, width: int = 128) -> Array:
     """Find the first plan of the best sequence of plans from the live system's state, by beam search.
 
     Args:

@@ -259,17 +259,19 @@ def undecodable_chunks(array: zarr.Array) -> Iterator[str]:
 
 
 def read_rows(array: zarr.Array, rows: np.ndarray | None = None) -> np.ndarray:
-    """Read an array, or some of its rows in increasing order.
+    """Read an array, or some of its rows in increasing order, in the machine's byte order.
 
     Raises:
         StoreError: If a chunk file cannot be decoded, naming it.
     """
     try:
         if rows is None:
-            return np.asarray(array[:])
-        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-            return np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])
-        return np.asarray(array.oindex[rows])
+            values = array[:]
+        elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+            values = array[int(rows[0]) : int(rows[-1]) + 1]
+        else:
+            values = array.oindex[rows]
+        return np.asarray(values, np.dtype(array.dtype).newbyteorder("="))
     except Exception as error:  # every codec has its own exception
         path = str(array.store_path.store).removeprefix("file://")
         problem = next(undecodable_chunks(array), f"{array.path} cannot be read ({error})")

@@ -9,7 +9,7 @@ A window starts at a step `s` and covers `horizon` steps. With horizon 16, obs_s
                                 ^ now: the newest observation, and the first action sent
 
 The windows of an episode of n steps start at s = -(obs_steps - 1) ... n - horizon + (action_steps - 1). In
-the first, the episode has just begun; the last one sends the last recorded actions::
+the first, the episode has just begun; with the numbers above, the last one sends the last recorded actions::
 
     step of the episode   -1    0    1    2   ...  n-2  n-1    n  n+1   ...
     first window           p    r    r    r   ...                              (obs_steps - 1 of p)

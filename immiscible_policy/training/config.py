@@ -1,7 +1,7 @@
 """The options of a training run: Hydra composes them, a typed schema checks them, mistakes become one line.
 
 Hydra's own front end creates directories, prints stack traces and reads `seed=0,3,7` as a sweep; its compose API does
-none of that. Words whose values are text (`seed`, paths) are quoted before Hydra's grammar sees them.
+none of that. Words whose values are text (`seed`, paths) never reach Hydra's grammar: they may hold anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -86,7 +88,7 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The resolved options as YAML."""
-        return OmegaConf.to_yaml(OmegaConf.structured(self))
+        return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
 TEXT_KEYS = {f.name for f in fields(TrainConfig) if "str" in str(f.type)} - set(GROUPS)
@@ -121,13 +123,15 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
     device = _device(given.get("device", "auto"))
     if "scale" not in given:
         given["scale"] = "paper" if device == "cuda" else "cpu"
-    overrides = [_override(key, text, given) for key, text in given.items()]
+    overrides = [_parsed(_override(key, text, given)) for key, text in given.items() if key not in TEXT_KEYS]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = compose("train", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise CommandError(_explain(error, given)) from None
-    config = _typed(composed, given)
+        raise CommandError(one_line(error)) from None
+    plain = OmegaConf.to_container(composed, resolve=True)
+    texts = {key: None if text == "null" else text for key, text in given.items() if key in TEXT_KEYS}
+    config = _typed(plain | texts, given)  # type: ignore[operator]
     _resolve(config, device)
     _check_ranges(config)
     return config
@@ -140,7 +144,7 @@ def read_config(path: Path) -> TrainConfig:
         CommandError: If the file is missing, damaged or of another version.
     """
     try:
-        return _typed(OmegaConf.load(path), {})  # type: ignore[arg-type]
+        return _typed(yaml.safe_load(path.read_text()), {})
     except FileNotFoundError:
         raise CommandError(f"{path} is missing; is {path.parent} a run directory?") from None
     except Exception as error:  # yaml has many
@@ -172,7 +176,7 @@ def _noise_options() -> list[str]:
 
 
 def _override(key: str, text: str, given: dict[str, str]) -> str:
-    """One Hydra override; selector options move into the noise group, text is quoted."""
+    """One Hydra override; selector options move into the noise group."""
     if key in GROUPS:
         return f"{key}={text}"
     if key in _noise_options():
@@ -181,10 +185,20 @@ def _override(key: str, text: str, given: dict[str, str]) -> str:
             takes = ", ".join(selector_options(name)) or "no options"
             raise CommandError(f"{key}={text}: noise={name} has no {key} (it takes {takes})")
         return f"noise.{key}={text}"
-    if key in TEXT_KEYS and text != "null":
-        quoted = text.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{quoted}'"
     return f"{key}={text}"
+
+
+def _parsed(override: str) -> str:
+    """Return an override that Hydra's grammar accepts.
+
+    Raises:
+        CommandError: If it does not.
+    """
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        raise CommandError(f"{override.removeprefix('noise.')}: the value cannot be read") from None
+    return override
 
 
 def _default_noise(given: dict[str, str]) -> str:
@@ -198,24 +212,14 @@ def _default_noise(given: dict[str, str]) -> str:
     return "vanilla"
 
 
-def _explain(error: Exception, given: dict[str, str]) -> str:
-    """Name the word that Hydra stumbled over."""
-    message = one_line(error)
-    for key, text in given.items():
-        if f"{key}={text}" in message or re.search(rf"\b{re.escape(key)}\b", message):
-            return f"{key}={text}: cannot be read ({message.split(' See https')[0][:160]})"
-    return message
-
-
-def _typed(composed: DictConfig, given: dict[str, str]) -> TrainConfig:
-    values = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(values, dict)
+def _typed(values: dict[str, Any], given: dict[str, str]) -> TrainConfig:
+    """Fill the schema; `given` are the words as typed, for messages."""
     schema = OmegaConf.structured(TrainConfig)
     for key, value in values.items():
         if key not in KEYS:
             raise CommandError(unknown("option", str(key), KEYS))
         try:
-            schema[key] = value
+            schema[key] = value.replace("${", "\\${") if isinstance(value, str) else value
         except OmegaConfBaseException:
             kind = next(f.type for f in fields(TrainConfig) if f.name == key)
             text = given.get(str(key), value)

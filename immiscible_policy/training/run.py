@@ -123,7 +123,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
     directory = seed_directory(run, seed)
     checkpoints = directory / "checkpoints"
     with _alone(directory):
-        state, policy = _build_state(config, parts, seed)
+        state, policy = build_state(config, parts, seed)
         _resume(state, checkpoints)
         report({"event": "started", "seed": seed, "step": state.step})
         metrics = MetricsFile(directory / "metrics.jsonl", state.step)
@@ -168,7 +168,8 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         report({"event": "finished", "seed": seed, "step": state.step})
 
 
-def _build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
+def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
+    """The training state at step 0, and the policy in it; weights are a function of the seed."""
     torch.manual_seed(derive_seed("weights", seed) % 2**63)  # torch's initialisers draw from the global stream alone
     observation = Normalizer.fit(parts.training.obs)
     action = Normalizer.fit(parts.training.action)

@@ -65,6 +65,7 @@ def test_formats_2_and_3_read_the_same(tmp_path, dtype):
     two = open_store(write_plain(tmp_path / "two.zarr", arrays, ends, zarr_format=2))
     three = open_store(write_plain(tmp_path / "three.zarr", arrays, ends, zarr_format=3, rows=5))
     assert_same(two, three)
+    assert two.state.dtype.isnative and three.image[:1].dtype.isnative
     np.testing.assert_array_equal(two.image[:], three.image[:])
     assert content_hash(two, images=True) == content_hash(three, images=True)
 

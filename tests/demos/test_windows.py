@@ -46,8 +46,14 @@ def test_windows_stay_in_their_episode_and_pad_its_edges(demos, layout):
     moves = np.diff(index.step, axis=1)
     both_real = index.real[:, 1:] & index.real[:, :-1]
     assert (moves[both_real] == 1).all() and (moves[~both_real] == 0).all()
-    assert (~index.real[:, : layout.horizon]).sum(axis=1).max() <= layout.obs_steps + layout.action_steps - 2
-    assert index.real[:, layout.sent].all(), "every sent action is a recorded one"
+    assert (~index.real).sum(axis=1).max() <= layout.obs_steps + layout.action_steps - 2
+
+
+def test_every_action_sent_is_a_recorded_one_and_every_recorded_one_is_sent(demos):
+    layout = Layout()
+    index = window_index(demos.episode_ends, layout)
+    assert index.real[:, layout.sent].all()
+    assert set(index.step[:, layout.sent].ravel()) == set(range(len(demos)))
 
 
 @pytest.mark.parametrize("obs", ["keypoints", "state"])

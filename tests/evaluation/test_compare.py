@@ -164,12 +164,18 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["a={run}", "b={run}", "out={run}/config.yaml"], "is a file"),
     ],
 )
-def test_a_mistake_is_one_line_and_creates_nothing(tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_mistake_is_refused_and_creates_nothing(tmp_path: Path, words: list[str], message: str) -> None:
     run = write_run(tmp_path / "run", noisy(0, 0))
     before = sorted(tmp_path.rglob("*"))
-    words = [word.format(run=run, absent=tmp_path / "absent") for word in words]
+    with pytest.raises(ValueError, match=message):
+        main([word.format(run=run, absent=tmp_path / "absent") for word in words])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
     script = "from immiscible_policy.evaluation.compare import main; main()"
+    words = [f"a={tmp_path / 'absent'}", f"b={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert message in done.stderr and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
-    assert sorted(tmp_path.rglob("*")) == before
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "absent is no directory" in done.stderr

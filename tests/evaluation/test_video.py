@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from envs.geometry import GOAL_POSE
+from immiscible_policy.evaluation import video
+from immiscible_policy.evaluation.agent import spec_metadata
+from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.video import (
     GREEN,
@@ -22,6 +26,8 @@ from immiscible_policy.evaluation.video import (
     tile,
     write_video,
 )
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.training.checkpoint import save_checkpoint
 
 STATE = np.array([256.0, 400.0, 200.0, 200.0, 0.3])
 
@@ -153,3 +159,38 @@ def test_mistakes_are_refused_before_anything_is_made(
     with pytest.raises(ValueError, match=message):
         main([word.format(absent=tmp_path / "absent") for word in words])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An untrained policy of little size."""
+    spec = PolicySpec(
+        obs="keypoints",
+        obs_dim=20,
+        action_dim=2,
+        horizon=16,
+        obs_steps=2,
+        action_steps=8,
+        diffusion_steps=100,
+        data_scale=1.0,
+        down_dims=(8, 16),
+        step_embed_dim=8,
+        kernel_size=3,
+        groups=4,
+    )
+    weights = build_policy(spec).state_dict()
+    path = tmp_path / "step_000500"
+    save_checkpoint(path, spec_metadata(spec) | {"step": 500, "seed": 0}, {"model": weights, "ema": weights})
+    return path
+
+
+def test_the_command_renders_a_checkpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(video, "evaluate", partial(evaluate, max_steps=5, batch_size=3))
+    out = checkpoint.parent / "rollout.mp4"
+    words = [f"checkpoint={checkpoint}", f"out={out}", "starts=100000..100002", "columns=2", "size=64"]
+    assert main([*words, "sampling_steps=1"]) == 0
+    assert imageio.imread(out, plugin="FFMPEG").shape == (6, 2 * 78, 2 * 64, 3)
+    printed = capsys.readouterr().out
+    assert "start 100002: no success after 5 steps" in printed and "6 frames in" in printed

@@ -71,10 +71,10 @@ def test_output_has_the_shape_of_the_chunk(batch):
 
 
 def test_rows_do_not_see_each_other():
-    unet = ConditionalUnet1d(2, 4, step_embed_dim=8, down_dims=(8, 16), groups=4).double()
-    x, c, t = torch.randn(4, 8, 2).double(), torch.randn(4, 4).double(), torch.tensor([0, 30, 60, 99])
+    unet = ConditionalUnet1d(2, 4, step_embed_dim=8, down_dims=(8, 16), groups=4)
+    x, c, t = torch.randn(4, 8, 2), torch.randn(4, 4), torch.tensor([0, 30, 60, 99])
     alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], c[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(unet(x, t, c), alone)
+    torch.testing.assert_close(unet(x, t, c), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_film_scales_and_shifts_as_written():

@@ -1,0 +1,41 @@
+# make setup   a virtual environment in .venv with everything the project needs
+# make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
+# make test    lint, types, and the default tests
+# make check   lint and types alone
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+TRAIN := $(RUN) train_policy.py experiment=demo resume=true
+
+.PHONY: setup demo test check slow lock
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, PYTHON=... names it")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(TRAIN) noise=vanilla out=$(DEMO)/vanilla
+	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2
+	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla out=$(DEMO)/comparison
+	$(RUN) render_rollout.py checkpoint=$(DEMO)/knn_k2/seed_0/checkpoints/last out=$(DEMO)/rollout.mp4
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: check
+	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
+
+slow: setup
+	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m slow
+
+# Pin what the current environment holds (after upgrading it by hand), for pip, without any index address.
+lock: setup
+	$(RUN) -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock

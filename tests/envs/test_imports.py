@@ -1,0 +1,27 @@
+"""`import envs` stays light, and the specification in the registry is the one that was promised."""
+
+import subprocess
+import sys
+
+import gymnasium
+
+import envs
+from tests.conftest import ROOT
+
+
+def test_import_envs_loads_neither_the_learner_nor_torch_nor_pygame():
+    code = (
+        "import sys, envs, gymnasium\n"
+        "gymnasium.make('immiscible/PushT-v0').reset(seed=0)\n"
+        "print([name for name in ('torch', 'immiscible_policy', 'pygame', 'zarr') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_registered_specification():
+    spec = gymnasium.spec("immiscible/PushT-v0")
+    assert spec.max_episode_steps == envs.MAX_EPISODE_STEPS == 300
+    assert spec.entry_point == "envs.pusht:PushTEnv"
+    assert spec.vector_entry_point == "envs.vector:PushTVectorEnv"

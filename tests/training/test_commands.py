@@ -1,0 +1,269 @@
+"""Training, evaluation and resume through the real command line, on a store of a hundred steps."""
+
+import fcntl
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+
+from immiscible_policy.evaluation.rows import read_rows
+from immiscible_policy.training.checkpoint import list_checkpoints
+from tests.training.helpers import ROOT, command, refused, tree, write_small_store
+
+FAST = ("experiment=debug", "threads=1", "precision=fp32", "episodes=1", "steps=20", "checkpoint_every=5", "eval_every=20")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    """One uninterrupted run of one seed."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    result = command("train_policy.py", *FAST, "noise=knn", "k=2", "seed=1", f"data={store}", f"out={out}")
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def weights(run, seed=1):
+    checkpoint = list_checkpoints(run / f"seed_{seed}" / "checkpoints")[-1]
+    return {name: (checkpoint.path / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")}
+
+
+def test_a_run_directory_holds_what_is_promised(finished):
+    out, printed = finished
+    assert printed.splitlines()[0] == f"out={out}"
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["noise"] == {"name": "knn", "k": 2, "form": "auto"} and config["steps"] == 20
+    seed = out / "seed_1"
+    assert sorted(path.name for path in (seed / "checkpoints").iterdir()) == [
+        "step_000005", "step_000010", "step_000015", "step_000020",
+    ]  # fmt: skip
+    header = (seed / "episodes.csv").read_text().splitlines()[0]
+    assert header == "checkpoint,start,seed,success,max_coverage,final_coverage,max_reward,steps"
+    (row,) = read_rows(seed / "episodes.csv")
+    assert (row.checkpoint, row.start, row.seed, row.steps) == (20, 100_000, 1, 300)
+    steps = [json.loads(line)["step"] for line in (seed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15, 20, 20]
+    summary = json.loads((out / "summary.json").read_text())
+    for metric in ("coverage", "reward"):
+        for kind in ("last10", "max"):
+            assert {"mean", "low", "high"} <= summary["pooled"][metric][kind].keys()
+    assert summary["pooled"]["coverage"]["max"]["mean"] == row.max_coverage
+    assert (out / "summary.md").read_text() in printed + "\n"
+
+
+def test_the_same_command_gives_the_same_weights(finished, store, tmp_path):
+    out, _ = finished
+    again = command("train_policy.py", *FAST, "noise=knn", "k=2", "seed=1", f"data={store}", f"out={tmp_path / 'a'}")
+    assert again.returncode == 0 and weights(tmp_path / "a") == weights(out)
+
+
+def test_seeds_in_parallel_equal_a_seed_alone(finished, store, tmp_path):
+    out, _ = finished
+    result = command(
+        "train_policy.py", *FAST, "noise=knn", "k=2", "seed=0..1", "parallel=2", f"data={store}", f"out={tmp_path / 'a'}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert weights(tmp_path / "a", 1) == weights(out, 1) != weights(tmp_path / "a", 0)
+    assert set(json.loads((tmp_path / "a" / "summary.json").read_text())["seeds"]) == {"0", "1"}
+
+
+def test_a_selector_changes_what_is_learned_and_k_of_one_is_vanilla(store, tmp_path):
+    for name, words in {"vanilla": ["noise=vanilla"], "knn1": ["noise=knn", "k=1"], "knn2": ["noise=knn"]}.items():
+        result = command("train_policy.py", *FAST, "seed=1", *words, f"data={store}", f"out={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+    runs = {name: weights(tmp_path / name)["model"] for name in ("vanilla", "knn1", "knn2")}
+    assert runs["vanilla"] == runs["knn1"] != runs["knn2"]
+
+
+LONG = (*FAST[:-3], "steps=240", "checkpoint_every=20", "eval_every=240", "noise=knn", "k=2", "seed=1")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store, tmp_path_factory):
+    """Weights after a run long enough to be killed in its middle."""
+    out = tmp_path_factory.mktemp("runs") / "long"
+    assert command("train_policy.py", *LONG, f"data={store}", f"out={out}").returncode == 0
+    return weights(out)
+
+
+def kill_and_resume(store, out, delays):
+    """Kill a training -9 at random moments after its start or its first checkpoint, then let it finish.
+
+    Returns:
+        The steps at which it was resumed.
+    """
+    words = [*LONG, f"data={store}", f"out={out}", "resume=true"]
+    resumed = []
+    for delay in delays:
+        process = subprocess.Popen([sys.executable, str(ROOT / "train_policy.py"), *words], cwd=ROOT,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        line = ""
+        while "start seed" not in line and "resume seed" not in line:
+            line = process.stdout.readline()
+        resumed += re.findall(r"resume seed 1 at step (\d+)", line)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    result = command("train_policy.py", *words)
+    assert result.returncode == 0, result.stderr
+    return [int(step) for step in resumed + re.findall(r"resume seed 1 at step (\d+)", result.stdout)]
+
+
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, store, tmp_path):
+    resumed = kill_and_resume(store, tmp_path / "a", [1.0, 0.5])
+    assert resumed and all(0 < step < 240 and step % 20 == 0 for step in resumed)
+    assert weights(tmp_path / "a") == uninterrupted
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_equals_uninterrupted(uninterrupted, store, tmp_path):
+    moments, resumed = random.Random(1), []
+    for number in range(10):
+        resumed += kill_and_resume(store, tmp_path / str(number), [moments.uniform(0, 2), moments.uniform(0, 2)])
+        assert weights(tmp_path / str(number)) == uninterrupted
+    assert len(set(resumed)) >= 5
+
+
+def test_a_finished_run_is_left_alone(finished, store):
+    out, _ = finished
+    before = tree(out)
+    words = (*FAST, "noise=knn", "k=2", "seed=1", f"data={store}", f"out={out}")
+    result = command("train_policy.py", *words, "resume=true")
+    assert result.returncode == 0 and "finished already" in result.stdout
+    assert tree(out) == before
+    assert "resume=true" in refused(command("train_policy.py", *words))
+    changed = refused(command("train_policy.py", *words, "lr=0.001", "resume=true"))
+    assert "lr=0.001 differs" in changed and "lr=0.0003" in changed
+    assert tree(out) == before
+
+
+def test_one_seeds_crash_neither_hides_nor_stops_the_others(store, tmp_path):
+    words = (*FAST, "seed=0..2", "parallel=1", f"data={store}", f"out={tmp_path}/run")
+    assert command("train_policy.py", *words).returncode == 0
+    whole = {seed: weights(tmp_path / "run", seed) for seed in (0, 2)}
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "run" / f"seed_{seed}" / "checkpoints")
+    with open(tmp_path / "run" / "seed_1" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refused(command("train_policy.py", *words, "resume=true"))
+    assert "seed 1 failed" in line and "another process" in line and "log.txt" in line
+    assert {seed: weights(tmp_path / "run", seed) for seed in (0, 2)} == whole
+    assert command("train_policy.py", *words, "resume=true").returncode == 0
+
+
+@pytest.mark.parametrize("noise", ["vanilla", "linear"])
+def test_evaluation_of_a_checkpoint_repeats_what_training_recorded(noise, store, tmp_path):
+    out = tmp_path / "run"
+    assert command("train_policy.py", *FAST, f"noise={noise}", f"data={store}", f"out={out}").returncode == 0
+    csv = tmp_path / "rows.csv"
+    result = command("eval_policy.py", f"run={out}", "checkpoints=last", "episodes=1", "sampling_steps=2", f"out={csv}")
+    assert result.returncode == 0, result.stderr
+    assert read_rows(csv) == read_rows(out / "seed_0" / "episodes.csv")
+
+
+def test_fresh_starts_enter_the_summary(store, tmp_path):
+    out = tmp_path / "run"
+    assert command("train_policy.py", *FAST, f"data={store}", f"out={out}").returncode == 0
+    result = command("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2", "sampling_steps=2")
+    assert result.returncode == 0, result.stderr
+    assert "max_fresh" in json.loads((out / "summary.json").read_text())["pooled"]["coverage"]
+    assert [row.start for row in read_rows(out / "seed_0" / "fresh.csv")] == [200_000, 200_001]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(store, tmp_path):
+    before = tree(tmp_path)
+    result = command("train_policy.py", *FAST, "noise=knn", "k=8", "seed=0..2", f"data={store}",
+                     f"out={tmp_path / 'new'}", "dry_run=true")  # fmt: skip
+    assert result.returncode == 0 and tree(tmp_path) == before and not (tmp_path / "new").exists()
+    for said in ("k=8", "seeds 0, 1, 2", "4 episodes", "20 steps of 32 windows", "1 evaluations of 1 starts"):
+        assert said in result.stdout
+
+
+def break_store(path, how):
+    if how == "missing":
+        return path / "nowhere.zarr"
+    if how == "truncated":
+        next((path / "data" / "action").glob("[0-9]*")).unlink()
+    if how == "nan":
+        zarr.open_group(path, mode="r+")["data/state"][7, 2] = np.nan
+    if how == "episode_ends":
+        zarr.open_group(path, mode="r+")["meta/episode_ends"][-1] = 95
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("missing", "nowhere.zarr"), ("truncated", "data/action"), ("nan", "data/state"), ("episode_ends", "95")],
+)
+def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, said):
+    path = break_store(write_small_store(tmp_path / "s.zarr"), how)
+    before = tree(tmp_path)
+    line = refused(command("train_policy.py", *FAST, f"data={path}", f"out={tmp_path / 'run'}"))
+    assert said in line and tree(tmp_path) == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stepz=3"], "steps"),
+        (["noise=kn"], "knn"),
+        (["k=2"], "noise=vanilla has no k"),
+        (["steps=-1"], "steps=-1"),
+        (["lr=fast"], "lr=fast"),
+        (["seed=2..0"], "0..2"),
+        (["device=cuda"], "device=cuda"),
+        (["horizon=10"], "horizon=10"),
+        (["action_steps=16"], "action_steps=16"),
+        (["sampling_steps=200"], "sampling_steps=200"),
+        (["starts=best"], "starts=best"),
+        (["data=/dev/null"], "/dev/null"),
+    ],
+)
+def test_mistakes_are_one_line_and_create_nothing(words, said, store, tmp_path):
+    data = [] if any(word.startswith("data=") for word in words) else [f"data={store}"]
+    line = refused(command("train_policy.py", *data, f"out={tmp_path / 'run'}", *words))
+    assert said in line and not list(tmp_path.iterdir())
+
+
+def test_out_that_is_in_use_is_refused(store, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    line = refused(command("train_policy.py", *FAST, f"data={store}", f"out={tmp_path}"))
+    assert "other files" in line and tree(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_changed_data_is_refused_on_resume(tmp_path):
+    path = write_small_store(tmp_path / "s.zarr")
+    words = (*FAST, f"data={path}", f"out={tmp_path / 'run'}")
+    assert command("train_policy.py", *words).returncode == 0
+    checkpoint = list_checkpoints(tmp_path / "run" / "seed_0" / "checkpoints")[-1]
+    (checkpoint.path / "metadata.json").unlink()
+    zarr.open_group(path, mode="r+")["data/action"][3, 0] += 1
+    assert "has changed" in refused(command("train_policy.py", *words, "resume=true"))
+
+
+def test_a_corrupt_checkpoint_is_named(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    file = list_checkpoints(copy / "seed_1" / "checkpoints")[-1].path / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    line = refused(command("eval_policy.py", f"run={copy}", "episodes=1", "sampling_steps=2", "checkpoints=last"))
+    assert "ema.safetensors" in line and "corrupt" in line
+
+
+@pytest.mark.parametrize("script", ["train_policy.py", "eval_policy.py", "compare_policies.py", "render_rollout.py"])
+def test_every_script_explains_itself(script):
+    result = command(script, "--help")
+    assert result.returncode == 0 and script in result.stdout and result.stderr == ""

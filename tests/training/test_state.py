@@ -1,0 +1,235 @@
+"""Training state, checkpoints, batches: laws in memory."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from immiscible_policy.randomness import derive_seed
+from immiscible_policy.training import checkpoint as checkpoints
+from immiscible_policy.training.loop import Schedule, TrainingDiverged, train
+from immiscible_policy.training.objective import ShuffledOrder
+from immiscible_policy.training.state import TrainState
+
+
+class Regression:
+    """Least squares on fixed data: a loss with hand algebra."""
+
+    def __init__(self, model, parts=1):
+        self.model, self.parts = model, parts
+
+    def batches(self, step):
+        generator = torch.Generator().manual_seed(step)
+        batch = (torch.randn(8, 3, generator=generator), torch.randn(8, 1, generator=generator))
+        return list(zip(*(field.chunk(self.parts) for field in batch), strict=True))
+
+    def loss(self, batch):
+        return (self.model(batch[0]) - batch[1]).square().mean()
+
+
+def make_state(steps=12, warmup=4, lr=1e-2, ema_max=0.9999) -> TrainState:
+    torch.manual_seed(0)
+    return TrainState(
+        torch.nn.Sequential(torch.nn.Linear(3, 1)), lr=lr, betas=(0.95, 0.999), weight_decay=1e-6,
+        warmup_steps=warmup, steps=steps, ema_power=0.75, ema_max=ema_max,
+    )  # fmt: skip
+
+
+def run(state, steps, parts=1, every=100, save=lambda state: None, evaluate=lambda state: {}):
+    rows = []
+    objective = Regression(state.model, parts)
+    schedule = Schedule(steps, log_every=3, eval_every=every, checkpoint_every=every)
+    train(state, objective, schedule, precision="fp32", record=rows.append, evaluate=evaluate, save=save)
+    return rows
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    state = make_state(steps=12, warmup=4, lr=1.0)
+    rates = []
+    for _ in range(12):
+        rates.append(state.lr)
+        state.advance()
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert rates == pytest.approx(rates[:4] + [0.5 * (1 + torch.cos(torch.tensor(i / 8 * torch.pi)).item())
+                                               for i in range(8)], abs=1e-6)  # fmt: skip
+    assert state.lr == pytest.approx(0, abs=1e-12)
+
+
+def test_ema_follows_the_published_decay():
+    """After update n (from 1) the decay is 1 - n ** -0.75, capped; the shadow is their running blend."""
+    state = make_state(ema_max=0.6)
+    shadow = state.model[0].weight.detach().clone()
+    for n in range(1, 8):
+        with torch.no_grad():
+            state.model[0].weight += 1.0
+        state.ema.step(state.parameters)
+        decay = min(1 - n**-0.75, 0.6)
+        shadow = decay * shadow + (1 - decay) * state.model[0].weight.detach()
+    torch.testing.assert_close(state.ema_state()["0.weight"], shadow)
+
+
+def test_evaluation_sees_ema_weights_and_leaves_the_trained_ones():
+    state = make_state()
+    run(state, 6)
+    trained = {name: tensor.clone() for name, tensor in state.weights().items()}
+    with state.ema_weights() as model:
+        assert same(dict(model.state_dict()), state.ema_state()) and not model.training
+    assert same(state.weights(), trained) and state.model.training
+    assert not same(state.ema_state(), trained)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_accumulated_micro_batches_equal_the_whole_batch(parts):
+    whole, cut = make_state(), make_state()
+    run(whole, 6)
+    run(cut, 6, parts)
+    for name, tensor in whole.weights().items():
+        torch.testing.assert_close(cut.weights()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_restored_state_continues_bit_for_bit(stop):
+    straight, first = make_state(), make_state()
+    run(straight, 12)
+    objective = Regression(first.model)
+    for step in range(stop):
+        objective.loss(objective.batches(step)[0]).backward()
+        first.advance()
+    second = make_state()
+    second.restore(first.step, first.weights(), first.ema_state(), first.optimizer_state())
+    assert second.lr == first.lr
+    run(second, 12)
+    assert same(second.weights(), straight.weights()) and same(second.ema_state(), straight.ema_state())
+    assert same(second.optimizer_state(), straight.optimizer_state())
+
+
+def test_evaluation_comes_before_the_checkpoint_and_both_at_the_end():
+    events = []
+    state = make_state()
+    run(state, 10, every=4, save=lambda s: events.append(("save", s.step)),
+        evaluate=lambda s: events.append(("evaluate", s.step)) or {})  # fmt: skip
+    assert events == [(what, step) for step in (4, 8, 10) for what in ("evaluate", "save")]
+
+
+def test_logged_loss_is_the_mean_since_the_last_row():
+    state = make_state(lr=1e-12)
+    rows = [row for row in run(state, 6) if "loss" in row]
+    objective = Regression(state.model)
+    losses = [objective.loss(objective.batches(step)[0]).item() for step in range(6)]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert [row["loss"] for row in rows] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3], rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_before_a_checkpoint():
+    state, saved = make_state(), []
+    with torch.no_grad():
+        state.model[0].weight[:] = float("nan")
+    with pytest.raises(TrainingDiverged, match="nan at step 3"):
+        run(state, 6, every=3, save=saved.append)
+    assert saved == []
+
+
+def test_every_epoch_visits_every_row_once_and_is_a_function_of_the_step():
+    order = ShuffledOrder(size=10, batch_size=4, seed=3)
+    rows = torch.cat([order.rows(step) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == list(range(10)) == sorted(rows[10:].tolist())
+    assert rows[:10].tolist() != rows[10:].tolist()
+    fresh = ShuffledOrder(size=10, batch_size=4, seed=3)
+    assert torch.equal(fresh.rows(2), order.rows(2))
+    assert not torch.equal(ShuffledOrder(size=10, batch_size=4, seed=4).rows(0), order.rows(0))
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    rows = ShuffledOrder(size=3, batch_size=7, seed=0).rows(1)
+    assert len(rows) == 7 and set(rows.tolist()) == {0, 1, 2}
+
+
+def test_seeds_differ_by_purpose_and_number():
+    seeds = {derive_seed(purpose, a, b) for purpose in ("noise", "order") for a in range(20) for b in range(20)}
+    assert len(seeds) == 800 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def tensors(value=1.0):
+    return {name: {"w": torch.full((4,), value)} for name in ("model", "ema", "optimizer")}
+
+
+def save(path, step, value=1.0):
+    checkpoints.save_checkpoint(path / f"step_{step:06d}", {"step": step, "seed": 0}, tensors(value))
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    save(tmp_path, 5, 2.5)
+    found = checkpoints.read_checkpoint(tmp_path / "step_000005")
+    assert found.step == 5 and found.resumable
+    assert torch.equal(found.tensors("ema")["w"], torch.full((4,), 2.5))
+
+
+def test_only_the_newest_can_be_resumed_and_last_and_best_are_kept(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+        checkpoints.tidy(tmp_path, "last+best", {1: 0.1, 2: 0.9, 3: 0.9})
+    assert [c.step for c in checkpoints.list_checkpoints(tmp_path)] == [2, 4]
+    assert [c.resumable for c in checkpoints.list_checkpoints(tmp_path)] == [False, True]
+
+
+def test_keep_all_keeps_all(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+        checkpoints.tidy(tmp_path, "all", {})
+    assert [c.step for c in checkpoints.list_checkpoints(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("calls_before", range(8))
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_debris(tmp_path, monkeypatch, calls_before):
+    save(tmp_path, 1)
+    calls, fsync = [], os.fsync
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > calls_before:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    if calls_before < 4:
+        with pytest.raises(OSError, match="step_000002 was not saved: No space left on device"):
+            save(tmp_path, 2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001"]
+    monkeypatch.undo()
+    assert checkpoints.read_checkpoint(tmp_path / "step_000001").tensors("model")["w"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_noticed(tmp_path, name, damage):
+    save(tmp_path, 1)
+    file = tmp_path / "step_000001" / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "truncate":
+        file.write_bytes(content[:-3])
+    elif damage == "flip":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    with pytest.raises(checkpoints.CheckpointError, match=f"{name}.safetensors"):
+        checkpoints.read_checkpoint(tmp_path / "step_000001").tensors(name)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 99, "step": 1, "sha256": {}}'])
+def test_damaged_metadata_is_one_line(tmp_path, content):
+    save(tmp_path, 1)
+    (tmp_path / "step_000001" / "metadata.json").write_text(content)
+    with pytest.raises(checkpoints.CheckpointError, match="metadata.json"):
+        checkpoints.read_checkpoint(tmp_path / "step_000001")
+
+
+def test_metadata_is_plain_json(tmp_path):
+    save(tmp_path, 1)
+    assert json.loads((tmp_path / "step_000001" / "metadata.json").read_text())["step"] == 1
