@@ -28,7 +28,13 @@ def write_result(path: Path, content: dict[str, Any], command: str | list[str]) 
         content: The figures.
         command: The command, or commands, that measured them.
     """
-    whole = {"command": command, "commit": commit(), "hardware": hardware(), "versions": versions(), **content}
+    whole = {
+        "command": command,
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        **content,
+    }
     write_atomically(path, (json.dumps(whole, indent=2) + "\n").encode())
 
 

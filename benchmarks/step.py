@@ -47,7 +47,11 @@ def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
             if block:  # the first block warms up
                 seconds[name].append((time.perf_counter() - start) / block_steps)
     return {
-        "network": {"parameters": run_bare.parameters, "batch_size": config.batch_size, "precision": config.precision},
+        "network": {
+            "parameters": run_bare.parameters,
+            "batch_size": config.batch_size,
+            "precision": config.precision,
+        },
         "threads": config.threads,
         "ms_per_step": {name: round(1e3 * statistics.median(values), 3) for name, values in seconds.items()},
         "ratio_to_bare": {

@@ -33,9 +33,7 @@ class Agent:
         self.policy, self.spec, self.sampler = policy, spec, sampler
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
 
-    def act(
-        self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]
-    ) -> NDArray[np.float64]:
+    def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do)."""
         device = self.policy.action.scale.device
         chunk = self.policy.sample(torch.from_numpy(observations).float().to(device), self.sampler, generators)

@@ -118,6 +118,12 @@ def _table(rows: list[EpisodeRow], title: str) -> Table:
             sum(float(getattr(row, column)) for row in found) / len(found) for column in columns
         )
         table.add_row(
-            str(seed), str(step), f"{coverage:.3f}", f"{final:.3f}", f"{reward:.3f}", f"{success:.0%}", f"{steps:.0f}"
+            str(seed),
+            str(step),
+            f"{coverage:.3f}",
+            f"{final:.3f}",
+            f"{reward:.3f}",
+            f"{success:.0%}",
+            f"{steps:.0f}",
         )
     return table

@@ -136,9 +136,7 @@ def compare(a: Run, b: Run) -> Comparison:
         raise ValueError(f"{a.dir} and {b.dir} share no start; evaluate both on the same starts")
     if not steps:
         raise ValueError(f"{a.dir} and {b.dir} share no checkpoint; evaluate both at the same steps")
-    of_a, of_b = (
-        {seed: found.at(steps, starts) for seed, found in whole.items()} for whole in (whole_a, whole_b)
-    )
+    of_a, of_b = ({seed: found.at(steps, starts) for seed, found in whole.items()} for whole in (whole_a, whole_b))
     paired = list(of_a) == list(of_b)
     results = [
         _result(metric, kind, values_a, values_b, paired)
@@ -161,9 +159,7 @@ def verdict(result: Result) -> str:
     found, name = result.difference, f"{result.metric}, {result.kind}"
     if math.isnan(found.low):
         return f"{name}: A - B = {found.estimate:+.4f}; {found.meaning}, so nothing can be concluded."
-    span = (
-        f"A - B = {found.estimate:+.4f}, 95 % interval [{found.low:+.4f}, {found.high:+.4f}] {found.meaning}"
-    )
+    span = f"A - B = {found.estimate:+.4f}, 95 % interval [{found.low:+.4f}, {found.high:+.4f}] {found.meaning}"
     if not found.excludes_zero:
         return f"{name}: no difference is shown. {span}; every value in it, 0 among them, fits the data."
     better, worse = "AB" if found.estimate > 0 else "BA"
@@ -340,14 +336,10 @@ def _notes(
     if n_seeds == 1:
         notes.append("A run has one training seed: the intervals say nothing about other training seeds.")
     elif paired and n_seeds < 6:
-        notes.append(
-            f"{n_seeds} seeds cannot give a sign test over seeds below p = {2.0 ** (1 - n_seeds):.3g}."
-        )
+        notes.append(f"{n_seeds} seeds cannot give a sign test over seeds below p = {2.0 ** (1 - n_seeds):.3g}.")
     dropped = {step for found in everyone for step in found.steps} - set(steps)
     if dropped:
-        notes.append(
-            f"Left out, as not every seed has them: checkpoints {', '.join(map(str, sorted(dropped)))}."
-        )
+        notes.append(f"Left out, as not every seed has them: checkpoints {', '.join(map(str, sorted(dropped)))}.")
     unshared = {start for found in everyone for start in found.starts} - set(starts)
     if unshared:
         notes.append(f"Left out, as only one run has them: {len(unshared)} starts.")
@@ -378,9 +370,7 @@ def _columns(comparison: Comparison) -> list[str]:
 def _cells(result: Result) -> list[str]:
     found = result.difference
     ends = "" if math.isnan(found.low) else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    needed = (
-        "enough" if found.excludes_zero else f"{_size(result.needed.starts)}, {_size(result.needed.seeds)}"
-    )
+    needed = "enough" if found.excludes_zero else f"{_size(result.needed.starts)}, {_size(result.needed.seeds)}"
     return [
         f"{result.metric}, {result.kind}",
         f"{result.a.estimate:.3f}",

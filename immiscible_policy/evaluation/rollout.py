@@ -38,9 +38,7 @@ class ActingPolicy(Protocol):
     obs: str
     obs_steps: int
 
-    def act(
-        self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]
-    ) -> NDArray[np.float64]:
+    def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, n, 2) in px, given the last observations (B, obs_steps, Do)."""
         ...
 

@@ -142,9 +142,7 @@ def read_run(directory: Path) -> Run:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(
-            f"{directory} is no directory; give a run's directory (with config.yaml and seed_N/)"
-        )
+        raise ValueError(f"{directory} is no directory; give a run's directory (with config.yaml and seed_N/)")
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory} is no run: it has no config.yaml{_runs_below(directory)}")
     config = yaml.safe_load((directory / "config.yaml").read_text())

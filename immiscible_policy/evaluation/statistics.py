@@ -209,9 +209,7 @@ def components(arms: Arms) -> Components:
     n_starts = arms[0].shape[1]
     crossed = all(len(arm) > 1 for arm in arms) and n_starts > 1
     rest = tuple(_residual_mean_square(arm) if crossed else 0.0 for arm in arms)
-    seeds = tuple(
-        _variance(arm.mean(1)) - of_rest / n_starts for arm, of_rest in zip(arms, rest, strict=True)
-    )
+    seeds = tuple(_variance(arm.mean(1)) - of_rest / n_starts for arm, of_rest in zip(arms, rest, strict=True))
     of_starts = _variance(np.sum([arm.mean(0) for arm in arms], axis=0))
     share = sum(of_rest / len(arm) for arm, of_rest in zip(arms, rest, strict=True))
     return Components(seeds, rest, max(0.0, of_starts - share) if n_starts > 1 else math.nan)
@@ -292,9 +290,7 @@ def episodes_needed(arms: Arms, level: float = LEVEL) -> Needed:
     starts = _smallest(lambda n: _half_width(found, sizes, n, level) < distance)
     if min(sizes) == 1:
         return Needed(starts, math.nan)
-    return Needed(
-        starts, _smallest(lambda s: _half_width(found, [s] * len(arms), n_starts, level) < distance)
-    )
+    return Needed(starts, _smallest(lambda s: _half_width(found, [s] * len(arms), n_starts, level) < distance))
 
 
 def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts: int) -> str:
@@ -310,9 +306,7 @@ def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts:
         One or two sentences.
     """
     if excludes_zero:
-        return (
-            f"The interval excludes 0 with {_count(n_seeds, 'seed')} per arm and {_count(n_starts, 'start')}."
-        )
+        return f"The interval excludes 0 with {_count(n_seeds, 'seed')} per arm and {_count(n_starts, 'start')}."
     runs = f"these {_count(n_seeds, 'seed')} per arm"
     by_starts = f"{_size(needed.starts, 'starts per seed')} with {runs}"
     if math.isnan(needed.seeds):
@@ -334,8 +328,7 @@ def _half_width(found: Components, sizes: Sequence[int], n_starts: int, level: f
     if min(sizes) == 1:
         return math.sqrt(by_starts) if n_starts > 1 else math.nan
     variances = [
-        max(0.0, seed + rest / n_starts) / size
-        for seed, rest, size in zip(found.seeds, found.rest, sizes, strict=True)
+        max(0.0, seed + rest / n_starts) / size for seed, rest, size in zip(found.seeds, found.rest, sizes, strict=True)
     ]
     by_seeds = _quantile(_welch(variances, sizes), level) ** 2 * sum(variances)
     return math.sqrt(by_seeds + by_starts)

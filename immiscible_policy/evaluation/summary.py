@@ -58,9 +58,7 @@ class Scores:
 
     def at(self, steps: Sequence[int], starts: Sequence[int]) -> Scores:
         """The scores at some of the checkpoints and starts."""
-        rows = np.ix_(
-            [self.steps.index(step) for step in steps], [self.starts.index(start) for start in starts]
-        )
+        rows = np.ix_([self.steps.index(step) for step in steps], [self.starts.index(start) for start in starts])
         return Scores(list(steps), list(starts), {name: table[rows] for name, table in self.values.items()})
 
     def last10(self, metric: str) -> Array:
@@ -110,10 +108,7 @@ def fresh_scores(run: Run, chosen: Mapping[int, int], metric: str) -> dict[int, 
     """
     tables = [_by_checkpoint(run.fresh.get(seed, [])).get(step, {}) for seed, step in chosen.items()]
     starts = sorted(set.intersection(*(set(table) for table in tables)))
-    return {
-        start: np.array([float(getattr(table[start], METRICS[metric])) for table in tables])
-        for start in starts
-    }
+    return {start: np.array([float(getattr(table[start], METRICS[metric])) for table in tables]) for start in starts}
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -188,9 +183,7 @@ def _by_checkpoint(rows: Sequence[EpisodeRow]) -> dict[int, dict[int, EpisodeRow
 def _scores(table: Mapping[int, Mapping[int, EpisodeRow]], starts: list[int]) -> Scores:
     whole = {step: by_start for step, by_start in table.items() if by_start.keys() >= set(starts)}
     values = {
-        metric: np.array(
-            [[float(getattr(by_start[start], column)) for start in starts] for by_start in whole.values()]
-        )
+        metric: np.array([[float(getattr(by_start[start], column)) for start in starts] for by_start in whole.values()])
         for metric, column in METRICS.items()
     }
     return Scores(list(whole), starts, values)
@@ -205,8 +198,7 @@ def _metric_block(run: Run, by_seed: Mapping[int, Scores], metric: str) -> dict[
     chosen = {seed: step for seed, (step, _) in best.items()}
     block = {
         "last10": _estimate(np.stack([found.last10(metric) for found in by_seed.values()])),
-        "max": _estimate(np.stack([values for _, values in best.values()]))
-        | {"checkpoint": list(chosen.values())},
+        "max": _estimate(np.stack([values for _, values in best.values()])) | {"checkpoint": list(chosen.values())},
     }
     fresh = fresh_scores(run, chosen, metric)
     return block | {"max_fresh": _estimate(np.stack(list(fresh.values()), axis=1))} if fresh else block

@@ -102,9 +102,7 @@ class Recorder:
             ValueError: If a step is missing.
         """
         if step != len(self._states):
-            raise ValueError(
-                f"step {step} came after {len(self._states)} reports; every step must be reported"
-            )
+            raise ValueError(f"step {step} came after {len(self._states)} reports; every step must be reported")
         self._states.append(np.array(states, dtype=np.float64))
         self._coverage.append(np.array(coverage, dtype=np.float64))
 
@@ -303,9 +301,7 @@ def _encode(path: str, pictures: Iterable[Frame], fps: float) -> int:
     if first is None:
         raise ValueError("there is no picture to make a video of")
     count, size = 0, _even(first).shape[1::-1]
-    writer = imageio_ffmpeg.write_frames(
-        path, size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
-    )
+    writer = imageio_ffmpeg.write_frames(path, size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error")
     with closing(writer):
         writer.send(None)
         for picture in chain([first], coming):

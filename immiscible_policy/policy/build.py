@@ -76,4 +76,5 @@ def build_policy(
 
 
 def _placeholder(dims: int) -> Normalizer:
-    return Normalizer(-torch.ones(dims), torch.ones(dims))
+    ones = torch.ones(dims, device="cpu")
+    return Normalizer(-ones, ones)

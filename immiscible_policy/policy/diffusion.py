@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -152,10 +152,11 @@ class DiffusionPolicy(nn.Module):
         shape = (self.horizon, self.action.scale.shape[0])
         noise = [torch.randn(shape, generator=g, device=g.device).to(condition.device) for g in generators]
         x = torch.stack(noise)  # (B, T, A)
+        rows: Any = list(generators)  # diffusers takes one per row, though its annotation says one in all
         for t in scheduler.timesteps:
             steps = t.to(x.device).expand(len(x))
             prediction = self.denoiser(x, steps, condition).float()
-            x = scheduler.step(prediction, t, x, generator=list(generators)).prev_sample
+            x = scheduler.step(prediction, t, x, generator=rows, return_dict=False)[0]
         return self.action.unnormalize(x / self.data_scale)
 
     def condition(self, observation: Tensor) -> Tensor:

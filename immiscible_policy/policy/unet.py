@@ -72,17 +72,13 @@ class ConditionalUnet1d(nn.Module):
         self.down_modules = nn.ModuleList(
             nn.ModuleList([block(i, o), block(o, o), Downsample(o)]) for i, o in levels[:-1]
         )
-        self.down_modules.append(
-            nn.ModuleList([block(*levels[-1]), block(deepest, deepest), nn.Identity()])
-        )
+        self.down_modules.append(nn.ModuleList([block(*levels[-1]), block(deepest, deepest), nn.Identity()]))
         self.mid_modules = nn.ModuleList([block(deepest, deepest), block(deepest, deepest)])
         self.up_modules = nn.ModuleList(
             nn.ModuleList([block(2 * o, i), block(i, i), Upsample(i)]) for i, o in reversed(levels[1:])
         )
         first = down_dims[0]
-        self.final_conv = nn.Sequential(
-            ConvBlock(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1)
-        )
+        self.final_conv = nn.Sequential(ConvBlock(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
 
     def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """Predict the noise.
@@ -123,7 +119,10 @@ class FilmResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, film_dim: int, kernel_size: int, groups: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            [ConvBlock(inputs, outputs, kernel_size, groups), ConvBlock(outputs, outputs, kernel_size, groups)]
+            [
+                ConvBlock(inputs, outputs, kernel_size, groups),
+                ConvBlock(outputs, outputs, kernel_size, groups),
+            ]
         )
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(film_dim, 2 * outputs))
         self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()

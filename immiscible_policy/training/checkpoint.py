@@ -1,10 +1,10 @@
 """Checkpoints: written whole or not at all, verified when read, never executing code.
 
-    checkpoints/step_000500/
-        metadata.json               what the policy is, step, seed, versions, and the hashes of the files beside it
-        model.safetensors           trained weights
-        ema.safetensors             EMA weights: what is evaluated
-        optimizer.safetensors       only in the newest: what resuming needs besides
+checkpoints/step_000500/
+    metadata.json               what the policy is, step, seed, versions, and the hashes of the files beside it
+    model.safetensors           trained weights
+    ema.safetensors             EMA weights: what is evaluated
+    optimizer.safetensors       only in the newest: what resuming needs besides
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, unknown
@@ -129,9 +129,9 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
             composed = compose("train", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise CommandError(one_line(error)) from None
-    plain = OmegaConf.to_container(composed, resolve=True)
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
     texts = {key: None if text == "null" else text for key, text in given.items() if key in TEXT_KEYS}
-    config = _typed(plain | texts, given)  # type: ignore[operator]
+    config = _typed(plain | texts, given)
     _resolve(config, device)
     _check_ranges(config)
     return config
@@ -204,11 +204,11 @@ def _parsed(override: str) -> str:
 def _default_noise(given: dict[str, str]) -> str:
     """The selector when no word names one: the experiment's, or vanilla."""
     if "experiment" in given:
-        experiment = OmegaConf.load(config_dir() / "experiment" / f"{given['experiment']}.yaml")
-        for entry in experiment.get("defaults", []):
-            for key, value in entry.items() if isinstance(entry, DictConfig) else []:
-                if str(key).endswith("/noise"):
-                    return str(value)
+        file = config_dir() / "experiment" / f"{given['experiment']}.yaml"
+        defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
+        for entry in defaults:
+            if isinstance(entry, dict) and "override /noise" in entry:
+                return str(entry["override /noise"])
     return "vanilla"
 
 
@@ -269,7 +269,7 @@ def _resolve(config: TrainConfig, device: str) -> None:
 def _native_bf16(device: str) -> bool:
     if device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

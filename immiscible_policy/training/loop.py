@@ -70,7 +70,7 @@ def train(
         objective: Batches and loss.
         schedule: When to log, evaluate and save.
         precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
-        record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` of training and `rate` (steps/s).
+        record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since and `rate`, steps/s.
         evaluate: Scores the state; its result is recorded.
         save: Writes a checkpoint.
 
@@ -92,7 +92,10 @@ def train(
             total += loss.detach()
         state.advance()
 
-        log, check = schedule.due(state.step, schedule.log_every), schedule.due(state.step, schedule.eval_every)
+        log, check = (
+            schedule.due(state.step, schedule.log_every),
+            schedule.due(state.step, schedule.eval_every),
+        )
         checkpoint = schedule.due(state.step, schedule.checkpoint_every)
         if log or check or checkpoint:  # the only moments at which the device is waited for
             mean, seconds = float(total) / (state.step - since), time.perf_counter() - started

@@ -50,9 +50,8 @@ class WandbRun:
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         directory.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project="immiscible-policy", name=name, dir=directory, mode=mode, config=config  # type: ignore[arg-type]
-        )
+        chosen: Any = mode
+        self._run = wandb.init(project="immiscible-policy", name=name, dir=directory, mode=chosen, config=config)
 
     def record(self, row: dict[str, Any]) -> None:
         """Log a row."""

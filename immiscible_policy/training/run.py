@@ -90,7 +90,8 @@ def build_parts(config: TrainConfig) -> Parts:
         kernel_size=config.kernel_size,
         groups=config.groups,
     )
-    Agent(build_policy(spec), spec, sampler)  # sizes and sampler fit together, or one line says why not
+    with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
+        Agent(build_policy(spec), spec, sampler)
     return Parts(demos, content_hash(demos), windows, validation, spec, select, sampler, starts)
 
 
@@ -144,7 +145,11 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             return _means(rows) | held_out
 
         def save(state: TrainState) -> None:
-            tensors = {"model": state.weights(), "ema": state.ema_state(), "optimizer": state.optimizer_state()}
+            tensors = {
+                "model": state.weights(),
+                "ema": state.ema_state(),
+                "optimizer": state.optimizer_state(),
+            }
             metadata = spec_metadata(parts.spec) | provenance | {"step": state.step}
             save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, tensors)
             tidy(checkpoints, config.keep, _mean_coverage(directory / "episodes.csv"))
@@ -158,11 +163,12 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             seed=seed,
         )
         schedule = Schedule(
-            config.steps, config.log_every, config.eval_every or config.checkpoint_every, config.checkpoint_every
+            config.steps,
+            config.log_every,
+            config.eval_every or config.checkpoint_every,
+            config.checkpoint_every,
         )
-        train(
-            state, objective, schedule, precision=config.precision, record=record, evaluate=score, save=save
-        )
+        train(state, objective, schedule, precision=config.precision, record=record, evaluate=score, save=save)
         metrics.close()
         wandb.close()
         report({"event": "finished", "seed": seed, "step": state.step})

@@ -39,9 +39,7 @@ class TrainState:
     ) -> None:
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.lr_schedule = get_cosine_schedule_with_warmup(self.optimizer, warmup_steps, steps)
         self.ema = EMAModel(
             self.parameters, decay=ema_max, use_ema_warmup=True, inv_gamma=1.0, power=ema_power, foreach=True
@@ -59,7 +57,7 @@ class TrainState:
     @property
     def lr(self) -> float:
         """Learning rate of the coming step."""
-        return self.lr_schedule.get_last_lr()[0]
+        return float(self.lr_schedule.get_last_lr()[0])
 
     @contextmanager
     def ema_weights(self) -> Iterator[nn.Module]:

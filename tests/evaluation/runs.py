@@ -8,9 +8,7 @@ from immiscible_policy.evaluation.rows import EpisodeRow, append_rows
 Score = Callable[[int, int, int], float]
 
 
-def write_run(
-    directory: Path, score: Score, seeds=(0, 1, 2), steps=(500, 1000, 1500), starts=range(100, 106)
-) -> Path:
+def write_run(directory: Path, score: Score, seeds=(0, 1, 2), steps=(500, 1000, 1500), starts=range(100, 106)) -> Path:
     """Write a run whose max coverage is score(seed, step, start)."""
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text("noise: knn\n")
@@ -26,6 +24,4 @@ def write_run(
 
 def episode(seed: int, step: int, start: int, coverage: float) -> EpisodeRow:
     """An episode whose scores follow from its max coverage."""
-    return EpisodeRow(
-        step, start, seed, coverage > 0.95, coverage, coverage / 2, min(1.0, coverage / 0.95), 300
-    )
+    return EpisodeRow(step, start, seed, coverage > 0.95, coverage, coverage / 2, min(1.0, coverage / 0.95), 300)

@@ -32,9 +32,7 @@ def test_a_difference_that_is_there_is_found(tmp_path: Path) -> None:
     assert headline.ratio == pytest.approx(headline.a.estimate / headline.b.estimate)
     assert headline.over_seeds is not None and headline.over_seeds.wins == 3
     assert headline.over_episodes.wins == 18
-    assert "A is better than B" in verdict(headline) and "for new training seeds and new starts" in verdict(
-        headline
-    )
+    assert "A is better than B" in verdict(headline) and "for new training seeds and new starts" in verdict(headline)
     assert found.paired and found.checkpoints == [500, 1000, 1500] and found.starts == list(range(100, 106))
 
 
@@ -106,9 +104,7 @@ def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, lambda seed, step, start: step / 2000) for name in "ab"]
     for run, score in zip(runs, (0.8, 0.6), strict=True):
         for seed in range(3):
-            append_rows(
-                run / f"seed_{seed}" / "fresh.csv", [episode(seed, 1500, start, score) for start in (7, 8)]
-            )
+            append_rows(run / f"seed_{seed}" / "fresh.csv", [episode(seed, 1500, start, score) for start in (7, 8)])
     found = compare(*map(read_run, runs))
     kinds = [result.kind for result in found.results if result.metric == "coverage"]
     assert kinds == ["last10", "max", "max_fresh"]

@@ -33,9 +33,7 @@ def test_rows_come_back_bit_exact(tmp_path: Path) -> None:
 
 
 def test_numpy_scalars_are_written_as_plain_numbers(tmp_path: Path) -> None:
-    written = EpisodeRow(
-        np.int64(5), np.int64(1), 0, np.bool_(True), np.float64(0.1), np.float64(0.1), 1.0, 3
-    )
+    written = EpisodeRow(np.int64(5), np.int64(1), 0, np.bool_(True), np.float64(0.1), np.float64(0.1), 1.0, 3)
     append_rows(tmp_path / "episodes.csv", [written])
     assert (tmp_path / "episodes.csv").read_text().split("\n")[1] == "5,1,0,1,0.1,0.1,1.0,3"
     assert read_rows(tmp_path / "episodes.csv") == [EpisodeRow(5, 1, 0, True, 0.1, 0.1, 1.0, 3)]

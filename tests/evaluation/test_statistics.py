@@ -73,12 +73,7 @@ def test_one_start_gives_the_students_interval_over_seeds() -> None:
 
 def test_one_episode_gives_no_interval() -> None:
     found = mean_interval(np.array([[0.5]]))
-    assert (
-        found.estimate == 0.5
-        and math.isnan(found.low)
-        and found.over == "nothing"
-        and not found.excludes_zero
-    )
+    assert found.estimate == 0.5 and math.isnan(found.low) and found.over == "nothing" and not found.excludes_zero
 
 
 def test_unpaired_seeds_give_welchs_interval_where_starts_do_not_matter() -> None:
@@ -118,9 +113,7 @@ SPREADS = [(0.05, 0.0, 0.02), (0.03, 0.03, 0.2), (0.03, 0.1, 0.15), (0.01, 0.2, 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("spread", SPREADS)
-def test_the_interval_holds_the_truth_as_often_as_it_says(
-    seeds: int, spread: tuple[float, float, float]
-) -> None:
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, spread: tuple[float, float, float]) -> None:
     rng = np.random.default_rng(5)
     found = [mean_interval(crossed(rng, (seeds, 50), spread)) for _ in range(800)]
     share = np.mean([each.low <= 0 <= each.high for each in found])
@@ -156,9 +149,7 @@ def test_the_percentile_bootstrap_of_three_seeds_is_too_narrow() -> None:
     rng = np.random.default_rng(8)
     held = 0
     for _ in range(400):
-        low, high = percentile_interval(
-            two_level_bootstrap([crossed(rng, (3, 50), (0.05, 0, 0.02))], rng, 500)
-        )
+        low, high = percentile_interval(two_level_bootstrap([crossed(rng, (3, 50), (0.05, 0, 0.02))], rng, 500))
         held += low <= 0 <= high
     assert 0.68 <= held / 400 <= 0.82
 

@@ -56,9 +56,7 @@ def test_intervals_are_those_of_the_scores_cut_to_what_is_possible(tmp_path: Pat
     run = read_run(write_run(tmp_path / "run", lambda seed, _, start: table[seed][start - 100], steps=[500]))
     found = summarize(run)["pooled"]["coverage"]["last10"]
     expected = mean_interval(np.stack(list(table.values())))
-    assert found["low"] == pytest.approx(max(0, expected.low)) and found["high"] == pytest.approx(
-        expected.high
-    )
+    assert found["low"] == pytest.approx(max(0, expected.low)) and found["high"] == pytest.approx(expected.high)
     assert found["bootstrap"][0] < found["mean"] < found["bootstrap"][1]
     assert found["over"] == "seeds and starts"
     far = read_run(write_run(tmp_path / "far", lambda seed, *_: [0.0, 0.5, 1.0][seed], steps=[500]))
@@ -91,9 +89,7 @@ def test_incomplete_and_extra_evaluations_do_not_change_the_starts(tmp_path: Pat
     directory = write_run(tmp_path / "run", rising)
     rows = directory / "seed_1" / "episodes.csv"
     append_rows(rows, [episode(1, 2000, start, 1.0) for start in range(100, 103)])  # cut short
-    append_rows(
-        rows, [episode(1, 1500, start, 1.0) for start in range(106, 200)]
-    )  # more than the others have
+    append_rows(rows, [episode(1, 1500, start, 1.0) for start in range(106, 200)])  # more than the others have
     found = scores(read_run(directory).seeds)
     assert found[1].steps == [500, 1000, 1500] and found[1].starts == list(range(100, 106))
     assert found[1].values["coverage"].max() < 0.5

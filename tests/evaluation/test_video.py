@@ -80,9 +80,7 @@ def recorded(n_steps: int = 6) -> Recording:
 def test_a_recording_holds_finished_episodes_and_the_best_coverage() -> None:
     found = recorded()
     assert found.states.shape == (7, 3, 5) and list(found.starts) == [100, 101, 102]
-    assert (found.states[2:, 0] == found.states[2, 0]).all() and (
-        found.states[1, 0] != found.states[2, 0]
-    ).any()
+    assert (found.states[2:, 0] == found.states[2, 0]).all() and (found.states[1, 0] != found.states[2, 0]).any()
     assert len({tuple(state) for state in found.states[:, 1]}) == 7
     assert np.diff(found.coverage, axis=0).min() == 0
     assert found.coverage[-1] == pytest.approx([0.3, 0.9, 0.6])

@@ -155,7 +155,10 @@ def test_normaliser_maps_the_range_to_one_and_back():
         (lambda: make_policy(GaussianDenoiser(0, 1)).scheduler(Sampler("ddim", 101)), "sampling_steps=101"),
         (lambda: make_policy(GaussianDenoiser(0, 1), data_scale=0.0), "data_scale=0"),
         (lambda: Normalizer(torch.tensor([float("nan")]), torch.ones(1)), "nan"),
-        (lambda: make_policy(GaussianDenoiser(0, 1)).sample(torch.zeros(2, 2, 2), Sampler(), generators(1)), "2 observ"),
+        (
+            lambda: make_policy(GaussianDenoiser(0, 1)).sample(torch.zeros(2, 2, 2), Sampler(), generators(1)),
+            "2 observ",
+        ),
     ],
 )
 def test_unusable_values_are_refused(make, said):

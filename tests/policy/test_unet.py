@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from immiscible_policy.policy.unet import ConditionalUnet1d, Downsample, FilmResidualBlock, SinusoidalEmbedding, Upsample
+from immiscible_policy.policy.unet import (
+    ConditionalUnet1d,
+    Downsample,
+    FilmResidualBlock,
+    SinusoidalEmbedding,
+    Upsample,
+)
 
 
 def parameters(module: torch.nn.Module) -> int:

@@ -19,7 +19,15 @@ from immiscible_policy.evaluation.rows import read_rows
 from immiscible_policy.training.checkpoint import list_checkpoints
 from tests.training.helpers import ROOT, command, refused, tree, write_small_store
 
-FAST = ("experiment=debug", "threads=1", "precision=fp32", "episodes=1", "steps=20", "checkpoint_every=5", "eval_every=20")
+FAST = (
+    "experiment=debug",
+    "threads=1",
+    "precision=fp32",
+    "episodes=1",
+    "steps=20",
+    "checkpoint_every=5",
+    "eval_every=20",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,14 @@ def test_the_same_command_gives_the_same_weights(finished, store, tmp_path):
 def test_seeds_in_parallel_equal_a_seed_alone(finished, store, tmp_path):
     out, _ = finished
     result = command(
-        "train_policy.py", *FAST, "noise=knn", "k=2", "seed=0..1", "parallel=2", f"data={store}", f"out={tmp_path / 'a'}"
+        "train_policy.py",
+        *FAST,
+        "noise=knn",
+        "k=2",
+        "seed=0..1",
+        "parallel=2",
+        f"data={store}",
+        f"out={tmp_path / 'a'}",
     )
     assert result.returncode == 0, result.stderr
     assert weights(tmp_path / "a", 1) == weights(out, 1) != weights(tmp_path / "a", 0)
@@ -81,7 +96,11 @@ def test_seeds_in_parallel_equal_a_seed_alone(finished, store, tmp_path):
 
 
 def test_a_selector_changes_what_is_learned_and_k_of_one_is_vanilla(store, tmp_path):
-    for name, words in {"vanilla": ["noise=vanilla"], "knn1": ["noise=knn", "k=1"], "knn2": ["noise=knn"]}.items():
+    for name, words in {
+        "vanilla": ["noise=vanilla"],
+        "knn1": ["noise=knn", "k=1"],
+        "knn2": ["noise=knn"],
+    }.items():
         result = command("train_policy.py", *FAST, "seed=1", *words, f"data={store}", f"out={tmp_path / name}")
         assert result.returncode == 0, result.stderr
     runs = {name: weights(tmp_path / name)["model"] for name in ("vanilla", "knn1", "knn2")}
@@ -177,7 +196,9 @@ def test_evaluation_of_a_checkpoint_repeats_what_training_recorded(noise, store,
 def test_fresh_starts_enter_the_summary(store, tmp_path):
     out = tmp_path / "run"
     assert command("train_policy.py", *FAST, f"data={store}", f"out={out}").returncode == 0
-    result = command("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2", "sampling_steps=2")
+    result = command(
+        "eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2", "sampling_steps=2"
+    )
     assert result.returncode == 0, result.stderr
     assert "max_fresh" in json.loads((out / "summary.json").read_text())["pooled"]["coverage"]
     assert [row.start for row in read_rows(out / "seed_0" / "fresh.csv")] == [200_000, 200_001]
@@ -206,7 +227,12 @@ def break_store(path, how):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("missing", "nowhere.zarr"), ("truncated", "data/action"), ("nan", "data/state"), ("episode_ends", "95")],
+    [
+        ("missing", "nowhere.zarr"),
+        ("truncated", "data/action"),
+        ("nan", "data/state"),
+        ("episode_ends", "95"),
+    ],
 )
 def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, said):
     path = break_store(write_small_store(tmp_path / "s.zarr"), how)

@@ -1,0 +1,141 @@
+"""One run of `train_policy.py`, all its seeds: check, plan, train, summarise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.evaluation.rows import read_run, write_atomically
+from immiscible_policy.evaluation.summary import markdown, summarize
+from immiscible_policy.policy.build import build_policy
+from immiscible_policy.training.config import TrainConfig, read_config
+from immiscible_policy.training.display import Display
+from immiscible_policy.training.run import Parts, build_parts, is_finished, seed_directory, train_seed
+from immiscible_policy.training.workers import train_seeds
+
+
+def train_and_summarise(config: TrainConfig) -> None:
+    """Train every seed of a run, from the start or from where it stopped, and summarise it.
+
+    Args:
+        config: The resolved options.
+
+    Raises:
+        ValueError: If the options, the data or the run directory are unusable (nothing is written then), or if a
+            seed failed; the others are trained and summarised all the same.
+        OSError: If something cannot be written.
+    """
+    seeds = parse_range("seed", config.seed)
+    directory = Path(str(config.out))
+    resuming = _check_directory(directory, config)
+    print(f"out={directory}", flush=True)
+    if resuming and all(is_finished(config, directory, seed) for seed in seeds):
+        print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
+        return
+    parts = build_parts(config)
+    if resuming:
+        _check_data(directory, parts)
+    print(_plan(config, parts, seeds), flush=True)
+    if config.dry_run:
+        print("dry run: nothing was written")
+        return
+    _write_config(directory, config, parts)
+    failures = _train(config, parts, directory, seeds)
+    if any((seed_directory(directory, seed) / "episodes.csv").exists() for seed in seeds):
+        print(f"\n{markdown(directory.name, summarize(read_run(directory)))}\nsaved in {directory}/summary.md")
+    if failures:
+        raise CommandError("; ".join(failures.values()))
+
+
+def _train(config: TrainConfig, parts: Parts, directory: Path, seeds: list[int]) -> dict[int, str]:
+    """Train the seeds that are not finished; a single one here, several in processes of their own."""
+    open_seeds = [seed for seed in seeds if not is_finished(config, directory, seed)]
+    with Display(open_seeds, config.steps) as display:
+        if len(seeds) > 1:
+            return train_seeds(config, directory, open_seeds, display.show)
+        for seed in open_seeds:
+            train_seed(config, parts, directory, seed, display.show)
+        return {}
+
+
+def _check_directory(directory: Path, config: TrainConfig) -> bool:
+    """Refuse to write over anything; tell whether there is a run to resume.
+
+    Raises:
+        CommandError: If the directory holds something else, a run without `resume=true`, or a run of other settings.
+    """
+    if not directory.exists():
+        return False
+    if not directory.is_dir():
+        raise CommandError(f"out={directory} is a file; name a directory")
+    if not (directory / "config.yaml").exists():
+        if any(directory.iterdir()):
+            raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
+        return False
+    if not config.resume:
+        raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
+    earlier = read_config(directory / "config.yaml").identity
+    for key, value in config.identity.items():
+        if earlier[key] != value:
+            raise CommandError(
+                f"{key}={_show(value)} differs from the run in {directory}, which has {key}={_show(earlier[key])}; "
+                "resume it with its own settings or name another out="
+            )
+    return True
+
+
+def _check_data(directory: Path, parts: Parts) -> None:
+    """Refuse to resume on demonstrations whose content has changed."""
+    recorded = yaml.safe_load((directory / "data.yaml").read_text())["content_hash"]
+    if recorded != parts.data_hash:
+        raise CommandError(
+            f"data={parts.demos.path} has changed since the run in {directory} began (content {parts.data_hash[:12]}, "
+            f"then {recorded[:12]}); restore the data or name another out="
+        )
+
+
+def _write_config(directory: Path, config: TrainConfig, parts: Parts) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    data = {"path": str(parts.demos.path), "content_hash": parts.data_hash}
+    write_atomically(directory / "data.yaml", yaml.safe_dump(data).encode())
+    if not (directory / "config.yaml").exists():
+        write_atomically(directory / "config.yaml", config.to_yaml().encode())
+
+
+def _plan(config: TrainConfig, parts: Parts, seeds: list[int]) -> str:
+    """The resolved options and what will happen, for people."""
+    with torch.device("meta"):  # sizes without memory
+        parameters = sum(p.numel() for p in build_policy(parts.spec).denoiser.parameters())
+    evaluations = len({*range(config.eval_every or 1, config.steps + 1, config.eval_every or 1), config.steps})
+    epochs = config.steps * config.batch_size / len(parts.training)
+    options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}
+    lines = [f"  {key}: {_show(value)}" for key, value in options.items()]
+    at_once = min(config.parallel or 1, len(seeds))
+    return "\n".join(
+        [
+            "options:",
+            *lines,
+            f"data:   {parts.demos.path}: {len(parts.demos.episode_ends)} episodes, {len(parts.training):,} training "
+            f"windows, content {parts.data_hash[:12]}",
+            f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
+            f"plan:   seeds {', '.join(map(str, seeds))} ({at_once} at once, {config.threads} threads each of "
+            f"{os.cpu_count()}); {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
+            f"{evaluations} evaluations of {len(parts.starts)} starts",
+        ]
+    )
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_show(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_show(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
