@@ -1,22 +1,26 @@
-"""`python -m benchmarks step`: measure, print, and write JSON."""
+"""`python -m benchmarks step|study`: measure, print, and write JSON with its origin."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from benchmarks import step
-from benchmarks.record import RESULTS, command_line, write_result
-from immiscible_policy.cli import CommandError, Option, parse, run
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, run, unknown
+from immiscible_policy.evaluation.rows import write_atomically
+from immiscible_policy.provenance import provenance
 
-USAGE = """\
+RESULTS = Path(__file__).resolve().parent / "results"
+
+STEP_USAGE = """\
 usage: python -m benchmarks step [KEY=VALUE ...]
 
-  python -m benchmarks step                 # the training step beside the bare network, for every selector
-  python -m benchmarks step scale=paper blocks=3 block_steps=2
-"""
+Time the training step of every selector beside the bare network's, in alternation.
 
-OPTIONS = {
+  python -m benchmarks step
+  python -m benchmarks step precision=fp32 threads=1 out=/tmp/step.json
+"""
+STEP = {
     "blocks": Option(int, 10, "alternations between the two sides"),
     "block_steps": Option(int, 8, "steps per block"),
     "scale": Option(str, "cpu", "network size: cpu or paper"),
@@ -25,17 +29,47 @@ OPTIONS = {
     "out": Option(Path, RESULTS / "step_cpu.json", "where to write the figures"),
 }
 
+STUDY_USAGE = """\
+usage: python -m benchmarks study a=DIR b=DIR out=FILE.json
 
-def _main(words: list[str]) -> int:
-    if words and words[0] not in ("step", "-h", "--help", "help"):
-        raise CommandError(f"unknown benchmark '{words[0]}'; known: step")
-    options = parse(words[1:] if words[:1] == ["step"] else ["--help"], OPTIONS, USAGE)
+Turn two finished runs into a committed result: JSON with curves, comparison and origin; plot and text beside it.
+"""
+STUDY = {
+    "a": Option(Path, REQUIRED, "run directory of arm A"),
+    "b": Option(Path, REQUIRED, "run directory of arm B"),
+    "out": Option(Path, REQUIRED, "JSON file"),
+}
+
+
+def _step(options: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.step import measure
+
     settings = [f"{key}={options[key]}" for key in ("scale", "precision", "threads")]
-    figures = step.measure(options["blocks"], options["block_steps"], settings)
-    write_result(options["out"], figures, command_line())
-    print(json.dumps(figures, indent=2))
+    return measure(options["blocks"], options["block_steps"], settings)
+
+
+def _study(options: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.study import study
+
+    return study(options["a"], options["b"], options["out"])
+
+
+BENCHMARKS = {"step": (STEP_USAGE, STEP, _step), "study": (STUDY_USAGE, STUDY, _study)}
+
+
+def _main(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print("\n".join(usage for usage, _, _ in BENCHMARKS.values()))
+        return
+    if words[0] not in BENCHMARKS:
+        raise CommandError(unknown("benchmark", words[0], list(BENCHMARKS)))
+    usage, known, measure = BENCHMARKS[words[0]]
+    options = parse(words[1:], known, usage)
+    figures = {**provenance(), **measure(options)}
+    write_atomically(options["out"], (json.dumps(figures, indent=2) + "\n").encode())
+    if words[0] == "step":
+        print(json.dumps(figures, indent=2))
     print(f"saved in {options['out']}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,7 @@ from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.checkpoint import list_checkpoints, save_checkpoint, tidy
 from immiscible_policy.training.config import TrainConfig
@@ -129,7 +128,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         report({"event": "started", "seed": seed, "step": state.step})
         metrics = MetricsFile(directory / "metrics.jsonl", state.step)
         wandb = WandbRun(config.wandb, directory, f"{run.name}-seed{seed}", config.identity | {"train_seed": seed})
-        provenance = _provenance(config, parts, seed)
+        origin = {"seed": seed, "config": config.identity, "data_hash": parts.data_hash, "versions": versions()}
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)
@@ -150,7 +149,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
                 "ema": state.ema_state(),
                 "optimizer": state.optimizer_state(),
             }
-            metadata = spec_metadata(parts.spec) | provenance | {"step": state.step}
+            metadata = spec_metadata(parts.spec) | origin | {"step": state.step}
             save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, tensors)
             tidy(checkpoints, config.keep, _mean_coverage(directory / "episodes.csv"))
 
@@ -247,20 +246,3 @@ def _mean_coverage(episodes: Path) -> dict[int, float]:
     for row in read_rows(episodes) if episodes.exists() else []:
         coverage.setdefault(row.checkpoint, []).append(row.max_coverage)
     return {step: sum(values) / len(values) for step, values in coverage.items()}
-
-
-def _provenance(config: TrainConfig, parts: Parts, seed: int) -> dict[str, Any]:
-    packages = ("immiscible-policy", "torch", "diffusers", "gymnasium", "pymunk", "numpy")
-    return {
-        "seed": seed,
-        "config": config.identity,
-        "data_hash": parts.data_hash,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.evaluation.rows import read_run, write_atomically
 from immiscible_policy.evaluation.summary import markdown, summarize
 from immiscible_policy.policy.build import build_policy
+from immiscible_policy.provenance import provenance
 from immiscible_policy.training.config import TrainConfig, read_config
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.run import Parts, build_parts, is_finished, seed_directory, train_seed
@@ -92,7 +93,7 @@ def _check_directory(directory: Path, config: TrainConfig) -> bool:
 
 def _check_data(directory: Path, parts: Parts) -> None:
     """Refuse to resume on demonstrations whose content has changed."""
-    recorded = yaml.safe_load((directory / "data.yaml").read_text())["content_hash"]
+    recorded = json.loads((directory / "provenance.json").read_text())["data"]["content_hash"]
     if recorded != parts.data_hash:
         raise CommandError(
             f"data={parts.demos.path} has changed since the run in {directory} began (content {parts.data_hash[:12]}, "
@@ -102,10 +103,12 @@ def _check_data(directory: Path, parts: Parts) -> None:
 
 def _write_config(directory: Path, config: TrainConfig, parts: Parts) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    data = {"path": str(parts.demos.path), "content_hash": parts.data_hash}
-    write_atomically(directory / "data.yaml", yaml.safe_dump(data).encode())
-    if not (directory / "config.yaml").exists():
-        write_atomically(directory / "config.yaml", config.to_yaml().encode())
+    if (directory / "config.yaml").exists():
+        return
+    data = {"path": str(parts.demos.path), "content_hash": parts.data_hash, "episodes": parts.demos.n_episodes}
+    origin = json.dumps({**provenance(), "data": data}, indent=2) + "\n"
+    write_atomically(directory / "provenance.json", origin.encode())
+    write_atomically(directory / "config.yaml", config.to_yaml().encode())
 
 
 def _plan(config: TrainConfig, parts: Parts, seeds: list[int]) -> str:

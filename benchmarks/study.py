@@ -1,0 +1,40 @@
+"""A comparison of two finished runs as one committed result: curves, paired figures, plot, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from immiscible_policy.evaluation.compare import as_json, compare, write_comparison
+from immiscible_policy.evaluation.rows import Run, read_run
+from immiscible_policy.evaluation.summary import METRICS, scores
+
+
+def study(a: Path, b: Path, out: Path) -> dict[str, Any]:
+    """Compare two runs, write the plot and the text beside `out`, and return what the JSON shall hold.
+
+    Args:
+        a: Run directory of arm A.
+        b: Run directory of arm B.
+        out: JSON file; the plot and the text get the same name with `.png` and `.md`.
+
+    Returns:
+        The arms (settings, origin, mean of every metric at every checkpoint and seed) and their comparison.
+    """
+    runs = {"a": read_run(a), "b": read_run(b)}
+    comparison = compare(runs["a"], runs["b"])
+    write_comparison(out.with_suffix(""), comparison, runs["a"], runs["b"])
+    arms = {name: {"run": run.dir.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
+    return {"arms": arms, "comparison": json.loads(as_json(comparison))}
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    return {"origin": json.loads((run.dir / "provenance.json").read_text()), "settings": run.config}
+
+
+def _curves(run: Run) -> dict[str, Any]:
+    return {
+        str(seed): {"steps": found.steps, **{name: found.values[name].mean(axis=1).tolist() for name in METRICS}}
+        for seed, found in scores(run.seeds).items()
+    }

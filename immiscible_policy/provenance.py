@@ -1,0 +1,62 @@
+"""What measured results say about their origin: code, versions, hardware, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("immiscible-policy", "torch", "diffusers", "gymnasium", "pymunk", "numpy", "scipy", "zarr")
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def provenance() -> dict[str, Any]:
+    """The origin of whatever this process measures, as JSON values."""
+    return {"command": command(), "commit": commit(), "hardware": hardware(), "versions": versions()}
+
+
+def command() -> str:
+    """The words that this process was started with."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked `-dirty` if files differ from it; None outside a checkout."""
+    try:
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and accelerator."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide results and speed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,131 @@
+"""The one evaluation function, against the single environment stepped by hand."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import envs  # noqa: F401 - registers the environment
+from immiscible_policy.cli import CommandError
+from immiscible_policy.evaluation.agent import Agent
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.diffusion import Sampler
+from immiscible_policy.randomness import torch_generator
+
+
+class PushThroughTheMiddle:
+    """Walks to the block's keypoints in turn; its noise comes from the row's generator."""
+
+    obs, obs_steps = "keypoints", 2
+
+    def __init__(self):
+        self.seen = []
+
+    def act(self, observations, generators):
+        self.seen.append(observations)
+        noise = np.stack([torch.randn(8, 2, generator=g).numpy() for g in generators])
+        target = observations[:, -1, :2] * 0.5 + 128
+        return target[:, None] + 40 * noise
+
+
+class Still(PushThroughTheMiddle):
+    """Stays where it is."""
+
+    def act(self, observations, generators):
+        return np.repeat(observations[:, -1:, -2:], 8, axis=1)
+
+
+STARTS = [100_000, 100_001, 100_002, 100_003]
+
+
+def test_rows_equal_the_single_environment():
+    rows = evaluate(PushThroughTheMiddle(), STARTS, seed=3, checkpoint=50, batch_size=4)
+    for start, row in zip(STARTS, rows, strict=True):
+        env, policy = gymnasium.make("immiscible/PushT-v0", obs_type="keypoints"), PushThroughTheMiddle()
+        observation, info = env.reset(options={"legacy_seed": start})
+        history, coverage, rewards, done = [observation] * 2, [info["coverage"]], [], False
+        generator = torch_generator("cpu", "rollout", start)
+        while not done:
+            for action in policy.act(np.stack(history[-2:])[None], [generator])[0]:
+                observation, reward, terminated, truncated, info = env.step(action)
+                history.append(observation)
+                coverage.append(info["coverage"])
+                rewards.append(reward)
+                done = terminated or truncated
+                if done:
+                    break
+        assert (row.checkpoint, row.start, row.seed) == (50, start, 3)
+        assert row.max_coverage == max(coverage) and row.final_coverage == coverage[-1]
+        assert row.max_reward == max(rewards) and row.steps == len(rewards) and row.success == terminated
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    every = evaluate(PushThroughTheMiddle(), STARTS, seed=0, checkpoint=0, batch_size=4)
+    some = evaluate(PushThroughTheMiddle(), STARTS[2:], seed=0, checkpoint=0, batch_size=4)
+    two_by_two = evaluate(PushThroughTheMiddle(), STARTS, seed=0, checkpoint=0, batch_size=2)
+    assert some == every[2:] and two_by_two == every
+    assert len({row.max_coverage for row in every}) > 1
+
+
+def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
+    torch.manual_seed(0)
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+    agent = Agent(build_policy(spec).eval(), spec, Sampler("ddim", 2))
+    agent.policy.action.scale.fill_(1 / 256)
+    agent.policy.action.offset.fill_(-1.0)
+    every = evaluate(agent, STARTS, seed=0, checkpoint=0, batch_size=8, max_steps=40)
+    assert evaluate(agent, STARTS[1:2], seed=0, checkpoint=0, batch_size=8, max_steps=40) == every[1:2]
+
+
+def test_standing_still_moves_nothing_and_takes_all_steps():
+    (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
+    assert row.steps == 300 and not row.success
+    assert row.final_coverage == pytest.approx(row.max_coverage, abs=1e-6) and row.max_coverage > 0.1
+    assert row.max_reward == pytest.approx(row.max_coverage / 0.95, abs=1e-6)
+
+
+def test_a_success_ends_the_episode(monkeypatch):
+    monkeypatch.setattr("envs.vector.SUCCESS_COVERAGE", 0.1)  # start 100001 covers more than that
+    (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
+    assert row.success and row.steps == 1
+
+
+def test_the_policy_sees_the_last_two_observations():
+    policy, frames = PushThroughTheMiddle(), []
+    evaluate(
+        policy, STARTS[:2], seed=0, checkpoint=0, batch_size=2, max_steps=17,
+        on_step=lambda step, states, coverage, done: frames.append((step, states, done)),
+    )  # fmt: skip
+    assert [step for step, _, _ in frames] == list(range(18))
+    assert not frames[16][2].any() and frames[17][2].all()
+    agents = np.stack([states[:, :2] for _, states, _ in frames])
+    np.testing.assert_array_equal(policy.seen[0][:, 0], policy.seen[0][:, 1])  # after the reset the first is repeated
+    for chunk, now in ((1, 8), (2, 16)):
+        np.testing.assert_array_equal(policy.seen[chunk][:, :, -2:], agents[[now - 1, now]].transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "episodes", "starts"),
+    [
+        ("legacy", 3, [100_000, 100_001, 100_002]),
+        ("fresh", 2, [200_000, 200_001]),
+        ("5,7..8", 50, [5, 7, 8]),
+    ],
+)
+def test_starts_by_name_and_by_number(text, episodes, starts):
+    assert parse_starts(text, episodes) == starts
+
+
+@pytest.mark.parametrize(("text", "episodes"), [("best", 5), ("legacy", 0), ("3..1", 5)])
+def test_starts_that_are_none(text, episodes):
+    with pytest.raises(CommandError):
+        parse_starts(text, episodes)
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(ValueError, match="starts is empty"):
+        evaluate(Still(), [], seed=0, checkpoint=0)
+    with pytest.raises(ValueError, match="watched"):
+        evaluate(Still(), [1, 2, 3], seed=0, checkpoint=0, batch_size=2, on_step=lambda *_: None)
