@@ -19,7 +19,7 @@ until the block is as near to the place it was meant to reach as this push can b
     travel --> ready (MARGIN in front of the spot) --> push by depth d --> next plan
 
 Every action is a point that leads the agent, by LEAD px on the way and PUSH_LEAD px in a push. It depends
-on the present state alone, but for a limit on how far an action may be from the one before.
+on the plan and the present state, but for a limit on how far an action may be from the one before.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ SLIDE: Complex = -OUTWARD / _MOBILITY  # v / d
 TURN: Array = _LEVER / INERTIA / _MOBILITY  # w / d
 
 _BOXES = np.array([[part.min(0), part.max(0)] for part in (BAR, STEM)]) - CENTER_OF_GRAVITY
-_HULL: Complex = np.array([-60, 60, 60 + 30j, 15 + 120j, -15 + 120j, -60 + 30j]) - COG
 _CORNERS = (  # the outer ones: x, y, and the signs of the two outward normals
     *((-60, 0, -1, -1), (60, 0, 1, -1), (60, 30, 1, 1)),
     *((-60, 30, -1, 1), (15, 120, 1, 1), (-15, 120, -1, 1)),
 )
+_HULL: Complex = np.array([x + 1j * y for x, y, _, _ in _CORNERS]) - COG
 _GOAL_CENTRE = complex(*GOAL_POSE[:2]) + COG * np.exp(1j * GOAL_POSE[2])
 _WALLS = (8.0, 503.0)  # px, the block stays between
 _REACH = (16.0, 496.0)  # px, the agent stays between
@@ -296,7 +296,8 @@ class PushT:
             pose = self.pose
             pushing = _in_front(pose, spot, pushing)
             if pushing:
-                depth = _depth_left(pose, spot, target)
+                displacement, turn = pose.local(target.centre), target.angle - pose.angle
+                depth = float(_nearest_depth(np.array(displacement), np.array(turn))[spot])
                 stalled = 0 if depth < least - 0.3 else stalled + 1
                 least = min(least, depth)
                 if depth < 0.6 or stalled > 10:
@@ -361,19 +362,26 @@ def _in_front(pose: Pose, spot: int, pushing: bool) -> bool:
     return bool(-4 < gap < MARGIN + 3 and aside < 3 + 0.35 * max(gap, 0.0))
 
 
-def _depth_left(pose: Pose, spot: int, target: Pose) -> float:
-    """Depth of the push that brings the block nearest to the target, in the metric of its kinetic energy."""
-    turn = math.remainder(target.angle - pose.angle, math.tau)
-    along = (np.conj(SLIDE[spot]) * pose.local(target.centre)).real + INERTIA * TURN[spot] * turn
-    return float(along / (abs(SLIDE[spot]) ** 2 + INERTIA * TURN[spot] ** 2))
+def _nearest_depth(displacement: Any, turn: Any) -> Array:
+    """Depth of the push at each spot that brings the block nearest to where it should be.
+
+    Near is meant in the metric of the block's kinetic energy, and along the push's first direction.
+
+    Args:
+        displacement: (...) where the block should be, in its own frame, px.
+        turn: (...) how far it should turn, rad.
+
+    Returns:
+        (..., spots) px, negative where the push leads away.
+    """
+    turn = np.remainder(turn + np.pi, 2 * np.pi) - np.pi
+    along = (np.conj(SLIDE) * displacement[..., None]).real + INERTIA * TURN * turn[..., None]
+    return along / (np.abs(SLIDE) ** 2 + INERTIA * TURN**2)
 
 
 def _depths(centre: Complex, angle: Array) -> Array:
     """(N, spots, depths) of pushes to try: DEPTHS, and the one that brings the block nearest to the goal."""
-    toward = (_GOAL_CENTRE - centre) * np.exp(-1j * angle)
-    turn = np.remainder(GOAL_POSE[2] - angle + np.pi, 2 * np.pi) - np.pi
-    along = (np.conj(SLIDE) * toward[:, None]).real + INERTIA * TURN * turn[:, None]
-    nearest = along / (np.abs(SLIDE) ** 2 + INERTIA * TURN**2)
+    nearest = _nearest_depth((_GOAL_CENTRE - centre) * np.exp(-1j * angle), GOAL_POSE[2] - angle)
     every = np.broadcast_to(DEPTHS, (*nearest.shape, len(DEPTHS)))
     return np.concatenate([every, nearest[..., None].clip(DEPTHS[0], DEPTHS[-1])], axis=-1)
 
