@@ -1,0 +1,78 @@
+"""The command-line habits: typed words, one-line errors, exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, parse_range, unknown
+
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "where"),
+    "count": Option(int, 3, "how many"),
+    "loud": Option(bool, False, "whether"),
+    "rate": Option(float, None, "how fast"),
+}
+
+
+def test_words_become_typed_values():
+    values = parse(["path=a=b", "count=5", "loud=true"], OPTIONS, "usage")
+    assert values == {"path": Path("a=b"), "count": 5, "loud": True, "rate": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "path= is missing"),
+        (["path=a", "cont=1"], "unknown key 'cont'; did you mean 'count'?"),
+        (["path=a", "count=x"], "count=x: not a whole number"),
+        (["path=a", "rate=x"], "rate=x: not a number"),
+        (["path=a", "loud=maybe"], "loud=maybe: use true or false"),
+        (["path=a", "path=b"], "path= is given twice"),
+        (["a"], "'a' is not key=value"),
+    ],
+)
+def test_mistakes_are_named(words, said):
+    with pytest.raises(CommandError) as error:
+        parse(words, OPTIONS, "usage")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_lists_every_option_and_leaves(capsys):
+    with pytest.raises(SystemExit) as leave:
+        parse(["--help"], OPTIONS, "usage: something")
+    printed = capsys.readouterr().out
+    assert leave.value.code == 0 and "usage: something" in printed
+    assert all(key in printed for key in OPTIONS) and "required" in printed and "default 3" in printed
+
+
+def test_a_name_that_is_near_another_is_suggested():
+    assert unknown("noise", "kn", ["knn", "vanilla"]) == "unknown noise 'kn'; did you mean 'knn'? known: knn, vanilla"
+    assert "did you mean" not in unknown("noise", "xyz", ["knn", "vanilla"])
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("raise ValueError('a\\nb')", 2, "error: a b\n"),
+        ("raise OSError(28, 'No space left on device')", 2, "error: [Errno 28] No space left on device\n"),
+        ("return 0", 0, ""),
+        ("return 3", 3, ""),
+    ],
+)
+def test_exit_codes(body, code, said):
+    script = f"from immiscible_policy.cli import run\ndef main(words):\n    {body}\nrun(main)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (code, said)
+
+
+def test_a_programming_error_keeps_its_traceback():
+    script = "from immiscible_policy.cli import run\nrun(lambda words: 1 / 0)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1 and "ZeroDivisionError" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("5", [5]), ("0..2", [0, 1, 2]), ("0,3,7", [0, 3, 7])])
+def test_ranges(text, numbers):
+    assert parse_range("seed", text) == numbers
