@@ -13,7 +13,9 @@ def test_the_wheel_ships_configs_and_demonstrations(tmp_path):
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {str(path.relative_to(ROOT)) for room in ("envs", "immiscible_policy") for path in (ROOT / room).rglob("*.py")}
+    sources = {
+        str(path.relative_to(ROOT)) for room in ("envs", "immiscible_policy") for path in (ROOT / room).rglob("*.py")
+    }
     configs = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     store = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "data").rglob("*") if path.is_file()}
     assert sources <= names and configs <= names and store <= names

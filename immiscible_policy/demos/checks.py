@@ -99,8 +99,7 @@ def flagged(
     count = int(bad.sum())
     more = f"; {count} such values in all" if count > 1 else ""
     yield (
-        f"data/{name}{component} is {values[index]:.6g} at "
-        f"{place(first + int(index[0]), episode_ends)}{expected}{more}"
+        f"data/{name}{component} is {values[index]:.6g} at {place(first + int(index[0]), episode_ends)}{expected}{more}"
     )
 
 

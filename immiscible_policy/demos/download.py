@@ -108,9 +108,7 @@ def fetch(url: str, archive: Path) -> None:
         before = -1
         while (total := _transfer(url, archive, progress, bar)) != (have := archive.stat().st_size):
             if have <= before:
-                raise OSError(
-                    f"{url}: the connection broke at {have:,} of {total:,} bytes; run it again to continue"
-                )
+                raise OSError(f"{url}: the connection broke at {have:,} of {total:,} bytes; run it again to continue")
             before = have
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.evaluation.plots import learning_curves, save_figure
 from immiscible_policy.evaluation.rows import read_run, write_atomically
-from immiscible_policy.evaluation.summary import markdown, summarize
+from immiscible_policy.evaluation.summary import markdown, scores, summarize
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.provenance import provenance
 from immiscible_policy.training.config import TrainConfig, read_config
@@ -49,7 +50,10 @@ def train_and_summarise(config: TrainConfig) -> None:
     _write_config(directory, config, parts)
     failures = _train(config, parts, directory, seeds)
     if any((seed_directory(directory, seed) / "episodes.csv").exists() for seed in seeds):
-        print(f"\n{markdown(directory.name, summarize(read_run(directory)))}\nsaved in {directory}/summary.md")
+        finished = read_run(directory)
+        print(f"\n{markdown(directory.name, summarize(finished))}")
+        save_figure(learning_curves({directory.name: scores(finished.seeds)}), directory / "coverage.png")
+        print(f"saved in {directory}/summary.md, summary.json, coverage.png")
     if failures:
         raise CommandError("; ".join(failures.values()))
 

@@ -200,9 +200,7 @@ def test_store_turns_both_ways(demos: Demonstrations) -> None:
 
 def test_store_has_human_pace(demos: Demonstrations) -> None:
     lead = np.linalg.norm(demos.action - demos.state[:, :2], axis=1)
-    strides = np.concatenate(
-        [np.linalg.norm(np.diff(demos.action[steps], axis=0), axis=1) for steps in demos.episodes]
-    )
+    strides = np.concatenate([np.linalg.norm(np.diff(demos.action[steps], axis=0), axis=1) for steps in demos.episodes])
     assert 10 < np.median(lead) < 30 and np.percentile(lead, 95) < 40
     assert strides.max() < expert.STRIDE + 0.2
     assert demos.action.min() >= 0 and demos.action.max() <= 512

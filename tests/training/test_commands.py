@@ -69,7 +69,9 @@ def test_a_run_directory_holds_what_is_promised(finished):
         for kind in ("last10", "max"):
             assert {"mean", "low", "high"} <= summary["pooled"][metric][kind].keys()
     assert summary["pooled"]["coverage"]["max"]["mean"] == row.max_coverage
-    assert (out / "summary.md").read_text() in printed + "\n"
+    assert (out / "summary.md").read_text().strip() in printed
+    assert (out / "coverage.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "provenance.json").read_text())["data"]["episodes"] == 4
 
 
 def test_the_same_command_gives_the_same_weights(finished, store, tmp_path):
