@@ -33,7 +33,7 @@ def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
     Returns:
         Milliseconds per step (median over blocks) and the ratio to the bare step (median of the paired ratios).
     """
-    config = compose_config(["wandb=disabled", *words])
+    config = compose_config(["wandb=disabled", "device=cpu", *words])
     torch.set_num_threads(config.threads or 1)
     parts = build_parts(config)
     run_bare = BareLoop(config, parts)
@@ -112,6 +112,6 @@ def batch_assembly(parts: Parts, batch_size: int, repeats: int = 300) -> float:
     for _ in range(repeats):
         rows = torch.randint(len(windows), (batch_size,), generator=generator)
         start = time.perf_counter()
-        windows.obs[rows], windows.action[rows]
+        windows[rows]
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

@@ -17,11 +17,13 @@ def study(a: Path, b: Path, out: Path) -> dict[str, Any]:
     Args:
         a: Run directory of arm A.
         b: Run directory of arm B.
-        out: JSON file; the plot and the text get the same name with `.png` and `.md`.
+        out: JSON file; the plot and the text go to a directory beside it, named like it without `.json`.
 
     Returns:
         The arms (settings, origin, mean of every metric at every checkpoint and seed) and their comparison.
     """
+    if out.suffix != ".json":
+        raise ValueError(f"out={out}: name a file that ends in .json")
     runs = {"a": read_run(a), "b": read_run(b)}
     comparison = compare(runs["a"], runs["b"])
     write_comparison(out.with_suffix(""), comparison, runs["a"], runs["b"])

@@ -29,6 +29,8 @@ def command() -> str:
 
 def commit() -> str | None:
     """The checkout's commit, marked `-dirty` if files differ from it; None outside a checkout."""
+    if not (CHECKOUT / ".git").exists():
+        return None
     try:
         words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
 
 
 class Agent:
@@ -65,10 +64,12 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionP
     return policy.to(device).eval(), spec
 
 
-def load_agent(path: Path, sampler: Sampler, device: str = "cpu") -> Agent:
-    """Load a checkpoint directory as an acting policy.
+def load_agent(checkpoint: Checkpoint, sampler: Sampler, device: str = "cpu") -> Agent:
+    """Make a checkpoint act, on as many CPU threads as it was trained and evaluated with: bits depend on them.
 
     Raises:
-        CheckpointError: If the checkpoint is missing or damaged.
+        CheckpointError: If the checkpoint is damaged.
+        ValueError: If the sampler has more steps than the policy's noising chain.
     """
-    return Agent(*load_policy(read_checkpoint(path), device), sampler)
+    torch.set_num_threads(checkpoint.metadata.get("config", {}).get("threads") or torch.get_num_threads())
+    return Agent(*load_policy(checkpoint, device), sampler)

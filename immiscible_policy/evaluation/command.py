@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.summary import scores, summarize
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from immiscible_policy.training.config import resolve_device
 
 USAGE = """\
 usage: python eval_policy.py run=DIR|checkpoint=PATH [KEY=VALUE ...]
@@ -56,12 +56,14 @@ def _main(words: list[str]) -> int:
     console = Console(highlight=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):
-        agent = load_agent(checkpoint.path, sampler, options["device"])
+        agent = load_agent(checkpoint, sampler, options["device"])
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
-            rows += evaluate(agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
+            found = evaluate(agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
+        if options["out"]:
+            append_rows(options["out"], found)
+        rows += found
     console.print(_table(rows, f"{len(starts)} starts, {sampler.name} with {sampler.steps} steps"))
     if options["out"]:
-        append_rows(options["out"], rows)
         print(f"saved {len(rows)} episodes in {options['out']}")
     if options["run"] and options["starts"] == "fresh":
         _add_fresh(options["run"], rows)
@@ -73,10 +75,11 @@ def _check(options: dict[str, Any]) -> None:
         raise CommandError("give run=DIR or checkpoint=PATH, one of them")
     if options["checkpoints"] not in ("all", "best", "last"):
         raise CommandError(f"checkpoints={options['checkpoints']}: known are all, best, last")
-    if options["device"] != "cpu" and not torch.cuda.is_available():
-        raise CommandError(f"device={options['device']}: no CUDA device is visible here; use device=cpu")
+    options["device"] = resolve_device(options["device"])
     if options["out"] and options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; name a new file")
+    if options["out"] and not options["out"].parent.is_dir():
+        raise CommandError(f"out={options['out']}: there is no directory {options['out'].parent}; create it first")
 
 
 def _chosen(options: dict[str, Any]) -> list[Checkpoint]:

@@ -145,7 +145,10 @@ def read_run(directory: Path) -> Run:
         raise ValueError(f"{directory} is no directory; give a run's directory (with config.yaml and seed_N/)")
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory} is no run: it has no config.yaml{_runs_below(directory)}")
-    config = yaml.safe_load((directory / "config.yaml").read_text())
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{directory / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{directory / 'config.yaml'} holds no settings; the run is torn, train it again")
     seeds = _rows_by_seed(directory, "episodes.csv")

@@ -29,6 +29,9 @@ def parse_starts(text: str, episodes: int) -> list[int]:
         first = LEGACY_FIRST if text == "legacy" else FRESH_FIRST
         return list(range(first, first + episodes))
     try:
-        return parse_range("starts", text)
+        starts = parse_range("starts", text)
     except CommandError as error:
         raise CommandError(f"{error}, or legacy, or fresh") from None
+    if max(starts) >= 2**32:
+        raise CommandError(f"starts={text}: a start seed is at most {2**32 - 1}")
+    return starts

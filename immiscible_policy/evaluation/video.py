@@ -19,12 +19,13 @@ from envs.geometry import GOAL_POSE
 from envs.rendering import render_state
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import read_checkpoint
+from immiscible_policy.training.config import resolve_device
 
 FPS = 10
 BORDER = 4
@@ -273,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CommandError(f"episodes={len(starts)}: one video holds at most {BATCH}")
     sampler = Sampler(options["sampler"], options["sampling_steps"])
     checkpoint = read_checkpoint(options["checkpoint"])
-    agent = Agent(*load_policy(checkpoint, options["device"]), sampler)
+    agent = load_agent(checkpoint, sampler, resolve_device(options["device"]))
     recorder = Recorder()
     rows = evaluate(
         agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step, on_step=recorder.on_step

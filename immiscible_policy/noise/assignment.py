@@ -36,6 +36,7 @@ class Assignment:
         if self.cost not in ("euclidean", "sqeuclidean"):
             raise ValueError(f"cost={self.cost}: assignment knows euclidean and sqeuclidean")
 
+    @torch.no_grad()
     def __call__(
         self,
         x: Tensor,
@@ -61,10 +62,9 @@ class Assignment:
         noise = draw(x, generator)
         flat, counts = flatten(x, mask)
         costs = squared_distances(flat, noise.flatten(1).to(flat.dtype), counts)
-        require_finite(x, costs.sum(dim=1).cpu())
-        if self.cost == "euclidean":
-            costs = costs.sqrt()
-        return noise[solve(costs)]
+        costs = (costs.sqrt() if self.cost == "euclidean" else costs).cpu()
+        noise = require_finite(x, noise, costs.sum(dim=1))
+        return noise[solve(costs).to(noise.device)]
 
 
 def squared_distances(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,12 +75,13 @@ def squared_distances(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
         noise: Noises (B, D).
         mask: Numbers of each sample that count (B, D), or None for all.
     """
-    lengths = noise.square()
-    noise_term = lengths.sum(dim=1) if mask is None else mask.to(x.dtype) @ lengths.T
-    return (x.square().sum(dim=1, keepdim=True) + noise_term - 2 * x @ noise.T).clamp_min(0)
+    with torch.autocast(x.device.type, enabled=False):  # half precision would pair wrongly
+        lengths = noise.square()
+        noise_term = lengths.sum(dim=1) if mask is None else mask.to(x.dtype) @ lengths.T
+        return (x.square().sum(dim=1, keepdim=True) + noise_term - 2 * x @ noise.T).clamp_min(0)
 
 
 def solve(costs: Tensor) -> Tensor:
-    """Solve the assignment exactly: for each row of costs (B, B) its column (B,), a permutation, on costs' device."""
-    _, columns = linear_sum_assignment(costs.cpu().numpy())
-    return torch.from_numpy(columns).to(costs.device)
+    """Solve the assignment exactly: for each row of costs (B, B), on the CPU, its column (B,), a permutation."""
+    _, columns = linear_sum_assignment(costs.numpy())
+    return torch.from_numpy(columns)

@@ -43,20 +43,29 @@ def flatten(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return torch.where(counts, flat, 0.0), counts
 
 
-def require_finite(x: Tensor, norms: Tensor) -> None:
-    """Refuse NaN and infinity, seen through per-sample norms (B,); on CUDA they pass on as NaN noise, without a wait.
+def require_finite(x: Tensor, noise: Tensor, norms: Tensor) -> Tensor:
+    """Refuse NaN and infinity in x, seen through per-sample norms.
+
+    Args:
+        x: Samples (B, ...).
+        noise: Noise chosen for them (B, ...).
+        norms: One number per sample (B,) that is not finite where the sample is not.
+
+    Returns:
+        The noise; on CUDA, where raising would wait for the device, NaN noise for the samples in question.
 
     Raises:
         ValueError: If a norm is not finite (CPU only).
     """
-    if norms.device.type == "cuda":
-        return
     finite = torch.isfinite(norms)
+    if norms.device.type == "cuda":
+        return noise.masked_fill(~finite.reshape(-1, *[1] * (noise.ndim - 1)), float("nan"))
     if not finite.all():
         row = int((~finite).nonzero()[0])
         bad = x[row][~torch.isfinite(x[row])]
         value = bad.flatten()[0].item() if bad.numel() else float("inf")
         raise ValueError(f"x contains {value} in sample {row}; clean the data before selecting noise")
+    return noise
 
 
 def _broadcasts(mask: Tensor, x: Tensor) -> bool:

@@ -39,6 +39,7 @@ class KNN:
         if self.form not in ("auto", "literal", "projected"):
             raise ValueError(f"form={self.form}: knn knows auto, literal and projected")
 
+    @torch.no_grad()
     def __call__(
         self,
         x: Tensor,
@@ -62,10 +63,10 @@ class KNN:
         """
         check(x, condition, mask)
         flat, counts = flatten(x, mask)
-        require_finite(x, flat.square().sum(dim=1))
         literal = self.form == "literal" or (self.form == "auto" and self.k * flat.shape[1] <= CHEAPER_LITERAL)
         nearest = nearest_of_candidates if literal else nearest_by_projection
-        return nearest(flat, counts, self.k, generator).to(x.dtype).reshape(x.shape)
+        noise = nearest(flat, counts, self.k, generator).to(x.dtype).reshape(x.shape)
+        return require_finite(x, noise, flat.square().sum(dim=1))
 
 
 def nearest_of_candidates(x: Tensor, mask: Tensor | None, k: int, generator: torch.Generator | None) -> Tensor:

@@ -14,6 +14,7 @@ from immiscible_policy.noise.inputs import check, draw, require_finite
 class Vanilla:
     """`torch.randn` of the sample's shape."""
 
+    @torch.no_grad()
     def __call__(
         self,
         x: Tensor,
@@ -25,5 +26,4 @@ class Vanilla:
     ) -> Tensor:
         """Draw noise for x (B, ...); `condition`, `mask` and `step` do not matter here."""
         check(x, condition, mask)
-        require_finite(x, x.flatten(1).sum(dim=1, dtype=torch.float32))
-        return draw(x, generator)
+        return require_finite(x, draw(x, generator), x.flatten(1).sum(dim=1, dtype=torch.float32))

@@ -194,8 +194,10 @@ def _triples(modules: nn.ModuleList) -> list[tuple[nn.Module, nn.Module, nn.Modu
 
 
 def _check_sizes(step_embed_dim: int, down_dims: Sequence[int], kernel_size: int, groups: int) -> None:
-    if not down_dims or any(dim % groups for dim in down_dims):
-        raise ValueError(f"down_dims={list(down_dims)}: every entry must divide by groups={groups}")
+    if groups < 1:
+        raise ValueError(f"groups={groups}: needs 1 or more")
+    if not down_dims or any(dim < 1 or dim % groups for dim in down_dims):
+        raise ValueError(f"down_dims={list(down_dims)}: needs positive entries that divide by groups={groups}")
     if step_embed_dim < 4 or step_embed_dim % 2:
         raise ValueError(f"step_embed_dim={step_embed_dim}: needs an even number, 4 or more")
     if kernel_size < 1 or kernel_size % 2 == 0:

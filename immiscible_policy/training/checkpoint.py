@@ -96,10 +96,10 @@ def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[st
         if path.exists():
             shutil.rmtree(path)
         draft.rename(path)
-        _flush_directory(path.parent)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(error.errno, f"{path} was not saved: {error.strerror}; earlier checkpoints are intact") from None
+    _flush_directory(path.parent)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -129,6 +129,12 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def newest_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a seed; None before the first. Older ones are not looked at."""
+    complete = [path for path in directory.glob("step_*") if (path / METADATA).is_file()]
+    return read_checkpoint(max(complete, key=lambda path: int(path.name.removeprefix("step_")))) if complete else None
+
+
 def tidy(directory: Path, keep: str, scores: Mapping[int, float]) -> None:
     """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
 
@@ -145,7 +151,8 @@ def tidy(directory: Path, keep: str, scores: Mapping[int, float]) -> None:
     for checkpoint in checkpoints[:-1]:
         (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
         if keep == "last+best" and checkpoint.step != best:
-            shutil.rmtree(checkpoint.path)
+            doomed = checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.path.name}.draft"))
+            shutil.rmtree(doomed)  # killed in here, the next tidying ends it
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ class TrainConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: a resumed run must agree on all of it."""
-        free = {"out", "resume", "dry_run", "parallel", "wandb"}
+        free = {"out", "resume", "dry_run", "parallel", "wandb"}  # where and how, not what
         return {key: value for key, value in asdict(self).items() if key not in free}
 
     def to_yaml(self) -> str:
@@ -120,9 +120,9 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
         CommandError: For any word that is unknown, ill-formed, of the wrong type or out of range.
     """
     given = _split(words)
-    device = _device(given.get("device", "auto"))
+    device = resolve_device(given.get("device", "auto"))
     if "scale" not in given:
-        given["scale"] = "paper" if device == "cuda" else "cpu"
+        given["scale"] = "cpu" if device == "cpu" else "paper"
     overrides = [_parsed(_override(key, text, given)) for key, text in given.items() if key not in TEXT_KEYS]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -159,6 +159,8 @@ def _split(words: Sequence[str]) -> dict[str, str]:
             raise CommandError(f"'{word}' is not key=value, for example seed=0..2 or noise=knn")
         if key in given:
             raise CommandError(f"{key}= is given twice")
+        if not text:
+            raise CommandError(f"{key}= is empty; leave the word out to take the default")
         given[key] = text
     known = list(dict.fromkeys([*GROUPS, *KEYS, *_noise_options()]))
     for key in given:
@@ -237,8 +239,8 @@ def _kind(kind: str) -> str:
     return f"not {kind}"
 
 
-def _device(text: str) -> str:
-    """Resolve and check a device name.
+def resolve_device(text: str) -> str:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
 
     Raises:
         CommandError: If it is unknown or not there.
@@ -296,8 +298,8 @@ def _check_ranges(config: TrainConfig) -> None:
     for key in ("lr", "data_scale", "ema_power"):
         if not 0 < getattr(config, key) < float("inf"):
             raise CommandError(f"{key}={getattr(config, key)}: needs a number above 0")
-    if config.weight_decay < 0:
-        raise CommandError(f"weight_decay={config.weight_decay}: needs 0 or more")
+    if not 0 <= config.weight_decay < float("inf"):
+        raise CommandError(f"weight_decay={config.weight_decay}: needs a number, 0 or more")
     if not 0 < config.ema_max < 1:
         raise CommandError(f"ema_max={config.ema_max}: needs a number between 0 and 1")
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from immiscible_policy.cli import CommandError, one_line
+
 
 class MetricsFile:
     """One JSON object per line; whole lines only, and none from a future that a resumed run has yet to live.
@@ -40,18 +42,35 @@ class MetricsFile:
 class WandbRun:
     """The same metrics in wandb, one wandb run per training seed; nothing where wandb is absent or disabled."""
 
-    def __init__(self, mode: str, directory: Path, name: str, config: dict[str, Any]) -> None:
+    def __init__(self, mode: str, directory: Path, run_id: str, name: str, config: dict[str, Any]) -> None:
         self._run: Any = None
         if mode == "disabled":
             return
         try:
             import wandb
         except ImportError:
+            if mode == "online":
+                raise CommandError(
+                    "wandb=online: wandb is not installed; pip install wandb, or wandb=disabled"
+                ) from None
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         directory.mkdir(parents=True, exist_ok=True)
         chosen: Any = mode
-        self._run = wandb.init(project="immiscible-policy", name=name, dir=directory, mode=chosen, config=config)
+        try:
+            self._run = wandb.init(
+                project="immiscible-policy",
+                id=run_id,
+                resume="allow",
+                name=name,
+                dir=directory,
+                mode=chosen,
+                config=config,
+            )
+        except wandb.errors.Error as error:
+            raise CommandError(
+                f"wandb={mode}: {one_line(error)}; wandb=offline and wandb=disabled need no account"
+            ) from None
 
     def record(self, row: dict[str, Any]) -> None:
         """Log a row."""

@@ -41,15 +41,13 @@ class PolicyObjective:
         self.select = select
         self.accumulate = accumulate
         self.seed = seed
-        self.order = ShuffledOrder(len(windows), batch_size, seed)
+        self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
 
     def batches(self, step: int) -> list[Noised]:
         """The noised micro-batches of a training step."""
-        rows = self.order.rows(step).to(self.windows.action.device)
-        generator = torch_generator(rows.device, "noise", self.seed, step)
-        noised = self.policy.noised(
-            self.windows.obs[rows], self.windows.action[rows], self.select, step=step, generator=generator
-        )
+        batch = self.windows[self.order.rows(step)]
+        generator = torch_generator(batch.action.device, "noise", self.seed, step)
+        noised = self.policy.noised(batch.obs, batch.action, self.select, step=step, generator=generator)
         return noised.split(self.accumulate) if self.accumulate > 1 else [noised]
 
     def loss(self, batch: Noised) -> Tensor:
@@ -64,10 +62,11 @@ class ShuffledOrder:
         size: Number of rows.
         batch_size: Rows per step.
         seed: Training seed.
+        device: Where the rows are wanted; a whole epoch is moved there at once.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
         self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
@@ -84,5 +83,5 @@ class ShuffledOrder:
     def _epoch(self, epoch: int) -> Tensor:
         if self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            self._shuffled = (epoch, torch.randperm(self.size, generator=generator))
+            self._shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
         return self._shuffled[1]

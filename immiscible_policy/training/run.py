@@ -25,7 +25,7 @@ from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.training.checkpoint import list_checkpoints, save_checkpoint, tidy
+from immiscible_policy.training.checkpoint import newest_checkpoint, save_checkpoint, tidy
 from immiscible_policy.training.config import TrainConfig
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile, WandbRun
@@ -101,8 +101,8 @@ def seed_directory(run: Path, seed: int) -> Path:
 
 def is_finished(config: TrainConfig, run: Path, seed: int) -> bool:
     """Whether a seed has its last checkpoint."""
-    done = list_checkpoints(seed_directory(run, seed) / "checkpoints")
-    return bool(done) and done[-1].step >= config.steps
+    newest = newest_checkpoint(seed_directory(run, seed) / "checkpoints")
+    return newest is not None and newest.step >= config.steps
 
 
 def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:
@@ -127,7 +127,8 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         _resume(state, checkpoints)
         report({"event": "started", "seed": seed, "step": state.step})
         metrics = MetricsFile(directory / "metrics.jsonl", state.step)
-        wandb = WandbRun(config.wandb, directory, f"{run.name}-seed{seed}", config.identity | {"train_seed": seed})
+        name, run_id = f"{run.name}-seed{seed}", f"{derive_seed(str(run.resolve()), seed):016x}"
+        wandb = WandbRun(config.wandb, directory, run_id, name, config.identity | {"train_seed": seed})
         origin = {"seed": seed, "config": config.identity, "data_hash": parts.data_hash, "versions": versions()}
 
         def record(row: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
 
 def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
     """The training state at step 0, and the policy in it; weights are a function of the seed."""
-    torch.manual_seed(derive_seed("weights", seed) % 2**63)  # torch's initialisers draw from the global stream alone
+    torch.manual_seed(derive_seed("weights", seed))  # torch's initialisers draw from the global stream alone
     observation = Normalizer.fit(parts.training.obs)
     action = Normalizer.fit(parts.training.action)
     policy = build_policy(parts.spec, observation, action).to(config.device)
@@ -193,10 +194,10 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
 
 
 def _resume(state: TrainState, checkpoints: Path) -> None:
-    newest = [checkpoint for checkpoint in list_checkpoints(checkpoints) if checkpoint.resumable][-1:]
-    for checkpoint in newest:
-        tensors = {name: checkpoint.tensors(name) for name in ("model", "ema", "optimizer")}
-        state.restore(checkpoint.step, tensors["model"], tensors["ema"], tensors["optimizer"])
+    newest = newest_checkpoint(checkpoints)
+    if newest is not None:
+        model, ema, optimizer = (newest.tensors(name) for name in ("model", "ema", "optimizer"))
+        state.restore(newest.step, model, ema, optimizer)
 
 
 @contextmanager

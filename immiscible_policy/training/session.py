@@ -37,7 +37,8 @@ def train_and_summarise(config: TrainConfig) -> None:
     directory = Path(str(config.out))
     resuming = _check_directory(directory, config)
     print(f"out={directory}", flush=True)
-    if resuming and all(is_finished(config, directory, seed) for seed in seeds):
+    finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
+    if finished and (directory / "summary.json").exists():
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return
     parts = build_parts(config)
@@ -48,11 +49,12 @@ def train_and_summarise(config: TrainConfig) -> None:
         print("dry run: nothing was written")
         return
     _write_config(directory, config, parts)
+    (directory / "summary.json").unlink(missing_ok=True)  # whoever finds it finds all seeds in it
     failures = _train(config, parts, directory, seeds)
     if any((seed_directory(directory, seed) / "episodes.csv").exists() for seed in seeds):
-        finished = read_run(directory)
-        print(f"\n{markdown(directory.name, summarize(finished))}")
-        save_figure(learning_curves({directory.name: scores(finished.seeds)}), directory / "coverage.png")
+        rows = read_run(directory)
+        save_figure(learning_curves({directory.name: scores(rows.seeds)}), directory / "coverage.png")
+        print(f"\n{markdown(directory.name, summarize(rows))}")
         print(f"saved in {directory}/summary.md, summary.json, coverage.png")
     if failures:
         raise CommandError("; ".join(failures.values()))
@@ -80,7 +82,8 @@ def _check_directory(directory: Path, config: TrainConfig) -> bool:
     if not directory.is_dir():
         raise CommandError(f"out={directory} is a file; name a directory")
     if not (directory / "config.yaml").exists():
-        if any(directory.iterdir()):
+        own = ("provenance.json", ".provenance.json.", ".config.yaml.")  # of a start that was cut short
+        if not all(path.name.startswith(own) for path in directory.iterdir()):
             raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
         return False
     if not config.resume:

@@ -43,6 +43,7 @@ def _supervise(run: Path, seed: int, wandb: str, report: Report) -> str | None:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "immiscible_policy.training.workers", str(run), str(seed), wandb]
     with open(log_path, "ab") as log:
+        begin = log.tell()
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert worker.stdout is not None
         for line in worker.stdout:
@@ -50,7 +51,8 @@ def _supervise(run: Path, seed: int, wandb: str, report: Report) -> str | None:
         code = worker.wait()
     if code == 0:
         return None
-    last = (log_path.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    said = log_path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    last = said[-1] if said else "it said nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return f"seed {seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})"
 

@@ -50,6 +50,19 @@ def test_the_global_stream_is_untouched_by_a_generator(name):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_noise_carries_no_gradient(name):
+    x = torch.randn(8, 300, generator=generator()).requires_grad_()
+    assert not make_selector(name)(x, generator=generator(1)).requires_grad
+
+
+def test_pairs_are_the_same_inside_autocast():
+    x = torch.randn(128, 1, 2, generator=generator()).expand(-1, 16, -1) * 0.5 + 5
+    select = make_selector("linear")
+    outside = select(x, generator=generator(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(select(x, generator=generator(1)), outside)
+
+
 def test_vanilla_is_randn_and_linear_permutes_exactly_that():
     x = torch.randn(32, 16, 2, generator=generator())
     plain = torch.randn(x.shape, generator=generator(1))
@@ -124,7 +137,7 @@ def same_law(a: torch.Tensor, b: torch.Tensor) -> None:
     [(1, 4, 1.0), (2, 3, 0.0), (2, 8, 2.0), (32, 2, 3.0), (32, 16, 0.0), (32, 8, 20.0), (3072, 4, 30.0)],
 )
 def test_projected_knn_has_the_law_of_literal_knn(dims, k, radius):
-    """Both forms agree in projection on x, in norm, in distance, in single coordinates and in the choice's gain."""
+    """Both forms agree in projection on x, in norm, in distance and in single coordinates."""
     samples = 4000 if dims < 1000 else 400
     u = torch.randn(dims, generator=generator())
     x = (radius * u / u.norm()).expand(samples, dims)

@@ -9,7 +9,7 @@ from immiscible_policy.training.config import GROUPS, compose_config, config_dir
 
 
 def test_the_command_of_the_readme():
-    config = compose_config(["noise=knn", "k=2", "seed=0..2"])
+    config = compose_config(["noise=knn", "k=2", "seed=0..2", "device=cpu"])
     assert config.noise == {"name": "knn", "k": 2, "form": "auto"}
     assert parse_range("seed", config.seed) == [0, 1, 2]
     assert (config.obs, config.scale, config.task) == ("keypoints", "cpu", "pusht")
@@ -54,7 +54,7 @@ def test_every_configuration_file_is_covered():
 def test_words_beat_the_experiment_and_the_experiment_beats_the_scale():
     assert compose_config(["experiment=debug"]).steps == 20
     assert compose_config(["experiment=debug", "steps=30"]).steps == 30
-    assert compose_config(["experiment=debug"]).lr == compose_config([]).lr
+    assert compose_config(["experiment=debug", "scale=cpu"]).lr == compose_config(["scale=cpu"]).lr
 
 
 @pytest.mark.parametrize("path", ["a=b.zarr", "it's here", "x,y", "[odd]", "${home}", "back\\slash", "s p a c e"])
@@ -111,6 +111,11 @@ def test_ranges_that_are_none(text):
         (["data_scale=0"], "data_scale=0"),
         (["betas=[0.9]"], "betas=[0.9]"),
         (["accumulate=500"], "accumulate=500"),
+        (["weight_decay=nan"], "weight_decay=nan"),
+        (["groups=0"], "groups=0"),
+        (["down_dims=[-64]"], "down_dims=[-64]"),
+        (["starts=5000000000"], "starts=5000000000"),
+        (["data="], "data= is empty"),
         (["+new=1"], "unknown option '+new'"),
         (["hydra.run.dir=x"], "unknown option 'hydra.run.dir'"),
     ],

@@ -185,7 +185,7 @@ def test_keep_all_keeps_all(tmp_path):
     assert [c.step for c in checkpoints.list_checkpoints(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("calls_before", range(8))
+@pytest.mark.parametrize("calls_before", range(4))
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_debris(tmp_path, monkeypatch, calls_before):
     save(tmp_path, 1)
     calls, fsync = [], os.fsync
@@ -197,10 +197,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_debris(tmp_path, monke
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    if calls_before < 4:
-        with pytest.raises(OSError, match="step_000002 was not saved: No space left on device"):
-            save(tmp_path, 2)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001"]
+    with pytest.raises(OSError, match="step_000002 was not saved: No space left on device"):
+        save(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001"]
     monkeypatch.undo()
     assert checkpoints.read_checkpoint(tmp_path / "step_000001").tensors("model")["w"].tolist() == [1.0] * 4
 
