@@ -20,11 +20,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Both arms train side by side, one core each; what vanilla says goes to a log.
 demo: setup
-	$(TRAIN) noise=vanilla out=$(DEMO)/vanilla
-	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2
+	mkdir -p $(DEMO)
+	$(TRAIN) noise=vanilla out=$(DEMO)/vanilla > $(DEMO)/vanilla.log 2>&1 & vanilla=$$!; \
+	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2 && wait $$vanilla || { tail -n 1 $(DEMO)/vanilla.log; exit 1; }
 	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla out=$(DEMO)/comparison
-	$(RUN) render_rollout.py checkpoint=$(DEMO)/knn_k2/seed_0/checkpoints/last out=$(DEMO)/rollout.mp4
+	$(RUN) render_rollout.py checkpoint="$$(ls -d $(DEMO)/knn_k2/seed_0/checkpoints/step_* | tail -n 1)" \
+		out=$(DEMO)/rollout.mp4
 
 check: setup
 	$(VENV)/bin/ruff check .

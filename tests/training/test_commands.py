@@ -214,6 +214,25 @@ def test_fresh_starts_enter_the_summary(store, tmp_path):
     assert [row.start for row in read_rows(out / "seed_0" / "fresh.csv")] == [200_000, 200_001]
 
 
+def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):
+    result = command("compare_policies.py", f"a={finished[0]}", f"b={finished[0]}", f"out={tmp_path / 'c'}")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert all(entry["difference"]["estimate"] == 0 for entry in found["results"]) and found["paired"]
+    assert (tmp_path / "c" / "comparison.png").exists() and "No setting differs" in result.stdout
+
+
+def test_a_checkpoint_becomes_a_video_of_the_recorded_episode(finished, tmp_path):
+    checkpoint = finished[0] / "seed_1" / "checkpoints" / "step_000020"
+    (row,) = read_rows(finished[0] / "seed_1" / "episodes.csv")
+    result = command(
+        "render_rollout.py", f"checkpoint={checkpoint}", f"out={tmp_path / 'a.mp4'}", "episodes=1", "sampling_steps=2"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"max coverage {row.max_coverage:.3f}" in result.stdout
+    assert f"{row.steps + 1} frames" in result.stdout and (tmp_path / "a.mp4").stat().st_size > 1000
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(store, tmp_path):
     before = tree(tmp_path)
     result = command("train_policy.py", *FAST, "noise=knn", "k=8", "seed=0..2", f"data={store}",
