@@ -24,7 +24,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup
 	mkdir -p $(DEMO)
 	$(TRAIN) noise=vanilla out=$(DEMO)/vanilla > $(DEMO)/vanilla.log 2>&1 & vanilla=$$!; \
-	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2 && wait $$vanilla || { tail -n 1 $(DEMO)/vanilla.log; exit 1; }
+	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2 || { kill $$vanilla; exit 1; }; \
+	wait $$vanilla || { tail -n 1 $(DEMO)/vanilla.log; exit 1; }
 	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla out=$(DEMO)/comparison
 	$(RUN) render_rollout.py checkpoint="$$(ls -d $(DEMO)/knn_k2/seed_0/checkpoints/step_* | tail -n 1)" \
 		out=$(DEMO)/rollout.mp4

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.evaluation.compare import as_json, compare, write_comparison
+from immiscible_policy.evaluation.compare import SETTINGS_OF_PLACE, as_json, compare, write_comparison
 from immiscible_policy.evaluation.rows import Run, read_run
 from immiscible_policy.evaluation.summary import METRICS, scores
 
@@ -32,7 +32,11 @@ def study(a: Path, b: Path, out: Path) -> dict[str, Any]:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    return {"origin": json.loads((run.dir / "provenance.json").read_text()), "settings": run.config}
+    """Where a run came from and its settings, without the places where its files happened to lie."""
+    origin = json.loads((run.dir / "provenance.json").read_text())
+    origin["data"]["path"] = Path(origin["data"]["path"]).name
+    settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE | {"data"}}
+    return {"origin": origin, "settings": settings}
 
 
 def _curves(run: Run) -> dict[str, Any]:

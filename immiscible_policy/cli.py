@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def require_writable(key: str, path: Path) -> None:
+    """Refuse a path that cannot be created, before any work is done for it.
+
+    Raises:
+        CommandError: If its nearest existing parent is no directory, or one that may not be written.
+    """
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir():
+        raise CommandError(f"{key}={path}: {parent} is no directory")
+    if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
+        raise CommandError(f"{key}={path}: {parent} may not be written")
+
+
 def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:
+    if not text:
+        raise CommandError(f"{key}= is empty; leave the word out to take the default")
     try:
         return boolean(text) if to is bool else Path(text).expanduser() if to is Path else to(text)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def human_store() -> Path:
-    """Path of the human PushT demonstrations, where they lie beside the checkout."""
-    path = ROOT.parent / "shared" / "data" / "pusht_cchi_v7_replay.zarr"
-    if not path.is_dir():
-        pytest.skip("the human demonstrations are not beside this checkout")
-    return path
+    """The human PushT demonstrations: PUSHT_HUMAN_STORE, or where the README's download puts them, or beside us."""
+    name = "pusht_cchi_v7_replay.zarr"
+    named = os.environ.get("PUSHT_HUMAN_STORE")
+    places = [Path(named)] if named else [ROOT / "data_human" / name, ROOT.parent / "shared" / "data" / name]
+    for path in places:
+        if path.is_dir():
+            return path
+    pytest.skip("the human demonstrations are not here; PUSHT_HUMAN_STORE=PATH names them")

@@ -25,6 +25,7 @@ on the plan and the present state, but for a limit on how far an action may be f
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -35,11 +36,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pymunk
 from numpy.typing import NDArray
+from rich.progress import track
 
 from envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, coverage, keypoints
+from envs.pusht import SUCCESS_COVERAGE
 from envs.simulation import AGENT_RADIUS, Simulation
 from envs.starts import AGENT_RANGE, BLOCK_RANGE
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate
 from immiscible_policy.demos.store import content_hash, write_store
 
@@ -47,7 +50,6 @@ Complex = NDArray[np.complex128]
 
 COG = complex(*CENTER_OF_GRAVITY)
 INERTIA = 2.0 * pymunk.moment_for_poly(1.0, BAR.tolist())  # px^2, the block's moment over its mass
-SUCCESS = 0.95  # coverage above which the task is done
 
 # Spots to push at, in the frame of envs.geometry: x, y [px] on the outline, and the outward normal there.
 SPOTS = np.array(
@@ -218,6 +220,7 @@ class PushT:
             moved, state = np.abs(self._simulation.state - state).max(), self._simulation.state
             if moved < 1e-12:
                 return
+        raise RuntimeError(f"the start does not come to rest: {state.tolist()}")
 
     @property
     def coverage(self) -> float:
@@ -237,7 +240,7 @@ class PushT:
 
     def done(self) -> bool:
         """Whether the block covers the goal."""
-        return self.coverage > SUCCESS
+        return self.coverage > SUCCESS_COVERAGE
 
     def step(self, action: Array) -> None:
         """Execute an action, brought within STRIDE of the one before and onto the grid, and record it."""
@@ -246,8 +249,8 @@ class PushT:
         self._command = np.round(np.clip(self._command + change, *_REACH) * RESOLUTION) / RESOLUTION
         self.states.append(self._simulation.state)
         self.actions.append(self._command)
-        self.n_contacts.append(self._simulation.n_contacts)
         self._simulation.step(self._command)
+        self.n_contacts.append(self._simulation.n_contacts)
 
     def recorded(self) -> dict[str, NDArray[Any]]:
         """What happened so far, under the names of a store's arrays (see `make_episode`)."""
@@ -413,7 +416,7 @@ def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
 
     Returns:
         state (n, 5) float64, before the action of the same row; action (n, 2) and keypoint (n, 9, 2) float32;
-        n_contacts (n, 1) float32, of the step that led to the state.
+        n_contacts (n, 1) float32, of the step that the row's action makes.
     """
     random = np.random.default_rng([seed, index])
     while True:
@@ -443,12 +446,17 @@ def make(episodes: int, seed: int = 0, workers: int = 1) -> tuple[dict[str, NDAr
         if value < least:
             raise ValueError(f"{name}={value}: must be at least {least}")
     if workers == 1:
-        made = [make_episode(seed, index) for index in range(episodes)]
+        made = [make_episode(seed, index) for index in track(range(episodes), "episodes", disable=not _on_screen())]
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            made = list(pool.map(partial(make_episode, seed), range(episodes)))
+            coming = pool.map(partial(make_episode, seed), range(episodes))
+            made = list(track(coming, "episodes", total=episodes, disable=not _on_screen()))
     arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
     return arrays, np.cumsum([len(episode["state"]) for episode in made])
+
+
+def _on_screen() -> bool:
+    return sys.stdout.isatty()
 
 
 USAGE = """usage: python -m immiscible_policy.demos make out=STORE
@@ -479,6 +487,7 @@ def main(argv: list[str]) -> None:
     words = parse(argv, OPTIONS, USAGE)
     if words["out"].exists():
         raise CommandError(f"out={words['out']} exists already; choose another path or remove it first")
+    require_writable("out", words["out"])
     arrays, ends = make(words["episodes"], words["seed"], words["workers"])
     attrs = {
         "made_by": "a scripted expert: planned pushes carried out in envs.simulation, no human data",

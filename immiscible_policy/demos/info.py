@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from envs.geometry import BAR, GOAL_POSE, STEM, place
+from envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
 
-CONTROL_HZ = 10
 FORMATS = (".png", ".pdf", ".svg")
 COMPONENTS = {
     "state": ("agent x", "agent y", "block x", "block y", "block angle"),

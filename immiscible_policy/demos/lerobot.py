@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from envs.geometry import BAR, STEM, keypoints, place
+from envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.store import StoreError, write_store
 
@@ -33,7 +34,6 @@ FIT_TOLERANCE = 0.1
 WIDTHS = {"observation.state": 2, "observation.environment_state": 16, "action": 2}
 """Numbers per frame in each column that is converted."""
 NAMES = [*WIDTHS, "episode_index", "frame_index"]
-CONTROL_HZ = 10
 
 USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE
 

@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from envs.geometry import keypoints
+from envs.simulation import WORKSPACE
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos import checks
 from immiscible_policy.demos.store import (
@@ -21,8 +22,6 @@ from immiscible_policy.demos.store import (
     undecodable_chunks,
 )
 
-WORKSPACE = 512.0
-"""Side of the workspace [px]."""
 KEYPOINT_TOLERANCE = 3.0
 """Largest distance [px] of stored keypoints from those of the stored pose; the human store reaches 2.2."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import CommandError, Option, parse, run
+from immiscible_policy.cli import CommandError, Option, parse, require_writable, run
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_run
@@ -60,6 +60,7 @@ def _main(words: list[str]) -> int:
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
             found = evaluate(agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
         if options["out"]:
+            options["out"].parent.mkdir(parents=True, exist_ok=True)
             append_rows(options["out"], found)
         rows += found
     console.print(_table(rows, f"{len(starts)} starts, {sampler.name} with {sampler.steps} steps"))
@@ -78,8 +79,12 @@ def _check(options: dict[str, Any]) -> None:
     options["device"] = resolve_device(options["device"])
     if options["out"] and options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; name a new file")
-    if options["out"] and not options["out"].parent.is_dir():
-        raise CommandError(f"out={options['out']}: there is no directory {options['out'].parent}; create it first")
+    if options["out"]:
+        require_writable("out", options["out"])
+    if options["checkpoint"] and options["checkpoints"] != "all":
+        raise CommandError(
+            f"checkpoints={options['checkpoints']} chooses among those of run=; checkpoint= is one already"
+        )
 
 
 def _chosen(options: dict[str, Any]) -> list[Checkpoint]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from envs.geometry import GOAL_POSE
 from envs.rendering import render_state
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
@@ -323,3 +323,4 @@ def _check(out: Path, columns: int, size: int) -> None:
         raise CommandError(f"columns={columns}: use 1 or more")
     if not 64 <= size <= 1024:
         raise CommandError(f"size={size}: use 64 to 1024 pixels")
+    require_writable("out", out)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
 
+MOST_CANDIDATES = 1_000_000
 CHEAPER_LITERAL = 128
 """Up to this many numbers per sample (k * D) the literal form costs less than the projected one."""
 
@@ -34,8 +35,8 @@ class KNN:
     form: Literal["auto", "literal", "projected"] = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k={self.k}: knn needs a whole number of candidates, 1 or more")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MOST_CANDIDATES:
+            raise ValueError(f"k={self.k}: knn needs a whole number of candidates, 1 to {MOST_CANDIDATES:,}")
         if self.form not in ("auto", "literal", "projected"):
             raise ValueError(f"form={self.form}: knn knows auto, literal and projected")
 

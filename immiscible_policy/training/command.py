@@ -46,11 +46,14 @@ def _help() -> str:
         f"  noise={name}: {', '.join(line.strip() for line in _lines(config_dir() / 'noise' / f'{name}.yaml')) or '-'}"
         for name in SELECTORS
     )
-    settings = (config_dir() / "train.yaml").read_text().split("- experiment: null\n", 1)[1].strip()
-    return f"{USAGE}\ngroups:\n{groups}\n\noptions of the noise:\n{noise}\n\noptions and defaults:\n" + "\n".join(
-        f"  {line}" if line else "" for line in settings.splitlines()
+    sizes = "\n".join(
+        f"  scale={scale}: {', '.join(_lines(config_dir() / 'scale' / f'{scale}.yaml'))}" for scale in ("cpu", "paper")
     )
+    settings = (config_dir() / "train.yaml").read_text().split("- experiment: null\n", 1)[1].strip()
+    sections = {"groups": groups, "options of the noise": noise, "options that the scale sets": sizes}
+    texts = [USAGE, *(f"{title}:\n{text}\n" for title, text in sections.items()), "options and their defaults:"]
+    return "\n".join([*texts, *(f"  {line}".rstrip() for line in settings.splitlines())])
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if not line.startswith("name:")]
+    return [line for line in path.read_text().splitlines() if not line.startswith(("name:", "scale:", "#"))]

@@ -92,6 +92,7 @@ class TrainConfig:
 
 
 TEXT_KEYS = {f.name for f in fields(TrainConfig) if "str" in str(f.type)} - set(GROUPS)
+LIST_KEYS = {f.name: str(f.type) for f in fields(TrainConfig) if str(f.type).startswith("list")}
 KEYS = [f.name for f in fields(TrainConfig)]
 
 
@@ -131,8 +132,11 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
         raise CommandError(one_line(error)) from None
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     texts = {key: None if text == "null" else text for key, text in given.items() if key in TEXT_KEYS}
+    for key in ("data", "out"):
+        if texts.get(key):
+            texts[key] = str(Path(str(texts[key])).expanduser())
     config = _typed(plain | texts, given)
-    _resolve(config, device)
+    _resolve(config, device, given.get("experiment"))
     _check_ranges(config)
     return config
 
@@ -181,6 +185,8 @@ def _override(key: str, text: str, given: dict[str, str]) -> str:
     """One Hydra override; selector options move into the noise group."""
     if key in GROUPS:
         return f"{key}={text}"
+    if key in LIST_KEYS and not text.startswith("["):
+        raise CommandError(f"{key}={text}: {_kind(LIST_KEYS[key])}")
     if key in _noise_options():
         name = given.get("noise", _default_noise(given))
         if key not in selector_options(name):
@@ -256,7 +262,7 @@ def resolve_device(text: str) -> str:
     return text
 
 
-def _resolve(config: TrainConfig, device: str) -> None:
+def _resolve(config: TrainConfig, device: str, experiment: str | None) -> None:
     config.device = device
     if config.precision == "auto":
         config.precision = "bf16" if _native_bf16(device) else "fp32"
@@ -265,7 +271,7 @@ def _resolve(config: TrainConfig, device: str) -> None:
     if config.parallel is None:
         config.parallel = max(1, cores // max(1, config.threads)) if device == "cpu" else 1
     config.eval_every = config.eval_every if config.eval_every is not None else config.checkpoint_every
-    config.out = config.out or f"runs/{_run_name(config)}"
+    config.out = config.out or f"runs/{_run_name(config, experiment)}"
 
 
 def _native_bf16(device: str) -> bool:
@@ -275,7 +281,8 @@ def _native_bf16(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _run_name(config: TrainConfig) -> str:
+def _run_name(config: TrainConfig, experiment: str | None) -> str:
+    """A directory name that tells what is trained: task, observation, noise, data, size."""
     parts = [config.task, config.obs, config.noise["name"]]
     if "k" in config.noise:
         parts.append(f"k{config.noise['k']}")
@@ -283,7 +290,9 @@ def _run_name(config: TrainConfig) -> str:
         parts.append(f"scale{config.data_scale:g}")
     if config.data:
         parts.append(Path(config.data).stem)
-    return "_".join([*parts, config.scale])
+    if config.mirror:
+        parts.append("mirror")
+    return "_".join([*parts, experiment or config.scale])
 
 
 def _check_ranges(config: TrainConfig) -> None:
@@ -293,6 +302,11 @@ def _check_ranges(config: TrainConfig) -> None:
     for key in positive:
         if getattr(config, key) < 1:
             raise CommandError(f"{key}={getattr(config, key)}: needs 1 or more")
+    if config.train_episodes is not None and config.train_episodes < 1:
+        raise CommandError(f"train_episodes={config.train_episodes}: needs 1 or more, or null for all")
+    for key, most in (("steps", 10**9), ("threads", 1024), ("parallel", 1024)):
+        if getattr(config, key) > most:
+            raise CommandError(f"{key}={getattr(config, key)}: needs at most {most:,}")
     if config.warmup_steps < 0:
         raise CommandError(f"warmup_steps={config.warmup_steps}: needs 0 or more")
     for key in ("lr", "data_scale", "ema_power"):

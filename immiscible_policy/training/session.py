@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.cli import CommandError, parse_range, require_writable
 from immiscible_policy.evaluation.plots import learning_curves, save_figure
 from immiscible_policy.evaluation.rows import read_run, write_atomically
 from immiscible_policy.evaluation.summary import markdown, scores, summarize
@@ -77,6 +77,7 @@ def _check_directory(directory: Path, config: TrainConfig) -> bool:
     Raises:
         CommandError: If the directory holds something else, a run without `resume=true`, or a run of other settings.
     """
+    require_writable("out", directory)
     if not directory.exists():
         return False
     if not directory.is_dir():
@@ -122,7 +123,7 @@ def _plan(config: TrainConfig, parts: Parts, seeds: list[int]) -> str:
     """The resolved options and what will happen, for people."""
     with torch.device("meta"):  # sizes without memory
         parameters = sum(p.numel() for p in build_policy(parts.spec).denoiser.parameters())
-    evaluations = len({*range(config.eval_every or 1, config.steps + 1, config.eval_every or 1), config.steps})
+    evaluations = -(-config.steps // (config.eval_every or config.steps))
     epochs = config.steps * config.batch_size / len(parts.training)
     options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}
     lines = [f"  {key}: {_show(value)}" for key, value in options.items()]

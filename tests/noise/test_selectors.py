@@ -200,6 +200,7 @@ def test_knn_alone_means_k_of_two():
     [
         (lambda: make_selector("knm"), "unknown noise 'knm'; did you mean 'knn'"),
         (lambda: make_selector("knn", k=0), "k=0"),
+        (lambda: make_selector("knn", k=10**9), "k=1000000000"),
         (lambda: make_selector("knn", k=2.5), "k=2.5"),
         (lambda: make_selector("knn", k=True), "k=True"),
         (lambda: make_selector("vanilla", k=2), "noise=vanilla has no k"),

@@ -51,6 +51,20 @@ def test_every_configuration_file_is_covered():
         compose_config([f"{group}={name}"])
 
 
+def test_default_directories_tell_runs_apart():
+    words = [
+        [],
+        ["noise=knn"],
+        ["noise=knn", "k=4"],
+        ["mirror=true"],
+        ["obs=state"],
+        ["data_scale=2"],
+        ["experiment=debug"],
+    ]
+    assert len({compose_config(each).out for each in words}) == len(words)
+    assert not compose_config(["out=~/x"]).out.startswith("~")
+
+
 def test_words_beat_the_experiment_and_the_experiment_beats_the_scale():
     assert compose_config(["experiment=debug"]).steps == 20
     assert compose_config(["experiment=debug", "steps=30"]).steps == 30
@@ -111,6 +125,9 @@ def test_ranges_that_are_none(text):
         (["data_scale=0"], "data_scale=0"),
         (["betas=[0.9]"], "betas=[0.9]"),
         (["accumulate=500"], "accumulate=500"),
+        (["train_episodes=0"], "train_episodes=0"),
+        (["down_dims=64,128"], "down_dims=64,128: not a list"),
+        (["steps=99999999999"], "steps=99999999999"),
         (["weight_decay=nan"], "weight_decay=nan"),
         (["groups=0"], "groups=0"),
         (["down_dims=[-64]"], "down_dims=[-64]"),
