@@ -11,13 +11,15 @@ PATH.zarr/
 ```
 
 An episode is in the store once `meta/episode_ends` names its end, which is written last and in one piece.
-What an interrupted write left behind lies after that row and is overwritten by the next episode.
+What an interrupted write left behind lies after that row and is overwritten by the next episode. The store
+itself appears in one piece too, with arrays of no rows.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +40,7 @@ LEVEL = 1  # of compression; the fastest shrinks pictures of PushT 45-fold
 
 
 class Recorder:
-    """Appends episodes to a store; nothing is created before the first one."""
+    """Appends episodes to a store; nothing is created before `create` or the first one."""
 
     def __init__(self, path: Path) -> None:
         """Open the store at `path`, or prepare to create it there.
@@ -47,8 +49,7 @@ class Recorder:
             ValueError: If something else lies there.
         """
         self.path = path
-        self._columns = {name: _Array(path / "data" / name, "<f4", row) for name, row in COLUMNS.items()}
-        self._ends = _Array(path / "meta" / "episode_ends", "<i8", ())
+        self._columns, self._ends = _arrays(path)
         if path.exists() and not all(array.is_ours() for array in [*self._columns.values(), self._ends]):
             raise ValueError(f"{path} is not a store that this recorder made; give a new path")
 
@@ -56,6 +57,23 @@ class Recorder:
     def episode_ends(self) -> NDArray[np.int64]:
         """(E,) row after the last one of each episode."""
         return self._ends.read().astype(np.int64)
+
+    def create(self) -> None:
+        """Create the store, without an episode, or see that the one there can be written; `append` does so too.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        if self.path.exists():
+            return _write_groups(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.") as scratch:
+            store = Path(scratch, "store")
+            columns, ends = _arrays(store)
+            for array in [*columns.values(), ends]:
+                array.resize(0)
+            _write_groups(store)
+            store.rename(self.path)
 
     def append(self, episode: Mapping[str, ArrayLike]) -> None:
         """Add one episode.
@@ -66,6 +84,7 @@ class Recorder:
         Raises:
             ValueError: If a column is missing, unknown, or of another shape or length; nothing is written
                 then.
+            OSError: If the store cannot be written; it keeps the earlier episodes.
         """
         if set(episode) != set(COLUMNS):
             raise ValueError(f"an episode has the columns {', '.join(COLUMNS)}, got {', '.join(episode)}")
@@ -75,13 +94,12 @@ class Recorder:
             if length == 0 or rows[name].shape != (length, *shape):
                 wanted = " x ".join(map(str, shape))
                 raise ValueError(f"column {name} must be L >= 1 rows of {wanted}, got {rows[name].shape}")
+        self.create()
         ends = self.episode_ends
         first = int(ends[-1]) if len(ends) else 0
         for name, array in self._columns.items():
             array.write(first, rows[name])
         self._ends.write(len(ends), np.array([first + length]))
-        for folder in (self.path, self.path / "data", self.path / "meta"):
-            _replace(folder / ".zgroup", b'{"zarr_format": 2}')
 
 
 class _Array:
@@ -92,7 +110,16 @@ class _Array:
 
     def is_ours(self) -> bool:
         file = self._folder / ".zarray"
-        return file.is_file() and {**json.loads(file.read_text()), "shape": None} == self._metadata(None)
+        if not file.is_file():
+            return False
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError:  # not JSON
+            return False
+        match found:
+            case {"shape": [int(count), *_]} if count >= 0:
+                return found == self._metadata(count)
+        return False
 
     def read(self) -> NDArray[Any]:
         count = self._count()
@@ -101,7 +128,6 @@ class _Array:
 
     def write(self, first: int, rows: NDArray[Any]) -> None:
         """Write rows from `first` on and end the array after them; each file changes in one piece."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         last = first + len(rows)
         for number in range(first // CHUNK_ROWS, -(-last // CHUNK_ROWS)):
             start = number * CHUNK_ROWS
@@ -109,12 +135,17 @@ class _Array:
             from_row, to_row = max(first, start), min(last, start + CHUNK_ROWS)
             chunk[from_row - start : to_row - start] = rows[from_row - first : to_row - first]
             _replace(self._chunk_file(number), zlib.compress(chunk.tobytes(), LEVEL))
-        _replace(self._folder / ".zarray", json.dumps(self._metadata([last, *self._row]), indent=4).encode())
+        self.resize(last)
 
-    def _metadata(self, shape: list[int] | None) -> dict[str, Any]:
+    def resize(self, count: int) -> None:
+        """Say how many rows there are, which creates the array if there is none."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _replace(self._folder / ".zarray", json.dumps(self._metadata(count), indent=4).encode())
+
+    def _metadata(self, count: int) -> dict[str, Any]:
         return {
             "zarr_format": 2,
-            "shape": shape,
+            "shape": [count, *self._row],
             "chunks": [CHUNK_ROWS, *self._row],
             "dtype": self._dtype.str,
             "compressor": {"id": "zlib", "level": LEVEL},
@@ -136,6 +167,17 @@ class _Array:
     def _read_chunk(self, number: int) -> NDArray[Any]:
         content = zlib.decompress(self._chunk_file(number).read_bytes())
         return np.frombuffer(content, self._dtype).reshape(CHUNK_ROWS, *self._row).copy()
+
+
+def _arrays(root: Path) -> tuple[dict[str, _Array], _Array]:
+    """The columns of a store, and its `episode_ends`."""
+    columns = {name: _Array(root / "data" / name, "<f4", row) for name, row in COLUMNS.items()}
+    return columns, _Array(root / "meta" / "episode_ends", "<i8", ())
+
+
+def _write_groups(root: Path) -> None:
+    for folder in (root, root / "data", root / "meta"):
+        _replace(folder / ".zgroup", b'{"zarr_format": 2}')
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """Pictures of PushT: the 512 x 512 canvas drawn with pygame, resized bilinearly.
 
 The colours, outlines and rounding are those of the published environment, so that a picture of a recorded
-state is the recorded image to a fraction of a grey level. Needs no display; only `Window` opens one.
+state is the recorded image to a fraction of a grey level. Only a window needs a display.
 """
 
 from __future__ import annotations
@@ -88,6 +88,32 @@ def resize(image: Image, size: int) -> Image:
     return (down + 2 >> 2).astype(np.uint8)
 
 
+def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
+    """Open a window; `pygame.display.quit` closes it.
+
+    SDL draws into the void where it finds no display. That is refused here, unless SDL_VIDEODRIVER asks for it.
+
+    Args:
+        size: Width and height in px.
+        title: The window's title.
+
+    Returns:
+        The surface that the window shows.
+
+    Raises:
+        OSError: If there is no display.
+    """
+    try:
+        pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
+            raise pygame.error("SDL found none")
+        pygame.display.set_caption(title)
+        return pygame.display.set_mode(size)
+    except pygame.error as error:
+        pygame.display.quit()
+        raise OSError(f"there is no display to open a window on; run it in a desktop session ({error})") from error
+
+
 class Window:
     """A pygame window that shows the canvas; `close` may be called more than once."""
 
@@ -95,11 +121,9 @@ class Window:
         """Open the window.
 
         Raises:
-            pygame.error: If there is no display.
+            OSError: If there is no display.
         """
-        pygame.display.init()
-        pygame.display.set_caption(title)
-        self._screen: pygame.Surface | None = pygame.display.set_mode((CANVAS, CANVAS))
+        self._screen: pygame.Surface | None = open_display((CANVAS, CANVAS), title)
         self._clock = pygame.time.Clock()
 
     def show(self, image: Image, rate: float, title: str | None = None) -> None:

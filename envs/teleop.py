@@ -119,7 +119,7 @@ def record(path: Path, seed: int = 0) -> int:
     """Open a window and record until the person quits.
 
     Args:
-        path: The store; created with the first episode, continued if it exists.
+        path: The store; created once the window is open, continued if it exists.
         seed: Seed of the starts; episode e begins where `numpy.random.default_rng([seed, e])` puts it.
 
     Returns:
@@ -127,11 +127,13 @@ def record(path: Path, seed: int = 0) -> int:
 
     Raises:
         ValueError: If something else lies at the path.
+        OSError: If there is no display, or the store cannot be written.
     """
     recorder = Recorder(path)
     session = Session(recorder, seed)
     window = Window("PushT")
     try:
+        recorder.create()  # a store that cannot be written is noticed before anything is demonstrated
         while session.running:
             window.show(session.picture, CONTROL_HZ, session.title)
             for event in pygame.event.get():
@@ -146,23 +148,27 @@ def main(words: Sequence[str]) -> None:
     """Read the `key=value` words and record.
 
     Raises:
-        ValueError: If a word is not one that the usage lists.
+        ValueError: If a word is not one that the usage lists, or is given twice.
+        OSError: If there is no display, or the store cannot be written.
     """
     if any(word in ("-h", "--help", "help") for word in words):
         print(USAGE)
         return
-    values = {"seed": "0"}
+    values: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not value or key not in ("out", "seed"):
             raise ValueError(f"'{word}' is not out=PATH or seed=NUMBER; see --help")
+        if key in values:
+            raise ValueError(f"{key}= is given twice")
         values[key] = value
     if "out" not in values:
         raise ValueError("out= is missing: the store to record into, as in out=demos.zarr")
-    if not values["seed"].isdecimal():
-        raise ValueError(f"seed={values['seed']}: not a whole number >= 0")
+    seed = values.get("seed", "0")
+    if not seed.isdecimal():
+        raise ValueError(f"seed={seed}: not a whole number >= 0")
     path = Path(values["out"]).expanduser()
-    print(f"{record(path, int(values['seed']))} episodes in {path}")
+    print(f"{record(path, int(seed))} episodes in {path}")
 
 
 if __name__ == "__main__":

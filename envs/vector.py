@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -193,11 +194,13 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"seed has {len(seed)} entries for num_envs={self.num_envs}; give one per row")
-        return [None if entry is None else int(entry) for entry in seed]
+        entries = np.asarray(seed, dtype=object)
+        if entries.ndim == 0:
+            first = _checked_seed(seed)
+            return [first + row for row in range(self.num_envs)]
+        if len(entries) != self.num_envs:
+            raise ValueError(f"seed has {len(entries)} entries for num_envs={self.num_envs}; give one per row")
+        return [None if entry is None else _checked_seed(entry) for entry in entries]
 
     def _split_options(self, options: dict[str, Any]) -> tuple[Mask, list[dict[str, Any]]]:
         """The rows to begin and, for each row, the options of a single environment."""
@@ -215,6 +218,16 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             columns["goal_pose"] = np.broadcast_to(goals, (count, 3))
         mask = _checked_mask(options.get("reset_mask", np.ones(count, dtype=np.bool_)), count)
         return mask, [{key: column[row] for key, column in columns.items()} for row in range(count)]
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"seed {seed!r} is not a whole number >= 0")
+    return number
 
 
 def _entries(legacy_seeds: Any, count: int) -> list[Any]:

@@ -158,6 +158,9 @@ def _transfer(url: str, archive: Path, progress: Progress, bar: TaskID) -> int:
     """Make one connection, append what it brings, and return the size that the whole archive has."""
     have = archive.stat().st_size if archive.exists() else 0
     with _connect(url, have) as response:
+        if isinstance(response, HTTPError):
+            _refuse_incomplete(archive, response.headers.get("Content-Range"))
+            return have
         start, total = _extent(response, have)
         progress.update(bar, total=total)
         with archive.open("ab" if start else "wb") as file:
@@ -169,16 +172,25 @@ def _transfer(url: str, archive: Path, progress: Progress, bar: TaskID) -> int:
             return file.tell() if total is None else total
 
 
-def _connect(url: str, have: int) -> HTTPResponse:
-    """Ask for the archive from byte `have` on."""
+def _connect(url: str, have: int) -> HTTPResponse | HTTPError:
+    """Ask for the archive from byte `have` on; an HTTPError says that it has no such byte."""
     try:
         return urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise StoreError(f"the archive there has no more than the {have:,} bytes kept") from error
+            return error
         raise OSError(f"{url}: the server answered {error.code} {error.reason}") from error
     except URLError as error:
         raise OSError(f"{url}: cannot be reached ({error.reason})") from error
+    except (HTTPException, OverflowError) as error:  # no address (OverflowError: its port), or no answer of HTTP
+        raise OSError(f"{url}: cannot be fetched ({type(error).__name__}: {str(error).strip()})") from error
+
+
+def _refuse_incomplete(archive: Path, content_range: str | None) -> None:
+    """Refuse what is kept unless it ends where the server's archive ends, or is a whole one if that is not said."""
+    have = archive.stat().st_size if archive.exists() else 0
+    if not (content_range == f"bytes */{have}" if content_range else zipfile.is_zipfile(archive)):
+        raise StoreError(f"the archive there has no more than the {have:,} bytes kept")
 
 
 def _extent(response: HTTPResponse, have: int) -> tuple[int, int | None]:

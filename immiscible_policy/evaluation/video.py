@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from envs.geometry import GOAL_POSE
-from envs.rendering import render_state
+from envs.rendering import open_display, render_state
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.evaluation.agent import load_agent
@@ -237,14 +237,16 @@ def show_window(pictures: Iterable[Frame], fps: float = FPS) -> None:
     Args:
         pictures: Pictures (H, W, 3), all of one size.
         fps: Pictures per second.
+
+    Raises:
+        OSError: If there is no display.
     """
     import pygame  # after envs.rendering, which silences its greeting
 
-    pygame.display.init()
     clock = pygame.time.Clock()
     window = None
     for picture in pictures:
-        window = window or pygame.display.set_mode(picture.shape[1::-1])
+        window = window or open_display((picture.shape[1], picture.shape[0]))
         pygame.surfarray.blit_array(window, picture.swapaxes(0, 1))
         pygame.display.flip()
         if pygame.event.get(pygame.QUIT):

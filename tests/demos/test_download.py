@@ -1,6 +1,7 @@
 """Downloads from a server on this machine: resumed, refused, verified."""
 
 import os
+import socketserver
 import stat
 import threading
 import zipfile
@@ -24,6 +25,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         ranges: Whether it knows ranges.
+        tells_size: Whether it tells the archive's size when asked for a part beyond its end.
         asked: The Range header of each request.
         shift: How far a partial answer starts from where it should.
     """
@@ -33,6 +35,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.ranges, self.shift = b"", True, 0
+        self.tells_size = True
         self.limit: int | None = None
         self.asked: list[str | None] = []
 
@@ -55,7 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
         if start and start >= len(content):
-            return self.send_error(416)
+            self.send_response(416)
+            if self.server.tells_size:
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+            return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         if start:
@@ -140,12 +146,14 @@ def test_a_server_without_ranges_begins_again(server, source, packed, tmp_path):
     assert content_hash(download(server.url, out, expected), images=True) == expected
 
 
-def test_a_complete_archive_is_not_fetched_twice(server, source, packed, tmp_path):
+@pytest.mark.parametrize("tells_size", [True, False])
+def test_a_complete_archive_is_not_fetched_twice(server, source, packed, tmp_path, tells_size):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / PART).write_bytes(packed[:-1])
-    server.content = packed
+    (tmp_path / "out" / PART).write_bytes(packed)
+    server.content, server.tells_size = packed, tells_size
     download(server.url, tmp_path / "out", content_hash(source, images=True))
-    assert server.asked == [f"bytes={len(packed) - 1}-"]
+    assert server.asked == [f"bytes={len(packed)}-"]
+    assert os.listdir(tmp_path / "out") == [STORE_NAME]
 
 
 def refused(server, tmp_path, expected=HUMAN_HASH) -> str:
@@ -238,6 +246,10 @@ def test_a_part_that_does_not_fit_is_discarded(server, source, packed, tmp_path)
     part.write_bytes(packed + b"too much")
     with pytest.raises(StoreError, match="has no more than"):
         download(server.url, tmp_path / "out", content_hash(source, images=True))
+    server.tells_size = False
+    part.write_bytes(bytes(len(packed)))
+    with pytest.raises(StoreError, match="has no more than"):
+        download(server.url, tmp_path / "out", content_hash(source, images=True))
     part.write_bytes(packed[:10])
     server.shift = 5
     with pytest.raises(StoreError, match="the server sent another part"):
@@ -260,6 +272,34 @@ def test_mistakes_on_the_command_line(capsys, server, packed, tmp_path):
     (out / STORE_NAME).mkdir(parents=True)
     assert "exists already" in mistake(capsys, "download", f"out={out}", f"url={server.url}")
     assert os.listdir(out) == [STORE_NAME] and not os.listdir(out / STORE_NAME)
+
+
+class Stranger(socketserver.StreamRequestHandler):
+    """Answers like a server of something else."""
+
+    def handle(self):
+        """Read the request, then greet."""
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def test_a_url_that_cannot_be_fetched_is_one_line(capsys, tmp_path):
+    out = tmp_path / "new" / "out"
+    for url in (
+        "http://localhost:9/a b.zip",
+        "http://localhost:port/a.zip",
+        "http://localhost:99999999999999999999/a.zip",
+    ):
+        assert mistake(capsys, "download", f"out={out}", f"url={url}").startswith(f"error: {url}: cannot be fetched (")
+    with socketserver.TCPServer(("127.0.0.1", 0), Stranger) as stranger:
+        thread = threading.Thread(target=stranger.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{stranger.server_address[1]}/a.zip"
+        told = mistake(capsys, "download", f"out={out}", f"url={url}")
+        thread.join()
+    assert told == f"error: {url}: cannot be fetched (BadStatusLine: SSH-2.0-OpenSSH_9.6)"
+    assert not out.parent.exists()
 
 
 @pytest.mark.slow

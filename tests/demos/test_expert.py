@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from envs.geometry import coverage, keypoints
+from envs.pusht import SUCCESS_COVERAGE
 from envs.simulation import Simulation
 from envs.starts import published_starts
 from immiscible_policy.cli import CommandError
@@ -188,7 +189,7 @@ def test_store_figures(demos: Demonstrations, coverages: list[Array]) -> None:
 
 def test_store_stops_soon_after_success(coverages: list[Array]) -> None:
     for episode in coverages:
-        assert (episode[:-6] <= expert.SUCCESS).all()
+        assert (episode[:-6] <= SUCCESS_COVERAGE).all()
 
 
 def test_store_turns_both_ways(demos: Demonstrations) -> None:

@@ -60,28 +60,48 @@ def test_many_episodes_fill_more_than_one_chunk_of_ends(tmp_path):
     np.testing.assert_array_equal(store.episode_ends, np.arange(1, CHUNK_ROWS + 3))
 
 
-@pytest.mark.parametrize("writes_done", range(15))
-def test_a_crash_while_writing_loses_only_the_episode_being_written(tmp_path, monkeypatch, writes_done):
-    path, first, second, third = tmp_path / "store.zarr", episode(3, 0), episode(4, 1), episode(2, 2)
-    Recorder(path).append(first)
-    replace, left = recorder._replace, iter(range(writes_done))
+EMPTY_STORE, EPISODE = 6 + 3, 3 + 2 * 6  # file writes: six arrays, three groups; the groups, two for each array
 
-    def crash_later(file, content):
+
+@pytest.mark.parametrize(
+    ("n_finished", "writes_done"),
+    [*((0, done) for done in range(EMPTY_STORE + EPISODE - 3)), *((1, done) for done in range(EPISODE))],
+)
+def test_a_crash_while_writing_loses_only_the_episode_being_written(tmp_path, monkeypatch, n_finished, writes_done):
+    path, finished = tmp_path / "store.zarr", [episode(3, 0)][:n_finished]
+    for one in finished:
+        Recorder(path).append(one)
+    left = iter(range(writes_done))
+
+    def crash_later(descriptor):
         if next(left, None) is None:
             raise OSError("the disk is gone")
-        replace(file, content)
 
-    monkeypatch.setattr(recorder, "_replace", crash_later)
-    with pytest.raises(OSError, match="the disk is gone"):
-        Recorder(path).append(second)
-    monkeypatch.setattr(recorder, "_replace", replace)
-    columns, ends = read(path)
-    kept = [first, second] if len(ends) == 2 else [first]
-    assert len(kept) == (2 if writes_done >= 12 else 1)  # 5 columns and the ends, two files each
-    for name in COLUMNS:
-        np.testing.assert_array_equal(columns[name][: ends[-1]], np.concatenate([one[name] for one in kept]))
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.os, "fsync", crash_later)
+        with pytest.raises(OSError, match="the disk is gone"):
+            Recorder(path).append(episode(4, 1))
+    assert len(Recorder(path).episode_ends) == n_finished
+    if path.exists():
+        columns, ends = read(path)
+        assert ends.tolist() == [3][:n_finished]
+        for name, one in [(name, one) for name in COLUMNS for one in finished]:
+            np.testing.assert_array_equal(columns[name][:3], one[name])
+    third = episode(2, 2)
     Recorder(path).append(third)
-    assert_holds(path, [*kept, third])
+    assert_holds(path, [*finished, third])
+    assert [path.name for path in tmp_path.iterdir()] == ["store.zarr"]
+
+
+def test_a_store_is_created_empty_and_readable(tmp_path):
+    path = tmp_path / "new" / "store.zarr"
+    Recorder(path).create()
+    columns, ends = read(path)
+    assert {name: rows.shape for name, rows in columns.items()} == {name: (0, *row) for name, row in COLUMNS.items()}
+    assert ends.shape == (0,)
+    Recorder(path).append(episode(2, 0))
+    Recorder(path).create()  # which changes nothing then
+    assert_holds(path, [episode(2, 0)])
 
 
 def test_nothing_is_created_before_the_first_episode(tmp_path):
@@ -111,3 +131,12 @@ def test_a_store_of_other_making_is_refused(tmp_path, human_store):
     for path in (tmp_path, tmp_path / "notes.txt", human_store):
         with pytest.raises(ValueError, match="is not a store that this recorder made"):
             Recorder(path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "1", "not json", "{}", '{"shape": null}', '{"shape": ["x", 5]}'])
+def test_a_store_with_other_metadata_is_refused(tmp_path, content):
+    path = tmp_path / "store.zarr"
+    Recorder(path).create()
+    (path / "data" / "state" / ".zarray").write_text(content)
+    with pytest.raises(ValueError, match="is not a store that this recorder made; give a new path$"):
+        Recorder(path)

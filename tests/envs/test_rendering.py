@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from envs.geometry import BAR, GOAL_POSE, STEM, place
-from envs.rendering import AGENT_COLOR, BLOCK_COLOR, GOAL_COLOR, render_state, resize
+from envs.rendering import AGENT_COLOR, BLOCK_COLOR, GOAL_COLOR, Window, open_display, pygame, render_state, resize
+from immiscible_policy.evaluation.video import show_window
 
 FAR = (60.0, 60.0)
 STATE = [*FAR, 150.0, 300.0, 2.0]
@@ -74,3 +75,35 @@ def test_resizing_by_hand():
 def test_bad_input_is_refused(state, size, message):
     with pytest.raises(ValueError, match=message):
         render_state(state, size=size)
+
+
+@pytest.fixture(params=["offscreen", "dummy"])
+def no_display(request, monkeypatch):
+    """SDL on a machine without a display: it begins, with a driver that shows nothing."""
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    monkeypatch.setattr(pygame.display, "init", lambda: None)
+    monkeypatch.setattr(pygame.display, "get_driver", lambda: request.param)
+
+
+def play():
+    show_window([np.zeros((4, 6, 3), np.uint8)], fps=1000)
+
+
+@pytest.mark.parametrize("opens", [Window, lambda: open_display((6, 4)), play], ids=["Window", "open_display", "play"])
+def test_a_window_that_nobody_can_see_is_refused(no_display, opens):
+    with pytest.raises(OSError, match="^there is no display to open a window on; .*") as error:
+        opens()
+    assert "\n" not in str(error.value) and not pygame.display.get_init()
+
+
+def test_a_driver_that_fails_is_the_same_mistake(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "none such")
+    with pytest.raises(OSError, match=r"^there is no display to open a window on; .*none such"):
+        Window()
+
+
+def test_an_unseen_window_may_be_asked_for(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert open_display((6, 4), "title").get_size() == (6, 4)
+    assert pygame.display.get_caption()[0] == "title"
+    pygame.display.quit()

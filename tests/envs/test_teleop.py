@@ -179,6 +179,21 @@ def test_real_events_reach_the_session(path, fast):
     pygame.display.set_mode((10, 10))
     pygame.event.post(event(pygame.KEYDOWN, key=pygame.K_q))
     assert record(path) == 0
+    assert ends(path) == []
+
+
+def test_a_store_that_cannot_be_written_is_noticed_before_anything_is_demonstrated(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(pygame.event, "get", queue_of([]))
+    with pytest.raises(OSError, match="file"):
+        record(tmp_path / "file" / "demos.zarr")
+    assert pygame.display.get_surface() is None
+
+
+def test_without_a_display_nothing_is_created(path, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "none such")
+    with pytest.raises(OSError, match="there is no display"):
+        record(path)
     assert not path.exists()
 
 
@@ -190,6 +205,8 @@ def test_real_events_reach_the_session(path, fast):
         (["out="], "'out=' is not"),
         (["out=a.zarr", "sed=1"], "'sed=1' is not"),
         (["out=a.zarr", "seed=-1"], "seed=-1: not a whole number"),
+        (["out=a.zarr", "out=b.zarr"], "out= is given twice"),
+        (["seed=1", "seed=1", "out=a.zarr"], "seed= is given twice"),
     ],
     ids=str,
 )

@@ -196,5 +196,26 @@ def test_bad_arguments_are_refused_in_one_line(arguments, message):
     refused(message, lambda: PushTVectorEnv(**arguments))
 
 
+@pytest.mark.parametrize(
+    ("seed", "named"),
+    [
+        (-1, "-1"),
+        (1.5, "1.5"),
+        ([1.7, 2, 3, 4], "1.7"),
+        ([1, None, -2, 4], "-2"),
+        (np.array([0.5, 1, 2, 3]), "0.5"),
+        ("abcd", "'abcd'"),
+    ],
+    ids=str,
+)
+def test_bad_seeds_are_refused_before_any_row_begins(seed, named):
+    vector, same = make(), make()
+    before = vector.reset(seed=0)[0]
+    same.reset(seed=0)
+    refused(f"^seed {named} is not a whole number >= 0$", lambda: vector.reset(seed=seed))
+    np.testing.assert_array_equal(vector.step(before[:, :2])[0], same.step(before[:, :2])[0])
+    np.testing.assert_array_equal(vector.reset()[0], same.reset()[0])  # the generators have not been touched
+
+
 def test_seeds_of_another_number_are_refused():
     refused("seed has 2 entries for num_envs=4", lambda: make().reset(seed=[1, 2]))
