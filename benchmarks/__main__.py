@@ -30,13 +30,14 @@ STEP = {
 }
 
 STUDY_USAGE = """\
-usage: python -m benchmarks study a=DIR b=DIR out=FILE.json
+usage: python -m benchmarks study a=DIR [b=DIR] out=FILE.json
 
-Turn two finished runs into a committed result: JSON with curves, comparison and origin; plot and text beside it.
+Turn a finished run, or two and their comparison, into a committed result: JSON with curves and origin; plot and text
+of a comparison beside it.
 """
 STUDY = {
     "a": Option(Path, REQUIRED, "run directory of arm A"),
-    "b": Option(Path, REQUIRED, "run directory of arm B"),
+    "b": Option(Path, None, "run directory of arm B"),
     "out": Option(Path, REQUIRED, "JSON file"),
 }
 

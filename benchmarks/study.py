@@ -1,8 +1,9 @@
-"""A comparison of two finished runs as one committed result: curves, paired figures, plot, and where they came from."""
+"""Finished runs as a committed result: curves, summary or paired comparison with its plot, and where they came from."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,25 @@ from immiscible_policy.evaluation.rows import Run, read_run
 from immiscible_policy.evaluation.summary import METRICS, scores
 
 
-def study(a: Path, b: Path, out: Path) -> dict[str, Any]:
-    """Compare two runs, write the plot and the text beside `out`, and return what the JSON shall hold.
+def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
+    """Summarise a run or compare two; a comparison's plot and text are written beside `out`.
 
     Args:
         a: Run directory of arm A.
-        b: Run directory of arm B.
+        b: Run directory of arm B, or None for A alone.
         out: JSON file; the plot and the text go to a directory beside it, named like it without `.json`.
 
     Returns:
-        The arms (settings, origin, mean of every metric at every checkpoint and seed) and their comparison.
+        The arms (settings, origin, mean of every metric at every checkpoint and seed) with A's summary or the comparison.
     """
     if out.suffix != ".json":
         raise ValueError(f"out={out}: name a file that ends in .json")
-    runs = {"a": read_run(a), "b": read_run(b)}
+    runs = {name: read_run(path) for name, path in (("a", a), ("b", b)) if path is not None}
+    arms = {name: {"run": run.dir.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
+    if b is None:
+        return {"arms": arms, "summary": json.loads((a / "summary.json").read_text())}
     comparison = compare(runs["a"], runs["b"])
     write_comparison(out.with_suffix(""), comparison, runs["a"], runs["b"])
-    arms = {name: {"run": run.dir.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
     return {"arms": arms, "comparison": json.loads(as_json(comparison))}
 
 
@@ -35,6 +38,7 @@ def _origin(run: Run) -> dict[str, Any]:
     """Where a run came from and its settings, without the places where its files happened to lie."""
     origin = json.loads((run.dir / "provenance.json").read_text())
     origin["data"]["path"] = Path(origin["data"]["path"]).name
+    origin["command"] = re.sub(r"\b(out|data)=\S*/", r"\1=", origin["command"])
     settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE | {"data"}}
     return {"origin": origin, "settings": settings}
 
