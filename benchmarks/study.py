@@ -21,7 +21,7 @@ def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
         out: JSON file; the plot and the text go to a directory beside it, named like it without `.json`.
 
     Returns:
-        The arms (settings, origin, mean of every metric at every checkpoint and seed) with A's summary or the comparison.
+        The arms (settings, origin, means of every metric by checkpoint and seed) with A's summary or the comparison.
     """
     if out.suffix != ".json":
         raise ValueError(f"out={out}: name a file that ends in .json")
