@@ -25,7 +25,7 @@ STEP = {
     "block_steps": Option(int, 8, "steps per block"),
     "scale": Option(str, "cpu", "network size: cpu or paper"),
     "precision": Option(str, "auto", "fp32, bf16 or auto"),
-    "threads": Option(str, "null", "CPU threads; null: the machine's, at most 4"),
+    "threads": Option(str, "null", "CPU threads; null: 1"),
     "out": Option(Path, RESULTS / "step_cpu.json", "where to write the figures"),
 }
 

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from immiscible_policy.cli import CommandError, one_line, unknown
+from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
 from immiscible_policy.noise import SELECTORS, selector_options
 
 GROUPS = ("task", "obs", "noise", "scale", "experiment")
@@ -266,10 +266,11 @@ def _resolve(config: TrainConfig, device: str, experiment: str | None) -> None:
     config.device = device
     if config.precision == "auto":
         config.precision = "bf16" if _native_bf16(device) else "fp32"
-    cores = os.cpu_count() or 1
-    config.threads = config.threads if config.threads is not None else min(4, cores)
+    config.threads = config.threads if config.threads is not None else 1
     if config.parallel is None:
-        config.parallel = max(1, cores // max(1, config.threads)) if device == "cpu" else 1
+        # Three seeds on two cores end sooner side by side than two and then one.
+        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 1
+        config.parallel = min(len(parse_range("seed", config.seed)), most)
     config.eval_every = config.eval_every if config.eval_every is not None else config.checkpoint_every
     config.out = config.out or f"runs/{_run_name(config, experiment)}"
 
