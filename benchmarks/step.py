@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.training.config import TrainConfig, compose_config
 from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.noise import noise_options
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.run import Parts, build_parts, build_state
 
 Figures = dict[str, Any]
+NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
 
 
 def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
@@ -38,7 +39,7 @@ def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
     parts = build_parts(config)
     run_bare = BareLoop(config, parts)
     runs: dict[str, Callable[[int], None]] = {"bare": run_bare}
-    runs |= {name: ours(config, parts, name) for name in SELECTORS}
+    runs |= {name: ours(config, parts, name) for name in NOISES}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for block in range(blocks + 1):
         for name, steps in runs.items():
@@ -56,7 +57,7 @@ def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
         "ms_per_step": {name: round(1e3 * statistics.median(values), 3) for name, values in seconds.items()},
         "ratio_to_bare": {
             name: round(statistics.median(a / b for a, b in zip(seconds[name], seconds["bare"], strict=True)), 4)
-            for name in SELECTORS
+            for name in NOISES
         },
         "batch_assembly_ms": round(1e3 * batch_assembly(parts, config.batch_size), 4),
     }
@@ -91,9 +92,10 @@ class BareLoop:
 def ours(config: TrainConfig, parts: Parts, noise: str) -> Callable[[int], None]:
     """The training loop with a selector, as a function that runs so many more steps."""
     state, policy = build_state(config, parts, seed=0)
-    objective = PolicyObjective(
-        policy, parts.training, make_selector(noise), batch_size=config.batch_size, accumulate=1, seed=0
+    choice = noise_options(noise_group(noise), steps=10**6, steps_per_epoch=0).build(
+        policy.clean(parts.training.action)
     )
+    objective = PolicyObjective(policy, parts.training, choice, batch_size=config.batch_size, accumulate=1, seed=0)
 
     def run(steps: int) -> None:
         schedule = Schedule(state.step + steps, log_every=50, eval_every=10**9, checkpoint_every=10**9)
@@ -103,6 +105,11 @@ def ours(config: TrainConfig, parts: Parts, noise: str) -> Callable[[int], None]
         )  # fmt: skip
 
     return run
+
+
+def noise_group(name: str) -> dict[str, Any]:
+    """A noise group as configured by default."""
+    return compose_config([f"noise={name}", "device=cpu"]).noise
 
 
 def batch_assembly(parts: Parts, batch_size: int, repeats: int = 300) -> float:

@@ -8,9 +8,21 @@ eps = select(x)  # x: (B, ...) -> noise of the same shape, dtype and device
 ```
 
 Every selector is called as `select(x, condition=None, mask=None, step=None, generator=None)` and keeps no state
-between calls. This package needs torch and scipy, nothing else.
+between calls. `fit_potentials` makes assignment faster, `fit_coupling` lets the noise pick its sample, `audit` tells
+what a selector does to the noise. This package needs torch and scipy, nothing else.
 """
 
+from immiscible_policy.noise.coupling import Coupling, fit_coupling
+from immiscible_policy.noise.potentials import Potentials, fit_potentials
 from immiscible_policy.noise.registry import SELECTORS, Selector, make_selector, selector_options
 
-__all__ = ["SELECTORS", "Selector", "make_selector", "selector_options"]
+__all__ = [
+    "SELECTORS",
+    "Coupling",
+    "Potentials",
+    "Selector",
+    "fit_coupling",
+    "fit_potentials",
+    "make_selector",
+    "selector_options",
+]

@@ -1,40 +1,104 @@
 """Assignment noise: pair a batch with its noises at the least total distance (Immiscible Diffusion, arXiv 2406.12303).
 
-A selector here is a cost times a solver; `linear` is the papers' choice: Euclidean distance, exact solver.
+An assignment is a cost times a solver times a schedule; the published methods are presets of it:
 
-Shape legend: B samples, D numbers per sample.
+    linear  Euclidean distance, unsquared (Immiscible Diffusion).
+    idp26   the same on actions standardised over the batch, from a later step on (arXiv 2610.09369).
+    c2ot    squared distance plus a distance between conditions (C2OT, arXiv 2503.10636).
+
+Shape legend: B samples, M = pool * B noises, D numbers per sample.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from immiscible_policy.noise.costs import (
+    ConditionName,
+    DistanceName,
+    condition_distances,
+    condition_weight,
+    distances,
+    standardize,
+)
+from immiscible_policy.noise.distributed import AcrossProcesses
 from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
+from immiscible_policy.noise.potentials import Potentials
+from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.noise.solvers import SolverName, check_solver, solve
+
+LARGEST_POOL = 64
+
+
+@dataclass(frozen=True)
+class ConditionCost:
+    """What it costs to give a sample the noise of another one whose condition differs (C2OT).
+
+    Discrete conditions (integers, booleans) never mix; continuous ones cost their distance times a weight.
+
+    Attributes:
+        weight: The weight, 0 or more, `inf` for pairs of equal conditions only; None: from `ratio`, batch by batch.
+        ratio: Share of pairs that may still be as cheap as a sample's own.
+        cost: `cosine` (the paper's) or `sqeuclidean`.
+
+    Raises:
+        ValueError: If a number is out of range or the cost is unknown.
+    """
+
+    weight: float | None = None
+    ratio: float = 0.01
+    cost: ConditionName = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not self.weight >= 0:
+            raise ValueError(f"weight={self.weight}: needs a number, 0 or more (inf pairs equal conditions only)")
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio={self.ratio}: needs a share above 0, at most 1")
+        if self.cost not in ("cosine", "sqeuclidean"):
+            raise ValueError(f"condition_cost={self.cost}: c2ot knows cosine and sqeuclidean")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The permutation of the batch's own noise that is nearest to its samples.
+    """The pairing of a batch with its noises that has the least total cost.
 
-    The noise of the batch stays exactly Gaussian: it is `torch.randn(x.shape, generator=g)`, reordered.
+    With a pool of 1 the noise of the batch stays exactly Gaussian: it is `torch.randn(x.shape, generator=g)`,
+    reordered. A larger pool comes nearer to the samples and leaves the farthest noises unused. While the schedule's
+    strength s is below 1, the first round(s * B) samples are paired and the others keep vanilla noise.
 
     Attributes:
         cost: `euclidean`, the papers' distance; `sqeuclidean` gives other pairs (optimal transport's usual cost).
+        standardized: Whether distances are measured to the samples standardised over the batch.
+        conditions: What differing conditions cost, or None if they cost nothing.
+        pool: Noises drawn per sample.
+        solver: `scipy` or `lapx`, both exact.
+        potentials: What `fit_potentials` found; the same cost in less time.
+        schedule: When to pair.
 
     Raises:
-        ValueError: If the cost is unknown.
+        ValueError: If a name is unknown, the solver is not installed, or the pool is out of range.
     """
 
-    cost: Literal["euclidean", "sqeuclidean"] = "euclidean"
+    cost: DistanceName = "euclidean"
+    standardized: bool = False
+    conditions: ConditionCost | None = None
+    pool: int = 1
+    solver: SolverName = "scipy"
+    potentials: Potentials | None = None
+    schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         if self.cost not in ("euclidean", "sqeuclidean"):
             raise ValueError(f"cost={self.cost}: assignment knows euclidean and sqeuclidean")
+        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or not 1 <= self.pool <= LARGEST_POOL:
+            raise ValueError(f"pool={self.pool}: needs a whole number of noises per sample, 1 to {LARGEST_POOL}")
+        if self.potentials is not None and not isinstance(self.potentials, Potentials):
+            raise ValueError(f"potentials={self.potentials!r}: needs what fit_potentials returns, or None")
+        check_solver(self.solver)
 
     @torch.no_grad()
     def __call__(
@@ -50,38 +114,175 @@ class Assignment:
 
         Args:
             x: Clean samples, any floating-point dtype; distances are measured in at least float32.
-            condition: Not used by this cost.
+            condition: One row per sample (B, ...); needed if differing conditions cost something.
             mask: Boolean, broadcasts to x; only numbers where it is True enter the distance.
-            step: Not needed: the cost is constant.
+            step: Training step; needed if there is a schedule.
             generator: Source of randomness.
 
         Raises:
-            ValueError: For unusable x, condition or mask.
+            ValueError: For unusable x, condition or mask, or one that is missing.
         """
         check(x, condition, mask)
-        noise = draw(x, generator)
+        if self.conditions is not None and condition is None:
+            raise ValueError("condition is missing: this assignment needs one row per sample, select(x, condition=c)")
+        noise = draw(x.new_empty(self.pool * len(x), *x.shape[1:]), generator)  # (M, ...)
         flat, counts = flatten(x, mask)
-        costs = squared_distances(flat, noise.flatten(1).to(flat.dtype), counts)
-        costs = (costs.sqrt() if self.cost == "euclidean" else costs).cpu()
-        noise = require_finite(x, noise, costs.sum(dim=1))
-        return noise[solve(costs).to(noise.device)]
+        norms = torch.linalg.vector_norm(flat, dim=1).cpu()
+        require_finite(x, noise, norms)
+        paired = round(self.schedule.strength(step) * len(x))
+        if paired < 2 and self.pool == 1 or paired == 0:
+            return noise[: len(x)]
+        pooled = noise.unflatten(0, (self.pool, len(x)))[:, :paired].flatten(0, 1)  # (pool * paired, ...)
+        choice = self.pair(
+            flat[:paired],
+            pooled.flatten(1).to(flat.dtype),
+            None if counts is None else counts[:paired],
+            None if condition is None else condition[:paired],
+        )
+        return torch.cat([pooled[choice.to(noise.device)], noise[paired : len(x)]])
+
+    def pair(self, x: Tensor, noise: Tensor, mask: Tensor | None, condition: Tensor | None) -> Tensor:
+        """The noise of each sample (B,), int64 on the CPU: the optimal assignment.
+
+        Args:
+            x: Samples (B, D), finite, zero where masked out.
+            noise: Noises (M, D); noise j belongs to the condition of sample j mod B.
+            mask: Numbers that count (B, D), or None for all.
+            condition: Conditions (B, ...), or None.
+        """
+        target = standardize(x, mask) if self.standardized else x
+        costs = distances(target, noise, mask, self.cost)
+        potentials = None if self.potentials is None else self.potentials(target).cpu()
+        if self.conditions is None or condition is None:
+            return solve(costs.cpu(), self.solver, potentials)
+        return self._pair_conditions(costs, condition.flatten(1) if condition.ndim > 1 else condition[:, None])
+
+    def _pair_conditions(self, costs: Tensor, condition: Tensor) -> Tensor:
+        """The optimal assignment at costs (B, M) of distances, with conditions (B, C) in the cost."""
+        assert self.conditions is not None
+        if not torch.is_floating_point(condition) or self.conditions.weight == math.inf:
+            return self._pair_within(costs.cpu(), condition.unique(dim=0, return_inverse=True)[1].cpu())
+        if not torch.isfinite(condition).all():
+            raise ValueError("condition contains NaN or infinity; clean it before selecting noise")
+        apart = condition_distances(condition.to(costs.dtype), self.conditions.cost)  # (B, B)
+        weight = self.conditions.weight
+        chosen = condition_weight(costs[:, : len(costs)], apart, self.conditions.ratio) if weight is None else weight
+        return solve((costs + chosen * apart.repeat(1, self.pool)).cpu(), self.solver)
+
+    def _pair_within(self, costs: Tensor, group: Tensor) -> Tensor:
+        """The optimal assignment of costs (B, M) in which every sample gets a noise of its own group (B,)."""
+        choice = torch.empty(len(costs), dtype=torch.long)
+        noise_group = group.repeat(self.pool)
+        for label in group.unique():
+            rows, columns = (group == label).nonzero()[:, 0], (noise_group == label).nonzero()[:, 0]
+            choice[rows] = columns[solve(costs[rows][:, columns], self.solver)]
+        return choice
 
 
-def squared_distances(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared distances (B, B) between samples x (B, D) and noises (B, D); never materialises (B, B, D).
+Paired = Assignment | AcrossProcesses
+
+
+def linear(
+    cost: DistanceName = "euclidean",
+    pool: int = 1,
+    solver: SolverName = "scipy",
+    potentials: Potentials | None = None,
+    across_processes: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+    ramp: int = 0,
+) -> Paired:
+    """Immiscible Diffusion's assignment: the least total distance, unsquared.
 
     Args:
-        x: Samples (B, D), zero where masked out.
-        noise: Noises (B, D).
-        mask: Numbers of each sample that count (B, D), or None for all.
+        cost: `euclidean` or `sqeuclidean`.
+        pool: Noises drawn per sample.
+        solver: `scipy` or `lapx`.
+        potentials: What `fit_potentials` found.
+        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
+        start: First training step with pairing.
+        stop: First training step without it again; None for never.
+        ramp: Steps over which the paired share of the batch rises and falls.
+
+    Raises:
+        ValueError: If an option is unusable.
     """
-    with torch.autocast(x.device.type, enabled=False):  # half precision would pair wrongly
-        lengths = noise.square()
-        noise_term = lengths.sum(dim=1) if mask is None else mask.to(x.dtype) @ lengths.T
-        return (x.square().sum(dim=1, keepdim=True) + noise_term - 2 * x @ noise.T).clamp_min(0)
+    schedule = Schedule(start, stop, ramp)
+    return _spread(
+        Assignment(cost, pool=pool, solver=solver, potentials=potentials, schedule=schedule), across_processes
+    )
 
 
-def solve(costs: Tensor) -> Tensor:
-    """Solve the assignment exactly: for each row of costs (B, B), on the CPU, its column (B,), a permutation."""
-    _, columns = linear_sum_assignment(costs.numpy())
-    return torch.from_numpy(columns)
+def idp26(
+    cost: DistanceName = "euclidean",
+    pool: int = 1,
+    solver: SolverName = "scipy",
+    potentials: Potentials | None = None,
+    across_processes: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+    ramp: int = 0,
+) -> Paired:
+    """Immiscible Diffusion Policy's assignment (2026): distances to actions standardised over the batch.
+
+    The paper begins at epoch 50; `start` is that in training steps.
+
+    Args:
+        cost: `euclidean` or `sqeuclidean`.
+        pool: Noises drawn per sample.
+        solver: `scipy` or `lapx`.
+        potentials: What `fit_potentials` found for standardised samples.
+        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
+        start: First training step with pairing.
+        stop: First training step without it again; None for never.
+        ramp: Steps over which the paired share of the batch rises and falls.
+
+    Raises:
+        ValueError: If an option is unusable.
+    """
+    schedule = Schedule(start, stop, ramp)
+    return _spread(
+        Assignment(cost, standardized=True, pool=pool, solver=solver, potentials=potentials, schedule=schedule),
+        across_processes,
+    )
+
+
+def c2ot(
+    weight: float | None = None,
+    ratio: float = 0.01,
+    condition_cost: ConditionName = "cosine",
+    cost: DistanceName = "sqeuclidean",
+    pool: int = 1,
+    solver: SolverName = "scipy",
+    across_processes: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+    ramp: int = 0,
+) -> Paired:
+    """Conditional optimal transport (C2OT): pairs that keep each condition's noise Gaussian, or nearly so.
+
+    Args:
+        weight: Weight of the distance between conditions; None: the smallest that `ratio` allows; `inf`: only noises
+            of equal conditions. Discrete conditions (integers, booleans) always stay apart.
+        ratio: Share of the batch's pairs that may still be as cheap as a sample's own.
+        condition_cost: `cosine` or `sqeuclidean`, for continuous conditions.
+        cost: `sqeuclidean`, the paper's, or `euclidean`.
+        pool: Noises drawn per sample.
+        solver: `scipy` or `lapx`.
+        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
+        start: First training step with pairing.
+        stop: First training step without it again; None for never.
+        ramp: Steps over which the paired share of the batch rises and falls.
+
+    Raises:
+        ValueError: If an option is unusable.
+    """
+    conditions = ConditionCost(weight, ratio, condition_cost)
+    schedule = Schedule(start, stop, ramp)
+    return _spread(
+        Assignment(cost, conditions=conditions, pool=pool, solver=solver, schedule=schedule), across_processes
+    )
+
+
+def _spread(assignment: Assignment, across_processes: bool) -> Paired:
+    return AcrossProcesses(assignment) if across_processes else assignment

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import fields
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.assignment import Assignment
+from immiscible_policy.noise.assignment import c2ot, idp26, linear
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
 
@@ -34,7 +34,9 @@ class Selector(Protocol):
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "vanilla": Vanilla,
     "knn": KNN,
-    "linear": Assignment,
+    "linear": linear,
+    "idp26": idp26,
+    "c2ot": c2ot,
 }
 
 
@@ -48,14 +50,14 @@ def selector_options(name: str) -> tuple[str, ...]:
         close = difflib.get_close_matches(name, SELECTORS, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ";"
         raise ValueError(f"unknown noise '{name}'{hint} known: {', '.join(SELECTORS)}")
-    return tuple(field.name for field in fields(SELECTORS[name]))  # type: ignore[arg-type]
+    return tuple(signature(SELECTORS[name]).parameters)
 
 
 def make_selector(name: str, /, **options: Any) -> Selector:
     """Build a selector from its name and options, for example `make_selector("knn", k=4)`.
 
     Args:
-        name: `vanilla`, `knn` or `linear`.
+        name: `vanilla`, `knn`, `linear`, `idp26` or `c2ot`.
         **options: What that selector takes; `knn` alone means k=2.
 
     Raises:

@@ -103,6 +103,7 @@ class DiffusionPolicy(nn.Module):
         *,
         step: int,
         generator: torch.Generator,
+        mask: Tensor | None = None,
     ) -> Noised:
         """Choose noise and diffusion steps for a batch: the seam at which immiscible noise enters training.
 
@@ -112,13 +113,18 @@ class DiffusionPolicy(nn.Module):
             select: Chooses the noise for the clean normalised actions.
             step: Training step, for selectors with a schedule.
             generator: Source of the noise and of the diffusion steps.
+            mask: Boolean, broadcasts to the actions: which of them enter the selection's distance.
         """
         condition = self.condition(observation)
-        x = self.data_scale * self.action.normalize(action)  # (B, T, A)
-        noise = select(x, condition=condition, step=step, generator=generator)
+        x = self.clean(action)
+        noise = select(x, condition=condition, mask=mask, step=step, generator=generator)
         t = torch.randint(self.diffusion_steps, (len(x),), generator=generator, device=generator.device)
         t = t.to(x.device)
         return Noised(self.noising.add_noise(x, noise, t), noise, t, condition)
+
+    def clean(self, action: Tensor) -> Tensor:
+        """What is noised (B, T, A): normalised, scaled action chunks."""
+        return self.data_scale * self.action.normalize(action)
 
     def loss(self, batch: Noised) -> Tensor:
         """Mean squared error of the predicted noise, a scalar (Ho et al., 2020, equation 14)."""

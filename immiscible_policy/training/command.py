@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from immiscible_policy.cli import run
-from immiscible_policy.noise import SELECTORS
 from immiscible_policy.training.config import compose_config, config_dir, group_choices
 
 USAGE = """\
@@ -44,7 +43,7 @@ def _help() -> str:
     )
     noise = "\n".join(
         f"  noise={name}: {', '.join(line.strip() for line in _lines(config_dir() / 'noise' / f'{name}.yaml')) or '-'}"
-        for name in SELECTORS
+        for name in group_choices("noise")
     )
     sizes = "\n".join(
         f"  scale={scale}: {', '.join(_lines(config_dir() / 'scale' / f'{scale}.yaml'))}" for scale in ("cpu", "paper")

@@ -22,7 +22,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
-from immiscible_policy.noise import SELECTORS, selector_options
 
 GROUPS = ("task", "obs", "noise", "scale", "experiment")
 
@@ -34,6 +33,7 @@ class TrainConfig:
     task: str = "pusht"
     obs: str = "keypoints"
     noise: dict[str, Any] = field(default_factory=dict)
+    mask: str = "none"
     scale: str = "cpu"
     seed: str = "0"
     data: str | None = None
@@ -74,11 +74,6 @@ class TrainConfig:
     sampling_steps: int = 10
     log_every: int = 1
     wandb: str = "offline"
-
-    @property
-    def selector_options(self) -> dict[str, Any]:
-        """Options of the noise selector, without its name."""
-        return {key: value for key, value in self.noise.items() if key != "name"}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,7 +161,8 @@ def _split(words: Sequence[str]) -> dict[str, str]:
         if not text:
             raise CommandError(f"{key}= is empty; leave the word out to take the default")
         given[key] = text
-    known = list(dict.fromkeys([*GROUPS, *KEYS, *_noise_options()]))
+    noises = {option for name in group_choices("noise") for option in noise_keys(name)}
+    known = list(dict.fromkeys([*GROUPS, *KEYS, *sorted(noises)]))
     for key in given:
         if key not in known:
             raise CommandError(unknown("option", key, known))
@@ -177,8 +173,9 @@ def _split(words: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _noise_options() -> list[str]:
-    return sorted({option for name in SELECTORS for option in selector_options(name)})
+def noise_keys(name: str) -> list[str]:
+    """The options that a kind of noise takes."""
+    return [key for key in yaml.safe_load((config_dir() / "noise" / f"{name}.yaml").read_text()) if key != "name"]
 
 
 def _override(key: str, text: str, given: dict[str, str]) -> str:
@@ -187,10 +184,10 @@ def _override(key: str, text: str, given: dict[str, str]) -> str:
         return f"{key}={text}"
     if key in LIST_KEYS and not text.startswith("["):
         raise CommandError(f"{key}={text}: {_kind(LIST_KEYS[key])}")
-    if key in _noise_options():
+    if key not in KEYS:
         name = given.get("noise", _default_noise(given))
-        if key not in selector_options(name):
-            takes = ", ".join(selector_options(name)) or "no options"
+        if key not in noise_keys(name):
+            takes = ", ".join(noise_keys(name)) or "no options"
             raise CommandError(f"{key}={text}: noise={name} has no {key} (it takes {takes})")
         return f"noise.{key}={text}"
     return f"{key}={text}"
@@ -287,6 +284,8 @@ def _run_name(config: TrainConfig, experiment: str | None) -> str:
     parts = [config.task, config.obs, config.noise["name"]]
     if "k" in config.noise:
         parts.append(f"k{config.noise['k']}")
+    if config.mask != "none":
+        parts.append(config.mask)
     if config.data_scale != 1:
         parts.append(f"scale{config.data_scale:g}")
     if config.data:
@@ -322,6 +321,7 @@ def _check_ranges(config: TrainConfig) -> None:
     if config.accumulate > config.batch_size:
         raise CommandError(f"accumulate={config.accumulate}: more micro-batches than batch_size={config.batch_size}")
     for key, choices in {
+        "mask": ("none", "padding", "unsent"),
         "precision": ("auto", "fp32", "bf16"),
         "keep": ("all", "last+best"),
         "sampler": ("ddim", "ddpm"),

@@ -63,6 +63,12 @@ class Display:
         self._progress.update(self._bars[seed], completed=step)
         self.line(f"resume seed {seed} at step {step}" if step else f"start seed {seed}")
 
+    def _fitting(self, event: dict[str, Any]) -> None:
+        seed, note = event["seed"], f"fitting potentials, {event['done']} of {event['steps']}"
+        self._progress.update(self._bars[seed], note=note)
+        if not self.console.is_terminal and (event["done"] % 100 == 0 or event["done"] == event["steps"]):
+            self.line(f"seed {seed}  {note}")
+
     def _metrics(self, event: dict[str, Any]) -> None:
         seed, note = event["seed"], f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s"
         self._progress.update(self._bars[seed], completed=event["step"], note=note)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.noise import Selector
+from immiscible_policy.noise import Coupling
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Noised
 from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.training.noise import NoiseChoice
 
 
 class PolicyObjective:
@@ -20,35 +21,54 @@ class PolicyObjective:
     Args:
         policy: What is trained.
         windows: All training windows, on the policy's device; a batch is one gather.
-        select: Chooses the noise.
+        noise: Chooses the noise of a batch, or the batch of a noise.
         batch_size: Windows per optimizer step.
         accumulate: Micro-batches that a batch is cut into.
         seed: Training seed.
+        counted: Which actions of each window enter the selection's distance (N, T), or None for all.
     """
 
     def __init__(
         self,
         policy: DiffusionPolicy,
         windows: Windows,
-        select: Selector,
+        noise: NoiseChoice,
         *,
         batch_size: int,
         accumulate: int,
         seed: int,
+        counted: Tensor | None = None,
     ) -> None:
         self.policy = policy
         self.windows = windows
-        self.select = select
+        self.noise = noise
+        self.counted = counted
         self.accumulate = accumulate
         self.seed = seed
         self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
 
     def batches(self, step: int) -> list[Noised]:
         """The noised micro-batches of a training step."""
-        batch = self.windows[self.order.rows(step)]
-        generator = torch_generator(batch.action.device, "noise", self.seed, step)
-        noised = self.policy.noised(batch.obs, batch.action, self.select, step=step, generator=generator)
+        generator = torch_generator(self.windows.action.device, "noise", self.seed, step)
+        if self.noise.couple is not None:
+            noised = self._coupled(self.noise.couple, step, generator)
+        else:
+            noised = self._selected(self.order.rows(step), step, generator)
         return noised.split(self.accumulate) if self.accumulate > 1 else [noised]
+
+    def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Noised:
+        """The windows of a step, with noise chosen for them."""
+        assert self.noise.select is not None
+        batch = self.windows[rows]
+        mask = None if self.counted is None else self.counted[rows].unsqueeze(-1)  # (B, T, 1)
+        return self.policy.noised(batch.obs, batch.action, self.noise.select, step=step, generator=generator, mask=mask)
+
+    def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Noised:
+        """Noise of a step, with the windows that it picks."""
+        shape = (self.order.batch_size, *self.windows.action.shape[1:])
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(self.windows.action.device)
+        batch = self.windows[couple(noise)]
+        return self.policy.noised(batch.obs, batch.action, lambda x, **_: noise, step=step, generator=generator)
 
     def loss(self, batch: Noised) -> Tensor:
         """Mean denoising loss of a micro-batch."""

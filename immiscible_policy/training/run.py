@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.demos.mirror import mirror
@@ -19,7 +20,8 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_rows
 from immiscible_policy.evaluation.starts import parse_starts
-from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise import make_selector
+from immiscible_policy.noise.audit import audit
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
@@ -29,6 +31,7 @@ from immiscible_policy.training.checkpoint import newest_checkpoint, save_checkp
 from immiscible_policy.training.config import TrainConfig
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile, WandbRun
+from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, counted, noise_options
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.state import TrainState
 
@@ -45,7 +48,8 @@ class Parts(NamedTuple):
         training: Windows that are trained on.
         validation: Windows held out, or None.
         spec: The policy's sizes.
-        select: The noise selector.
+        counted: Which actions of the training windows enter the selection's distance, or None for all.
+        noise: How the noise is chosen.
         sampler: How evaluation denoises.
         starts: Start seeds of every evaluation.
     """
@@ -55,7 +59,8 @@ class Parts(NamedTuple):
     training: Windows
     validation: Windows | None
     spec: PolicySpec
-    select: Selector
+    counted: Tensor | None
+    noise: NoiseOptions
     sampler: Sampler
     starts: list[int]
 
@@ -66,7 +71,6 @@ def build_parts(config: TrainConfig) -> Parts:
     Raises:
         ValueError: If a setting or the data is unusable; one line says which.
     """
-    select = make_selector(config.noise["name"], **config.selector_options)
     sampler = Sampler(config.sampler, config.sampling_steps)  # type: ignore[arg-type]
     layout = Layout(config.horizon, config.obs_steps, config.action_steps)
     starts = parse_starts(config.starts, config.episodes)
@@ -75,6 +79,10 @@ def build_parts(config: TrainConfig) -> Parts:
     training = demos.select(train_ids)
     windows = make_windows(mirror(training) if config.mirror else training, config.obs, layout)  # type: ignore[arg-type]
     validation = make_windows(demos.select(held_out), config.obs, layout) if len(held_out) else None  # type: ignore[arg-type]
+    per_epoch = len(windows) / config.batch_size
+    noise = noise_options(config.noise, steps=config.steps, steps_per_epoch=per_epoch)
+    if noise.name == COUPLED and config.mask != "none":
+        raise ValueError(f"mask={config.mask}: noise={COUPLED} fits its potentials to whole chunks; use mask=none")
     spec = PolicySpec(
         obs=config.obs,
         obs_dim=windows.obs.shape[-1],
@@ -91,7 +99,8 @@ def build_parts(config: TrainConfig) -> Parts:
     )
     with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
         Agent(build_policy(spec), spec, sampler)
-    return Parts(demos, content_hash(demos), windows, validation, spec, select, sampler, starts)
+    mask = counted(windows, config.mask, layout)
+    return Parts(demos, content_hash(demos), windows, validation, spec, mask, noise, sampler, starts)
 
 
 def seed_directory(run: Path, seed: int) -> Path:
@@ -142,7 +151,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
                 rows = evaluate(agent, parts.starts, seed=seed, checkpoint=state.step)
                 held_out = _validation_loss(config, parts, policy)
             append_rows(directory / "episodes.csv", rows)
-            return _means(rows) | held_out
+            return _means(rows) | held_out | _noise_audit(objective, state.step)
 
         def save(state: TrainState) -> None:
             tensors = {
@@ -157,10 +166,11 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         objective = PolicyObjective(
             policy,
             parts.training.to(config.device),
-            parts.select,
+            _fitted(parts, policy, seed, report),
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed,
+            counted=None if parts.counted is None else parts.counted.to(config.device),
         )
         schedule = Schedule(
             config.steps,
@@ -212,6 +222,40 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
+def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) -> NoiseChoice:
+    """What chooses the noise, its potentials fitted to the training windows; a function of these alone."""
+    device = policy.action.scale.device
+
+    def progress(done: int) -> None:
+        report({"event": "fitting", "seed": seed, "done": done, "steps": parts.noise.options["fit_steps"]})
+
+    with torch.no_grad():
+        return parts.noise.build(policy.clean(parts.training.action.to(device)), progress)
+
+
+def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float]:
+    """What selection does to the noise at this step, `noise/...`; nothing where noise picks its windows."""
+    select = objective.noise.select
+    if select is None:
+        return {}
+    windows, policy = objective.windows, objective.policy
+    rows = objective.order.rows(step)
+    mask = None if objective.counted is None else objective.counted[rows].unsqueeze(-1)
+    x, condition = policy.clean(windows.action[rows]), policy.condition(windows.obs[rows])
+    found = audit(select, x, batch_size=len(rows), batches=4, condition=condition, mask=mask, step=step)
+    return {
+        "noise/distance_percent": found.distance.percent,
+        "noise/squared_norm": found.selected.squared_norm,
+        "noise/variance": found.selected.variance,
+        "noise/ks": found.ks.statistic,
+        "noise/correlation": found.correlation.row_means,
+        "noise/selection_ms": 1e3 * found.seconds,
+    } | {
+        f"noise/target_variance_{level:g}": value
+        for level, value in zip(found.target.alpha_bars, found.target.selected, strict=True)
+    }
+
+
 def _validation_loss(config: TrainConfig, parts: Parts, policy: DiffusionPolicy) -> dict[str, float]:
     """Denoising loss on the held-out windows, with the same vanilla noise at every step of training."""
     if parts.validation is None:
@@ -219,7 +263,7 @@ def _validation_loss(config: TrainConfig, parts: Parts, policy: DiffusionPolicy)
     objective = PolicyObjective(
         policy,
         parts.validation.to(config.device),
-        make_selector("vanilla"),
+        NoiseChoice(make_selector("vanilla")),
         batch_size=min(config.batch_size, len(parts.validation)),
         accumulate=1,
         seed=0,

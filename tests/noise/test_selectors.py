@@ -1,15 +1,12 @@
 """Laws of the noise selectors, asserted for every selector in the registry where they are common."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.optimize import linear_sum_assignment
 
 from immiscible_policy.noise import SELECTORS, make_selector
-from immiscible_policy.noise.knn import nearest_by_projection, nearest_of_candidates
+from immiscible_policy.noise.knn import nearest_by_projection
 
 ALPHA = 1e-4
 
@@ -23,36 +20,53 @@ def name(request) -> str:
     return request.param
 
 
+def conditions(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, generator=generator(7))
+
+
 def test_registry_is_complete():
-    assert {"vanilla", "knn", "linear"} <= set(SELECTORS)
+    assert set(SELECTORS) == {"vanilla", "knn", "linear", "idp26", "c2ot"}
+
+
+def test_the_same_call_serves_every_selector_and_keeps_no_state(name):
+    """One call with everything that a trainer can pass; a second selector and a second call give the same."""
+    x = torch.randn(12, 16, 2, generator=generator())
+    mask = torch.rand(12, 16, 1, generator=generator(3)) < 0.7
+    select = make_selector(name)
+
+    def call(chosen):
+        return chosen(x, condition=conditions(12), mask=mask, step=5, generator=generator(1))
+
+    first = call(select)
+    assert torch.equal(first, call(select)) and torch.equal(first, call(make_selector(name)))
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (5, 16, 2), (2, 3, 4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_same_shape_and_dtype(name, shape, dtype):
     x = torch.randn(shape, generator=generator()).to(dtype)
-    eps = make_selector(name)(x, generator=generator(1))
+    eps = make_selector(name)(x, condition=conditions(len(x)), generator=generator(1))
     assert eps.shape == x.shape and eps.dtype == dtype and torch.isfinite(eps).all()
 
 
 def test_noise_is_a_function_of_the_generator(name):
     x = torch.randn(8, 16, 2, generator=generator())
     select = make_selector(name)
-    first = select(x, generator=generator(1))
-    assert torch.equal(first, select(x, generator=generator(1)))
-    assert not torch.equal(first, select(x, generator=generator(2)))
+    first = select(x, condition=conditions(8), generator=generator(1))
+    assert torch.equal(first, select(x, condition=conditions(8), generator=generator(1)))
+    assert not torch.equal(first, select(x, condition=conditions(8), generator=generator(2)))
 
 
 def test_the_global_stream_is_untouched_by_a_generator(name):
     x = torch.randn(8, 4, generator=generator())
     before = torch.get_rng_state()
-    make_selector(name)(x, generator=generator(1))
+    make_selector(name)(x, condition=conditions(8), generator=generator(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_noise_carries_no_gradient(name):
     x = torch.randn(8, 300, generator=generator()).requires_grad_()
-    assert not make_selector(name)(x, generator=generator(1)).requires_grad
+    assert not make_selector(name)(x, condition=conditions(8), generator=generator(1)).requires_grad
 
 
 def test_pairs_are_the_same_inside_autocast():
@@ -70,47 +84,6 @@ def test_vanilla_is_randn_and_linear_permutes_exactly_that():
     paired = make_selector("linear")(x, generator=generator(1))
     rows = {tuple(row.tolist()) for row in plain.flatten(1)}
     assert {tuple(row.tolist()) for row in paired.flatten(1)} == rows and len(rows) == 32
-
-
-@pytest.mark.parametrize("cost", ["euclidean", "sqeuclidean"])
-def test_assignment_is_the_cheapest_of_all_permutations(cost):
-    x = torch.randn(6, 3, generator=generator(), dtype=torch.float64)
-    noise = torch.randn(x.shape, generator=generator(1), dtype=torch.float64)
-    paired = make_selector("linear", cost=cost)(x, generator=generator(1))
-    power = 1 if cost == "euclidean" else 2
-
-    def total(candidate):
-        return float((x - candidate).norm(dim=1).pow(power).sum())
-
-    cheapest = min(total(noise[list(order)]) for order in itertools.permutations(range(6)))
-    assert total(paired) == pytest.approx(cheapest, rel=1e-9)
-
-
-def test_assignment_agrees_with_scipy_on_plain_distances():
-    x = torch.randn(64, 32, generator=generator())
-    noise = torch.randn(x.shape, generator=generator(1))
-    costs = np.linalg.norm(x[:, None].double().numpy() - noise[None].double().numpy(), axis=2)
-    rows, columns = linear_sum_assignment(costs)
-    paired = make_selector("linear")(x, generator=generator(1))
-    got = (x - paired).norm(dim=1).double().sum()
-    assert float(got) == pytest.approx(costs[rows, columns].sum(), rel=1e-6)
-    assert float(got) < float((x - noise).norm(dim=1).sum())
-
-
-def test_assignment_follows_the_order_of_the_batch():
-    x = torch.randn(16, 4, generator=generator())
-    order = torch.randperm(16, generator=generator(5))
-    select = make_selector("linear")
-    assert torch.equal(select(x, generator=generator(1))[order], select(x[order], generator=generator(1)))
-
-
-def test_assignment_ignores_what_the_mask_excludes():
-    x = torch.randn(16, 8, generator=generator())
-    mask = torch.arange(8) < 3
-    changed = torch.where(mask, x, 100.0)
-    select = make_selector("linear")
-    assert torch.equal(select(x, mask=mask, generator=generator(1)), select(changed, mask=mask, generator=generator(1)))
-    assert not torch.equal(select(x, generator=generator(1)), select(changed, generator=generator(1)))
 
 
 def test_k_of_one_is_plain_noise():
@@ -132,22 +105,56 @@ def same_law(a: torch.Tensor, b: torch.Tensor) -> None:
     assert stats.ks_2samp(a.double().numpy(), b.double().numpy()).pvalue > ALPHA
 
 
-@pytest.mark.parametrize(
-    ("dims", "k", "radius"),
-    [(1, 4, 1.0), (2, 3, 0.0), (2, 8, 2.0), (32, 2, 3.0), (32, 16, 0.0), (32, 8, 20.0), (3072, 4, 30.0)],
-)
-def test_projected_knn_has_the_law_of_literal_knn(dims, k, radius):
+LAWS = [(1, 4, 1.0), (1, 3, 0.0), (2, 3, 0.0), (2, 8, 2.0), (32, 2, 3.0), (32, 16, 0.0), (32, 8, 20.0), (3072, 4, 30.0)]
+
+
+@pytest.mark.parametrize("nearest", ["distance", "angle"])
+@pytest.mark.parametrize(("dims", "k", "radius"), LAWS)
+def test_projected_knn_has_the_law_of_literal_knn(dims, k, radius, nearest):
     """Both forms agree in projection on x, in norm, in distance and in single coordinates."""
     samples = 4000 if dims < 1000 else 400
     u = torch.randn(dims, generator=generator())
     x = (radius * u / u.norm()).expand(samples, dims)
-    literal = nearest_of_candidates(x, None, k, generator(1))
-    projected = nearest_by_projection(x, None, k, generator(2))
+    literal = make_selector("knn", k=k, nearest=nearest, form="literal")(x, generator=generator(1))
+    projected = make_selector("knn", k=k, nearest=nearest, form="projected")(x, generator=generator(2))
     same_law((literal - x).norm(dim=1), (projected - x).norm(dim=1))
     same_law(literal.norm(dim=1), projected.norm(dim=1))
     same_law(literal @ u, projected @ u)
     same_law(literal[:, 0], projected[:, 0])
     same_law(literal[:, -1], projected[:, -1])
+
+
+@pytest.mark.parametrize("form", ["literal", "projected"])
+def test_knn_by_angle_keeps_the_law_of_the_length_and_turns_the_noise(form):
+    x = torch.full((6000, 8), 0.5)
+    eps = make_selector("knn", k=6, nearest="angle", form=form)(x, generator=generator())
+    assert stats.kstest(eps.square().sum(dim=1).numpy(), "chi2", args=(8,)).pvalue > ALPHA
+    cosine = torch.nn.functional.cosine_similarity(x, eps, dim=1)
+    plain = torch.nn.functional.cosine_similarity(x, torch.randn(x.shape, generator=generator(1)), dim=1)
+    best = plain.reshape(-1, 6).amax(dim=1)  # the best of 6 independent angles
+    same_law(cosine, best)
+
+
+@pytest.mark.parametrize("form", ["literal", "projected"])
+def test_knn_by_angle_to_a_sample_without_direction_is_plain_noise(form):
+    eps = make_selector("knn", k=6, nearest="angle", form=form)(torch.zeros(6000, 3), generator=generator())
+    assert stats.kstest(eps.flatten().numpy(), "norm").pvalue > ALPHA
+    assert stats.kstest(eps.square().sum(dim=1).numpy(), "chi2", args=(3,)).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12])
+def test_projected_knn_survives_extreme_lengths(scale):
+    x = scale * torch.randn(200, 64, generator=generator())
+    eps = make_selector("knn", k=8, form="projected")(x, generator=generator(1))
+    squared = eps.square().sum(dim=1)
+    assert torch.isfinite(eps).all() and 20 < float(squared.mean()) < 90
+
+
+def test_auto_takes_the_literal_form_where_it_is_cheaper_and_the_other_elsewhere():
+    for dims, k, form in ((32, 2, "literal"), (32, 4, "literal"), (32, 8, "projected"), (3072, 2, "projected")):
+        x = torch.randn(4, dims, generator=generator())
+        auto = make_selector("knn", k=k)(x, generator=generator(1))
+        assert torch.equal(auto, make_selector("knn", k=k, form=form)(x, generator=generator(1)))
 
 
 def test_projected_knn_at_zero_keeps_the_shortest_noise_uniform_in_direction():
@@ -207,6 +214,19 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("linear", k=2), "noise=linear has no k"),
         (lambda: make_selector("linear", cost="cosine"), "cost=cosine"),
         (lambda: make_selector("knn", form="fast"), "form=fast"),
+        (lambda: make_selector("knn", nearest="far"), "nearest=far"),
+        (lambda: make_selector("knn", start=-1), "start=-1"),
+        (lambda: make_selector("knn", start=5, stop=5), "stop=5: must come after start=5"),
+        (lambda: make_selector("linear", ramp=0.5), "ramp=0.5"),
+        (lambda: make_selector("linear", pool=0), "pool=0"),
+        (lambda: make_selector("linear", solver="gurobi"), "solver=gurobi: assignment knows scipy and lapx"),
+        (lambda: make_selector("linear", potentials=3), "potentials=3: needs what fit_potentials returns"),
+        (lambda: make_selector("idp26", k=2), "noise=idp26 has no k"),
+        (lambda: make_selector("c2ot", k=2), "noise=c2ot has no k"),
+        (lambda: make_selector("c2ot", weight=-1.0), "weight=-1.0"),
+        (lambda: make_selector("c2ot", weight=float("nan")), "weight=nan"),
+        (lambda: make_selector("c2ot", ratio=0.0), "ratio=0.0"),
+        (lambda: make_selector("c2ot", condition_cost="l1"), "condition_cost=l1"),
     ],
 )
 def test_unusable_options_are_refused_by_name(make, said):
@@ -228,13 +248,22 @@ def test_unusable_options_are_refused_by_name(make, said):
     ],
 )
 def test_unusable_input_is_refused_by_every_selector(name, x, options, said):
+    options = {"condition": torch.zeros(len(x), 1)} | options
     with pytest.raises(ValueError, match=said):
         make_selector(name)(x, generator=generator(), **options)
+
+
+def test_a_schedule_needs_the_step(name):
+    if name == "vanilla":
+        pytest.skip("vanilla has no schedule")
+    select = make_selector(name, start=10)
+    with pytest.raises(ValueError, match="step is missing"):
+        select(torch.zeros(4, 2), condition=torch.zeros(4, 1))
 
 
 @pytest.mark.gpu
 def test_selectors_on_cuda_stay_there_and_accept_a_cpu_generator(name):
     x = torch.randn(64, 32, device="cuda")
-    eps = make_selector(name)(x)
+    eps = make_selector(name)(x, condition=conditions(64).cuda())
     assert eps.device == x.device and torch.isfinite(eps).all()
-    assert make_selector(name)(x, generator=generator()).device == x.device
+    assert make_selector(name)(x, condition=conditions(64).cuda(), generator=generator()).device == x.device

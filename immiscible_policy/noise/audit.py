@@ -1,0 +1,410 @@
+"""The noise audit: what a selector does to the noise, in one call.
+
+```python
+from immiscible_policy.noise import make_selector
+from immiscible_policy.noise.audit import audit
+
+found = audit(make_selector("knn", k=4), x)  # x: (N, ...) clean samples, scaled as in training
+print(found.table())
+found.plot().savefig("knn.png")
+```
+
+Shape legend: N samples, R batches of B samples each, D numbers per sample.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from immiscible_policy.noise.inputs import draw
+from immiscible_policy.noise.registry import Selector
+from immiscible_policy.noise.statistics import (
+    KS,
+    LEVEL,
+    ClusterDistances,
+    Correlation,
+    GaussianKL,
+    Moments,
+    cluster_distances,
+    correlation,
+    gaussian_kl,
+    kl_floor,
+    ks_normal,
+    moments,
+    pair_distance,
+    plain_ranges,
+    require_samples,
+)
+from immiscible_policy.noise.target import ALPHA_BARS, TargetVariance, require_levels, target_variance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "ALPHA_BARS",
+    "KS",
+    "Audit",
+    "ClusterDistances",
+    "Correlation",
+    "DistanceChange",
+    "GaussianKL",
+    "Moments",
+    "TargetVariance",
+    "audit",
+    "cluster_distances",
+    "correlation",
+    "distance_change",
+    "gaussian_kl",
+    "kl_floor",
+    "ks_normal",
+    "moments",
+    "pair_distance",
+    "plain_ranges",
+    "selection_seconds",
+    "target_variance",
+]
+
+TARGET_ROWS = 256
+"""The target variance is that of a data set of at most so many samples."""
+
+
+@dataclass(frozen=True)
+class DistanceChange:
+    """Mean Euclidean distance of samples to their noise, plain and selected, on the same batches.
+
+    Attributes:
+        vanilla: With plain noise.
+        selected: With the selector's.
+        percent: 100 (selected / vanilla - 1); below 0 is nearer.
+        interval: 95 % interval of `percent` over batches (ratio estimate, Student's t).
+    """
+
+    vanilla: float
+    selected: float
+    percent: float
+    interval: tuple[float, float]
+
+
+class Pairs(NamedTuple):
+    """Batches of samples, with plain and with selected noise.
+
+    Plain and selected noise start from the same generator state, so that what they share cancels in differences:
+    for assignment the plain noise is the selected one before it was dealt out.
+
+    Attributes:
+        x: Samples (R, B, ...).
+        plain: Plain noise for them (R, B, ...).
+        noise: Selected noise for them (R, B, ...).
+        mask: What the selector was told to measure (R, B, ...), or None for all.
+        seconds: Duration of each selection (R,).
+    """
+
+    x: Tensor
+    plain: Tensor
+    noise: Tensor
+    mask: Tensor | None
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a selector does to the noise of some data.
+
+    Attributes:
+        batches: Random batches measured, R.
+        batch_size: Samples in each, B.
+        dims: Numbers per sample, D.
+        distance: Distance of pairs, before and after.
+        vanilla: Moments of plain noise on the same batches.
+        selected: Moments of the selected noise.
+        ks: Test of all selected numbers against N(0, 1).
+        gaussian: KL of the fitted Gaussian to N(0, I); None with no more pairs than numbers.
+        correlation: Between samples and selected noise.
+        target: Variance that selection leaves in the training target, for one batch of at most 256 samples.
+        seconds: Median time of one selection.
+        pairs: The measured pairs themselves, for the plot.
+    """
+
+    batches: int
+    batch_size: int
+    dims: int
+    distance: DistanceChange
+    vanilla: Moments
+    selected: Moments
+    ks: KS
+    gaussian: GaussianKL | None
+    correlation: Correlation
+    target: TargetVariance
+    seconds: float
+    pairs: Pairs = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure as JSON values; what could not be measured is None."""
+        return {each.name: _json_values(getattr(self, each.name)) for each in fields(self) if each.name != "pairs"}
+
+    def table(self) -> str:
+        """Every figure as aligned text, beside the range that plain noise keeps to in 95 % of cases."""
+        return "\n".join([*self._heading(), "", *self._law(), "", *self._target(), "", *self._rest()])
+
+    def plot(self) -> Figure:
+        """Draw distances, marginal density, norms and target variance, plain beside selected."""
+        from immiscible_policy.noise.audit_plot import audit_figure
+
+        return audit_figure(self)
+
+    def _heading(self) -> list[str]:
+        pairs = self.batches * self.batch_size
+        low, high = self.distance.interval
+        return [
+            f"{pairs:,} pairs: {self.batches} batches of {self.batch_size} samples, {self.dims:,} numbers each",
+            f"distance of sample and noise: {self.distance.vanilla:.4f} plain, {self.distance.selected:.4f} selected, "
+            f"{self.distance.percent:+.2f} % [{low:+.2f}, {high:+.2f}]",
+        ]
+
+    def _law(self) -> list[str]:
+        ranges = plain_ranges(self.batches * self.batch_size, self.dims)
+        rows = [f"{'law of the noise':<32}{'plain':>12}{'selected':>12}     plain noise, 95 % (*: outside)"]
+        for name, (low, high) in ranges.items():
+            plain, found = getattr(self.vanilla, name), getattr(self.selected, name)
+            mark = " " if low <= found <= high else "*"
+            rows.append(f"  {LABELS[name]:<30}{plain:>12.4f}{found:>12.4f}{mark}    {low:.4f} to {high:.4f}")
+        mark = " " if self.ks.statistic <= self.ks.critical else "*"
+        rows.append(f"  {'KS distance to N(0, 1)':<42}{self.ks.statistic:>12.4f}{mark}    0 to {self.ks.critical:.4f}")
+        return [*rows, self._kl()]
+
+    def _kl(self) -> str:
+        if self.gaussian is None:
+            return f"  KL of the fitted Gaussian: not measured, it needs more than {self.dims:,} pairs"
+        kl, floor, spread = self.gaussian.kl, self.gaussian.floor, 1.96 * self.gaussian.deviation
+        mark = " " if abs(kl - floor) <= spread else "*"
+        label = "KL of the fitted Gaussian (nats)"
+        return f"  {label:<42}{kl:>12.4f}{mark}    {floor - spread:.4f} to {floor + spread:.4f}"
+
+    def _target(self) -> list[str]:
+        rows = [f"{'variance of the noise given x_t':<32}{'plain':>12}{'selected':>12}     (at most; per number)"]
+        found = zip(self.target.alpha_bars, self.target.vanilla, self.target.selected, strict=True)
+        return [*rows, *(f"  alpha_bar {ab:<20g}{plain:>12.4f}{selected:>12.4f}" for ab, plain, selected in found)]
+
+    def _rest(self) -> list[str]:
+        return [
+            f"correlation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
+            f"{self.correlation.row_means:+.4f} of the means",
+            f"time of a selection: {1e3 * self.seconds:.3f} ms (median)",
+        ]
+
+
+LABELS = {
+    "mean": "mean",
+    "variance": "variance",
+    "skewness": "skewness",
+    "kurtosis": "excess kurtosis",
+    "squared_norm": "mean squared norm",
+    "largest_mean": "largest |mean| of a coordinate",
+    "smallest_variance": "smallest variance of one",
+    "largest_variance": "largest variance of one",
+}
+
+
+@torch.no_grad()
+def audit(
+    select: Selector,
+    x: Tensor,
+    *,
+    batch_size: int = 256,
+    batches: int = 8,
+    condition: Tensor | None = None,
+    mask: Tensor | None = None,
+    step: int | None = None,
+    generator: torch.Generator | None = None,
+    alpha_bars: Sequence[float] = ALPHA_BARS,
+) -> Audit:
+    """Measure what a selector does to the noise of random batches of x.
+
+    Args:
+        select: The selector.
+        x: Clean samples (N, ...), scaled as in training; all of them form each batch if N < batch_size.
+        batch_size: Samples in a batch, 2 or more.
+        batches: Number of batches, 2 or more.
+        condition: One row per sample, passed to the selector.
+        mask: Boolean, broadcasts to x: passed to the selector, and only these numbers enter the distance.
+        step: Training step, for selectors with a schedule.
+        generator: Source of randomness; without one the audit repeats itself exactly.
+        alpha_bars: Noise levels of the target variance.
+
+    Raises:
+        ValueError: For unusable x, condition, mask, sizes or alpha_bars.
+    """
+    require_levels(alpha_bars)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    rows = _batches(x, batch_size, batches, condition, mask, generator)
+    pairs = _draw(select, x, rows, condition, mask, step, generator)
+    noise, count, dims = pairs.noise.flatten(0, 1).flatten(1), rows.numel(), x[0].numel()
+    few = rows[0, :TARGET_ROWS]
+    return Audit(
+        batches=len(rows),
+        batch_size=rows.shape[1],
+        dims=dims,
+        distance=_change(pairs),
+        vanilla=moments(pairs.plain.flatten(0, 1)),
+        selected=moments(noise),
+        ks=ks_normal(noise),
+        gaussian=gaussian_kl(noise) if count > dims else None,
+        correlation=correlation(pairs.x.flatten(0, 1), noise.reshape(count, *x.shape[1:])),
+        target=target_variance(
+            select,
+            x[few],
+            alpha_bars=alpha_bars,
+            condition=_take(condition, few),
+            mask=None if mask is None else mask.expand(x.shape)[few],
+            step=step,
+            generator=generator,
+        ),
+        seconds=median(pairs.seconds),
+        pairs=pairs,
+    )
+
+
+@torch.no_grad()
+def distance_change(
+    select: Selector,
+    x: Tensor,
+    *,
+    batch_size: int = 256,
+    batches: int = 8,
+    condition: Tensor | None = None,
+    mask: Tensor | None = None,
+    step: int | None = None,
+    generator: torch.Generator | None = None,
+) -> DistanceChange:
+    """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4).
+
+    Args:
+        select: As `audit`.
+        x: As `audit`.
+        batch_size: As `audit`.
+        batches: As `audit`.
+        condition: As `audit`.
+        mask: As `audit`.
+        step: As `audit`.
+        generator: As `audit`.
+
+    Raises:
+        ValueError: As `audit`.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    rows = _batches(x, batch_size, batches, condition, mask, generator)
+    return _change(_draw(select, x, rows, condition, mask, step, generator))
+
+
+@torch.no_grad()
+def selection_seconds(
+    select: Selector,
+    x: Tensor,
+    repeats: int = 10,
+    *,
+    condition: Tensor | None = None,
+    mask: Tensor | None = None,
+    step: int | None = None,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Median seconds of one selection for the batch x, over `repeats` calls after one that is not counted.
+
+    Raises:
+        ValueError: If repeats < 1, or as the selector.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: needs 1 or more")
+    call = partial(select, x, condition=condition, mask=mask, step=step, generator=generator)
+    call()
+    return median(_timed(call, x.device)[1] for _ in range(repeats))
+
+
+def _batches(
+    x: Tensor,
+    batch_size: int,
+    batches: int,
+    condition: Tensor | None,
+    mask: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Rows of each batch (R, B), after refusing what cannot be measured."""
+    require_samples(x, condition, mask)
+    if batch_size < 2 or batches < 2:
+        raise ValueError(f"batch_size={batch_size}, batches={batches}: an audit needs 2 or more of each")
+    device = generator.device
+    rows = [torch.randperm(len(x), generator=generator, device=device)[:batch_size] for _ in range(batches)]
+    return torch.stack(rows).to(x.device)
+
+
+def _draw(
+    select: Selector,
+    x: Tensor,
+    rows: Tensor,
+    condition: Tensor | None,
+    mask: Tensor | None,
+    step: int | None,
+    generator: torch.Generator,
+) -> Pairs:
+    masks = None if mask is None else mask.expand(x.shape)[rows]
+    plain, noise, seconds = [], [], []
+    for number, row in enumerate(rows):
+        batch, of_batch = x[row], None if masks is None else masks[number]
+        state = generator.get_state()
+        plain.append(draw(batch, generator))
+        generator.set_state(state)
+        call = partial(select, batch, condition=_take(condition, row), mask=of_batch, step=step, generator=generator)
+        chosen, duration = _timed(call, x.device)
+        noise.append(chosen)
+        seconds.append(duration)
+    return Pairs(x[rows], torch.stack(plain), torch.stack(noise), masks, tuple(seconds))
+
+
+def _change(pairs: Pairs) -> DistanceChange:
+    plain, selected = (_distances(pairs, noise).mean(dim=1) for noise in (pairs.plain, pairs.noise))  # (R,)
+    ratio = float(selected.mean() / plain.mean())
+    percent = 100 * (ratio - 1)
+    error = float((selected - ratio * plain).std() / plain.mean()) / math.sqrt(len(plain))
+    half = 100 * error * float(stats.t.ppf((1 + LEVEL) / 2, len(plain) - 1))
+    return DistanceChange(float(plain.mean()), float(selected.mean()), percent, (percent - half, percent + half))
+
+
+def _distances(pairs: Pairs, noise: Tensor) -> Tensor:
+    """Distances (R, B)."""
+    mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
+    return pair_distance(pairs.x.flatten(0, 1), noise.flatten(0, 1), mask).unflatten(0, noise.shape[:2])
+
+
+def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if condition is None else condition[rows.to(condition.device)]
+
+
+def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """What a call returns, and its seconds including the work it left running on a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def _json_values(value: Any) -> Any:
+    """JSON values: dataclasses as dictionaries, tuples as lists, None for what is not finite."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _json_values(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_json_values(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

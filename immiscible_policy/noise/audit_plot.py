@@ -1,0 +1,99 @@
+"""The picture of a noise audit; importing it loads matplotlib, which the selectors themselves do not need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.evaluation.statistics import Array
+from immiscible_policy.noise.statistics import pair_distance
+
+if TYPE_CHECKING:
+    from immiscible_policy.noise.audit import Audit
+
+PLAIN, SELECTED, LAW = COLOURS[0], COLOURS[1], COLOURS[6]
+BINS = 48
+MOST_NUMBERS = 500_000
+"""A histogram shows no more when it is made of more numbers."""
+
+
+def audit_figure(audit: Audit) -> Figure:
+    """Draw an audit: distances, marginal density, norms, and the variance left in the training target."""
+    figure = Figure(figsize=(10.4, 7.4), dpi=130, layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    for axes, draw in zip(panels, (_distances, _marginal, _norms, _target), strict=True):
+        draw(axes, audit)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+    pairs = audit.batches * audit.batch_size
+    counts = f"{pairs:,} pairs in {audit.batches} batches of {audit.batch_size}, {audit.dims:,} numbers each"
+    figure.suptitle(counts, fontsize=9, color=GREY, x=0.01, ha="left")
+    return figure
+
+
+def _distances(axes: Axes, audit: Audit) -> None:
+    pairs = audit.pairs
+    mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
+    x = pairs.x.flatten(0, 1)
+    plain, selected = (pair_distance(x, e.flatten(0, 1), mask).cpu().numpy() for e in (pairs.plain, pairs.noise))
+    _histograms(axes, {"plain noise": (plain, PLAIN), "selected": (selected, SELECTED)})
+    change, (low, high) = audit.distance.percent, audit.distance.interval
+    axes.set_title(f"Distance to the sample: {change:+.2f} % [{low:+.2f}, {high:+.2f}]", fontsize=10, loc="left")
+    axes.set_xlabel("Euclidean distance of sample and noise", fontsize=9)
+
+
+def _marginal(axes: Axes, audit: Audit) -> None:
+    values = audit.pairs.noise.flatten()
+    selected = values[:: max(1, len(values) // MOST_NUMBERS)].float().cpu().numpy()
+    _histograms(axes, {"selected": (selected, SELECTED)})
+    grid = np.linspace(-4.5, 4.5, 300)
+    axes.plot(grid, stats.norm.pdf(grid), color=LAW, linewidth=1.4, label="N(0, 1)")
+    axes.set_xlim(-4.5, 4.5)
+    found = audit.selected
+    said = f"Single numbers: mean {found.mean:+.3f}, variance {found.variance:.3f}, KS {audit.ks.statistic:.4f}"
+    axes.set_title(said, fontsize=10, loc="left")
+    axes.set_xlabel("one number of the noise", fontsize=9)
+
+
+def _norms(axes: Axes, audit: Audit) -> None:
+    plain, selected = (e.flatten(2).double().square().sum(2).flatten() for e in (audit.pairs.plain, audit.pairs.noise))
+    groups = {"plain noise": (plain.cpu().numpy(), PLAIN), "selected": (selected.cpu().numpy(), SELECTED)}
+    _histograms(axes, groups)
+    low, high = stats.chi2.ppf([1e-4, 1 - 1e-4], audit.dims)
+    grid = np.linspace(low, high, 300)
+    axes.plot(grid, stats.chi2.pdf(grid, audit.dims), color=LAW, linewidth=1.4, label=f"chi-squared({audit.dims:,})")
+    said = f"Squared norm: {audit.vanilla.squared_norm:,.2f} plain, {audit.selected.squared_norm:,.2f} selected"
+    axes.set_title(said, fontsize=10, loc="left")
+    axes.set_xlabel("squared norm of the noise of one sample", fontsize=9)
+
+
+def _target(axes: Axes, audit: Audit) -> None:
+    levels, target = audit.target.alpha_bars, audit.target
+    order = np.argsort(levels)[::-1]
+    places = np.arange(len(levels))
+    rows = (("plain noise", target.vanilla, PLAIN), ("selected, at most", target.selected, SELECTED))
+    for label, values, colour in rows:
+        axes.plot(places, np.asarray(values)[order], color=colour, marker="o", linewidth=2, label=label)
+    axes.set_xticks(places, [f"{levels[index]:g}" for index in order])
+    axes.set_title("What no denoiser can tell: variance of the noise given x_t", fontsize=10, loc="left")
+    axes.set_xlabel("alpha_bar (left: little noise, right: much)", fontsize=9)
+    axes.set_ylabel("variance per number", fontsize=9)
+
+
+def _histograms(axes: Axes, groups: dict[str, tuple[Array, str]]) -> None:
+    """Densities of several groups of values over common bins: plain noise filled, selected noise outlined."""
+    everything = np.concatenate([values for values, _ in groups.values()])
+    bins = list(np.linspace(everything.min(), everything.max(), BINS + 1))
+    for label, (values, colour) in groups.items():
+        if colour == PLAIN:
+            axes.hist(values, bins, density=True, color=colour, alpha=0.4, label=label)
+        else:
+            axes.hist(values, bins, density=True, color=colour, histtype="step", linewidth=1.8, label=label)
+    axes.set_ylabel("density", fontsize=9)

@@ -1,0 +1,113 @@
+"""Dual potentials of the assignment problem, fitted once on the data: they make every later solve fast.
+
+Shape legend: N training samples, B samples of a batch, D numbers per sample.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.noise.costs import DistanceName, distances
+
+HIDDEN = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """A function of the sample, phi(x): a small network with two hidden layers.
+
+    Any function would do: what is subtracted from all of a sample's costs changes no assignment. A good one is
+    close to the optimal dual variables, and the solver then finds most pairs at once.
+
+    Attributes:
+        scale: What samples are divided by.
+        weights: Weights and biases, layer after layer.
+    """
+
+    scale: float
+    weights: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Potentials (B,) of samples x (B, D).
+
+        Raises:
+            ValueError: If D is not what they were fitted to.
+        """
+        if x.shape[1] != self.weights[0].shape[1]:
+            raise ValueError(
+                f"potentials were fitted to samples of {self.weights[0].shape[1]} numbers; x has {x.shape[1]}"
+            )
+        layers = [weight.to(x.device, x.dtype) for weight in self.weights]
+        hidden = x / self.scale
+        with torch.autocast(x.device.type, enabled=False):
+            for weight, bias in zip(layers[0:-2:2], layers[1:-2:2], strict=True):
+                hidden = torch.nn.functional.silu(torch.nn.functional.linear(hidden, weight, bias))
+            return torch.nn.functional.linear(hidden, layers[-2], layers[-1]).squeeze(1)
+
+
+def fit_potentials(
+    windows: Tensor,
+    *,
+    cost: DistanceName = "euclidean",
+    steps: int = 4000,
+    batch_size: int = 256,
+    lr: float = 5e-3,
+    generator: torch.Generator | None = None,
+) -> Potentials:
+    """Fit potentials to the samples that will be paired with standard normal noise.
+
+    Gradient ascent on the dual of the transport problem between batches x_i and noises e_j (Kantorovich duality, with
+    the noise's potential replaced by its best response):
+
+        mean_i phi(x_i) + mean_j min_i (cost(x_i, e_j) - phi(x_i)).
+
+    Args:
+        windows: Clean samples as the selector will see them (N, ...), for example normalised action chunks.
+        cost: The assignment's distance.
+        steps: Gradient steps; about a millisecond each for action chunks.
+        batch_size: Samples and noises per step.
+        lr: Peak learning rate of Adam (one cycle).
+        generator: Source of randomness, on the CPU; by default one of its own, so that fits repeat.
+
+    Raises:
+        ValueError: If windows are not finite floating-point samples, or an option is out of range.
+    """
+    if not torch.is_floating_point(windows) or windows.ndim < 2 or not len(windows):
+        raise ValueError(f"windows has dtype {windows.dtype}, shape {tuple(windows.shape)}; needs floats (N, ...)")
+    if not torch.isfinite(windows).all():
+        raise ValueError("windows contains NaN or infinity; clean the data before fitting potentials")
+    if cost not in ("euclidean", "sqeuclidean"):
+        raise ValueError(f"cost={cost}: potentials are fitted to euclidean or sqeuclidean")
+    if steps < 1 or batch_size < 2:
+        raise ValueError(f"steps={steps}, batch_size={batch_size}: need at least 1 step of at least 2 samples")
+    generator = generator or torch.Generator().manual_seed(0)
+    x = windows.detach().flatten(1).float()
+    scale = float(x.square().mean().sqrt().clamp_min(1e-6)) * math.sqrt(x.shape[1] / HIDDEN)
+    weights = _initial_weights(x.shape[1], generator)
+    phi = Potentials(scale, tuple(weight.to(x.device).requires_grad_() for weight in weights))
+    optimizer = torch.optim.Adam(phi.weights, lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    with torch.enable_grad():
+        for _ in range(steps):
+            rows = torch.randint(len(x), (batch_size,), generator=generator)
+            noise = torch.randn(batch_size, x.shape[1], generator=generator).to(x.device)
+            batch = x[rows.to(x.device)]
+            potential = phi(batch)
+            response = (distances(batch, noise, None, cost) - potential[:, None]).amin(dim=0)
+            optimizer.zero_grad()
+            (-potential.mean() - response.mean()).backward()
+            optimizer.step()
+            schedule.step()
+    return Potentials(scale, tuple(weight.detach() for weight in phi.weights))
+
+
+def _initial_weights(dims: int, generator: torch.Generator) -> list[Tensor]:
+    """Weights (out, in) and biases (out,) of D -> 32 -> 32 -> 1, scaled by the inputs' number."""
+    weights = []
+    for inputs, outputs in ((dims, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+        weights += [torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
+    return weights

@@ -1,0 +1,64 @@
+r"""When a selector selects: from an activation step, gradually or at once, and for how long.
+
+    strength   1 |          ________________
+                 |         /                \
+               0 |________/                  \______  step
+                        start              stop
+                         <ramp>          <ramp>
+
+At strength 0 the noise is vanilla; what a strength between 0 and 1 means is the selector's own (fewer candidates, a
+smaller share of the batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Strength of the selection as a function of the training step.
+
+    Attributes:
+        start: First step with selection (Immiscible Diffusion Policy, arXiv 2610.09369, activates it late).
+        stop: First step without it again; None for never.
+        ramp: Steps over which the strength rises linearly after `start`, and falls before `stop`.
+
+    Raises:
+        ValueError: If a number is negative or there is nothing between start and stop.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("start", "stop", "ramp"):
+            value = getattr(self, name)
+            if value is None and name == "stop":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}={value}: needs a number of training steps, 0 or more")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop={self.stop}: must come after start={self.start}, or nothing is selected")
+
+    @property
+    def constant(self) -> bool:
+        """Whether the strength is 1 at every step."""
+        return self.start == 0 and self.stop is None and self.ramp == 0
+
+    def strength(self, step: int | None) -> float:
+        """How strongly to select at a training step, 0 to 1.
+
+        Raises:
+            ValueError: If the strength depends on the step and there is none.
+        """
+        if self.constant:
+            return 1.0
+        if step is None:
+            raise ValueError(f"step is missing: selection with {self} depends on it; call select(x, step=...)")
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return 0.0
+        risen = (step - self.start + 1) / (self.ramp + 1)
+        fallen = (self.stop - step) / (self.ramp + 1) if self.stop is not None else 1.0
+        return min(1.0, risen, fallen)

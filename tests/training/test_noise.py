@@ -1,0 +1,141 @@
+"""From noise options to selectors: schedules in epochs, potentials, masks, couplings."""
+
+import json
+
+import pytest
+import torch
+
+from immiscible_policy.demos.store import open_store
+from immiscible_policy.demos.windows import Layout, make_windows
+from immiscible_policy.noise import make_selector
+from immiscible_policy.noise.assignment import Assignment
+from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.training.config import compose_config
+from immiscible_policy.training.noise import NoiseChoice, counted, noise_options
+from immiscible_policy.training.objective import PolicyObjective
+from immiscible_policy.training.run import build_parts, build_state
+from tests.training.helpers import command, refused, write_small_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+def noise(words, steps=5000, steps_per_epoch=95.0):
+    return noise_options(compose_config(words).noise, steps=steps, steps_per_epoch=steps_per_epoch)
+
+
+def objective(store, choice, **options):
+    config = compose_config(["experiment=debug", f"data={store}", "device=cpu"])
+    parts = build_parts(config)
+    _, policy = build_state(config, parts, seed=0)
+    return PolicyObjective(policy, parts.training, choice, batch_size=16, accumulate=1, seed=0, **options)
+
+
+def test_epochs_become_steps():
+    assert noise(["noise=idp26"]).options["start"] == 4750
+    assert noise(["noise=knn", "start=2.5ep", "ramp=1ep", "stop=40ep"]).options | {"start": 0} == {
+        "k": 2, "nearest": "distance", "form": "auto", "start": 0, "ramp": 95, "stop": 3800,
+    }  # fmt: skip
+    assert noise(["noise=knn", "start=7"]).options["start"] == 7
+
+
+def test_potentials_are_fitted_where_they_save_time():
+    assert noise(["noise=linear"]).potentials and not noise(["noise=linear"], steps=999).potentials
+    assert noise(["noise=linear", "potentials=true"], steps=10).potentials
+    assert not noise(["noise=linear", "potentials=false"]).potentials
+    assert not noise(["noise=linear", "start=4500"]).potentials
+
+
+@pytest.mark.parametrize("name", ["linear", "idp26"])
+def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
+    plain = objective(store, noise_options({"name": name}, steps=10, steps_per_epoch=1).build(torch.zeros(4, 2)))
+    actions = plain.policy.clean(plain.windows.action)
+    options = noise_options({"name": name, "potentials": True}, steps=10, steps_per_epoch=1)
+    choice = options.build(actions)
+    assert isinstance(choice.select, Assignment) and choice.select.potentials is not None
+    warm = objective(store, choice)
+    for step in range(5):
+        assert torch.equal(plain.batches(step)[0].noise, warm.batches(step)[0].noise)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["noise=idp26"], r"start=50ep \(step 4,750\): noise=idp26 would never select in steps=2500"),
+        (["noise=knn", "start=2500"], "start=2500: noise=knn would never select"),
+        (["noise=knn", "start=3days"], r"start=3days: needs training steps \(500\) or epochs \(50ep\)"),
+        (["noise=knn", "stop=0"], "stop=0: must come after start=0"),
+        (["noise=linear", "potentials=maybe"], "potentials=maybe: use auto, true or false"),
+        (["noise=c2ot", "ratio=7"], "ratio=7"),
+        (["noise=semidiscrete", "cost=cosine"], "cost=cosine"),
+        (["noise=semidiscrete", "fit_steps=0"], "fit_steps=0"),
+    ],
+)
+def test_unusable_options_are_refused_in_one_line(words, said):
+    with pytest.raises(ValueError, match=said):
+        noise(words, steps=2500)
+
+
+def test_masks_leave_out_padding_or_what_is_never_sent(store):
+    layout = Layout()
+    windows = make_windows(open_store(store), "keypoints", layout)
+    assert counted(windows, "none", layout) is None
+    padding, unsent = (counted(windows, mask, layout) for mask in ("padding", "unsent"))
+    assert torch.equal(padding, windows.executed)
+    assert not unsent[:, 0].any() and not unsent[:, 9:].any()
+    assert torch.equal(unsent[:, 1:9], windows.executed[:, 1:9])
+
+
+def test_the_mask_of_each_window_enters_the_selection(store):
+    windows = objective(store, NoiseChoice(make_selector("vanilla"))).windows
+    mask = counted(windows, "unsent", Layout())
+    seen = {}
+
+    def spy(x, *, condition=None, mask=None, step=None, generator=None):
+        seen.update(mask=mask, step=step, condition=condition)
+        return torch.randn(x.shape, generator=generator)
+
+    trained = objective(store, NoiseChoice(spy), counted=mask)
+    trained.batches(3)
+    assert torch.equal(seen["mask"][..., 0], mask[trained.order.rows(3)])
+    assert seen["step"] == 3 and seen["condition"].shape == (16, 40)
+
+
+def test_with_a_coupling_the_noise_picks_its_windows(store):
+    plain = objective(store, NoiseChoice(make_selector("vanilla")))
+    actions = plain.policy.clean(plain.windows.action)
+    choice = noise_options({"name": "semidiscrete", "cost": "sqeuclidean", "fit_steps": 50}, steps=9, steps_per_epoch=1)
+    coupled = objective(store, choice.build(actions))
+    batch = coupled.batches(4)[0]
+    assert torch.equal(batch.noise, coupled.batches(4)[0].noise)
+    drawn = plain.batches(4)[0].noise  # the same stream: vanilla noise of that step
+    assert torch.equal(batch.noise, drawn)
+    picked = coupled.noise.couple(drawn)
+    expected = coupled.policy.condition(coupled.windows.obs[picked])
+    assert torch.equal(batch.condition, expected)
+
+
+def test_schedules_reach_the_selector():
+    select = noise(["noise=linear", "start=10", "stop=20", "ramp=3"]).build(torch.zeros(2, 2)).select
+    assert select.schedule == Schedule(10, 20, 3)
+
+
+@pytest.mark.parametrize("words", [["noise=c2ot", "weight=0.1", "mask=unsent"], ["noise=semidiscrete", "fit_steps=5"]])
+def test_further_kinds_of_noise_train_and_log_their_audit(tmp_path, store, words):
+    out = tmp_path / "run"
+    result = command("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", "device=cpu", *words)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (out / "seed_0" / "metrics.jsonl").read_text().splitlines()]
+    audits = [row for row in rows if "noise/distance_percent" in row]
+    assert len(audits) == (0 if "noise=semidiscrete" in words else 2)
+    assert all(row["noise/distance_percent"] < -1 and row["noise/selection_ms"] > 0 for row in audits)
+
+
+def test_a_mask_with_a_coupling_is_refused_before_anything_is_written(tmp_path, store):
+    out = tmp_path / "run"
+    said = refused(
+        command("train_policy.py", "noise=semidiscrete", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
+    )
+    assert "mask=padding" in said and not out.exists()
