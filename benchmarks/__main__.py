@@ -1,4 +1,4 @@
-"""`python -m benchmarks step|study`: measure, print, and write JSON with its origin."""
+"""`python -m benchmarks step|selection|study`: measure, print, and write JSON with its origin."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ STEP = {
     "out": Option(Path, RESULTS / "step_cpu.json", "where to write the figures"),
 }
 
+SELECTION_USAGE = """\
+usage: python -m benchmarks selection [KEY=VALUE ...]
+
+Time every selector beside torch.randn, the literal k candidates and plain scipy, in alternation.
+
+  python -m benchmarks selection
+  python -m benchmarks selection device=cuda out=benchmarks/results/selection_gpu.json
+"""
+SELECTION = {
+    "repeats": Option(int, 25, "turns of each candidate"),
+    "threads": Option(int, 1, "CPU threads"),
+    "device": Option(str, "cpu", "cpu or cuda"),
+    "out": Option(Path, RESULTS / "selection_cpu.json", "where to write the figures"),
+}
+
 STUDY_USAGE = """\
 usage: python -m benchmarks study a=DIR [b=DIR] out=FILE.json
 
@@ -49,13 +64,27 @@ def _step(options: dict[str, Any]) -> dict[str, Any]:
     return measure(options["blocks"], options["block_steps"], settings)
 
 
+def _selection(options: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.selection import measure
+    from immiscible_policy.training.config import resolve_device
+
+    for key in ("repeats", "threads"):
+        if options[key] < 1:
+            raise CommandError(f"{key}={options[key]}: needs 1 or more")
+    return measure(options["repeats"], options["threads"], resolve_device(options["device"]))
+
+
 def _study(options: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.study import study
 
     return study(options["a"], options["b"], options["out"])
 
 
-BENCHMARKS = {"step": (STEP_USAGE, STEP, _step), "study": (STUDY_USAGE, STUDY, _study)}
+BENCHMARKS = {
+    "step": (STEP_USAGE, STEP, _step),
+    "selection": (SELECTION_USAGE, SELECTION, _selection),
+    "study": (STUDY_USAGE, STUDY, _study),
+}
 
 
 def _main(words: list[str]) -> None:
@@ -68,7 +97,7 @@ def _main(words: list[str]) -> None:
     options = parse(words[1:], known, usage)
     figures = {**provenance(), **measure(options)}
     write_atomically(options["out"], (json.dumps(figures, indent=2) + "\n").encode())
-    if words[0] == "step":
+    if words[0] != "study":
         print(json.dumps(figures, indent=2))
     print(f"saved in {options['out']}")
 

@@ -92,7 +92,7 @@ class BareLoop:
 def ours(config: TrainConfig, parts: Parts, noise: str) -> Callable[[int], None]:
     """The training loop with a selector, as a function that runs so many more steps."""
     state, policy = build_state(config, parts, seed=0)
-    choice = noise_options(noise_group(noise), steps=10**6, steps_per_epoch=0).build(
+    choice = noise_options(noise_group(noise), steps=10**6, batch_size=config.batch_size, steps_per_epoch=0).build(
         policy.clean(parts.training.action)
     )
     objective = PolicyObjective(policy, parts.training, choice, batch_size=config.batch_size, accumulate=1, seed=0)

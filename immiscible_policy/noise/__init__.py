@@ -8,8 +8,9 @@ eps = select(x)  # x: (B, ...) -> noise of the same shape, dtype and device
 ```
 
 Every selector is called as `select(x, condition=None, mask=None, step=None, generator=None)` and keeps no state
-between calls. `fit_potentials` makes assignment faster, `fit_coupling` lets the noise pick its sample, `audit` tells
-what a selector does to the noise. This package needs torch and scipy, nothing else.
+between calls. `fit_potentials` makes assignment faster, `fit_coupling` lets the noise pick its sample, and
+`immiscible_policy.noise.audit.audit` tells what a selector does to the noise. This package needs torch and scipy,
+nothing else.
 """
 
 from immiscible_policy.noise.coupling import Coupling, fit_coupling

@@ -20,13 +20,15 @@ from torch import Tensor
 from immiscible_policy.noise.costs import (
     ConditionName,
     DistanceName,
+    check_distance,
     condition_distances,
     condition_weight,
     distances,
+    precise,
     standardize,
 )
 from immiscible_policy.noise.distributed import AcrossProcesses
-from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
+from immiscible_policy.noise.inputs import check, draw, flatten, is_number, is_whole, require_finite
 from immiscible_policy.noise.potentials import Potentials
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.noise.solvers import SolverName, check_solver, solve
@@ -42,7 +44,7 @@ class ConditionCost:
 
     Attributes:
         weight: The weight, 0 or more, `inf` for pairs of equal conditions only; None: from `ratio`, batch by batch.
-        ratio: Share of pairs that may still be as cheap as a sample's own.
+        ratio: Share of the other samples' noises that may still be cheaper than a sample's own.
         cost: `cosine` (the paper's) or `sqeuclidean`.
 
     Raises:
@@ -54,9 +56,9 @@ class ConditionCost:
     cost: ConditionName = "cosine"
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not self.weight >= 0:
+        if self.weight is not None and not (is_number(self.weight) and self.weight >= 0):
             raise ValueError(f"weight={self.weight}: needs a number, 0 or more (inf pairs equal conditions only)")
-        if not 0 < self.ratio <= 1:
+        if not is_number(self.ratio) or not 0 < self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio}: needs a share above 0, at most 1")
         if self.cost not in ("cosine", "sqeuclidean"):
             raise ValueError(f"condition_cost={self.cost}: c2ot knows cosine and sqeuclidean")
@@ -68,7 +70,8 @@ class Assignment:
 
     With a pool of 1 the noise of the batch stays exactly Gaussian: it is `torch.randn(x.shape, generator=g)`,
     reordered. A larger pool comes nearer to the samples and leaves the farthest noises unused. While the schedule's
-    strength s is below 1, the first round(s * B) samples are paired and the others keep vanilla noise.
+    strength s is below 1, the first round(s * B) samples (of a shuffled batch: any) are paired and the others keep
+    vanilla noise.
 
     Attributes:
         cost: `euclidean`, the papers' distance; `sqeuclidean` gives other pairs (optimal transport's usual cost).
@@ -92,9 +95,8 @@ class Assignment:
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        if self.cost not in ("euclidean", "sqeuclidean"):
-            raise ValueError(f"cost={self.cost}: assignment knows euclidean and sqeuclidean")
-        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or not 1 <= self.pool <= LARGEST_POOL:
+        check_distance(self.cost)
+        if not is_whole(self.pool) or not 1 <= self.pool <= LARGEST_POOL:
             raise ValueError(f"pool={self.pool}: needs a whole number of noises per sample, 1 to {LARGEST_POOL}")
         if self.potentials is not None and not isinstance(self.potentials, Potentials):
             raise ValueError(f"potentials={self.potentials!r}: needs what fit_potentials returns, or None")
@@ -127,11 +129,11 @@ class Assignment:
             raise ValueError("condition is missing: this assignment needs one row per sample, select(x, condition=c)")
         noise = draw(x.new_empty(self.pool * len(x), *x.shape[1:]), generator)  # (M, ...)
         flat, counts = flatten(x, mask)
-        norms = torch.linalg.vector_norm(flat, dim=1).cpu()
-        require_finite(x, noise, norms)
+        norms = torch.linalg.vector_norm(flat, dim=1)
         paired = round(self.schedule.strength(step) * len(x))
         if paired < 2 and self.pool == 1 or paired == 0:
-            return noise[: len(x)]
+            return require_finite(x, noise[: len(x)], norms)
+        require_finite(x, noise, norms.cpu())  # the solver waits for the device anyway
         pooled = noise.unflatten(0, (self.pool, len(x)))[:, :paired].flatten(0, 1)  # (pool * paired, ...)
         choice = self.pair(
             flat[:paired],
@@ -150,8 +152,8 @@ class Assignment:
             mask: Numbers that count (B, D), or None for all.
             condition: Conditions (B, ...), or None.
         """
-        target = standardize(x, mask) if self.standardized else x
-        costs = distances(target, noise, mask, self.cost)
+        target = precise(standardize(x, mask) if self.standardized else x)
+        costs = distances(target, noise.to(target.dtype), mask, self.cost)
         potentials = None if self.potentials is None else self.potentials(target).cpu()
         if self.conditions is None or condition is None:
             return solve(costs.cpu(), self.solver, potentials)
@@ -160,11 +162,12 @@ class Assignment:
     def _pair_conditions(self, costs: Tensor, condition: Tensor) -> Tensor:
         """The optimal assignment at costs (B, M) of distances, with conditions (B, C) in the cost."""
         assert self.conditions is not None
+        if torch.is_floating_point(condition) and not torch.isfinite(condition).all():
+            raise ValueError("condition contains NaN or infinity; clean it before selecting noise")
         if not torch.is_floating_point(condition) or self.conditions.weight == math.inf:
             return self._pair_within(costs.cpu(), condition.unique(dim=0, return_inverse=True)[1].cpu())
-        if not torch.isfinite(condition).all():
-            raise ValueError("condition contains NaN or infinity; clean it before selecting noise")
-        apart = condition_distances(condition.to(costs.dtype), self.conditions.cost)  # (B, B)
+        costs = costs.double()  # a large weight must not drown the distances
+        apart = condition_distances(condition.double(), self.conditions.cost)  # (B, B)
         weight = self.conditions.weight
         chosen = condition_weight(costs[:, : len(costs)], apart, self.conditions.ratio) if weight is None else weight
         return solve((costs + chosen * apart.repeat(1, self.pool)).cpu(), self.solver)
@@ -264,7 +267,7 @@ def c2ot(
     Args:
         weight: Weight of the distance between conditions; None: the smallest that `ratio` allows; `inf`: only noises
             of equal conditions. Discrete conditions (integers, booleans) always stay apart.
-        ratio: Share of the batch's pairs that may still be as cheap as a sample's own.
+        ratio: Share of the other samples' noises that may still be cheaper than a sample's own.
         condition_cost: `cosine` or `sqeuclidean`, for continuous conditions.
         cost: `sqeuclidean`, the paper's, or `euclidean`.
         pool: Noises drawn per sample.

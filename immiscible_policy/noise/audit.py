@@ -43,6 +43,7 @@ from immiscible_policy.noise.statistics import (
     moments,
     pair_distance,
     plain_ranges,
+    prior_shift,
     require_samples,
 )
 from immiscible_policy.noise.target import ALPHA_BARS, TargetVariance, require_levels, target_variance
@@ -70,6 +71,7 @@ __all__ = [
     "moments",
     "pair_distance",
     "plain_ranges",
+    "prior_shift",
     "selection_seconds",
     "target_variance",
 ]
@@ -130,6 +132,7 @@ class Audit:
         ks: Test of all selected numbers against N(0, 1).
         gaussian: KL of the fitted Gaussian to N(0, I); None with no more pairs than numbers.
         correlation: Between samples and selected noise.
+        prior_shift: Length of the mean noise that a condition meets, at least; None without conditions.
         target: Variance that selection leaves in the training target, for one batch of at most 256 samples.
         seconds: Median time of one selection.
         pairs: The measured pairs themselves, for the plot.
@@ -144,6 +147,7 @@ class Audit:
     ks: KS
     gaussian: GaussianKL | None
     correlation: Correlation
+    prior_shift: float | None
     target: TargetVariance
     seconds: float
     pairs: Pairs = field(repr=False, compare=False)
@@ -199,7 +203,16 @@ class Audit:
         return [
             f"correlation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
             f"{self.correlation.row_means:+.4f} of the means",
+            *self._shift(),
             f"time of a selection: {1e3 * self.seconds:.3f} ms (median)",
+        ]
+
+    def _shift(self) -> list[str]:
+        if self.prior_shift is None:
+            return []
+        length = self.selected.squared_norm**0.5
+        return [
+            f"mean noise of a condition: length {self.prior_shift:.3f} at least, of {length:.2f}; plain noise has 0"
         ]
 
 
@@ -260,6 +273,7 @@ def audit(
         ks=ks_normal(noise),
         gaussian=gaussian_kl(noise) if count > dims else None,
         correlation=correlation(pairs.x.flatten(0, 1), noise.reshape(count, *x.shape[1:])),
+        prior_shift=None if condition is None else prior_shift(_take_rows(condition, rows), noise),
         target=target_variance(
             select,
             x[few],
@@ -382,6 +396,11 @@ def _distances(pairs: Pairs, noise: Tensor) -> Tensor:
     """Distances (R, B)."""
     mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
     return pair_distance(pairs.x.flatten(0, 1), noise.flatten(0, 1), mask).unflatten(0, noise.shape[:2])
+
+
+def _take_rows(condition: Tensor, rows: Tensor) -> Tensor:
+    """The conditions of all pairs (R * B, ...)."""
+    return condition[rows.flatten().to(condition.device)]
 
 
 def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -10,9 +10,39 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from immiscible_policy.noise.inputs import check, is_whole
+
 DistanceName = Literal["euclidean", "sqeuclidean"]
 ConditionName = Literal["cosine", "sqeuclidean"]
 SMALLEST_STD = 1e-6
+FAR = 64.0
+"""Samples of a root mean square above this, or below its inverse, are measured in float64: in float32 the noise's
+length or the sample's would drown the difference between distances."""
+
+
+def check_distance(cost: str) -> None:
+    """Refuse an unknown distance.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if cost not in ("euclidean", "sqeuclidean"):
+        raise ValueError(f"cost={cost}: known distances are euclidean and sqeuclidean")
+
+
+def check_fit(windows: Tensor, cost: str, steps: int, batch_size: int) -> None:
+    """Refuse what nothing can be fitted to.
+
+    Raises:
+        ValueError: If windows are not finite floating-point samples (N, ...), or an option is out of range.
+    """
+    check(windows, None, None)
+    if not torch.isfinite(windows).all():
+        raise ValueError("windows contains NaN or infinity; clean the data before fitting")
+    check_distance(cost)
+    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name}={value}: needs a whole number, {least} or more")
 
 
 def distances(x: Tensor, noise: Tensor, mask: Tensor | None, cost: DistanceName) -> Tensor:
@@ -29,6 +59,12 @@ def distances(x: Tensor, noise: Tensor, mask: Tensor | None, cost: DistanceName)
         noise_term = lengths.sum(dim=1) if mask is None else mask.to(x.dtype) @ lengths.T
         squared = torch.addmm(x.square().sum(dim=1, keepdim=True) + noise_term, x, noise.T, alpha=-2).clamp_min_(0)
     return squared.sqrt_() if cost == "euclidean" else squared
+
+
+def precise(x: Tensor) -> Tensor:
+    """Samples (B, D) in a precision in which their distances to noise can be told apart; waits for the device."""
+    rms = float(x.square().mean().sqrt())
+    return x.double() if rms > FAR or 0 < rms < 1 / FAR else x
 
 
 def standardize(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -57,28 +93,34 @@ def condition_distances(condition: Tensor, cost: ConditionName) -> Tensor:
             apart = (1 - unit @ unit.T).clamp_min_(0)
         else:
             apart = distances(condition, condition, None, "sqeuclidean")
-    return apart.fill_diagonal_(0)  # exactly, whatever rounding says
+    same = condition.unique(dim=0, return_inverse=True)[1]
+    return apart.masked_fill_(same[:, None] == same, 0)  # equal conditions exactly, whatever rounding says
 
 
 def condition_weight(costs: Tensor, conditions: Tensor, ratio: float) -> Tensor:
-    """The smallest weight w at which few other noises are as good as a sample's own (C2OT's adaptive weight).
+    """The smallest weight w at which few other noises are cheaper than a sample's own (C2OT's adaptive weight).
 
-    Of all B x B pairs, the share with costs_ij + w conditions_ij <= costs_ii is at most `ratio`. Each pair meets the
-    inequality up to w_ij = (costs_ii - costs_ij) / conditions_ij, so w is an order statistic of these; no search.
+    Of the B (B - 1) pairs of a sample with another's noise, at most the share `ratio` has costs_ij + w conditions_ij <
+    costs_ii. Each does so up to w_ij = (costs_ii - costs_ij) / conditions_ij, so w is an order statistic of these,
+    where the published code searches; that code also counts the B own pairs, so that nothing moves at B <= 1 / ratio.
 
     Args:
         costs: Between samples and noises (B, B).
-        conditions: Between conditions (B, B).
-        ratio: Target share, 0 to 1.
+        conditions: Between conditions (B, B); exactly 0 where they are equal.
+        ratio: Target share, above 0, at most 1.
 
     Returns:
-        The weight, a scalar >= 0.
+        The weight, a scalar >= 0. If noises of equal conditions alone exceed the share, the one that admits no others.
     """
     gain = costs.diagonal()[:, None] - costs
-    far = conditions > torch.finfo(conditions.dtype).eps
-    limits = torch.where(far, gain / torch.where(far, conditions, 1.0), torch.where(gain >= 0, torch.inf, -torch.inf))
-    allowed = max(1, int(ratio * limits.numel()))
-    ordered = limits.flatten().sort(descending=True).values
+    differ = conditions > 0
+    limits = torch.where(
+        differ, gain / torch.where(differ, conditions, 1.0), torch.where(gain > 0, torch.inf, -torch.inf)
+    )
+    others = ~torch.eye(len(costs), dtype=torch.bool, device=costs.device)
+    ordered = limits[others].sort(descending=True).values
+    allowed = min(round(ratio * len(ordered)), len(ordered) - 1)
     finite = ordered[ordered.isfinite()]
-    weight = ordered[allowed - 1]
-    return (weight if weight.isfinite() or not len(finite) else finite[0]).nan_to_num(posinf=0.0).clamp_min(0)
+    if not len(finite):
+        return costs.new_zeros(())
+    return ordered[allowed].clamp(max=finite[0]).clamp_min(0)

@@ -20,7 +20,8 @@ class AcrossProcesses:
     """A selector for the global batch, P * B samples in the order of the ranks, of `torch.distributed`'s processes.
 
     The first process selects for all of them, with its generator: the noise is that of one process with the global
-    batch. Where nothing is distributed, it is the plain selector.
+    batch. Where nothing is distributed, it is the plain selector. While a schedule's strength is below 1, the samples
+    paired are the first of that batch, so the first processes' before the last ones'.
 
     Attributes:
         select: The selector for the whole batch.
@@ -57,7 +58,8 @@ class AcrossProcesses:
             check(x, condition, mask)
         except ValueError as error:
             problem = str(error)
-        shapes = [tuple(x.shape), x.dtype, None if condition is None else tuple(condition.shape), mask is not None]
+        of_condition = None if condition is None else (tuple(condition.shape), condition.dtype)
+        shapes = [tuple(x.shape), x.dtype, of_condition, mask is not None]
         _agree(problem, shapes)
         samples = _gather(x)
         conditions = None if condition is None else _gather(condition)
@@ -66,8 +68,8 @@ class AcrossProcesses:
         if samples is not None:
             try:
                 noise = self.select(samples, condition=conditions, mask=masks, step=step, generator=generator)
-            except ValueError as error:
-                problem = str(error)
+            except Exception as error:  # whatever it is, the other processes wait for word of it
+                problem = str(error) or type(error).__name__
         _agree(problem, None)
         return _scatter(noise, x)
 

@@ -5,6 +5,10 @@ Shape legend: B samples in the batch, D numbers per sample once flattened.
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,13 +19,27 @@ def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether an option is a whole number, numpy's included; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a number that is not NaN; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
 def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
     """Refuse shapes and types that no selector can use.
 
     Raises:
-        ValueError: If `x` is not a floating-point batch of at least one sample with at least one number, if
-            `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts to `x`.
+        ValueError: If something is no tensor, if `x` is not a floating-point batch of at least one sample with at least
+            one number, if `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts
+            to `x`.
     """
+    for name, value in (("x", x), ("condition", condition), ("mask", mask)):
+        if not isinstance(value, Tensor) and (value is not None or name == "x"):
+            raise ValueError(f"{name} is of type {type(value).__name__}; selectors need torch tensors")
     if not torch.is_floating_point(x):
         raise ValueError(f"x has dtype {x.dtype}; selectors need floating point, for example x.float()")
     if x.ndim < 2 or x.numel() == 0:
@@ -36,7 +54,7 @@ def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
 
 def flatten(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Flatten samples and mask to (B, D), samples in at least float32 and zero where the mask excludes them."""
-    flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))  # (B, D)
+    flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).contiguous()  # (B, D)
     if mask is None:
         return flat, None
     counts = mask.expand(x.shape).flatten(1)  # (B, D)
@@ -63,7 +81,11 @@ def require_finite(x: Tensor, noise: Tensor, norms: Tensor) -> Tensor:
     if not finite.all():
         row = int((~finite).nonzero()[0])
         bad = x[row][~torch.isfinite(x[row])]
-        value = bad.flatten()[0].item() if bad.numel() else float("inf")
+        if not bad.numel():
+            raise ValueError(
+                f"x is too large to measure in sample {row}, up to {float(x[row].abs().max()):.3g}; rescale"
+            )
+        value = bad.flatten()[0].item()
         raise ValueError(f"x contains {value} in sample {row}; clean the data before selecting noise")
     return noise
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
+from immiscible_policy.noise.inputs import check, draw, flatten, is_whole, require_finite
 from immiscible_policy.noise.schedule import Schedule
 
 MOST_CANDIDATES = 1_000_000
@@ -47,13 +47,13 @@ class KNN:
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MOST_CANDIDATES:
+        if not is_whole(self.k) or not 1 <= self.k <= MOST_CANDIDATES:
             raise ValueError(f"k={self.k}: knn needs a whole number of candidates, 1 to {MOST_CANDIDATES:,}")
         if self.nearest not in ("distance", "angle"):
             raise ValueError(f"nearest={self.nearest}: knn knows distance and angle")
         if self.form not in ("auto", "literal", "projected"):
             raise ValueError(f"form={self.form}: knn knows auto, literal and projected")
-        Schedule(self.start, self.stop, self.ramp)
+        self.schedule  # noqa: B018, refuses what is unusable
 
     @torch.no_grad()
     def __call__(
@@ -85,13 +85,18 @@ class KNN:
         noise = select(flat, counts, k, generator, by_angle=self.nearest == "angle")
         return require_finite(x, noise.to(x.dtype).reshape(x.shape), torch.linalg.vector_norm(flat, dim=1))
 
+    @property
+    def schedule(self) -> Schedule:
+        """When to select."""
+        return Schedule(self.start, self.stop, self.ramp)
+
     def candidates(self, step: int | None) -> int:
         """Candidates at a training step: k, or fewer while the schedule's strength is below 1.
 
         Raises:
             ValueError: If there is a schedule and no step.
         """
-        return 1 + round((self.k - 1) * Schedule(self.start, self.stop, self.ramp).strength(step))
+        return 1 + round((self.k - 1) * self.schedule.strength(step))
 
 
 def cheaper_literal(k: int, dims: int) -> bool:
@@ -120,7 +125,7 @@ def nearest_of_candidates(
         shortest = torch.finfo(x.dtype).tiny
         score = -(counted * x).sum(dim=2) / torch.linalg.vector_norm(counted, dim=2).clamp_min(shortest)
     else:
-        score = (counted - x).square().sum(dim=2)
+        score = (counted * (counted - 2 * x)).sum(dim=2)  # ||e - x||^2 less ||x||^2, which would drown it far away
     winner = score.argmin(dim=0)  # (B,)
     return noises[winner, torch.arange(len(x), device=x.device)]
 

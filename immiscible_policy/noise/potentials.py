@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.costs import DistanceName, distances
+from immiscible_policy.noise.costs import DistanceName, check_fit, distances
 
 HIDDEN = 32
 
@@ -76,32 +76,31 @@ def fit_potentials(
     Raises:
         ValueError: If windows are not finite floating-point samples, or an option is out of range.
     """
-    if not torch.is_floating_point(windows) or windows.ndim < 2 or not len(windows):
-        raise ValueError(f"windows has dtype {windows.dtype}, shape {tuple(windows.shape)}; needs floats (N, ...)")
-    if not torch.isfinite(windows).all():
-        raise ValueError("windows contains NaN or infinity; clean the data before fitting potentials")
-    if cost not in ("euclidean", "sqeuclidean"):
-        raise ValueError(f"cost={cost}: potentials are fitted to euclidean or sqeuclidean")
-    if steps < 1 or batch_size < 2:
-        raise ValueError(f"steps={steps}, batch_size={batch_size}: need at least 1 step of at least 2 samples")
+    check_fit(windows, cost, steps, batch_size)
     generator = generator or torch.Generator().manual_seed(0)
-    x = windows.detach().flatten(1).float()
-    scale = float(x.square().mean().sqrt().clamp_min(1e-6)) * math.sqrt(x.shape[1] / HIDDEN)
+    with torch.inference_mode(False), torch.enable_grad():
+        return _fit(windows.detach().flatten(1).float().clone(), cost, steps, batch_size, lr, generator)
+
+
+def _fit(
+    x: Tensor, cost: DistanceName, steps: int, batch_size: int, lr: float, generator: torch.Generator
+) -> Potentials:
+    """Gradient ascent from random weights, for samples x (N, D)."""
+    scale = float(x.square().mean().sqrt().clamp_min(1e-6))
     weights = _initial_weights(x.shape[1], generator)
     phi = Potentials(scale, tuple(weight.to(x.device).requires_grad_() for weight in weights))
     optimizer = torch.optim.Adam(phi.weights, lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    with torch.enable_grad():
-        for _ in range(steps):
-            rows = torch.randint(len(x), (batch_size,), generator=generator)
-            noise = torch.randn(batch_size, x.shape[1], generator=generator).to(x.device)
-            batch = x[rows.to(x.device)]
-            potential = phi(batch)
-            response = (distances(batch, noise, None, cost) - potential[:, None]).amin(dim=0)
-            optimizer.zero_grad()
-            (-potential.mean() - response.mean()).backward()
-            optimizer.step()
-            schedule.step()
+    for _ in range(steps):
+        rows = torch.randint(len(x), (batch_size,), generator=generator)
+        noise = torch.randn(batch_size, x.shape[1], generator=generator).to(x.device)
+        batch = x[rows.to(x.device)]
+        potential = phi(batch)
+        response = (distances(batch, noise, None, cost) - potential[:, None]).amin(dim=0)
+        optimizer.zero_grad()
+        (-potential.mean() - response.mean()).backward()
+        optimizer.step()
+        schedule.step()
     return Potentials(scale, tuple(weight.detach() for weight in phi.weights))
 
 

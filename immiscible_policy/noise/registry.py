@@ -46,6 +46,8 @@ def selector_options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If the name is unknown.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"noise {name!r} is no name; known: {', '.join(SELECTORS)}")
     if name not in SELECTORS:
         close = difflib.get_close_matches(name, SELECTORS, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ";"

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from immiscible_policy.noise.inputs import is_whole
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -37,7 +39,7 @@ class Schedule:
             value = getattr(self, name)
             if value is None and name == "stop":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_whole(value) or value < 0:
                 raise ValueError(f"{name}={value}: needs a number of training steps, 0 or more")
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop={self.stop}: must come after start={self.start}, or nothing is selected")
@@ -46,6 +48,12 @@ class Schedule:
     def constant(self) -> bool:
         """Whether the strength is 1 at every step."""
         return self.start == 0 and self.stop is None and self.ramp == 0
+
+    def highest(self, steps: int) -> float:
+        """The highest strength that a training of so many steps reaches."""
+        last = steps - 1 if self.stop is None else min(steps, self.stop) - 1
+        middle = last if self.stop is None else min(last, (self.start + self.stop - 1) // 2)
+        return max(self.strength(middle), self.strength(last))
 
     def strength(self, step: int | None) -> float:
         """How strongly to select at a training step, 0 to 1.

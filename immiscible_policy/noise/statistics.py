@@ -22,6 +22,9 @@ from immiscible_policy.noise.inputs import check
 LEVEL = 0.95
 """Every range and interval of the audit holds plain noise with this probability."""
 
+RIDGE = 0.01
+"""Penalty of the regression behind `prior_shift`, per sample, on conditions of unit variance."""
+
 CHUNK = 4096
 """Samples brought to float64 at once."""
 
@@ -289,6 +292,42 @@ def correlation(x: Tensor, noise: Tensor) -> Correlation:
         raise ValueError(f"x has shape {tuple(x.shape)} and noise {tuple(noise.shape)}; pairs need equal shapes")
     a, b = _samples(x, "x"), _samples(noise, "noise")
     return Correlation(float(_pearson(a, b).mean()), float(_pearson(a.mean(1, True), b.mean(1, True))))
+
+
+def prior_shift(condition: Tensor, noise: Tensor) -> float:
+    """Root mean square length of the mean noise that a condition meets in training, at least; 0 for plain noise.
+
+    Sampling starts from N(0, I) whatever the condition, so this is how far training and sampling part (C2OT, arXiv
+    2503.10636, calls it the skewed prior). A ridge regression predicts the noise from the condition, fitted on one half
+    and judged on the other: E |noise|^2 - E |noise - prediction|^2 is at most the mean squared length in question.
+
+    Args:
+        condition: Conditions (N, ...), as many numbers as one likes.
+        noise: The noise selected under them (N, ...).
+
+    Raises:
+        ValueError: If the rows differ in number, are fewer than 4, or hold NaN or infinity.
+    """
+    if len(condition) != len(noise) or len(noise) < 4:
+        raise ValueError(f"{len(condition)} conditions and {len(noise)} noises; needs as many of each, 4 or more")
+    c, e = _samples(condition.to(torch.float64), "condition"), _samples(noise, "noise")
+    varies = c.std(dim=0) > 0
+    c = (c - c.mean(dim=0))[:, varies] / c.std(dim=0)[varies]
+    half = len(c) // 2
+    gains = [
+        _held_out_gain(c[a], e[a], c[b], e[b])
+        for a, b in ((slice(half), slice(half, None)), (slice(half, None), slice(half)))
+    ]
+    return math.sqrt(max(0.0, float(np.mean(gains))))
+
+
+def _held_out_gain(condition: Tensor, noise: Tensor, other_condition: Tensor, other_noise: Tensor) -> float:
+    """What a ridge regression fitted to the first half takes from the mean squared norm of the second."""
+    ridge = RIDGE * len(condition) * torch.eye(condition.shape[1], dtype=condition.dtype, device=condition.device)
+    weights = torch.linalg.solve(condition.T @ condition + ridge, condition.T @ (noise - noise.mean(dim=0)))
+    rest = other_noise - noise.mean(dim=0) - other_condition @ weights
+    plain = other_noise - noise.mean(dim=0)
+    return float((plain.square().sum(dim=1) - rest.square().sum(dim=1)).mean())
 
 
 def require_samples(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:

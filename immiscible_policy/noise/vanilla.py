@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.inputs import check, draw, require_finite
+from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Vanilla:
     ) -> Tensor:
         """Draw noise for x (B, ...); `condition`, `mask` and `step` do not matter here."""
         check(x, condition, mask)
-        return require_finite(x, draw(x, generator), x.flatten(1).sum(dim=1, dtype=torch.float32))
+        return require_finite(x, draw(x, generator), torch.linalg.vector_norm(flatten(x, mask)[0], dim=1))

@@ -13,7 +13,9 @@ from torch import Tensor
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import Coupling, Selector, fit_coupling, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
-from immiscible_policy.noise.costs import standardize
+from immiscible_policy.noise.costs import check_distance, standardize
+from immiscible_policy.noise.inputs import is_whole
+from immiscible_policy.noise.schedule import Schedule
 
 COUPLED = "semidiscrete"
 WORTH_FITTING = 1000
@@ -54,11 +56,9 @@ class NoiseOptions:
         if self.name != COUPLED:
             make_selector(self.name, **self.options)
             return
-        if self.options["cost"] not in ("euclidean", "sqeuclidean"):
-            raise ValueError(f"cost={self.options['cost']}: semidiscrete knows euclidean and sqeuclidean")
-        steps = self.options["fit_steps"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"fit_steps={steps}: needs a whole number, 1 or more")
+        check_distance(self.options["cost"])
+        if not is_whole(self.options["fit_steps"]) or self.options["fit_steps"] < 1:
+            raise ValueError(f"fit_steps={self.options['fit_steps']}: needs a whole number, 1 or more")
 
     @torch.no_grad()
     def build(self, actions: Tensor, progress: Callable[[int], None] = lambda step: None) -> NoiseChoice:
@@ -78,32 +78,50 @@ class NoiseOptions:
         return NoiseChoice(select=select)
 
 
-def noise_options(noise: dict[str, Any], *, steps: int, steps_per_epoch: float) -> NoiseOptions:
+def noise_options(noise: dict[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float) -> NoiseOptions:
     """Check a run's noise group and turn epochs into steps.
 
     Args:
         noise: `name` and options, as configured.
         steps: Length of the training.
+        batch_size: Windows per step.
         steps_per_epoch: Training windows over batch size.
 
     Raises:
-        ValueError: If an option is unusable, or selection would never begin.
+        ValueError: If an option is unusable, or nothing would ever be selected.
     """
     options = {key: value for key, value in noise.items() if key != "name"}
     for key in {"start", "stop", "ramp"} & set(options):
         options[key] = _in_steps(key, options[key], steps_per_epoch)
-    start = options.get("start", 0)
-    if isinstance(start, int) and start >= steps:
-        given = f" (step {start:,})" if str(noise["start"]) != str(start) else ""
-        raise ValueError(
-            f"start={noise['start']}{given}: noise={noise['name']} would never select in steps={steps}; "
-            "give an earlier start= or more steps="
-        )
     wanted = options.pop("potentials", False)
     if wanted not in (True, False, "auto"):
         raise ValueError(f"potentials={wanted}: use auto, true or false")
-    fit = steps - start >= WORTH_FITTING if wanted == "auto" else wanted
-    return NoiseOptions(noise["name"], options, fit)
+    paired = steps - options.get("start", 0)
+    checked = NoiseOptions(noise["name"], options, paired >= WORTH_FITTING if wanted == "auto" else wanted)
+    if "start" in options:
+        _require_selection(noise, options, steps, batch_size)
+    return checked
+
+
+def _require_selection(noise: dict[str, Any], options: dict[str, Any], steps: int, batch_size: int) -> None:
+    """Refuse a schedule under which the noise stays vanilla at every step.
+
+    Raises:
+        ValueError: If there is none with selection.
+    """
+    schedule = Schedule(options["start"], options["stop"], options["ramp"])
+    given = " ".join(f"{key}={noise[key]}" for key in ("start", "stop", "ramp") if noise[key])
+    if schedule.start >= steps:
+        raise ValueError(
+            f"{given}: noise={noise['name']} would first select at step {schedule.start:,} of steps={steps}; "
+            "give an earlier start= or more steps="
+        )
+    highest = schedule.highest(steps)
+    more = options["k"] - 1 if noise["name"] == "knn" else batch_size - 1
+    if more > 0 and round(more * highest) < 1:
+        raise ValueError(
+            f"{given}: noise={noise['name']} would never select, its strength reaches {highest:.2g}; shorten ramp="
+        )
 
 
 def counted(windows: Windows, mask: str, layout: Layout) -> Tensor | None:

@@ -80,9 +80,11 @@ def build_parts(config: TrainConfig) -> Parts:
     windows = make_windows(mirror(training) if config.mirror else training, config.obs, layout)  # type: ignore[arg-type]
     validation = make_windows(demos.select(held_out), config.obs, layout) if len(held_out) else None  # type: ignore[arg-type]
     per_epoch = len(windows) / config.batch_size
-    noise = noise_options(config.noise, steps=config.steps, steps_per_epoch=per_epoch)
-    if noise.name == COUPLED and config.mask != "none":
-        raise ValueError(f"mask={config.mask}: noise={COUPLED} fits its potentials to whole chunks; use mask=none")
+    noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
+    if noise.name in (COUPLED, "vanilla") and config.mask != "none":
+        raise ValueError(
+            f"mask={config.mask}: noise={noise.name} measures no distance that it could enter; use mask=none"
+        )
     spec = PolicySpec(
         obs=config.obs,
         obs_dim=windows.obs.shape[-1],
@@ -233,11 +235,12 @@ def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) ->
         return parts.noise.build(policy.clean(parts.training.action.to(device)), progress)
 
 
-def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float]:
-    """What selection does to the noise at this step, `noise/...`; nothing where noise picks its windows."""
-    select = objective.noise.select
-    if select is None:
-        return {}
+def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
+    """What selection does to the noise at this step, or how unequally noise picks its windows: `noise/...`."""
+    select, couple = objective.noise.select, objective.noise.couple
+    if couple is not None:
+        return {"noise/imbalance": couple.imbalance(10_000, torch.Generator().manual_seed(0))}
+    assert select is not None
     windows, policy = objective.windows, objective.policy
     rows = objective.order.rows(step)
     mask = None if objective.counted is None else objective.counted[rows].unsqueeze(-1)
@@ -249,6 +252,7 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float]:
         "noise/variance": found.selected.variance,
         "noise/ks": found.ks.statistic,
         "noise/correlation": found.correlation.row_means,
+        "noise/prior_shift": found.prior_shift,
         "noise/selection_ms": 1e3 * found.seconds,
     } | {
         f"noise/target_variance_{level:g}": value

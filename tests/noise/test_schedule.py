@@ -41,3 +41,10 @@ def test_before_its_start_knn_is_vanilla():
     assert torch.equal(select(x, step=9, generator=generators[0]), vanilla(x, generator=generators[1]))
     after = select(x, step=10, generator=generators[2])
     assert not torch.equal(after, vanilla(x, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"), [(Schedule(0, 10, 500), 99), (Schedule(5, None, 99), 20), (Schedule(2, 9, 1), 7)]
+)
+def test_the_highest_strength_is_the_largest_of_all_steps(schedule, steps):
+    assert schedule.highest(steps) == pytest.approx(max(schedule.strength(step) for step in range(steps)))

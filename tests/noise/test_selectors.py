@@ -142,12 +142,16 @@ def test_knn_by_angle_to_a_sample_without_direction_is_plain_noise(form):
     assert stats.kstest(eps.square().sum(dim=1).numpy(), "chi2", args=(3,)).pvalue > ALPHA
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12])
-def test_projected_knn_survives_extreme_lengths(scale):
-    x = scale * torch.randn(200, 64, generator=generator())
-    eps = make_selector("knn", k=8, form="projected")(x, generator=generator(1))
-    squared = eps.square().sum(dim=1)
-    assert torch.isfinite(eps).all() and 20 < float(squared.mean()) < 90
+@pytest.mark.parametrize("form", ["literal", "projected"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e3, 1e7, 1e12])
+def test_knn_keeps_its_law_at_extreme_lengths(scale, form):
+    """Far away only the projection on x counts: its mean is that of the larger of two normal numbers, 1 / sqrt(pi)."""
+    x = (scale * torch.ones(1, 32)).expand(4000, 32)
+    eps = make_selector("knn", k=2, form=form)(x, generator=generator(1))
+    along = eps.double().sum(dim=1) / np.sqrt(32)
+    expected = 1 / np.sqrt(np.pi) if scale > 1 else 0.0
+    assert float(along.mean()) == pytest.approx(expected, abs=4.5 / np.sqrt(4000))
+    assert 25 < float(eps.square().sum(dim=1).mean()) < 34
 
 
 def test_auto_takes_the_literal_form_where_it_is_cheaper_and_the_other_elsewhere():
@@ -224,6 +228,11 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("idp26", k=2), "noise=idp26 has no k"),
         (lambda: make_selector("c2ot", k=2), "noise=c2ot has no k"),
         (lambda: make_selector("c2ot", weight=-1.0), "weight=-1.0"),
+        (lambda: make_selector("c2ot", weight=".inf"), "weight=.inf: needs a number"),
+        (lambda: make_selector("c2ot", weight=True), "weight=True"),
+        (lambda: make_selector("c2ot", ratio="abc"), "ratio=abc"),
+        (lambda: make_selector("c2ot", ratio=None), "ratio=None"),
+        (lambda: make_selector(None), "None is no name"),
         (lambda: make_selector("c2ot", weight=float("nan")), "weight=nan"),
         (lambda: make_selector("c2ot", ratio=0.0), "ratio=0.0"),
         (lambda: make_selector("c2ot", condition_cost="l1"), "condition_cost=l1"),
@@ -245,12 +254,35 @@ def test_unusable_options_are_refused_by_name(make, said):
         (torch.zeros(4, 2), {"condition": torch.zeros(3, 1)}, r"condition has shape \(3, 1\)"),
         (torch.zeros(4, 2), {"mask": torch.zeros(3, dtype=torch.bool)}, r"mask has shape \(3,\)"),
         (torch.zeros(4, 2), {"mask": torch.zeros(2)}, "mask has dtype"),
+        (np.zeros((4, 2)), {}, "x is of type ndarray"),
+        (torch.zeros(4, 2), {"condition": [1, 2, 3, 4]}, "condition is of type list"),
+        (torch.full((4, 2), 3e38), {}, "too large to measure in sample 0, up to 3e"),
     ],
 )
 def test_unusable_input_is_refused_by_every_selector(name, x, options, said):
     options = {"condition": torch.zeros(len(x), 1)} | options
     with pytest.raises(ValueError, match=said):
         make_selector(name)(x, generator=generator(), **options)
+
+
+def test_what_the_mask_excludes_may_hold_anything(name):
+    x = torch.zeros(4, 3)
+    x[:, 2] = float("nan")
+    mask = torch.tensor([True, True, False])
+    assert torch.isfinite(make_selector(name)(x, condition=conditions(4), mask=mask, generator=generator())).all()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    x = torch.randn(8, 4, generator=generator())
+    numpy = make_selector("knn", k=np.int64(4), start=np.int32(0))(x, generator=generator(1))
+    assert torch.equal(numpy, make_selector("knn", k=4)(x, generator=generator(1)))
+
+
+def test_the_layout_in_memory_does_not_matter(name):
+    x = torch.randn(200, 12, generator=generator()).T
+    select = make_selector(name)
+    assert torch.equal(select(x, condition=conditions(12), generator=generator(1)),
+                       select(x.contiguous(), condition=conditions(12), generator=generator(1)))  # fmt: skip
 
 
 def test_a_schedule_needs_the_step(name):

@@ -40,10 +40,11 @@ def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int 
 
 
 def command(script: str, *words: str, timeout: float = 120, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts as a user does."""
+    """Run one of the project's scripts, or with `-m` one of its modules, as a user does."""
+    program = script if script == "-m" else str(ROOT / script)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *words],
+        [sys.executable, program, *words],
         capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment,
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_paper_scale_is_the_published_network_and_nothing_but_size():
 def test_every_combination_of_groups_composes(scale, obs, noise):
     config = compose_config([f"scale={scale}", f"obs={obs}", f"noise={noise}"])
     assert (config.scale, config.obs, config.noise["name"]) == (scale, obs, noise)
-    noise_options(config.noise, steps=10_000, steps_per_epoch=10)  # refuses what no selector takes
+    noise_options(config.noise, steps=10_000, batch_size=256, steps_per_epoch=10)  # refuses what no selector takes
 
 
 def test_every_configuration_file_is_covered():

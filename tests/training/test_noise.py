@@ -23,7 +23,7 @@ def store(tmp_path_factory):
 
 
 def noise(words, steps=5000, steps_per_epoch=95.0):
-    return noise_options(compose_config(words).noise, steps=steps, steps_per_epoch=steps_per_epoch)
+    return noise_options(compose_config(words).noise, steps=steps, batch_size=256, steps_per_epoch=steps_per_epoch)
 
 
 def objective(store, choice, **options):
@@ -50,9 +50,11 @@ def test_potentials_are_fitted_where_they_save_time():
 
 @pytest.mark.parametrize("name", ["linear", "idp26"])
 def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
-    plain = objective(store, noise_options({"name": name}, steps=10, steps_per_epoch=1).build(torch.zeros(4, 2)))
+    plain = objective(
+        store, noise_options({"name": name}, steps=10, batch_size=16, steps_per_epoch=1).build(torch.zeros(4, 2))
+    )
     actions = plain.policy.clean(plain.windows.action)
-    options = noise_options({"name": name, "potentials": True}, steps=10, steps_per_epoch=1)
+    options = noise_options({"name": name, "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
     choice = options.build(actions)
     assert isinstance(choice.select, Assignment) and choice.select.potentials is not None
     warm = objective(store, choice)
@@ -63,8 +65,13 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["noise=idp26"], r"start=50ep \(step 4,750\): noise=idp26 would never select in steps=2500"),
-        (["noise=knn", "start=2500"], "start=2500: noise=knn would never select"),
+        (["noise=idp26"], "start=50ep: noise=idp26 would first select at step 4,750 of steps=2500"),
+        (["noise=knn", "start=2500"], "start=2500: noise=knn would first select at step 2,500"),
+        (["noise=knn", "ramp=1000000"], "ramp=1000000: noise=knn would never select, its strength reaches 0.0025"),
+        (["noise=linear", "stop=10", "ramp=5000"], "stop=10 ramp=5000: noise=linear would never select"),
+        (["noise=c2ot", "weight=.inf"], "weight=.inf: needs a number"),
+        (["noise=c2ot", "weight=abc"], "weight=abc"),
+        (["noise=c2ot", "ratio=null"], "ratio=None"),
         (["noise=knn", "start=3days"], r"start=3days: needs training steps \(500\) or epochs \(50ep\)"),
         (["noise=knn", "stop=0"], "stop=0: must come after start=0"),
         (["noise=linear", "potentials=maybe"], "potentials=maybe: use auto, true or false"),
@@ -106,7 +113,9 @@ def test_the_mask_of_each_window_enters_the_selection(store):
 def test_with_a_coupling_the_noise_picks_its_windows(store):
     plain = objective(store, NoiseChoice(make_selector("vanilla")))
     actions = plain.policy.clean(plain.windows.action)
-    choice = noise_options({"name": "semidiscrete", "cost": "sqeuclidean", "fit_steps": 50}, steps=9, steps_per_epoch=1)
+    choice = noise_options(
+        {"name": "semidiscrete", "cost": "sqeuclidean", "fit_steps": 50}, steps=9, batch_size=16, steps_per_epoch=1
+    )
     coupled = objective(store, choice.build(actions))
     batch = coupled.batches(4)[0]
     assert torch.equal(batch.noise, coupled.batches(4)[0].noise)
@@ -130,12 +139,14 @@ def test_further_kinds_of_noise_train_and_log_their_audit(tmp_path, store, words
     rows = [json.loads(line) for line in (out / "seed_0" / "metrics.jsonl").read_text().splitlines()]
     audits = [row for row in rows if "noise/distance_percent" in row]
     assert len(audits) == (0 if "noise=semidiscrete" in words else 2)
+    assert sum("noise/imbalance" in row for row in rows) == (2 if "noise=semidiscrete" in words else 0)
     assert all(row["noise/distance_percent"] < -1 and row["noise/selection_ms"] > 0 for row in audits)
 
 
-def test_a_mask_with_a_coupling_is_refused_before_anything_is_written(tmp_path, store):
+@pytest.mark.parametrize("name", ["semidiscrete", "vanilla"])
+def test_a_mask_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store, name):
     out = tmp_path / "run"
     said = refused(
-        command("train_policy.py", "noise=semidiscrete", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
+        command("train_policy.py", f"noise={name}", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
     )
-    assert "mask=padding" in said and not out.exists()
+    assert f"mask=padding: noise={name}" in said and not out.exists()
