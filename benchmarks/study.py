@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from immiscible_policy.evaluation.compare import SETTINGS_OF_PLACE, as_json, compare, write_comparison
 from immiscible_policy.evaluation.rows import Run, read_run
 from immiscible_policy.evaluation.summary import METRICS, scores
+from immiscible_policy.provenance import without_places
 
 
 def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _origin(run: Run) -> dict[str, Any]:
     """Where a run came from and its settings, without the places where its files happened to lie."""
     origin = json.loads((run.dir / "provenance.json").read_text())
     origin["data"]["path"] = Path(origin["data"]["path"]).name
-    origin["command"] = re.sub(r"\b(out|data)=\S*/", r"\1=", origin["command"])
+    origin["command"] = without_places(origin["command"])
     settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE | {"data"}}
     return {"origin": origin, "settings": settings}
 

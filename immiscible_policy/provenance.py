@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,11 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
     """The words that this process was started with."""
     return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def without_places(words: str) -> str:
+    """A command with the names of files, but not the places where they happened to lie."""
+    return re.sub(r"(?<=[=,])[^\s=,]*/", "", words)
 
 
 def commit() -> str | None:

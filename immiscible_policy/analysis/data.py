@@ -1,0 +1,91 @@
+"""The data that the laboratory measures on: PushT actions, CIFAR-10 images, and fields of the size of latents.
+
+Each function returns floats on the scale that diffusion sees them, one sample per row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.demos.store import embedded_store, open_store
+from immiscible_policy.demos.windows import make_windows
+from immiscible_policy.image.data import load_cifar10, to_pixels
+from immiscible_policy.policy.normalizer import Normalizer
+
+IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
+DATA = Option(Path, None, "PushT demonstrations, a zarr store; none: the embedded ones")
+SEED = Option(int, 0, "seed of every random choice")
+
+WITHOUT_CIFAR = (
+    "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
+    "torchvision.datasets.CIFAR10(PATH, download=True) fills"
+)
+LATENT_SHAPE = (4, 32, 32)
+
+
+def pusht_actions(data: Path | None = None) -> Tensor:
+    """Action windows of PushT, normalised to [-1, 1] as the policy sees them.
+
+    Args:
+        data: Directory of a zarr store; None for the embedded demonstrations.
+
+    Returns:
+        (N, 16, 2), N windows of 16 target positions of the agent: D = 32.
+
+    Raises:
+        ValueError: If the store is unusable.
+    """
+    actions = make_windows(open_store(data or embedded_store())).action
+    return Normalizer.fit(actions).normalize(actions)
+
+
+def cifar_images(path: Path | None, limit: int | None = None) -> Tensor:
+    """Training images of CIFAR-10, classes in turn, pixels in [-1, 1] (root mean square about 0.5).
+
+    Args:
+        path: An image folder, a zip of it, or torchvision's directory.
+        limit: How many images; None for all.
+
+    Returns:
+        (N, 3, 32, 32) float32: D = 3072.
+
+    Raises:
+        ValueError: If there is no path, the images are unusable, or there are fewer than `limit`.
+    """
+    if path is None:
+        raise CommandError(f"this experiment needs images; {WITHOUT_CIFAR}")
+    images = load_cifar10(path, limit=limit)
+    if limit is not None and len(images) < limit:
+        raise CommandError(f"images={path} holds {len(images):,} training images; this experiment needs {limit:,}")
+    return to_pixels(images)
+
+
+def latent_fields(n: int, generator: torch.Generator) -> Tensor:
+    """Stand-in for Stable Diffusion's latents of 256 px images: Gaussian fields of their size and scale.
+
+    Four channels of 32 x 32 with power 1 / f^2 (that of natural images) and unit variance, which is what the
+    latents' scaling factor is chosen for. Their size D = 4096 and their lengths are what KNN noise depends on; the
+    spectrum, an assumption, matters to assignment alone.
+
+    Args:
+        n: How many.
+        generator: Source of randomness.
+
+    Returns:
+        (n, 4, 32, 32) float32.
+    """
+    height, width = LATENT_SHAPE[1:]
+    fy, fx = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width  # cycles per field
+    amplitude = 1 / torch.hypot(fy[:, None], fx).clamp_min(1)  # (32, 32)
+    white = torch.randn(n, *LATENT_SHAPE, generator=generator)
+    fields = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
+    return fields / amplitude.square().mean().sqrt()
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square of all numbers of x: the scale of the data beside the noise's 1."""
+    return float(x.square().mean().sqrt())
