@@ -27,7 +27,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint, tidy
-from immiscible_policy.training.config import _native_bf16
+from immiscible_policy.training.config import native_bf16
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile
 from immiscible_policy.training.state import TrainState
@@ -110,7 +110,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
             or the loss is no longer a number.
     """
     select = make_selector(training.noise, **training.options)
-    precision = "bf16" if _native_bf16("cpu") else "fp32"
+    precision = "bf16" if native_bf16("cpu") else "fp32"
     origin = {"data_hash": hashlib.sha256(images.numpy().tobytes()).hexdigest(), "precision": precision}
     state, model = build_state(training)
     newest = _newest(directory, training)

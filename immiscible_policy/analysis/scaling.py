@@ -37,6 +37,7 @@ TRAININGS = {"vanilla": ImageTraining(), "knn": ImageTraining("knn", {"k": 8})}
 LABELS = {"vanilla": "vanilla", "knn": "KNN k=8"}
 GRID = 16
 """Samples drawn of each model."""
+COLUMNS = 3
 BATCH = 250
 
 
@@ -149,19 +150,22 @@ def _verdict(sampled: Mapping[str, Mapping[float, Sampled]]) -> str:
 
 
 def _picture(sampled: Mapping[str, Mapping[float, Sampled]], real: RealImages) -> Figure:
-    stds = list(next(iter(sampled.values())))
-    figure = Figure(figsize=(5.2 + 2.3 * (len(stds) + 1), 0.4 + 2.9 * len(sampled)), dpi=130, layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[5.2, 2.3 * (len(stds) + 1)])
-    curve, grids = halves
-    _draw_curve(curve.subplots(), sampled, real)
-    columns = {**{f"data std {std:g}": [by_std[std].grid for by_std in sampled.values()] for std in stds},
-               "real, averaged to 16x16": [real.pixels[:GRID]] * len(sampled)}  # fmt: skip
-    axes = grids.subplots(len(sampled), len(columns), squeeze=False)
-    for column, (title, images) in enumerate(columns.items()):
-        for row, noise in enumerate(sampled):
-            axes[row, column].imshow(tiled(images[row], 4).numpy(), interpolation="nearest")
-            axes[row, column].axis("off")
-            axes[row, column].set_title(title if title.startswith("real") else f"{LABELS[noise]}, {title}", fontsize=8)
+    grids = {
+        f"{LABELS[noise]}, data std {std:g}": found.grid
+        for noise, by_std in sampled.items()
+        for std, found in by_std.items()
+    }
+    grids[f"real, averaged to {SIZE}x{SIZE}"] = real.pixels[:GRID]
+    rows = -(-len(grids) // COLUMNS)
+    figure = Figure(figsize=(5 + 2.3 * COLUMNS, max(3.6, 2.5 * rows)), dpi=130, layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=[5, 2.3 * COLUMNS])
+    _draw_curve(halves[0].subplots(), sampled, real)
+    cells = list(halves[1].subplots(rows, COLUMNS, squeeze=False).flat)
+    for cell in cells:
+        cell.axis("off")
+    for cell, (title, images) in zip(cells, grids.items(), strict=False):
+        cell.imshow(tiled(images, 4).numpy(), interpolation="nearest")
+        cell.set_title(title, fontsize=8)
     return figure
 
 

@@ -262,7 +262,7 @@ def resolve_device(text: str) -> str:
 def _resolve(config: TrainConfig, device: str, experiment: str | None) -> None:
     config.device = device
     if config.precision == "auto":
-        config.precision = "bf16" if _native_bf16(device) else "fp32"
+        config.precision = "bf16" if native_bf16(device) else "fp32"
     config.threads = config.threads if config.threads is not None else 1
     if config.parallel is None:
         # Three seeds on two cores end sooner side by side than two and then one.
@@ -272,7 +272,8 @@ def _resolve(config: TrainConfig, device: str, experiment: str | None) -> None:
     config.out = config.out or f"runs/{_run_name(config, experiment)}"
 
 
-def _native_bf16(device: str) -> bool:
+def native_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 natively."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
