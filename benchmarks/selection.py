@@ -30,6 +30,8 @@ KNN_SHAPES = ((256, 32), (256, 3072), (256, 4096), (1024, 3072))
 KNN_K = (2, 4, 8, 16, 64)
 LITERAL_NUMBERS = 256 * 4096 * 64
 """The literal form is timed up to so many numbers drawn (256 MiB of float32)."""
+TURN, MOST_CALLS = 3e-3, 100
+"""Seconds that a turn should take, and the most calls in it."""
 ASSIGNMENT_SIZES = (64, 128, 256, 512, 1024)
 
 
@@ -123,19 +125,30 @@ def pusht_actions() -> Tensor:
 
 
 def alternate(candidates: Candidates, repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each candidate, all taking turns; the first turn is not counted."""
+    """Seconds of each candidate, all taking turns.
+
+    A turn is one call that is not counted, so that no candidate pays for the caches that the one before has emptied,
+    and then as many calls as take a few milliseconds. The first turn only finds how many that is.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(repeats + 1):
+    calls = {name: max(1, min(MOST_CALLS, int(TURN / timed(call, 3, device)))) for name, call in candidates.items()}
+    for _ in range(repeats):
         for name, call in candidates.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
             call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(call, calls[name], device))
     return seconds
+
+
+def timed(call: Callable[[], Tensor], calls: int, device: str) -> float:
+    """Seconds per call, the device's work included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -310,7 +310,7 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     """
     if len(condition) != len(noise) or len(noise) < 4:
         raise ValueError(f"{len(condition)} conditions and {len(noise)} noises; needs as many of each, 4 or more")
-    c, e = _samples(condition.to(torch.float64), "condition"), _samples(noise, "noise")
+    c, e = _samples(condition.reshape(len(condition), -1).double(), "condition"), _samples(noise, "noise")
     varies = c.std(dim=0) > 0
     c = (c - c.mean(dim=0))[:, varies] / c.std(dim=0)[varies]
     half = len(c) // 2
