@@ -17,7 +17,7 @@ from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range
 from immiscible_policy.evaluation.plots import COLOURS, GREY
-from immiscible_policy.noise import SELECTORS, Selector, make_selector
+from immiscible_policy.noise import SELECTORS, Selector, fit_potentials, make_selector
 from immiscible_policy.noise.audit import selection_seconds
 from immiscible_policy.randomness import torch_generator
 
@@ -42,6 +42,8 @@ BATCHES = "64,128,256,512,1024,2048,4096"
 LONG = 0.2
 """A selection that takes more seconds than this is timed once."""
 CONDITION_SIZE = 20
+FIT_STEPS = 1000
+"""Steps of the fit behind "linear, potentials"; fitting is done once and not timed."""
 
 
 class Cell(NamedTuple):
@@ -76,7 +78,9 @@ def measure(options: dict[str, Any]) -> Findings:
     data = _data(options["images"], options["data"], batches[-1], options["seed"])
     cells = []
     for x, _ in data.values():
-        cells += time_all(selectors, x.to(device), batches, options["rounds"], options["patience"], options["seed"])
+        known = make_selector("linear", potentials=fit_potentials(x, steps=FIT_STEPS))
+        arms = {**selectors, "linear, potentials": known}
+        cells += time_all(arms, x.to(device), batches, options["rounds"], options["patience"], options["seed"])
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -168,6 +172,7 @@ too long. c2ot is given random conditions of {CONDITION_SIZE} numbers.
 
 - The floor is vanilla's row: drawing plain noise.
 - *literal* draws all k noises, as the papers do; the form beside it draws the winner alone, with the same law.
+- *linear, potentials* is linear with dual potentials fitted to the data beforehand: the same pairs.
 - Published times (D and k not stated; A5000 in the paper, A6000 in its repository) are of another machine: only the
   growth with the batch can be compared, unless this is a GPU too.
 """
