@@ -299,3 +299,38 @@ def test_selectors_on_cuda_stay_there_and_accept_a_cpu_generator(name):
     eps = make_selector(name)(x, condition=conditions(64).cuda())
     assert eps.device == x.device and torch.isfinite(eps).all()
     assert make_selector(name)(x, condition=conditions(64).cuda(), generator=generator()).device == x.device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["vanilla", "knn"])
+@pytest.mark.parametrize("options", [{}, {"mask": torch.arange(32) % 3 > 0}])
+def test_selection_on_cuda_never_waits_for_the_device(name, options):
+    x = torch.randn(64, 32, device="cuda")
+    options = {key: value.cuda() for key, value in options.items()}
+    select = make_selector(name) if name == "vanilla" else make_selector(name, k=16)
+    select(x, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        select(x, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("nearest", ["distance", "angle"])
+def test_projected_knn_on_cuda_has_the_law_of_literal_knn(nearest):
+    x = torch.full((4000, 32), 0.7)
+    literal = make_selector("knn", k=8, nearest=nearest, form="literal")(x, generator=generator(1))
+    source = torch.Generator("cuda").manual_seed(2)
+    projected = make_selector("knn", k=8, nearest=nearest, form="projected")(x.cuda(), generator=source).cpu()
+    same_law((literal - x).norm(dim=1), (projected - x).norm(dim=1))
+    same_law(literal.norm(dim=1), projected.norm(dim=1))
+    same_law(literal.sum(dim=1), projected.sum(dim=1))
+
+
+@pytest.mark.gpu
+def test_nan_on_cuda_becomes_nan_noise_of_that_sample_alone():
+    x = torch.randn(8, 200, device="cuda")
+    x[3, 7] = float("nan")
+    eps = make_selector("knn", k=4)(x)
+    assert torch.isnan(eps[3]).all() and torch.isfinite(eps[torch.arange(8) != 3]).all()
