@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy import stats
 
-from immiscible_policy.evaluation.plots import COLOURS, GREY
-from immiscible_policy.evaluation.statistics import Array
 from immiscible_policy.noise.statistics import pair_distance
 
 if TYPE_CHECKING:
     from immiscible_policy.noise.audit import Audit
 
-PLAIN, SELECTED, LAW = COLOURS[0], COLOURS[1], COLOURS[6]
+PLAIN, SELECTED, LAW, GREY = "#0072B2", "#D55E00", "#000000", "#555555"  # Okabe and Ito (2008)
 BINS = 48
 MOST_NUMBERS = 500_000
 """A histogram shows no more when it is made of more numbers."""
@@ -87,7 +86,7 @@ def _target(axes: Axes, audit: Audit) -> None:
     axes.set_ylabel("variance per number", fontsize=9)
 
 
-def _histograms(axes: Axes, groups: dict[str, tuple[Array, str]]) -> None:
+def _histograms(axes: Axes, groups: dict[str, tuple[NDArray[np.float64], str]]) -> None:
     """Densities of several groups of values over common bins: plain noise filled, selected noise outlined."""
     everything = np.concatenate([values for values, _ in groups.values()])
     bins = list(np.linspace(everything.min(), everything.max(), BINS + 1))

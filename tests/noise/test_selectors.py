@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.knn import nearest_by_projection
@@ -291,6 +292,36 @@ def test_a_schedule_needs_the_step(name):
     select = make_selector(name, start=10)
     with pytest.raises(ValueError, match="step is missing"):
         select(torch.zeros(4, 2), condition=torch.zeros(4, 1))
+
+
+class Largest(TorchDispatchMode):
+    """Watches every operation and remembers the largest tensor that one yields."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [each for each in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(each)]
+        self.numel = max([self.numel, *(each.numel() for each in tensors)])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "most"),
+    [
+        ("vanilla", {}, 64 * 512),
+        ("knn", {"k": 200}, 64 * 512),  # nothing of k * D numbers per sample
+        ("linear", {}, 64 * 512),  # nothing of B * D numbers per sample
+        ("idp26", {}, 64 * 512),
+        ("c2ot", {}, 64 * 512),
+        ("linear", {"pool": 16}, 16 * 64 * 512),
+    ],
+)
+def test_memory_stays_proportional_to_the_batch(name, options, most):
+    x = torch.randn(64, 512, generator=generator())
+    with Largest() as largest:
+        make_selector(name, **options)(x, condition=conditions(64), generator=generator(1))
+    assert 64 * 512 <= largest.numel <= most
 
 
 @pytest.mark.gpu
