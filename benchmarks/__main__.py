@@ -8,7 +8,7 @@ from typing import Any
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, run, unknown
 from immiscible_policy.evaluation.rows import write_atomically
-from immiscible_policy.provenance import provenance
+from immiscible_policy.provenance import provenance, without_places
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -95,7 +95,8 @@ def _main(words: list[str]) -> None:
         raise CommandError(unknown("benchmark", words[0], list(BENCHMARKS)))
     usage, known, measure = BENCHMARKS[words[0]]
     options = parse(words[1:], known, usage)
-    figures = {**provenance(), **measure(options)}
+    origin = provenance()
+    figures = {**origin, "command": without_places(origin["command"]), **measure(options)}
     write_atomically(options["out"], (json.dumps(figures, indent=2) + "\n").encode())
     if words[0] != "study":
         print(json.dumps(figures, indent=2))

@@ -30,8 +30,13 @@ def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
     if b is None:
         return {"arms": arms, "summary": json.loads((a / "summary.json").read_text())}
     comparison = compare(runs["a"], runs["b"])
-    write_comparison(out.with_suffix(""), comparison, runs["a"], runs["b"])
-    return {"arms": arms, "comparison": json.loads(as_json(comparison))}
+    figures = as_json(comparison)
+    for run in runs.values():
+        figures = figures.replace(json.dumps(str(run.dir)), json.dumps(run.dir.name))
+    beside = out.with_suffix("")
+    write_comparison(beside, comparison, runs["a"], runs["b"])
+    (beside / "comparison.json").unlink()  # it is in the file itself
+    return {"arms": arms, "comparison": json.loads(figures)}
 
 
 def _origin(run: Run) -> dict[str, Any]:

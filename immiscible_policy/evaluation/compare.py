@@ -343,7 +343,7 @@ def _notes(
     unshared = {start for found in everyone for start in found.starts} - set(starts)
     if unshared:
         notes.append(f"Left out, as only one run has them: {len(unshared)} starts.")
-    differing = _differing(a.config, b.config)
+    differing = _differing(_settings(a), _settings(b))
     notes.append(f"Settings that differ: {'; '.join(differing)}." if differing else "No setting differs.")
     notes.append(
         "A:B counts wins, with a two-sided sign test. Over (seed, start) pairs it speaks of these runs alone."
@@ -358,8 +358,18 @@ def _notes(
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    keys = sorted((a.keys() | b.keys()) - SETTINGS_OF_PLACE)
-    return [f"{key} {a.get(key)} against {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+    return [
+        f"{key} {a.get(key)} against {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What decides a run's result; its data by their content where that is recorded, wherever they lay."""
+    settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE}
+    origin = run.dir / "provenance.json"
+    if origin.exists():
+        settings["data"] = f"of content {json.loads(origin.read_text())['data']['content_hash'][:12]}"
+    return settings
 
 
 def _columns(comparison: Comparison) -> list[str]:

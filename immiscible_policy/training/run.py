@@ -35,6 +35,9 @@ from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions,
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.state import TrainState
 
+AUDITED = 16
+"""Batches of each noise audit during training."""
+
 Report = Callable[[dict[str, Any]], None]
 """Receives what happens, as JSON values with an `event`: `started`, `metrics`, `evaluated`, `finished`."""
 
@@ -242,10 +245,11 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
         return {"noise/imbalance": couple.imbalance(10_000, torch.Generator().manual_seed(0))}
     assert select is not None
     windows, policy = objective.windows, objective.policy
-    rows = objective.order.rows(step)
+    rows = torch.cat([objective.order.rows(step + later) for later in range(AUDITED)])
     mask = None if objective.counted is None else objective.counted[rows].unsqueeze(-1)
     x, condition = policy.clean(windows.action[rows]), policy.condition(windows.obs[rows])
-    found = audit(select, x, batch_size=len(rows), batches=4, condition=condition, mask=mask, step=step)
+    size = objective.order.batch_size
+    found = audit(select, x, batch_size=size, batches=AUDITED, condition=condition, mask=mask, step=step)
     return {
         "noise/distance_percent": found.distance.percent,
         "noise/squared_norm": found.selected.squared_norm,

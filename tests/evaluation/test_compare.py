@@ -175,3 +175,13 @@ def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "absent is no directory" in done.stderr
+
+
+def test_data_are_compared_by_their_content_wherever_they_lay(tmp_path: Path) -> None:
+    for name, content in (("a", "c0ffee" * 8), ("b", "c0ffee" * 8), ("c", "decade" * 8)):
+        run = write_run(tmp_path / name, lambda seed, step, start: 0.5)
+        (run / "config.yaml").write_text(f"data: /somewhere/{name}.zarr\n")
+        (run / "provenance.json").write_text(json.dumps({"data": {"content_hash": content}}))
+    a, b, c = (read_run(tmp_path / name) for name in "abc")
+    assert "No setting differs." in compare(a, b).notes
+    assert "Settings that differ: data of content c0ffeec0ffee against of content decadedecade." in compare(a, c).notes
