@@ -18,13 +18,26 @@ from immiscible_policy.policy.normalizer import Normalizer
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "PushT demonstrations, a zarr store; none: the embedded ones")
-SEED = Option(int, 0, "seed of every random choice")
 
 WITHOUT_CIFAR = (
     "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
     "torchvision.datasets.CIFAR10(PATH, download=True) fills"
 )
 LATENT_SHAPE = (4, 32, 32)
+
+
+def whole(text: str) -> int:
+    """Read a whole number, 0 or more.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not text.isdecimal():
+        raise ValueError("not a whole number, 0 or more")
+    return int(text)
+
+
+SEED = Option(whole, 0, "seed of every random choice")
 
 
 def pusht_actions(data: Path | None = None) -> Tensor:

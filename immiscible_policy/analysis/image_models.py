@@ -11,7 +11,7 @@ models/knn_k8_std0.5_seed0/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_policy.cli import require_writable
 from immiscible_policy.image.build import ImageSpec, build_image_diffusion, load_image_diffusion, spec_metadata
 from immiscible_policy.image.data import load_cifar10
 from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
@@ -26,7 +27,14 @@ from immiscible_policy.image.objective import ImageObjective
 from immiscible_policy.noise import make_selector
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint, tidy
+from immiscible_policy.training.checkpoint import (
+    Checkpoint,
+    alone,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    tidy,
+)
 from immiscible_policy.training.config import native_bf16
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile
@@ -93,8 +101,25 @@ def image_model(models: Path, images: Path, training: ImageTraining) -> ImageDif
     directory = models / training.name
     newest = _newest(directory, training)
     if newest is None or newest.step < training.steps:
-        train_image_model(directory, load_cifar10(images, "train", size=SIZE), training)
+        pixels = load_cifar10(images, "train", size=SIZE)
+        with alone(directory):
+            train_image_model(directory, pixels, training)
     return load_image_diffusion(read_checkpoint(_path(directory, training.steps)))[0]
+
+
+def require_models(models: Path, images: Path, trainings: Iterable[ImageTraining]) -> None:
+    """Refuse at once what `image_model` would refuse after others have been trained.
+
+    Raises:
+        ValueError: If a model there is damaged or was trained otherwise, or one is to be trained without images.
+    """
+    for training in trainings:
+        newest = _newest(models / training.name, training)
+        if newest is not None and newest.step >= training.steps:
+            load_image_diffusion(newest)
+        else:
+            require_writable("models", models / training.name)
+            load_cifar10(images, "train", limit=1)
 
 
 def train_image_model(directory: Path, images: Tensor, training: ImageTraining) -> None:
@@ -156,8 +181,9 @@ def build_state(training: ImageTraining) -> tuple[TrainState, ImageDiffusion]:
 def _newest(directory: Path, training: ImageTraining) -> Checkpoint | None:
     """The newest checkpoint, if any, of exactly this training."""
     newest = newest_checkpoint(directory)
-    if newest is not None and newest.metadata["training"] != training.identity:
-        differing = [key for key, value in training.identity.items() if newest.metadata["training"].get(key) != value]
+    recorded = {} if newest is None else newest.metadata.get("training", {})
+    if newest is not None and recorded != training.identity:
+        differing = [key for key, value in training.identity.items() if recorded.get(key) != value]
         raise ValueError(f"{directory} was trained with another {', '.join(differing)}; name another models= directory")
     return newest
 
@@ -165,7 +191,7 @@ def _newest(directory: Path, training: ImageTraining) -> Checkpoint | None:
 def _require_same(checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
     """Refuse to train on from a checkpoint of other data or precision."""
     for key, value in origin.items():
-        if checkpoint.metadata[key] != value:
+        if checkpoint.metadata.get(key) != value:
             raise ValueError(f"{checkpoint.path} was trained with another {key}; name another models= directory")
 
 

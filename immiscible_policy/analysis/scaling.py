@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immiscible_policy.analysis.data import IMAGES, SEED, WITHOUT_CIFAR
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model
+from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.pixels import FEATURES, RealImages, distance_to, real_images, tiled
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
@@ -66,6 +66,8 @@ def measure(options: dict[str, Any]) -> Findings:
     images, models, n, seed = (options[key] for key in ("images", "models", "n", "seed"))
     steps = options["sampling_steps"]
     ImageDiffusion(torch.nn.Identity()).ddim(steps)  # refuses steps that the chain does not divide into
+    trainings = [replace(TRAININGS[noise], data_std=std) for noise in noises for std in stds]
+    require_models(models, images, trainings)
     real = real_images(images, n, torch_generator("cpu", "scaling real", seed))
     sampled = {
         noise: {std: sample_model(models, images, noise, std, real, n, steps, seed) for std in stds} for noise in noises

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.analysis.data import IMAGES, SEED
+from immiscible_policy.analysis.data import DATA, IMAGES, SEED
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model
+from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.analysis.pixels import FEATURES, pixel_features, real_images, tiled
 from immiscible_policy.analysis.report import table
@@ -28,7 +28,7 @@ from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.image.diffusion import ImageDiffusion
-from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.training.checkpoint import Checkpoint, newest_checkpoint
@@ -92,8 +92,11 @@ def measure(options: dict[str, Any]) -> Findings:
     if n < 200:
         raise CommandError(f"n={n}: a Fréchet distance needs 200 samples or more")
     policies = policy_checkpoints([Path(run) for run in runs.split(",")]) if runs else {}
-    sections = [image_section(images, options["models"], n, seed)] if images else []
-    sections += [policy_section(policies, options["data"], n, seed)] if policies else []
+    _require_comparable(policies)
+    if images:
+        require_models(options["models"], images, TRAININGS.values())
+    measured = [policy_section(policies, options["data"], n, seed)] if policies else []  # image models may take long
+    sections = [image_section(images, options["models"], n, seed), *measured] if images else measured
     figures = {section.title: _figures(section) for section in sections}
     return Findings({"n": n, **figures}, _text(sections, n), _picture(sections))
 
@@ -132,8 +135,8 @@ def policy_section(checkpoints: Mapping[str, list[Checkpoint]], data: Path | Non
     """Measure the layers of policies on windows of demonstrations."""
     measured = {label: [measure_policy(each, data, n, seed) for each in found] for label, found in checkpoints.items()}
     about = (
-        f"Normalised action chunks of 16 x 2 numbers, {n:,} windows of the demonstrations drawn at random; the "
-        "policies may have been trained on them. Sampling sees the windows' observations. Fréchet distance: on the 32 "
+        f"Normalised action chunks, {n:,} windows of the demonstrations drawn at random; the "
+        "policies may have been trained on them. Sampling sees the windows' observations. Fréchet distance: on the "
         f"numbers of the chunk, {n:,} samples against the chunks of all other windows; floor: the {n:,} windows' real "
         "chunks. Means over training seeds."
     )
@@ -171,24 +174,39 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
 
 def policy_batches(policy: DiffusionPolicy, windows: Windows, checkpoint: Checkpoint, seed: int) -> Iterator[Batch]:
     """Windows with their noises, in batches of the size that the selector saw in training."""
-    config = checkpoint.metadata["config"]
-    options = {key: value for key, value in config["noise"].items() if key != "name"}
-    select = make_selector(config["noise"]["name"], **options)
+    select, batch_size = own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
     common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
-    for rows in torch.arange(len(windows)).split(config["batch_size"]):
+    for rows in torch.arange(len(windows)).split(batch_size):
         batch = windows[rows]
         condition = policy.condition(batch.obs)
         x = policy.data_scale * policy.action.normalize(batch.action)
         plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every policy
-        chosen = select(x, condition=condition, step=checkpoint.step, generator=own)
+        chosen = select(x, condition=condition, generator=own)
         yield Batch(x, chosen, plain, start, lambda noisy, t, c=condition: policy.denoiser(noisy, t, c))  # type: ignore[misc]
 
 
+def own_selector(checkpoint: Checkpoint) -> Selector:
+    """The selector that a policy was trained with, at full strength: without its schedule.
+
+    Potentials are left out as well: they change its speed alone.
+
+    Raises:
+        CommandError: If the checkpoint names none, as that of a training in which the noise picks its window.
+    """
+    recorded = checkpoint.metadata.get("config", {}).get("noise", {})
+    if recorded.get("name") not in SELECTORS:
+        known = ", ".join(SELECTORS)
+        raise CommandError(f"{checkpoint.path}: trained with noise={recorded.get('name')}; steps knows {known}")
+    ignored = ("name", "potentials", "start", "stop", "ramp")
+    return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
+
+
 def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
-    """The newest checkpoint of every seed of some run directories, by the directory's name.
+    """The newest checkpoint of every seed of some run directories, by the directory's name; all of them can be loaded.
 
     Raises:
         CommandError: If a directory has none, two have the same name, or there are more than colours.
+        CheckpointError: If one is damaged.
     """
     if len(runs) > len(COLOURS):
         raise CommandError(f"runs= names {len(runs)} runs; at most {len(COLOURS)} can be told apart")
@@ -200,8 +218,21 @@ def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
             raise CommandError(f"runs={run}: no seed_N/checkpoints there; name run directories of train_policy.py")
         if run.name in found:
             raise CommandError(f"runs= names two runs called {run.name}")
+        for checkpoint in kept:
+            load_policy(checkpoint)  # a damaged one is found before the others are measured
         found[run.name] = kept
     return found
+
+
+def _require_comparable(policies: Mapping[str, list[Checkpoint]]) -> None:
+    """Refuse policies without a selector, and those whose layers or chunks cannot stand side by side."""
+    checkpoints = [each for found in policies.values() for each in found]
+    for checkpoint in checkpoints:
+        own_selector(checkpoint)
+    for key in ("horizon", "action_dim", "diffusion_steps"):
+        values = sorted({checkpoint.metadata["policy"][key] for checkpoint in checkpoints})
+        if len(values) > 1:
+            raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
 
 
 def _unscaled(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
@@ -362,7 +393,7 @@ EXPERIMENT = Experiment(
         "images": IMAGES,
         "models": Option(Path, MODELS, "directory of the small image models"),
         "runs": Option(str, None, "run directories of PushT policies, joined by commas; the first is compared with"),
-        "data": Option(Path, None, "PushT demonstrations, a zarr store; none: the embedded ones"),
+        "data": DATA,
         "n": Option(int, 2000, "samples for each model"),
         "seed": SEED,
     },

@@ -70,6 +70,8 @@ def measure(options: dict[str, Any]) -> Findings:
     for key in ("k", "rounds", "threads"):
         if options[key] < 1:
             raise CommandError(f"{key}={options[key]}: needs 1 or more")
+    if not options["patience"] >= 0:
+        raise CommandError(f"patience={options['patience']}: needs seconds, 0 or more")
     if not 1 <= batches[0] <= batches[-1] <= 8192:
         raise CommandError(f"batches={options['batches']}: choose batches of 1 to 8,192")
     device = _device(options["device"])
@@ -171,7 +173,8 @@ between the selectors; selections of more than {LONG} s were timed once. A dash:
 too long. c2ot is given random conditions of {CONDITION_SIZE} numbers.
 
 - The floor is vanilla's row: drawing plain noise.
-- *literal* draws all k noises, as the papers do; the form beside it draws the winner alone, with the same law.
+- *literal* draws all k noises, as the papers do; the form beside it whichever of this and drawing the
+  winner alone is cheaper, with the same law.
 - *linear, potentials* is linear with dual potentials fitted to the data beforehand: the same pairs.
 - Published times (D and k not stated; A5000 in the paper, A6000 in its repository) are of another machine: only the
   growth with the batch can be compared, unless this is a GPU too.

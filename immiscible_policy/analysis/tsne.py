@@ -16,7 +16,7 @@ from torch import Tensor
 
 from immiscible_policy.analysis.data import DATA, IMAGES, SEED, cifar_images, pusht_actions
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, image_model
+from immiscible_policy.analysis.image_models import MODELS, SIZE, image_model, require_models
 from immiscible_policy.analysis.layers import predicted_along_sampling
 from immiscible_policy.analysis.mixture import mixing
 from immiscible_policy.analysis.report import table
@@ -94,12 +94,12 @@ def measure(options: Document) -> Findings:
     """
     _check(options)
     policies = _first_seeds(options["runs"]) if options["runs"] else {}
-    sections = [noise_section("PushT action chunks", pusht_actions(options["data"]), K_ACTIONS, options)]
+    data = {"PushT action chunks": (pusht_actions(options["data"]), K_ACTIONS)}
     if options["images"]:
-        images = cifar_images(options["images"], max(options["batch_size"], CLUSTERS))
-        sections.append(noise_section("CIFAR-10 images", images, K_IMAGES, options))
-    if policies:
-        sections.append(policy_section(policies, options))
+        require_models(options["models"], options["images"], TRAININGS.values())
+        data["CIFAR-10 images"] = (cifar_images(options["images"], options["batch_size"]), K_IMAGES)
+    layers = [policy_section(policies, options)] if policies else []
+    sections = [noise_section(title, samples, k, options) for title, (samples, k) in data.items()] + layers
     if options["images"]:
         sections.append(image_section(options))
     figures = {section.title: {panel.title: panel.figures for panel in section.panels} for section in sections}
@@ -330,7 +330,7 @@ def _first_seeds(runs: str) -> dict[str, Checkpoint]:
 
 
 def _check(options: Document) -> None:
-    for key, least in (("noises", 2), ("starts", 2), ("batch_size", CLUSTERS + 1), ("seed", 0)):
+    for key, least in (("noises", 2), ("starts", 2), ("batch_size", CLUSTERS + 1)):
         if options[key] < least:
             raise CommandError(f"{key}={options[key]}: use {least} or more")
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent

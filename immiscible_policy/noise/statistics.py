@@ -298,8 +298,9 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     """Root mean square length of the mean noise that a condition meets in training, at least; 0 for plain noise.
 
     Sampling starts from N(0, I) whatever the condition, so this is how far training and sampling part (C2OT, arXiv
-    2503.10636, calls it the skewed prior). A ridge regression predicts the noise from the condition, fitted on one half
-    and judged on the other: E |noise|^2 - E |noise - prediction|^2 is at most the mean squared length in question.
+    2503.10636, calls it the skewed prior). Two ridge regressions, each fitted on one half, predict the mean noise from
+    the condition. Their errors are independent, so the mean product of the predictions is free of them: it is the
+    mean squared length of that part of the mean noise which is linear in the condition. 0 where it is negative.
 
     Args:
         condition: Conditions (N, ...), as many numbers as one likes.
@@ -313,21 +314,16 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     c, e = _samples(condition.reshape(len(condition), -1).double(), "condition"), _samples(noise, "noise")
     varies = c.std(dim=0) > 0
     c = (c - c.mean(dim=0))[:, varies] / c.std(dim=0)[varies]
+    c = torch.cat([c.new_ones(len(c), 1), c], dim=1)
     half = len(c) // 2
-    gains = [
-        _held_out_gain(c[a], e[a], c[b], e[b])
-        for a, b in ((slice(half), slice(half, None)), (slice(half, None), slice(half)))
-    ]
-    return math.sqrt(max(0.0, float(np.mean(gains))))
+    first, second = (c @ _ridge(c[rows], e[rows]) for rows in (slice(half), slice(half, None)))
+    return math.sqrt(max(0.0, float((first * second).sum(dim=1).mean())))
 
 
-def _held_out_gain(condition: Tensor, noise: Tensor, other_condition: Tensor, other_noise: Tensor) -> float:
-    """What a ridge regression fitted to the first half takes from the mean squared norm of the second."""
+def _ridge(condition: Tensor, noise: Tensor) -> Tensor:
+    """Weights (C, D) of the ridge regression of noise (N, D) on conditions (N, C)."""
     ridge = RIDGE * len(condition) * torch.eye(condition.shape[1], dtype=condition.dtype, device=condition.device)
-    weights = torch.linalg.solve(condition.T @ condition + ridge, condition.T @ (noise - noise.mean(dim=0)))
-    rest = other_noise - noise.mean(dim=0) - other_condition @ weights
-    plain = other_noise - noise.mean(dim=0)
-    return float((plain.square().sum(dim=1) - rest.square().sum(dim=1)).mean())
+    return torch.linalg.solve(condition.T @ condition + ridge, condition.T @ noise)
 
 
 def require_samples(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:

@@ -116,11 +116,16 @@ def require_levels(alpha_bars: Sequence[float]) -> None:
 
 
 def in_span(data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of data (B, D) and noise (draws, B, D) in the span of the data if D > B; the rest tells nothing."""
-    if data.shape[1] <= len(data):
+    """Coordinates of data (B, D) and noise (draws, B, D) in the span of the data if D > B, and the length of the rest.
+
+    They keep all inner products with the data and all lengths, which is all that the denoisers measure.
+    """
+    if data.shape[1] <= len(data) + 1:
         return data, noise
     basis, coordinates = torch.linalg.qr(data.T)  # (D, B), (B, B)
-    return coordinates.T, noise @ basis
+    inside = noise @ basis
+    rest = torch.linalg.vector_norm(noise - inside @ basis.T, dim=2, keepdim=True)
+    return torch.cat([coordinates.T, data.new_zeros(len(data), 1)], dim=1), torch.cat([inside, rest], dim=2)
 
 
 def plain_variance(data: Tensor, noise: Tensor, alpha_bar: float) -> float:

@@ -9,11 +9,13 @@ checkpoints/step_000500/
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from immiscible_policy.cli import one_line
+from immiscible_policy.cli import CommandError, one_line
 
 FORMAT = 1
 METADATA = "metadata.json"
@@ -168,3 +170,19 @@ def _flush_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold the lock of a training's directory, which the system releases even when this process is killed.
+
+    Raises:
+        CommandError: If another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"{directory} is being trained by another process; wait for it or stop it") from None
+        yield

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError
 from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
@@ -27,7 +24,7 @@ from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.training.checkpoint import newest_checkpoint, save_checkpoint, tidy
+from immiscible_policy.training.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
 from immiscible_policy.training.config import TrainConfig
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile, WandbRun
@@ -136,7 +133,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
     torch.set_num_threads(config.threads or 1)
     directory = seed_directory(run, seed)
     checkpoints = directory / "checkpoints"
-    with _alone(directory):
+    with alone(directory):
         state, policy = build_state(config, parts, seed)
         _resume(state, checkpoints)
         report({"event": "started", "seed": seed, "step": state.step})
@@ -213,18 +210,6 @@ def _resume(state: TrainState, checkpoints: Path) -> None:
     if newest is not None:
         model, ema, optimizer = (newest.tensors(name) for name in ("model", "ema", "optimizer"))
         state.restore(newest.step, model, ema, optimizer)
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold the seed's lock, which the system releases even when this process is killed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(f"{directory} is being trained by another process; wait for it or stop it") from None
-        yield
 
 
 def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) -> NoiseChoice:

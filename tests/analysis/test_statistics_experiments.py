@@ -17,6 +17,7 @@ from immiscible_policy.analysis.data import cifar_images, latent_fields, pusht_a
 from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.laws import expected_change, nearest_of_k, nearest_over
 from immiscible_policy.analysis.report import table
+from immiscible_policy.cli import parse
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.noise.statistics import cluster_distances, gaussian_kl
@@ -234,6 +235,8 @@ class TestTiming:
             ({"device": "gpu"}, "device=gpu: choose cpu or cuda"),
             ({"batches": "0"}, "batches=0: choose batches of 1 to 8,192"),
             ({"rounds": 0}, "rounds=0: needs 1 or more"),
+            ({"patience": -1.0}, "patience=-1.0: needs seconds"),
+            ({"patience": math.nan}, "patience=nan: needs seconds"),
         ],
     )
     def test_bad_words_are_one_clear_error(self, words, message):
@@ -260,6 +263,14 @@ def test_the_command_without_the_images_it_needs_says_so_and_writes_nothing(tmp_
     with pytest.raises(ValueError, match="images=PATH"):
         command_line._main(["gaussianity", f"out={tmp_path / 'here'}"])
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("name", command_line.NAMES)
+def test_a_negative_seed_is_refused_by_its_name(name):
+    options = command_line.load(name).options
+    if "seed" in options:
+        with pytest.raises(ValueError, match="seed=-1: not a whole number, 0 or more"):
+            parse(["seed=-1"], options, "")
 
 
 def test_table_refuses_a_row_that_is_too_short():

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from immiscible_policy.analysis import image_models, scaling, steps
-from immiscible_policy.analysis.image_models import ImageTraining, image_model, train_image_model
+from immiscible_policy.analysis.image_models import ImageTraining, image_model, require_models, train_image_model
 from immiscible_policy.analysis.layers import Batch, measure_layers, relative_error
 from immiscible_policy.analysis.pixels import distance_to, pixel_features, tiled
 from immiscible_policy.cli import parse
@@ -19,7 +19,7 @@ from immiscible_policy.evaluation.frechet import feature_statistics
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.training.checkpoint import newest_checkpoint, save_checkpoint
+from immiscible_policy.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from tests.image.folders import write_images
 
 STD, DIMS = 0.3, 6
@@ -166,6 +166,67 @@ def test_steps_measures_every_seed_of_policies(tmp_path):
     assert near["plain"] == plain["plain"] and near["final"] == plain["final"]  # the same weights, the same noise
     assert near["own"] != plain["own"]
     assert 0 < section["frechet_floor"] < min(plain["frechet"])
+
+
+def recorded_noise(path, noise):
+    save_checkpoint(path, {"step": 700, "config": {"noise": noise}}, {})
+    return read_checkpoint(path)
+
+
+def test_a_policys_own_selector_is_what_its_run_recorded_at_full_strength(tmp_path):
+    idp26 = {
+        "name": "idp26",
+        "pool": 2,
+        "cost": "euclidean",
+        "potentials": "auto",
+        "start": "50ep",
+        "stop": None,
+        "ramp": 9,
+    }
+    assert steps.own_selector(recorded_noise(tmp_path / "step_000700", idp26)) == make_selector("idp26", pool=2)
+    coupled = recorded_noise(tmp_path / "step_000701", {"name": "semidiscrete", "fit_steps": 3})
+    with pytest.raises(ValueError, match="noise=semidiscrete; steps knows vanilla"):
+        steps.own_selector(coupled)
+
+
+def test_models_that_cannot_be_had_are_refused_before_any_is_trained(tmp_path, cifar):
+    image_model(tmp_path, cifar, TINY)
+    wanted = [replace(TINY, noise="linear"), TINY]
+    require_models(tmp_path, cifar, wanted)
+    with pytest.raises(ValueError, match="nowhere is missing"):
+        require_models(tmp_path, tmp_path / "nowhere", wanted)
+    with pytest.raises(ValueError, match="another lr"):
+        require_models(tmp_path, cifar, [wanted[0], replace(TINY, lr=1e-4)])
+    newest = newest_checkpoint(tmp_path / TINY.name)
+    (newest.path / "ema.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="corrupt"):
+        require_models(tmp_path, cifar, wanted)
+    save_checkpoint(newest.path, {"step": 6}, {})  # of something else
+    with pytest.raises(ValueError, match="another noise"):
+        require_models(tmp_path, cifar, wanted)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [TINY.name]
+
+
+def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "measure_policy", lambda *_: pytest.fail("a policy was measured"))
+
+    def save(run, horizon, noise="vanilla"):
+        spec = PolicySpec("state", 5, 2, horizon, 2, 4, 100, 1.0, (8, 16), 16, 3, 4)
+        about = spec_metadata(spec) | {"config": {"noise": {"name": noise}, "batch_size": 9}, "step": 1}
+        path = tmp_path / run / "seed_0" / "checkpoints" / "step_000001"
+        save_checkpoint(path, about, {"ema": build_policy(spec).state_dict()})
+        return path
+
+    def refuse(message, *runs):
+        words = ["runs=" + ",".join(str(tmp_path / run) for run in runs)]
+        with pytest.raises(ValueError, match=message):
+            steps.EXPERIMENT.measure(parse(words, steps.EXPERIMENT.options, ""))
+
+    save("whole", 16), save("short", 8), save("coupled", 16, "semidiscrete")
+    (save("damaged", 16) / "ema.safetensors").write_bytes(b"damaged")
+    refuse("policies of horizon 8 and 16; they need the same", "whole", "short")
+    refuse("noise=semidiscrete", "whole", "coupled")
+    refuse("corrupt", "whole", "damaged")
 
 
 def test_scaling_compares_samples_with_real_images(tmp_path, cifar, monkeypatch):

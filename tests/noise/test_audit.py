@@ -282,9 +282,21 @@ def test_log_matmul_exp_is_the_log_of_summed_exponentials():
 def test_the_span_keeps_every_inner_product():
     data, noise = normal(5, 40).double(), normal(3, 5, 40, seed=1).double()
     short, projected = target_module.in_span(data, noise)
-    assert short.shape == (5, 5) and projected.shape == (3, 5, 5)
+    assert short.shape == (5, 6) and projected.shape == (3, 5, 6)
     torch.testing.assert_close(short @ short.T, data @ data.T)
     torch.testing.assert_close(projected @ short.T, noise @ data.T)
+    torch.testing.assert_close(projected.norm(dim=2), noise.norm(dim=2))
+
+
+def test_the_nearest_denoiser_is_the_same_in_the_span():
+    """The distance that KNN shortens lies mostly outside the span of a few samples; none of it may be lost."""
+    data, x_t = 0.5 * normal(5, 40).double(), normal(1, 7, 40, seed=1).double()
+    short, projected = target_module.in_span(data, x_t)
+    whole, found = (
+        target_module.nearest_ratio(x, 40, k=16)(at, 0.5, math.sqrt(0.75))
+        for x, at in ((data, x_t[0]), (short, projected[0]))
+    )
+    torch.testing.assert_close(found, whole)
 
 
 def test_dimensions_without_data_change_nothing_but_the_share_of_each_number():
@@ -469,7 +481,19 @@ def test_prior_shift_finds_the_length_of_the_mean_noise_that_a_condition_meets()
     weights[0, 0], weights[1, 5] = 1.2, 0.9  # mean noise of length sqrt(1.2^2 + 0.9^2) = 1.5
     assert prior_shift(condition, plain) < 0.1
     assert prior_shift(condition, plain + condition @ weights) == pytest.approx(1.5, abs=0.1)
-    assert prior_shift(torch.zeros(4000, 2), plain) == 0
+    assert prior_shift(torch.zeros(4000, 2), plain + 2 / math.sqrt(8)) == pytest.approx(2, abs=0.1)  # all meet one
+
+
+def test_prior_shift_is_found_where_a_regression_of_so_many_numbers_predicts_worse_than_none():
+    """40 numbers of condition, 32 of noise, 2 x 400 pairs: the squared shift is a tenth of what fitting costs."""
+    condition = normal(800, 40)
+    shift = 0.5 * condition[:, :1] * torch.nn.functional.one_hot(torch.tensor(3), 32)
+    squares = [
+        [prior_shift(condition, normal(800, 32, seed=seed) + mean) ** 2 for seed in range(1, 41)]
+        for mean in (torch.zeros(1), shift)
+    ]
+    assert np.mean(squares[0]) < 0.08  # negative ones are cut off at 0
+    assert np.mean(squares[1]) == pytest.approx(0.25, abs=0.05)
 
 
 def test_prior_shift_shows_what_assignment_does_across_conditions_and_c2ot_does_not():
