@@ -148,23 +148,28 @@ def _target(found: Audit) -> float:
 def _picture(rows: list[Row]) -> Figure:
     plain = rows[0].audit
     columns = (
-        ("distance to the sample, change [%]", [row.audit.distance.percent for row in rows], 0.0),
-        (f"mean squared norm (N(0, I): {plain.dims})", [row.audit.selected.squared_norm for row in rows], plain.dims),
-        ("correlation with the action", [row.audit.correlation.row_means for row in rows], 0.0),
-        ("prior shift given the observation", [row.audit.prior_shift or 0.0 for row in rows], 0.0),
-        (f"left to guess at alpha_bar {LEVEL:g}", [_target(row.audit) for row in rows], _target(plain)),
+        ("distance to the sample, change [%]", [row.audit.distance.percent for row in rows], 0.0, "+.2f"),
+        (
+            f"mean squared norm (N(0, I): {plain.dims})",
+            [row.audit.selected.squared_norm for row in rows],
+            plain.dims,
+            ".1f",
+        ),
+        ("correlation with the action", [row.audit.correlation.row_means for row in rows], 0.0, ".2f"),
+        ("prior shift given the observation", [row.audit.prior_shift or 0.0 for row in rows], 0.0, ".2f"),
+        (f"left to guess at alpha_bar {LEVEL:g}", [_target(row.audit) for row in rows], _target(plain), ".4f"),
     )
     figure = Figure(figsize=(14.5, 0.36 * len(rows) + 1.3), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
-    for axes, (title, values, reference) in zip(panels, columns, strict=True):
-        _bars(axes, title, values, float(reference))
+    for axes, (title, values, reference, form) in zip(panels, columns, strict=True):
+        _bars(axes, title, values, float(reference), form)
     panels[0].set_yticks(np.arange(len(rows)), [row.label for row in rows], fontsize=9)
     panels[0].invert_yaxis()
     return figure
 
 
-def _bars(axes: Axes, title: str, values: list[float], reference: float) -> None:
-    """One quantity of all selectors as bars that start at what plain noise has."""
+def _bars(axes: Axes, title: str, values: list[float], reference: float, form: str) -> None:
+    """One quantity of all selectors as bars that start at what plain noise has, its values written beside them."""
     places = np.arange(len(values))
     axes.barh(places, np.asarray(values) - reference, left=reference, height=0.62, color=COLOURS[0])
     axes.axvline(reference, color=GREY, linewidth=1)
@@ -173,10 +178,10 @@ def _bars(axes: Axes, title: str, values: list[float], reference: float) -> None
     left = low - (room if low < reference else 0.03 * room)
     axes.set_xlim(left if low < 0 or left > 0 else 0, high + (room if high > reference else 0.03 * room))
     for place, value in enumerate(values):
-        text = f"{value:+.2f}" if low < 0 else f"{value:.3g}"
-        side = "right" if value < reference and value - 0.6 * room > axes.get_xlim()[0] else "left"
-        axes.annotate(text, (value, place), xytext=(-3 if side == "right" else 3, 0), textcoords="offset points",
-                      fontsize=7.5, ha=side, va="center", color=GREY)  # fmt: skip
+        outside = value >= reference or value - 0.6 * room > axes.get_xlim()[0]
+        side = "right" if value < reference and outside else "left"
+        axes.annotate(format(value, form), (value, place), xytext=(-3 if side == "right" else 3, 0), ha=side, va="center",
+                      textcoords="offset points", fontsize=7.5, color=GREY if outside else "white")  # fmt: skip
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.tick_params(labelsize=8, left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
