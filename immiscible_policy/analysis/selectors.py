@@ -180,8 +180,16 @@ def _bars(axes: Axes, title: str, values: list[float], reference: float, form: s
     for place, value in enumerate(values):
         outside = value >= reference or value - 0.6 * room > axes.get_xlim()[0]
         side = "right" if value < reference and outside else "left"
-        axes.annotate(format(value, form), (value, place), xytext=(-3 if side == "right" else 3, 0), ha=side, va="center",
-                      textcoords="offset points", fontsize=7.5, color=GREY if outside else "white")  # fmt: skip
+        axes.annotate(
+            format(value, form),
+            (value, place),
+            xytext=(-3 if side == "right" else 3, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=7.5,
+            color=GREY if outside else "white",
+        )
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.tick_params(labelsize=8, left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
