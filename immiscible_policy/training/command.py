@@ -42,7 +42,7 @@ def _help() -> str:
         f"  {group}={'|'.join(group_choices(group))}" for group in ("noise", "obs", "scale", "task", "experiment")
     )
     noise = "\n".join(
-        f"  noise={name}: {', '.join(line.strip() for line in _lines(config_dir() / 'noise' / f'{name}.yaml')) or '-'}"
+        "\n    ".join([f"  noise={name}", *_lines(config_dir() / "noise" / f"{name}.yaml")])
         for name in group_choices("noise")
     )
     sizes = "\n".join(
