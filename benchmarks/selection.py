@@ -16,12 +16,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import make_windows
+from immiscible_policy.analysis.data import pusht_actions
 from immiscible_policy.noise import Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.costs import distances
 from immiscible_policy.noise.solvers import SolverName, solve
-from immiscible_policy.policy.normalizer import Normalizer
 
 Figures = dict[str, Any]
 Candidates = dict[str, Callable[[], Tensor]]
@@ -75,7 +73,7 @@ def knn_table(batch: int, dims: int, repeats: int, device: str) -> Figures:
 
 def assignment_table(batch: int, repeats: int) -> Figures:
     """Exact solvers on the same cost matrices of real action chunks and noise, with and without potentials."""
-    actions = pusht_actions()
+    actions = pusht_actions().flatten(1)
     potentials = fit_potentials(actions)
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {}
@@ -116,12 +114,6 @@ def lapx(costs: Tensor) -> Tensor:
     import lap
 
     return torch.from_numpy(lap.lapjv(costs.double().numpy())[1]).long()
-
-
-def pusht_actions() -> Tensor:
-    """Normalised action chunks (N, 32) of the embedded demonstrations."""
-    action = make_windows(open_store(embedded_store())).action
-    return Normalizer.fit(action).normalize(action).flatten(1)
 
 
 def alternate(candidates: Candidates, repeats: int, device: str = "cpu") -> dict[str, list[float]]:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from envs.geometry import GOAL_POSE
-from immiscible_policy.analysis.data import DATA, IMAGES, SEED
+from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, image_model, require_models
+from immiscible_policy.analysis.image_models import SIZE, image_model, require_models
 from immiscible_policy.analysis.perturbation import (
     Perturbed,
     Rollouts,
@@ -28,8 +28,7 @@ from immiscible_policy.analysis.pixels import tiled
 from immiscible_policy.analysis.report import table
 from immiscible_policy.analysis.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import Layout, Windows, make_windows
+from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.starts import parse_starts
@@ -54,10 +53,10 @@ measured, rollouts with the first seed. The image models are small, trained here
   python -m immiscible_policy.analysis bijection images=cifar10-jpeg.zip
 """
 OPTIONS = {
-    "runs": Option(str, None, "run directories, RUN,RUN,...: trained PushT policies"),
+    "runs": RUNS,
     "data": DATA,
     "images": IMAGES,
-    "models": Option(Path, MODELS, "directory of the image models, trained if absent"),
+    "models": MODELS,
     "perturbations": Option(int, 10, "perturbations of each start noise and weight"),
     "observations": Option(int, 32, "observations (or images) whose start noise is perturbed"),
     "windows": Option(int, 1024, "windows on which action and start noise are correlated"),
@@ -128,8 +127,7 @@ def measure_policy(checkpoint: Checkpoint, options: Document, starts: Sequence[i
     policy, spec = load_policy(checkpoint)
     sampler = Sampler("ddim", options["sampling_steps"])
     agent = Agent(policy, spec, sampler)
-    layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
-    windows = make_windows(open_store(options["data"] or embedded_store()), spec.obs, layout)  # type: ignore[arg-type]
+    windows = pusht_windows(options["data"], spec)
     if len(windows) < max(options["windows"], options["observations"]):
         raise CommandError(f"windows={options['windows']}: the demonstrations have {len(windows):,}")
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "bijection windows", options["seed"]))
@@ -171,7 +169,7 @@ def start_noise_figures(policy: DiffusionPolicy, windows: Windows, sampler: Samp
     for rows in torch.arange(len(windows)).split(BATCH):
         batch = windows[rows]
         generate = chunk_generator(policy, batch.obs, sampler)
-        x = policy.data_scale * policy.action.normalize(batch.action)
+        x = policy.clean(batch.action)
         noises.append(torch.randn(x.shape, generator=generator))
         sampled["random"].append(generate(noises[-1]))
         sampled["assigned"].append(generate(assign(x, generator=generator)))

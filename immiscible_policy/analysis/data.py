@@ -12,8 +12,9 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import make_windows
+from immiscible_policy.demos.windows import Layout, Windows, make_windows
 from immiscible_policy.image.data import load_cifar10, to_pixels
+from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
@@ -37,7 +38,25 @@ def whole(text: str) -> int:
     return int(text)
 
 
+MODELS = Option(Path, Path("runs/analysis/models"), "directory of the small image models, trained if absent")
+RUNS = Option(str, None, "run directories of PushT policies, RUN,RUN,...; steps compares with the first")
 SEED = Option(whole, 0, "seed of every random choice")
+
+
+def pusht_windows(data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
+    """Windows of PushT demonstrations, in their own units.
+
+    Args:
+        data: Directory of a zarr store; None for the embedded demonstrations.
+        spec: The policy that is to see them; None for keypoints in Diffusion Policy's layout.
+
+    Raises:
+        ValueError: If the store is unusable.
+    """
+    demos = open_store(data or embedded_store())
+    if spec is None:
+        return make_windows(demos)
+    return make_windows(demos, spec.obs, Layout(spec.horizon, spec.obs_steps, spec.action_steps))  # type: ignore[arg-type]
 
 
 def pusht_actions(data: Path | None = None) -> Tensor:
@@ -52,7 +71,7 @@ def pusht_actions(data: Path | None = None) -> Tensor:
     Raises:
         ValueError: If the store is unusable.
     """
-    actions = make_windows(open_store(data or embedded_store())).action
+    actions = pusht_windows(data).action
     return Normalizer.fit(actions).normalize(actions)
 
 

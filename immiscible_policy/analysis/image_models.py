@@ -40,7 +40,6 @@ from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile
 from immiscible_policy.training.state import TrainState
 
-MODELS = Path("runs/analysis/models")
 SIZE = 16
 CHECKPOINT_EVERY = 500
 

@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.analysis.data import IMAGES, SEED, WITHOUT_CIFAR
+from immiscible_policy.analysis.data import IMAGES, MODELS, SEED, WITHOUT_CIFAR
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model, require_models
+from immiscible_policy.analysis.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.pixels import FEATURES, RealImages, distance_to, real_images, tiled
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
@@ -193,7 +193,7 @@ EXPERIMENT = Experiment(
     measure,
     {
         "images": IMAGES,
-        "models": Option(Path, MODELS, "directory of the small image models"),
+        "models": MODELS,
         "stds": Option(str, "0.25,0.5,1,2,4", "standard deviations of the data, joined by commas"),
         "noise": Option(str, "vanilla", "vanilla, knn, or both joined by a comma"),
         "n": Option(int, 2000, "samples of each model"),

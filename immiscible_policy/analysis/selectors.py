@@ -10,12 +10,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from immiscible_policy.analysis.data import DATA, SEED
+from immiscible_policy.analysis.data import DATA, SEED, pusht_windows
 from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import make_windows
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
@@ -67,7 +65,7 @@ def measure(options: dict[str, Any]) -> Findings:
     for key, least, most in (("batch_size", 4, 4096), ("batches", 2, 1000)):
         if not least <= options[key] <= most:
             raise CommandError(f"{key}={options[key]}: choose {least} to {most:,}")
-    windows = make_windows(open_store(options["data"] or embedded_store()))
+    windows = pusht_windows(options["data"])
     x = Normalizer.fit(windows.action).normalize(windows.action)
     condition = Normalizer.fit(windows.obs).normalize(windows.obs).flatten(1)
     rows = []

@@ -15,15 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.analysis.data import DATA, IMAGES, SEED
+from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, ImageTraining, image_model, require_models
+from immiscible_policy.analysis.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.analysis.pixels import FEATURES, pixel_features, real_images, tiled
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import Layout, Windows, make_windows
+from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.evaluation.plots import COLOURS, GREY
@@ -156,8 +155,7 @@ class MeasuredPolicy(NamedTuple):
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> MeasuredPolicy:
     """Measure the layers of a policy on n windows of demonstrations."""
     policy, spec = load_policy(checkpoint)
-    layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
-    windows = make_windows(open_store(data or embedded_store()), spec.obs, layout)  # type: ignore[arg-type]
+    windows = pusht_windows(data, spec)
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "steps windows", seed))
     if len(order) < 2 * n:
         raise CommandError(f"n={n}: the demonstrations have {len(order):,} windows; choose at most half")
@@ -179,7 +177,7 @@ def policy_batches(policy: DiffusionPolicy, windows: Windows, checkpoint: Checkp
     for rows in torch.arange(len(windows)).split(batch_size):
         batch = windows[rows]
         condition = policy.condition(batch.obs)
-        x = policy.data_scale * policy.action.normalize(batch.action)
+        x = policy.clean(batch.action)
         plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every policy
         chosen = select(x, condition=condition, generator=own)
         yield Batch(x, chosen, plain, start, lambda noisy, t, c=condition: policy.denoiser(noisy, t, c))  # type: ignore[misc]
@@ -391,8 +389,8 @@ EXPERIMENT = Experiment(
     measure,
     {
         "images": IMAGES,
-        "models": Option(Path, MODELS, "directory of the small image models"),
-        "runs": Option(str, None, "run directories of PushT policies, joined by commas; the first is compared with"),
+        "models": MODELS,
+        "runs": RUNS,
         "data": DATA,
         "n": Option(int, 2000, "samples for each model"),
         "seed": SEED,

@@ -14,16 +14,14 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from immiscible_policy.analysis.data import DATA, IMAGES, SEED, cifar_images, pusht_actions
+from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_images, pusht_actions, pusht_windows
 from immiscible_policy.analysis.experiment import Experiment, Findings
-from immiscible_policy.analysis.image_models import MODELS, SIZE, image_model, require_models
+from immiscible_policy.analysis.image_models import SIZE, image_model, require_models
 from immiscible_policy.analysis.layers import predicted_along_sampling
 from immiscible_policy.analysis.mixture import mixing
 from immiscible_policy.analysis.report import table
 from immiscible_policy.analysis.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import Layout, make_windows
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.plots import COLOURS
 from immiscible_policy.noise import Selector, make_selector
@@ -45,10 +43,10 @@ here when absent), runs= the predictions of trained policies, the first seed of 
   python -m immiscible_policy.analysis tsne runs=runs/vanilla,runs/knn images=cifar10-jpeg.zip
 """
 OPTIONS = {
-    "runs": Option(str, None, "run directories, RUN,RUN,...: trained PushT policies"),
+    "runs": RUNS,
     "data": DATA,
     "images": IMAGES,
-    "models": Option(Path, MODELS, "directory of the image models, trained if absent"),
+    "models": MODELS,
     "noises": Option(int, 100, "noises of each sample"),
     "starts": Option(int, 128, "start noises of the predictions"),
     "batch_size": Option(int, 256, "batch within which assignment pairs"),
@@ -162,8 +160,7 @@ def policy_section(policies: Mapping[str, Checkpoint], options: Document) -> Sec
     panels = []
     for label, checkpoint in policies.items():
         policy, spec = load_policy(checkpoint)
-        layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
-        windows = make_windows(open_store(options["data"] or embedded_store()), spec.obs, layout)  # type: ignore[arg-type]
+        windows = pusht_windows(options["data"], spec)
         generator = torch_generator("cpu", "tsne policy", options["seed"])
         chosen = torch.randint(len(windows), (1,), generator=generator)
         condition = policy.condition(windows[chosen].obs).expand(options["starts"], -1)

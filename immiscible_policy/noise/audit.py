@@ -262,7 +262,7 @@ def audit(
     rows = _batches(x, batch_size, batches, condition, mask, generator)
     pairs = _draw(select, x, rows, condition, mask, step, generator)
     noise, count, dims = pairs.noise.flatten(0, 1).flatten(1), rows.numel(), x[0].numel()
-    few = rows[0, :TARGET_ROWS]
+    few, of_pairs = rows[0, :TARGET_ROWS], _take(condition, rows.flatten())
     return Audit(
         batches=len(rows),
         batch_size=rows.shape[1],
@@ -273,7 +273,7 @@ def audit(
         ks=ks_normal(noise),
         gaussian=gaussian_kl(noise) if count > dims else None,
         correlation=correlation(pairs.x.flatten(0, 1), noise.reshape(count, *x.shape[1:])),
-        prior_shift=None if condition is None else prior_shift(_take_rows(condition, rows), noise),
+        prior_shift=None if of_pairs is None else prior_shift(of_pairs, noise),
         target=target_variance(
             select,
             x[few],
@@ -396,11 +396,6 @@ def _distances(pairs: Pairs, noise: Tensor) -> Tensor:
     """Distances (R, B)."""
     mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
     return pair_distance(pairs.x.flatten(0, 1), noise.flatten(0, 1), mask).unflatten(0, noise.shape[:2])
-
-
-def _take_rows(condition: Tensor, rows: Tensor) -> Tensor:
-    """The conditions of all pairs (R * B, ...)."""
-    return condition[rows.flatten().to(condition.device)]
 
 
 def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:

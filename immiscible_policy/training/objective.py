@@ -56,12 +56,17 @@ class PolicyObjective:
             noised = self._selected(self.order.rows(step), step, generator)
         return noised.split(self.accumulate) if self.accumulate > 1 else [noised]
 
+    def mask(self, rows: Tensor) -> Tensor | None:
+        """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
+        return None if self.counted is None else self.counted[rows].unsqueeze(-1)
+
     def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Noised:
         """The windows of a step, with noise chosen for them."""
         assert self.noise.select is not None
         batch = self.windows[rows]
-        mask = None if self.counted is None else self.counted[rows].unsqueeze(-1)  # (B, T, 1)
-        return self.policy.noised(batch.obs, batch.action, self.noise.select, step=step, generator=generator, mask=mask)
+        return self.policy.noised(
+            batch.obs, batch.action, self.noise.select, step=step, generator=generator, mask=self.mask(rows)
+        )
 
     def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Noised:
         """Noise of a step, with the windows that it picks."""

@@ -231,9 +231,9 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     assert select is not None
     windows, policy = objective.windows, objective.policy
     rows = torch.cat([objective.order.rows(step + later) for later in range(AUDITED)])
-    mask = None if objective.counted is None else objective.counted[rows].unsqueeze(-1)
     x, condition = policy.clean(windows.action[rows]), policy.condition(windows.obs[rows])
     size = objective.order.batch_size
+    mask = objective.mask(rows)
     found = audit(select, x, batch_size=size, batches=AUDITED, condition=condition, mask=mask, step=step)
     return {
         "noise/distance_percent": found.distance.percent,
