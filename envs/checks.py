@@ -9,12 +9,12 @@ import numpy as np
 from envs.geometry import Array
 
 
-def finite(values: Any, shape: tuple[int, ...], name: str) -> Array:
+def finite(values: Any, shape: tuple[int | None, ...], name: str) -> Array:
     """Read finite float64 numbers of a shape.
 
     Args:
         values: Anything NumPy reads as an array of numbers.
-        shape: The shape that it must have.
+        shape: The shape that it must have; None where any length but 0 will do.
         name: What the caller calls it, for the message.
 
     Returns:
@@ -26,23 +26,26 @@ def finite(values: Any, shape: tuple[int, ...], name: str) -> Array:
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be numbers of shape {shape}, got {_short(values)}") from None
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        raise ValueError(f"{name} must be numbers of shape {_written(shape)}, got {_short(values)}") from None
+    if len(array.shape) != len(shape) or any(
+        got != wanted if wanted is not None else got == 0 for got, wanted in zip(array.shape, shape, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape {_written(shape)}, got {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got {_short(array.tolist())}")
     return array
 
 
 def inside(array: Array, low: Any, high: Any, name: str) -> Array:
-    """Return the array if every number lies between the bounds, ends included.
+    """Return the array (..., D) if every number lies between the bounds, ends included.
 
     Raises:
-        ValueError: If one does not.
+        ValueError: If one does not; the message names the first (D,) with such a number.
     """
-    outside = (array < low) | (array > high)
+    outside = ((array < low) | (array > high)).any(axis=-1)
     if outside.any():
-        raise ValueError(f"{name} {_short(array.tolist())} is outside {_short(low)} to {_short(high)}")
+        first = array[outside][0] if array.ndim > 1 else array
+        raise ValueError(f"{name} {_short(first.tolist())} is outside {_short(low)} to {_short(high)}")
     return array
 
 
@@ -55,6 +58,10 @@ def one_of(name: str, known: tuple[str, ...], what: str) -> str:
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     return name
+
+
+def _written(shape: tuple[int | None, ...]) -> str:
+    return str(shape).replace("None", "any")
 
 
 def _short(values: Any) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Point = tuple[float, float]
 Side = tuple[int, float, float]
 
@@ -49,13 +50,13 @@ KEYPOINTS = _constant(
     ]
 )
 
-_PARTS: list[list[Point]] = [[(float(x), float(y)) for x, y in part] for part in (BAR, STEM)]
+PARTS: list[list[Point]] = [[(float(x), float(y)) for x, y in part] for part in (BAR, STEM)]
 # The four sides of each part: (axis, sign, bound) keeps points with sign * (point[axis] - bound) >= 0.
-_SIDES: list[list[Side]] = [
+SIDES: list[list[Side]] = [
     [(axis, sign, sign * min(sign * corner[axis] for corner in part)) for axis in (0, 1) for sign in (1, -1)]
-    for part in _PARTS
+    for part in PARTS
 ]
-_AREA = 120.0 * 30.0 + 30.0 * 90.0
+AREA = 120.0 * 30.0 + 30.0 * 90.0
 
 
 def place(points: ArrayLike, pose: ArrayLike) -> Array:
@@ -107,11 +108,11 @@ def coverage(pose: Sequence[float] | Array, goal: Sequence[float] | Array = GOAL
     goal_cos, goal_sin, cos, sin = math.cos(goal_angle), math.sin(goal_angle), math.cos(turn), math.sin(turn)
     shift_x, shift_y = goal_cos * dx + goal_sin * dy, goal_cos * dy - goal_sin * dx
     overlap = 0.0
-    for part in _PARTS:
+    for part in PARTS:
         moved = [(cos * x - sin * y + shift_x, sin * x + cos * y + shift_y) for x, y in part]
-        for sides in _SIDES:
+        for sides in SIDES:
             overlap += _clipped_area(moved, sides)
-    return min(overlap / _AREA, 1.0)
+    return min(overlap / AREA, 1.0)
 
 
 def mirror_point(xy: ArrayLike, goal: ArrayLike = GOAL_POSE) -> Array:

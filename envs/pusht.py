@@ -256,7 +256,16 @@ def checked_goal(goal_pose: Any) -> Array:
     return values
 
 
-def checked_actions(action: Any, shape: tuple[int, ...]) -> Array:
+def checked_goals(goal_pose: Any, count: int, name: str) -> Array:
+    """Read one goal pose (3,) for all rows or one for each (N, 3), positions in the workspace, as (N, 3)."""
+    one_for_all = np.ndim(goal_pose) == 1
+    goals = np.empty((count, 3))
+    goals[:] = finite(goal_pose, (3,) if one_for_all else (count, 3), name)
+    inside(goals[:, :2], 0.0, WORKSPACE, f"{name} (position)")
+    return goals
+
+
+def checked_actions(action: Any, shape: tuple[int | None, ...]) -> Array:
     """Read finite commands of a shape and move those outside the workspace to its edge."""
     return np.clip(finite(action, shape, "action"), 0.0, WORKSPACE)
 
@@ -267,11 +276,12 @@ def reward(covered: float) -> float:
 
 
 def observe(state: Array, obs_type: str, goal_pose: Array) -> Observation:
-    """What the agent sees of a state (5,): see `PushTEnv`."""
+    """What the agent sees of a state (5,), or but for images of states (N, 5): see `PushTEnv`."""
     if obs_type == "state":
         return state
     if obs_type == "keypoints":
-        return np.concatenate([keypoints(state[2:]).ravel(), state[:2]])
+        points = keypoints(state[..., 2:])
+        return np.concatenate([points.reshape(*state.shape[:-1], 18), state[..., :2]], axis=-1)
     from envs.rendering import render_state
 
     return {"image": render_state(state, goal_pose, IMAGE_SIZE), "agent_pos": state[:2].copy()}

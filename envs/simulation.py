@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pymunk
@@ -34,6 +34,15 @@ WALL_RADIUS = 2.0
 WALL_CORNERS = ((5.0, 5.0), (506.0, 5.0), (506.0, 506.0), (5.0, 506.0))
 
 Order = Literal["angle_first", "position_first"]
+ORDERS: tuple[Order, ...] = ("angle_first", "position_first")
+
+
+class World(NamedTuple):
+    """The pymunk objects of one simulation, until its next reset builds new ones."""
+
+    space: pymunk.Space
+    agent: pymunk.Body
+    block: pymunk.Body
 
 
 class Simulation:
@@ -62,7 +71,7 @@ class Simulation:
             ValueError: If the state has another shape, is not finite, or the order is unknown.
         """
         values = finite(state, (5,), "state").tolist()
-        one_of(order, ("angle_first", "position_first"), "order")
+        one_of(order, ORDERS, "order")
         self._build()
         self._agent.position = values[0], values[1]
         if order == "angle_first":
@@ -113,6 +122,11 @@ class Simulation:
         begins at rest in the stored state, as if counted later, row by row, from the recorded states.
         """
         return math.ceil(self._contact_points / SUBSTEPS)
+
+    @property
+    def world(self) -> World:
+        """The world as it stands, for the compiled engine, which steps it in the place of `step`."""
+        return World(self._space, self._agent, self._block)
 
     def _build(self) -> None:
         self._space = pymunk.Space()

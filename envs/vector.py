@@ -13,9 +13,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs import MAX_EPISODE_STEPS
+from envs.batch import BatchSimulation
 from envs.checks import finite, one_of
-from envs.geometry import GOAL_POSE, Array, coverage
+from envs.geometry import GOAL_POSE, Array
 from envs.pusht import (
+    IMAGE_SIZE,
     OBS_TYPES,
     OPTIONS,
     SUCCESS_COVERAGE,
@@ -24,12 +26,12 @@ from envs.pusht import (
     action_space,
     checked_actions,
     checked_goal,
+    checked_goals,
     choose_start,
     observation_space,
     observe,
-    reward,
 )
-from envs.simulation import CONTROL_HZ, Simulation
+from envs.simulation import CONTROL_HZ
 
 Mask = NDArray[np.bool_]
 
@@ -43,8 +45,19 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     ```
 
     ## Arguments
-    Those of `PushTEnv` (`render_mode` is None or "rgb_array"), and `num_envs` (1), `max_episode_steps` (300),
-    `autoreset_mode`.
+    Those of `PushTEnv` (`render_mode` is None or "rgb_array"), and
+
+    | Argument            | Default    | Meaning                                                             |
+    |---------------------|------------|---------------------------------------------------------------------|
+    | `num_envs`          | 1          | number of rows, N                                                   |
+    | `max_episode_steps` | 300        | steps after which a row is truncated                                |
+    | `autoreset_mode`    | `DISABLED` | see below                                                           |
+    | `engine`            | `"auto"`   | what steps the rows: `"compiled"`, `"plain"`, or the first that can |
+    | `threads`           | 1          | threads that share the rows of the compiled engine                  |
+
+    Neither `engine` nor `threads` changes a result. The compiled engine calls pymunk's C library without
+    Python in between; it proves on each machine that it gives the plain engine's bits, and where it cannot,
+    `"auto"` warns once and takes the plain one (see `envs.engines`). `env.unwrapped.engine` is the one taken.
 
     ## Reset
     `seed` is None, one number (row i is seeded with `seed + i`) or one per row. Options, all of them
@@ -82,11 +95,14 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         render_mode: str | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+        engine: str = "auto",
+        threads: int = 1,
     ) -> None:
         """Build the rows; see the class for the arguments.
 
         Raises:
             ValueError: If an argument is not what the class says.
+            RuntimeError: If the engine is "compiled" and cannot be used here.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs} must be at least 1")
@@ -107,7 +123,8 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         self._max_episode_steps = max_episode_steps
         self._default_goal = checked_goal(goal_pose)
         self._goals = np.tile(self._default_goal, (num_envs, 1))
-        self._simulations = [Simulation() for _ in range(num_envs)]
+        self._batch = BatchSimulation(num_envs, threads, engine)
+        self.engine = self._batch.engine
         self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=np.bool_)
@@ -145,15 +162,13 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         """
         commands = checked_actions(actions, (self.num_envs, 2))
         begins = self._done & (self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP)
-        for row, simulation in enumerate(self._simulations):
-            if begins[row]:
-                self._begin(row, self._choose(row, {}))
-            else:
-                simulation.step(commands[row])
-                self._elapsed[row] += 1
+        going = np.flatnonzero(~begins)
+        self._batch.step(commands[going], going)
+        self._elapsed[going] += 1
+        for row in np.flatnonzero(begins).tolist():
+            self._begin(row, self._choose(row, {}))
         observations, infos = self._present()
-        rewards = np.array([reward(float(covered)) for covered in infos["coverage"]])
-        rewards[begins] = 0.0
+        rewards = np.where(begins, 0.0, np.clip(infos["coverage"] / SUCCESS_COVERAGE, 0.0, 1.0))
         terminated = infos["is_success"] & ~begins
         truncated = self._elapsed >= self._max_episode_steps
         self._done = terminated | truncated
@@ -165,31 +180,39 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             return None
         from envs.rendering import CANVAS, render_state
 
-        rows = zip(self._simulations, self._goals, strict=True)
-        return tuple(render_state(simulation.state, goal, CANVAS) for simulation, goal in rows)
+        rows = zip(self._batch.states, self._goals, strict=True)
+        return tuple(render_state(state, goal, CANVAS) for state, goal in rows)
 
     def _choose(self, row: int, options: dict[str, Any]) -> Start:
         return choose_start(options, self._randoms[row], self._default_goal)
 
     def _begin(self, row: int, start: Start) -> None:
-        self._simulations[row].reset(start.arguments, start.order)
+        self._batch.reset(row, start.arguments, start.order)
         self._goals[row] = start.goal_pose
         self._elapsed[row] = 0
         self._done[row] = False
 
     def _present(self) -> tuple[Observation, dict[str, Any]]:
-        states = np.array([simulation.state for simulation in self._simulations])
-        rows = list(zip(states, self._goals, strict=True))
-        covered = np.array([coverage(state[2:], goal) for state, goal in rows])
+        states, goals = self._batch.states, self._goals.copy()
+        poses = states[:, 2:].copy()
+        covered = self._batch.coverage(poses, goals)
         info = {
             "coverage": covered,
             "is_success": covered > SUCCESS_COVERAGE,
-            "n_contacts": np.array([simulation.n_contacts for simulation in self._simulations]),
-            "block_pose": states[:, 2:].copy(),
-            "goal_pose": self._goals.copy(),
+            "n_contacts": self._batch.n_contacts,
+            "block_pose": poses,
+            "goal_pose": goals,
         }
         masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
-        return _stack([observe(state, self.obs_type, goal) for state, goal in rows]), {**info, **masks}
+        return self._observe(states, goals), {**info, **masks}
+
+    def _observe(self, states: Array, goals: Array) -> Observation:
+        if self.obs_type != "image":
+            return observe(states, self.obs_type, goals)
+        from envs.rendering import render_state
+
+        images = [render_state(state, goal, IMAGE_SIZE) for state, goal in zip(states, goals, strict=True)]
+        return {"image": np.stack(images), "agent_pos": states[:, :2].copy()}
 
     def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -213,9 +236,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         if "legacy_seed" in options:
             columns["legacy_seed"] = _entries(options["legacy_seed"], count)
         if "goal_pose" in options:
-            one_for_all = np.ndim(options["goal_pose"]) == 1
-            goals = finite(options["goal_pose"], (3,) if one_for_all else (count, 3), "option goal_pose")
-            columns["goal_pose"] = np.broadcast_to(goals, (count, 3))
+            columns["goal_pose"] = checked_goals(options["goal_pose"], count, "option goal_pose")
         mask = _checked_mask(options.get("reset_mask", np.ones(count, dtype=np.bool_)), count)
         return mask, [{key: column[row] for key, column in columns.items()} for row in range(count)]
 
@@ -242,10 +263,3 @@ def _checked_mask(mask: Any, count: int) -> Mask:
     if array.shape != (count,) or array.dtype != np.bool_ or not array.any():
         raise ValueError(f"option reset_mask must be {count} booleans, at least one of them true, got {mask}")
     return array
-
-
-def _stack(observations: list[Observation]) -> Observation:
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: np.stack([one[key] for one in observations if isinstance(one, dict)]) for key in first}
-    return np.stack([one for one in observations if not isinstance(one, dict)])

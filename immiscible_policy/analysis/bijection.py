@@ -14,7 +14,6 @@ from torch import Tensor
 
 from envs.geometry import GOAL_POSE
 from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.image_models import SIZE, image_model, require_models
 from immiscible_policy.analysis.perturbation import (
     Perturbed,
@@ -32,6 +31,7 @@ from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.statistics import correlation
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler

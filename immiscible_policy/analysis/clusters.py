@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.analysis.data import IMAGES, SEED, cifar_images, latent_fields, root_mean_square
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.laws import nearest_over
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.statistics import ClusterDistances, cluster_distances
 from immiscible_policy.randomness import torch_generator

@@ -22,11 +22,11 @@ from immiscible_policy.analysis.data import (
     pusht_actions,
     root_mean_square,
 )
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.laws import expected_change
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.plots import COLOURS
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import DistanceChange, distance_change
 from immiscible_policy.randomness import torch_generator

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.analysis.data import IMAGES, MODELS, SEED, WITHOUT_CIFAR
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.pixels import FEATURES, RealImages, distance_to, real_images, tiled
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
 from immiscible_policy.randomness import torch_generator
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from immiscible_policy.analysis.data import DATA, SEED, pusht_windows
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
 from immiscible_policy.policy.normalizer import Normalizer

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.analysis.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.analysis.pixels import FEATURES, pixel_features, real_images, tiled
@@ -26,6 +25,7 @@ from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.image.diffusion import ImageDiffusion
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler

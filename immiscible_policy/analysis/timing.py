@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.analysis.data import DATA, IMAGES, SEED, cifar_images, latent_fields, pusht_actions
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import SELECTORS, Selector, fit_potentials, make_selector
 from immiscible_policy.noise.audit import selection_seconds
 from immiscible_policy.randomness import torch_generator

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
 from immiscible_policy.analysis.paths import Net, Path, generate, train_net
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option, parse_range
 from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.randomness import torch_generator
 

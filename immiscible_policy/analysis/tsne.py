@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.analysis.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_images, pusht_actions, pusht_windows
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.image_models import SIZE, image_model, require_models
 from immiscible_policy.analysis.layers import predicted_along_sampling
 from immiscible_policy.analysis.mixture import mixing
@@ -24,6 +23,7 @@ from immiscible_policy.analysis.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.plots import COLOURS
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.statistics import cluster_distances, correlation
 from immiscible_policy.policy.diffusion import Sampler

@@ -14,10 +14,10 @@ from PIL import Image
 from immiscible_policy.analysis import __main__ as command_line
 from immiscible_policy.analysis import clusters, distances, gaussianity, timing
 from immiscible_policy.analysis.data import cifar_images, latent_fields, pusht_actions, root_mean_square
-from immiscible_policy.analysis.experiment import Experiment, Findings
 from immiscible_policy.analysis.laws import expected_change, nearest_of_k, nearest_over
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import parse
+from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.noise.statistics import cluster_distances, gaussian_kl
@@ -267,7 +267,7 @@ def test_the_command_without_the_images_it_needs_says_so_and_writes_nothing(tmp_
 
 @pytest.mark.parametrize("name", command_line.NAMES)
 def test_a_negative_seed_is_refused_by_its_name(name):
-    options = command_line.load(name).options
+    options = command_line.EXPERIMENTS.load(name).options
     if "seed" in options:
         with pytest.raises(ValueError, match="seed=-1: not a whole number, 0 or more"):
             parse(["seed=-1"], options, "")

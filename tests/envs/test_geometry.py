@@ -45,7 +45,7 @@ def test_coverage_is_shapelys_over_random_poses():
     poses, goals = random_poses(random, 2000), random_poses(random, 2000)
     pairs = [(coverage(pose, goal), exact(pose, goal)) for pose, goal in zip(poses, goals, strict=True)]
     ours, theirs = np.array(pairs).T
-    assert np.abs(ours - theirs).max() < 1e-9
+    assert np.abs(ours - theirs).max() < 1e-12
     assert (ours > 0.01).sum() > 300  # the sample does overlap
 
 
@@ -54,7 +54,7 @@ def test_coverage_is_shapelys_near_the_goal(scale):
     random = np.random.default_rng(1)
     for goal in random_poses(random, 200):
         pose = goal + scale * random.standard_normal(3) * (1, 1, 0.02)
-        assert coverage(pose, goal) == pytest.approx(exact(pose, goal), abs=1e-9)
+        assert coverage(pose, goal) == pytest.approx(exact(pose, goal), abs=1e-12)
 
 
 def test_coverage_of_axis_parallel_shifts_by_hand():
@@ -81,11 +81,11 @@ def test_coverage_is_symmetric_periodic_and_moves_with_the_plane():
 
 
 def test_keypoints_are_rigid_and_batched():
-    poses = random_poses(np.random.default_rng(4), 12).reshape(3, 4, 3)
+    poses = random_poses(np.random.default_rng(4), 300).reshape(3, 100, 3)
     points = keypoints(poses)
-    assert points.shape == (3, 4, 9, 2) and points.dtype == np.float64
-    for index in np.ndindex(3, 4):
-        np.testing.assert_allclose(points[index], keypoints(poses[index]), rtol=0, atol=1e-12)
+    assert points.shape == (3, 100, 9, 2) and points.dtype == np.float64
+    for index in np.ndindex(3, 100):
+        np.testing.assert_array_equal(points[index], keypoints(poses[index]))
         distances = np.linalg.norm(points[index] - poses[index][:2], axis=-1)
         np.testing.assert_allclose(distances, np.linalg.norm(KEYPOINTS, axis=-1), atol=1e-9)
     np.testing.assert_array_equal(keypoints([0.0, 0.0, 0.0]), KEYPOINTS)

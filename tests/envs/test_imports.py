@@ -9,11 +9,11 @@ import envs
 from tests.conftest import ROOT
 
 
-def test_import_envs_loads_neither_the_learner_nor_torch_nor_pygame():
+def test_import_envs_loads_neither_the_learner_nor_torch_nor_pygame_nor_numba():
     code = (
         "import sys, envs, gymnasium\n"
         "gymnasium.make('immiscible/PushT-v0').reset(seed=0)\n"
-        "print([name for name in ('torch', 'immiscible_policy', 'pygame', 'zarr') if name in sys.modules])"
+        "print([name for name in ('torch', 'immiscible_policy', 'pygame', 'zarr', 'numba') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
