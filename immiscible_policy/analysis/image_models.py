@@ -140,7 +140,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
     newest = _newest(directory, training)
     if newest is not None:
         _require_same(newest, origin)
-        state.restore(newest.step, *(newest.tensors(name) for name in ("model", "ema", "optimizer")))
+        state.restore(newest.step, newest.tensors)
     metrics = MetricsFile(directory / "metrics.jsonl", state.step)
 
     def record(row: dict[str, Any]) -> None:
@@ -196,9 +196,8 @@ def _require_same(checkpoint: Checkpoint, origin: Mapping[str, str]) -> None:
 
 def _save(state: TrainState, directory: Path, training: ImageTraining, origin: Mapping[str, str]) -> None:
     """Write a checkpoint and drop the one before."""
-    tensors = {"model": state.weights(), "ema": state.ema_state(), "optimizer": state.optimizer_state()}
     about = {"training": training.identity, **origin, "versions": versions(), "step": state.step}
-    save_checkpoint(_path(directory, state.step), spec_metadata(training.spec) | about, tensors)
+    save_checkpoint(_path(directory, state.step), spec_metadata(training.spec) | about, state.tensors())
     tidy(directory, "last+best", {})
 
 

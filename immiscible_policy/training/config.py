@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
+from immiscible_policy.training.engine import ENGINES
 
 GROUPS = ("task", "obs", "noise", "scale", "experiment")
 
@@ -62,6 +63,7 @@ class TrainConfig:
     ema_power: float = 0.75
     ema_max: float = 0.9999
     precision: str = "auto"
+    engine: str = "fast"
     device: str = "auto"
     threads: int | None = None
     parallel: int | None = None
@@ -324,6 +326,7 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, choices in {
         "mask": ("none", "padding", "unsent"),
         "precision": ("auto", "fp32", "bf16"),
+        "engine": ENGINES,
         "keep": ("all", "last+best"),
         "sampler": ("ddim", "ddpm"),
         "wandb": ("offline", "online", "disabled"),

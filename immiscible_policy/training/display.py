@@ -70,7 +70,8 @@ class Display:
             self.line(f"seed {seed}  {note}")
 
     def _metrics(self, event: dict[str, Any]) -> None:
-        seed, note = event["seed"], f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s"
+        seed = event["seed"]
+        note = f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s  waited for batches {event['waited']:.1%}"
         self._progress.update(self._bars[seed], completed=event["step"], note=note)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line.get(seed, -LINE_EVERY) >= LINE_EVERY:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from immiscible_policy.training.engine import Objective, make_engine
 from immiscible_policy.training.state import TrainState
-
-
-class Objective(Protocol):
-    """What is minimised: a batch for every step, and its loss."""
-
-    def batches(self, step: int) -> Sequence[Any]:
-        """The step's micro-batches (sized: `len(part[0])` samples), a pure function of the step."""
-        ...
-
-    def loss(self, batch: Any) -> Tensor:
-        """Mean loss over a micro-batch, a scalar."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ def train(
     record: Callable[[dict[str, Any]], None],
     evaluate: Callable[[TrainState], dict[str, Any]],
     save: Callable[[TrainState], None],
+    engine: str = "fast",
 ) -> None:
     """Train from `state.step` to `schedule.steps`.
 
@@ -70,42 +60,35 @@ def train(
         objective: Batches and loss.
         schedule: When to log, evaluate and save.
         precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
-        record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since and `rate`, steps/s.
+        record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
+            `waited`, the share of the time in which training stood still for want of a batch.
         evaluate: Scores the state; its result is recorded.
         save: Writes a checkpoint.
+        engine: How a step is carried out: `fast` or `eager`.
 
     Raises:
         TrainingDiverged: If the loss is NaN or infinite.
     """
-    device = state.parameters[0].device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     state.model.train()
-    total, since, started = torch.zeros((), device=device), state.step, time.perf_counter()
+    total, since = torch.zeros((), device=state.parameters[0].device), state.step
+    with closing(make_engine(engine, state, objective, schedule.steps, precision)) as running:
+        waited, started = running.waited, time.perf_counter()
+        while state.step < schedule.steps:
+            total += running.step()
 
-    while state.step < schedule.steps:
-        parts = objective.batches(state.step)
-        size = sum(len(part[0]) for part in parts)
-        for part in parts:
-            with autocast:
-                loss = objective.loss(part) * (len(part[0]) / size)
-            loss.backward()
-            total += loss.detach()
-        state.advance()
-
-        log, check = (
-            schedule.due(state.step, schedule.log_every),
-            schedule.due(state.step, schedule.eval_every),
-        )
-        checkpoint = schedule.due(state.step, schedule.checkpoint_every)
-        if log or check or checkpoint:  # the only moments at which the device is waited for
-            mean, seconds = float(total) / (state.step - since), time.perf_counter() - started
-            if not math.isfinite(mean):
-                raise TrainingDiverged(f"the loss is {mean} at step {state.step}; lower lr= or check the data")
-            rate = (state.step - since) / seconds
-            record({"step": state.step, "loss": mean, "lr": state.lr, "seconds": seconds, "rate": rate})
-            if check:
-                record({"step": state.step, **evaluate(state)})
-            if checkpoint:
-                save(state)
-            total.zero_()
-            since, started = state.step, time.perf_counter()
+            log, check = schedule.due(state.step, schedule.log_every), schedule.due(state.step, schedule.eval_every)
+            checkpoint = schedule.due(state.step, schedule.checkpoint_every)
+            if log or check or checkpoint:  # the only moments at which the device is waited for
+                mean, seconds = float(total) / (state.step - since), time.perf_counter() - started
+                if not math.isfinite(mean):
+                    raise TrainingDiverged(f"the loss is {mean} at step {state.step}; lower lr= or check the data")
+                record({
+                    "step": state.step, "loss": mean, "lr": state.lr, "seconds": seconds,
+                    "rate": (state.step - since) / seconds, "waited": (running.waited - waited) / seconds,
+                })  # fmt: skip
+                if check:
+                    record({"step": state.step, **evaluate(state)})
+                if checkpoint:
+                    save(state)
+                total.zero_()
+                since, waited, started = state.step, running.waited, time.perf_counter()

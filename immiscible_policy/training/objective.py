@@ -106,7 +106,9 @@ class ShuffledOrder:
         return torch.cat(parts)
 
     def _epoch(self, epoch: int) -> Tensor:
-        if self._shuffled[0] != epoch:
+        shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
+        if shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            self._shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
-        return self._shuffled[1]
+            shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
+            self._shuffled = shuffled
+        return shuffled[1]

@@ -156,13 +156,8 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             return _means(rows) | held_out | _noise_audit(objective, state.step)
 
         def save(state: TrainState) -> None:
-            tensors = {
-                "model": state.weights(),
-                "ema": state.ema_state(),
-                "optimizer": state.optimizer_state(),
-            }
             metadata = spec_metadata(parts.spec) | origin | {"step": state.step}
-            save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, tensors)
+            save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
             tidy(checkpoints, config.keep, _mean_coverage(directory / "episodes.csv"))
 
         objective = PolicyObjective(
@@ -180,7 +175,16 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             config.eval_every or config.checkpoint_every,
             config.checkpoint_every,
         )
-        train(state, objective, schedule, precision=config.precision, record=record, evaluate=score, save=save)
+        train(
+            state,
+            objective,
+            schedule,
+            precision=config.precision,
+            record=record,
+            evaluate=score,
+            save=save,
+            engine=config.engine,
+        )
         metrics.close()
         wandb.close()
         report({"event": "finished", "seed": seed, "step": state.step})
@@ -208,8 +212,7 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
 def _resume(state: TrainState, checkpoints: Path) -> None:
     newest = newest_checkpoint(checkpoints)
     if newest is not None:
-        model, ema, optimizer = (newest.tensors(name) for name in ("model", "ema", "optimizer"))
-        state.restore(newest.step, model, ema, optimizer)
+        state.restore(newest.step, newest.tensors)
 
 
 def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) -> NoiseChoice:

@@ -1,27 +1,34 @@
-"""The one object that owns what training changes, and the only thing that saves and restores it."""
+"""The one object that owns what training changes, and the only thing that saves and restores it.
+
+All parameters are views into one buffer, and so are their EMA values: EMA, swap and snapshot are one operation each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+
+ALIGNMENT = 64
+"""Numbers between whose multiples every parameter begins in the buffer (256 bytes in float32)."""
+
+TensorsByName = dict[str, Tensor]
 
 
 class TrainState:
     """Model, optimizer, learning-rate schedule, EMA and step.
 
     Args:
-        model: What is trained; its buffers are saved with its weights.
+        model: What is trained, on its device for good; its buffers are saved with its weights.
         lr: Peak learning rate.
         betas: Of AdamW.
         weight_decay: Of AdamW.
         warmup_steps: Linear warm-up, then cosine to zero at `steps`.
         steps: Length of the training.
-        ema_power: The EMA's decay after n steps is 1 - (1 + n) ** -ema_power ...
+        ema_power: The EMA's decay in the update after n others is 1 - (1 + n) ** -ema_power ...
         ema_max: ... and at most this.
     """
 
@@ -38,79 +45,125 @@ class TrainState:
         ema_max: float,
     ) -> None:
         self.model = model
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self.lr_schedule = get_cosine_schedule_with_warmup(self.optimizer, warmup_steps, steps)
-        self.ema = EMAModel(
-            self.parameters, decay=ema_max, use_ema_warmup=True, inv_gamma=1.0, power=ema_power, foreach=True
-        )
         self.step = 0
+        self._flat = _share_one_buffer(self.parameters)
+        self._ema = self._flat.clone()
+        self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
+        self._lr, self._ema_share = self._flat.new_zeros(()), self._flat.new_zeros(())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self._lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=self._flat.is_cuda,
+        )
+        unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+        self._share_of_peak = get_cosine_schedule_with_warmup(unused, warmup_steps, steps).lr_lambdas[0]
 
     def advance(self) -> None:
-        """Apply the accumulated gradients: one optimizer step, one step of the schedule and of the EMA."""
+        """Apply the accumulated gradients: one step of optimizer, learning-rate schedule and EMA."""
+        self.set_rates()
+        self.update()
+        self.step += 1
+
+    def set_rates(self) -> None:
+        """Put the coming step's learning rate and EMA share where `update` reads them: on the device."""
+        self._lr.fill_(self.lr)
+        self._ema_share.fill_(1.0 - min(1.0 - (1.0 + self.step) ** -self._ema_power, self._ema_max))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let optimizer and EMA follow the gradients, at the rates that were set; the same operations every step."""
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.lr_schedule.step()
-        self.ema.step(self.parameters)
-        self.step += 1
+        self._ema.lerp_(self._flat, self._ema_share)
 
     @property
     def lr(self) -> float:
         """Learning rate of the coming step."""
-        return float(self.lr_schedule.get_last_lr()[0])
+        return self._peak * float(self._share_of_peak(self.step))
 
     @contextmanager
     def ema_weights(self) -> Iterator[nn.Module]:
         """The model in evaluation mode with the EMA's weights; the trained ones come back afterwards."""
-        trained = [p.detach().clone() for p in self.parameters]
-        self.ema.copy_to(self.parameters)
+        trained = self._flat.clone()
+        self._flat.copy_(self._ema)
         self.model.eval()
         try:
             yield self.model
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.parameters), trained)
+            self._flat.copy_(trained)
             self.model.train()
 
-    def weights(self) -> dict[str, Tensor]:
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Whatever updates happen inside are undone in place: weights, EMA, optimizer."""
+        before = [tensor.clone() for tensor in (self._flat, self._ema)]
+        known = {name: tensor.clone() for name, tensor in self.optimizer_state().items()}
+        yield
+        self._flat.copy_(before[0])
+        self._ema.copy_(before[1])
+        for name, tensor in self.optimizer_state().items():
+            tensor.copy_(known.get(name, torch.zeros_like(tensor)))  # an optimizer's state begins with zeros
+
+    def weights(self) -> TensorsByName:
         """Trained weights and buffers, by name."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
-    def ema_state(self) -> dict[str, Tensor]:
+    def ema_state(self) -> TensorsByName:
         """The same names with the EMA's weights."""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return self.weights() | dict(zip(names, self.ema.shadow_params, strict=True))
+        return self.weights() | dict(zip(self.names, _views(self._ema, self.parameters), strict=True))
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> TensorsByName:
         """The optimizer's tensors, named `PARAMETER.KEY` by the parameter's position."""
         per_parameter = self.optimizer.state_dict()["state"]
         return {f"{i}.{key}": tensor for i, entry in per_parameter.items() for key, tensor in entry.items()}
 
-    def restore(
-        self, step: int, weights: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor]
-    ) -> None:
-        """Continue from what `weights`, `ema_state` and `optimizer_state` returned after `step` steps.
+    def tensors(self) -> dict[str, TensorsByName]:
+        """All that a checkpoint needs: `model`, `ema` and `optimizer`."""
+        return {"model": self.weights(), "ema": self.ema_state(), "optimizer": self.optimizer_state()}
+
+    def restore(self, step: int, tensors: Callable[[str], TensorsByName]) -> None:
+        """Continue from what `tensors` returned after `step` steps.
+
+        Args:
+            step: Steps done.
+            tensors: Gives `model`, `ema` and `optimizer`, as `Checkpoint.tensors` does.
 
         Raises:
             RuntimeError: If names or shapes are not this model's.
         """
-        self.model.load_state_dict(weights)
-        device = self.parameters[0].device
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        self.ema.shadow_params = [ema[name].to(device) for name in names]
-        self.ema.optimization_step = step
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in optimizer.items():
+        self.model.load_state_dict(tensors("model"))
+        ema = tensors("ema")
+        for name, view in zip(self.names, _views(self._ema, self.parameters), strict=True):
+            view.copy_(ema[name])
+        state: dict[int, TensorsByName] = {}
+        for name, tensor in tensors("optimizer").items():
             position, key = name.split(".")
             state.setdefault(int(position), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        schedule = self.lr_schedule.state_dict() | {"last_epoch": step, "_step_count": step + 1}
-        self.lr_schedule.load_state_dict(schedule)
-        rates = [
-            base * factor(step)
-            for base, factor in zip(self.lr_schedule.base_lrs, self.lr_schedule.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.lr_schedule._last_lr = rates
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.param_groups[0]["lr"] = self._lr  # loading puts a copy there
         self.step = step
+
+
+@torch.no_grad()
+def _share_one_buffer(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Move parameters into one new buffer (N,), of which each becomes a view."""
+    flat = parameters[0].new_zeros(sum(_places(p) for p in parameters))
+    for parameter, view in zip(parameters, _views(flat, parameters), strict=True):
+        parameter.data = view.copy_(parameter)
+    return flat
+
+
+def _views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """A buffer's parts (N,) in the shapes of the parameters."""
+    parts = flat.split([_places(p) for p in parameters])
+    return [part[: p.numel()].view_as(p) for part, p in zip(parts, parameters, strict=True)]
+
+
+def _places(parameter: Tensor) -> int:
+    """Numbers that a parameter takes up in the buffer."""
+    return -(-parameter.numel() // ALIGNMENT) * ALIGNMENT

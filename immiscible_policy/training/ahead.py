@@ -1,0 +1,80 @@
+"""Batches prepared ahead, in worker threads, while the device is busy with the step before.
+
+A batch is a pure function of (seed, step), so the threads' timing changes nothing. What pays is above all the linear
+assignment, which the CPU solves and which depends on data and noise alone, never on the parameters::
+
+    workers    batch 7  |  batch 8  |  batch 9  | ...
+    training            |  step 7   |  step 8   |  step 9  ...
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+Parts = Sequence[Any]
+"""The micro-batches of a step, each a tuple of tensors."""
+
+
+class Ahead:
+    """Hands out the batches of steps `first`, `first + 1`, ..., `last - 1`.
+
+    Args:
+        batches: The micro-batches of a step; called from several threads.
+        first: The first step.
+        last: The step after the last.
+        device: Where the batches lie; on a GPU they are prepared in a stream of their own.
+        workers: Threads; twice as many batches are begun before they are asked for.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[int], Parts],
+        first: int,
+        last: int,
+        device: torch.device,
+        *,
+        workers: int = 1,
+    ) -> None:
+        self._batches = batches
+        self._coming = iter(range(first, last))
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # the data may still be on its way
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+        self._begun: deque[Future[tuple[Parts, Any]]] = deque()
+        for _ in range(2 * workers):
+            self._begin()
+
+    def next(self) -> Parts:
+        """The micro-batches of the next step; waits for them if need be, and raises what preparing them raised."""
+        prepared = self._begun.popleft()
+        self._begin()
+        parts, ready = prepared.result()
+        if ready is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(ready)
+            for tensor in (tensor for part in parts for tensor in part):
+                tensor.record_stream(stream)
+        return parts
+
+    def close(self) -> None:
+        """Drop what was begun and end the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        step = next(self._coming, None)
+        if step is not None:
+            self._begun.append(self._pool.submit(self._prepare, step))
+
+    def _prepare(self, step: int) -> tuple[Parts, Any]:
+        """A step's micro-batches and, on a GPU, the event after which they may be read."""
+        if self._stream is None:
+            return self._batches(step), None
+        with torch.cuda.stream(self._stream):
+            parts = self._batches(step)
+            return parts, self._stream.record_event()

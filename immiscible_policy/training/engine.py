@@ -1,0 +1,198 @@
+"""How a training step is carried out: `engine=eager` or `engine=fast`. The result is the same.
+
+eager   prepare the batch, then forward, backward, AdamW, EMA: one operation after another, for reading and debugging.
+fast    batches are prepared ahead (`ahead.py`). On a GPU forward, backward, AdamW and EMA are moreover compiled and
+        captured as one CUDA graph, replayed at every step: the CPU only hands over batches and never waits.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.training.ahead import Ahead, Parts
+from immiscible_policy.training.state import TrainState
+
+ENGINES = ("fast", "eager")
+GPU_WORKERS = 4
+"""Threads that prepare batches for a GPU, whose step takes less time than the CPU needs to pair a batch."""
+WARMUP_STEPS = 3
+"""Steps before a capture: they compile, choose algorithms and allocate."""
+
+
+class Objective(Protocol):
+    """What is minimised: a batch for every step, and its loss."""
+
+    def batches(self, step: int) -> Sequence[Any]:
+        """The step's micro-batches, named tuples of tensors with a row per sample; a pure function of the step."""
+        ...
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss over a micro-batch, a scalar; no randomness, no sizes that depend on values."""
+        ...
+
+
+class Engine(Protocol):
+    """Carries out training steps; `waited` counts the seconds in which training stood still for want of a batch."""
+
+    waited: float
+
+    def step(self) -> Tensor:
+        """One training step; its mean loss, a scalar on the device."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        ...
+
+
+def make_engine(name: str, state: TrainState, objective: Objective, last: int, precision: str) -> Engine:
+    """The engine of that name, ready for the steps from `state.step` to `last`.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine={name}: known engines are {', '.join(ENGINES)}")
+    device = state.parameters[0].device
+    gradients = Gradients(objective, device, precision)
+    if name == "eager":
+        return Eager(state, lambda: objective.batches(state.step), gradients)
+    on_gpu = device.type == "cuda"
+    ahead = Ahead(objective.batches, state.step, last, device, workers=GPU_WORKERS if on_gpu else 1)
+    return (Captured if on_gpu else Eager)(state, ahead.next, gradients, ahead.close)
+
+
+class Gradients:
+    """Forward and backward over the micro-batches of a step.
+
+    Args:
+        objective: Gives the loss.
+        device: Of the model.
+        precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device, precision: str) -> None:
+        self.loss: Callable[[Any], Tensor] = objective.loss
+        self.device, self.enabled = device, precision == "bf16"
+
+    def __call__(self, parts: Parts) -> Tensor:
+        """Accumulate the gradients of the mean loss over all parts, and return it."""
+        size = sum(len(part[0]) for part in parts)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.enabled):
+                loss = self.loss(part) * (len(part[0]) / size)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+
+class Eager:
+    """One operation after another.
+
+    Args:
+        state: Changed in place.
+        batch: The micro-batches of the coming step.
+        gradients: Forward and backward.
+        close: Ends whatever prepares the batches.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        batch: Callable[[], Parts],
+        gradients: Gradients,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.state, self.batch, self.gradients, self.close = state, batch, gradients, close
+        self.waited = 0.0
+
+    def step(self) -> Tensor:
+        """One training step; its mean loss."""
+        start = time.perf_counter()
+        parts = self.batch()
+        self.waited += time.perf_counter() - start
+        loss = self.gradients(parts)
+        self.state.advance()
+        return loss
+
+
+class Captured:
+    """Forward, backward, AdamW and EMA as one CUDA graph over fixed buffers.
+
+    The first step rehearses (compiling where a compiler is there), undoes what the rehearsal changed, and captures.
+    Only the batch, the learning rate and the EMA's share change between replays, all of them in place. On the CPU the
+    same work runs uncaptured.
+
+    Args:
+        state: Changed in place.
+        batch: The micro-batches of the coming step, every time of the same shapes.
+        gradients: Forward and backward.
+        close: Ends whatever prepares the batches.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        batch: Callable[[], Parts],
+        gradients: Gradients,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.state, self.batch, self.gradients, self.close = state, batch, gradients, close
+        self.waited = 0.0
+        self._buffers: Parts = ()
+        self._loss = torch.zeros((), device=gradients.device)
+        self._replay: Callable[[], None] | None = None
+
+    def step(self) -> Tensor:
+        """One training step; its mean loss, in a tensor that the next step overwrites."""
+        start = time.perf_counter()
+        parts = self.batch()
+        self.waited += time.perf_counter() - start
+        if self._replay is None:
+            self._buffers = [part._make(field.clone() for field in part) for part in parts]
+            self._replay = self._capture()
+        for buffer, part in zip(self._buffers, parts, strict=True):
+            torch._foreach_copy_(list(buffer), list(part))
+        self.state.set_rates()
+        self._replay()
+        self.state.step += 1
+        return self._loss
+
+    def _work(self) -> None:
+        """What is captured."""
+        self._loss.copy_(self.gradients(self._buffers))
+        self.state.update()
+
+    def _capture(self) -> Callable[[], None]:
+        """Rehearse, undo, capture; returns what replays the work."""
+        if can_compile(self.gradients.device):
+            self.gradients.loss = torch.compile(self.gradients.loss, dynamic=False)
+        if self.gradients.device.type != "cuda":
+            with self.state.rehearsal():
+                self._work()
+            return self._work
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), self.state.rehearsal():
+            for _ in range(WARMUP_STEPS):
+                self._work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads go on preparing batches
+            self._work()
+        return graph.replay
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs on a GPU: Triton, and a C compiler for its launchers."""
+    if device.type != "cuda":  # on a CPU compiling takes longer than it saves in a training of minutes
+        return False
+    return find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))

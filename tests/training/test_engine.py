@@ -1,0 +1,267 @@
+"""Engines: whoever carries a step out, and whenever its batch is prepared, the result is the same."""
+
+import random
+import time
+from typing import NamedTuple
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from immiscible_policy.training.ahead import Ahead
+from immiscible_policy.training.config import compose_config
+from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
+from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.noise import noise_options
+from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
+from immiscible_policy.training.run import build_parts, build_state
+from immiscible_policy.training.state import ALIGNMENT, TrainState
+from tests.training.helpers import command, tree, write_small_store
+
+CPU = torch.device("cpu")
+NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Regression:
+    """Least squares; a batch is a function of the step alone, prepared sooner or later."""
+
+    def __init__(self, model, parts=1, slow=False):
+        self.model, self.parts, self.slow = model, parts, slow
+
+    def batches(self, step):
+        if self.slow:
+            time.sleep(random.uniform(0, 0.01))
+        generator = torch.Generator(self.model[0].weight.device).manual_seed(step)
+        shapes = ((8, 3), (8, 1))
+        fields = (torch.randn(shape, generator=generator, device=generator.device) for shape in shapes)
+        return [Pair(*rows) for rows in zip(*(field.chunk(self.parts) for field in fields), strict=True)]
+
+    def loss(self, batch):
+        return (self.model(batch.x) - batch.y).square().mean()
+
+
+def make_state(steps=12, device="cpu"):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).to(device)
+    return TrainState(
+        model, lr=1e-2, betas=(0.95, 0.999), weight_decay=1e-6,
+        warmup_steps=4, steps=steps, ema_power=0.75, ema_max=0.9999,
+    )  # fmt: skip
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+    ours, theirs = a.tensors(), b.tensors()
+    return all(torch.equal(ours[kind][name], theirs[kind][name]) for kind in theirs for name in theirs[kind])
+
+
+def run(state, engine, steps=12, parts=1, slow=False):
+    rows = []
+    train(
+        state, Regression(state.model, parts, slow), Schedule(steps, 3, 100, 100), precision="fp32",
+        record=rows.append, evaluate=lambda state: {}, save=lambda state: None, engine=engine,
+    )  # fmt: skip
+    return [row for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_batches_come_in_order_however_long_each_takes(workers):
+    def batches(step):
+        time.sleep(random.uniform(0, 0.005))
+        return [step]
+
+    ahead = Ahead(batches, 5, 40, CPU, workers=workers)
+    assert [ahead.next()[0] for _ in range(35)] == list(range(5, 40))
+    ahead.close()
+
+
+def test_only_wanted_batches_are_prepared_and_some_before_they_are_asked_for():
+    begun = []
+    ahead = Ahead(lambda step: begun.append(step) or [step], 3, 7, CPU)
+    ahead.next()
+    ahead.close()
+    assert begun == [3, 4, 5][: len(begun)] and len(begun) >= 1
+    whole = Ahead(lambda step: begun.append(step) or [step], 3, 7, CPU)
+    begun.clear()
+    for _ in range(4):
+        whole.next()
+    whole.close()
+    assert sorted(begun)[-1] == 6
+
+
+def test_what_preparing_a_batch_raises_reaches_the_training_at_its_step():
+    def batches(step):
+        if step == 4:
+            raise ValueError("window 4 is broken")
+        return [step]
+
+    ahead = Ahead(batches, 0, 10, CPU, workers=3)
+    assert [ahead.next() for _ in range(4)] == [[0], [1], [2], [3]]
+    with pytest.raises(ValueError, match="window 4 is broken"):
+        ahead.next()
+    ahead.close()
+
+
+def test_the_order_of_windows_is_the_same_from_many_threads():
+    plain, shared = ShuffledOrder(50, 7, seed=1), ShuffledOrder(50, 7, seed=1)
+    ahead = Ahead(lambda step: [shared.rows(step)], 0, 100, CPU, workers=4)
+    assert all(torch.equal(ahead.next()[0], plain.rows(step)) for step in range(100))
+    ahead.close()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_engines_agree_bit_for_bit(parts):
+    eager, fast = make_state(), make_state()
+    rows = run(eager, "eager", parts=parts)
+    assert [row["loss"] for row in run(fast, "fast", parts=parts, slow=True)] == [row["loss"] for row in rows]
+    assert same(fast, eager)
+    assert not same(eager, make_state())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("before", [0, 5])
+def test_the_captured_step_agrees_with_the_eager_one_and_its_rehearsal_leaves_no_trace(parts, before):
+    """Uncaptured, as it runs on a CPU: the same buffers, rates and order of work; from the start and in the middle."""
+    eager, captured = make_state(), make_state()
+    for state in (eager, captured):
+        run(state, "eager", before, parts)
+    objective = Regression(captured.model, parts)
+    engine = Captured(captured, lambda: objective.batches(captured.step), Gradients(objective, CPU, "fp32"))
+    plain = Eager(eager, lambda: objective.batches(eager.step), Gradients(Regression(eager.model), CPU, "fp32"))
+    for _ in range(before, 12):
+        assert float(engine.step()) == float(plain.step())
+    assert captured.step == eager.step == 12 and same(captured, eager)
+
+
+def test_a_rehearsal_is_undone_in_place():
+    state = make_state()
+    places = [tensor.data_ptr() for tensor in state.weights().values()]
+    before = {name: tensor.clone() for name, tensor in state.weights().items()}
+    objective = Regression(state.model)
+    with state.rehearsal():
+        for step in range(3):
+            Gradients(objective, CPU, "fp32")(objective.batches(step))
+            state.set_rates()
+            state.update()
+            state.step += 1
+        state.step = 0
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in state.weights().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.weights().items())
+    assert [tensor.data_ptr() for tensor in state.weights().values()] == places
+    assert all(not tensor.any() for tensor in state.optimizer_state().values())
+
+
+def test_parameters_share_one_buffer_and_begin_where_kernels_like_it():
+    state = make_state()
+    pointers = [p.data_ptr() for p in state.parameters]
+    assert len({p.untyped_storage().data_ptr() for p in state.parameters}) == 1
+    assert all((pointer - pointers[0]) % (4 * ALIGNMENT) == 0 for pointer in pointers)
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.parameters, plain.parameters(), strict=True))
+
+
+def test_the_ema_is_that_of_diffusers():
+    state = make_state()
+    reference = EMAModel(state.parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    objective = Regression(state.model)
+    for step in range(12):
+        Gradients(objective, CPU, "fp32")(objective.batches(step))
+        state.advance()
+        reference.step(state.parameters)
+    for name, shadow in zip(state.names, reference.shadow_params, strict=True):
+        torch.testing.assert_close(state.ema_state()[name], shadow, rtol=1e-6, atol=1e-7)
+
+
+def test_an_unknown_engine_is_named():
+    with pytest.raises(ValueError, match="engine=warp: known engines are fast, eager"):
+        make_engine("warp", make_state(), Regression(make_state().model), 1, "fp32")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+def policy_objective(store, noise, device="cpu", accumulate=1):
+    """A small policy's state and objective."""
+    more = {"semidiscrete": ["fit_steps=20"], "idp26": ["start=0"]}.get(noise, [])
+    config = compose_config(["experiment=debug", f"data={store}", f"device={device}", f"noise={noise}", *more])
+    parts = build_parts(config)
+    state, policy = build_state(config, parts, seed=0)
+    windows = parts.training.to(device)
+    options = noise_options(config.noise, steps=20, batch_size=16, steps_per_epoch=1)
+    choice = options.build(policy.clean(windows.action))
+    return state, PolicyObjective(policy, windows, choice, batch_size=16, accumulate=accumulate, seed=0)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_batches_prepared_in_threads_are_those_of_the_main_thread(store, noise):
+    _, objective = policy_objective(store, noise)
+    ahead = Ahead(objective.batches, 3, 20, CPU, workers=3)
+    for step in range(3, 20):
+        prepared = ahead.next()[0]
+        assert all(torch.equal(a, b) for a, b in zip(prepared, objective.batches(step)[0], strict=True))
+    ahead.close()
+
+
+def test_the_loss_is_one_graph(store):
+    """`torch.compile` finds nothing in it that would fall back to Python, and gradients agree."""
+    state, objective = policy_objective(store, "vanilla")
+    batch = objective.batches(0)[0]
+    compiled = torch.compile(objective.loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    plain = torch.autograd.grad(objective.loss(batch), state.parameters)
+    for ours, theirs in zip(torch.autograd.grad(compiled(batch), state.parameters), plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_both_engines_write_the_same_checkpoints(store, tmp_path):
+    """Through the real command line, with assignment solved ahead; metrics differ in the clock alone."""
+    kept = {}
+    for engine in ("eager", "fast"):
+        out = tmp_path / engine
+        words = ("experiment=debug", "noise=linear", f"data={store}", f"engine={engine}", f"out={out}", "seed=3")
+        result = command("train_policy.py", *words)
+        assert result.returncode == 0, result.stderr
+        kept[engine] = {
+            name: content for name, content in tree(out / "seed_3").items() if name.endswith(("safetensors", ".csv"))
+        }
+    assert kept["fast"] == kept["eager"] and len(kept["fast"]) >= 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_captured_graph_trains_as_the_eager_steps_do(store, noise, accumulate):
+    losses, ends = [], []
+    for engine in ("eager", "fast"):
+        state, objective = policy_objective(store, noise, "cuda", accumulate)
+        rows = []
+        train(state, objective, Schedule(30, 1, 100, 100), precision="fp32", record=rows.append,
+              evaluate=lambda state: {}, save=lambda state: None, engine=engine)  # fmt: skip
+        losses.append(torch.tensor([row["loss"] for row in rows if "loss" in row]))
+        ends.append(torch.cat([tensor.flatten() for tensor in state.ema_state().values()]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noise", ["vanilla", "knn"])
+def test_a_captured_step_never_waits_for_the_device(store, noise):
+    state, objective = policy_objective(store, noise, "cuda")
+    engine = make_engine("fast", state, objective, 40, "fp32")
+    for _ in range(10):  # rehearsal and capture may wait
+        engine.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        engine.close()
+    assert state.step == 30
