@@ -91,7 +91,7 @@ def chunk_generator(policy: DiffusionPolicy, observation: Tensor, sampler: Sampl
         ValueError: If the sampler is not deterministic, or has more steps than the noising chain.
     """
     if sampler.name != "ddim":
-        raise ValueError(f"sampler={sampler.name}: only ddim adds no noise of its own; use ddim")
+        raise ValueError(f"sampler={sampler.name}: only ddim is followed from a given start noise; use ddim")
     condition = policy.condition(observation)
     scheduler = policy.scheduler(sampler)
 

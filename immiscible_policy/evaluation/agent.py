@@ -28,7 +28,7 @@ class Agent:
     """
 
     def __init__(self, policy: DiffusionPolicy, spec: PolicySpec, sampler: Sampler) -> None:
-        policy.scheduler(sampler)  # refuses steps that the chain does not have
+        sampler.timesteps(policy.diffusion_steps)  # refuses steps that the chain does not have
         self.policy, self.spec, self.sampler = policy, spec, sampler
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
 

@@ -1,4 +1,4 @@
-"""The diffusion policy: what it learns (noise chosen by a selector) and how it acts (DDPM or DDIM).
+"""The diffusion policy: what it learns (noise chosen by a selector) and how it acts (through a sampler).
 
 Shape legend: B samples, O observation steps, Do numbers per observation, T horizon, A action dimensions.
 """
@@ -6,36 +6,27 @@ Shape legend: B samples, O observation steps, Do numbers per observation, T hori
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from immiscible_policy.noise import Selector
 from immiscible_policy.policy.normalizer import Normalizer
-
-SAMPLERS = ("ddim", "ddpm")
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How to denoise: the scheme and its number of steps.
-
-    Raises:
-        ValueError: If the name is unknown or steps < 1.
-    """
-
-    name: Literal["ddim", "ddpm"] = "ddim"
-    steps: int = 10
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler={self.name}: known samplers are {', '.join(SAMPLERS)}")
-        if self.steps < 1:
-            raise ValueError(f"sampling_steps={self.steps}: needs 1 or more")
+from immiscible_policy.policy.sampling import (
+    Function,
+    Replay,
+    Sampler,
+    Scheduler,
+    denoise,
+    denoise_by_diffusers,
+    denoising_steps,
+    diffusers_scheduler,
+    draws,
+    noise_paths,
+)
 
 
 class Noised(NamedTuple):
@@ -93,7 +84,8 @@ class DiffusionPolicy(nn.Module):
         self.horizon = horizon
         self.diffusion_steps = diffusion_steps
         self.data_scale = data_scale
-        self.noising = DDPMScheduler(**self._scheduler_options(), variance_type="fixed_small")
+        self.noising = DDPMScheduler(num_train_timesteps=diffusion_steps, beta_schedule="squaredcos_cap_v2")
+        self._replay = Replay()
 
     def noised(
         self,
@@ -153,46 +145,33 @@ class DiffusionPolicy(nn.Module):
         """
         if len(generators) != len(observation):
             raise ValueError(f"{len(observation)} observations need as many generators; got {len(generators)}")
-        scheduler = self.scheduler(sampler)
         condition = self.condition(observation)
-        shape = (self.horizon, self.action.scale.shape[0])
-        noise = [torch.randn(shape, generator=g, device=g.device).to(condition.device) for g in generators]
-        x = torch.stack(noise)  # (B, T, A)
-        rows: Any = list(generators)  # diffusers takes one per row, though its annotation says one in all
-        for t in scheduler.timesteps:
-            steps = t.to(x.device).expand(len(x))
-            prediction = self.denoiser(x, steps, condition).float()
-            x = scheduler.step(prediction, t, x, generator=rows, return_dict=False)[0]
+        start = (self.horizon, self.action.scale.shape[0])
+        if sampler.engine == "eager":
+            noise = noise_paths(generators, 1, start)[0].to(condition.device)
+            x = denoise_by_diffusers(self.denoiser, self.scheduler(sampler), condition, noise, generators)
+        else:
+            steps = denoising_steps(sampler, self.noising.alphas_cumprod)
+            t = torch.tensor(sampler.timesteps(self.diffusion_steps), device=condition.device)
+            noise = noise_paths(generators, draws(steps), start).to(condition.device)
+            x = self._run(sampler, partial(denoise, self.denoiser, steps, self.data_scale), t, condition, noise)
         return self.action.unnormalize(x / self.data_scale)
+
+    def _run(self, sampler: Sampler, function: Function, *inputs: Tensor) -> Tensor:
+        """Call a function of tensors and weights; on a CUDA device, replay it."""
+        if inputs[0].device.type != "cuda":
+            return function(*inputs)
+        weights = tuple(p.data_ptr() for p in self.denoiser.parameters())  # a recording reads them where they were
+        return self._replay((sampler, weights), function, *inputs)
 
     def condition(self, observation: Tensor) -> Tensor:
         """Normalise and flatten observations (B, O, Do) to (B, O * Do)."""
         return self.observation.normalize(observation).flatten(1)
 
-    def scheduler(self, sampler: Sampler) -> DDPMScheduler | DDIMScheduler:
+    def scheduler(self, sampler: Sampler) -> Scheduler:
         """The diffusers scheduler of a sampler, its timesteps set.
 
         Raises:
             ValueError: If the sampler has more steps than the noising chain.
         """
-        if sampler.steps > self.diffusion_steps:
-            raise ValueError(
-                f"sampling_steps={sampler.steps}: the policy was trained with {self.diffusion_steps} diffusion steps"
-            )
-        options = self._scheduler_options()
-        scheduler: DDPMScheduler | DDIMScheduler
-        if sampler.name == "ddim":
-            scheduler = DDIMScheduler(**options)
-        else:
-            scheduler = DDPMScheduler(**options, variance_type="fixed_small")
-        scheduler.set_timesteps(sampler.steps)
-        return scheduler
-
-    def _scheduler_options(self) -> dict:
-        return dict(
-            num_train_timesteps=self.diffusion_steps,
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="epsilon",
-            clip_sample=True,
-            clip_sample_range=self.data_scale,
-        )
+        return diffusers_scheduler(sampler, self.diffusion_steps, self.data_scale)

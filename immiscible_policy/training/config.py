@@ -22,7 +22,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
-from immiscible_policy.training.engine import ENGINES
 
 GROUPS = ("task", "obs", "noise", "scale", "experiment")
 
@@ -128,6 +127,7 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise CommandError(one_line(error)) from None
     plain: Any = OmegaConf.to_container(composed, resolve=True)
+    plain.pop("arms", None)  # of a grid, which composes each for itself
     texts = {key: None if text == "null" else text for key, text in given.items() if key in TEXT_KEYS}
     for key in ("data", "out"):
         if texts.get(key):
@@ -268,7 +268,7 @@ def _resolve(config: TrainConfig, device: str, experiment: str | None) -> None:
     config.threads = config.threads if config.threads is not None else 1
     if config.parallel is None:
         # Three seeds on two cores end sooner side by side than two and then one.
-        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 1
+        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 2
         config.parallel = min(len(parse_range("seed", config.seed)), most)
     config.eval_every = config.eval_every if config.eval_every is not None else config.checkpoint_every
     config.out = config.out or f"runs/{_run_name(config, experiment)}"
@@ -326,9 +326,9 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, choices in {
         "mask": ("none", "padding", "unsent"),
         "precision": ("auto", "fp32", "bf16"),
-        "engine": ENGINES,
+        "engine": ("fast", "eager"),
         "keep": ("all", "last+best"),
-        "sampler": ("ddim", "ddpm"),
+        "sampler": ("ddim", "ddpm", "dpmpp"),
         "wandb": ("offline", "online", "disabled"),
     }.items():
         if getattr(config, key) not in choices:

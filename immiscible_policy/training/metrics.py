@@ -62,6 +62,7 @@ class WandbRun:
                 project="immiscible-policy",
                 id=run_id,
                 resume="allow",
+                reinit="create_new",  # other seeds may log from this process
                 name=name,
                 dir=directory,
                 mode=chosen,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions,
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.state import TrainState
 
+GLOBAL_RANDOMNESS = Lock()
+"""Held while torch's initialisers draw: they know the global random stream alone, and seeds may share a process."""
 AUDITED = 16
 """Batches of each noise audit during training."""
 
@@ -71,7 +74,7 @@ def build_parts(config: TrainConfig) -> Parts:
     Raises:
         ValueError: If a setting or the data is unusable; one line says which.
     """
-    sampler = Sampler(config.sampler, config.sampling_steps)  # type: ignore[arg-type]
+    sampler = Sampler(config.sampler, config.sampling_steps, config.engine)  # type: ignore[arg-type]
     layout = Layout(config.horizon, config.obs_steps, config.action_steps)
     starts = parse_starts(config.starts, config.episodes)
     demos = open_store(Path(config.data) if config.data else embedded_store())
@@ -192,10 +195,11 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
 
 def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
     """The training state at step 0, and the policy in it; weights are a function of the seed."""
-    torch.manual_seed(derive_seed("weights", seed))  # torch's initialisers draw from the global stream alone
     observation = Normalizer.fit(parts.training.obs)
     action = Normalizer.fit(parts.training.action)
-    policy = build_policy(parts.spec, observation, action).to(config.device)
+    with GLOBAL_RANDOMNESS:  # weights are a function of the seed
+        torch.manual_seed(derive_seed("weights", seed))
+        policy = build_policy(parts.spec, observation, action).to(config.device)
     state = TrainState(
         policy,
         lr=config.lr,

@@ -65,7 +65,7 @@ def _train(config: TrainConfig, parts: Parts, directory: Path, seeds: list[int])
     open_seeds = [seed for seed in seeds if not is_finished(config, directory, seed)]
     with Display(open_seeds, config.steps) as display:
         if len(seeds) > 1:
-            return train_seeds(config, directory, open_seeds, display.show)
+            return train_seeds(config, parts, directory, open_seeds, display.show)
         for seed in open_seeds:
             train_seed(config, parts, directory, seed, display.show)
         return {}

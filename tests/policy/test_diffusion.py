@@ -1,6 +1,7 @@
-"""The diffusion policy: noising and loss by hand, samplers against an analytic denoiser."""
+"""The diffusion policy: noising and loss by hand, sampled laws against an analytic denoiser."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_every_diffusion_step_is_trained():
     assert set(batch.t.tolist()) == set(range(100))
 
 
-@pytest.mark.parametrize("sampler", [Sampler("ddpm", 100), Sampler("ddim", 100)])
+@pytest.mark.parametrize("sampler", [Sampler("ddpm", 100), Sampler("ddim", 100), Sampler("dpmpp", 100)])
 @pytest.mark.parametrize("data_scale", [1.0, 3.0])
 def test_samplers_recover_an_analytic_gaussian(sampler, data_scale):
     """Data N(0.3, 0.1^2) in normalised units comes back, in pixels, whatever data_scale it was learned at."""
@@ -115,15 +116,18 @@ def test_more_ddim_steps_come_closer_to_the_data():
     assert error(100) < error(20) < error(5)
 
 
-def test_samples_stay_within_the_clipping_range_times_data_scale():
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp"])
+def test_samples_stay_within_the_clipping_range_times_data_scale(name):
     policy = make_policy(GaussianDenoiser(5.0, 1.0), data_scale=2.0)
-    chunk = policy.sample(torch.zeros(20, 2, 2), Sampler("ddpm", 100), generators(20))
+    chunk = policy.sample(torch.zeros(20, 2, 2), Sampler(name, 100), generators(20))
     assert float(policy.action.normalize(chunk).abs().max()) <= 1 + 1e-5
     assert float(policy.action.normalize(chunk).max()) > 0.99
 
 
-@pytest.mark.parametrize("sampler", [Sampler("ddpm", 20), Sampler("ddim", 5)])
-def test_a_row_depends_on_its_own_generator_alone(sampler):
+@pytest.mark.parametrize("engine", ["fast", "eager"])
+@pytest.mark.parametrize("sampler", [Sampler("ddpm", 20), Sampler("ddim", 5), Sampler("dpmpp", 5)])
+def test_a_row_depends_on_its_own_generator_alone(sampler, engine):
+    sampler = replace(sampler, engine=engine)
     policy = make_policy(GaussianDenoiser(0, 0.5))
     many = policy.sample(torch.zeros(5, 2, 2), sampler, generators(5))
     torch.testing.assert_close(policy.sample(torch.zeros(2, 2, 2), sampler, generators(5)[3:]), many[3:])

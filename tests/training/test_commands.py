@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ import zarr
 
 from immiscible_policy.evaluation.rows import read_rows
 from immiscible_policy.training.checkpoint import list_checkpoints
+from immiscible_policy.training.config import compose_config
+from immiscible_policy.training.run import build_parts
+from immiscible_policy.training.workers import in_thread
 from tests.training.helpers import ROOT, command, refused, tree, write_small_store
 
 FAST = (
@@ -95,6 +99,22 @@ def test_seeds_in_parallel_equal_a_seed_alone(finished, store, tmp_path):
     assert result.returncode == 0, result.stderr
     assert weights(tmp_path / "a", 1) == weights(out, 1) != weights(tmp_path / "a", 0)
     assert set(json.loads((tmp_path / "a" / "summary.json").read_text())["seeds"]) == {"0", "1"}
+
+
+def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store, tmp_path):
+    """As several seeds share a GPU: one process, a thread for each, one of which fails."""
+    out, _ = finished
+    words = [*FAST, "noise=knn", "k=2", "seed=1,2,3", f"data={store}", f"out={tmp_path}"]
+    config = compose_config([*words, "wandb=offline"])
+    parts, events = build_parts(config), []
+    (tmp_path / "seed_2").mkdir()
+    with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        failures = list(pool.map(lambda seed: in_thread(config, parts, tmp_path, seed, events.append), (1, 2, 3)))
+    assert failures[0] is failures[2] is None and weights(tmp_path, 1) == weights(out, 1) != weights(tmp_path, 3)
+    assert failures[1].startswith("seed 2 failed: ") and "another process" in failures[1]
+    assert "another process" in (tmp_path / "seed_2" / "log.txt").read_text()
+    assert {event["seed"] for event in events if event["event"] == "finished"} == {1, 3}
 
 
 def test_a_selector_changes_what_is_learned_and_k_of_one_is_vanilla(store, tmp_path):

@@ -97,6 +97,16 @@ def test_ranges_that_are_none(text):
         parse_range("seed", text)
 
 
+def test_what_is_accepted_exists():
+    """The options are checked before anything heavy is imported, so their choices are written out there."""
+    from immiscible_policy.policy.diffusion import Sampler
+    from immiscible_policy.training.engine import ENGINES
+
+    for name in ("ddim", "ddpm", "dpmpp"):
+        assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).sampler
+    assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -123,6 +133,7 @@ def test_ranges_that_are_none(text):
         (["precision=int8"], "unknown precision 'int8'"),
         (["keep=none"], "unknown keep 'none'"),
         (["sampler=euler"], "unknown sampler 'euler'"),
+        (["engine=warp"], "unknown engine 'warp'"),
         (["data_scale=0"], "data_scale=0"),
         (["betas=[0.9]"], "betas=[0.9]"),
         (["accumulate=500"], "accumulate=500"),
