@@ -2,6 +2,7 @@
 # make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
 # make test    lint, types, and the default tests
 # make check   lint and types alone
+# make peers   LeRobot, gym-pusht and torchcfm in .venv-peers, for `python -m benchmarks` (about 8 GB)
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup demo test check slow lock
+.PHONY: setup demo test check slow lock peers lock-peers
 
 setup: $(VENV)/.installed
 
@@ -43,3 +44,21 @@ slow: setup
 # Pin what the current environment holds (after upgrading it by hand), for pip, without any index address.
 lock: setup
 	$(RUN) -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock
+
+# What the benchmarks stand beside. The lock is for Python 3.11; LeRobot and gym-pusht need older libraries than ours.
+PEERS := .venv-peers
+PEER_PACKAGES := lerobot==0.4.4 gym-pusht 'pymunk<7' shapely torchcfm
+
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: requirements-peers.lock
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.lock
+	touch $@
+
+# Make the peers' environment anew from what fits together today, and pin it, for pip, without any index address.
+lock-peers:
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_PACKAGES)
+	$(PEERS)/bin/python -m pip freeze --all --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-peers.lock
+	touch $(PEERS)/.installed

@@ -1,124 +1,467 @@
-"""The training step beside the bare network: what selection, noising, batches, EMA and bookkeeping add.
-
-The bare step is forward, mean squared error, backward and AdamW of the same network on fixed tensors. Ours is the
-training loop as users run it. Both alternate in blocks, so that a machine that slows down slows both.
-"""
+"""The training step beside the bare network and LeRobot's: what selection, noising, batches and EMA add."""
 
 from __future__ import annotations
 
+import json
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from immiscible_policy.training.config import TrainConfig, compose_config
-from immiscible_policy.training.loop import Schedule, train
-from immiscible_policy.training.noise import noise_options
+from benchmarks.drawing import log_axes
+from benchmarks.measuring import (
+    QUICK,
+    medians,
+    ratio,
+    ratios,
+    require_positive,
+    short,
+    take_turns,
+    timed,
+    where,
+)
+from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
+from immiscible_policy.analysis.report import panels, table
+from immiscible_policy.cli import CommandError, Option, parse_range, unknown
+from immiscible_policy.evaluation.plots import COLOURS, GREY
+from immiscible_policy.experiment import Experiment, Findings
+from immiscible_policy.policy.build import build_policy
+from immiscible_policy.training.config import TrainConfig, compose_config, resolve_device
+from immiscible_policy.training.engine import ENGINES, make_engine
+from immiscible_policy.training.noise import COUPLED, NoiseChoice, noise_options
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.run import Parts, build_parts, build_state
 
-Figures = dict[str, Any]
+USAGE = """\
+usage: python -m benchmarks step [KEY=VALUE ...]
+
+A training step with every kind of noise, beside the bare network and LeRobot's DiffusionPolicy.
+
+The floor is the bare network: forward, mean squared error, backward and AdamW on tensors that are there already. Ours
+is what `train_policy.py` does for a step, with either engine. LeRobot's has the same sizes, batch, precision and
+threads, its batch in memory. All alternate in one run; cost curves follow, against batch size and width.
+
+  python -m benchmarks step
+  python -m benchmarks step device=cuda scale=paper seeds=2
+  python -m benchmarks step batch=64 noise=vanilla,linear peers=none
+"""
 NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
+PEER = "lerobot"
+CURVES = ("vanilla fast", "linear fast")
+QUICK_SIZES: dict[str, Any] = {
+    "turns": 1, "steps": 1, "batch": 8, "width": 16, "batches": "4,8", "widths": "8,16", "noise": "vanilla,linear",
+}  # fmt: skip
+UNCOUNTED = {"cpu": 2, "cuda": 32}
+"""Steps before the counted ones of a turn: caches are warm, and batches prepared in others' turns are used up."""
+COUNTED = {"cpu": 2, "cuda": 64}
+ENDLESS, SHORT_FIT = 10**9, 50
+"""Steps of the training that is timed a few steps of, and of the fit of a coupling."""
+FLOOR_PAPER = "1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU: 0.454 TFLOP, 2.8 GB)"
+
+Figures = dict[str, Any]
 
 
-def measure(blocks: int, block_steps: int, words: list[str]) -> Figures:
-    """Time every selector's training step against the bare network.
+def measure(options: dict[str, Any]) -> Findings:
+    """Time every kind of noise with every engine, then the curves."""
+    options = {**options, **(QUICK_SIZES if options["quick"] else {})}
+    require_positive(options, ("turns", "steps", "batch", "width", "threads", "seeds"))
+    kind = resolve_device(options["device"]).partition(":")[0]
+    options["steps"] = options["steps"] or COUNTED[kind]
+    noises = _known("noise", options["noise"], NOISES)
+    engines = _known("engine", options["engine"], ENGINES)
+    batches, widths = (parse_range(key, options[key]) for key in ("batches", "widths"))
+    config = configure(options, options["batch"], options["width"])
+    peer_takes_part = PEER in chosen_peers(options["peers"])
+    torch.set_num_threads(options["threads"])
+    arms = [f"{noise} {engine}" for noise in noises for engine in engines]
+    curve = [name for name in CURVES if name in arms]
+    points = {
+        "batch": {str(batch): configure(options, batch, options["width"]) for batch in batches},
+        "width": {str(width): configure(options, options["batch"], width) for width in widths},
+    }
+    require_sizes(config, [*points["batch"].values(), *points["width"].values()])
+    choices = noise_choices(config, noises)
+    turns, steps = max(1, options["turns"] // 3), options["steps"]
+    with ExitStack() as stack:
+        peer = stack.enter_context(Peer(PEER, options["threads"])) if peer_takes_part else None
+        figures = beside_each_other(config, arms, choices, peer, options["turns"], options["steps"])
+        figures["curves"] = {
+            axis: {
+                at: _point(beside_each_other(each, curve, choices, peer, turns, steps)) for at, each in along.items()
+            }
+            for axis, along in points.items()
+        }
+    if options["seeds"] > 1:
+        figures["seeds"] = seeds_together(options)
+    return Findings(figures, _text(figures), _picture(figures))
 
-    Args:
-        blocks: Alternations.
-        block_steps: Steps per block.
-        words: Options of `train_policy.py`.
 
-    Returns:
-        Milliseconds per step (median over blocks) and the ratio to the bare step (median of the paired ratios).
+def configure(options: dict[str, Any], batch: int | None, width: int | None) -> TrainConfig:
+    """The options of a training run at that batch size and width; None: the scale's own."""
+    words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
+    if batch is not None:
+        words.append(f"batch_size={batch}")
+    if width is not None:
+        words.append(f"down_dims=[{width},{2 * width},{4 * width}]")
+    return compose_config([*words, "wandb=disabled", "sampler=ddim"])
+
+
+def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
+    """Refuse networks that cannot be built, before anything is measured.
+
+    Raises:
+        ValueError: If the sizes of one do not fit together.
     """
-    config = compose_config(["wandb=disabled", "device=cpu", *words])
-    torch.set_num_threads(config.threads or 1)
+    spec = build_parts(config).spec
+    with torch.device("meta"):
+        for other in others:
+            build_policy(replace(spec, down_dims=tuple(other.down_dims)))
+
+
+def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, NoiseChoice]:
+    """What chooses each kind of noise, as configured by default and fitted to the training windows.
+
+    The fit of a coupling is cut short: it decides which windows are picked, not what picking them costs.
+    """
     parts = build_parts(config)
-    run_bare = BareLoop(config, parts)
-    runs: dict[str, Callable[[int], None]] = {"bare": run_bare}
-    runs |= {name: ours(config, parts, name) for name in NOISES}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for block in range(blocks + 1):
-        for name, steps in runs.items():
-            start = time.perf_counter()
-            steps(block_steps)
-            if block:  # the first block warms up
-                seconds[name].append((time.perf_counter() - start) / block_steps)
+    policy = build_state(config, parts, seed=0)[1]
+    actions = policy.clean(parts.training.action.to(config.device))
+    words = {COUPLED: [f"fit_steps={SHORT_FIT}"]}
+    groups = {noise: compose_config([f"noise={noise}", *words.get(noise, []), "device=cpu"]).noise for noise in noises}
     return {
-        "network": {
-            "parameters": run_bare.parameters,
-            "batch_size": config.batch_size,
-            "precision": config.precision,
-        },
-        "threads": config.threads,
-        "ms_per_step": {name: round(1e3 * statistics.median(values), 3) for name, values in seconds.items()},
-        "ratio_to_bare": {
-            name: round(statistics.median(a / b for a, b in zip(seconds[name], seconds["bare"], strict=True)), 4)
-            for name in NOISES
-        },
-        "batch_assembly_ms": round(1e3 * batch_assembly(parts, config.batch_size), 4),
+        noise: noise_options(group, steps=ENDLESS, batch_size=config.batch_size, steps_per_epoch=0).build(actions)
+        for noise, group in groups.items()
     }
 
 
-class BareLoop:
-    """The same network, loss, backward and optimizer, on tensors that are there already."""
+def beside_each_other(
+    config: TrainConfig, arms: Sequence[str], choices: dict[str, NoiseChoice], peer: Peer | None, turns: int, steps: int
+) -> Figures:
+    """Time a training step of each arm, of the bare network, and of LeRobot.
+
+    Args:
+        config: Options of the training run.
+        arms: `NOISE ENGINE` each.
+        choices: What chooses each kind of noise.
+        peer: LeRobot, or None.
+        turns: Turns of each.
+        steps: Counted steps per turn.
+
+    Returns:
+        Milliseconds per step, ratios to the bare network and to ours, and what was measured.
+    """
+    parts = build_parts(config)
+    bare = BareNetwork(config, parts)
+    figures: Figures = {
+        "network": {
+            "parameters": bare.parameters, "down_dims": list(config.down_dims), "batch_size": config.batch_size,
+            "precision": config.precision, "horizon": config.horizon,
+        },
+        "threads": config.threads,
+        "device": where(config.device, config.threads or 1),
+    }  # fmt: skip
+    candidates: dict[str, Callable[[], float]] = {"bare": turn(bare.step, steps, config.device)}
+    with ExitStack() as stack:
+        for name in arms:
+            noise, engine = name.split()
+            candidates[name] = turn(trainer(config, parts, choices[noise], engine, stack), steps, config.device)
+        if peer is not None:
+            figures["lerobot"] = peer.ask("build", network_options(config))
+            candidates["LeRobot"] = partial(_peer_turn, peer, steps, config.device)
+        seconds = take_turns(candidates, turns)
+    figures["ms_per_step"] = medians(seconds)
+    figures["ratio_to_bare"] = ratios(seconds, [name for name in seconds if name != "bare"], "bare")
+    if peer is not None:
+        figures["lerobot_over"] = {name: ratio(seconds, "LeRobot", name) for name in ("bare", *arms)}
+    both = [engine for engine in ENGINES if {f"linear {engine}", f"vanilla {engine}"} <= set(arms)]
+    figures["assignment_adds"] = {
+        engine: round(ratio(seconds, f"linear {engine}", f"vanilla {engine}") - 1, 4) for engine in both
+    }
+    figures["eager_over_fast"] = {
+        noise: ratio(seconds, f"{noise} eager", f"{noise} fast")
+        for noise in choices
+        if {f"{noise} eager", f"{noise} fast"} <= set(arms)
+    }
+    figures["batch_assembly_ms"] = round(1e3 * batch_assembly(parts, config), 4)
+    return figures
+
+
+def turn(step: Callable[[], object], steps: int, device: str) -> Callable[[], float]:
+    """A turn of a candidate: some steps that are not counted, then those that are; seconds per step."""
+
+    def measure() -> float:
+        timed(step, _uncounted(device), device)
+        return timed(step, steps, device)
+
+    return measure
+
+
+def _peer_turn(peer: Peer, steps: int, device: str) -> float:
+    peer.ask("step", {"steps": _uncounted(device)})
+    return float(peer.ask("step", {"steps": steps}))
+
+
+def _uncounted(device: str) -> int:
+    return UNCOUNTED[device.partition(":")[0]]
+
+
+class BareNetwork:
+    """The same network, loss, backward and optimizer, on tensors that are there already.
+
+    Args:
+        config: Options of the training run.
+        parts: What it is made of.
+    """
 
     def __init__(self, config: TrainConfig, parts: Parts) -> None:
-        state, policy = build_state(config, parts, seed=0)
-        self.model, self.optimizer = policy.denoiser, state.optimizer
+        self.model = build_policy(parts.spec).denoiser.to(config.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, fused=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         generator = torch.Generator().manual_seed(0)
-        shape = (config.batch_size, config.horizon, parts.spec.action_dim)
-        self.noisy = torch.randn(shape, generator=generator)
-        self.noise = torch.randn(shape, generator=generator)
-        self.condition = torch.randn(config.batch_size, parts.spec.obs_dim * parts.spec.obs_steps)
-        self.t = torch.randint(100, (config.batch_size,), generator=generator)
-        self.enabled = config.precision == "bf16"
+        rows, spec = config.batch_size, parts.spec
+        shape = (rows, spec.horizon, spec.action_dim)
+        noisy, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+        condition = torch.randn(rows, spec.obs_dim * spec.obs_steps, generator=generator)
+        t = torch.randint(spec.diffusion_steps, (rows,), generator=generator)
+        self.noise = noise.to(config.device)
+        self.inputs = [tensor.to(config.device) for tensor in (noisy, t, condition)]
+        self.autocast = torch.autocast(
+            torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
 
-    def __call__(self, steps: int) -> None:
-        """Run so many steps."""
-        for _ in range(steps):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
-                prediction = self.model(self.noisy, self.t, self.condition)
-                loss = torch.nn.functional.mse_loss(prediction.float(), self.noise)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+    def step(self) -> None:
+        """One step."""
+        with self.autocast:
+            prediction = self.model(*self.inputs)
+            loss = torch.nn.functional.mse_loss(prediction.float(), self.noise)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
-def ours(config: TrainConfig, parts: Parts, noise: str) -> Callable[[int], None]:
-    """The training loop with a selector, as a function that runs so many more steps."""
+def trainer(
+    config: TrainConfig, parts: Parts, choice: NoiseChoice, engine: str, stack: ExitStack
+) -> Callable[[], object]:
+    """The training step of a run with that noise and engine; the stack ends what it holds."""
     state, policy = build_state(config, parts, seed=0)
-    choice = noise_options(noise_group(noise), steps=10**6, batch_size=config.batch_size, steps_per_epoch=0).build(
-        policy.clean(parts.training.action)
-    )
-    objective = PolicyObjective(policy, parts.training, choice, batch_size=config.batch_size, accumulate=1, seed=0)
-
-    def run(steps: int) -> None:
-        schedule = Schedule(state.step + steps, log_every=50, eval_every=10**9, checkpoint_every=10**9)
-        train(
-            state, objective, schedule, precision=config.precision,
-            record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None,
-        )  # fmt: skip
-
-    return run
+    windows = parts.training.to(config.device)
+    objective = PolicyObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
+    state.model.train()
+    running = make_engine(engine, state, objective, ENDLESS, config.precision)
+    stack.callback(running.close)
+    return running.step
 
 
-def noise_group(name: str) -> dict[str, Any]:
-    """A noise group as configured by default."""
-    return compose_config([f"noise={name}", "device=cpu"]).noise
-
-
-def batch_assembly(parts: Parts, batch_size: int, repeats: int = 300) -> float:
+def batch_assembly(parts: Parts, config: TrainConfig, turns: int = 300) -> float:
     """Median seconds to gather a batch of windows."""
-    windows, generator = parts.training, torch.Generator().manual_seed(0)
+    windows, generator = parts.training.to(config.device), torch.Generator().manual_seed(0)
     seconds = []
-    for _ in range(repeats):
-        rows = torch.randint(len(windows), (batch_size,), generator=generator)
-        start = time.perf_counter()
-        windows[rows]
-        seconds.append(time.perf_counter() - start)
+    for _ in range(turns):
+        rows = torch.randint(len(windows), (config.batch_size,), generator=generator).to(config.device)
+        seconds.append(timed(partial(windows.__getitem__, rows), 1, config.device))
     return statistics.median(seconds)
+
+
+def _point(found: Figures) -> Figures:
+    """One point of a curve: parameters, milliseconds and ratios."""
+    kept = {key: found[key] for key in ("ms_per_step", "ratio_to_bare")}
+    return {"parameters": found["network"]["parameters"], **kept}
+
+
+def seeds_together(options: dict[str, Any]) -> Figures:
+    """Training steps per second of several seeds at once over those of one at a time, as `train_policy.py` runs them.
+
+    The rates are those that training logs, so that starting up does not count; the first of each run is left out.
+    """
+    seeds, steps = options["seeds"], 8 * options["steps"]
+    config = configure(options, options["batch"], options["width"])
+    words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
+    words += [f"batch_size={config.batch_size}", f"down_dims={config.down_dims}".replace(" ", "")]
+    words += [f"seed=0..{seeds - 1}", f"steps={steps}", f"checkpoint_every={steps}", f"log_every={options['steps']}"]
+    words += ["episodes=1", "sampling_steps=1", "wandb=disabled"]
+    rates: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for at_once in (1, seeds):
+            out = Path(place) / str(at_once)
+            command = [sys.executable, "train_policy.py", *words, f"parallel={at_once}", f"out={out}"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            rates[at_once] = at_once * statistics.median(_rates(out))
+    return {"seeds": seeds, "steps_per_s": {str(n): round(rate, 3) for n, rate in rates.items()},
+            "together_over_in_turn": round(rates[seeds] / rates[1], 4)}  # fmt: skip
+
+
+def _rates(run: Path) -> list[float]:
+    """The rates that a run has logged, in steps per second of each seed."""
+    found = []
+    for path in sorted(run.glob("seed_*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found += [row["rate"] for row in rows if "rate" in row][1:]
+    return found
+
+
+def _known(key: str, text: str, names: Sequence[str]) -> list[str]:
+    """The names that an option asks for, `all` or some with commas between them."""
+    asked = list(names) if text == "all" else text.split(",")
+    for name in asked:
+        if name not in names:
+            raise CommandError(unknown(key, name, ("all", *names)))
+    return asked
+
+
+def _text(figures: Figures) -> str:
+    network, ms, over = figures["network"], figures["ms_per_step"], figures["ratio_to_bare"]
+    theirs = figures.get("lerobot_over", {})
+    rows = [
+        [
+            name,
+            short(ms[name]),
+            short(ms.get("LeRobot")),
+            short(theirs.get(name)),
+            short(ms["bare"]),
+            f"{over[name]:.3f}",
+        ]
+        for name in over
+        if name != "LeRobot"
+    ]
+    header = ["noise, engine", "ours, ms", "LeRobot, ms", "LeRobot / ours", "floor (bare network), ms", "ours / floor"]
+    parts = [
+        f"""\
+## Training step
+
+Milliseconds per training step on {figures["device"]}: U-Net of {network["parameters"]:,} parameters
+({"/".join(map(str, network["down_dims"]))}), batch {network["batch_size"]}, horizon {network["horizon"]},
+{network["precision"]}. Medians over turns in alternation; ratios are medians of the paired ratios.
+
+- The floor, *bare network*: forward, mean squared error, backward and AdamW, on tensors that are there already.
+- *ours*: a step of `train_policy.py`: gathering the batch ({figures["batch_assembly_ms"]} ms alone), choosing the
+  noise, forward, backward, AdamW, learning rate, EMA. *eager*: one after another; *fast*: batches are prepared in a
+  thread beside, and on a GPU the rest is one captured graph.
+{_lerobot_line(figures)}
+""",
+        table(header, rows),
+        _assignment_line(figures["assignment_adds"]),
+        _engines_line(figures["eager_over_fast"]),
+    ]
+    if network["down_dims"][0] >= 256:
+        parts.append(f"Floor of this network, by arithmetic and memory: {FLOOR_PAPER}.\n")
+    parts += [_curve_table(figures["curves"][key], key) for key in ("batch", "width")]
+    if "seeds" in figures:
+        parts.append(_seeds_line(figures["seeds"]))
+    return "\n".join(parts)
+
+
+def _lerobot_line(figures: Figures) -> str:
+    if "lerobot" not in figures:
+        return "- LeRobot did not take part."
+    found = figures["lerobot"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"- *LeRobot* ({versions}; {found['parameters']:,} parameters): its processors, forward,\n"
+        "  backward, clipping of the gradients, Adam and the learning rate. It has no EMA; loading data is not counted."
+    )
+
+
+def _assignment_line(adds: dict[str, float]) -> str:
+    said = ", ".join(f"{100 * share:+.1f} % with engine={engine}" for engine, share in adds.items())
+    return f"\nLinear assignment over vanilla: {said}.\n" if said else ""
+
+
+def _engines_line(times: dict[str, float]) -> str:
+    said = ", ".join(f"{noise} {value:.2f}" for noise, value in times.items())
+    return f"eager / fast: {said}.\n" if said else ""
+
+
+def _curve_table(curve: Figures, axis: str) -> str:
+    names = list(next(iter(curve.values()))["ms_per_step"])
+    rows = [[f"{int(at):,}", f"{point['parameters']:,}", *(short(point["ms_per_step"][name]) for name in names)]
+            for at, point in curve.items()]  # fmt: skip
+    what = "batch size" if axis == "batch" else "width (channels of the first level)"
+    return f"Milliseconds per step against {what}\n\n{table([axis, 'parameters', *names], rows)}\n"
+
+
+def _seeds_line(found: Figures) -> str:
+    one, several = found["steps_per_s"].values()
+    return (
+        f"{found['seeds']} seeds at once: {several:.2f} steps/s in all, one at a time {one:.2f}: "
+        f"{found['together_over_in_turn']:.2f} times as fast.\n"
+    )
+
+
+def _picture(figures: Figures) -> Figure:
+    network = figures["network"]
+    title = f"training step: {figures['device']}, {network['parameters']:,} parameters, batch {network['batch_size']}"
+    figure, axes = panels(3, title=f"{title}, {network['precision']}")
+    _draw_ratios(axes[0], figures["ratio_to_bare"])
+    for each, (key, label) in zip(
+        axes[1:], {"batch": "batch size", "width": "width, channels of the first level"}.items(), strict=True
+    ):
+        _draw_curve(each, figures["curves"][key])
+        each.set_xlabel(label, fontsize=9)
+        each.set_ylabel("milliseconds per step", fontsize=9)
+    axes[1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_ratios(axes: Axes, over: dict[str, float]) -> None:
+    names = list(reversed(over))
+    colours = [
+        COLOURS[1] if name == "LeRobot" else COLOURS[0] if name.endswith("fast") else COLOURS[5] for name in names
+    ]
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.hlines(range(len(names)), 1, [over[name] for name in names], colors=colours, linewidth=2)
+    axes.scatter([over[name] for name in names], range(len(names)), color=colours, s=28, zorder=3)
+    for height, name in enumerate(names):
+        away, side = (6, "left") if over[name] >= 1 else (-6, "right")
+        axes.annotate(
+            f"{over[name]:.3f}", (over[name], height), (away, 0), textcoords="offset points", fontsize=8, va="center",
+            ha=side,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.margins(x=0.2)
+    axes.set_xlabel("step time over the bare network's", fontsize=9)
+
+
+def _draw_curve(axes: Axes, curve: Figures) -> None:
+    at = [int(key) for key in curve]
+    colours = {"bare": GREY, "vanilla fast": COLOURS[0], "linear fast": COLOURS[2], "LeRobot": COLOURS[1]}
+    for name in next(iter(curve.values()))["ms_per_step"]:
+        times = [point["ms_per_step"][name] for point in curve.values()]
+        label, style = ("bare network (floor)", "--") if name == "bare" else (name, "-")
+        axes.plot(at, times, style, color=colours[name], marker="o", markersize=3, label=label)
+    log_axes(axes, at)
+
+
+EXPERIMENT = Experiment(
+    USAGE,
+    measure,
+    {
+        "noise": Option(str, "all", f"all, or some of {', '.join(NOISES)}"),
+        "engine": Option(str, "all", f"all, or one of {', '.join(ENGINES)}"),
+        "scale": Option(str, "cpu", "cpu or paper: size of the network"),
+        "device": Option(str, "cpu", "cpu or cuda"),
+        "precision": Option(str, "auto", "auto, fp32 or bf16"),
+        "threads": Option(int, 1, "CPU threads"),
+        "batch": Option(int, None, "windows per step; none: the scale's"),
+        "width": Option(
+            int, None, "channels of the first level, the next have 2 and 4 times as many; none: the scale's"
+        ),
+        "batches": Option(str, "64,128,256,512,1024", "batch sizes of the cost curve"),
+        "widths": Option(str, "32,64,128", "widths of the cost curve"),
+        "turns": Option(int, 12, "turns of each candidate; a third as many in the curves"),
+        "steps": Option(int, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
+        "seeds": Option(int, 1, "also train so many seeds, at once and one at a time"),
+        "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
+        "quick": QUICK,
+    },
+)

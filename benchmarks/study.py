@@ -6,10 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.evaluation.compare import SETTINGS_OF_PLACE, as_json, compare, write_comparison
-from immiscible_policy.evaluation.rows import Run, read_run
+from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
 from immiscible_policy.evaluation.summary import METRICS, scores
-from immiscible_policy.provenance import without_places
+from immiscible_policy.provenance import provenance, without_places
+
+USAGE = """\
+usage: python -m benchmarks study a=DIR [b=DIR] out=FILE.json
+
+Turn a finished run, or two and their comparison, into a committed result: JSON with curves and origin; plot and text
+of a comparison beside it.
+"""
+OPTIONS = {
+    "a": Option(Path, REQUIRED, "run directory of arm A"),
+    "b": Option(Path, None, "run directory of arm B"),
+    "out": Option(Path, REQUIRED, "JSON file"),
+}
+
+
+def run(words: list[str]) -> None:
+    """Summarise or compare what command-line words name."""
+    options = parse(words, OPTIONS, USAGE)
+    origin = provenance()
+    figures = {**origin, "command": without_places(origin["command"]), **study(**options)}
+    write_atomically(options["out"], (json.dumps(figures, indent=2) + "\n").encode())
+    print(f"saved in {options['out']}")
 
 
 def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""What the pictures of the benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+
+def log_axes(axes: Axes, at: Sequence[int]) -> None:
+    """Logarithmic axes with plain numbers, the horizontal one marked where it was measured."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [f"{value:,}" for value in at])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

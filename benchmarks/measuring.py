@@ -1,0 +1,90 @@
+"""How candidates are timed beside each other, and how the benchmarks say so.
+
+All candidates take turns, so that a machine that slows down slows all; figures are medians over the turns, ratios are
+medians of the paired ratios, turn by turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from immiscible_policy.cli import CommandError, Option, boolean
+
+Seconds = dict[str, list[float]]
+"""Seconds of each candidate, turn by turn."""
+Candidates = Mapping[str, Callable[[], float]]
+"""What takes turns, by name: each call is one turn and returns its seconds."""
+
+QUICK = Option(boolean, False, "a dry run in seconds: few turns, small sizes in place of those asked for")
+
+
+def take_turns(candidates: Candidates, turns: int, warmup: int = 1) -> Seconds:
+    """Let candidates take turns; the first `warmup` turns are not counted."""
+    seconds: Seconds = {name: [] for name in candidates}
+    for turn in range(warmup + turns):
+        for name, measure in candidates.items():
+            found = measure()
+            if turn >= warmup:
+                seconds[name].append(found)
+    return seconds
+
+
+def timed(call: Callable[[], object], calls: int = 1, device: str = "cpu") -> float:
+    """Seconds per call, the device's work included."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def synchronize(device: str) -> None:
+    """Wait until a CUDA device has done its work; the CPU always has."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def medians(seconds: Seconds, unit: float = 1e3) -> dict[str, float]:
+    """Medians by name, in milliseconds (`unit` per second)."""
+    return {name: round(unit * statistics.median(values), 4) for name, values in seconds.items()}
+
+
+def ratio(seconds: Seconds, a: str, b: str) -> float:
+    """Median of the paired ratios a / b."""
+    return round(statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True)), 4)
+
+
+def ratios(seconds: Seconds, names: Sequence[str], b: str) -> dict[str, float]:
+    """Ratios of several candidates to one."""
+    return {name: ratio(seconds, name, b) for name in names}
+
+
+def require_positive(options: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        CommandError: For the first of them.
+    """
+    for key in keys:
+        if options[key] is not None and options[key] < 1:
+            raise CommandError(f"{key}={options[key]}: needs 1 or more")
+
+
+def where(device: str, threads: int) -> str:
+    """What is measured on, in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """A number with three digits, or a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}{unit}" if abs(value) >= 999.5 else f"{value:.3g}{unit}"

@@ -1,0 +1,111 @@
+"""Every benchmark as a dry run through the real command line: structure, agreement with the peers, never speed."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.peers import INSTALLED
+from tests.training.helpers import ROOT, command
+
+PEERS = "all" if INSTALLED.exists() else "none"
+
+
+def quick(name, out, *words):
+    """Figures of a dry run; its JSON, text and picture are there."""
+    result = command("-m", "benchmarks", name, "quick=true", f"out={out}", *words, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / f"{name}.md").read_text().strip() in result.stdout
+    record = json.loads((out / f"{name}.json").read_text())
+    assert record["command"].startswith("python -m benchmarks") and record["versions"]["torch"]
+    return record["figures"]
+
+
+def all_positive(values):
+    return bool(values) and all(value > 0 for value in values)
+
+
+def test_step(tmp_path):
+    figures = quick("step", tmp_path, f"peers={PEERS}")
+    arms = {f"{noise} {engine}" for noise in ("vanilla", "linear") for engine in ("eager", "fast")}
+    peer = {"LeRobot"} if PEERS == "all" else set()
+    assert set(figures["ms_per_step"]) == {"bare"} | arms | peer and all_positive(figures["ms_per_step"].values())
+    assert set(figures["ratio_to_bare"]) == arms | peer and all_positive(figures["ratio_to_bare"].values())
+    assert set(figures["assignment_adds"]) == {"eager", "fast"}
+    widths = figures["curves"]["width"]
+    assert list(widths) == ["8", "16"] and widths["8"]["parameters"] < widths["16"]["parameters"]
+    assert list(figures["curves"]["batch"]) == ["4", "8"]
+    assert "ours / floor" in (tmp_path / "step.md").read_text()
+    if PEERS == "all":
+        assert figures["lerobot"]["parameters"] == figures["network"]["parameters"]
+        assert set(figures["lerobot_over"]) == {"bare"} | arms and all_positive(figures["lerobot_over"].values())
+
+
+def test_selection(tmp_path):
+    figures = quick("selection", tmp_path, f"peers={PEERS}")
+    assert list(figures["knn"]) == ["B=8 D=32", "B=8 D=3072", "B=8 D=4096", "B=32 D=3072"]
+    for found in figures["knn"].values():
+        assert set(found["ms"]) == {"randn", "auto k=1", "literal k=1", "auto k=8", "literal k=8"}
+        assert {"k=8 over randn", "k=8 over literal"} <= set(found["ratios"]) and all_positive(found["ratios"].values())
+    tables = figures["assignment_on_pusht_actions"]
+    assert list(tables) == ["B=8", "B=16"]
+    for found in tables.values():
+        assert {"scipy", "lapx", "scipy potentials", "linear", "linear, potentials"} <= set(found["ms"])
+        assert all_positive(found["ratios"].values()) and found["largest_relative_difference_of_costs"] < 1e-6
+        if PEERS == "all":
+            assert found["ms"]["torchcfm"] > 0 and 0 < found["left_out_by_torchcfm"] < 1
+    assert [list(curve) for curve in list(figures["knn_by_batch"].values())[1:]] == [["8", "16"]] * 2
+
+
+def test_a_candidate_without_patience_left_is_not_tried_on_larger_batches(tmp_path):
+    main(["selection", "quick=true", "peers=none", "patience=0", f"out={tmp_path}"])
+    tables = json.loads((tmp_path / "selection.json").read_text())["figures"]["assignment_on_pusht_actions"]
+    assert "scipy" in tables["B=8"]["ms"] and tables["B=16"]["ms"] == {}
+    assert "- |" in (tmp_path / "selection.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_seeds_at_once_and_one_after_another(tmp_path):
+    words = ("peers=none", "seeds=2", "noise=vanilla", "engine=eager")
+    found = quick("step", tmp_path, *words)["seeds"]
+    assert found["seeds"] == 2 and list(found["steps_per_s"]) == ["1", "2"]
+    assert all_positive(found["steps_per_s"].values()) and found["together_over_in_turn"] > 0
+
+
+def test_env(tmp_path):
+    figures = quick("env", tmp_path, f"peers={PEERS}")
+    batches = {f"{kind} {n} x{threads}" for kind in ("make_vec", "simulate") for n in (1, 4) for threads in (1, 2)}
+    peer = {"gym-pusht"} if PEERS == "all" else set()
+    assert set(figures["steps_per_s"]) == {"one environment"} | batches | peer
+    assert all_positive(figures["steps_per_s"].values()) and all_positive(figures["over_one_environment"].values())
+    assert figures["largest_difference_px"]["simulate and one environment"] == 0
+    evaluation = figures["evaluation"]
+    assert 0 < evaluation["network_seconds"] < evaluation["seconds"] and 0 < evaluation["share_of_simulation"] < 1
+    assert figures["episodes"]["share_with_contact"] > 0
+    if PEERS == "all":
+        assert figures["largest_difference_px"]["simulate and gym-pusht"] < 1e-6
+        assert figures["coverage"]["largest_difference"] < 1e-12
+        assert all_positive(figures["over_gym_pusht"].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["step", "noise=knnn"], "unknown noise 'knnn'; did you mean 'knn'?"),
+        (["step", "engine=slow"], "unknown engine 'slow'"),
+        (["step", "turns=0"], "turns=0: needs 1 or more"),
+        (["step", "widths=7"], "down_dims=[7, 14, 28]"),
+        (["selection", "device=tpu"], "device=tpu"),
+        (["selection", "ks=8..2"], "runs backwards"),
+        (["all", "turns=2", "noise=knn"], "noise"),
+        (["env", "steps=301"], "steps=301: an episode has at most 300"),
+        (["env", "threads=0"], "threads=0: needs 1 or more"),
+        (["envs"], "unknown experiment 'envs'; did you mean 'env'?"),
+    ],
+)
+def test_unusable_words_are_refused_before_any_work(tmp_path, words, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        main([*words, "peers=none", f"out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()

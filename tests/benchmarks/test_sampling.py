@@ -1,0 +1,77 @@
+"""The sampling benchmark as a dry run through the real command line: structure and agreement, never speed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sampling import EXPERIMENT, forward, scored
+from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.sampling import SAMPLERS, Sampler
+from immiscible_policy.training.checkpoint import save_checkpoint
+from tests.training.helpers import ROOT, command
+
+SPEC = PolicySpec(
+    obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8, diffusion_steps=100,
+    data_scale=1.0, down_dims=(8, 16), step_embed_dim=8, kernel_size=5, groups=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    weights = build_policy(SPEC).state_dict()
+    path = tmp_path / "step_000001"
+    save_checkpoint(path, spec_metadata(SPEC) | {"step": 1, "seed": 0}, {"model": weights, "ema": weights})
+    return path
+
+
+def test_a_dry_run_measures_latency_and_reward(tmp_path, checkpoint):
+    words = ["quick=true", "peers=none", f"checkpoint={checkpoint}", f"out={tmp_path}"]
+    result = command("-m", "benchmarks", "sampling", *words, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "sampling.json").read_text())["figures"]
+    cells = figures["cells"]
+    assert [(c["envs"], c["sampler"], c["steps"]) for c in cells] == [
+        (envs, name, steps) for envs in (1, 2) for name in SAMPLERS for steps in (1, 3)
+    ]
+    for cell in cells:
+        assert set(cell["ms"]) == {"ours", "diffusers", "network"} and min(cell["ms"].values()) > 0
+        assert cell["largest_difference_px"] < 1e-2
+        assert 0 <= cell["reward"] <= 1 and cell["reward_interval"][0] <= cell["reward"] <= cell["reward_interval"][1]
+    assert (tmp_path / "sampling.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "sampling.md").read_text()
+    assert "Reward against latency, 2 legacy starts" in text and "| ddpm, 3 |" in text
+
+
+def test_without_a_checkpoint_latency_alone(tmp_path):
+    options = {key: option.default for key, option in EXPERIMENT.options.items()}
+    findings = EXPERIMENT.measure(options | {"quick": True, "peers": (), "samplers": "ddim"})
+    assert findings.figures["starts"] == 0 and "reward" not in findings.figures["cells"][0]
+    assert "Reward" not in findings.text and len(findings.picture.axes) == 1
+
+
+def test_the_score_is_that_of_an_evaluation():
+    """A mean over the starts within its interval; the network's floor predicts a chunk's noise."""
+    policy = build_policy(SPEC).eval()
+    found = scored(Agent(policy, SPEC, Sampler("ddim", 1)), [100000, 100001, 100002], 8)
+    assert found["reward_interval"][0] <= found["reward"] <= found["reward_interval"][1]
+    assert found["coverage"] == pytest.approx(0.95 * found["reward"], abs=1e-3)  # no start passes 0.95
+    assert forward(policy, policy.observation.scale.new_zeros(3, 2, 20))().shape == (3, 16, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("samplers", "euler", "euler"),
+        ("steps", "0", "steps=0"),
+        ("steps", "5,101", "sampling_steps=101"),
+        ("turns", 0, "turns=0"),
+        ("device", "tpu", "device=tpu"),
+        ("checkpoint", Path("nowhere"), "nowhere"),
+    ],
+)
+def test_unusable_values_are_refused(key, value, said):
+    options = {key: option.default for key, option in EXPERIMENT.options.items()} | {"peers": (), "scale": "cpu"}
+    with pytest.raises(ValueError, match=said):
+        EXPERIMENT.measure(options | {key: value})
