@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup demo test check slow lock peers lock-peers
+.PHONY: setup demo test check slow lock gpu peers lock-peers
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,19 @@ slow: setup
 # Pin what the current environment holds (after upgrading it by hand), for pip, without any index address.
 lock: setup
 	$(RUN) -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock
+
+# Everything that is measured on a GPU, most wanted first; `make gpu DEVICE=cpu QUICK=quick=true` tries the commands out.
+DEVICE := cuda
+QUICK :=
+MEASURE := $(RUN) -m benchmarks
+RESULTS := runs/benchmarks/$(DEVICE)
+
+gpu:
+	$(if $(filter cuda,$(DEVICE)),$(RUN) -m pytest -q -m gpu)
+	$(MEASURE) selection device=$(DEVICE) out=$(RESULTS) $(QUICK)
+	$(MEASURE) step device=$(DEVICE) scale=paper seeds=2 widths=64,128,256 out=$(RESULTS) $(QUICK)
+	$(MEASURE) sampling device=$(DEVICE) scale=paper envs=1,56 steps=1,10,100 out=$(RESULTS) $(QUICK)
+	$(MEASURE) env out=$(RESULTS) $(QUICK)
 
 # What the benchmarks stand beside. The lock is for Python 3.11; LeRobot and gym-pusht need older libraries than ours.
 PEERS := .venv-peers

@@ -141,7 +141,7 @@ def time_steps(
     for workers in threads:
         for count in counts:
             some = Episodes(pushes.starts[:count], pushes.actions[:count])
-            candidates[f"make_vec {count} x{workers}"] = repeated(partial(batched, some, workers), some)
+            candidates[f"make_vec {count} x{workers}"] = repeated(batched(some, workers), some)
             at_once = partial(simulate, some.starts, some.actions, threads=workers)
             candidates[f"simulate {count} x{workers}"] = repeated(at_once, some)
     versions = {}
@@ -184,8 +184,8 @@ def one_environment(episodes: Episodes) -> tuple[float, Array]:
     return seconds / len(states), np.array(states).reshape(*episodes.actions.shape[:2], 5)
 
 
-def batched(episodes: Episodes, threads: int) -> None:
-    """All episodes side by side in the vector environment, resets included."""
+def batched(episodes: Episodes, threads: int) -> Callable[[], None]:
+    """What runs all episodes side by side in the vector environment, resets included; it is made once."""
     environment = gymnasium.make_vec(
         ENVIRONMENT,
         num_envs=len(episodes.starts),
@@ -193,10 +193,13 @@ def batched(episodes: Episodes, threads: int) -> None:
         obs_type="state",
         threads=threads,
     )
-    environment.reset(options={"state": episodes.starts})
-    for actions in episodes.actions.transpose(1, 0, 2):
-        environment.step(actions)
-    environment.close()
+
+    def run() -> None:
+        environment.reset(options={"state": episodes.starts})
+        for actions in episodes.actions.transpose(1, 0, 2):
+            environment.step(actions)
+
+    return run
 
 
 def repeated(call: Callable[[], object], episodes: Episodes) -> Callable[[], float]:
