@@ -353,9 +353,10 @@ def _picture(figures: Figures) -> Figure:
     for (name, level), colour in zip(levels.items(), (COLOURS[2], COLOURS[4], GREY), strict=True):
         if level is not None:
             axes[0].axhline(level, color=colour, linewidth=1.3, linestyle=":" if colour == GREY else "-")
+            at, side = (0.02, "left") if colour == GREY else (1, "right")  # clear of the curves
             axes[0].annotate(
-                name, (1, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                color=colour, fontsize=8, ha="right",
+                name, (at, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                color=colour, fontsize=8, ha=side,
             )  # fmt: skip
     axes[0].set_xlabel("environments at once", fontsize=9)
     axes[0].set_ylabel("steps per second", fontsize=9)
