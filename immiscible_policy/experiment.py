@@ -36,7 +36,7 @@ class Experiment:
     """An experiment as the command line sees it; each module that has one names it `EXPERIMENT`.
 
     Attributes:
-        usage: What it measures, how, and the source in the papers, with example commands; its third line says it in one.
+        usage: What it measures, how, and the source in the papers, example commands; its third line says it in one.
         options: Its own words besides `out=`.
         measure: Runs it; must raise ValueError for bad options before any work starts.
     """

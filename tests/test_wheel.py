@@ -19,5 +19,7 @@ def test_the_wheel_ships_configs_and_demonstrations(tmp_path):
     configs = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     store = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "data").rglob("*") if path.is_file()}
     assert sources <= names and configs <= names and store <= names
+    pages = {f"immiscible_policy/evaluation/report/page.{kind}" for kind in ("html", "css", "js")}
+    assert pages <= names
     assert len(configs) >= 9 and len(store) >= 10 and "envs/published_starts.json" in names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)

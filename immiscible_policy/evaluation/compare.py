@@ -16,6 +16,7 @@ from rich.table import Table
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.evaluation.plots import comparison_figure, save_figure
+from immiscible_policy.evaluation.report.options import VIDEOS, page_file, require_page
 from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import (
     Array,
@@ -38,12 +39,15 @@ compare two runs over the same starts and checkpoints
 
   python compare_policies.py a=runs/knn b=runs/vanilla
   python compare_policies.py a=runs/knn b=runs/vanilla out=comparison json=comparison.json
+  python compare_policies.py a=runs/knn b=runs/vanilla report=report.html
 """
 OPTIONS = {
     "a": Option(Path, REQUIRED, "run directory A"),
     "b": Option(Path, REQUIRED, "run directory B"),
     "out": Option(Path, None, "directory for comparison.json, comparison.md and comparison.png"),
     "json": Option(Path, None, "file for the comparison as JSON"),
+    "report": Option(page_file, None, "page with everything in it: curves, episodes, rollouts, noise, commands"),
+    "videos": VIDEOS,
 }
 WIDTH = 130
 SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb"}
@@ -249,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CommandError(f"out={options['out']} is a file; give a directory")
     if options["json"] is not None and options["json"].is_dir():
         raise CommandError(f"json={options['json']} is a directory; give a file")
+    if options["report"] is not None:
+        require_page("report", options["report"])
     a, b = read_run(options["a"]), read_run(options["b"])
     comparison = compare(a, b)
     show(comparison, _console())
@@ -256,6 +262,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_comparison(options["out"], comparison, a, b)
     if options["json"] is not None:
         write_atomically(options["json"], as_json(comparison).encode())
+    if options["report"] is not None:
+        from immiscible_policy.evaluation.report.page import write_report  # it builds on this module
+
+        write_report([b, a], options["report"], reference=0, videos=options["videos"])
     return 0
 
 
@@ -277,6 +287,22 @@ def write_comparison(out: Path, comparison: Comparison, a: Run, b: Run) -> None:
         if result.metric in ("coverage", "reward")
     }
     save_figure(comparison_figure(runs, differences), out / "comparison.png")
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What decides a run's result; its data by their content where that is recorded, wherever they lay.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Its settings by name.
+    """
+    found = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE}
+    origin = run.dir / "provenance.json"
+    if origin.exists():
+        found["data"] = f"of content {json.loads(origin.read_text())['data']['content_hash'][:12]}"
+    return found
 
 
 def _readings(
@@ -343,7 +369,7 @@ def _notes(
     unshared = {start for found in everyone for start in found.starts} - set(starts)
     if unshared:
         notes.append(f"Left out, as only one run has them: {len(unshared)} starts.")
-    differing = _differing(_settings(a), _settings(b))
+    differing = _differing(settings(a), settings(b))
     notes.append(f"Settings that differ: {'; '.join(differing)}." if differing else "No setting differs.")
     notes.append(
         "A:B counts wins, with a two-sided sign test. Over (seed, start) pairs it speaks of these runs alone."
@@ -361,15 +387,6 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} {a.get(key)} against {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """What decides a run's result; its data by their content where that is recorded, wherever they lay."""
-    settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE}
-    origin = run.dir / "provenance.json"
-    if origin.exists():
-        settings["data"] = f"of content {json.loads(origin.read_text())['data']['content_hash'][:12]}"
-    return settings
 
 
 def _columns(comparison: Comparison) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -52,6 +52,7 @@ def evaluate(
     batch_size: int = BATCH,
     max_steps: int = envs.MAX_EPISODE_STEPS,
     on_step: OnStep | None = None,
+    states: NDArray[np.float64] | None = None,
 ) -> list[EpisodeRow]:
     """Roll a policy out from a list of starts.
 
@@ -67,28 +68,35 @@ def evaluate(
         batch_size: Episodes rolled out at once.
         max_steps: Steps after which an episode ends.
         on_step: Watches all episodes step by step; needs N <= batch_size.
+        states: Where the episodes begin (N, 5), agent x, y, block x, y [px], angle [rad], instead of where the
+            published mapping puts them; `starts` then only names the episodes, and so their sampling noise.
 
     Returns:
         One row per start, in the order of the starts.
 
     Raises:
-        ValueError: If there is no start, or more starts to watch than one batch holds.
+        ValueError: If there is no start, more starts to watch than one batch holds, or not a state per start.
     """
     if not len(starts):
         raise ValueError("starts is empty: there is nothing to evaluate")
     if on_step and len(starts) > batch_size:
         raise ValueError(f"{len(starts)} starts are more than the {batch_size} that can be watched at once")
+    if states is not None and np.shape(states) != (len(starts), 5):
+        raise ValueError(f"states of shape {np.shape(states)} for {len(starts)} starts; give one state (5,) per start")
     rows: list[EpisodeRow] = []
     for first in range(0, len(starts), batch_size):
-        group = list(starts[first : first + batch_size])
-        filled = group + [group[-1]] * (batch_size - len(group))
-        rows += _roll_out(policy, filled, seed, checkpoint, max_steps, on_step, keep=len(group))
+        last = min(first + batch_size, len(starts)) - 1
+        filled = np.minimum(np.arange(first, first + batch_size), last)
+        names = [starts[index] for index in filled]
+        options = {"legacy_seed": np.array(names)} if states is None else {"state": states[filled]}
+        rows += _roll_out(policy, names, options, seed, checkpoint, max_steps, on_step, keep=last + 1 - first)
     return rows
 
 
 def _roll_out(
     policy: ActingPolicy,
     starts: list[int],
+    options: dict[str, NDArray[Any]],
     seed: int,
     checkpoint: int,
     max_steps: int,
@@ -101,7 +109,7 @@ def _roll_out(
         ENVIRONMENT, num_envs=count, vectorization_mode="vector_entry_point", obs_type=policy.obs
     )
     generators = [torch_generator("cpu", "rollout", start) for start in starts]
-    observation, info = environment.reset(options={"legacy_seed": np.array(starts)})
+    observation, info = environment.reset(options=options)
     history = deque([observation] * policy.obs_steps, maxlen=policy.obs_steps)
     best, final, best_reward = info["coverage"].copy(), info["coverage"].copy(), np.zeros(count)
     success, steps, done = np.zeros(count, bool), np.zeros(count, int), np.zeros(count, bool)

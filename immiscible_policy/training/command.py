@@ -9,6 +9,7 @@ from pathlib import Path
 
 from immiscible_policy.cli import run
 from immiscible_policy.training.config import compose_config, config_dir, group_choices
+from immiscible_policy.training.grid import read_grid, train_grid
 
 USAGE = """\
 usage: python train_policy.py [KEY=VALUE ...]
@@ -18,6 +19,7 @@ Train a diffusion policy on PushT demonstrations, evaluate every checkpoint, sum
   python train_policy.py noise=knn k=2 seed=0..2
   python train_policy.py noise=linear data=PATH out=runs/mine steps=2000 episodes=20
   python train_policy.py noise=knn out=runs/mine resume=true
+  python train_policy.py experiment=table2 data=PATH out=runs/table2   (a grid: a run for each arm, resumed)
   python train_policy.py experiment=debug dry_run=true
 """
 
@@ -30,6 +32,10 @@ def main() -> None:
 def _main(words: list[str]) -> None:
     if any(word in ("-h", "--help", "help") for word in words):
         print(_help())
+        return
+    grid = read_grid(words)
+    if grid is not None:
+        train_grid(grid)
         return
     config = compose_config(words)
     from immiscible_policy.training.session import train_and_summarise

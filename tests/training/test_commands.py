@@ -338,7 +338,10 @@ def test_a_corrupt_checkpoint_is_named(finished, tmp_path):
     assert "ema.safetensors" in line and "corrupt" in line
 
 
-@pytest.mark.parametrize("script", ["train_policy.py", "eval_policy.py", "compare_policies.py", "render_rollout.py"])
+SCRIPTS = ("train_policy.py", "eval_policy.py", "eval_modality.py", "compare_policies.py", "render_rollout.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself(script):
     result = command(script, "--help")
     assert result.returncode == 0 and script in result.stdout and result.stderr == ""

@@ -65,8 +65,8 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["noise=idp26"], "start=50ep: noise=idp26 would first select at step 4,750 of steps=2500"),
-        (["noise=knn", "start=2500"], "start=2500: noise=knn would first select at step 2,500"),
+        (["noise=idp26"], "start=50ep: noise=idp26 would first select at step 4,750 of steps=3000"),
+        (["noise=knn", "start=3000"], "start=3000: noise=knn would first select at step 3,000"),
         (["noise=knn", "ramp=1000000"], "ramp=1000000: noise=knn would never select, its strength reaches 0.0025"),
         (["noise=linear", "stop=10", "ramp=5000"], "stop=10 ramp=5000: noise=linear would never select"),
         (["noise=c2ot", "weight=.inf"], "weight=.inf: needs a number"),
@@ -82,7 +82,7 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
 )
 def test_unusable_options_are_refused_in_one_line(words, said):
     with pytest.raises(ValueError, match=said):
-        noise(words, steps=2500)
+        noise(words, steps=3000)
 
 
 def test_masks_leave_out_padding_or_what_is_never_sent(store):

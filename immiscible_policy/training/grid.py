@@ -1,0 +1,88 @@
+"""A grid of runs: an experiment with arms, `out=DIR` holding one plain run directory for each, DIR/<arm>/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.training.config import TrainConfig, compose_config, config_dir
+
+ARMS = "arms"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs that differ in a few words.
+
+    Attributes:
+        name: The experiment.
+        out: Directory of all arms.
+        arms: Resolved options of each arm; the first is what the others are compared with.
+    """
+
+    name: str
+    out: Path
+    arms: dict[str, TrainConfig]
+
+
+def read_grid(words: Sequence[str]) -> Grid | None:
+    """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
+
+    Raises:
+        CommandError: As `compose_config`, and for words that the arms decide themselves.
+    """
+    name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
+    written = _arms(name)
+    if not written:
+        return None
+    variants = [each if isinstance(each, dict) else {"": each} for each in written.values()]
+    own = {word.partition("=")[0] for by_scale in variants for each in by_scale.values() for word in each}
+    for word in words:
+        if word.partition("=")[0] in own:
+            raise CommandError(f"{word}: the arms of experiment={name} decide that themselves ({', '.join(written)})")
+    single = compose_config(list(words))
+    arms = {arm: each if isinstance(each, list) else each[single.scale] for arm, each in written.items()}
+    shared = [word for word in words if not word.startswith(("out=", "resume="))]
+    out = Path(str(single.out))
+    return Grid(name, out, {
+        arm: replace(compose_config([*shared, *each]), out=str(out / arm), resume=True) for arm, each in arms.items()
+    })  # fmt: skip
+
+
+def train_grid(grid: Grid) -> None:
+    """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
+
+    Raises:
+        ValueError: If an arm's options, data or directory are unusable (the arms after it are tried all the same).
+        OSError: If something cannot be written.
+    """
+    from immiscible_policy.evaluation.grid import write_grid
+    from immiscible_policy.training.run import build_parts
+    from immiscible_policy.training.session import train_and_summarise
+
+    for config in grid.arms.values():
+        build_parts(config)  # what is wrong with any arm is said before the first is trained
+    failures = []
+    for arm, config in grid.arms.items():
+        print(f"\n{arm}: ", end="", flush=True)
+        try:
+            train_and_summarise(config)
+        except ValueError as error:
+            print(f"error: {error}", flush=True)
+            failures.append(f"{arm}: {error}")
+    config = next(iter(grid.arms.values()))
+    if not config.dry_run:
+        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), parse_range('seed', config.seed))}")
+    if failures:
+        raise CommandError("; ".join(failures))
+
+
+def _arms(experiment: str) -> dict[str, Any]:
+    """The words of each arm of an experiment, or its words by scale; nothing if it is no grid."""
+    file = config_dir() / "experiment" / f"{experiment}.yaml"
+    return (yaml.safe_load(file.read_text()) or {}).get(ARMS, {}) if experiment and file.exists() else {}
