@@ -127,7 +127,8 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise CommandError(one_line(error)) from None
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    plain.pop("arms", None)  # of a grid, which composes each for itself
+    for key in ("arms", "by_scale"):
+        plain.pop(key, None)  # of a grid, which composes each arm for itself
     texts = {key: None if text == "null" else text for key, text in given.items() if key in TEXT_KEYS}
     for key in ("data", "out"):
         if texts.get(key):

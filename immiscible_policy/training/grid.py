@@ -12,8 +12,6 @@ import yaml
 from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.training.config import TrainConfig, compose_config, config_dir
 
-ARMS = "arms"
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -37,7 +35,8 @@ def read_grid(words: Sequence[str]) -> Grid | None:
         CommandError: As `compose_config`, and for words that the arms decide themselves.
     """
     name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
-    written = _arms(name)
+    experiment = _read(name)
+    written: dict[str, Any] = experiment.get("arms", {})
     if not written:
         return None
     variants = [each if isinstance(each, dict) else {"": each} for each in written.values()]
@@ -47,7 +46,10 @@ def read_grid(words: Sequence[str]) -> Grid | None:
             raise CommandError(f"{word}: the arms of experiment={name} decide that themselves ({', '.join(written)})")
     single = compose_config(list(words))
     arms = {arm: each if isinstance(each, list) else each[single.scale] for arm, each in written.items()}
+    given = {word.partition("=")[0] for word in words}
+    preset = experiment.get("by_scale", {}).get(single.scale, [])
     shared = [word for word in words if not word.startswith(("out=", "resume="))]
+    shared += [word for word in preset if word.partition("=")[0] not in given]
     out = Path(str(single.out))
     return Grid(name, out, {
         arm: replace(compose_config([*shared, *each]), out=str(out / arm), resume=True) for arm, each in arms.items()
@@ -82,7 +84,7 @@ def train_grid(grid: Grid) -> None:
         raise CommandError("; ".join(failures))
 
 
-def _arms(experiment: str) -> dict[str, Any]:
-    """The words of each arm of an experiment, or its words by scale; nothing if it is no grid."""
+def _read(experiment: str) -> dict[str, Any]:
+    """An experiment's file. `arms`: the words of each arm, or its words by scale; `by_scale`: words of all arms."""
     file = config_dir() / "experiment" / f"{experiment}.yaml"
-    return (yaml.safe_load(file.read_text()) or {}).get(ARMS, {}) if experiment and file.exists() else {}
+    return (yaml.safe_load(file.read_text()) or {}) if experiment and file.exists() else {}

@@ -9,8 +9,9 @@ from immiscible_policy.training.config import compose_config, config_dir
 from immiscible_policy.training.grid import read_grid
 from tests.training.helpers import command, refused, tree, write_small_store
 
-TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=505", "warmup_steps=5", "checkpoint_every=505",
-        "episodes=1", "sampling_steps=2", "wandb=disabled", "precision=fp32", "seed=0")  # fmt: skip
+TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=505", "warmup_steps=5",
+        "checkpoint_every=505", "episodes=1", "sampling_steps=2", "wandb=disabled",
+        "precision=fp32", "seed=0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,15 @@ def test_every_arm_is_a_plain_run(name, scale):
     assert list(grid.arms) == list(arms) and next(iter(grid.arms)) == "vanilla"
     for arm, config in grid.arms.items():
         words = arms[arm] if isinstance(arms[arm], list) else arms[arm][scale]
-        alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words])
+        split = ["validation=0.02", "train_episodes=90"] if (name, scale) == ("table2", "paper") else []
+        alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words, *split])
         assert config.out == f"some/where/{arm}" and config.identity == alone.identity and config.seed == "0..2"
     assert len({json.dumps(config.noise) for config in grid.arms.values()}) == len(arms)
+
+
+def test_given_words_go_before_those_of_the_scale():
+    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu", "train_episodes=20"])
+    assert {(each.train_episodes, each.validation) for each in grid.arms.values()} == {(20, 0.02)}
 
 
 def test_only_experiments_with_arms_are_grids():
