@@ -193,7 +193,8 @@ def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
     """Mean reward with its 95 % interval over the starts, and mean coverage."""
     rows = evaluate(agent, starts, seed=0, checkpoint=0, max_steps=steps)
     found = mean_interval(np.array([[row.max_reward for row in rows]]))
-    bounds = [round(value, 4) if np.isfinite(value) else None for value in (found.low, found.high)]
+    ends = (found.low, found.high)
+    bounds = [round(float(np.clip(end, 0, 1)), 4) if np.isfinite(end) else None for end in ends]
     coverage = sum(row.max_coverage for row in rows) / len(rows)
     return {"reward": round(found.estimate, 4), "reward_interval": bounds, "coverage": round(coverage, 4)}
 
