@@ -252,7 +252,7 @@ def test_usage_has_the_form_that_the_list_of_experiments_needs(name):
 
 
 def test_the_command_writes_figures_picture_and_text(tmp_path):
-    command_line._main(["timing", "batches=4", "rounds=1", "patience=0", f"out={tmp_path}"])
+    command_line.EXPERIMENTS.run(["timing", "batches=4", "rounds=1", "patience=0", f"out={tmp_path}"])
     record = json.loads((tmp_path / "timing.json").read_text())
     assert {cell["batch"] for cell in record["figures"]["cells"]} == {4}
     assert (tmp_path / "timing.md").read_text().startswith("## Time of a selection")
@@ -261,7 +261,7 @@ def test_the_command_writes_figures_picture_and_text(tmp_path):
 
 def test_the_command_without_the_images_it_needs_says_so_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="images=PATH"):
-        command_line._main(["gaussianity", f"out={tmp_path / 'here'}"])
+        command_line.EXPERIMENTS.run(["gaussianity", f"out={tmp_path / 'here'}"])
     assert not (tmp_path / "here").exists()
 
 
