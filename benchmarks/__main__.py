@@ -8,8 +8,8 @@ from benchmarks import study
 from immiscible_policy.cli import parse, run
 from immiscible_policy.experiment import Experiments
 
-NAMES = ("step", "sampling", "env", "selection")
-EXPERIMENTS = Experiments("benchmarks", NAMES, Path("runs/benchmarks"))
+SPEED = ("step", "sampling", "env", "selection")
+EXPERIMENTS = Experiments("benchmarks", (*SPEED, "selftest"), Path("runs/benchmarks"))
 
 
 def main(words: list[str]) -> None:
@@ -21,22 +21,20 @@ def main(words: list[str]) -> None:
     else:
         EXPERIMENTS.run(words)
         if not words or words[0] in ("-h", "--help", "help"):
-            print(
-                "  all          These four, one after another, with words that all of them know (peers=, quick=, out=)."
-            )
+            print("  all          The first four, one after another, with words that they all know (peers=, quick=, out=).")
             print("  study        Turn finished runs into a committed result.")
 
 
 def run_all(words: list[str]) -> None:
-    """Run every benchmark with the same words.
+    """Run every benchmark of speed with the same words.
 
     Raises:
         CommandError: Before any of them runs, if one of them does not know a word.
     """
     own = [word for word in words if not word.startswith("out=")]
-    for experiment in map(EXPERIMENTS.load, NAMES):
+    for experiment in map(EXPERIMENTS.load, SPEED):
         parse(own, experiment.options, experiment.usage)
-    for name in NAMES:
+    for name in SPEED:
         EXPERIMENTS.run([name, *words])
 
 
