@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -130,12 +131,13 @@ def time_chunks(
     device = policy.action.scale.device
     observation = 0.5 * torch.randn(envs, spec.obs_steps, spec.obs_dim, device=device)
 
+    own = {sampler: _with_own_graph(policy) for sampler in samplers}
+
     def chunk(sampler: Sampler) -> torch.Tensor:
-        return policy.sample(observation, sampler, [torch.Generator().manual_seed(row) for row in range(envs)])
+        generators = [torch.Generator().manual_seed(row) for row in range(envs)]
+        return own.get(sampler, policy).sample(observation, sampler, generators)
 
     def seconds_of(sampler: Sampler) -> float:
-        if device.type == "cuda":
-            chunk(sampler)  # captures anew, since another sampler came in between
         return timed(partial(chunk, sampler), device=str(device))
 
     def floor(sampler: Sampler) -> float:
@@ -155,6 +157,13 @@ def time_chunks(
         _cell(sampler, envs, seconds) | {"largest_difference_px": float(difference.abs().max())}
         for sampler, difference in zip(samplers, apart, strict=True)
     ]
+
+
+def _with_own_graph(policy: DiffusionPolicy) -> DiffusionPolicy:
+    """The same policy, weights shared, with a recording of its own: a policy keeps that of one sampler."""
+    twin = copy.copy(policy)
+    twin._replay = copy.deepcopy(policy._replay)
+    return twin
 
 
 def _peer_seconds(peer: Peer, options: Figures) -> float:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +26,7 @@ from benchmarks.measuring import (
     timed,
     where,
 )
-from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
+from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.evaluation.plots import COLOURS, GREY
@@ -41,6 +37,7 @@ from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.noise import COUPLED, NoiseChoice, noise_options
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.run import Parts, build_parts, build_state
+from immiscible_policy.training.workers import own_stream
 
 USAGE = """\
 usage: python -m benchmarks step [KEY=VALUE ...]
@@ -160,6 +157,7 @@ def beside_each_other(
     Returns:
         Milliseconds per step, ratios to the bare network and to ours, and what was measured.
     """
+    torch.compiler.reset()  # it compiles a function for so many sizes only
     parts = build_parts(config)
     bare = BareNetwork(config, parts)
     figures: Figures = {
@@ -279,34 +277,32 @@ def _point(found: Figures) -> Figures:
 
 
 def seeds_together(options: dict[str, Any]) -> Figures:
-    """Training steps per second of several seeds at once over those of one at a time, as `train_policy.py` runs them.
+    """Training steps per second of several seeds at once over those of one after another.
 
-    The rates are those that training logs, so that starting up does not count; the first of each run is left out.
+    As several seeds share a GPU: a thread for each and, on a GPU, a stream; the first turn, with its captures, does not
+    count.
     """
-    seeds, steps = options["seeds"], 8 * options["steps"]
+    seeds, steps = options["seeds"], options["steps"]
     config = configure(options, options["batch"], options["width"])
-    words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
-    words += [f"batch_size={config.batch_size}", f"down_dims={config.down_dims}".replace(" ", "")]
-    words += [f"seed=0..{seeds - 1}", f"steps={steps}", f"checkpoint_every={steps}", f"log_every={options['steps']}"]
-    words += ["episodes=1", "sampling_steps=1", "wandb=disabled"]
-    rates: dict[int, float] = {}
-    with tempfile.TemporaryDirectory() as place:
-        for at_once in (1, seeds):
-            out = Path(place) / str(at_once)
-            command = [sys.executable, "train_policy.py", *words, f"parallel={at_once}", f"out={out}"]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            rates[at_once] = at_once * statistics.median(_rates(out))
-    return {"seeds": seeds, "steps_per_s": {str(n): round(rate, 3) for n, rate in rates.items()},
-            "together_over_in_turn": round(rates[seeds] / rates[1], 4)}  # fmt: skip
+    parts, choices = build_parts(config), noise_choices(config, ("vanilla",))
+    with ExitStack() as stack:
+        trainers = [trainer(config, parts, choices["vanilla"], "fast", stack) for _ in range(seeds)]
+        streams = [own_stream(config.device) for _ in range(seeds)]
+        pool = stack.enter_context(ThreadPoolExecutor(seeds))
 
+        def train(seed: int) -> int:
+            with streams[seed]:
+                for _ in range(steps):
+                    trainers[seed]()
+            return seed
 
-def _rates(run: Path) -> list[float]:
-    """The rates that a run has logged, in steps per second of each seed."""
-    found = []
-    for path in sorted(run.glob("seed_*/metrics.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found += [row["rate"] for row in rows if "rate" in row][1:]
-    return found
+        candidates = {
+            "in turn": partial(timed, lambda: [train(seed) for seed in range(seeds)], 1, config.device),
+            "together": partial(timed, lambda: list(pool.map(train, range(seeds))), 1, config.device),
+        }
+        seconds = take_turns(candidates, options["turns"])
+    rates = {name: round(seeds * steps / statistics.median(found), 3) for name, found in seconds.items()}
+    return {"seeds": seeds, "steps_per_s": rates, "together_over_in_turn": ratio(seconds, "in turn", "together")}
 
 
 def _known(key: str, text: str, names: Sequence[str]) -> list[str]:
@@ -392,7 +388,7 @@ def _curve_table(curve: Figures, axis: str) -> str:
 def _seeds_line(found: Figures) -> str:
     one, several = found["steps_per_s"].values()
     return (
-        f"{found['seeds']} seeds at once: {several:.2f} steps/s in all, one at a time {one:.2f}: "
+        f"{found['seeds']} seeds at once: {several:.2f} steps/s in all, one after another {one:.2f}: "
         f"{found['together_over_in_turn']:.2f} times as fast.\n"
     )
 

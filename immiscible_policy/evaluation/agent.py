@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from immiscible_policy.capture import use_device
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
@@ -71,5 +72,6 @@ def load_agent(checkpoint: Checkpoint, sampler: Sampler, device: str = "cpu") ->
         CheckpointError: If the checkpoint is damaged.
         ValueError: If the sampler has more steps than the policy's noising chain.
     """
+    use_device(device)
     torch.set_num_threads(checkpoint.metadata.get("config", {}).get("threads") or torch.get_num_threads())
     return Agent(*load_policy(checkpoint, device), sampler)

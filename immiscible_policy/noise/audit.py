@@ -404,13 +404,17 @@ def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
     """What a call returns, and its seconds including the work it left running on a CUDA device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _wait(device)
     start = time.perf_counter()
     result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _wait(device)
     return result, time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for this thread's work on a CUDA device, not for what other threads do there."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _json_values(value: Any) -> Any:

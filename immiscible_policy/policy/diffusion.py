@@ -85,6 +85,7 @@ class DiffusionPolicy(nn.Module):
         self.diffusion_steps = diffusion_steps
         self.data_scale = data_scale
         self.noising = DDPMScheduler(num_train_timesteps=diffusion_steps, beta_schedule="squaredcos_cap_v2")
+        self._alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays on the CPU, where samplers read it
         self._replay = Replay()
 
     def noised(
@@ -151,7 +152,7 @@ class DiffusionPolicy(nn.Module):
             noise = noise_paths(generators, 1, start)[0].to(condition.device)
             x = denoise_by_diffusers(self.denoiser, self.scheduler(sampler), condition, noise, generators)
         else:
-            steps = denoising_steps(sampler, self.noising.alphas_cumprod)
+            steps = denoising_steps(sampler, self._alphas_cumprod)
             t = torch.tensor(sampler.timesteps(self.diffusion_steps), device=condition.device)
             noise = noise_paths(generators, draws(steps), start).to(condition.device)
             x = self._run(sampler, partial(denoise, self.denoiser, steps, self.data_scale), t, condition, noise)

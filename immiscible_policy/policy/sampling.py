@@ -30,6 +30,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from immiscible_policy.capture import capture
 from immiscible_policy.policy.unet import ConditionalUnet1d
 
 SAMPLERS = ("ddim", "ddpm", "dpmpp")
@@ -277,26 +278,14 @@ def diffusers_scheduler(sampler: Sampler, chain: int, clip: float) -> Scheduler:
     return scheduler
 
 
-WARMUP = 3
-"""Runs before a capture, in which libraries choose algorithms and allocate."""
 Function = Callable[..., Tensor]
 Record = Callable[[Function, list[Tensor]], tuple[Callable[[], None], Tensor]]
 """Prepares a function on tensors that stay where they are: returns what runs it again, and where its result lies."""
 
 
 def record_cuda_graph(function: Function, inputs: list[Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Capture a function as a CUDA graph, after warming up on the same stream as PyTorch's documentation asks."""
-    device = inputs[0].device
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARMUP):
-            function(*inputs)
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may prepare batches
-        output = function(*inputs)
-    return graph.replay, output
+    """Capture a function as a CUDA graph."""
+    return capture(lambda: function(*inputs), inputs[0].device)
 
 
 class Replay:
@@ -323,11 +312,11 @@ class Replay:
         """
         key = (key, *((x.shape, x.dtype, x.device) for x in inputs))
         if key != self._key:
-            self._inputs = [x.clone() for x in inputs]
-            self._run, self._output = self.record(function, self._inputs)
-            self._key = key
-        for static, x in zip(self._inputs, inputs, strict=True):
-            static.copy_(x)
+            static = [x.clone() for x in inputs]
+            self._run, self._output = self.record(function, static)
+            self._inputs, self._key = static, key
+        for recorded, x in zip(self._inputs, inputs, strict=True):
+            recorded.copy_(x)
         self._run()
         return self._output.clone()
 

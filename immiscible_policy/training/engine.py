@@ -8,22 +8,23 @@ fast    batches are prepared ahead (`ahead.py`). On a GPU forward, backward, Ada
 from __future__ import annotations
 
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from immiscible_policy.capture import capture
 from immiscible_policy.training.ahead import Ahead, Parts
 from immiscible_policy.training.state import TrainState
 
 ENGINES = ("fast", "eager")
 GPU_WORKERS = 4
 """Threads that prepare batches for a GPU, whose step takes less time than the CPU needs to pair a batch."""
-WARMUP_STEPS = 3
-"""Steps before a capture: they compile, choose algorithms and allocate."""
 
 
 class Objective(Protocol):
@@ -160,7 +161,8 @@ class Captured:
             self._buffers = [part._make(field.clone() for field in part) for part in parts]
             self._replay = self._capture()
         for buffer, part in zip(self._buffers, parts, strict=True):
-            torch._foreach_copy_(list(buffer), list(part))
+            for to, values in zip(buffer, part, strict=True):
+                to.copy_(values)
         self.state.set_rates()
         self._replay()
         self.state.step += 1
@@ -175,24 +177,17 @@ class Captured:
         """Rehearse, undo, capture; returns what replays the work."""
         if can_compile(self.gradients.device):
             self.gradients.loss = torch.compile(self.gradients.loss, dynamic=False)
-        if self.gradients.device.type != "cuda":
-            with self.state.rehearsal():
-                self._work()
-            return self._work
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), self.state.rehearsal():
-            for _ in range(WARMUP_STEPS):
-                self._work()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads go on preparing batches
+        if self.gradients.device.type == "cuda":
+            return capture(self._work, self.gradients.device, self.state.rehearsal())[0]
+        with self.state.rehearsal():
             self._work()
-        return graph.replay
+        return self._work
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs on a GPU: Triton, and a C compiler for its launchers."""
+    """Whether `torch.compile` has what it needs on a GPU: Triton, and for its launchers a C compiler and headers."""
     if device.type != "cuda":  # on a CPU compiling takes longer than it saves in a training of minutes
         return False
-    return find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = ("cc", "gcc", "clang")
+    return find_spec("triton") is not None and headers.is_file() and any(shutil.which(name) for name in compilers)

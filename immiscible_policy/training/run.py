@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from immiscible_policy.capture import ALONE, use_device
 from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
@@ -30,11 +30,9 @@ from immiscible_policy.training.config import TrainConfig
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile, WandbRun
 from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, counted, noise_options
-from immiscible_policy.training.objective import PolicyObjective
+from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
 from immiscible_policy.training.state import TrainState
 
-GLOBAL_RANDOMNESS = Lock()
-"""Held while torch's initialisers draw: they know the global random stream alone, and seeds may share a process."""
 AUDITED = 16
 """Batches of each noise audit during training."""
 
@@ -134,6 +132,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         OSError: If something cannot be written.
     """
     torch.set_num_threads(config.threads or 1)
+    use_device(config.device)
     directory = seed_directory(run, seed)
     checkpoints = directory / "checkpoints"
     with alone(directory):
@@ -197,7 +196,7 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
     """The training state at step 0, and the policy in it; weights are a function of the seed."""
     observation = Normalizer.fit(parts.training.obs)
     action = Normalizer.fit(parts.training.action)
-    with GLOBAL_RANDOMNESS:  # weights are a function of the seed
+    with ALONE:  # initialisers draw from the global stream; weights are a function of the seed
         torch.manual_seed(derive_seed("weights", seed))
         policy = build_policy(parts.spec, observation, action).to(config.device)
     state = TrainState(
@@ -237,7 +236,9 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
         return {"noise/imbalance": couple.imbalance(10_000, torch.Generator().manual_seed(0))}
     assert select is not None
     windows, policy = objective.windows, objective.policy
-    rows = torch.cat([objective.order.rows(step + later) for later in range(AUDITED)])
+    own = objective.order
+    order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
+    rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
     x, condition = policy.clean(windows.action[rows]), policy.condition(windows.obs[rows])
     size = objective.order.batch_size
     mask = objective.mask(rows)

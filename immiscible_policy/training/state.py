@@ -107,7 +107,7 @@ class TrainState:
         self._flat.copy_(before[0])
         self._ema.copy_(before[1])
         for name, tensor in self.optimizer_state().items():
-            tensor.copy_(known.get(name, torch.zeros_like(tensor)))  # an optimizer's state begins with zeros
+            tensor.copy_(known[name]) if name in known else tensor.zero_()  # an optimizer's state begins with zeros
 
     def weights(self) -> TensorsByName:
         """Trained weights and buffers, by name."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.training.config import TrainConfig, read_config
@@ -42,20 +43,31 @@ def train_seeds(config: TrainConfig, parts: Parts, run: Path, seeds: list[int], 
     Returns:
         For each seed that failed, why, in one line; empty if all went well.
     """
+    stopped = threading.Event()
+
+    def watched(event: dict[str, Any]) -> None:
+        if stopped.is_set():
+            raise RuntimeError("stopped")
+        report(event)
 
     def train_one(seed: int) -> str | None:
         if config.device == "cpu":
             return in_process(run, seed, config.wandb, report)
-        return in_thread(config, parts, run, seed, report)
+        return in_thread(config, parts, run, seed, watched)
 
     with ThreadPoolExecutor(config.parallel) as pool:
-        return {seed: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
+        try:
+            return {seed: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
+        except KeyboardInterrupt:
+            stopped.set()  # a thread cannot be killed; it ends with its next report
+            raise
 
 
 def in_thread(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> str | None:
     """Train a seed in this thread and, on a GPU, a stream of its own; returns why it failed, or None."""
     try:
-        with _own_stream(config.device):
+        use_device(config.device)
+        with own_stream(config.device):
             train_seed(config, parts, run, seed, report)
         return None
     except Exception as error:  # whatever it is, the other seeds go on
@@ -65,7 +77,8 @@ def in_thread(config: TrainConfig, parts: Parts, run: Path, seed: int, report: R
         return f"seed {seed} failed: {one_line(error)} (see {log_path})"
 
 
-def _own_stream(device: str) -> AbstractContextManager[object]:
+def own_stream(device: str) -> AbstractContextManager[object]:
+    """A context in which a thread works on a new stream of a GPU; on the CPU, nothing."""
     return nullcontext() if device == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))
 
 

@@ -2,6 +2,7 @@
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -234,27 +235,53 @@ def test_both_engines_write_the_same_checkpoints(store, tmp_path):
     assert kept["fast"] == kept["eager"] and len(kept["fast"]) >= 3
 
 
+def trained(store, noise, engine, precision="fp32", accumulate=1, steps=30):
+    """Losses and EMA weights of a short training on the GPU."""
+    state, objective = policy_objective(store, noise, "cuda", accumulate)
+    rows = []
+    train(state, objective, Schedule(steps, 1, 100, 100), precision=precision, record=rows.append,
+          evaluate=lambda state: {}, save=lambda state: None, engine=engine)  # fmt: skip
+    losses = torch.tensor([row["loss"] for row in rows if "loss" in row])
+    return losses, torch.cat([tensor.flatten().cpu() for tensor in state.ema_state().values()])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_captured_graph_trains_as_the_eager_steps_do(store, noise, accumulate):
-    losses, ends = [], []
-    for engine in ("eager", "fast"):
-        state, objective = policy_objective(store, noise, "cuda", accumulate)
-        rows = []
-        train(state, objective, Schedule(30, 1, 100, 100), precision="fp32", record=rows.append,
-              evaluate=lambda state: {}, save=lambda state: None, engine=engine)  # fmt: skip
-        losses.append(torch.tensor([row["loss"] for row in rows if "loss" in row]))
-        ends.append(torch.cat([tensor.flatten() for tensor in state.ema_state().values()]))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ends[1], ends[0], rtol=1e-2, atol=1e-3)
+    eager, fast = (trained(store, noise, engine, accumulate=accumulate) for engine in ("eager", "fast"))
+    torch.testing.assert_close(fast[0], eager[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fast[1], eager[1], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_trains_in_bf16(store):
+    eager, fast = (trained(store, "knn", engine, "bf16") for engine in ("eager", "fast"))
+    torch.testing.assert_close(fast[0], eager[0], rtol=5e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_two_seeds_side_by_side_train_as_one_alone(store):
+    """Threads of one process, each with a stream of its own; captures take turns."""
+
+    def beside(_):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return trained(store, "knn", "fast")
+
+    alone = trained(store, "knn", "fast")
+    with ThreadPoolExecutor(2) as pool:
+        for losses, weights in pool.map(beside, range(2)):
+            torch.testing.assert_close(losses, alone[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(weights, alone[1], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("noise", ["vanilla", "knn"])
 def test_a_captured_step_never_waits_for_the_device(store, noise):
+    """Batches are made beforehand: the workers, whose order of windows comes from the CPU, may wait."""
     state, objective = policy_objective(store, noise, "cuda")
-    engine = make_engine("fast", state, objective, 40, "fp32")
+    batches = iter([objective.batches(step) for step in range(30)])
+    engine = Captured(state, lambda: next(batches), Gradients(objective, torch.device("cuda"), "fp32"))
     for _ in range(10):  # rehearsal and capture may wait
         engine.step()
     torch.cuda.set_sync_debug_mode("error")
@@ -263,5 +290,4 @@ def test_a_captured_step_never_waits_for_the_device(store, noise):
             engine.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        engine.close()
     assert state.step == 30
