@@ -53,6 +53,13 @@ def structure_problems(arrays: Mapping[str, Any]) -> Iterator[str]:
         yield "the arrays differ in length: " + ", ".join(f"data/{name} {n}" for name, n in lengths.items())
 
 
+def view_problems(views: Mapping[str, Any], n_steps: int) -> Iterator[str]:
+    """Find further cameras whose arrays are no images, or not as many as there are steps."""
+    for name, array in views.items():
+        if np.dtype(array.dtype).kind not in DTYPE_KINDS["img"] or array.shape[0] != n_steps or array.shape[3] != 3:
+            yield f"data/{name} is {array.dtype} {tuple(array.shape)}; a camera's images are ({n_steps}, H, W, 3)"
+
+
 def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
     """Find episode ends that are not whole numbers, do not increase, or do not close at the last step.
 

@@ -35,11 +35,14 @@ def mirror(demos: Demonstrations, goal: ArrayLike = GOAL_POSE) -> Demonstrations
         n_contacts=None if demos.n_contacts is None else np.tile(demos.n_contacts, 2),
         image=_join(demos.image, twin.image),
         episode_ends=np.concatenate([demos.episode_ends, demos.episode_ends + len(demos)]),
+        views={},
     )
 
 
 def reflect(demos: Demonstrations, goal: ArrayLike = GOAL_POSE) -> Demonstrations:
     """Reflect every episode about the goal's axis of symmetry; twice gives the originals, up to rounding.
+
+    Cameras other than `img` are left out: what they would see in the mirror is not known.
 
     Args:
         demos: The episodes.
@@ -62,6 +65,7 @@ def reflect(demos: Demonstrations, goal: ArrayLike = GOAL_POSE) -> Demonstration
         action=mirror_point(demos.action, goal).astype(demos.action.dtype),
         keypoint=keypoints(state[:, 2:]).astype(demos.keypoint.dtype),
         image=None if image is None else replace(image, mirrored=~image.mirrored),
+        views={},
     )
 
 

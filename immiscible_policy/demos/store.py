@@ -8,6 +8,7 @@ Layout of a store::
         data/keypoint     (T, 9, 2)  float   points on the block, world frame x, y [px]
         data/n_contacts   (T, 1)     float   contact points during the step           (may be absent)
         data/img          (T, H, W, 3)       camera, 0..255, float or unsigned bytes   (may be absent)
+        data/CAMERA       (T, H, W, 3)       further cameras, of any other name        (may be absent)
         meta/episode_ends (E,)       int     the step after each episode's last
 
 Stores of zarr format 2 (as published) and 3 are read; format 2 is written. T counts the steps of all E
@@ -21,7 +22,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class Frames:
         stored, position = np.unique(rows, return_inverse=True)
         images = read_rows(self.array, stored)[position]
         flip = self.mirrored[index]
-        images[flip] = images[flip][:, ::-1, ::-1].transpose(0, 2, 1, 3)
+        if flip.any():
+            images[flip] = images[flip][:, ::-1, ::-1].transpose(0, 2, 1, 3)
         return images
 
     def take(self, steps: np.ndarray) -> Frames:
@@ -110,6 +112,7 @@ class Demonstrations:
         n_contacts: (T,) contact points during each step, or None where the store holds none.
         image: (T, H, W, 3) camera images 0..255, read when indexed, or None where the store holds none.
         episode_ends: (E,) int64, the step after each episode's last.
+        views: Images of the further cameras, by name.
     """
 
     path: Path
@@ -119,6 +122,7 @@ class Demonstrations:
     n_contacts: np.ndarray | None
     image: Frames | None
     episode_ends: np.ndarray
+    views: dict[str, Frames] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -159,6 +163,7 @@ class Demonstrations:
             n_contacts=None if self.n_contacts is None else self.n_contacts[steps],
             image=None if self.image is None else self.image.take(steps),
             episode_ends=np.cumsum(self.lengths[ids]),
+            views={name: frames.take(steps) for name, frames in self.views.items()},
         )
 
 
@@ -176,18 +181,22 @@ def open_store(path: str | Path) -> Demonstrations:
             shapes, dtypes or episode ends do not fit together; if a value is NaN or infinite.
     """
     path = Path(path)
-    stored = open_arrays(path)
+    stored, further = open_arrays(path), open_views(path)
     _refuse(path, checks.structure_problems({n: a for n, a in stored.items() if n != "episode_ends"}))
-    _refuse(path, itertools.chain.from_iterable(missing_chunks(path, array) for array in stored.values()))
+    arrays = [*stored.values(), *further.values()]
+    _refuse(path, itertools.chain.from_iterable(missing_chunks(path, array) for array in arrays))
     read = {name: read_rows(array) for name, array in stored.items() if name != "img"}
     n_steps, ends = len(read["state"]), read.pop("episode_ends")
     _refuse(path, checks.episode_problems(ends, n_steps))
     for name, values in read.items():
         _refuse(path, checks.finite_problems(name, values, ends))
-    image = Frames(stored["img"], np.arange(n_steps), np.zeros(n_steps, bool)) if "img" in stored else None
+    _refuse(path, checks.view_problems(further, n_steps))
+    cameras = further | ({"img": stored["img"]} if "img" in stored else {})
+    views = {name: Frames(array, np.arange(n_steps), np.zeros(n_steps, bool)) for name, array in cameras.items()}
+    image = views.pop("img", None)
     n_contacts = read["n_contacts"].reshape(n_steps) if "n_contacts" in read else None
     return Demonstrations(
-        path, read["state"], read["action"], read["keypoint"], n_contacts, image, ends.astype(np.int64)
+        path, read["state"], read["action"], read["keypoint"], n_contacts, image, ends.astype(np.int64), views
     )
 
 
@@ -209,6 +218,13 @@ def open_arrays(path: Path) -> dict[str, zarr.Array]:
     if not isinstance(arrays["episode_ends"], zarr.Array):
         raise StoreError(f"{path}: meta/episode_ends is missing; it marks where each episode ends")
     return {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
+
+
+def open_views(path: Path) -> dict[str, zarr.Array]:
+    """Find the images of cameras other than `img`: four-dimensional arrays whose names nothing else bears."""
+    data = zarr.open_group(path, mode="r").get("data")
+    arrays = dict(data.arrays()) if isinstance(data, zarr.Group) else {}
+    return {name: array for name, array in sorted(arrays.items()) if name not in checks.ROW_SHAPES and array.ndim == 4}
 
 
 @dataclass(frozen=True)
@@ -337,11 +353,11 @@ def content_hash(source: str | Path | Demonstrations, *, images: bool = False) -
     """
     demos = source if isinstance(source, Demonstrations) else open_store(source)
     arrays: dict[str, Any] = {name: getattr(demos, name) for name in ("action", "episode_ends")}
-    if images and demos.image is not None:
-        arrays["img"] = demos.image
+    if images:
+        arrays |= demos.views | ({} if demos.image is None else {"img": demos.image})
     arrays |= {name: getattr(demos, name) for name in ("keypoint", "n_contacts", "state")}
     digest = hashlib.sha256()
-    for name, values in arrays.items():
+    for name, values in sorted(arrays.items()):
         if values is not None:
             _hash_array(digest.update, name, values)
     return digest.hexdigest()

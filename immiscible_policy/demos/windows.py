@@ -22,6 +22,7 @@ that is not positive: 24,208 on the 206 human episodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -71,6 +72,28 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
+class Footage:
+    """What cameras saw: every frame once, and which of them each window shows.
+
+    Attributes:
+        frames: By camera, (T, H, W, 3) uint8.
+        step: (N, obs_steps) int64, the frames that each window observes.
+    """
+
+    frames: Mapping[str, torch.Tensor]
+    step: torch.Tensor
+
+    def __getitem__(self, index: torch.Tensor) -> Footage:
+        """What some windows show; the frames stay where they are."""
+        return Footage(self.frames, self.step.index_select(0, index))
+
+    def to(self, device: torch.device | str) -> Footage:
+        """Move all tensors."""
+        frames = {camera: frames.to(device) for camera, frames in self.frames.items()}
+        return Footage(frames, self.step.to(device))
+
+
+@dataclass(frozen=True, eq=False)
 class Windows:
     """N windows as tensors; `windows[index]` is a batch.
 
@@ -79,23 +102,28 @@ class Windows:
         action: (N, horizon, 2) float32 [px].
         executed: (N, horizon) bool: real steps of the episode, not padding.
         episode: (N,) int64, the episode that a window was cut from.
+        footage: What cameras saw, or None where the windows come without images.
     """
 
     obs: torch.Tensor
     action: torch.Tensor
     executed: torch.Tensor
     episode: torch.Tensor
+    footage: Footage | None = None
 
     def __len__(self) -> int:
         return len(self.action)
 
     def __getitem__(self, index: torch.Tensor) -> Windows:
         """A batch: the windows numbered by `index`, (B,) int64 on the same device."""
-        return Windows(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
+        return self._map(lambda each: each.index_select(0, index), self.footage and self.footage[index])
 
     def to(self, device: torch.device | str) -> Windows:
         """Move all tensors."""
-        return Windows(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._map(lambda each: each.to(device), self.footage and self.footage.to(device))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor], footage: Footage | None) -> Windows:
+        return Windows(change(self.obs), change(self.action), change(self.executed), change(self.episode), footage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,37 +166,45 @@ def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
 
 
 def make_windows(
-    demos: Demonstrations, obs: Literal["keypoints", "state"] = "keypoints", layout: Layout | None = None
+    demos: Demonstrations,
+    obs: Literal["keypoints", "state", "image"] = "keypoints",
+    layout: Layout | None = None,
+    frames: Mapping[str, torch.Tensor] | None = None,
 ) -> Windows:
     """Cut demonstrations into windows.
 
     Args:
         demos: The episodes.
-        obs: "keypoints" (the nine block points, then agent x, y: 20 numbers) or "state" (agent x, y, block x,
-            y, angle: 5).
+        obs: "keypoints" (the nine block points, then agent x, y: 20 numbers), "state" (agent x, y, block x, y,
+            angle: 5) or "image" (agent x, y: 2, beside the frames).
         layout: Steps of a window; by default Diffusion Policy's for PushT.
+        frames: What cameras saw, by camera (T, H, W, 3) uint8 (see `demos.frames`).
 
     Returns:
         All windows, episode after episode, held in memory.
 
     Raises:
-        ValueError: For an unknown `obs`, or if no episode is long enough.
+        ValueError: For an unknown `obs`, one that needs frames without them, or if no episode is long enough.
     """
+    if (obs == "image") != (frames is not None):
+        raise ValueError(f"obs={obs!r} {'needs frames' if frames is None else 'takes no frames'}; see demos.frames")
     layout = layout or Layout()
     table = torch.from_numpy(observation_table(demos, obs))  # (T, Do)
     index = window_index(demos.episode_ends, layout)
     step = torch.from_numpy(index.step)
     action = torch.from_numpy(demos.action.astype(np.float32))
+    seen = step[:, : layout.obs_steps].contiguous()
     return Windows(
-        obs=table[step[:, : layout.obs_steps]],
+        obs=table[seen],
         action=action[step],
         executed=torch.from_numpy(index.real),
         episode=torch.from_numpy(index.episode),
+        footage=None if frames is None else Footage(frames, seen),
     )
 
 
 def observation_table(demos: Demonstrations, obs: str) -> np.ndarray:
-    """What the policy sees at each step, (T, Do) float32.
+    """What the policy sees at each step, but for pictures, (T, Do) float32.
 
     Raises:
         ValueError: For an unknown `obs`.
@@ -178,4 +214,6 @@ def observation_table(demos: Demonstrations, obs: str) -> np.ndarray:
         return np.concatenate([points, demos.state[:, :2]], axis=1).astype(np.float32)
     if obs == "state":
         return demos.state.astype(np.float32)
-    raise ValueError(f"unknown obs {obs!r}; known: keypoints, state")
+    if obs == "image":
+        return demos.state[:, :2].astype(np.float32)
+    raise ValueError(f"unknown obs {obs!r}; known: keypoints, state, image")

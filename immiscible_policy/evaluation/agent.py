@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from immiscible_policy.capture import use_device
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.policy.encoder import EncoderSpec
+from immiscible_policy.policy.image import Pictured
 from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+
+Observations = NDArray[np.float64] | dict[str, NDArray[Any]]
+"""The last observations of B episodes: an array, or for `obs_type="image"` a dictionary of them."""
 
 
 class Agent:
@@ -33,12 +38,22 @@ class Agent:
         self.policy, self.spec, self.sampler = policy, spec, sampler
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
 
-    def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
-        """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do)."""
-        device = self.policy.action.scale.device
-        chunk = self.policy.sample(torch.from_numpy(observations).float().to(device), self.sampler, generators)
+    def act(self, observations: Observations, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
+        """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do).
+
+        Observations with pictures are a dictionary of `image` (B, obs_steps, H, W, 3) and `agent_pos`.
+        """
+        chunk = self.policy.sample(self._tensors(observations), self.sampler, generators)
         first = self.spec.obs_steps - 1
         return chunk[:, first : first + self.spec.action_steps].double().cpu().numpy()
+
+    def _tensors(self, observations: Observations) -> Any:
+        """Observations as the policy takes them, on its device."""
+        device = self.policy.action.scale.device
+        if not isinstance(observations, dict):
+            return torch.from_numpy(observations).float().to(device)
+        agent = torch.from_numpy(observations["agent_pos"]).float().to(device)
+        return Pictured(agent, torch.from_numpy(observations["image"]).to(device).unsqueeze(2))  # of one camera
 
 
 def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
@@ -54,9 +69,12 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionP
     """
     recorded = checkpoint.metadata.get("policy")
     names = {field.name for field in fields(PolicySpec)}
-    if not isinstance(recorded, dict) or set(recorded) != names:
+    needed = {field.name for field in fields(PolicySpec) if field.default is MISSING}
+    if not isinstance(recorded, dict) or not needed <= set(recorded) <= names:
         raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows")
-    spec = PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"])})
+    encoder = recorded.get("encoder")
+    encoder = encoder and EncoderSpec(**encoder | {"cameras": tuple(encoder["cameras"])})
+    spec = PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"]), "encoder": encoder})
     policy = build_policy(spec)
     try:
         policy.load_state_dict(checkpoint.tensors("ema"))

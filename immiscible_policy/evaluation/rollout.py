@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 import envs
+from envs.rendering import render_state
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.randomness import torch_generator
 
@@ -38,8 +39,8 @@ class ActingPolicy(Protocol):
     obs: str
     obs_steps: int
 
-    def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
-        """Actions to execute (B, n, 2) in px, given the last observations (B, obs_steps, Do)."""
+    def act(self, observations: Any, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
+        """Actions to execute (B, n, 2) in px, given the last observations (B, obs_steps, Do), or a dictionary."""
         ...
 
 
@@ -106,7 +107,10 @@ def _roll_out(
     """Roll one batch out; rows and watching only for the first `keep` episodes."""
     count = len(starts)
     environment = gymnasium.make_vec(
-        ENVIRONMENT, num_envs=count, vectorization_mode="vector_entry_point", obs_type=policy.obs
+        ENVIRONMENT,
+        num_envs=count,
+        vectorization_mode="vector_entry_point",
+        obs_type="state" if policy.obs == "image" else policy.obs,
     )
     generators = [torch_generator("cpu", "rollout", start) for start in starts]
     observation, info = environment.reset(options=options)
@@ -123,7 +127,7 @@ def _roll_out(
     watch(0, observation)
     step = 0
     while step < max_steps and not done[:keep].all():
-        actions = policy.act(np.stack(history, axis=1), generators)  # (N, n, 2)
+        actions = policy.act(_seen(history, policy.obs, keep), generators)  # (N, n, 2)
         for action in actions.transpose(1, 0, 2):
             observation, reward, terminated, _, info = environment.step(action)
             history.append(observation)
@@ -146,3 +150,17 @@ def _roll_out(
         )
         for i in range(keep)
     ]  # fmt: skip
+
+
+def _seen(history: Sequence[NDArray[np.float64]], obs: str, keep: int) -> Any:
+    """The last observations of a batch, oldest first along axis 1.
+
+    Pictures are drawn from the states only here, when the policy looks, and not at every step; and only those of the
+    first `keep` rows, which the filling repeats.
+    """
+    observations = np.stack(history, axis=1)
+    if obs != "image":
+        return observations
+    pictures = np.stack([[render_state(state) for state in states] for states in observations[:keep]])
+    filled = np.minimum(np.arange(len(observations)), keep - 1)
+    return {"image": pictures[filled], "agent_pos": observations[..., :2]}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from immiscible_policy.policy.diffusion import DiffusionPolicy
+from immiscible_policy.policy.encoder import EncoderSpec, ImageEncoder
+from immiscible_policy.policy.image import ImagePolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.unet import ConditionalUnet1d
 
@@ -16,8 +19,8 @@ class PolicySpec:
     """Everything that shapes a policy except its weights; plain values, so that it is stored as JSON.
 
     Attributes:
-        obs: What it observes: `keypoints` or `state`.
-        obs_dim: Numbers per observation.
+        obs: What it observes: `keypoints`, `state` or `image`.
+        obs_dim: Numbers per observation; beside images, the agent's position.
         action_dim: Numbers per action.
         horizon: Steps of a chunk.
         obs_steps: Observations it sees.
@@ -28,6 +31,7 @@ class PolicySpec:
         step_embed_dim: Size of its diffusion-step embedding.
         kernel_size: Of its convolutions.
         groups: Of its group normalisation.
+        encoder: What encodes images, or None where nothing is seen.
     """
 
     obs: str
@@ -42,6 +46,7 @@ class PolicySpec:
     step_embed_dim: int
     kernel_size: int
     groups: int
+    encoder: EncoderSpec | None = None
 
 
 def build_policy(
@@ -57,15 +62,17 @@ def build_policy(
         raise ValueError(
             f"horizon={spec.horizon} does not divide by {factor}, as down_dims={list(spec.down_dims)} need"
         )
+    encoder = spec.encoder and ImageEncoder(spec.encoder)
     denoiser = ConditionalUnet1d(
         spec.action_dim,
-        spec.obs_steps * spec.obs_dim,
+        spec.obs_steps * (spec.encoder.features(spec.obs_dim) if spec.encoder else spec.obs_dim),
         step_embed_dim=spec.step_embed_dim,
         down_dims=spec.down_dims,
         kernel_size=spec.kernel_size,
         groups=spec.groups,
     )
-    return DiffusionPolicy(
+    policy = partial(ImagePolicy, encoder) if encoder else DiffusionPolicy
+    return policy(
         denoiser,
         observation or _placeholder(spec.obs_dim),
         action or _placeholder(spec.action_dim),

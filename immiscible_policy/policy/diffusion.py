@@ -144,9 +144,9 @@ class DiffusionPolicy(nn.Module):
         Raises:
             ValueError: If the rows and the generators differ in number, or there are more steps than the chain has.
         """
-        if len(generators) != len(observation):
-            raise ValueError(f"{len(observation)} observations need as many generators; got {len(generators)}")
-        condition = self.condition(observation)
+        condition = self.features(observation)
+        if len(generators) != len(condition):
+            raise ValueError(f"{len(condition)} observations need as many generators; got {len(generators)}")
         start = (self.horizon, self.action.scale.shape[0])
         if sampler.engine == "eager":
             noise = noise_paths(generators, 1, start)[0].to(condition.device)
@@ -166,8 +166,12 @@ class DiffusionPolicy(nn.Module):
         return self._replay((sampler, weights), function, *inputs)
 
     def condition(self, observation: Tensor) -> Tensor:
-        """Normalise and flatten observations (B, O, Do) to (B, O * Do)."""
+        """What selection compares: observations (B, O, Do) normalised and flattened to (B, O * Do)."""
         return self.observation.normalize(observation).flatten(1)
+
+    def features(self, observation: Tensor) -> Tensor:
+        """What the denoiser is given in sampling (B, O * Do): the same."""
+        return self.condition(observation)
 
     def scheduler(self, sampler: Sampler) -> Scheduler:
         """The diffusers scheduler of a sampler, its timesteps set.

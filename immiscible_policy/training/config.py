@@ -48,6 +48,11 @@ class TrainConfig:
     obs_steps: int = 2
     action_steps: int = 8
     diffusion_steps: int = 100
+    images: str = "stored"
+    cameras: list[str] = field(default_factory=lambda: ["img"])
+    crop: int = 84
+    encoder_width: int = 64
+    shared_encoder: bool = False
     down_dims: list[int] = field(default_factory=list)
     step_embed_dim: int = 128
     kernel_size: int = 5
@@ -87,9 +92,10 @@ class TrainConfig:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
-TEXT_KEYS = {f.name for f in fields(TrainConfig) if "str" in str(f.type)} - set(GROUPS)
+TEXT_KEYS = {f.name for f in fields(TrainConfig) if str(f.type).startswith("str")} - set(GROUPS)
 LIST_KEYS = {f.name: str(f.type) for f in fields(TrainConfig) if str(f.type).startswith("list")}
 KEYS = [f.name for f in fields(TrainConfig)]
+IMAGE_KEYS = ("images", "cameras", "crop", "encoder_width", "shared_encoder")
 
 
 def config_dir() -> Path:
@@ -134,6 +140,9 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
         if texts.get(key):
             texts[key] = str(Path(str(texts[key])).expanduser())
     config = _typed(plain | texts, given)
+    for key in IMAGE_KEYS:
+        if key in given and config.obs != "image":
+            raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
     _resolve(config, device, given.get("experiment"))
     _check_ranges(config)
     return config
@@ -241,7 +250,8 @@ def _kind(kind: str) -> str:
         if kind.startswith(name):
             return names[name]
     if kind.startswith("list"):
-        return f"not a list such as [{'64,128,256' if 'int' in kind else '0.95,0.999'}]"
+        examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[str]": "img,wrist"}
+        return f"not a list such as [{examples[kind]}]"
     return f"not {kind}"
 
 
@@ -296,13 +306,15 @@ def _run_name(config: TrainConfig, experiment: str | None) -> str:
         parts.append(Path(config.data).stem)
     if config.mirror:
         parts.append("mirror")
+    if config.images != "stored":
+        parts.append(config.images)
     return "_".join([*parts, experiment or config.scale])
 
 
 def _check_ranges(config: TrainConfig) -> None:
     """Refuse values out of range, naming the value and what is allowed."""
     positive = ("steps", "batch_size", "accumulate", "checkpoint_every", "eval_every", "episodes", "log_every",
-                "threads", "parallel", "diffusion_steps", "sampling_steps")  # fmt: skip
+                "threads", "parallel", "diffusion_steps", "sampling_steps", "crop")  # fmt: skip
     for key in positive:
         if getattr(config, key) < 1:
             raise CommandError(f"{key}={getattr(config, key)}: needs 1 or more")
@@ -328,6 +340,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "mask": ("none", "padding", "unsent"),
         "precision": ("auto", "fp32", "bf16"),
         "engine": ("fast", "eager"),
+        "images": ("stored", "rendered"),
         "keep": ("all", "last+best"),
         "sampler": ("ddim", "ddpm", "dpmpp"),
         "wandb": ("offline", "online", "disabled"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.noise import Coupling
+from immiscible_policy.policy.crop import random_crop
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Noised
+from immiscible_policy.policy.image import Pictured
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.noise import NoiseChoice
 
@@ -26,6 +30,8 @@ class PolicyObjective:
         accumulate: Micro-batches that a batch is cut into.
         seed: Training seed.
         counted: Which actions of each window enter the selection's distance (N, T), or None for all.
+        crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
+            the policy sees their middle then, as in evaluation.
     """
 
     def __init__(
@@ -38,11 +44,13 @@ class PolicyObjective:
         accumulate: int,
         seed: int,
         counted: Tensor | None = None,
+        crop: int | None = None,
     ) -> None:
         self.policy = policy
         self.windows = windows
         self.noise = noise
         self.counted = counted
+        self.crop = crop
         self.accumulate = accumulate
         self.seed = seed
         self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
@@ -60,12 +68,28 @@ class PolicyObjective:
         """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
         return None if self.counted is None else self.counted[rows].unsqueeze(-1)
 
+    def observed(self, batch: Windows, step: int) -> Any:
+        """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
+        if batch.footage is None:
+            return batch.obs
+        generator, seen = torch_generator(batch.obs.device, "crop", self.seed, step), batch.footage.step
+        views = [
+            frames[seen] if self.crop is None else random_crop(frames, seen, self.crop, generator)
+            for frames in batch.footage.frames.values()
+        ]
+        return Pictured(batch.obs, torch.stack(views, dim=2))
+
     def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Noised:
         """The windows of a step, with noise chosen for them."""
         assert self.noise.select is not None
         batch = self.windows[rows]
         return self.policy.noised(
-            batch.obs, batch.action, self.noise.select, step=step, generator=generator, mask=self.mask(rows)
+            self.observed(batch, step),
+            batch.action,
+            self.noise.select,
+            step=step,
+            generator=generator,
+            mask=self.mask(rows),
         )
 
     def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Noised:
@@ -73,7 +97,8 @@ class PolicyObjective:
         shape = (self.order.batch_size, *self.windows.action.shape[1:])
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.windows.action.device)
         batch = self.windows[couple(noise)]
-        return self.policy.noised(batch.obs, batch.action, lambda x, **_: noise, step=step, generator=generator)
+        seen = self.observed(batch, step)
+        return self.policy.noised(seen, batch.action, lambda x, **_: noise, step=step, generator=generator)
 
     def loss(self, batch: Noised) -> Tensor:
         """Mean denoising loss of a micro-batch."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.capture import ALONE, use_device
+from immiscible_policy.demos.frames import CAMERA, SIZE, rendered_frames, stored_frames
 from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
@@ -22,6 +23,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
@@ -78,8 +80,8 @@ def build_parts(config: TrainConfig) -> Parts:
     demos = open_store(Path(config.data) if config.data else embedded_store())
     train_ids, held_out = split_episodes(len(demos.episode_ends), config.validation, config.train_episodes)
     training = demos.select(train_ids)
-    windows = make_windows(mirror(training) if config.mirror else training, config.obs, layout)  # type: ignore[arg-type]
-    validation = make_windows(demos.select(held_out), config.obs, layout) if len(held_out) else None  # type: ignore[arg-type]
+    windows = _windows(config, mirror(training) if config.mirror else training, layout)
+    validation = _windows(config, demos.select(held_out), layout) if len(held_out) else None
     per_epoch = len(windows) / config.batch_size
     noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
     if noise.name in (COUPLED, "vanilla") and config.mask != "none":
@@ -99,11 +101,35 @@ def build_parts(config: TrainConfig) -> Parts:
         step_embed_dim=config.step_embed_dim,
         kernel_size=config.kernel_size,
         groups=config.groups,
+        encoder=_encoder_spec(config, windows),
     )
     with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
         Agent(build_policy(spec), spec, sampler)
     mask = counted(windows, config.mask, layout)
-    return Parts(demos, content_hash(demos), windows, validation, spec, mask, noise, sampler, starts)
+    data_hash = content_hash(demos, images=config.obs == "image" and config.images == "stored")
+    return Parts(demos, data_hash, windows, validation, spec, mask, noise, sampler, starts)
+
+
+def _windows(config: TrainConfig, demos: Demonstrations, layout: Layout) -> Windows:
+    """Training windows, and for obs=image the frames that they show."""
+    if config.obs != "image":
+        return make_windows(demos, config.obs, layout)  # type: ignore[arg-type]
+    if config.cameras != [CAMERA]:
+        raise ValueError(f"cameras=[{','.join(config.cameras)}]: PushT has one camera to evaluate with, [{CAMERA}]")
+    rendered = config.images == "rendered"
+    return make_windows(demos, "image", layout, rendered_frames(demos) if rendered else stored_frames(demos))
+
+
+def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
+    """What encodes the frames, if there are any."""
+    if windows.footage is None:
+        return None
+    height, width = windows.footage.frames[CAMERA].shape[1:3]
+    if (height, width) != (SIZE, SIZE):
+        raise ValueError(f"the frames are {height} x {width}, PushT shows {SIZE} x {SIZE}; use images=rendered")
+    if config.crop > SIZE:
+        raise ValueError(f"crop={config.crop}: the frames have {SIZE} pixels; use crop={SIZE} or less")
+    return EncoderSpec(tuple(config.cameras), config.crop, config.encoder_width, config.shared_encoder)
 
 
 def seed_directory(run: Path, seed: int) -> Path:
@@ -170,6 +196,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             accumulate=config.accumulate,
             seed=seed,
             counted=None if parts.counted is None else parts.counted.to(config.device),
+            crop=config.crop,
         )
         schedule = Schedule(
             config.steps,
@@ -239,7 +266,7 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     own = objective.order
     order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
-    x, condition = policy.clean(windows.action[rows]), policy.condition(windows.obs[rows])
+    x, condition = policy.clean(windows.action[rows]), policy.condition(objective.observed(windows[rows], step))
     size = objective.order.batch_size
     mask = objective.mask(rows)
     found = audit(select, x, batch_size=size, batches=AUDITED, condition=condition, mask=mask, step=step)

@@ -122,7 +122,7 @@ def _write_config(directory: Path, config: TrainConfig, parts: Parts) -> None:
 def _plan(config: TrainConfig, parts: Parts, seeds: list[int]) -> str:
     """The resolved options and what will happen, for people."""
     with torch.device("meta"):  # sizes without memory
-        parameters = sum(p.numel() for p in build_policy(parts.spec).denoiser.parameters())
+        parameters = sum(p.numel() for p in build_policy(parts.spec).parameters())
     evaluations = -(-config.steps // (config.eval_every or config.steps))
     epochs = config.steps * config.batch_size / len(parts.training)
     options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}

@@ -119,7 +119,7 @@ def test_layouts_that_cannot_be_are_refused(values, says):
 
 
 def test_unknown_observation_is_refused(demos):
-    with pytest.raises(ValueError, match="unknown obs 'pixels'; known: keypoints, state"):
+    with pytest.raises(ValueError, match="unknown obs 'pixels'; known: keypoints, state, image"):
         make_windows(demos, "pixels")
 
 

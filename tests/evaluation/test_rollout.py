@@ -79,6 +79,40 @@ def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
     assert evaluate(agent, STARTS[1:2], seed=0, checkpoint=0, batch_size=8, max_steps=40) == every[1:2]
 
 
+class Watcher:
+    """Walks by what the pictures say, and keeps what it saw."""
+
+    obs, obs_steps = "image", 2
+
+    def __init__(self):
+        self.seen = []
+
+    def act(self, observations, generators):
+        self.seen.append(observations)
+        target = observations["agent_pos"][:, -1] + observations["image"][:, -1].mean(axis=(1, 2))[:, :2] / 8
+        return np.repeat(target[:, None], 8, axis=1)
+
+
+def test_pictures_are_those_of_the_environment():
+    """Drawn when the policy looks, from states; the single environment draws its observations at every step."""
+    policy = Watcher()
+    rows = evaluate(policy, STARTS[:2], seed=0, checkpoint=0, batch_size=3, max_steps=17)
+    for index, start in enumerate(STARTS[:2]):
+        env, alone = gymnasium.make("immiscible/PushT-v0", obs_type="image"), Watcher()
+        history, rewards = [env.reset(options={"legacy_seed": start})[0]] * 2, []
+        for chunk in range(3):
+            stacked = {name: np.stack([each[name] for each in history[-2:]])[None] for name in history[0]}
+            for name, values in stacked.items():
+                np.testing.assert_array_equal(policy.seen[chunk][name][index], values[0])
+            for action in alone.act(stacked, [])[0][: 17 - 8 * chunk]:
+                observation, reward, *_ = env.step(action)
+                history.append(observation)
+                rewards.append(reward)
+        assert rows[index].max_reward == max(rewards) and rows[index].steps == 17
+    assert policy.seen[0]["image"].shape == (3, 2, 96, 96, 3)
+    np.testing.assert_array_equal(policy.seen[2]["image"][2], policy.seen[2]["image"][1])  # the filling
+
+
 def test_standing_still_moves_nothing_and_takes_all_steps():
     (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
     assert row.steps == 300 and not row.success

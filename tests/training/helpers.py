@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from envs.geometry import keypoints
+from envs.rendering import render_state
 from envs.simulation import Simulation
 from immiscible_policy.demos.store import write_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int = 0) -> Path:
-    """A store of real physics: the agent wanders at random."""
+def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int = 0, images: bool = False) -> Path:
+    """A store of real physics: the agent wanders at random; with images of 96 x 96 if they are asked for."""
     random = np.random.default_rng(seed)
     states, actions, contacts = [], [], []
     for _ in range(episodes):
@@ -36,6 +37,8 @@ def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int 
         "keypoint": keypoints(state[:, 2:]),
         "n_contacts": np.array(contacts, dtype=np.float32),
     }
+    if images:
+        arrays["img"] = np.stack([render_state(each) for each in state]).astype(np.float32)
     return write_store(path, arrays, np.arange(1, episodes + 1) * steps)
 
 

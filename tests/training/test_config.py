@@ -33,8 +33,15 @@ def test_paper_scale_is_the_published_network_and_nothing_but_size():
                          "eval_every", "keep"}  # fmt: skip
 
 
+def test_paper_scale_of_images_is_the_published_network():
+    paper = compose_config(["obs=image", "scale=paper"])
+    assert (paper.down_dims, paper.step_embed_dim, paper.batch_size) == ([512, 1024, 2048], 128, 64)
+    assert (paper.encoder_width, paper.crop, paper.lr, paper.warmup_steps) == (64, 84, 1e-4, 500)
+    assert compose_config(["obs=image", "experiment=debug"]).down_dims == [16, 32]
+
+
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
-@pytest.mark.parametrize("obs", ["keypoints", "state"])
+@pytest.mark.parametrize("obs", ["keypoints", "state", "image"])
 @pytest.mark.parametrize("noise", [*sorted(SELECTORS), "semidiscrete"])
 def test_every_combination_of_groups_composes(scale, obs, noise):
     config = compose_config([f"scale={scale}", f"obs={obs}", f"noise={noise}"])
@@ -46,7 +53,8 @@ def test_every_configuration_file_is_covered():
     """Each file under configs/ is a choice of a known group, and each choice composes."""
     files = sorted(path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml"))
     choices = [(group, name) for group in GROUPS for name in group_choices(group)]
-    assert len(files) == len(choices) + 1  # and train.yaml
+    sizes = [f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")]
+    assert len(files) == len(choices) + 1 + len(sizes) and {*map(str, files)} >= {"train.yaml", *sizes}
     assert set(group_choices("noise")) == {*SELECTORS, "semidiscrete"}
     for group, name in choices:
         compose_config([f"{group}={name}"])

@@ -1,0 +1,42 @@
+"""Checkpoints become policies: with what encodes their pictures, and those from before there was any."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from immiscible_policy.evaluation.agent import load_policy, spec_metadata
+from immiscible_policy.policy import EncoderSpec
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.training.checkpoint import CheckpointError, list_checkpoints, save_checkpoint
+
+BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))
+
+
+def written(directory, spec, policy_metadata):
+    weights = build_policy(spec).state_dict()
+    save_checkpoint(directory / "step_000001", {"policy": policy_metadata, "step": 1}, {"ema": weights})
+    return list_checkpoints(directory)[-1], weights
+
+
+@pytest.mark.parametrize("spec", [BLIND, SEEING])
+def test_a_checkpoint_describes_its_policy(tmp_path, spec):
+    checkpoint, weights = written(tmp_path, spec, spec_metadata(spec)["policy"])
+    policy, found = load_policy(checkpoint)
+    assert found == spec and not policy.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_a_checkpoint_from_before_encoders_is_a_policy_without_one(tmp_path):
+    recorded = spec_metadata(BLIND)["policy"]
+    del recorded["encoder"]
+    assert load_policy(written(tmp_path, BLIND, recorded)[0])[1] == BLIND
+
+
+@pytest.mark.parametrize("change", [lambda policy: policy.pop("horizon"), lambda policy: policy.update(depth=3)])
+def test_a_policy_of_another_kind_is_refused(tmp_path, change):
+    recorded = spec_metadata(BLIND)["policy"]
+    change(recorded)
+    with pytest.raises(CheckpointError, match="describes no policy that this version knows"):
+        load_policy(written(tmp_path, BLIND, recorded)[0])
