@@ -33,6 +33,7 @@ from immiscible_policy.evaluation.statistics import (
     two_level_bootstrap,
 )
 from immiscible_policy.evaluation.summary import LAST, METRICS, Scores, fresh_scores, scores
+from immiscible_policy.evaluation.text import finite, table
 
 USAGE = """\
 compare two runs over the same starts and checkpoints
@@ -179,7 +180,6 @@ def markdown(comparison: Comparison) -> str:
     Returns:
         Markdown.
     """
-    columns = _columns(comparison)
     lines = [
         f"# {_name(comparison.a)} (A) against {_name(comparison.b)} (B)",
         "",
@@ -189,9 +189,7 @@ def markdown(comparison: Comparison) -> str:
         "",
         comparison.headline.needed_words,
         "",
-        "| " + " | ".join(columns) + " |",
-        "|---" * len(columns) + "|",
-        *("| " + " | ".join(_cells(result)) + " |" for result in comparison.results),
+        *table(_columns(comparison), [_cells(result) for result in comparison.results]),
         "",
         *(f"- {verdict(result)}" for result in comparison.results),
         "",
@@ -211,7 +209,7 @@ def as_json(comparison: Comparison) -> str:
     content = asdict(comparison)
     for entry, result in zip(content["results"], comparison.results, strict=True):
         entry |= {"ratio": result.ratio, "verdict": verdict(result)}
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -420,15 +418,6 @@ def _size(number: float) -> str:
 
 def _name(directory: str) -> str:
     return Path(directory).resolve().name
-
-
-def _finite(content: Any) -> Any:
-    """The same content with None for numbers that JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _console() -> Console:

@@ -21,6 +21,7 @@ from immiscible_policy.evaluation.plots import COLOURS, learning_curves, save_fi
 from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
 from immiscible_policy.evaluation.summary import Scores, scores
+from immiscible_policy.evaluation.text import finite, table
 
 PUBLISHED = {
     "table2": {
@@ -62,7 +63,7 @@ def write_grid(out: Path, name: str, arms: Sequence[str], seeds: Sequence[int]) 
         "published": PUBLISHED.get(name, {}),
     }
     text = markdown(name, figures)
-    write_atomically(out / f"{name}.json", (json.dumps(_plain(figures), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(out / f"{name}.json", (json.dumps(finite(figures), indent=2, allow_nan=False) + "\n").encode())
     write_atomically(out / f"{name}.md", text.encode())
     if whole:
         shown = dict(list(whole.items())[: len(COLOURS)])
@@ -207,7 +208,7 @@ def _score_table(metric: str, arms: Figures, complete: Figures, first: str, publ
         if published:
             cells.append(_published(published.get(arm), 1.0 if metric == "coverage" else 0.95))
         rows.append([arm, *cells])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _published(found: dict[str, float] | None, unit: float) -> str:
@@ -222,7 +223,7 @@ def _seed_table(complete: Figures) -> list[str]:
         for arm, each in complete.items()
         for seed, found in each["seeds"].items()
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _quality_table(complete: Figures, first: str) -> list[str]:
@@ -235,7 +236,7 @@ def _quality_table(complete: Figures, first: str) -> list[str]:
             pairs = zip(found["steps"].values(), found["seconds"].values(), strict=True)
             cells.append(", ".join("never" if step is None else f"{step:,} ({took:,.0f} s)" for step, took in pairs))
         rows.append([arm, *cells])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _noise_table(complete: Figures) -> list[str]:
@@ -245,22 +246,10 @@ def _noise_table(complete: Figures) -> list[str]:
         [arm, *(f"{each['noise'][key]:.3f}" if key in each["noise"] else "" for key in keys)]
         for arm, each in complete.items()
     ]
-    return _table(["noise audit", *names], rows)
+    return table(["noise audit", *names], rows)
 
 
 def _cell(found: Figures, signed: bool = False) -> str:
     number = "{:+.3f}" if signed else "{:.3f}"
     ends = "" if math.isnan(found["low"]) else f" [{number.format(found['low'])}, {number.format(found['high'])}]"
     return number.format(found["mean"]) + ends
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
-
-
-def _plain(content: Any) -> Any:
-    """The same content with None for numbers that JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content

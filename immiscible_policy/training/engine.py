@@ -117,15 +117,19 @@ class Eager:
 
     def step(self) -> Tensor:
         """One training step; its mean loss."""
-        start = time.perf_counter()
-        parts = self.batch()
-        self.waited += time.perf_counter() - start
-        loss = self.gradients(parts)
+        loss = self.gradients(self._next())
         self.state.advance()
         return loss
 
+    def _next(self) -> Parts:
+        """The coming step's micro-batches; the time that they take is counted."""
+        start = time.perf_counter()
+        parts = self.batch()
+        self.waited += time.perf_counter() - start
+        return parts
 
-class Captured:
+
+class Captured(Eager):
     """Forward, backward, AdamW and EMA as one CUDA graph over fixed buffers.
 
     The first step rehearses (compiling where a compiler is there), undoes what the rehearsal changed, and captures.
@@ -146,17 +150,14 @@ class Captured:
         gradients: Gradients,
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state, self.batch, self.gradients, self.close = state, batch, gradients, close
-        self.waited = 0.0
+        super().__init__(state, batch, gradients, close)
         self._buffers: Parts = ()
         self._loss = torch.zeros((), device=gradients.device)
         self._replay: Callable[[], None] | None = None
 
     def step(self) -> Tensor:
         """One training step; its mean loss, in a tensor that the next step overwrites."""
-        start = time.perf_counter()
-        parts = self.batch()
-        self.waited += time.perf_counter() - start
+        parts = self._next()
         if self._replay is None:
             self._buffers = [part._make(field.clone() for field in part) for part in parts]
             self._replay = self._capture()

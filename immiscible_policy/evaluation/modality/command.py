@@ -26,6 +26,7 @@ from immiscible_policy.evaluation.modality.plots import evolution_figure, paths_
 from immiscible_policy.evaluation.plots import COLOURS, save_figure
 from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.evaluation.statistics import Interval
+from immiscible_policy.evaluation.text import table
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.config import resolve_device
@@ -102,7 +103,7 @@ def markdown(arms: Sequence[Arm]) -> str:
         "balanced, 1 one way only). TV: total-variation distance to the training demonstrations that begin nearly "
         "upside down, undecided counted as a third mode. Floor: what pure chance gives with as many rollouts.",
         "",
-        *_table(columns, rows),
+        *table(columns, rows),
         "",
         "The published figures are from one symmetric start, their definition of the majority is not stated.",
         "",
@@ -113,7 +114,7 @@ def markdown(arms: Sequence[Arm]) -> str:
     if len(arms) > 1:
         rows = [[arm.name, *(_signed(difference(arm, base, each)) for each in MEASURES)] for arm in arms[1:]]
         head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
-        lines += [head, "", *_table(("run", *MEASURES), rows), ""]
+        lines += [head, "", *table(("run", *MEASURES), rows), ""]
     return "\n".join(lines)
 
 
@@ -262,8 +263,3 @@ def _signed(found: Interval | None) -> str:
 def _demonstrations(arm: Arm) -> str:
     counts = ", ".join(f"{count} {mode}" for count, mode in zip(arm.demonstrated, MODES, strict=True))
     return f"demonstrations that begin nearly upside down: {counts}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
