@@ -30,7 +30,7 @@ from benchmarks.measuring import (
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
@@ -106,10 +106,12 @@ def _names(text: str) -> list[str]:
 def _policy(path: Path | None, scale: str | None, device: str) -> tuple[DiffusionPolicy, PolicySpec]:
     """A checkpoint's policy, or an untrained one of a size preset."""
     if path is not None:
-        return load_policy(read_checkpoint(path), device)
+        return load_diffusion(read_checkpoint(path), device)
     words = [f"device={device}", "wandb=disabled", *([f"scale={scale}"] if scale else [])]
     spec = build_parts(compose_config(words)).spec
-    return build_policy(spec).to(device).eval(), spec
+    policy = build_policy(spec)
+    assert isinstance(policy, DiffusionPolicy)  # as the default method is
+    return policy.to(device).eval(), spec
 
 
 def time_chunks(

@@ -28,7 +28,7 @@ from immiscible_policy.analysis.report import table
 from immiscible_policy.analysis.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.experiment import Experiment, Findings
@@ -124,7 +124,7 @@ def measure(options: Document) -> Findings:
 
 def measure_policy(checkpoint: Checkpoint, options: Document, starts: Sequence[int]) -> PolicyFindings:
     """Measure one policy: chunks, what its start noise decides, and rollouts from starts (none: no rollouts)."""
-    policy, spec = load_policy(checkpoint)
+    policy, spec = load_diffusion(checkpoint)
     sampler = Sampler("ddim", options["sampling_steps"])
     agent = Agent(policy, spec, sampler)
     windows = pusht_windows(options["data"], spec)

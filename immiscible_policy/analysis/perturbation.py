@@ -121,6 +121,7 @@ class PerturbedAgent:
     def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do)."""
         policy, spec = self.agent.policy, self.agent.spec
+        assert isinstance(policy, DiffusionPolicy)  # `load_diffusion` refuses others
         shape = (spec.horizon, spec.action_dim)
         noise, eta = (torch.stack([torch.randn(shape, generator=g) for g in each]) for each in
                       (generators, self.generators))  # fmt: skip

@@ -22,7 +22,7 @@ from immiscible_policy.analysis.pixels import FEATURES, pixel_features, real_ima
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import load_diffusion
 from immiscible_policy.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.experiment import Experiment, Findings
@@ -154,7 +154,7 @@ class MeasuredPolicy(NamedTuple):
 
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> MeasuredPolicy:
     """Measure the layers of a policy on n windows of demonstrations."""
-    policy, spec = load_policy(checkpoint)
+    policy, spec = load_diffusion(checkpoint)
     windows = pusht_windows(data, spec)
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "steps windows", seed))
     if len(order) < 2 * n:
@@ -217,7 +217,7 @@ def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
         if run.name in found:
             raise CommandError(f"runs= names two runs called {run.name}")
         for checkpoint in kept:
-            load_policy(checkpoint)  # a damaged one is found before the others are measured
+            load_diffusion(checkpoint)  # a damaged one is found before the others are measured
         found[run.name] = kept
     return found
 

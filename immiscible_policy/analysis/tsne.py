@@ -21,7 +21,7 @@ from immiscible_policy.analysis.mixture import mixing
 from immiscible_policy.analysis.report import table
 from immiscible_policy.analysis.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import load_diffusion
 from immiscible_policy.evaluation.plots import COLOURS
 from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import Selector, make_selector
@@ -159,7 +159,7 @@ def policy_section(policies: Mapping[str, Checkpoint], options: Document) -> Sec
     """Action chunks that each policy's layers predict for one observation, the same start noises for all."""
     panels = []
     for label, checkpoint in policies.items():
-        policy, spec = load_policy(checkpoint)
+        policy, spec = load_diffusion(checkpoint)
         windows = pusht_windows(options["data"], spec)
         generator = torch_generator("cpu", "tsne policy", options["seed"])
         chosen = torch.randint(len(windows), (1,), generator=generator)

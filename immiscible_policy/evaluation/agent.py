@@ -1,4 +1,4 @@
-"""A trained diffusion policy, ready to act: from weights in memory or from a checkpoint."""
+"""A trained policy, ready to act: from weights in memory or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.image import Pictured
@@ -25,7 +26,7 @@ class Agent:
     """Samples action chunks and returns the part to execute.
 
     Args:
-        policy: The diffusion policy, in evaluation mode.
+        policy: The policy, in evaluation mode.
         spec: Its sizes.
         sampler: How to denoise.
 
@@ -33,7 +34,7 @@ class Agent:
         ValueError: If the sampler has more steps than the policy's noising chain.
     """
 
-    def __init__(self, policy: DiffusionPolicy, spec: PolicySpec, sampler: Sampler) -> None:
+    def __init__(self, policy: ChunkPolicy, spec: PolicySpec, sampler: Sampler) -> None:
         sampler.timesteps(policy.diffusion_steps)  # refuses steps that the chain does not have
         self.policy, self.spec, self.sampler = policy, spec, sampler
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
@@ -61,7 +62,7 @@ def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
     return {"policy": asdict(spec)}
 
 
-def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionPolicy, PolicySpec]:
+def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[ChunkPolicy, PolicySpec]:
     """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
 
     Raises:
@@ -81,6 +82,18 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionP
     except RuntimeError:
         raise CheckpointError(f"{checkpoint.path}: the weights do not fit the policy it describes") from None
     return policy.to(device).eval(), spec
+
+
+def load_diffusion(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionPolicy, PolicySpec]:
+    """As `load_policy`, for what looks at the noising chain.
+
+    Raises:
+        CheckpointError: As there, or if the policy is a control, which has no such chain.
+    """
+    policy, spec = load_policy(checkpoint, device)
+    if not isinstance(policy, DiffusionPolicy):
+        raise CheckpointError(f"{checkpoint.path}: method={spec.method} does not diffuse; use a diffusion policy")
+    return policy, spec
 
 
 def load_agent(checkpoint: Checkpoint, sampler: Sampler, device: str = "cpu") -> Agent:

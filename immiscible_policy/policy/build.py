@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.encoder import EncoderSpec, ImageEncoder
 from immiscible_policy.policy.image import ImagePolicy
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.policy.regression import TIMES, RegressionPolicy
 from immiscible_policy.policy.unet import ConditionalUnet1d
 
 
@@ -32,6 +35,7 @@ class PolicySpec:
         kernel_size: Of its convolutions.
         groups: Of its group normalisation.
         encoder: What encodes images, or None where nothing is seen.
+        method: `diffusion`, or a control without it: `regression` or `mip`.
     """
 
     obs: str
@@ -47,11 +51,12 @@ class PolicySpec:
     kernel_size: int
     groups: int
     encoder: EncoderSpec | None = None
+    method: str = "diffusion"
 
 
 def build_policy(
     spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None
-) -> DiffusionPolicy:
+) -> ChunkPolicy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
     Raises:
@@ -62,7 +67,7 @@ def build_policy(
         raise ValueError(
             f"horizon={spec.horizon} does not divide by {factor}, as down_dims={list(spec.down_dims)} need"
         )
-    encoder = spec.encoder and ImageEncoder(spec.encoder)
+    encoder = ImageEncoder(spec.encoder) if spec.encoder else None
     denoiser = ConditionalUnet1d(
         spec.action_dim,
         spec.obs_steps * (spec.encoder.features(spec.obs_dim) if spec.encoder else spec.obs_dim),
@@ -71,8 +76,7 @@ def build_policy(
         kernel_size=spec.kernel_size,
         groups=spec.groups,
     )
-    policy = partial(ImagePolicy, encoder) if encoder else DiffusionPolicy
-    return policy(
+    return _kind(spec, encoder)(
         denoiser,
         observation or _placeholder(spec.obs_dim),
         action or _placeholder(spec.action_dim),
@@ -80,6 +84,13 @@ def build_policy(
         diffusion_steps=spec.diffusion_steps,
         data_scale=spec.data_scale,
     )
+
+
+def _kind(spec: PolicySpec, encoder: ImageEncoder | None) -> Callable[..., ChunkPolicy]:
+    """The class of a policy, with what it alone takes."""
+    if spec.method in TIMES:
+        return partial(RegressionPolicy, times=TIMES[spec.method])
+    return partial(ImagePolicy, encoder) if encoder else DiffusionPolicy
 
 
 def _placeholder(dims: int) -> Normalizer:

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from immiscible_policy.noise import Selector
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import (
     Function,
@@ -30,7 +31,7 @@ from immiscible_policy.policy.sampling import (
 
 
 class Noised(NamedTuple):
-    """A training batch after noising; every field has B rows, so it splits into micro-batches.
+    """A training batch after noising; every field has B rows.
 
     Attributes:
         noisy: x_t, noisy normalised actions (B, T, A).
@@ -44,12 +45,8 @@ class Noised(NamedTuple):
     t: Tensor
     condition: Tensor
 
-    def split(self, parts: int) -> list[Noised]:
-        """Cut into micro-batches of (nearly) equal size."""
-        return [Noised(*rows) for rows in zip(*(field.chunk(parts) for field in self), strict=True)]
 
-
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(ChunkPolicy):
     """Denoises action chunks given the last observations (Chi et al., RSS 2023).
 
     Args:
@@ -75,15 +72,9 @@ class DiffusionPolicy(nn.Module):
         diffusion_steps: int = 100,
         data_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        if not data_scale > 0:
-            raise ValueError(f"data_scale={data_scale}: needs a number above 0")
-        self.denoiser = denoiser
-        self.observation = observation
-        self.action = action
-        self.horizon = horizon
-        self.diffusion_steps = diffusion_steps
-        self.data_scale = data_scale
+        super().__init__(
+            denoiser, observation, action, horizon=horizon, diffusion_steps=diffusion_steps, data_scale=data_scale
+        )
         self.noising = DDPMScheduler(num_train_timesteps=diffusion_steps, beta_schedule="squaredcos_cap_v2")
         self._alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays on the CPU, where samplers read it
         self._replay = Replay()
@@ -114,10 +105,6 @@ class DiffusionPolicy(nn.Module):
         t = torch.randint(self.diffusion_steps, (len(x),), generator=generator, device=generator.device)
         t = t.to(x.device)
         return Noised(self.noising.add_noise(x, noise, t), noise, t, condition)
-
-    def clean(self, action: Tensor) -> Tensor:
-        """What is noised (B, T, A): normalised, scaled action chunks."""
-        return self.data_scale * self.action.normalize(action)
 
     def loss(self, batch: Noised) -> Tensor:
         """Mean squared error of the predicted noise, a scalar (Ho et al., 2020, equation 14)."""
@@ -164,10 +151,6 @@ class DiffusionPolicy(nn.Module):
             return function(*inputs)
         weights = tuple(p.data_ptr() for p in self.denoiser.parameters())  # a recording reads them where they were
         return self._replay((sampler, weights), function, *inputs)
-
-    def condition(self, observation: Tensor) -> Tensor:
-        """What selection compares: observations (B, O, Do) normalised and flattened to (B, O * Do)."""
-        return self.observation.normalize(observation).flatten(1)
 
     def features(self, observation: Tensor) -> Tensor:
         """What the denoiser is given in sampling (B, O * Do): the same."""

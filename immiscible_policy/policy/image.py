@@ -33,7 +33,7 @@ class Pictured(NamedTuple):
 
 
 class NoisedPictured(NamedTuple):
-    """A training batch after noising; every field has B rows, so it splits into micro-batches.
+    """A training batch after noising; every field has B rows.
 
     Attributes:
         noisy: x_t, noisy normalised actions (B, T, A).
@@ -48,10 +48,6 @@ class NoisedPictured(NamedTuple):
     t: Tensor
     agent: Tensor
     images: Tensor
-
-    def split(self, parts: int) -> list[NoisedPictured]:
-        """Cut into micro-batches of (nearly) equal size."""
-        return [NoisedPictured(*rows) for rows in zip(*(field.chunk(parts) for field in self), strict=True)]
 
 
 class ImagePolicy(DiffusionPolicy):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_policy.noise import Selector
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import Sampler
 
@@ -34,7 +35,7 @@ TIMES = {"regression": (0.0,), "mip": (0.0, 0.9)}
 
 
 class Supervised(NamedTuple):
-    """A training batch; every field has B rows, so it splits into micro-batches.
+    """A training batch; every field has B rows.
 
     Attributes:
         target: Clean normalised action chunks to predict (B, T, A).
@@ -46,12 +47,8 @@ class Supervised(NamedTuple):
     noise: Tensor
     condition: Tensor
 
-    def split(self, parts: int) -> list[Supervised]:
-        """Cut into micro-batches of (nearly) equal size."""
-        return [Supervised(*rows) for rows in zip(*(field.chunk(parts) for field in self), strict=True)]
 
-
-class RegressionPolicy(nn.Module):
+class RegressionPolicy(ChunkPolicy):
     """Predicts action chunks from the last observations by least squares; trained and called like `DiffusionPolicy`.
 
     Args:
@@ -78,18 +75,12 @@ class RegressionPolicy(nn.Module):
         diffusion_steps: int = 100,
         data_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        if not data_scale > 0:
-            raise ValueError(f"data_scale={data_scale}: needs a number above 0")
         if not times or times[0] != 0 or not all(0 <= t < 1 for t in times):
             raise ValueError(f"times={tuple(times)}: needs 0 first, then numbers below 1")
-        self.denoiser = denoiser
-        self.observation = observation
-        self.action = action
-        self.horizon = horizon
+        super().__init__(
+            denoiser, observation, action, horizon=horizon, diffusion_steps=diffusion_steps, data_scale=data_scale
+        )
         self.times = tuple(times)
-        self.diffusion_steps = diffusion_steps
-        self.data_scale = data_scale
 
     def noised(
         self,
@@ -116,14 +107,6 @@ class RegressionPolicy(nn.Module):
         if not any(self.times):
             return Supervised(x, torch.zeros_like(x), condition)
         return Supervised(x, select(x, condition=condition, mask=mask, step=step, generator=generator), condition)
-
-    def clean(self, action: Tensor) -> Tensor:
-        """What is predicted (B, T, A): normalised, scaled action chunks."""
-        return self.data_scale * self.action.normalize(action)
-
-    def condition(self, observation: Tensor) -> Tensor:
-        """Normalise and flatten observations (B, O, Do) to (B, O * Do)."""
-        return self.observation.normalize(observation).flatten(1)
 
     def loss(self, batch: Supervised) -> Tensor:
         """Mean squared error of the predicted chunk, summed over the times, a scalar (module docstring)."""

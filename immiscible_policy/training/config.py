@@ -47,6 +47,7 @@ class TrainConfig:
     horizon: int = 16
     obs_steps: int = 2
     action_steps: int = 8
+    method: str = "diffusion"
     diffusion_steps: int = 100
     images: str = "stored"
     cameras: list[str] = field(default_factory=lambda: ["img"])
@@ -295,7 +296,7 @@ def native_bf16(device: str) -> bool:
 
 def _run_name(config: TrainConfig, experiment: str | None) -> str:
     """A directory name that tells what is trained: task, observation, noise, data, size."""
-    parts = [config.task, config.obs, config.noise["name"]]
+    parts = [config.task, config.obs, config.noise["name"] if config.method == "diffusion" else config.method]
     if "k" in config.noise:
         parts.append(f"k{config.noise['k']}")
     if config.mask != "none":

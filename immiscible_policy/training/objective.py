@@ -9,8 +9,8 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.noise import Coupling
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.crop import random_crop
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Noised
 from immiscible_policy.policy.image import Pictured
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.noise import NoiseChoice
@@ -36,7 +36,7 @@ class PolicyObjective:
 
     def __init__(
         self,
-        policy: DiffusionPolicy,
+        policy: ChunkPolicy,
         windows: Windows,
         noise: NoiseChoice,
         *,
@@ -55,14 +55,14 @@ class PolicyObjective:
         self.seed = seed
         self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
 
-    def batches(self, step: int) -> list[Noised]:
+    def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
         generator = torch_generator(self.windows.action.device, "noise", self.seed, step)
         if self.noise.couple is not None:
             noised = self._coupled(self.noise.couple, step, generator)
         else:
             noised = self._selected(self.order.rows(step), step, generator)
-        return noised.split(self.accumulate) if self.accumulate > 1 else [noised]
+        return micro_batches(noised, self.accumulate)
 
     def mask(self, rows: Tensor) -> Tensor | None:
         """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
@@ -79,7 +79,7 @@ class PolicyObjective:
         ]
         return Pictured(batch.obs, torch.stack(views, dim=2))
 
-    def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Noised:
+    def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Any:
         """The windows of a step, with noise chosen for them."""
         assert self.noise.select is not None
         batch = self.windows[rows]
@@ -92,7 +92,7 @@ class PolicyObjective:
             mask=self.mask(rows),
         )
 
-    def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Noised:
+    def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Any:
         """Noise of a step, with the windows that it picks."""
         shape = (self.order.batch_size, *self.windows.action.shape[1:])
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.windows.action.device)
@@ -100,9 +100,14 @@ class PolicyObjective:
         seen = self.observed(batch, step)
         return self.policy.noised(seen, batch.action, lambda x, **_: noise, step=step, generator=generator)
 
-    def loss(self, batch: Noised) -> Tensor:
-        """Mean denoising loss of a micro-batch."""
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss of a micro-batch."""
         return self.policy.loss(batch)
+
+
+def micro_batches(batch: Any, parts: int) -> list[Any]:
+    """Cut a named tuple of tensors with a row per sample into parts of (nearly) equal size."""
+    return [batch._make(rows) for rows in zip(*(field.chunk(parts) for field in batch), strict=True)]
 
 
 class ShuffledOrder:

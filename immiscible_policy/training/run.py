@@ -22,9 +22,11 @@ from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.policy.regression import check_method
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
@@ -74,6 +76,7 @@ def build_parts(config: TrainConfig) -> Parts:
     Raises:
         ValueError: If a setting or the data is unusable; one line says which.
     """
+    check_method(config.method, noise=config.noise["name"], obs=config.obs)
     sampler = Sampler(config.sampler, config.sampling_steps, config.engine)  # type: ignore[arg-type]
     layout = Layout(config.horizon, config.obs_steps, config.action_steps)
     starts = parse_starts(config.starts, config.episodes)
@@ -102,6 +105,7 @@ def build_parts(config: TrainConfig) -> Parts:
         kernel_size=config.kernel_size,
         groups=config.groups,
         encoder=_encoder_spec(config, windows),
+        method=config.method,
     )
     with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
         Agent(build_policy(spec), spec, sampler)
@@ -219,7 +223,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         report({"event": "finished", "seed": seed, "step": state.step})
 
 
-def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, DiffusionPolicy]:
+def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, ChunkPolicy]:
     """The training state at step 0, and the policy in it; weights are a function of the seed."""
     observation = Normalizer.fit(parts.training.obs)
     action = Normalizer.fit(parts.training.action)
@@ -245,7 +249,7 @@ def _resume(state: TrainState, checkpoints: Path) -> None:
         state.restore(newest.step, newest.tensors)
 
 
-def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) -> NoiseChoice:
+def _fitted(parts: Parts, policy: ChunkPolicy, seed: int, report: Report) -> NoiseChoice:
     """What chooses the noise, its potentials fitted to the training windows; a function of these alone."""
     device = policy.action.scale.device
 
@@ -258,6 +262,8 @@ def _fitted(parts: Parts, policy: DiffusionPolicy, seed: int, report: Report) ->
 
 def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
     """What selection does to the noise at this step, or how unequally noise picks its windows: `noise/...`."""
+    if not isinstance(objective.policy, DiffusionPolicy):
+        return {}
     select, couple = objective.noise.select, objective.noise.couple
     if couple is not None:
         return {"noise/imbalance": couple.imbalance(10_000, torch.Generator().manual_seed(0))}
@@ -284,8 +290,8 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     }
 
 
-def _validation_loss(config: TrainConfig, parts: Parts, policy: DiffusionPolicy) -> dict[str, float]:
-    """Denoising loss on the held-out windows, with the same vanilla noise at every step of training."""
+def _validation_loss(config: TrainConfig, parts: Parts, policy: ChunkPolicy) -> dict[str, float]:
+    """Loss on the held-out windows, with the same vanilla noise at every step of training."""
     if parts.validation is None:
         return {}
     objective = PolicyObjective(
