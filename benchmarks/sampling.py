@@ -40,7 +40,8 @@ from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.training.checkpoint import read_checkpoint
-from immiscible_policy.training.config import compose_config, resolve_device
+from immiscible_policy.training.config import compose_config
+from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.run import build_parts
 
 USAGE = """\

@@ -26,7 +26,7 @@ from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.noise import Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.costs import distances
 from immiscible_policy.noise.solvers import SolverName, solve
-from immiscible_policy.training.config import resolve_device
+from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
 usage: python -m benchmarks selection [KEY=VALUE ...]

@@ -32,10 +32,11 @@ from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.policy.build import build_policy
-from immiscible_policy.training.config import TrainConfig, compose_config, resolve_device
+from immiscible_policy.training.config import TrainConfig, compose_config
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.noise import COUPLED, NoiseChoice, noise_options
 from immiscible_policy.training.objective import PolicyObjective
+from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.run import Parts, build_parts, build_state
 from immiscible_policy.training.workers import own_stream
 

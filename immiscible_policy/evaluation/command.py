@@ -17,7 +17,7 @@ from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.summary import scores, summarize
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
-from immiscible_policy.training.config import resolve_device
+from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
 usage: python eval_policy.py run=DIR|checkpoint=PATH [KEY=VALUE ...]

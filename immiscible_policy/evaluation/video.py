@@ -25,7 +25,7 @@ from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import read_checkpoint
-from immiscible_policy.training.config import resolve_device
+from immiscible_policy.training.options import resolve_device
 
 FPS = 10
 BORDER = 4

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from immiscible_policy.cli import run
-from immiscible_policy.training.config import compose_config, config_dir, group_choices
+from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.grid import read_grid, train_grid
+from immiscible_policy.training.options import config_dir, group_choices
 
 USAGE = """\
 usage: python train_policy.py [KEY=VALUE ...]
@@ -38,9 +39,10 @@ def _main(words: list[str]) -> None:
         train_grid(grid)
         return
     config = compose_config(words)
+    from immiscible_policy.training.run import TRAINING
     from immiscible_policy.training.session import train_and_summarise
 
-    train_and_summarise(config)
+    train_and_summarise(TRAINING, config)
 
 
 def _help() -> str:

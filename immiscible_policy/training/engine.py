@@ -117,7 +117,9 @@ class Eager:
 
     def step(self) -> Tensor:
         """One training step; its mean loss."""
-        loss = self.gradients(self._next())
+        parts = self._next()
+        self.state.set_dropout()
+        loss = self.gradients(parts)
         self.state.advance()
         return loss
 
@@ -164,6 +166,7 @@ class Captured(Eager):
         for buffer, part in zip(self._buffers, parts, strict=True):
             for to, values in zip(buffer, part, strict=True):
                 to.copy_(values)
+        self.state.set_dropout()
         self.state.set_rates()
         self._replay()
         self.state.step += 1

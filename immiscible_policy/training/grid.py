@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from immiscible_policy.cli import CommandError, parse_range
-from immiscible_policy.training.config import TrainConfig, compose_config, config_dir
+from immiscible_policy.training.config import TrainConfig, compose_config
+from immiscible_policy.training.options import config_dir
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def train_grid(grid: Grid) -> None:
         OSError: If something cannot be written.
     """
     from immiscible_policy.evaluation.grid import write_grid
-    from immiscible_policy.training.run import build_parts
+    from immiscible_policy.training.run import TRAINING, build_parts
     from immiscible_policy.training.session import train_and_summarise
 
     for config in grid.arms.values():
@@ -73,7 +74,7 @@ def train_grid(grid: Grid) -> None:
     for arm, config in grid.arms.items():
         print(f"\n{arm}: ", end="", flush=True)
         try:
-            train_and_summarise(config)
+            train_and_summarise(TRAINING, config)
         except ValueError as error:
             print(f"error: {error}", flush=True)
             failures.append(f"{arm}: {error}")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from immiscible_policy.capture import ALONE, use_device
+from immiscible_policy.capture import ALONE
 from immiscible_policy.demos.frames import CAMERA, SIZE, rendered_frames, stored_frames
 from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.evaluation.plots import learning_curves, save_figure
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_rows
+from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_rows, read_run
 from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.evaluation.summary import markdown, scores, summarize
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -27,21 +28,16 @@ from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import check_method
-from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.training.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
-from immiscible_policy.training.config import TrainConfig
-from immiscible_policy.training.loop import Schedule, train
-from immiscible_policy.training.metrics import MetricsFile, WandbRun
+from immiscible_policy.training.config import SCHEMA, TrainConfig
 from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, counted, noise_options
 from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
+from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState
+from immiscible_policy.training.training import Report, Training
 
 AUDITED = 16
 """Batches of each noise audit during training."""
-
-Report = Callable[[dict[str, Any]], None]
-"""Receives what happens, as JSON values with an `event`: `started`, `metrics`, `evaluated`, `finished`."""
 
 
 class Parts(NamedTuple):
@@ -136,62 +132,11 @@ def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
     return EncoderSpec(tuple(config.cameras), config.crop, config.encoder_width, config.shared_encoder)
 
 
-def seed_directory(run: Path, seed: int) -> Path:
-    """Where a training seed keeps its results."""
-    return run / f"seed_{seed}"
-
-
-def is_finished(config: TrainConfig, run: Path, seed: int) -> bool:
-    """Whether a seed has its last checkpoint."""
-    newest = newest_checkpoint(seed_directory(run, seed) / "checkpoints")
-    return newest is not None and newest.step >= config.steps
-
-
 def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:
-    """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
+    """Train one seed from scratch, or from its newest checkpoint, as `run_seed`; evaluated on PushT."""
 
-    Args:
-        config: The resolved options.
-        parts: What `build_parts` made of them.
-        run: The run directory.
-        seed: Training seed.
-        report: Receives what happens.
-
-    Raises:
-        ValueError: If another process trains this seed, a checkpoint is corrupt, or training diverges.
-        OSError: If something cannot be written.
-    """
-    torch.set_num_threads(config.threads or 1)
-    use_device(config.device)
-    directory = seed_directory(run, seed)
-    checkpoints = directory / "checkpoints"
-    with alone(directory):
+    def prepare() -> Work:
         state, policy = build_state(config, parts, seed)
-        _resume(state, checkpoints)
-        report({"event": "started", "seed": seed, "step": state.step})
-        metrics = MetricsFile(directory / "metrics.jsonl", state.step)
-        name, run_id = f"{run.name}-seed{seed}", f"{derive_seed(str(run.resolve()), seed):016x}"
-        wandb = WandbRun(config.wandb, directory, run_id, name, config.identity | {"train_seed": seed})
-        origin = {"seed": seed, "config": config.identity, "data_hash": parts.data_hash, "versions": versions()}
-
-        def record(row: dict[str, Any]) -> None:
-            metrics.record(row)
-            wandb.record(row)
-            report({"event": "metrics" if "loss" in row else "evaluated", "seed": seed, **row})
-
-        def score(state: TrainState) -> dict[str, Any]:
-            with state.ema_weights():
-                agent = Agent(policy, parts.spec, parts.sampler)
-                rows = evaluate(agent, parts.starts, seed=seed, checkpoint=state.step)
-                held_out = _validation_loss(config, parts, policy)
-            append_rows(directory / "episodes.csv", rows)
-            return _means(rows) | held_out | _noise_audit(objective, state.step)
-
-        def save(state: TrainState) -> None:
-            metadata = spec_metadata(parts.spec) | origin | {"step": state.step}
-            save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
-            tidy(checkpoints, config.keep, _mean_coverage(directory / "episodes.csv"))
-
         objective = PolicyObjective(
             policy,
             parts.training.to(config.device),
@@ -202,25 +147,19 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
             counted=None if parts.counted is None else parts.counted.to(config.device),
             crop=config.crop,
         )
-        schedule = Schedule(
-            config.steps,
-            config.log_every,
-            config.eval_every or config.checkpoint_every,
-            config.checkpoint_every,
-        )
-        train(
-            state,
-            objective,
-            schedule,
-            precision=config.precision,
-            record=record,
-            evaluate=score,
-            save=save,
-            engine=config.engine,
-        )
-        metrics.close()
-        wandb.close()
-        report({"event": "finished", "seed": seed, "step": state.step})
+        episodes = seed_directory(run, seed) / "episodes.csv"
+
+        def score(state: TrainState) -> dict[str, Any]:
+            with state.ema_weights():
+                agent = Agent(policy, parts.spec, parts.sampler)
+                rows = evaluate(agent, parts.starts, seed=seed, checkpoint=state.step)
+                held_out = _validation_loss(config, parts, policy)
+            append_rows(episodes, rows)
+            return _means(rows) | held_out | _noise_audit(objective, state.step)
+
+        return Work(state, objective, spec_metadata(parts.spec), score, lambda: _mean_coverage(episodes))
+
+    run_seed(config, parts.data_hash, run, seed, report, prepare)
 
 
 def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, ChunkPolicy]:
@@ -230,23 +169,7 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
     with ALONE:  # initialisers draw from the global stream; weights are a function of the seed
         torch.manual_seed(derive_seed("weights", seed))
         policy = build_policy(parts.spec, observation, action).to(config.device)
-    state = TrainState(
-        policy,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-        steps=config.steps,
-        ema_power=config.ema_power,
-        ema_max=config.ema_max,
-    )
-    return state, policy
-
-
-def _resume(state: TrainState, checkpoints: Path) -> None:
-    newest = newest_checkpoint(checkpoints)
-    if newest is not None:
-        state.restore(newest.step, newest.tensors)
+    return initial_state(config, policy, seed), policy
 
 
 def _fitted(parts: Parts, policy: ChunkPolicy, seed: int, report: Report) -> NoiseChoice:
@@ -325,3 +248,34 @@ def _mean_coverage(episodes: Path) -> dict[int, float]:
     for row in read_rows(episodes) if episodes.exists() else []:
         coverage.setdefault(row.checkpoint, []).append(row.max_coverage)
     return {step: sum(values) / len(values) for step, values in coverage.items()}
+
+
+def _data(parts: Parts) -> dict[str, Any]:
+    return {"path": str(parts.demos.path), "content_hash": parts.data_hash, "episodes": parts.demos.n_episodes}
+
+
+def _plan(config: TrainConfig, parts: Parts) -> list[str]:
+    """What will happen, for people."""
+    with torch.device("meta"):  # sizes without memory
+        parameters = sum(p.numel() for p in build_policy(parts.spec).parameters())
+    evaluations = -(-config.steps // (config.eval_every or config.steps))
+    epochs = config.steps * config.batch_size / len(parts.training)
+    return [
+        f"data:   {parts.demos.path}: {len(parts.demos.episode_ends)} episodes, {len(parts.training):,} training "
+        f"windows, content {parts.data_hash[:12]}",
+        f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
+        f"plan:   {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
+        f"{evaluations} evaluations of {len(parts.starts)} starts",
+    ]
+
+
+def _summarise(run: Path) -> str:
+    """The run's summary and its learning curve; nothing before the first evaluation."""
+    if not any(run.glob("seed_*/episodes.csv")):
+        return ""
+    rows = read_run(run)
+    save_figure(learning_curves({run.name: scores(rows.seeds)}), run / "coverage.png")
+    return f"{markdown(run.name, summarize(rows))}\nsaved in {run}/summary.md, summary.json, coverage.png"
+
+
+TRAINING = Training(__name__, SCHEMA, build_parts, train_seed, _data, _plan, _summarise)

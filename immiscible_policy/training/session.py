@@ -1,4 +1,4 @@
-"""One run of `train_policy.py`, all its seeds: check, plan, train, summarise."""
+"""One run of a training command, all its seeds: check, plan, train, summarise."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from immiscible_policy.cli import CommandError, parse_range, require_writable
-from immiscible_policy.evaluation.plots import learning_curves, save_figure
-from immiscible_policy.evaluation.rows import read_run, write_atomically
-from immiscible_policy.evaluation.summary import markdown, scores, summarize
-from immiscible_policy.policy.build import build_policy
+from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.provenance import provenance
-from immiscible_policy.training.config import TrainConfig, read_config
 from immiscible_policy.training.display import Display
-from immiscible_policy.training.run import Parts, build_parts, is_finished, seed_directory, train_seed
+from immiscible_policy.training.options import Config, RunConfig
+from immiscible_policy.training.seed import is_finished
+from immiscible_policy.training.training import P, Training
 from immiscible_policy.training.workers import train_seeds
 
 
-def train_and_summarise(config: TrainConfig) -> None:
+def train_and_summarise(training: Training[Config, P], config: Config) -> None:
     """Train every seed of a run, from the start or from where it stopped, and summarise it.
 
     Args:
+        training: The kind of training.
         config: The resolved options.
 
     Raises:
@@ -35,43 +32,44 @@ def train_and_summarise(config: TrainConfig) -> None:
     """
     seeds = parse_range("seed", config.seed)
     directory = Path(str(config.out))
-    resuming = _check_directory(directory, config)
+    resuming = _check_directory(training, directory, config)
     print(f"out={directory}", flush=True)
     finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
     if finished and (directory / "summary.json").exists():
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return
-    parts = build_parts(config)
+    parts = training.build(config)
+    data = training.data(parts)
     if resuming:
-        _check_data(directory, parts)
-    print(_plan(config, parts, seeds), flush=True)
+        _check_data(directory, data)
+    print(_options(config, seeds), *training.plan(config, parts), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
         return
-    _write_config(directory, config, parts)
+    _write_config(directory, config, data)
     (directory / "summary.json").unlink(missing_ok=True)  # whoever finds it finds all seeds in it
-    failures = _train(config, parts, directory, seeds)
-    if any((seed_directory(directory, seed) / "episodes.csv").exists() for seed in seeds):
-        rows = read_run(directory)
-        save_figure(learning_curves({directory.name: scores(rows.seeds)}), directory / "coverage.png")
-        print(f"\n{markdown(directory.name, summarize(rows))}")
-        print(f"saved in {directory}/summary.md, summary.json, coverage.png")
+    failures = _train(training, config, parts, directory, seeds)
+    summary = training.summarise(directory)
+    if summary:
+        print(f"\n{summary}")
     if failures:
         raise CommandError("; ".join(failures.values()))
 
 
-def _train(config: TrainConfig, parts: Parts, directory: Path, seeds: list[int]) -> dict[int, str]:
+def _train(
+    training: Training[Config, P], config: Config, parts: P, directory: Path, seeds: list[int]
+) -> dict[int, str]:
     """Train the seeds that are not finished; a single one here, several in processes of their own."""
     open_seeds = [seed for seed in seeds if not is_finished(config, directory, seed)]
     with Display(open_seeds, config.steps) as display:
         if len(seeds) > 1:
-            return train_seeds(config, parts, directory, open_seeds, display.show)
+            return train_seeds(training, config, parts, directory, open_seeds, display.show)
         for seed in open_seeds:
-            train_seed(config, parts, directory, seed, display.show)
+            training.train_seed(config, parts, directory, seed, display.show)
         return {}
 
 
-def _check_directory(directory: Path, config: TrainConfig) -> bool:
+def _check_directory(training: Training[Config, Any], directory: Path, config: Config) -> bool:
     """Refuse to write over anything; tell whether there is a run to resume.
 
     Raises:
@@ -89,7 +87,7 @@ def _check_directory(directory: Path, config: TrainConfig) -> bool:
         return False
     if not config.resume:
         raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
-    earlier = read_config(directory / "config.yaml").identity
+    earlier = training.schema.read(directory / "config.yaml").identity
     for key, value in config.identity.items():
         if earlier[key] != value:
             raise CommandError(
@@ -99,47 +97,33 @@ def _check_directory(directory: Path, config: TrainConfig) -> bool:
     return True
 
 
-def _check_data(directory: Path, parts: Parts) -> None:
-    """Refuse to resume on demonstrations whose content has changed."""
+def _check_data(directory: Path, data: dict[str, Any]) -> None:
+    """Refuse to resume on data whose content has changed."""
     recorded = json.loads((directory / "provenance.json").read_text())["data"]["content_hash"]
-    if recorded != parts.data_hash:
+    found = data["content_hash"]
+    if recorded != found:
         raise CommandError(
-            f"data={parts.demos.path} has changed since the run in {directory} began (content {parts.data_hash[:12]}, "
+            f"data={data['path']} has changed since the run in {directory} began (content {found[:12]}, "
             f"then {recorded[:12]}); restore the data or name another out="
         )
 
 
-def _write_config(directory: Path, config: TrainConfig, parts: Parts) -> None:
+def _write_config(directory: Path, config: RunConfig, data: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / "config.yaml").exists():
         return
-    data = {"path": str(parts.demos.path), "content_hash": parts.data_hash, "episodes": parts.demos.n_episodes}
     origin = json.dumps({**provenance(), "data": data}, indent=2) + "\n"
     write_atomically(directory / "provenance.json", origin.encode())
     write_atomically(directory / "config.yaml", config.to_yaml().encode())
 
 
-def _plan(config: TrainConfig, parts: Parts, seeds: list[int]) -> str:
-    """The resolved options and what will happen, for people."""
-    with torch.device("meta"):  # sizes without memory
-        parameters = sum(p.numel() for p in build_policy(parts.spec).parameters())
-    evaluations = -(-config.steps // (config.eval_every or config.steps))
-    epochs = config.steps * config.batch_size / len(parts.training)
+def _options(config: RunConfig, seeds: list[int]) -> str:
+    """The resolved options, for people."""
     options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}
-    lines = [f"  {key}: {_show(value)}" for key, value in options.items()]
     at_once = min(config.parallel or 1, len(seeds))
-    return "\n".join(
-        [
-            "options:",
-            *lines,
-            f"data:   {parts.demos.path}: {len(parts.demos.episode_ends)} episodes, {len(parts.training):,} training "
-            f"windows, content {parts.data_hash[:12]}",
-            f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
-            f"plan:   seeds {', '.join(map(str, seeds))} ({at_once} at once, {config.threads} threads each of "
-            f"{os.cpu_count()}); {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
-            f"{evaluations} evaluations of {len(parts.starts)} starts",
-        ]
-    )
+    side_by_side = f"({at_once} at once, {config.threads} threads each of {os.cpu_count()})"
+    lines = [f"  {key}: {_show(value)}" for key, value in options.items()]
+    return "\n".join(["options:", *lines, f"seeds:  {', '.join(map(str, seeds))} {side_by_side}"])
 
 
 def _show(value: Any) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from torch import Tensor, nn
+
+from immiscible_policy.randomness import derive_seed
 
 ALIGNMENT = 64
 """Numbers between whose multiples every parameter begins in the buffer (256 bytes in float32)."""
@@ -26,10 +28,13 @@ class TrainState:
         lr: Peak learning rate.
         betas: Of AdamW.
         weight_decay: Of AdamW.
-        warmup_steps: Linear warm-up, then cosine to zero at `steps`.
+        warmup_steps: Linear warm-up, then ...
+        lr_schedule: ... `cosine` to zero at `steps`, or `constant`.
         steps: Length of the training.
         ema_power: The EMA's decay in the update after n others is 1 - (1 + n) ** -ema_power ...
         ema_max: ... and at most this.
+        clip: Gradients are scaled down to this norm where theirs is larger; None leaves them.
+        seed: Makes dropout a function of seed and step; None leaves it to the device's stream.
     """
 
     def __init__(
@@ -43,11 +48,16 @@ class TrainState:
         steps: int,
         ema_power: float,
         ema_max: float,
+        lr_schedule: str = "cosine",
+        clip: float | None = None,
+        seed: int | None = None,
     ) -> None:
         self.model = model
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
+        self._clip, self._seed = clip, seed
+        self._drops = any(isinstance(each, nn.Dropout) and each.p > 0 for each in model.modules())
         self._flat = _share_one_buffer(self.parameters)
         self._ema = self._flat.clone()
         self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
@@ -61,13 +71,25 @@ class TrainState:
             capturable=self._flat.is_cuda,
         )
         unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-        self._share_of_peak = get_cosine_schedule_with_warmup(unused, warmup_steps, steps).lr_lambdas[0]
+        schedule = (
+            get_constant_schedule_with_warmup(unused, warmup_steps)
+            if lr_schedule == "constant"
+            else get_cosine_schedule_with_warmup(unused, warmup_steps, steps)
+        )
+        self._share_of_peak = schedule.lr_lambdas[0]
 
     def advance(self) -> None:
         """Apply the accumulated gradients: one step of optimizer, learning-rate schedule and EMA."""
         self.set_rates()
         self.update()
         self.step += 1
+
+    def set_dropout(self) -> None:
+        """Make the coming step's dropout a function of seed and step, so that a resumed training repeats it."""
+        if self._drops and self._seed is not None:
+            device = self._flat.device
+            stream = torch.cuda.default_generators[device.index or 0] if self._flat.is_cuda else torch.default_generator
+            stream.manual_seed(derive_seed("dropout", self._seed, self.step))
 
     def set_rates(self) -> None:
         """Put the coming step's learning rate and EMA share where `update` reads them: on the device."""
@@ -77,6 +99,8 @@ class TrainState:
     @torch.no_grad()
     def update(self) -> None:
         """Let optimizer and EMA follow the gradients, at the rates that were set; the same operations every step."""
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self._clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._ema.lerp_(self._flat, self._ema_share)

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,18 +23,20 @@ import torch
 from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.training.config import TrainConfig, read_config
-from immiscible_policy.training.run import Parts, build_parts, seed_directory, train_seed
+from immiscible_policy.training.options import Config
+from immiscible_policy.training.seed import seed_directory
+from immiscible_policy.training.training import P, Report, Training, find_training
 
-Report = Callable[[dict[str, Any]], None]
 
-
-def train_seeds(config: TrainConfig, parts: Parts, run: Path, seeds: list[int], report: Report) -> dict[int, str]:
+def train_seeds(
+    training: Training[Config, P], config: Config, parts: P, run: Path, seeds: list[int], report: Report
+) -> dict[int, str]:
     """Train seeds, at most `config.parallel` at once: in processes on the CPU, in threads on a GPU.
 
     Args:
+        training: The kind of training.
         config: The resolved options, already in the run directory's `config.yaml`.
-        parts: What `build_parts` made of them.
+        parts: What its `build` made of them.
         run: The run directory.
         seeds: Training seeds.
         report: Receives every seed's events; called from several threads.
@@ -52,8 +53,8 @@ def train_seeds(config: TrainConfig, parts: Parts, run: Path, seeds: list[int], 
 
     def train_one(seed: int) -> str | None:
         if config.device == "cpu":
-            return in_process(run, seed, config.wandb, report)
-        return in_thread(config, parts, run, seed, watched)
+            return in_process(training.module, run, seed, config.wandb, report)
+        return in_thread(training, config, parts, run, seed, watched)
 
     with ThreadPoolExecutor(config.parallel) as pool:
         try:
@@ -63,12 +64,14 @@ def train_seeds(config: TrainConfig, parts: Parts, run: Path, seeds: list[int], 
             raise
 
 
-def in_thread(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> str | None:
+def in_thread(
+    training: Training[Config, P], config: Config, parts: P, run: Path, seed: int, report: Report
+) -> str | None:
     """Train a seed in this thread and, on a GPU, a stream of its own; returns why it failed, or None."""
     try:
         use_device(config.device)
         with own_stream(config.device):
-            train_seed(config, parts, run, seed, report)
+            training.train_seed(config, parts, run, seed, report)
         return None
     except Exception as error:  # whatever it is, the other seeds go on
         log_path = _log_path(run, seed)
@@ -88,10 +91,10 @@ def _log_path(run: Path, seed: int) -> Path:
     return path
 
 
-def in_process(run: Path, seed: int, wandb: str, report: Report) -> str | None:
+def in_process(module: str, run: Path, seed: int, wandb: str, report: Report) -> str | None:
     """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log."""
     log_path = _log_path(run, seed)
-    command = [sys.executable, "-m", "immiscible_policy.training.workers", str(run), str(seed), wandb]
+    command = [sys.executable, "-m", "immiscible_policy.training.workers", module, str(run), str(seed), wandb]
     with open(log_path, "ab") as log:
         begin = log.tell()
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -113,10 +116,11 @@ def _work(words: list[str]) -> None:
     # Events go to the pipe alone; whatever libraries print goes to the log.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    run, seed, wandb = Path(words[0]), int(words[1]), words[2]
-    config = read_config(run / "config.yaml")
+    training, run, seed, wandb = find_training(words[0]), Path(words[1]), int(words[2]), words[3]
+    config = training.schema.read(run / "config.yaml")
     config.wandb = wandb
-    train_seed(config, build_parts(config), run, seed, lambda event: print(json.dumps(event), file=events))
+    parts = training.build(config)
+    training.train_seed(config, parts, run, seed, lambda event: print(json.dumps(event), file=events))
 
 
 def _die_with_parent() -> None:

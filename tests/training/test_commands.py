@@ -19,7 +19,7 @@ import zarr
 from immiscible_policy.evaluation.rows import read_rows
 from immiscible_policy.training.checkpoint import list_checkpoints
 from immiscible_policy.training.config import compose_config
-from immiscible_policy.training.run import build_parts
+from immiscible_policy.training.run import TRAINING, build_parts
 from immiscible_policy.training.workers import in_thread
 from tests.training.helpers import ROOT, command, refused, tree, write_small_store
 
@@ -110,7 +110,7 @@ def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store,
     (tmp_path / "seed_2").mkdir()
     with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        failures = list(pool.map(lambda seed: in_thread(config, parts, tmp_path, seed, events.append), (1, 2, 3)))
+        failures = list(pool.map(lambda seed: in_thread(TRAINING, config, parts, tmp_path, seed, events.append), (1, 2, 3)))
     assert failures[0] is failures[2] is None and weights(tmp_path, 1) == weights(out, 1) != weights(tmp_path, 3)
     assert failures[1].startswith("seed 2 failed: ") and "another process" in failures[1]
     assert "another process" in (tmp_path / "seed_2" / "log.txt").read_text()
@@ -258,7 +258,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(store, tmp_path):
     result = command("train_policy.py", *FAST, "noise=knn", "k=8", "seed=0..2", f"data={store}",
                      f"out={tmp_path / 'new'}", "dry_run=true")  # fmt: skip
     assert result.returncode == 0 and tree(tmp_path) == before and not (tmp_path / "new").exists()
-    for said in ("k=8", "seeds 0, 1, 2", "4 episodes", "20 steps of 32 windows", "1 evaluations of 1 starts"):
+    for said in ("k=8", "seeds:  0, 1, 2", "4 episodes", "20 steps of 32 windows", "1 evaluations of 1 starts"):
         assert said in result.stdout
 
 

@@ -5,8 +5,9 @@ from omegaconf import OmegaConf
 
 from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.noise import SELECTORS
-from immiscible_policy.training.config import GROUPS, compose_config, config_dir, group_choices, read_config
+from immiscible_policy.training.config import SCHEMA, compose_config, read_config
 from immiscible_policy.training.noise import noise_options
+from immiscible_policy.training.options import config_dir, group_choices
 
 
 def test_the_command_of_the_readme():
@@ -52,7 +53,7 @@ def test_every_combination_of_groups_composes(scale, obs, noise):
 def test_every_configuration_file_is_covered():
     """Each file under configs/ is a choice of a known group, and each choice composes."""
     files = sorted(path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml"))
-    choices = [(group, name) for group in GROUPS for name in group_choices(group)]
+    choices = [(group, name) for group in SCHEMA.groups for name in group_choices(group)]
     sizes = [f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")]
     assert len(files) == len(choices) + 1 + len(sizes) and {*map(str, files)} >= {"train.yaml", *sizes}
     assert set(group_choices("noise")) == {*SELECTORS, "semidiscrete"}

@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from immiscible_policy.training.config import compose_config, config_dir
+from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.grid import read_grid
+from immiscible_policy.training.options import config_dir
 from tests.training.helpers import command, refused, tree, write_small_store
 
 TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=505", "warmup_steps=5",

@@ -29,7 +29,7 @@ from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.evaluation.text import table
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
-from immiscible_policy.training.config import resolve_device
+from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
 usage: python eval_modality.py runs=DIR[,DIR...] [KEY=VALUE ...]

@@ -18,7 +18,7 @@ from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.video import Frame, Recorder, Recording, draw_tile, tile, write_video
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
-from immiscible_policy.training.config import resolve_device
+from immiscible_policy.training.options import resolve_device
 
 SIZE = 256
 FPS = 20
