@@ -1,24 +1,25 @@
-import shutil
+"""CIFAR-10: folder, zip, torchvision's directory."""
+
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from immiscible_policy.image.data import load_cifar10, shrink, to_bytes, to_pixels
-from tests.conftest import ROOT
+from immiscible_policy.image.data import load_cifar10, load_images, shrink, to_bytes, to_pixels
+from immiscible_policy.image.data.cifar10 import list_cifar10
+from tests.image.data.layouts import zipped
 from tests.image.folders import write_image, write_images
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "cifar"
-
-
-def zipped(folder: Path) -> Path:
-    return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
 
 
 def test_a_folder_gives_its_pixels_the_classes_in_turn(folder):
@@ -103,7 +104,7 @@ def test_torchvisions_directory_is_read_by_torchvision(tmp_path, monkeypatch):
     class CIFAR10:
         def __init__(self, root, train, download):
             assert (Path(root), train, download) == (tmp_path, False, False)
-            self.data = pixels
+            self.data, self.targets, self.classes = pixels, [1, 0, 1, 1], ["cat", "dog"]
 
     datasets = types.ModuleType("torchvision.datasets")
     datasets.CIFAR10 = CIFAR10
@@ -113,6 +114,8 @@ def test_torchvisions_directory_is_read_by_torchvision(tmp_path, monkeypatch):
     batches.mkdir()
     for path in (tmp_path, batches):
         np.testing.assert_array_equal(load_cifar10(path, "test", limit=3), pixels[:3].transpose(0, 3, 1, 2))
+        images = load_images("cifar10", path, split="test", limit=3)
+        assert images.prompts(torch.arange(3)) == ["dog", "cat", "dog"]
 
 
 def test_without_torchvision_its_directory_is_refused_in_one_line(tmp_path, monkeypatch):
@@ -122,10 +125,38 @@ def test_without_torchvision_its_directory_is_refused_in_one_line(tmp_path, monk
         load_cifar10(tmp_path)
 
 
-def test_cifar10_has_pixels_of_standard_deviation_one_half():
-    path = ROOT.parent / "shared" / "data" / "cifar10-jpeg.zip"
-    if not path.exists():
-        pytest.skip("CIFAR-10 is not here")
-    images = load_cifar10(path, "train", limit=500)
-    assert images.shape == (500, 3, 32, 32)
-    assert float(to_pixels(images).std()) == pytest.approx(0.5, abs=0.03)
+def test_prompts_are_the_classes_and_stay_with_their_pixels(folder):
+    written = torch.from_numpy(write_images(folder, "train", 3, ("deer", "sea_horse")))
+    for path in (folder, zipped(folder)):
+        images = load_images("cifar10", path, limit=5)
+        rows = torch.tensor([4, 1, 0])
+        assert images.prompts(rows) == ["deer", "sea horse", "deer"]
+        assert torch.equal(images.pixels(rows), written[rows])
+
+
+def test_smaller_sizes_are_averaged_and_larger_ones_interpolated(folder):
+    written = torch.from_numpy(write_images(folder, "train", 2))
+    rows = torch.tensor([3, 0])
+    assert torch.equal(load_images("cifar10", folder, size=8).pixels(rows), shrink(written[rows], 8))
+    larger = load_images("cifar10", folder, size=64)
+    expected = torch.nn.functional.interpolate(written[rows].double(), scale_factor=2, mode="bicubic")
+    assert larger.size == 64 and larger.stored.shape[-1] == 32
+    assert (larger.pixels(rows) - expected.clamp(0, 255)).abs().max() < 0.51
+
+
+def test_enlarging_keeps_colours_and_clips(folder):
+    flat = np.full((32, 32, 3), (0, 128, 255), np.uint8)
+    write_image(folder / "train" / "cat" / "0.png", flat)
+    edge = np.zeros((32, 32, 3), np.uint8)
+    edge[:, 16:] = 255  # a cubic filter overshoots at edges
+    write_image(folder / "train" / "cat" / "1.png", edge)
+    even, sharp = load_images("cifar10", folder, size=96).pixels(torch.arange(2))
+    assert (even == torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1)).all()
+    assert (sharp[:, :, :45] == 0).all() and (sharp[:, :, 51:] == 255).all()
+
+
+def test_the_published_images_are_all_there_the_classes_in_turn(real_cifar10):
+    assert [len(list_cifar10(real_cifar10, split).files) for split in ("train", "test")] == [50_000, 10_000]
+    images = load_images("cifar10", real_cifar10, limit=1000)
+    assert Counter(images.prompts(torch.arange(1000))) == dict.fromkeys(CLASSES, 100)
+    assert float(to_pixels(images.pixels(torch.arange(1000))).std()) == pytest.approx(0.5, abs=0.03)

@@ -1,0 +1,26 @@
+"""Data sets of images: CIFAR-10, CelebA, ImageNet, MS-COCO, or any folder.
+
+    images = load_images("cifar10", path)
+    images.pixels(rows)     # (B, 3, S, S), uint8
+    images.prompts(rows)    # B class names or captions, or None where the set has none
+
+A set whose pixels fit into `MEMORY_BYTES` is read whole; of a larger one, images are read when they are asked for.
+"""
+
+from immiscible_policy.image.data.cifar10 import load_cifar10
+from immiscible_policy.image.data.images import DiskImages, Images, MemoryImages
+from immiscible_policy.image.data.load import DATASETS, MEMORY_BYTES, load_images
+from immiscible_policy.image.data.pixels import shrink, to_bytes, to_pixels
+
+__all__ = [
+    "DATASETS",
+    "MEMORY_BYTES",
+    "DiskImages",
+    "Images",
+    "MemoryImages",
+    "load_cifar10",
+    "load_images",
+    "shrink",
+    "to_bytes",
+    "to_pixels",
+]

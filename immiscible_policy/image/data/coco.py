@@ -1,0 +1,64 @@
+"""MS-COCO 2017: photographs, each with about five captions, one of which is its prompt.
+
+Some images are grayscale; they become RGB.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+from immiscible_policy.image.data.files import depth, open_folder
+from immiscible_policy.image.data.listing import Listing
+
+SPLITS = ("train", "val")
+WANTED = (
+    "MS-COCO is a folder with train2017/*.jpg and annotations/captions_train2017.json (train2017.zip, val2017.zip and "
+    "annotations_trainval2017.zip of cocodataset.org, unpacked)"
+)
+
+
+def list_coco(path: Path, split: str) -> Listing:
+    """The images of a split in the order of their names, each with one of its captions.
+
+    Of an image's n captions, in the order of their ids, the one numbered CRC-32(file name) mod n is its prompt: always
+    the same one, whichever other images are there.
+
+    Args:
+        path: The folder that holds `train2017` and `annotations`.
+        split: `train` or `val`.
+
+    Raises:
+        ValueError: If images or captions are missing.
+    """
+    source, within = open_folder(path, WANTED), f"{split}2017"
+    there = source.images(within) if source.has(within) else ()
+    files = sorted(file for file in there if depth(file) == 0)
+    if not files:
+        raise ValueError(f"{path} holds no {within}/*.jpg; {WANTED}")
+    captions = _captions(path / "annotations" / f"captions_{within}.json")
+    bare = [file.name for file in files if not captions.get(file.name)]
+    if bare:
+        raise ValueError(f"{path}: {within}/{bare[0]} has no caption, as {len(bare)} of {len(files)} images; {WANTED}")
+    return Listing(source, within, files, [_one_of(captions[file.name], file.name) for file in files])
+
+
+def _captions(annotations: Path) -> dict[str, list[str]]:
+    """All captions of every image, by file name, in the order of their ids."""
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[str, list[str]] = defaultdict(list)
+        for caption in sorted(content["annotations"], key=lambda caption: caption["id"]):
+            captions[names[caption["image_id"]]].append(" ".join(caption["caption"].split()))
+    except FileNotFoundError:
+        raise ValueError(f"{annotations} is missing; {WANTED}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{annotations} holds no captions of MS-COCO; is the download complete?") from None
+    return captions
+
+
+def _one_of(captions: list[str], name: str) -> str:
+    return captions[zlib.crc32(name.encode()) % len(captions)]

@@ -1,0 +1,120 @@
+"""From encoded images to pixels of one size."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from immiscible_policy.image.data.listing import Listing
+
+THREADS = min(16, os.cpu_count() or 1)
+SHARE = 16
+"""Images that a thread decodes in one go."""
+CHUNK = 1024
+"""Images that are decoded between two looks at the progress."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What becomes of an image.
+
+    Images are shown upright, as their EXIF orientation says. The largest square in the middle is cut out (of an odd
+    rest, the smaller half lies left or above) and resized to S x S with an antialiased bicubic filter. A JPEG whose
+    shorter side is at least 4 S is halved (or quartered, ...) while it is decoded, to no less than 2 S.
+
+    Attributes:
+        size: Side S of the result, pixels.
+        exact: Width and height that every image must have; None takes any.
+        rgb: Whether an image must be RGB; otherwise grayscale, palette and CMYK images are converted, and
+            transparency is dropped.
+    """
+
+    size: int
+    exact: tuple[int, int] | None = None
+    rgb: bool = False
+
+
+class Decoder:
+    """Decodes images of a listing in a few threads; safe to call from several others.
+
+    Args:
+        listing: Which images.
+        shape: What becomes of them.
+    """
+
+    def __init__(self, listing: Listing, shape: Shape) -> None:
+        self.listing, self.shape = listing, shape
+        self._pool = ThreadPoolExecutor(THREADS, "decode")
+
+    def rows(self, rows: Sequence[int]) -> Tensor:
+        """Images (B, 3, S, S), uint8.
+
+        Raises:
+            ValueError: If one cannot be read or is not what the shape demands.
+        """
+        images = np.empty((len(rows), self.shape.size, self.shape.size, 3), np.uint8)
+
+        def decode(start: int) -> None:
+            for place, row in enumerate(rows[start : start + SHARE], start):
+                images[place] = self._one(row)
+
+        list(self._pool.map(decode, range(0, len(rows), SHARE)))  # the list raises what a thread raised
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+    def all(self) -> Tensor:
+        """All images (N, 3, S, S), uint8; what they cost is shown on a terminal.
+
+        Raises:
+            ValueError: If one cannot be read or is not what the shape demands.
+        """
+        count, side = len(self.listing.files), self.shape.size
+        images = torch.empty(count, 3, side, side, dtype=torch.uint8)
+        console = Console(stderr=True)
+        for start in track(range(0, count, CHUNK), "reading images", console=console, disable=not sys.stderr.isatty()):
+            images[start : start + CHUNK] = self.rows(range(start, min(start + CHUNK, count)))
+        return images
+
+    def _one(self, row: int) -> np.ndarray:
+        """Pixels (S, S, 3) of an image."""
+        label = self.listing.label(row)
+        try:
+            with Image.open(io.BytesIO(self.listing.read(row))) as image:
+                _require(label, image, self.shape)
+                return _square(image, self.shape.size)
+        except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile):  # what Pillow and zipfile say to damaged files
+            raise ValueError(f"{label} cannot be read as an image; is the download complete?") from None
+
+
+def _require(label: str, image: Image.Image, shape: Shape) -> None:
+    if shape.rgb and image.mode != "RGB":
+        raise ValueError(f"{label} has mode {image.mode} (grayscale is L); images must be RGB")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{label} has mode {image.mode}, more than 8 bits a pixel; convert it to 8-bit RGB")
+    if shape.exact is not None and image.size != shape.exact:
+        wanted = "x".join(map(str, shape.exact))
+        raise ValueError(f"{label} has {image.width}x{image.height} pixels; the published images have {wanted}")
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """The square in the middle, upright, as RGB (S, S, 3)."""
+    if image.size != (size, size):
+        image.draft(None, (2 * size, 2 * size))
+    ImageOps.exif_transpose(image, in_place=True)
+    colours = image if image.mode == "RGB" else image.convert("RGB")
+    side = min(colours.size)
+    left, top = ((length - side) // 2 for length in colours.size)
+    square = colours.crop((left, top, left + side, top + side))
+    return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,170 @@
+"""Where encoded images lie: in a folder or in a zip of one. Both answer alike, in the same order."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain, zip_longest
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class ImageFile(NamedTuple):
+    """An encoded image.
+
+    Attributes:
+        name: Below the folder that was listed, with `/` between folders.
+        size: Bytes.
+        stamp: Another one if the content is another: CRC-32 in a zip, time of modification in a folder [ns].
+    """
+
+    name: str
+    size: int
+    stamp: int
+
+
+class Source(Protocol):
+    """Holds images; `read` may be called from several threads."""
+
+    path: Path
+
+    def folders(self) -> set[str]:
+        """Names of the folders at the top."""
+        ...
+
+    def has(self, folder: str) -> bool:
+        """Whether it holds a folder of that name, `/` between folders."""
+        ...
+
+    def images(self, folder: str) -> Iterator[ImageFile]:
+        """All images at any depth below a folder, in any order; hidden files and folders are left out."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Content of the file of that name, `/` between folders."""
+        ...
+
+
+class Folder:
+    """A directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def folders(self) -> set[str]:
+        """Names of the folders at the top."""
+        return {entry.name for entry in self.path.iterdir() if entry.is_dir()}
+
+    def has(self, folder: str) -> bool:
+        """Whether it holds a folder of that name."""
+        return (self.path / folder).is_dir()
+
+    def images(self, folder: str) -> Iterator[ImageFile]:
+        """All images at any depth below a folder."""
+        return _walk(self.path / folder, "")
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        return (self.path / name).read_bytes()
+
+
+class Zip:
+    """A zip archive, which stays open.
+
+    Raises:
+        zipfile.BadZipFile: If the file is no zip archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive = zipfile.ZipFile(path)  # locks the file while a thread reads from it
+        self._files = [info for info in self._archive.infolist() if not info.is_dir()]
+        parents = {info.filename.rpartition("/")[0] for info in self._files}
+        self._folders = {str(folder) for parent in parents for folder in PurePosixPath(parent, ".x").parents}
+
+    def folders(self) -> set[str]:
+        """Names of the folders at the top."""
+        return {folder for folder in self._folders if "/" not in folder and folder != "."}
+
+    def has(self, folder: str) -> bool:
+        """Whether it holds a folder of that name."""
+        return str(PurePosixPath(folder)) in self._folders
+
+    def images(self, folder: str) -> Iterator[ImageFile]:
+        """All images at any depth below a folder."""
+        within = f"{folder}/" if folder else ""
+        for info in self._files:
+            name = info.filename.removeprefix(within)
+            if info.filename.startswith(within) and _is_image(name):
+                yield ImageFile(name, info.file_size, info.CRC)
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        return self._archive.read(name)
+
+
+def open_folder(path: Path, wanted: str) -> Folder:
+    """A directory.
+
+    Raises:
+        ValueError: If it is a file; the message ends with what is wanted.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; {wanted}")
+    return Folder(path)
+
+
+def open_source(path: Path, wanted: str) -> Source:
+    """A directory, or a file that is a zip archive.
+
+    Raises:
+        ValueError: If it is a file but no zip archive; the message ends with what is wanted.
+    """
+    try:
+        return Zip(path) if path.is_file() else Folder(path)
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} is no zip archive; {wanted}") from None
+
+
+def find(source: Source, *names: str) -> str | None:
+    """The first of some folders that a source holds, at its top or one folder further down; None if it holds none."""
+    tops = sorted(top for top in source.folders() if not top.startswith((".", "__")))
+    places = (f"{top}{name}" for name in names for top in ("", *(f"{top}/" for top in tops)))
+    return next((place for place in places if source.has(place)), None)
+
+
+def class_of(file: ImageFile) -> str:
+    """Name of the folder that an image lies in; empty at the top."""
+    return file.name.rpartition("/")[0].rpartition("/")[2]
+
+
+def depth(file: ImageFile) -> int:
+    """Number of folders around an image."""
+    return file.name.count("/")
+
+
+def in_turn(files: Iterable[ImageFile]) -> list[ImageFile]:
+    """Images CLASS/NAME sorted by name, the classes in turn, so that any first n hold every class alike."""
+    classes: dict[str, list[ImageFile]] = defaultdict(list)
+    for file in sorted(files):
+        classes[class_of(file)].append(file)
+    return [file for file in chain.from_iterable(zip_longest(*classes.values())) if file is not None]
+
+
+def _walk(folder: Path | str, within: str) -> Iterator[ImageFile]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{within}{entry.name}"
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield from _walk(entry.path, f"{name}/")
+            elif entry.is_file() and _is_image(name):
+                status = entry.stat()
+                yield ImageFile(name, status.st_size, status.st_mtime_ns)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and "/." not in f"/{name}"

@@ -1,0 +1,59 @@
+"""ImageNet-1k (ILSVRC 2012): folders of photographs by WordNet id; prompts are the classes' English names.
+
+Some images are grayscale or CMYK; they become RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from immiscible_policy.image.data.files import class_of, depth, find, in_turn, open_folder
+from immiscible_policy.image.data.listing import Listing
+
+SPLITS = ("train", "val")
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+NAMES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
+WANTED = (
+    "ImageNet is a folder with train/nXXXXXXXX/*.JPEG and val/nXXXXXXXX/*.JPEG (ILSVRC 2012, image-net.org or its "
+    f"challenge on kaggle.com), with {NAMES[0]} of that challenge beside train"
+)
+
+
+def list_imagenet(path: Path, split: str) -> Listing:
+    """The images of a split, the classes in turn; prompts are the first of each class's names.
+
+    Args:
+        path: The folder that holds `train`, or the unpacked challenge of kaggle.com.
+        split: `train` or `val`; the published `val` is flat and must be sorted into class folders first.
+
+    Raises:
+        ValueError: If images or class names are missing.
+    """
+    source = open_folder(path, WANTED)
+    within = find(source, split, f"{KAGGLE}/{split}")
+    files = [] if within is None else in_turn(file for file in source.images(within) if depth(file) == 1)
+    if within is None or not files:
+        raise ValueError(f"{path} holds no {split}/nXXXXXXXX/*.JPEG; {WANTED}")
+    names = _class_names(path / within, {class_of(file) for file in files})
+    return Listing(source, within, files, [names[class_of(file)] for file in files])
+
+
+def _class_names(split: Path, classes: Iterable[str]) -> dict[str, str]:
+    """The first name of every class, from lines `n01440764 tench, Tinca tinca`."""
+    listed = _names_file(split)
+    lines = (line.split(maxsplit=1) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = {words[0]: words[-1].split(",")[0].strip() for words in lines}
+    unnamed = sorted(set(classes) - set(names))
+    if unnamed:
+        raise ValueError(f"{listed} names no class {unnamed[0]}, a folder of {split}")
+    return names
+
+
+def _names_file(split: Path) -> Path:
+    """The file of class names: beside the folder of a split, or up to three folders further up."""
+    for place in list(split.absolute().parents)[:4]:
+        for name in NAMES:
+            if (place / name).is_file():
+                return place / name
+    raise ValueError(f"{split.parent / NAMES[0]} is missing, nor is there {' or '.join(NAMES[1:])}; {WANTED}")
