@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.cli import require_writable
-from immiscible_policy.image.build import ImageSpec, build_image_diffusion, load_image_diffusion, spec_metadata
-from immiscible_policy.image.data import load_cifar10
+from immiscible_policy.image.build import ImageSpec, build_image_model, load_image_model, spec_metadata
+from immiscible_policy.image.data import MemoryImages, load_cifar10
 from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
 from immiscible_policy.image.objective import ImageObjective
 from immiscible_policy.noise import make_selector
@@ -29,15 +29,16 @@ from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     alone,
     newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
     tidy,
 )
-from immiscible_policy.training.config import native_bf16
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile
+from immiscible_policy.training.options import native_bf16
 from immiscible_policy.training.state import TrainState
 
 SIZE = 16
@@ -83,7 +84,7 @@ class ImageTraining:
     def spec(self) -> ImageSpec:
         """The model's sizes."""
         attention = (False,) * (len(self.channels) - 1) + (True,)
-        return ImageSpec(SIZE, self.channels, 1, attention, groups=8, data_std=self.data_std)
+        return ImageSpec("ddim", SIZE, self.channels, 1, attention, groups=8, data_scale=self.data_std / PIXEL_STD)
 
 
 def image_model(models: Path, images: Path, training: ImageTraining) -> ImageDiffusion:
@@ -103,7 +104,14 @@ def image_model(models: Path, images: Path, training: ImageTraining) -> ImageDif
         pixels = load_cifar10(images, "train", size=SIZE)
         with alone(directory):
             train_image_model(directory, pixels, training)
-    return load_image_diffusion(read_checkpoint(_path(directory, training.steps)))[0]
+    return _load(read_checkpoint(_path(directory, training.steps)))
+
+
+def _load(checkpoint: Checkpoint) -> ImageDiffusion:
+    model, spec = load_image_model(checkpoint)
+    if not isinstance(model, ImageDiffusion):
+        raise CheckpointError(f"{checkpoint.path} holds model={spec.model}; the laboratory's models are ddim")
+    return model
 
 
 def require_models(models: Path, images: Path, trainings: Iterable[ImageTraining]) -> None:
@@ -115,7 +123,7 @@ def require_models(models: Path, images: Path, trainings: Iterable[ImageTraining
     for training in trainings:
         newest = _newest(models / training.name, training)
         if newest is not None and newest.step >= training.steps:
-            load_image_diffusion(newest)
+            _load(newest)
         else:
             require_writable("models", models / training.name)
             load_cifar10(images, "train", limit=1)
@@ -136,6 +144,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
     select = make_selector(training.noise, **training.options)
     precision = "bf16" if native_bf16("cpu") else "fp32"
     origin = {"data_hash": hashlib.sha256(images.numpy().tobytes()).hexdigest(), "precision": precision}
+    held = MemoryImages(images, SIZE, origin["data_hash"])
     state, model = build_state(training)
     newest = _newest(directory, training)
     if newest is not None:
@@ -150,7 +159,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
 
     train(
         state,
-        ImageObjective(model, images, select, batch_size=training.batch_size, seed=training.seed),
+        ImageObjective(model, held, select, batch_size=training.batch_size, seed=training.seed),
         Schedule(training.steps, log_every=100, eval_every=training.steps, checkpoint_every=CHECKPOINT_EVERY),
         precision=precision,
         record=record,
@@ -163,7 +172,8 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
 def build_state(training: ImageTraining) -> tuple[TrainState, ImageDiffusion]:
     """The training state at step 0, and the model in it; weights are a function of the seed."""
     torch.manual_seed(derive_seed("weights", training.seed))  # torch's initialisers draw from the global stream alone
-    model = build_image_diffusion(training.spec)
+    model = build_image_model(training.spec)
+    assert isinstance(model, ImageDiffusion)
     state = TrainState(
         model,
         lr=training.lr,

@@ -65,7 +65,7 @@ def measure(options: dict[str, Any]) -> Findings:
             raise CommandError(f"noise={noise}: scaling knows {', '.join(TRAININGS)}")
     images, models, n, seed = (options[key] for key in ("images", "models", "n", "seed"))
     steps = options["sampling_steps"]
-    ImageDiffusion(torch.nn.Identity()).ddim(steps)  # refuses steps that the chain does not divide into
+    ImageDiffusion(torch.nn.Identity(), size=SIZE).ddim(steps)  # refuses steps that the chain does not divide into
     trainings = [replace(TRAININGS[noise], data_std=std) for noise in noises for std in stds]
     require_models(models, images, trainings)
     real = real_images(images, n, torch_generator("cpu", "scaling real", seed))

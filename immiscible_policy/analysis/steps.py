@@ -108,7 +108,7 @@ def image_section(images: Path, models: Path, n: int, seed: int) -> Section:
         model = image_model(models, images, training)
         scheduler, select = model.ddim(LAYERS), make_selector(training.noise, **training.options)
         batches = image_batches(model, real.pixels[:n], select, training.batch_size, seed)
-        features = _unscaled(pixel_features, model.scale)
+        features = _unscaled(pixel_features, model.data_scale)
         layers[label] = [measure_layers(batches, scheduler, features, real.statistics)]
         strips[label] = _strip(model, scheduler, seed)
     about = (
@@ -125,7 +125,7 @@ def image_batches(
     """Test images with their noises, in batches of the size that the selector saw in training."""
     common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
     for part in pixels.split(batch_size):
-        x = model.scale * part
+        x = model.data_scale * part
         plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every model
         yield Batch(x, select(x, generator=own), plain, start, model.predicted_noise)
 
@@ -241,7 +241,7 @@ def _unscaled(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[T
 def _strip(model: ImageDiffusion, scheduler: DDIMScheduler, seed: int) -> Tensor:
     """Predicted images of every second layer, a row for each start noise, the noisiest layer first."""
     start = torch.randn(STRIP, 3, SIZE, SIZE, generator=torch_generator("cpu", "steps strip", seed))
-    predicted = predicted_along_sampling(model.predicted_noise, scheduler, start) / model.scale
+    predicted = predicted_along_sampling(model.predicted_noise, scheduler, start) / model.data_scale
     return predicted[1::2].transpose(0, 1).flatten(0, 1)
 
 
