@@ -1,0 +1,78 @@
+"""Which prompts images are trained with."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from immiscible_policy.image.prompts import prompts_for
+
+
+@dataclass
+class Named:
+    """Three images of four pixels, with names or without."""
+
+    names: list[str] | None = None
+    device: str = "cpu"
+    size: int = 2
+    content_hash: str = "abc"
+
+    def __len__(self):
+        return 3
+
+    def pixels(self, rows):
+        return rows.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8)
+
+    def prompts(self, rows):
+        return None if self.names is None else [self.names[row] for row in rows.tolist()]
+
+    def to(self, device):
+        return Named(self.names, device)
+
+
+ROWS = torch.tensor([2, 0])
+NAMED = Named(["cat", "bird", "ship"])
+
+
+@pytest.mark.parametrize("source", ["class", "captions"])
+def test_the_images_own_prompts(source):
+    assert prompts_for(NAMED, source).prompts(ROWS) == ["ship", "cat"]
+    with pytest.raises(ValueError, match=f"prompts={source}: these images have none"):
+        prompts_for(Named(), source)
+
+
+def test_none_hides_the_images_prompts():
+    hidden = prompts_for(NAMED, "none")
+    assert hidden.prompts(ROWS) is None
+    assert (len(hidden), hidden.size, hidden.content_hash) == (3, 2, "abc")
+
+
+def test_a_file_gives_a_prompt_per_image_and_an_empty_line_the_empty_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat, sitting\n\nein Schiff im Nebel – früh\n", encoding="utf-8")
+    images = prompts_for(NAMED, str(file))
+    assert images.prompts(ROWS) == ["ein Schiff im Nebel – früh", "a cat, sitting"]
+    assert images.prompts(torch.tensor([1])) == [""]
+    assert torch.equal(images.pixels(ROWS), NAMED.pixels(ROWS))
+    moved = images.to("meta")
+    assert moved.images.device == "meta" and moved.prompts(ROWS) == images.prompts(ROWS)
+    assert moved.content_hash == images.content_hash != NAMED.content_hash
+    file.write_text("a cat\n\na ship\n")
+    assert prompts_for(NAMED, str(file)).content_hash != images.content_hash
+
+
+@pytest.mark.parametrize("text", ["one\ntwo\n", "one\ntwo\nthree\nfour", "one\ntwo\nthree\n\n"])
+def test_a_file_of_the_wrong_length_is_refused_with_both_numbers(tmp_path, text):
+    file = tmp_path / "prompts.txt"
+    file.write_text(text)
+    lines = 2 if text == "one\ntwo\n" else 4
+    with pytest.raises(ValueError, match=f"prompts.txt has {lines} lines for 3 images"):
+        prompts_for(NAMED, str(file))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="clas: no such file; known besides files: class, captions, none"):
+        prompts_for(NAMED, "clas")
+    (tmp_path / "latin.txt").write_bytes("früh".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.txt is no UTF-8 text"):
+        prompts_for(NAMED, str(tmp_path / "latin.txt"))
