@@ -5,6 +5,7 @@ Only what reading options needs is imported at the top, so that a mistyped word 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from immiscible_policy.cli import run
@@ -46,15 +47,14 @@ def _main(words: list[str]) -> None:
 
 
 def _help() -> str:
-    groups = "\n".join(
-        f"  {group}={'|'.join(group_choices(group))}" for group in ("noise", "obs", "scale", "task", "experiment")
-    )
+    groups = group_help({group: group for group in ("noise", "obs", "scale", "task", "experiment")})
     noise = "\n".join(
-        "\n    ".join([f"  noise={name}", *_lines(config_dir() / "noise" / f"{name}.yaml")])
+        "\n    ".join([f"  noise={name}", *help_lines(config_dir() / "noise" / f"{name}.yaml")])
         for name in group_choices("noise")
     )
     sizes = "\n".join(
-        f"  scale={scale}: {', '.join(_lines(config_dir() / 'scale' / f'{scale}.yaml'))}" for scale in ("cpu", "paper")
+        f"  scale={scale}: {', '.join(help_lines(config_dir() / 'scale' / f'{scale}.yaml'))}"
+        for scale in ("cpu", "paper")
     )
     settings = (config_dir() / "train.yaml").read_text().split("- experiment: null\n", 1)[1].strip()
     sections = {"groups": groups, "options of the noise": noise, "options that the scale sets": sizes}
@@ -62,5 +62,11 @@ def _help() -> str:
     return "\n".join([*texts, *(f"  {line}".rstrip() for line in settings.splitlines())])
 
 
-def _lines(path: Path) -> list[str]:
+def group_help(groups: Mapping[str, str]) -> str:
+    """The choices of some words, given the directories that hold them."""
+    return "\n".join(f"  {word}={'|'.join(group_choices(directory))}" for word, directory in groups.items())
+
+
+def help_lines(path: Path) -> list[str]:
+    """The options in a configuration file, with what it says of them."""
     return [line for line in path.read_text().splitlines() if not line.startswith(("name:", "scale:", "#"))]

@@ -85,4 +85,5 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
     })  # fmt: skip
 
 
-SCHEMA = Schema("train", TrainConfig, ("task", "obs", "noise", "scale", "experiment"), run_name, check)
+GROUPS = {word: word for word in ("task", "obs", "noise", "scale", "experiment")}
+SCHEMA = Schema("train", TrainConfig, GROUPS, run_name, check)

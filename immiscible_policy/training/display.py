@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 LINE_EVERY = 30.0
 """Seconds between two lines about the loss of the same seed where there is no terminal."""
+
+EVALUATED: dict[str, Callable[[Any], str]] = {
+    "coverage": "coverage {:.3f}".format,
+    "reward": "reward {:.3f}".format,
+    "success": "success {:.0%}".format,
+    "episodes": "({} starts)".format,
+    "fixed_loss": "loss on fixed noise and times {:.4f}".format,
+}
+"""What is shown of an evaluation, where it was measured."""
 
 
 class Display:
@@ -79,10 +89,8 @@ class Display:
             self.line(f"seed {seed}  step {event['step']:>6} of {self.steps}  {note}")
 
     def _evaluated(self, event: dict[str, Any]) -> None:
-        self.line(
-            f"seed {event['seed']}  step {event['step']:>6}  coverage {event['coverage']:.3f}  "
-            f"reward {event['reward']:.3f}  success {event['success']:.0%}  ({event['episodes']} starts)"
-        )
+        found = [write(event[key]) for key, write in EVALUATED.items() if key in event]
+        self.line("  ".join([f"seed {event['seed']}  step {event['step']:>6}", *found]))
 
     def _finished(self, event: dict[str, Any]) -> None:
         self._progress.update(self._bars[event["seed"]], completed=event["step"])

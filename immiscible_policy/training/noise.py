@@ -13,6 +13,7 @@ from torch import Tensor
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import Coupling, Selector, fit_coupling, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
+from immiscible_policy.noise.audit import audit
 from immiscible_policy.noise.costs import check_distance, standardize
 from immiscible_policy.noise.inputs import is_whole
 from immiscible_policy.noise.schedule import Schedule
@@ -60,6 +61,14 @@ class NoiseOptions:
         if not is_whole(self.options["fit_steps"]) or self.options["fit_steps"] < 1:
             raise ValueError(f"fit_steps={self.options['fit_steps']}: needs a whole number, 1 or more")
 
+    def selector(self) -> Selector:
+        """The selector, without potentials.
+
+        Raises:
+            ValueError: If the noise picks the batch.
+        """
+        return make_selector(self.name, **self.options)
+
     @torch.no_grad()
     def build(self, actions: Tensor, progress: Callable[[int], None] = lambda step: None) -> NoiseChoice:
         """Fit what is to be fitted, and build.
@@ -71,7 +80,7 @@ class NoiseOptions:
         if self.name == COUPLED:
             cost, steps = self.options["cost"], self.options["fit_steps"]
             return NoiseChoice(couple=fit_coupling(actions, cost=cost, steps=steps, progress=progress))
-        select = make_selector(self.name, **self.options)
+        select = self.selector()
         if self.potentials and isinstance(select, Assignment):
             target = standardize(actions.flatten(1), None) if select.standardized else actions
             select = replace(select, potentials=fit_potentials(target, cost=select.cost))
@@ -139,6 +148,41 @@ def counted(windows: Windows, mask: str, layout: Layout) -> Tensor | None:
     sent = torch.zeros(layout.horizon, dtype=torch.bool)
     sent[layout.sent] = True
     return windows.executed & sent.to(windows.executed.device)
+
+
+def audit_row(
+    select: Selector,
+    x: Tensor,
+    *,
+    batch_size: int,
+    condition: Tensor | None = None,
+    mask: Tensor | None = None,
+    step: int | None = None,
+) -> dict[str, float | None]:
+    """What selection does to the noise of whole batches, as metrics `noise/...`.
+
+    Args:
+        select: Chooses the noise.
+        x: Clean samples (N, ...), as the selector sees them; N divides by batch_size.
+        batch_size: Samples per batch.
+        condition: What else it sees (N, C).
+        mask: Which numbers of x enter the distance.
+        step: Training step.
+    """
+    batches = len(x) // batch_size
+    found = audit(select, x, batch_size=batch_size, batches=batches, condition=condition, mask=mask, step=step)
+    return {
+        "noise/distance_percent": found.distance.percent,
+        "noise/squared_norm": found.selected.squared_norm,
+        "noise/variance": found.selected.variance,
+        "noise/ks": found.ks.statistic,
+        "noise/correlation": found.correlation.row_means,
+        "noise/prior_shift": found.prior_shift,
+        "noise/selection_ms": 1e3 * found.seconds,
+    } | {
+        f"noise/target_variance_{level:g}": value
+        for level, value in zip(found.target.alpha_bars, found.target.selected, strict=True)
+    }
 
 
 def _in_steps(key: str, value: Any, steps_per_epoch: float) -> Any:

@@ -79,14 +79,14 @@ class Schema(Generic[Config]):
     Attributes:
         base: Name of the file in configs/ that everything else changes.
         config: Class of the options.
-        groups: Directories in configs/ from which a word picks a file.
+        groups: Words that pick a file, and the directory in configs/ that they pick it from.
         name: A directory name that tells what is trained.
         check: Refuses what the shared checks let pass, given the options and the words as typed.
     """
 
     base: str
     config: type[Config]
-    groups: tuple[str, ...]
+    groups: Mapping[str, str]
     name: Callable[[Config], str]
     check: Callable[[Config, Mapping[str, str]], None]
 
@@ -112,7 +112,7 @@ class Schema(Generic[Config]):
         device = resolve_device(given.get("device", "auto"))
         if "scale" not in given:
             given["scale"] = "cpu" if device == "cpu" else "paper"
-        texts = self._of_type("str") - set(self.groups)
+        texts = self._of_type("str") - self.groups.keys()
         overrides = [_parsed(self._override(key, text, given)) for key, text in given.items() if key not in texts]
         try:
             with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -177,7 +177,7 @@ class Schema(Generic[Config]):
             if key not in known:
                 raise CommandError(unknown("option", key, known))
         for group in self.groups:
-            choices = group_choices(group)
+            choices = group_choices(self.groups[group])
             if group in given and given[group] not in choices:
                 raise CommandError(unknown(group, given[group], choices))
         return given
@@ -185,7 +185,7 @@ class Schema(Generic[Config]):
     def _override(self, key: str, text: str, given: dict[str, str]) -> str:
         """One Hydra override; selector options move into the noise group."""
         if key in self.groups:
-            return f"{key}={text}"
+            return f"{self.groups[key]}={text}"
         if key in self._of_type("list") and not text.startswith("["):
             kind = next(str(f.type) for f in fields(self.config) if f.name == key)
             raise CommandError(f"{key}={text}: {_kind(kind)}")
@@ -249,7 +249,8 @@ def _kind(kind: str) -> str:
         if kind.startswith(name):
             return names[name]
     if kind.startswith("list"):
-        examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[str]": "img,wrist"}
+        examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[str]": "img,wrist",
+                    "list[bool]": "false,true"}  # fmt: skip
         return f"not a list such as [{examples[kind]}]"
     return f"not {kind}"
 

@@ -21,7 +21,6 @@ from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_rows
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.summary import markdown, scores, summarize
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.audit import audit
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
@@ -30,7 +29,7 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import check_method
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.config import SCHEMA, TrainConfig
-from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, counted, noise_options
+from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, audit_row, counted, noise_options
 from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState
@@ -198,19 +197,7 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     x, condition = policy.clean(windows.action[rows]), policy.condition(objective.observed(windows[rows], step))
     size = objective.order.batch_size
     mask = objective.mask(rows)
-    found = audit(select, x, batch_size=size, batches=AUDITED, condition=condition, mask=mask, step=step)
-    return {
-        "noise/distance_percent": found.distance.percent,
-        "noise/squared_norm": found.selected.squared_norm,
-        "noise/variance": found.selected.variance,
-        "noise/ks": found.ks.statistic,
-        "noise/correlation": found.correlation.row_means,
-        "noise/prior_shift": found.prior_shift,
-        "noise/selection_ms": 1e3 * found.seconds,
-    } | {
-        f"noise/target_variance_{level:g}": value
-        for level, value in zip(found.target.alpha_bars, found.target.selected, strict=True)
-    }
+    return audit_row(select, x, batch_size=size, condition=condition, mask=mask, step=step)
 
 
 def _validation_loss(config: TrainConfig, parts: Parts, policy: ChunkPolicy) -> dict[str, float]:
@@ -250,7 +237,7 @@ def _mean_coverage(episodes: Path) -> dict[int, float]:
     return {step: sum(values) / len(values) for step, values in coverage.items()}
 
 
-def _data(parts: Parts) -> dict[str, Any]:
+def _data(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     return {"path": str(parts.demos.path), "content_hash": parts.data_hash, "episodes": parts.demos.n_episodes}
 
 

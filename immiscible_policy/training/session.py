@@ -39,7 +39,7 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return
     parts = training.build(config)
-    data = training.data(parts)
+    data = training.data(config, parts)
     if resuming:
         _check_data(directory, data)
     print(_options(config, seeds), *training.plan(config, parts), sep="\n", flush=True)

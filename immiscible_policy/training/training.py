@@ -47,7 +47,7 @@ class Training(Generic[Config, P]):
     schema: Schema[Config]
     build: Callable[[Config], P]
     train_seed: Callable[[Config, P, Path, int, Report], None]
-    data: Callable[[P], dict[str, Any]]
+    data: Callable[[Config, P], dict[str, Any]]
     plan: Callable[[Config, P], list[str]]
     summarise: Callable[[Path], str]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,7 +111,8 @@ def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store,
     (tmp_path / "seed_2").mkdir()
     with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        failures = list(pool.map(lambda seed: in_thread(TRAINING, config, parts, tmp_path, seed, events.append), (1, 2, 3)))
+        train = partial(in_thread, TRAINING, config, parts, tmp_path, report=events.append)
+        failures = list(pool.map(train, (1, 2, 3)))
     assert failures[0] is failures[2] is None and weights(tmp_path, 1) == weights(out, 1) != weights(tmp_path, 3)
     assert failures[1].startswith("seed 2 failed: ") and "another process" in failures[1]
     assert "another process" in (tmp_path / "seed_2" / "log.txt").read_text()

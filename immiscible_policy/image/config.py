@@ -1,0 +1,85 @@
+"""The options of `train_image.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.training.options import RunConfig, Schema, require_positive
+
+OF_MODEL = {
+    "diffusion_steps": ("ddim",),
+    "metric": ("consistency",),
+    "lpips": ("consistency",),
+    **dict.fromkeys(("channels", "layers", "attention", "groups", "head_channels", "dropout", "layout"),
+                    ("ddim", "flow", "consistency")),
+    **dict.fromkeys(("pretrained", "init", "prompts", "noise_offset", "prompt_dropout", "guidance",
+                     "gradient_checkpointing", "frozen_precision"), ("sd",)),
+}  # fmt: skip
+"""Options that not every model has, and the models that have them."""
+
+
+@dataclass
+class ImageConfig(RunConfig):
+    """Every option of `train_image.py`, after composition; configs/image.yaml and model/ say what each means."""
+
+    model: str = "ddim"
+    dataset: str = "cifar10"
+    limit: int | None = None
+    flip: bool = True
+    size: int = 32
+    channels: list[int] = field(default_factory=list)
+    layers: int = 1
+    attention: list[bool] = field(default_factory=list)
+    groups: int = 8
+    head_channels: int = 8
+    dropout: float = 0.0
+    layout: str = "diffusers"
+    diffusion_steps: int = 1000
+    metric: str = "huber"
+    lpips: str | None = None
+    pretrained: str | None = None
+    init: str = "scratch"
+    prompts: str = "class"
+    noise_offset: float = 0.0
+    prompt_dropout: float = 0.0
+    guidance: float = 7.5
+    gradient_checkpointing: bool = False
+    frozen_precision: str = "fp32"
+    samples: int = 64
+    sampling_steps: int | None = None
+
+
+def run_name(config: ImageConfig) -> str:
+    """Model, data, noise."""
+    parts = [config.model, config.dataset, str(config.size), config.noise["name"]]
+    if "k" in config.noise:
+        parts.append(f"k{config.noise['k']}")
+    if config.data_scale != 1:
+        parts.append(f"scale{config.data_scale:g}")
+    return "_".join(parts)
+
+
+def check(config: ImageConfig, given: Mapping[str, str]) -> None:
+    """Refuse what only an image training has."""
+    for key, models in OF_MODEL.items():
+        if key in given and config.model not in models:
+            raise CommandError(f"{key}={given[key]}: model={config.model} has no {key} ({' and '.join(models)} do)")
+    require_positive(config, ("size", "samples"))
+    if config.sampling_steps is not None:
+        require_positive(config, ("sampling_steps",))
+    if config.data is None:
+        raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
+    if config.model == "sd" and config.pretrained is None:
+        raise CommandError("pretrained= is missing: model=sd needs a directory in diffusers' layout, or a hub id")
+    if config.noise["name"] == "semidiscrete":
+        raise CommandError("noise=semidiscrete: it is fitted to a policy's windows; images take the other selectors")
+    if config.noise["name"] == "c2ot" and config.model != "sd":
+        raise CommandError(f"noise=c2ot: model={config.model} sees no condition to compare; use noise=linear")
+    if config.noise.get("potentials") is True:
+        raise CommandError("potentials=true: they are fitted to a policy's windows; leave the word out")
+
+
+GROUPS = {"model": "model", "noise": "noise", "scale": "image_scale"}
+SCHEMA = Schema("image", ImageConfig, GROUPS, run_name, check)
