@@ -18,3 +18,12 @@ def human_store() -> Path:
         if path.is_dir():
             return path
     pytest.skip("the human demonstrations are not here; PUSHT_HUMAN_STORE=PATH names them")
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> Path:
+    """CIFAR-10 itself: CIFAR10, or beside the checkout."""
+    path = Path(os.environ.get("CIFAR10", ROOT.parent / "shared" / "data" / "cifar10-jpeg.zip"))
+    if not path.exists():
+        pytest.skip("CIFAR-10 is not here; CIFAR10=PATH names it")
+    return path

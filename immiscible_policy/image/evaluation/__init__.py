@@ -1,0 +1,1 @@
+"""How good generated images are: Fréchet distances, CLIPScore, and curves of them over training."""

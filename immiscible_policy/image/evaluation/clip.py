@@ -1,0 +1,65 @@
+"""CLIPScore (Hessel et al., 2021): how well an image shows what its prompt says.
+
+score = 100 max(cos(image embedding, text embedding), 0) per image, averaged over images, as torchmetrics scales it; the
+paper's own factor is 2.5, its values range from 0 to 2.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.cli import one_line
+
+
+class ClipScore:
+    """Scores images against prompts.
+
+    Args:
+        source: A CLIP model of transformers with its processor: a directory, or a hub id such as
+            `openai/clip-vit-base-patch16`. Weights are read from safetensors alone.
+        device: Where it computes.
+
+    Raises:
+        ValueError: If transformers or the model is not there.
+    """
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        try:
+            import transformers
+        except ImportError:
+            raise ValueError("clip= needs transformers: pip install transformers") from None
+        try:
+            model: Any = transformers.CLIPModel.from_pretrained(source, use_safetensors=True)
+            self.tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(source)
+            self.processor: Any = transformers.CLIPImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"clip={source} is no directory and no hub id of a CLIP model with safetensors weights, tokenizer and "
+                f"processor ({one_line(error)[:120]})"
+            ) from None
+        self.model = model.to(device).eval()
+        self.source, self.device = source, device
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """CLIPScore (B,) of images (B, 3, S, S), uint8, and their prompts; long prompts are cut to 77 tokens.
+
+        Raises:
+            ValueError: If there is not one prompt per image.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; CLIPScore needs one for each")
+        length = self.model.config.text_config.max_position_embeddings
+        words = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        views = self.processor(images=list(images.cpu()), return_tensors="pt")
+        found = self.model(**words.to(self.device), **views.to(self.device))
+        return clip_scores(found.image_embeds, found.text_embeds).cpu()
+
+
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """100 max(cos, 0) of rows of image and text embeddings (B, E): (B,)."""
+    return 100 * torch.nn.functional.cosine_similarity(images, texts).clamp(min=0)

@@ -1,0 +1,158 @@
+"""Distances against training steps, and how much sooner one run reaches another's best (Figures 5 and 6 of 2505.18521).
+
+Definitions, where the paper leaves them open:
+
+* the *target* of a training seed is the smallest distance that the first run (vanilla) has at any of its checkpoints;
+* a run *reaches* it at its first checkpoint whose distance is at or below the target: nothing is interpolated, so that
+  steps are as coarse as checkpoints;
+* the *speed-up* is the step of the first run's best checkpoint over that step, per training seed; over seeds it is the
+  geometric mean, with a Student t interval of the logarithms, and given only if every seed reaches its target: the mean
+  of those that do would flatter;
+* the target is a minimum over checkpoints, hence a lucky value: it errs against the other run, never for it.
+
+Runs are paired by training seed: seed N of both has the same order of images, and the same start noises in sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+
+Distances = Mapping[int, float]
+"""Distance by checkpoint, of one training seed."""
+Seeds = Mapping[int, Distances]
+"""The same by training seed, of one run."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's distances at the checkpoints that all its seeds share.
+
+    Attributes:
+        steps: The checkpoints, K of them.
+        values: Distances (seeds, K).
+        intervals: Mean over seeds with its interval, K of them.
+    """
+
+    steps: list[int]
+    values: Array
+    intervals: list[Interval]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a run reached the first run's best distance, for one training seed.
+
+    Attributes:
+        seed: Training seed.
+        target: The first run's smallest distance.
+        at: Step at which the first run has it.
+        reached: Step at which the other run is at or below it; None if at none of its checkpoints.
+        last: The other run's last checkpoint.
+    """
+
+    seed: int
+    target: float
+    at: int
+    reached: int | None
+    last: int
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times sooner; None if not reached."""
+        return None if self.reached is None else self.at / self.reached
+
+
+@dataclass(frozen=True)
+class Against:
+    """A run against the first one.
+
+    Attributes:
+        difference: Distance minus the first run's, at the last checkpoint that all seeds of both share.
+        step: That checkpoint.
+        best: The same of the smallest distances.
+        paired: Whether both runs have the same training seeds.
+        reached: Per common training seed.
+        speedup: Geometric mean of the ratios, with interval; None unless every common seed reaches its target.
+    """
+
+    difference: Interval
+    step: int
+    best: Interval
+    paired: bool
+    reached: list[Reached]
+    speedup: Interval | None
+
+
+def make_curve(label: str, seeds: Seeds) -> Curve:
+    """The curve of a run.
+
+    Raises:
+        ValueError: If its seeds share no checkpoint.
+    """
+    steps = sorted(set.intersection(*(set(distances) for distances in seeds.values()))) if seeds else []
+    if not steps:
+        raise ValueError(f"the seeds of {label} share no measured checkpoint; there is nothing to draw")
+    values = np.array([[distances[step] for step in steps] for distances in seeds.values()])
+    return Curve(steps, values, [over_seeds(values[:, column]) for column in range(len(steps))])
+
+
+def over_seeds(values: Array) -> Interval:
+    """Mean of one value per seed, with the Student t interval for new training seeds."""
+    return mean_interval(np.asarray(values, np.float64)[:, None])
+
+
+def best(distances: Distances) -> tuple[float, int]:
+    """The smallest distance, and the first checkpoint that has it."""
+    return min((distance, step) for step, distance in distances.items())
+
+
+def against(first: Seeds, other: Seeds) -> Against:
+    """Compare a run with the first one.
+
+    Raises:
+        ValueError: If they share no checkpoint.
+    """
+    steps = set.intersection(*(set(distances) for seeds in (first, other) for distances in seeds.values()))
+    if not steps:
+        raise ValueError("the runs share no measured checkpoint; train both with the same checkpoint_every")
+    step, paired = max(steps), list(first) == list(other)
+    common = sorted(first.keys() & other.keys())
+    reached = [reach(seed, first[seed], other[seed]) for seed in common]
+    return Against(
+        _difference(
+            [{step: each[step]} for each in other.values()], [{step: each[step]} for each in first.values()], paired
+        ),
+        step,
+        _difference(list(other.values()), list(first.values()), paired),
+        paired,
+        reached,
+        geometric_mean([each.ratio for each in reached]),
+    )
+
+
+def reach(seed: int, first: Distances, other: Distances) -> Reached:
+    """When a run reached the first run's best distance."""
+    target, at = best(first)
+    reached = min((step for step, distance in other.items() if distance <= target), default=None)
+    return Reached(seed, target, at, reached, max(other))
+
+
+def geometric_mean(ratios: list[float | None]) -> Interval | None:
+    """Geometric mean with the Student t interval of the logarithms; None if a ratio is missing, or there are none."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known or len(known) < len(ratios):
+        return None
+    found = over_seeds(np.log(known))
+    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), found.over)
+
+
+def _difference(other: list[Distances], first: list[Distances], paired: bool) -> Interval:
+    """Interval of the difference of smallest distances, other - first."""
+    a, b = (np.array([[best(distances)[0]] for distances in run]) for run in (other, first))
+    return interval(difference_arms(a, b, same_seeds=paired))

@@ -1,0 +1,201 @@
+"""Fréchet distances of a model's images to a reference set, all checkpoints from the same start noises.
+
+Shape legend: B images, S pixels along a side, D features; C, H, W one start noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from immiscible_policy.image.data import Images, to_bytes, to_pixels
+from immiscible_policy.image.editing import edit_mask, fill_in
+from immiscible_policy.image.evaluation.clip import ClipScore
+from immiscible_policy.image.evaluation.features import Extractor, features_of
+from immiscible_policy.image.model import ImageModel
+from immiscible_policy.randomness import derive_seed, torch_generator
+
+SHOWN = 64
+"""Generated images that are kept to be looked at."""
+REFERENCE_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn from a model.
+
+    Attributes:
+        n: Number of images.
+        steps: Sampling steps; None for the model's own best.
+        seed: Names the start noises.
+        batch_size: Images at a time. It changes nothing but rounding, except for samplers that draw more than start
+            noises, or choose their steps by the error of a batch.
+        device: Of the model.
+        edit: `inpaint` or `outpaint` to fill in originals, None to draw whole images.
+        conditions: Gives prompts and originals; image i takes row i, over again where there are fewer rows.
+    """
+
+    n: int
+    steps: int | None
+    seed: int
+    batch_size: int
+    device: str
+    edit: str | None
+    conditions: Images
+
+
+class Drawn(NamedTuple):
+    """Images drawn from a model.
+
+    Attributes:
+        images: (B, 3, S, S), uint8.
+        prompts: One per image, or None.
+    """
+
+    images: Tensor
+    prompts: list[str] | None
+
+
+class Reference(NamedTuple):
+    """Real images as a Gaussian of features, and what distances to it mean.
+
+    Attributes:
+        statistics: Mean and covariance.
+        n: Images.
+        floor: Distance of as many real images as will be generated to the remaining ones; None if too few remain.
+        noise: Distance of as many images of plain noise.
+    """
+
+    statistics: FeatureStatistics
+    n: int
+    floor: float | None
+    noise: float
+
+
+class Quality(NamedTuple):
+    """How good a model's images are.
+
+    Attributes:
+        distance: Squared Fréchet distance to the reference.
+        clip_score: Mean CLIPScore, or None.
+        shown: The first images (SHOWN, 3, S, S), uint8.
+    """
+
+    distance: float
+    clip_score: float | None
+    shown: Tensor
+
+
+def start_noise(shape: tuple[int, int, int], rows: Tensor, seed: int) -> Tensor:
+    """Start noises (B, C, H, W) number `rows` (B,): each a function of its number and the seed alone.
+
+    Two models of equal shape start from the same noises, in batches of any size, and more images add to fewer.
+    """
+    return torch.stack([_one_noise(shape, seed, row) for row in rows.tolist()])
+
+
+def draw(model: ImageModel, drawing: Drawing) -> Iterator[Drawn]:
+    """Draw images in batches.
+
+    Raises:
+        ValueError: If the model cannot draw in so many steps, cannot edit, or draws NaN.
+    """
+    for rows in torch.arange(drawing.n).split(drawing.batch_size):
+        of = rows % len(drawing.conditions)
+        prompts = drawing.conditions.prompts(of)
+        noise = start_noise(model.noise_shape, rows, drawing.seed).to(drawing.device)
+        generator = torch_generator(drawing.device, "sampling", drawing.seed, int(rows[0]))
+        if drawing.edit is None:
+            images = model.sample(noise, drawing.steps, prompts=prompts, generator=generator).images
+        else:
+            originals = to_pixels(drawing.conditions.pixels(of).to(drawing.device))
+            mask = edit_mask(drawing.edit, originals.shape[-1])
+            images = fill_in(model, originals, mask, noise, drawing.steps, prompts=prompts, generator=generator)
+        if not images.isfinite().all():
+            raise ValueError("the model draws NaN or infinite pixels; its training diverged")
+        yield Drawn(to_bytes(images), prompts)
+
+
+def measure(
+    model: ImageModel, drawing: Drawing, extractor: Extractor, reference: FeatureStatistics, clip: ClipScore | None
+) -> Quality:
+    """Draw images and compare them with the reference.
+
+    Raises:
+        ValueError: If CLIPScore is asked for without prompts, or as `draw`.
+    """
+    if clip is not None:
+        require_prompts(drawing.conditions)
+    features: list[Tensor] = []
+    scores: list[Tensor] = []
+    shown: list[Tensor] = []
+    for images, prompts in draw(model, drawing):
+        features.append(extractor.features(images).float().cpu())
+        if clip is not None and prompts is not None:
+            scores.append(clip.scores(images, prompts))
+        if sum(len(part) for part in shown) < SHOWN:
+            shown.append(images.cpu())
+    distance = frechet_distance(*feature_statistics(torch.cat(features)), *reference)
+    return Quality(distance, float(torch.cat(scores).mean()) if scores else None, torch.cat(shown)[:SHOWN])
+
+
+def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> Reference:
+    """Features of all reference images, with the distances between which a model's will lie.
+
+    Both ends are measured with n images, as a model's distance is: it depends on their number. The real ones are drawn
+    from the reference and compared with what remains of it, so that no image is on both sides.
+
+    Args:
+        extractor: Its features are compared.
+        images: The reference.
+        n: Images that models will draw.
+        seed: Of the draw, and of the noise.
+
+    Raises:
+        ValueError: If there are fewer images, or fewer drawn, than the covariance of D features needs, D + 1.
+    """
+    require_enough(extractor, images, n)
+    rows = torch.arange(len(images))
+    features = features_of(extractor, (images.pixels(part) for part in rows.split(REFERENCE_BATCH)))
+    statistics = feature_statistics(features)
+    shuffled = torch.randperm(len(rows), generator=torch_generator("cpu", "reference", seed))
+    floor = None
+    if len(rows) - n > extractor.dims:
+        drawn, others = (feature_statistics(features[part]) for part in (shuffled[:n], shuffled[n:]))
+        floor = frechet_distance(*drawn, *others)
+    shape = (3, images.size, images.size)
+    noise = (to_bytes(0.5 * start_noise(shape, part, seed)) for part in torch.arange(n).split(REFERENCE_BATCH))
+    plain = frechet_distance(*feature_statistics(features_of(extractor, noise)), *statistics)
+    return Reference(statistics, len(rows), floor, plain)
+
+
+def require_enough(extractor: Extractor, images: Images, n: int) -> None:
+    """Refuse sets whose covariance would be singular.
+
+    Raises:
+        ValueError: If a set has fewer than D + 1 images.
+    """
+    needed = extractor.dims + 1
+    for name, count in (("samples", n), ("reference images", len(images))):
+        if count < needed:
+            raise ValueError(f"{name}={count}: the {extractor.dims} features of {extractor.name} need {needed} or more")
+
+
+def require_prompts(conditions: Images) -> None:
+    """Refuse images without prompts.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if conditions.prompts(torch.zeros(1, dtype=torch.int64)) is None:
+        raise ValueError("clip= needs prompts, and these images have none; see prompts=")
+
+
+def _one_noise(shape: tuple[int, int, int], seed: int, row: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed("start noise", seed, row))
+    return torch.randn(shape, generator=generator)

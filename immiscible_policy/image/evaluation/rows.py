@@ -1,0 +1,121 @@
+"""One row per measured checkpoint, with everything that its value depends on: `seed_N/frechet.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from immiscible_policy.evaluation.rows import write_atomically
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "float | None": lambda text: float(text) if text else None,
+}
+"""How the values of an `ImageRow` are read, by the type of the column."""
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """How good the images of one checkpoint are.
+
+    Attributes:
+        checkpoint: Training step of the measured weights.
+        seed: Training seed.
+        distance: Squared Fréchet distance to the reference.
+        clip_score: CLIPScore of the same images; None where it was not asked for.
+        n: Generated images.
+        features: Extractor, one of `features.EXTRACTORS`.
+        weights: First 16 digits of the SHA-256 of the extractor's weights.
+        dims: Number of features.
+        resize: How images come to the extractor's size.
+        reference: Data set.
+        split: Its part.
+        reference_hash: First 16 digits of the reference's content hash.
+        reference_n: Reference images.
+        size: Side of generated and reference images.
+        sampling_steps: Steps, or `best` for the model's own.
+        noise_seed: Names the start noises.
+        edit: `none`, `inpaint` or `outpaint`.
+        originals: Split of the edited images; `none` where none are.
+        prompts: Where the prompts came from; `none` where there were none.
+        clip: CLIP model; `none` where no CLIPScore was asked for.
+    """
+
+    checkpoint: int
+    seed: int
+    distance: float
+    clip_score: float | None
+    n: int
+    features: str
+    weights: str
+    dims: int
+    resize: str
+    reference: str
+    split: str
+    reference_hash: str
+    reference_n: int
+    size: int
+    sampling_steps: str
+    noise_seed: int
+    edit: str
+    originals: str
+    prompts: str
+    clip: str
+
+    @property
+    def asked(self) -> ImageRow:
+        """The row without what was measured: equal for equal checkpoints and settings."""
+        return replace(self, distance=0.0, clip_score=None)
+
+    @property
+    def setting(self) -> ImageRow:
+        """The settings alone: equal for all checkpoints that may be compared."""
+        return replace(self.asked, checkpoint=0, seed=0)
+
+
+def read_image_rows(path: Path) -> list[ImageRow]:
+    """Read rows; none if there is no such file.
+
+    Raises:
+        ValueError: If it is not a file of `write_image_rows`.
+    """
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    if header != _names():
+        raise ValueError(f"{path}: the first line is '{','.join(header)[:80]}', not '{','.join(_names())[:80]}...'")
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
+
+
+def write_image_rows(path: Path, rows: Sequence[ImageRow]) -> None:
+    """Write rows, all of them or none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_names())
+    writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def settings(row: ImageRow) -> dict[str, object]:
+    """What a value depends on besides its checkpoint, as JSON values."""
+    measured = ("checkpoint", "seed", "distance", "clip_score")
+    return {name: value for name, value in asdict(row).items() if name not in measured}
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(ImageRow)]
+
+
+def _parse(values: list[str], where: str) -> ImageRow:
+    try:
+        pairs = zip(fields(ImageRow), values, strict=True)
+        return ImageRow(*(PARSERS[str(field.type)](value) for field, value in pairs))
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged ('{','.join(values)[:80]}': {error}); remove that line") from None

@@ -1,0 +1,75 @@
+"""Curves and speed-ups by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from immiscible_policy.image.evaluation.curves import against, best, geometric_mean, make_curve, over_seeds, reach
+
+VANILLA = {100: 9.0, 200: 5.0, 300: 4.0, 400: 4.5}
+
+
+def test_best_is_the_first_of_the_smallest():
+    assert best({100: 3.0, 200: 2.0, 300: 2.0}) == (2.0, 200)
+
+
+def test_reached_at_the_first_checkpoint_at_or_below_the_target():
+    found = reach(0, VANILLA, {100: 6.0, 200: 4.0, 300: 5.0, 400: 1.0})
+    assert (found.target, found.at, found.reached, found.last) == (4.0, 300, 200, 400)
+    assert found.ratio == pytest.approx(1.5)
+
+
+def test_a_run_reaches_its_own_best_when_it_does():
+    assert reach(0, VANILLA, VANILLA).ratio == 1
+
+
+def test_what_is_not_reached_has_no_ratio():
+    found = reach(0, VANILLA, {100: 6.0, 200: 4.1})
+    assert (found.reached, found.ratio, found.last) == (None, None, 200)
+
+
+def test_geometric_mean_and_its_interval_by_hand():
+    """log2 ratios 1, 2, 3: mean 2, standard error 1 / sqrt(3)."""
+    found = geometric_mean([2.0, 4.0, 8.0])
+    half = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    assert found.estimate == pytest.approx(4)
+    assert (found.low, found.high) == (pytest.approx(2 ** (2 - half)), pytest.approx(2 ** (2 + half)))
+
+
+@pytest.mark.parametrize("ratios", [[], [2.0, None]])
+def test_no_mean_where_a_seed_is_missing(ratios):
+    assert geometric_mean(ratios) is None
+
+
+def test_the_interval_over_seeds_is_students():
+    values = np.array([1.0, 2.0, 6.0])
+    low, high = stats.t.interval(0.95, 2, loc=3, scale=values.std(ddof=1) / math.sqrt(3))
+    found = over_seeds(values)
+    assert (found.estimate, found.low, found.high) == (3, pytest.approx(low), pytest.approx(high))
+
+
+def test_a_curve_has_the_checkpoints_that_all_seeds_share():
+    curve = make_curve("a", {0: VANILLA, 1: {200: 7.0, 300: 6.0}})
+    assert curve.steps == [200, 300]
+    assert curve.values.tolist() == [[5, 4], [7, 6]]
+    assert [found.estimate for found in curve.intervals] == [6, 5]
+    with pytest.raises(ValueError, match="seeds of a share no measured checkpoint"):
+        make_curve("a", {0: {100: 1.0}, 1: {200: 1.0}})
+
+
+def test_runs_are_paired_by_seed():
+    """Seeds differ by 10, runs by 1: paired, the interval knows the difference exactly."""
+    first, other = ({seed: {100: 10.0 * seed + 5 - shift} for seed in range(3)} for shift in (0, 1))
+    found = against(first, other)
+    assert found.paired and found.step == 100
+    assert (found.difference.low, found.difference.high) == (pytest.approx(-1), pytest.approx(-1))
+    unpaired = against(first, {seed + 5: distances for seed, distances in other.items()})
+    assert not unpaired.paired and not unpaired.reached and unpaired.speedup is None
+    assert unpaired.difference.low < -1 < unpaired.difference.high
+
+
+def test_runs_without_a_common_checkpoint_are_refused():
+    with pytest.raises(ValueError, match="share no measured checkpoint"):
+        against({0: {100: 1.0}}, {0: {200: 1.0}})
