@@ -2,7 +2,7 @@
 # make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
 # make test    lint, types, and the default tests
 # make check   lint and types alone
-# make peers   LeRobot, gym-pusht and torchcfm in .venv-peers, for `python -m benchmarks` (about 8 GB)
+# make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
 
 PYTHON ?= python3
 VENV := .venv
@@ -60,7 +60,7 @@ gpu:
 
 # What the benchmarks stand beside. The lock is for Python 3.11; LeRobot and gym-pusht need older libraries than ours.
 PEERS := .venv-peers
-PEER_PACKAGES := lerobot==0.4.4 gym-pusht 'pymunk<7' shapely torchcfm
+PEER_PACKAGES := lerobot==0.4.4 gym-pusht 'pymunk<7' shapely torchcfm torch-fidelity
 
 peers: $(PEERS)/.installed
 

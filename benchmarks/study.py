@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from immiscible_policy.cli import REQUIRED, Option, parse
+from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.compare import SETTINGS_OF_PLACE, as_json, compare, write_comparison
-from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.rows import EpisodeRow, Run, read_run, write_atomically
+from immiscible_policy.evaluation.statistics import interval
 from immiscible_policy.evaluation.summary import METRICS, scores
 from immiscible_policy.provenance import provenance, without_places
+from immiscible_policy.training.config import TrainConfig, read_config
+from immiscible_policy.training.run import Parts, build_parts, build_state
 
 USAGE = """\
-usage: python -m benchmarks study a=DIR [b=DIR] out=FILE.json
+usage: python -m benchmarks study a=DIR [b=DIR|untrained=true] out=FILE.json
 
 Turn a finished run, or two and their comparison, into a committed result: JSON with curves and origin; plot and text
 of a comparison beside it.
@@ -21,6 +29,7 @@ of a comparison beside it.
 OPTIONS = {
     "a": Option(Path, REQUIRED, "run directory of arm A"),
     "b": Option(Path, None, "run directory of arm B"),
+    "untrained": Option(bool, False, "also A's last checkpoints against its networks before training"),
     "out": Option(Path, REQUIRED, "JSON file"),
 }
 
@@ -34,12 +43,13 @@ def run(words: list[str]) -> None:
     print(f"saved in {options['out']}")
 
 
-def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
+def study(a: Path, b: Path | None, untrained: bool, out: Path) -> dict[str, Any]:
     """Summarise a run or compare two; a comparison's plot and text are written beside `out`.
 
     Args:
         a: Run directory of arm A.
         b: Run directory of arm B, or None for A alone.
+        untrained: Whether to measure what training gained; of A alone.
         out: JSON file; the plot and the text go to a directory beside it, named like it without `.json`.
 
     Returns:
@@ -47,10 +57,13 @@ def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
     """
     if out.suffix != ".json":
         raise ValueError(f"out={out}: name a file that ends in .json")
+    if untrained and b is not None:
+        raise ValueError("untrained=true: it belongs to A alone; leave b= out")
     runs = {name: read_run(path) for name, path in (("a", a), ("b", b)) if path is not None}
     arms = {name: {"run": run.dir.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
     if b is None:
-        return {"arms": arms, "summary": json.loads((a / "summary.json").read_text())}
+        gained = {"gain": gain(runs["a"])} if untrained else {}
+        return {"arms": arms, "summary": json.loads((a / "summary.json").read_text()), **gained}
     comparison = compare(runs["a"], runs["b"])
     figures = as_json(comparison)
     for run in runs.values():
@@ -59,6 +72,33 @@ def study(a: Path, b: Path | None, out: Path) -> dict[str, Any]:
     write_comparison(beside, comparison, runs["a"], runs["b"])
     (beside / "comparison.json").unlink()  # it is in the file itself
     return {"arms": arms, "comparison": json.loads(figures)}
+
+
+def gain(run: Run) -> dict[str, Any]:
+    """How much better the last checkpoints are than their networks before training.
+
+    Paired by training seed and start, with the same sampling noise; intervals of `evaluation.statistics`.
+
+    Returns:
+        By metric, `before` and `after` (means over seeds and starts) and `difference` with its interval.
+    """
+    config = read_config(run.dir / "config.yaml")
+    parts = build_parts(config)
+    after = scores(run.seeds)
+    rows = {seed: _untrained_rows(config, parts, seed) for seed in after}
+    found = {}
+    for metric in ("coverage", "reward"):
+        last = np.stack([each.values[metric][-1] for each in after.values()])
+        first = np.array([[getattr(row, f"max_{metric}") for row in rows[seed]] for seed in after])
+        means = {"before": float(first.mean()), "after": float(last.mean())}
+        found[metric] = means | {"difference": asdict(interval([last - first]))}
+    return found
+
+
+def _untrained_rows(config: TrainConfig, parts: Parts, seed: int) -> list[EpisodeRow]:
+    """Episodes of a seed's network before its first step."""
+    _, policy = build_state(config, parts, seed)
+    return evaluate(Agent(policy.eval(), parts.spec, parts.sampler), parts.starts, seed=seed, checkpoint=0)
 
 
 def _origin(run: Run) -> dict[str, Any]:
