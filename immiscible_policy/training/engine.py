@@ -20,6 +20,7 @@ from torch import Tensor
 
 from immiscible_policy.capture import capture
 from immiscible_policy.training.ahead import Ahead, Parts
+from immiscible_policy.training.processes import average, own_rows, world
 from immiscible_policy.training.state import TrainState
 
 ENGINES = ("fast", "eager")
@@ -62,12 +63,17 @@ def make_engine(name: str, state: TrainState, objective: Objective, last: int, p
     if name not in ENGINES:
         raise ValueError(f"engine={name}: known engines are {', '.join(ENGINES)}")
     device = state.parameters[0].device
-    gradients = Gradients(objective, device, precision)
+    gradients = Gradients(objective, state.parameters, precision)
+
+    def batches(step: int) -> Parts:
+        return own_rows(objective.batches(step))
+
     if name == "eager":
-        return Eager(state, lambda: objective.batches(state.step), gradients)
+        return Eager(state, lambda: batches(state.step), gradients)
     on_gpu = device.type == "cuda"
-    ahead = Ahead(objective.batches, state.step, last, device, workers=GPU_WORKERS if on_gpu else 1)
-    return (Captured if on_gpu else Eager)(state, ahead.next, gradients, ahead.close)
+    ahead = Ahead(batches, state.step, last, device, workers=GPU_WORKERS if on_gpu else 1)
+    captured = on_gpu and world().size == 1  # an exchange between processes in the middle is not captured
+    return (Captured if captured else Eager)(state, ahead.next, gradients, ahead.close)
 
 
 class Gradients:
@@ -75,16 +81,16 @@ class Gradients:
 
     Args:
         objective: Gives the loss.
-        device: Of the model.
+        parameters: What is trained.
         precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
     """
 
-    def __init__(self, objective: Objective, device: torch.device, precision: str) -> None:
+    def __init__(self, objective: Objective, parameters: Sequence[Tensor], precision: str) -> None:
         self.loss: Callable[[Any], Tensor] = objective.loss
-        self.device, self.enabled = device, precision == "bf16"
+        self.parameters, self.device, self.enabled = parameters, parameters[0].device, precision == "bf16"
 
     def __call__(self, parts: Parts) -> Tensor:
-        """Accumulate the gradients of the mean loss over all parts, and return it."""
+        """Accumulate the gradients of the mean loss over all parts, of all processes, and return it."""
         size = sum(len(part[0]) for part in parts)
         total = torch.zeros((), device=self.device)
         for part in parts:
@@ -92,7 +98,7 @@ class Gradients:
                 loss = self.loss(part) * (len(part[0]) / size)
             loss.backward()
             total += loss.detach()
-        return total
+        return average(total, self.parameters)
 
 
 class Eager:

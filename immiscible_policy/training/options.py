@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
+from immiscible_policy.training.processes import world
 
 
 @dataclass
@@ -273,7 +274,7 @@ def resolve_device(text: str) -> str:
 
 
 def _resolve(config: RunConfig, device: str) -> None:
-    config.device = device
+    config.device = f"cuda:{world().local_rank}" if device == "cuda" and world().size > 1 else device
     if config.precision == "auto":
         config.precision = "bf16" if native_bf16(device) else "fp32"
     config.threads = config.threads if config.threads is not None else 1

@@ -16,6 +16,7 @@ from immiscible_policy.training.engine import Objective
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.metrics import MetricsFile, WandbRun
 from immiscible_policy.training.options import RunConfig
+from immiscible_policy.training.processes import world
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.training import Report
 
@@ -73,12 +74,12 @@ def run_seed(
     use_device(config.device)
     directory = seed_directory(run, seed)
     checkpoints = directory / "checkpoints"
+    if world().rank > 0:
+        return _follow(config, checkpoints, prepare())
     with alone(directory):
         work = prepare()
         state = work.state
-        newest = newest_checkpoint(checkpoints)
-        if newest is not None:
-            state.restore(newest.step, newest.tensors)
+        _restore(state, checkpoints)
         report({"event": "started", "seed": seed, "step": state.step})
         metrics = MetricsFile(directory / "metrics.jsonl", state.step)
         name, run_id = f"{run.name}-seed{seed}", f"{derive_seed(str(run.resolve()), seed):016x}"
@@ -95,12 +96,10 @@ def run_seed(
             save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
             tidy(checkpoints, config.keep, work.scores())
 
-        eval_every = config.eval_every or config.checkpoint_every
-        schedule = Schedule(config.steps, config.log_every, eval_every, config.checkpoint_every)
         train(
             state,
             work.objective,
-            schedule,
+            _schedule(config),
             precision=config.precision,
             record=record,
             evaluate=work.evaluate,
@@ -111,6 +110,33 @@ def run_seed(
         wandb.close()
         report({"event": "finished", "seed": seed, "step": state.step})
         return state
+
+
+def _follow(config: RunConfig, checkpoints: Path, work: Work) -> TrainState:
+    """Train beside the first process, which does all that is seen of the training."""
+    _restore(work.state, checkpoints)
+    train(
+        work.state,
+        work.objective,
+        _schedule(config),
+        precision=config.precision,
+        record=lambda row: None,
+        evaluate=lambda state: {},
+        save=lambda state: None,
+        engine=config.engine,
+    )
+    return work.state
+
+
+def _restore(state: TrainState, checkpoints: Path) -> None:
+    newest = newest_checkpoint(checkpoints)
+    if newest is not None:
+        state.restore(newest.step, newest.tensors)
+
+
+def _schedule(config: RunConfig) -> Schedule:
+    eval_every = config.eval_every or config.checkpoint_every
+    return Schedule(config.steps, config.log_every, eval_every, config.checkpoint_every)
 
 
 def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> TrainState:

@@ -13,6 +13,7 @@ from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.provenance import provenance
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.options import Config, RunConfig
+from immiscible_policy.training.processes import joined, require_shares, world
 from immiscible_policy.training.seed import is_finished
 from immiscible_policy.training.training import P, Training
 from immiscible_policy.training.workers import train_seeds
@@ -31,7 +32,11 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
         OSError: If something cannot be written.
     """
     seeds = parse_range("seed", config.seed)
+    require_shares(config.batch_size, config.accumulate, seeds)
     directory = Path(str(config.out))
+    if world().rank > 0:
+        _follow(training, config, directory, seeds[0])
+        return
     resuming = _check_directory(training, directory, config)
     print(f"out={directory}", flush=True)
     finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
@@ -56,6 +61,15 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
         raise CommandError("; ".join(failures.values()))
 
 
+def _follow(training: Training[Config, P], config: Config, directory: Path, seed: int) -> None:
+    """What a process does that is not the first: it trains on its rows, silently, unless the seed is finished."""
+    if config.dry_run or is_finished(config, directory, seed):
+        return
+    parts = training.build(config)
+    with joined(config.device):
+        training.train_seed(config, parts, directory, seed, lambda event: None)
+
+
 def _train(
     training: Training[Config, P], config: Config, parts: P, directory: Path, seeds: list[int]
 ) -> dict[int, str]:
@@ -65,7 +79,8 @@ def _train(
         if len(seeds) > 1:
             return train_seeds(training, config, parts, directory, open_seeds, display.show)
         for seed in open_seeds:
-            training.train_seed(config, parts, directory, seed, display.show)
+            with joined(config.device):
+                training.train_seed(config, parts, directory, seed, display.show)
         return {}
 
 

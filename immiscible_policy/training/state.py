@@ -13,6 +13,7 @@ from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine
 from torch import Tensor, nn
 
 from immiscible_policy.randomness import derive_seed
+from immiscible_policy.training.processes import world
 
 ALIGNMENT = 64
 """Numbers between whose multiples every parameter begins in the buffer (256 bytes in float32)."""
@@ -89,7 +90,7 @@ class TrainState:
         if self._drops and self._seed is not None:
             device = self._flat.device
             stream = torch.cuda.default_generators[device.index or 0] if self._flat.is_cuda else torch.default_generator
-            stream.manual_seed(derive_seed("dropout", self._seed, self.step))
+            stream.manual_seed(derive_seed("dropout", self._seed, self.step, world().rank))
 
     def set_rates(self) -> None:
         """Put the coming step's learning rate and EMA share where `update` reads them: on the device."""

@@ -132,8 +132,12 @@ def test_the_captured_step_agrees_with_the_eager_one_and_its_rehearsal_leaves_no
     for state in (eager, captured):
         run(state, "eager", before, parts)
     objective = Regression(captured.model, parts)
-    engine = Captured(captured, lambda: objective.batches(captured.step), Gradients(objective, CPU, "fp32"))
-    plain = Eager(eager, lambda: objective.batches(eager.step), Gradients(Regression(eager.model), CPU, "fp32"))
+    engine = Captured(
+        captured, lambda: objective.batches(captured.step), Gradients(objective, captured.parameters, "fp32")
+    )
+    plain = Eager(
+        eager, lambda: objective.batches(eager.step), Gradients(Regression(eager.model), eager.parameters, "fp32")
+    )
     for _ in range(before, 12):
         assert float(engine.step()) == float(plain.step())
     assert captured.step == eager.step == 12 and same(captured, eager)
@@ -146,7 +150,7 @@ def test_a_rehearsal_is_undone_in_place():
     objective = Regression(state.model)
     with state.rehearsal():
         for step in range(3):
-            Gradients(objective, CPU, "fp32")(objective.batches(step))
+            Gradients(objective, state.parameters, "fp32")(objective.batches(step))
             state.set_rates()
             state.update()
             state.step += 1
@@ -172,7 +176,7 @@ def test_the_ema_is_that_of_diffusers():
     reference = EMAModel(state.parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     objective = Regression(state.model)
     for step in range(12):
-        Gradients(objective, CPU, "fp32")(objective.batches(step))
+        Gradients(objective, state.parameters, "fp32")(objective.batches(step))
         state.advance()
         reference.step(state.parameters)
     for name, shadow in zip(state.names, reference.shadow_params, strict=True):
@@ -281,7 +285,7 @@ def test_a_captured_step_never_waits_for_the_device(store, noise):
     """Batches are made beforehand: the workers, whose order of windows comes from the CPU, may wait."""
     state, objective = policy_objective(store, noise, "cuda")
     batches = iter([objective.batches(step) for step in range(30)])
-    engine = Captured(state, lambda: next(batches), Gradients(objective, torch.device("cuda"), "fp32"))
+    engine = Captured(state, lambda: next(batches), Gradients(objective, state.parameters, "fp32"))
     for _ in range(10):  # rehearsal and capture may wait
         engine.step()
     torch.cuda.set_sync_debug_mode("error")

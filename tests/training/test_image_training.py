@@ -114,7 +114,7 @@ def test_several_cameras_train(windows):
     ours = objective(both, cameras=("img", "wrist"))
     (batch,) = ours.batches(0)
     assert batch.images.shape == (6, 2, 2, 84, 84, 3)
-    Gradients(ours, torch.device("cpu"), "fp32")([batch])
+    Gradients(ours, list(ours.policy.parameters()), "fp32")([batch])
     networks = ours.policy.encoder.obs_nets
     assert all(networks[name].linear.weight.grad.abs().sum() > 0 for name in ("img", "wrist"))
 

@@ -1,0 +1,106 @@
+"""One training over several processes, as `torchrun` and `accelerate launch` start them.
+
+Every process prepares the whole batch, a pure function of (seed, step), noise chosen and all, and trains on its own
+rows of it. Selection therefore sees the global batch without a word being exchanged; what is exchanged is one vector
+per step, the gradients. The first process alone evaluates and writes; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(hours=6)
+"""How long the processes wait for the first one's evaluation."""
+
+
+class World(NamedTuple):
+    """The processes of a training.
+
+    Attributes:
+        rank: Number of this one; the first is 0.
+        size: How many there are.
+        local_rank: Number of this one among those of its machine, which is the number of its GPU.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+class ProcessLost(ValueError):
+    """Another process of the training is gone."""
+
+
+def world() -> World:
+    """The processes that this one was started with, from the environment; itself alone where nothing says otherwise."""
+    return World(*(int(os.environ.get(name, default)) for name, default in
+                   (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+
+
+def require_shares(batch_size: int, accumulate: int, seeds: Sequence[int]) -> None:
+    """Refuse what several processes cannot share out.
+
+    Raises:
+        ValueError: If there is more than one seed, or the rows of a micro-batch do not divide.
+    """
+    size = world().size
+    if size == 1:
+        return
+    if len(seeds) > 1:
+        raise ValueError(
+            f"seed={','.join(map(str, seeds))}: {size} processes train one seed together; start each alone"
+        )
+    if batch_size % (size * accumulate):
+        needed = f"{size} processes with accumulate={accumulate} need a multiple of {size * accumulate}"
+        raise ValueError(f"batch_size={batch_size}: {needed}")
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the other processes, if there are any, and leave them at the end."""
+    if world().size == 1:
+        yield
+        return
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def own_rows(parts: Sequence[Any]) -> Sequence[Any]:
+    """This process's rows of each micro-batch, a named tuple of tensors with a row per sample."""
+    rank, size, _ = world()
+    if size == 1:
+        return parts
+    return [part._make(field.chunk(size)[rank].contiguous() for field in part) for part in parts]
+
+
+@torch.no_grad()
+def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Average the gradients of all processes in place, and their losses, a scalar, which is returned.
+
+    Raises:
+        ProcessLost: If another process is gone.
+    """
+    size = world().size
+    if size == 1:
+        return loss
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    vector = torch.cat([loss.reshape(1), *(each.flatten() for each in gradients)])
+    try:
+        dist.all_reduce(vector)
+    except RuntimeError:
+        raise ProcessLost("another process of this training is gone; start all again with resume=true") from None
+    vector /= size
+    for gradient, values in zip(gradients, vector[1:].split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(values.view_as(gradient))
+    return vector[0]

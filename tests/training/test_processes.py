@@ -1,0 +1,110 @@
+"""One training over several processes, through the real command line: what one process alone does, in shares."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from immiscible_policy.training.checkpoint import list_checkpoints
+from tests.training.helpers import ROOT, command, refused, write_small_store
+
+WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",
+         "episodes=1", "warmup_steps=1", "wandb=disabled", "log_every=1", "threads=1", "precision=fp32")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+def start(size, *words):
+    """The processes of a training, with the environment that torchrun gives them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(size),
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train_policy.py"), *words], cwd=ROOT, text=True,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def with_words(*words):
+    """The usual words, but for those given."""
+    given = {word.partition("=")[0] for word in words}
+    return (*(word for word in WORDS if word.partition("=")[0] not in given), *words)
+
+
+def together(size, *words):
+    said = [process.communicate(timeout=200) for process in start(size, *words)]
+    assert not any(err for _, err in said) and not any(out for out, _ in said[1:]), said
+
+
+def trained(out):
+    checkpoint = list_checkpoints(out / "seed_0/checkpoints")[-1]
+    rows = [json.loads(line) for line in (out / "seed_0/metrics.jsonl").read_text().splitlines()]
+    return checkpoint.tensors("model"), [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("noise", "size"),
+    [(("noise=linear",), 2), (("noise=knn", "k=4", "accumulate=2"), 2),
+     pytest.param(("noise=vanilla",), 4, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
+    words = (*WORDS, *noise, f"data={store}")
+    assert command("train_policy.py", *words, f"out={tmp_path / 'alone'}").returncode == 0
+    together(size, *words, f"out={tmp_path / 'shared'}")
+    weights, losses = trained(tmp_path / "alone")
+    others, shared = trained(tmp_path / "shared")
+    assert shared == pytest.approx(losses, rel=1e-5) and len(losses) == 6
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_when_a_process_dies_the_first_says_so_and_the_training_can_be_resumed(store, tmp_path):
+    words = with_words(
+        "steps=100000", "checkpoint_every=5", "eval_every=100000", f"data={store}", f"out={tmp_path / 'run'}"
+    )
+    first, other = start(2, *words)
+    while not list((tmp_path / "run").glob("seed_0/checkpoints/step_*")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    other.send_signal(signal.SIGKILL)
+    _, said = first.communicate(timeout=60)
+    other.communicate()
+    assert first.returncode == 2 and said.strip().splitlines()[-1] == (
+        "error: another process of this training is gone; start all again with resume=true"
+    )
+    step = list_checkpoints(tmp_path / "run/seed_0/checkpoints")[-1].step
+    again = start(2, *words, "resume=true")
+    line = ""
+    while "resume seed 0" not in line:
+        line = again[0].stdout.readline()
+        assert line, again[0].communicate()
+    assert int(line.split()[-1]) >= step
+    for process in again:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("batch_size=15",), "batch_size=15: 2 processes with accumulate=1 need a multiple of 2"),
+     (("seed=0..1",), "seed=0,1: 2 processes train one seed together")],
+)  # fmt: skip
+def test_what_cannot_be_shared_out_is_one_line(words, said, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = refused(command("train_policy.py", *with_words(*words, f"data={store}", f"out={tmp_path / 'run'}")))
+    assert said in line and not (tmp_path / "run").exists()
