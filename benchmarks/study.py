@@ -16,7 +16,7 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow, Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import interval
 from immiscible_policy.evaluation.summary import METRICS, scores
-from immiscible_policy.provenance import provenance, without_places
+from immiscible_policy.provenance import provenance, run_origin, without_places
 from immiscible_policy.training.config import TrainConfig, read_config
 from immiscible_policy.training.run import Parts, build_parts, build_state
 
@@ -103,11 +103,8 @@ def _untrained_rows(config: TrainConfig, parts: Parts, seed: int) -> list[Episod
 
 def _origin(run: Run) -> dict[str, Any]:
     """Where a run came from and its settings, without the places where its files happened to lie."""
-    origin = json.loads((run.dir / "provenance.json").read_text())
-    origin["data"]["path"] = Path(origin["data"]["path"]).name
-    origin["command"] = without_places(origin["command"])
     settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE | {"data"}}
-    return {"origin": origin, "settings": settings}
+    return {"origin": run_origin(run.dir), "settings": settings}
 
 
 def _curves(run: Run) -> dict[str, Any]:

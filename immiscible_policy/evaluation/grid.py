@@ -22,6 +22,7 @@ from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
 from immiscible_policy.evaluation.summary import Scores, scores
 from immiscible_policy.evaluation.text import finite, table
+from immiscible_policy.provenance import provenance, run_origin, without_places
 
 PUBLISHED = {
     "table2": {
@@ -52,7 +53,10 @@ def write_grid(out: Path, name: str, arms: Sequence[str], seeds: Sequence[int]) 
     """
     runs = {arm: read_run(out / arm) for arm in arms if list((out / arm).glob("seed_*/episodes.csv"))}
     whole = {arm: run for arm, run in runs.items() if not missing_seeds(run, seeds)}
+    origin = provenance()
     figures = {
+        **origin,
+        "command": without_places(origin["command"]),
         "arms": {
             arm: _arm(whole[arm], whole.get(arms[0]), seeds)
             if arm in whole
@@ -84,6 +88,7 @@ def _arm(run: Run, first: Run | None, seeds: Sequence[int]) -> Figures:
     found = {seed: of_seed for seed, of_seed in scores(run.seeds).items() if seed in seeds}
     figures: Figures = {
         "missing_seeds": [],
+        "origin": run_origin(run.dir),
         "steps": run.config["steps"],
         "scores": {metric: {kind: _pooled(found, metric, kind) for kind in KINDS} for metric in METRICS},
         "seeds": {str(seed): _means(each) for seed, each in found.items()},

@@ -181,8 +181,10 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[int, float, str, str]]) -> None
 
 
 def _counts(runs: Runs) -> str:
-    parts = []
+    counts = {}
     for label, by_seed in runs.items():
         n_starts = len(next(iter(by_seed.values())).starts)
-        parts.append(f"{label}: {len(by_seed)} seed{'s' * (len(by_seed) > 1)} x {n_starts} starts")
-    return "; ".join(parts) + ". Thick: mean, band: its 95 % interval, thin: each seed"
+        counts[label] = f"{len(by_seed)} seed{'s' * (len(by_seed) > 1)} x {n_starts} starts"
+    same = len(counts) > 1 and len(set(counts.values())) == 1
+    each = [f"Each: {next(iter(counts.values()))}"] if same else [f"{label}: {n}" for label, n in counts.items()]
+    return "; ".join(each) + ". Thick: mean, band: its 95 % interval, thin: each seed"
