@@ -169,20 +169,26 @@ def spec_metadata(spec: Spec) -> dict[str, Any]:
     return {"image": asdict(spec)}
 
 
-def load_image_model(checkpoint: Checkpoint) -> tuple[Model, Spec]:
+def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -> tuple[Model, Spec]:
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
     A consistency model whose metric was LPIPS comes without it: it samples, and its loss refuses.
 
+    Args:
+        checkpoint: What training wrote.
+        pretrained: Where the ready-made parts of Stable Diffusion lie now; None for where they lay in training.
+
     Raises:
-        CheckpointError: If the checkpoint is damaged or describes no image model.
+        CheckpointError: If the checkpoint is damaged or describes no image model, ready-made parts are missing or
+            others, or `pretrained` is given for a model without any.
     """
-    recorded = checkpoint.metadata.get("image")
-    if isinstance(recorded, dict) and recorded.get("model") == "sd":
+    spec = read_spec(checkpoint)
+    if not isinstance(spec, ImageSpec):
         from immiscible_policy.image.stable_diffusion import load_stable_diffusion
 
-        return load_stable_diffusion(checkpoint)
-    spec = _recorded_spec(checkpoint)
+        return load_stable_diffusion(checkpoint, pretrained)
+    if pretrained is not None:
+        raise CheckpointError(f"pretrained={pretrained}: {checkpoint.path} holds model={spec.model}, which needs none")
     try:
         require_fit(spec)
     except (TypeError, ValueError) as error:
@@ -195,9 +201,17 @@ def load_image_model(checkpoint: Checkpoint) -> tuple[Model, Spec]:
     return model.eval(), spec
 
 
-def _recorded_spec(checkpoint: Checkpoint) -> ImageSpec:
-    """What a checkpoint's metadata records about its image model."""
+def read_spec(checkpoint: Checkpoint) -> Spec:
+    """What a checkpoint's metadata records about its image model; nothing is built.
+
+    Raises:
+        CheckpointError: If it describes no image model that this version knows.
+    """
     recorded = checkpoint.metadata.get("image")
+    if isinstance(recorded, dict) and recorded.get("model") == "sd":
+        from immiscible_policy.image.stable_diffusion import read_stable_diffusion_spec
+
+        return read_stable_diffusion_spec(checkpoint)
     known = {field.name for field in fields(ImageSpec)}
     needed = {field.name for field in fields(ImageSpec) if field.default is MISSING}
     values = _modern(recorded) if isinstance(recorded, dict) else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from immiscible_policy.cli import run
-from immiscible_policy.image.config import SCHEMA
+from immiscible_policy.image.config import POLICIES_OWN, SCHEMA
 from immiscible_policy.training.command import group_help, help_lines
 from immiscible_policy.training.options import config_dir, group_choices
 
@@ -36,17 +36,30 @@ def _main(words: list[str]) -> None:
 
 
 def _help() -> str:
-    models = "\n".join(
-        "\n    ".join([f"  model={name}", *help_lines(config_dir() / "model" / f"{name}.yaml")])
-        for name in group_choices("model")
-    )
-    sizes = "\n".join(
-        f"  model={model} scale={scale}: "
-        + ", ".join(help_lines(config_dir() / "model_scale" / f"{model}_{scale}.yaml"))
-        for model in group_choices("model")
-        for scale in group_choices("image_scale")
-    )
+    models, scales = group_choices("model"), group_choices("image_scale")
+    noises = [name for name in group_choices("noise") if name != POLICIES_OWN]
     settings = (config_dir() / "image.yaml").read_text().split("${image_scale}\n", 1)[1].strip()
-    sections = {"groups": group_help(SCHEMA.groups), "options of the model": models, "sizes": sizes}
-    texts = [USAGE, *(f"{title}:\n{text}\n" for title, text in sections.items()), "options and their defaults:"]
-    return "\n".join([*texts, *(f"  {line}".rstrip() for line in settings.splitlines())])
+    sections = {
+        "groups": [group_help(SCHEMA.groups).replace(f"|{POLICIES_OWN}", "")],
+        "options of the model": [_block(f"model={name}", f"model/{name}") for name in models],
+        "options of the noise": [_block(f"noise={name}", f"noise/{name}") for name in noises],
+        "options that the scale sets": [_block(f"scale={scale}", f"image_scale/{scale}") for scale in scales],
+        "options that scale and model set": [
+            f"  scale={scale} model={model}: {_values(f'model_scale/{model}_{scale}')}"
+            for scale in scales
+            for model in models
+        ],
+        "options and their defaults": [f"  {line}".rstrip() for line in settings.splitlines()],
+    }
+    return "\n\n".join([USAGE.rstrip(), *("\n".join([f"{title}:", *lines]) for title, lines in sections.items())])
+
+
+def _block(title: str, file: str) -> str:
+    """A title, and below it the options in a configuration file that take effect with images."""
+    lines = help_lines(config_dir() / f"{file}.yaml")
+    return "\n    ".join([f"  {title}", *(line for line in lines if not line.startswith(("model:", "potentials:")))])
+
+
+def _values(file: str) -> str:
+    """The options in a configuration file in one line, without what it says of them."""
+    return ", ".join(line.split("#")[0].strip() for line in help_lines(config_dir() / f"{file}.yaml"))

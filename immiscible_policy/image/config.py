@@ -19,6 +19,9 @@ OF_MODEL = {
 }  # fmt: skip
 """Options that not every model has, and the models that have them."""
 
+POLICIES_OWN = "semidiscrete"
+"""The noise that images do not take."""
+
 
 @dataclass
 class ImageConfig(RunConfig):
@@ -41,7 +44,7 @@ class ImageConfig(RunConfig):
     lpips: str | None = None
     pretrained: str | None = None
     init: str = "scratch"
-    prompts: str = "class"
+    prompts: str = "own"
     noise_offset: float = 0.0
     prompt_dropout: float = 0.0
     guidance: float = 7.5
@@ -67,16 +70,24 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
         if key in given and config.model not in models:
             raise CommandError(f"{key}={given[key]}: model={config.model} has no {key} ({' and '.join(models)} do)")
     require_positive(config, ("size", "samples"))
+    if config.batch_size < 2:
+        raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
+    if config.device != "cpu" and config.dropout > 0 and (config.parallel or 1) > 1:
+        raise CommandError(
+            f"parallel={config.parallel}: on a GPU seeds side by side would draw their dropout={config.dropout} from "
+            "one random stream, and not repeatably; use parallel=1"
+        )
     if config.sampling_steps is not None:
         require_positive(config, ("sampling_steps",))
     if config.data is None:
         raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
     if config.model == "sd" and config.pretrained is None:
         raise CommandError("pretrained= is missing: model=sd needs a directory in diffusers' layout, or a hub id")
-    if config.noise["name"] == "semidiscrete":
-        raise CommandError("noise=semidiscrete: it is fitted to a policy's windows; images take the other selectors")
-    if config.noise["name"] == "c2ot" and config.model != "sd":
-        raise CommandError(f"noise=c2ot: model={config.model} sees no condition to compare; use noise=linear")
+    if config.noise["name"] == POLICIES_OWN:
+        raise CommandError(f"noise={POLICIES_OWN}: it is fitted to a policy's windows; images take the other selectors")
+    if config.noise["name"] == "c2ot" and (config.model != "sd" or config.prompts == "none"):
+        blind = f"model={config.model}" if config.model != "sd" else "prompts=none"
+        raise CommandError(f"noise=c2ot: {blind} gives no condition to compare; use noise=linear")
     if config.noise.get("potentials") is True:
         raise CommandError("potentials=true: they are fitted to a policy's windows; leave the word out")
 

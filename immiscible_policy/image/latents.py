@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from immiscible_policy.image.model import require_scale
 from immiscible_policy.noise.inputs import draw
 
 CHUNK = 32
@@ -35,8 +36,7 @@ class Latents:
     """
 
     def __init__(self, vae: AutoencoderKL, *, data_scale: float = 1.0, precision: str = "fp32") -> None:
-        if not 0 < data_scale < float("inf"):
-            raise ValueError(f"data_scale={data_scale}: needs a number above 0")
+        require_scale(data_scale)
         self.vae = vae.eval().requires_grad_(False)
         self.data_scale = data_scale
         self.precision = precision

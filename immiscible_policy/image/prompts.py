@@ -11,8 +11,8 @@ from torch import Tensor
 
 from immiscible_policy.image.data import Images
 
-OWN = ("class", "captions")
-"""Sources that ask the images themselves, which know class names or captions."""
+OWN, NONE = "own", "none"
+"""Sources that are no file: what the images themselves know, class names or captions; and nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def prompts_for(images: Images, source: str) -> Images:
 
     Args:
         images: The images.
-        source: `class` or `captions`, what the images themselves know; `none`, unconditional; or a text file (UTF-8)
-            with one prompt per line, for the images in their order; an empty line is the empty prompt.
+        source: `own`, the class names or captions that the images know; `none`, unconditional; or a text file
+            (UTF-8) with one prompt per line, for the images in their order; an empty line is the empty prompt.
 
     Raises:
         ValueError: If the images know no prompts, or the file is missing, unreadable or of the wrong length.
     """
-    if source == "none":
+    if source == NONE:
         return Prompted(images, None)
-    if source not in OWN:
+    if source != OWN:
         return Prompted(images, _read(Path(source), len(images)))
     if images.prompts(torch.zeros(1, dtype=torch.int64)) is None:
         raise ValueError(f"prompts={source}: these images have none; use prompts=none, or a file with one per line")
@@ -79,7 +79,7 @@ def prompts_for(images: Images, source: str) -> Images:
 def _read(path: Path, count: int) -> tuple[str, ...]:
     """The lines of a prompt file."""
     if not path.is_file():
-        raise ValueError(f"prompts={path}: no such file; known besides files: {', '.join(OWN)}, none")
+        raise ValueError(f"prompts={path}: no such file; known besides files: {OWN}, {NONE}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

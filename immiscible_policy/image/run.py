@@ -6,21 +6,26 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from immiscible_policy.capture import ALONE
 from immiscible_policy.evaluation.rows import write_atomically
-from immiscible_policy.image.build import ImageSpec, Spec, build_image_model, spec_metadata
+from immiscible_policy.image.build import ImageSpec, Model, Spec, build_image_model, read_spec, spec_metadata
 from immiscible_policy.image.config import SCHEMA, ImageConfig
+from immiscible_policy.image.consistency import ConsistencyModel
 from immiscible_policy.image.data import Images, load_images, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.measure import start_noise
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.export import export_diffusers
+from immiscible_policy.image.flow import FlowMatching
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.objective import ImageObjective
+from immiscible_policy.image.prompts import NONE, prompts_for
 from immiscible_policy.noise import make_selector
 from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.training.checkpoint import newest_checkpoint
 from immiscible_policy.training.noise import NoiseOptions, audit_row, noise_options
 from immiscible_policy.training.objective import micro_batches
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
@@ -61,12 +66,12 @@ def build_parts(config: ImageConfig) -> Parts:
             model = _build(config, spec)
     else:
         model = _build(config, spec)
+        _require_same_parts(Path(str(config.out)), spec)
+    if config.sampling_steps is not None:
+        _require_steps(model, config.sampling_steps)
     noise = {key: value for key, value in config.noise.items() if key != "potentials"}
     images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
-    if config.model == "sd":
-        from immiscible_policy.image.prompts import prompts_for
-
-        images = prompts_for(images, config.prompts)
+    images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
     per_epoch = len(images) / config.batch_size
     options = noise_options(noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
     parameters = sum(p.numel() for p in model.denoiser.parameters())
@@ -111,6 +116,25 @@ def image_spec(config: ImageConfig) -> Spec:
         frozen_precision=config.frozen_precision,
     )
     return pinned(spec)
+
+
+def _require_steps(model: Model, steps: int) -> None:
+    """Refuse now the sampling steps that the first sample grid would refuse."""
+    if isinstance(model, ConsistencyModel):
+        model.sampling_levels(steps)
+    elif not isinstance(model, FlowMatching):  # which takes any number
+        model.ddim(steps)
+
+
+def _require_same_parts(run: Path, spec: Spec) -> None:
+    """Refuse to train on beside other ready-made parts than those that a run began with."""
+    for checkpoints in run.glob("seed_*/checkpoints"):
+        newest = newest_checkpoint(checkpoints)
+        if newest is not None and read_spec(newest) != spec:
+            raise ValueError(
+                f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or name "
+                "another out="
+            )
 
 
 def train_seed(config: ImageConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:
@@ -206,7 +230,7 @@ def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: P
     save_tiles(path, to_bytes(drawn.cpu()))
 
 
-def _build(config: ImageConfig, spec: Spec) -> Any:
+def _build(config: ImageConfig, spec: Spec) -> Model:
     return build_image_model(spec, lpips=Path(config.lpips) if config.lpips else None)
 
 
@@ -228,7 +252,25 @@ def _plan(config: ImageConfig, parts: Parts) -> list[str]:
         f"model:  {config.model}, {parts.parameters:,} parameters, {config.precision} on {config.device}",
         f"plan:   {config.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs), "
         f"{config.samples} samples every {config.eval_every:,} steps",
+        *_plan_of_average(config),
     ]
+
+
+def _plan_of_average(config: ImageConfig) -> list[str]:
+    """A warning where the EMA will not have forgotten the weights that training began with."""
+    left = first_share(config)
+    if left < 0.01:
+        return []
+    return [
+        f"note:   after {config.steps:,} steps {left:.0%} of the averaged weights, which draw the samples, are still "
+        "the first ones; ema_power=0.75 forgets sooner"
+    ]
+
+
+def first_share(config: ImageConfig) -> float:
+    """Share of the EMA at the end that is its first value: the product of the decays of all updates but the first."""
+    n = np.arange(1, min(config.steps, 10**6))  # beyond those nothing is left in any case
+    return float(np.minimum(1 - (1.0 + n) ** -config.ema_power, config.ema_max).prod())
 
 
 def _summarise(run: Path) -> str:
@@ -244,7 +286,7 @@ def _summarise(run: Path) -> str:
         for name, found in seeds.items()
     ]
     return "\n".join([*lines, f"samples in {run}/seed_*/samples, metrics in seed_*/metrics.jsonl; measure with "
-                              f"python eval_image.py run={run} data=PATH"])  # fmt: skip
+                              f"python eval_image.py run={run}"])  # fmt: skip
 
 
 def _summary(metrics: Path) -> dict[str, Any]:

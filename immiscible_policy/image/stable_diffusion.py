@@ -349,6 +349,18 @@ def stable_diffusion_metadata(spec: StableDiffusionSpec) -> dict[str, Any]:
     return {"image": asdict(spec if spec.pretrained_hash else pinned(spec))}
 
 
+def read_stable_diffusion_spec(checkpoint: Checkpoint) -> StableDiffusionSpec:
+    """What a checkpoint's metadata records about its model; nothing is built.
+
+    Raises:
+        CheckpointError: If it describes no Stable Diffusion model that this version knows.
+    """
+    recorded = checkpoint.metadata.get("image")
+    if not isinstance(recorded, dict) or set(recorded) != {field.name for field in fields(StableDiffusionSpec)}:
+        raise CheckpointError(f"{checkpoint.path} describes no Stable Diffusion model that this version knows")
+    return StableDiffusionSpec(**recorded)
+
+
 def load_stable_diffusion(
     checkpoint: Checkpoint, pretrained: str | None = None
 ) -> tuple[StableDiffusion, StableDiffusionSpec]:
@@ -361,10 +373,7 @@ def load_stable_diffusion(
     Raises:
         CheckpointError: If the checkpoint is damaged or of another model, or the parts are missing or others.
     """
-    recorded = checkpoint.metadata.get("image")
-    if not isinstance(recorded, dict) or set(recorded) != {field.name for field in fields(StableDiffusionSpec)}:
-        raise CheckpointError(f"{checkpoint.path} describes no Stable Diffusion model that this version knows")
-    spec = StableDiffusionSpec(**recorded)
+    spec = read_stable_diffusion_spec(checkpoint)
     if pretrained is not None:
         spec = replace(spec, pretrained=pretrained)
     try:

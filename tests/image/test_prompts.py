@@ -34,11 +34,10 @@ ROWS = torch.tensor([2, 0])
 NAMED = Named(["cat", "bird", "ship"])
 
 
-@pytest.mark.parametrize("source", ["class", "captions"])
-def test_the_images_own_prompts(source):
-    assert prompts_for(NAMED, source).prompts(ROWS) == ["ship", "cat"]
-    with pytest.raises(ValueError, match=f"prompts={source}: these images have none"):
-        prompts_for(Named(), source)
+def test_the_images_own_prompts():
+    assert prompts_for(NAMED, "own").prompts(ROWS) == ["ship", "cat"]
+    with pytest.raises(ValueError, match="prompts=own: these images have none"):
+        prompts_for(Named(), "own")
 
 
 def test_none_hides_the_images_prompts():
@@ -71,7 +70,7 @@ def test_a_file_of_the_wrong_length_is_refused_with_both_numbers(tmp_path, text)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="clas: no such file; known besides files: class, captions, none"):
+    with pytest.raises(ValueError, match="clas: no such file; known besides files: own, none"):
         prompts_for(NAMED, "clas")
     (tmp_path / "latin.txt").write_bytes("früh".encode("latin-1"))
     with pytest.raises(ValueError, match="latin.txt is no UTF-8 text"):

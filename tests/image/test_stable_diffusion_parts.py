@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from immiscible_policy.image.build import load_image_model, read_spec
 from immiscible_policy.image.pretrained import find_pretrained, pretrained_hash
 from immiscible_policy.image.stable_diffusion import (
     StableDiffusionSpec,
@@ -167,6 +168,9 @@ def test_a_checkpoint_whose_parts_changed_is_refused_and_moved_ones_are_found(sp
     with pytest.raises(CheckpointError, match="step_000001: .*no such directory"):
         load_stable_diffusion(checkpoint)
     load_stable_diffusion(checkpoint, pretrained=str(moved))
+    assert load_image_model(checkpoint, pretrained=str(moved))[1] == replace(
+        read_spec(checkpoint), pretrained=str(moved)
+    )
     file = tmp_path / "moved" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.013}))
     with pytest.raises(CheckpointError, match="is not, or no longer, what the model was trained with"):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from immiscible_policy.image.build import load_image_model, require_fit
+from immiscible_policy.image.build import load_image_model, require_fit, spec_metadata
 from immiscible_policy.image.config import SCHEMA
 from immiscible_policy.image.objective import ImageObjective
-from immiscible_policy.image.run import build_parts, build_state, image_spec, train_seed
-from immiscible_policy.training.checkpoint import list_checkpoints
+from immiscible_policy.image.run import build_parts, build_state, first_share, image_spec, train_seed
+from immiscible_policy.training.checkpoint import list_checkpoints, save_checkpoint
 from tests.image.folders import write_images
 from tests.image.tiny import tiny_stable_diffusion
 from tests.training.helpers import command, refused, tree
@@ -129,7 +129,11 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
         (["model=sd"], "pretrained= is missing"),
         (["model=sd", "pretrained=/nowhere/at/all"], "/nowhere/at/all"),
         (["model=flow", "noise=semidiscrete"], "noise=semidiscrete"),
-        (["model=flow", "noise=c2ot"], "noise=c2ot: model=flow sees no condition"),
+        (["model=flow", "noise=c2ot"], "noise=c2ot: model=flow gives no condition"),
+        (["model=sd", "pretrained=x", "noise=c2ot", "prompts=none"], "noise=c2ot: prompts=none gives no condition"),
+        (["model=ddim", "sampling_steps=7"], "sampling_steps=7: the 1000 diffusion steps must divide by it"),
+        (["model=consistency", "sampling_steps=41"], "sampling_steps=41"),
+        (["model=flow", "batch_size=1"], "batch_size=1"),
         (["model=flow", "size=10"], "size=10"),
         (["model=flow", "k=4"], "noise=vanilla has no k"),
         (["model=flow", "noise=knn", "k=0"], "k=0"),
@@ -140,12 +144,12 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
     ],
 )
 def test_mistakes_are_one_line_and_create_nothing(words, said, images, tmp_path):
-    data = [] if any(word.startswith("data=") for word in words) else [f"data={images}"]
+    data = [f"data={images}"]
     network = () if "model=sd" in words or "size=10" in words else NETWORK
-    if "size=64" in words:
-        network = tuple(word for word in NETWORK if not word.startswith("size="))
+    named = {word.split("=")[0] for word in words}
+    others = [word for word in (*network, *SHORT, *data) if word.split("=")[0] not in named]
     with pytest.raises((ValueError, OSError)) as mistake:
-        build_parts(SCHEMA.compose([*network, *SHORT, *data, f"out={tmp_path / 'run'}", *words]))
+        build_parts(SCHEMA.compose([*others, f"out={tmp_path / 'run'}", *words]))
     assert said in str(mistake.value) and "\n" not in str(mistake.value)
     assert not (tmp_path / "run").exists()
 
@@ -153,6 +157,39 @@ def test_mistakes_are_one_line_and_create_nothing(words, said, images, tmp_path)
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
     line = refused(command("train_image.py", "model=flow", f"out={tmp_path / 'run'}"))
     assert "data= is missing" in line and "docs/images.md" in line and not (tmp_path / "run").exists()
+
+
+def test_stable_diffusion_is_not_trained_on_beside_other_parts(images, tmp_path):
+    """A resumed training would otherwise go on with latents of another autoencoder."""
+    pretrained = tiny_stable_diffusion(tmp_path / "pretrained", ["bird", "cat"])
+    words = ["model=sd", f"pretrained={pretrained}", "size=32", *SHORT, f"data={images}", f"out={tmp_path / 'run'}"]
+    config = SCHEMA.compose(words)
+    spec = build_parts(config).spec
+    state, _ = build_state(config, build_parts(config), 0)
+    path = tmp_path / "run/seed_0/checkpoints/step_000003"
+    save_checkpoint(path, spec_metadata(spec) | {"step": 3}, state.tensors())
+    assert build_parts(config).spec == spec
+    file = pretrained / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.013"))
+    with pytest.raises(ValueError, match="step_000003 was trained beside other parts than pretrained= holds now"):
+        build_parts(config)
+
+
+def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
+    """Decays multiply: 0.9999 at each of 20,000 steps leaves exp(-2)."""
+    paper = ["model=flow", "scale=paper", "device=cpu", "data=x"]
+    assert first_share(SCHEMA.compose([*paper, "steps=20000"])) == pytest.approx(0.1353, rel=5e-3)
+    assert first_share(SCHEMA.compose(paper)) < 1e-8
+    words = ["ema_power=1", "ema_max=0.999999", "steps=4"]
+    assert first_share(SCHEMA.compose([*paper, *words])) == pytest.approx(1 / 2 * 2 / 3 * 3 / 4)
+    for steps in (5_000, 20_000):
+        assert first_share(SCHEMA.compose([*paper, "model=sd", "pretrained=y", f"steps={steps}"][1:])) < 1e-3
+
+
+def test_help_names_what_images_take_and_nothing_else():
+    text = command("train_image.py", "--help").stdout
+    assert "noise=c2ot|idp26|knn|linear|vanilla\n" in text and "semidiscrete" not in text and "potentials" not in text
+    assert "k: 2 " in text and "scale=paper model=ddim: size: 32" in text and "ema_max" in text
 
 
 def test_a_run_of_another_setting_is_not_resumed(finished, images):

@@ -54,14 +54,14 @@ def named_runs(text: str) -> dict[str, Path]:
     return runs
 
 
-def sampling_steps(text: str) -> int | None:
-    """Read a number of sampling steps, or `best` (None).
+def sampling_steps(text: str) -> int | str:
+    """Read a number of sampling steps, or `best`.
 
     Raises:
         ValueError: If it is neither.
     """
     if text == BEST:
-        return None
+        return BEST
     if not text.isdecimal() or int(text) < 1:
         raise ValueError("use 1 or more, or best")
     return int(text)
@@ -72,14 +72,17 @@ OPTIONS = {
     "runs": Option(named_runs, None, "run directories with names, the first being what others are compared with"),
     "checkpoint": Option(Path, None, "a single checkpoint"),
     "samples": Option(int, 2000, "images per checkpoint; 50,000 for published FIDs"),
-    "sampling_steps": Option(sampling_steps, None, "steps, or best: 50 (ddim, sd), the adaptive solver (flow), 1"),
+    "sampling_steps": Option(
+        sampling_steps, BEST, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
+    ),
     "features": Option(str, "classifier", "classifier or inception"),
     "classifier": Option(Path, None, "weights of another classifier than the package's"),
     "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),
     "clip": Option(str, None, "CLIP model (directory or hub id) for CLIPScore, where there are prompts"),
     "data": Option(Path, None, "the data set; by default what the run was trained on"),
     "dataset": Option(str, None, "its name; by default the run's"),
-    "prompts": Option(str, None, "class, captions, none or a file; by default the run's"),
+    "prompts": Option(str, None, "own, none or a file, as in training; by default the run's"),
+    "pretrained": Option(str, None, "where the ready-made parts of model=sd lie now; by default as in training"),
     "reference": Option(str, "train", "part of the data set that images are compared with"),
     "reference_samples": Option(int, None, "only the first so many of it"),
     "edit": Option(str, None, "inpaint or outpaint: the model fills in parts of real images"),
@@ -143,7 +146,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         extractor=extractor,
         clip=None if options["clip"] is None else ClipScore(options["clip"], device),
         n=options["samples"],
-        steps=options["sampling_steps"],
+        steps=None if options["sampling_steps"] == BEST else options["sampling_steps"],
         seed=options["noise_seed"],
         batch_size=options["batch_size"],
         device=device,
@@ -154,6 +157,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         data=options["data"],
         dataset=options["dataset"],
         prompts=options["prompts"],
+        pretrained=options["pretrained"],
     )
 
 

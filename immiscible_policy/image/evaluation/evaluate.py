@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.image.build import load_image_model
+from immiscible_policy.image.build import ImageSpec, Model, load_image_model, read_spec
 from immiscible_policy.image.data import Images, load_images
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor
@@ -56,6 +56,7 @@ class Plan:
         data: Path of the data set; None for what the run was trained on.
         dataset: Its name; None likewise.
         prompts: Source of prompts; None likewise.
+        pretrained: Where the ready-made parts of Stable Diffusion lie; None for where they lay in training.
     """
 
     extractor: Extractor
@@ -72,6 +73,7 @@ class Plan:
     data: Path | None
     dataset: str | None
     prompts: str | None
+    pretrained: str | None
 
 
 class Source(NamedTuple):
@@ -168,8 +170,8 @@ class Evaluation:
 
     def _images_of(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
-        model, _ = load_image_model(checkpoint)
-        return torch.cat([drawn.images.cpu() for drawn in draw(model.to(self.plan.device), self._drawing(target, n))])
+        drawing = self._drawing(target, n)
+        return torch.cat([drawn.images.cpu() for drawn in draw(self._model(checkpoint), drawing)])
 
     def _row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
@@ -191,8 +193,13 @@ class Evaluation:
 
     def _measure(self, target: Target, checkpoint: Checkpoint) -> Quality:
         plan, statistics = self.plan, self.reference(target).statistics
-        model, _ = load_image_model(checkpoint)
-        return measure(model.to(plan.device), self._drawing(target, plan.n), plan.extractor, statistics, plan.clip)
+        drawing = self._drawing(target, plan.n)
+        return measure(self._model(checkpoint), drawing, plan.extractor, statistics, plan.clip)
+
+    def _model(self, checkpoint: Checkpoint) -> Model:
+        """A checkpoint's model on its device."""
+        model, _ = load_image_model(checkpoint, pretrained=self.plan.pretrained)
+        return model.to(self.plan.device)
 
     def _asked(self, source: Source, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
@@ -269,13 +276,13 @@ def find_checkpoint(path: Path, plan: Plan) -> Target:
 
 
 def _source(name: str, directory: Path | None, checkpoint: Checkpoint, plan: Plan) -> Source:
-    """Where images come from: the plan's word, else the run's own configuration."""
-    _, spec = load_image_model(checkpoint)
+    """Where images come from: the plan's word, else the run's own configuration; only Stable Diffusion has prompts."""
+    spec = read_spec(checkpoint)
     config = {} if directory is None else yaml.safe_load((directory / "config.yaml").read_text())
     data = plan.data or config.get("data")
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")
-    prompts = plan.prompts or config.get("prompts") or NONE
+    prompts = plan.prompts or (NONE if isinstance(spec, ImageSpec) else config.get("prompts", NONE))
     return Source(plan.dataset or config.get("dataset") or "cifar10", str(data), spec.size, prompts)
 
 

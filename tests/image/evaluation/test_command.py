@@ -168,6 +168,19 @@ def test_checkpoints_of_other_models_and_empty_runs_are_refused(run, tmp_path):
         _main([f"run={run}"])
 
 
+def test_models_that_take_no_prompts_are_measured_on_images_that_have_none(run, tmp_path):
+    """`prompts` of the configuration is Stable Diffusion's alone."""
+    write_images(tmp_path / "plain", "", 100, classes=("",))
+    (run / "config.yaml").write_text(f"data: {tmp_path / 'plain'}\ndataset: folder\nprompts: own\n")
+    _main([f"run={run}", *QUICK])
+    assert {row["prompts"] for row in rows(run)} == {"none"}
+
+
+def test_ready_made_parts_are_refused_for_models_that_have_none(run):
+    with pytest.raises(CheckpointError, match="pretrained=parts: .*holds model=ddim, which needs none"):
+        _main([f"run={run}", *QUICK, "pretrained=parts"])
+
+
 def test_runs_on_other_data_cannot_be_compared(run, tmp_path):
     write_images(tmp_path / "more", "train", 110)
     other = write_run(tmp_path / "other", tmp_path / "more", first=1)
