@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": ("immiscible_policy.demos.validate", "say what is wrong with a store, and where"),
     "info": ("immiscible_policy.demos.info", "describe a store, and draw it"),
     "convert": ("immiscible_policy.demos.lerobot", "turn a LeRobot PushT dataset into a store"),
+    "export": ("immiscible_policy.demos.export", "turn a store into a LeRobot dataset"),
     "make": ("immiscible_policy.demos.expert", "make demonstrations with the scripted expert"),
 }
 """Module and one line of help of each command; a module is imported when its command is called."""

@@ -3,37 +3,39 @@
 LeRobot keeps one row per frame in parquet files under `data/` (format 2: a file per episode; format 3:
 many episodes in a file). Of its columns, `observation.state` is the agent's x, y, and
 `observation.environment_state` of `pusht_keypoints` holds the T's eight corners in the world frame, from
-which the block's pose follows by a rigid fit (Kabsch, 1976)::
+which the block's pose follows by a rigid fit (Kabsch, 1976); `envs.lerobot` shows their order.
 
-        0-----------1
-        |           |
-        3---4---5---2
-            |   |
-            7---6
-
-The store's keypoints are those of that pose. Contacts are not recorded there; images are not converted.
+The store's keypoints are those of that pose. Contacts are not recorded there; images are not converted. A
+dataset that `export` wrote holds the store's own arrays too, as `store.NAME`: then these are taken, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.geometry import BAR, STEM, keypoints, place
+from envs.geometry import keypoints, place
+from envs.lerobot import CORNERS
 from envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.store import StoreError, write_store
 
-CORNERS = np.concatenate([BAR[[3, 2, 1, 0]], STEM[[0, 3, 2, 1]]])
-"""(8, 2) the T's corners in the block frame [px], in LeRobot's order."""
 FIT_TOLERANCE = 0.1
 """Largest distance [px] of a corner from the fitted T; float32 rounding stays below 0.001."""
 WIDTHS = {"observation.state": 2, "observation.environment_state": 16, "action": 2}
 """Numbers per frame in each column that is converted."""
-NAMES = [*WIDTHS, "episode_index", "frame_index"]
+STORED: dict[str, tuple[int, ...]] = {
+    "store.state": (5,),
+    "store.action": (2,),
+    "store.keypoint": (18,),
+    "store.n_contacts": (),
+}
+"""Shape of a frame in the columns that `export` adds; contacts only where the store counts them."""
+COUNTERS = ("episode_index", "frame_index")
 
 USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE
 
@@ -72,8 +74,27 @@ def convert(path: Path, out: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if out.exists():
         raise CommandError(f"{out}: exists already; choose another path or remove it first")
     info = read_info(path)
-    columns = read_columns(path)
+    stored = [name for name in STORED if name in info["features"]]
+    columns = read_columns(path, [*(stored or WIDTHS), *COUNTERS])
     ends = episode_ends(path, columns, info)
+    arrays = stored_arrays(columns) if stored else fitted_arrays(path, columns)
+    attrs = {"source": f"LeRobot dataset {path.resolve().name}, format {info['codebase_version']}"}
+    write_store(out, arrays, ends, attrs)
+    return arrays, ends
+
+
+def stored_arrays(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the store that a dataset was exported from."""
+    arrays = {name.removeprefix("store."): values for name, values in columns.items() if name in STORED}
+    return {name: values.reshape(-1, 9, 2) if name == "keypoint" else values for name, values in arrays.items()}
+
+
+def fitted_arrays(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a store, the block's pose by a fit to the T's corners.
+
+    Raises:
+        StoreError: If the corners of a frame are not those of the T.
+    """
     corners = columns["observation.environment_state"].astype(np.float64).reshape(-1, 8, 2)
     pose, error = fit_pose(corners)
     if not (error <= FIT_TOLERANCE).all():
@@ -82,14 +103,11 @@ def convert(path: Path, out: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
             f"{path}: observation.environment_state of episode {columns['episode_index'][step]}, frame "
             f"{columns['frame_index'][step]} is not the T's eight corners (off by {error[step]:.3g} px)"
         )
-    arrays = {
+    return {
         "state": np.concatenate([columns["observation.state"], pose], axis=1).astype(np.float32),
         "action": columns["action"].astype(np.float32),
         "keypoint": keypoints(pose).astype(np.float32),
     }
-    attrs = {"source": f"LeRobot dataset {path.resolve().name}, format {info['codebase_version']}"}
-    write_store(out, arrays, ends, attrs)
-    return arrays, ends
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -122,8 +140,25 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
+def pyarrow_parquet(command: str) -> Any:
+    """The module `pyarrow.parquet`.
+
+    Raises:
+        CommandError: If pyarrow is not installed, naming the command that needs it.
+    """
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{command} needs pyarrow: pip install 'immiscible-policy[lerobot]'") from error
+    return pyarrow.parquet
+
+
+def read_columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Read all frames, in the order of episodes and frames.
+
+    Args:
+        path: The dataset's directory.
+        names: Columns to read.
 
     Returns:
         By column name: (T, width) floats, and (T,) counters.
@@ -132,21 +167,19 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         CommandError: If pyarrow is not installed.
         StoreError: If there is no parquet file, or one cannot be read or lacks a column.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise CommandError("convert needs pyarrow: pip install 'immiscible-policy[lerobot]'") from error
+    parquet = pyarrow_parquet("convert")
+    import pyarrow
+
     files = sorted((path / "data").rglob("*.parquet"))
     if not files:
         raise StoreError(f"{path}: no parquet file under data/")
     tables = []
     for file in files:
         try:
-            tables.append(_read_file(file, pyarrow.parquet.ParquetFile(file)))
+            tables.append(_read_file(file, parquet.ParquetFile(file), names))
         except (pyarrow.ArrowException, OSError) as error:
             raise StoreError(f"{file}: cannot be read ({error})") from error
-    columns = {name: np.concatenate([table[name] for table in tables]) for name in NAMES}
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
     order = np.lexsort((columns["frame_index"], columns["episode_index"]))
     return {name: values[order] for name, values in columns.items()}
 
@@ -192,18 +225,19 @@ def fit_pose(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pose, np.linalg.norm(corners - place(CORNERS, pose), axis=-1).max(axis=1)
 
 
-def _read_file(file: Path, parquet: Any) -> dict[str, np.ndarray]:
-    lacking = [name for name in NAMES if name not in parquet.schema_arrow.names]
+def _read_file(file: Path, parquet: Any, names: list[str]) -> dict[str, np.ndarray]:
+    lacking = [name for name in names if name not in parquet.schema_arrow.names]
     if lacking:
         raise StoreError(f"{file}: has no column {lacking[0]}")
-    table = parquet.read(columns=NAMES)
-    return {name: _numbers(file, name, table[name].combine_chunks()) for name in NAMES}
+    table = parquet.read(columns=names)
+    return {name: _numbers(file, name, table[name].combine_chunks()) for name in names}
 
 
 def _numbers(file: Path, name: str, column: Any) -> np.ndarray:
-    """A column as (n,) counters or (n, width) floats."""
-    width = WIDTHS.get(name)
-    values = np.asarray(column.flatten() if width else column)
-    if values.dtype.kind not in ("f" if width else "iu") or values.size != len(column) * (width or 1):
-        raise StoreError(f"{file}: column {name} does not hold {width or 1} numbers per frame")
-    return values.reshape(len(column), width) if width else values
+    """A column as (n,) counters or (n, width) floats; contacts are (n,) numbers of any kind."""
+    shape = STORED.get(name, (WIDTHS[name],) if name in WIDTHS else ())
+    kinds = "iu" if name in COUNTERS else "f" if shape else "fiu"
+    values = np.asarray(column.flatten() if shape else column)
+    if values.dtype.kind not in kinds or values.size != len(column) * math.prod(shape):
+        raise StoreError(f"{file}: column {name} does not hold {math.prod(shape)} numbers per frame")
+    return values.reshape(len(column), *shape)

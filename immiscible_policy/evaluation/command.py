@@ -15,8 +15,9 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_run
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.summary import scores, summarize
+from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy.diffusion import Sampler
-from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
@@ -31,7 +32,7 @@ Measure coverage over an explicit list of starts, for every checkpoint that a ru
 
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
-    "checkpoint": Option(Path, None, "a single checkpoint, instead of run="),
+    "checkpoint": Option(Path, None, "a single one instead: ours, Diffusion Policy's .ckpt, or LeRobot's directory"),
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean coverage in training) or last"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
@@ -90,7 +91,7 @@ def _check(options: dict[str, Any]) -> None:
 def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
     """The checkpoints to evaluate, seed by seed, oldest first."""
     if options["checkpoint"]:
-        return [read_checkpoint(options["checkpoint"])]
+        return [open_checkpoint(options["checkpoint"])]
     directory = options["run"]
     kept = {path: list_checkpoints(path / "checkpoints") for path in sorted(directory.glob("seed_*"))}
     if not any(kept.values()):

@@ -23,8 +23,8 @@ from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy.diffusion import Sampler
-from immiscible_policy.training.checkpoint import read_checkpoint
 from immiscible_policy.training.options import resolve_device
 
 FPS = 10
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(starts) > BATCH:
         raise CommandError(f"episodes={len(starts)}: one video holds at most {BATCH}")
     sampler = Sampler(options["sampler"], options["sampling_steps"])
-    checkpoint = read_checkpoint(options["checkpoint"])
+    checkpoint = open_checkpoint(options["checkpoint"])
     agent = load_agent(checkpoint, sampler, resolve_device(options["device"]))
     recorder = Recorder()
     rows = evaluate(

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from envs.lerobot import CORNERS
 from immiscible_policy.demos import open_store
-from immiscible_policy.demos.lerobot import CORNERS, fit_pose
+from immiscible_policy.demos.lerobot import fit_pose
 from immiscible_policy.demos.validate import problems
 from tests.demos.commands import mistake, run
 from tests.demos.stores import LENGTHS, small_arrays

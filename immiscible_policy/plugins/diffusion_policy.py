@@ -1,0 +1,107 @@
+"""Chosen noise for the policies of the original Diffusion Policy (Chi et al., RSS 2023), without an edit to its files.
+
+Its policies draw noise inside `compute_loss(batch)` and add it through their `noise_scheduler` (a DDPMScheduler of
+diffusers): the seam of `plugins.scheduler`. It fits those that diffuse with such a scheduler: the U-Net and the
+transformer policies, from low-dimensional observations, images, and both.
+
+Shape legend: B samples, T steps of the trajectory, D numbers per step, O observation steps, G numbers to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.noise import Selector
+from immiscible_policy.plugins.scheduler import chosen_noise
+
+
+def use_noise(policy: Any, select: Selector, step: Callable[[], int] | None = None) -> None:
+    """Let a policy train with chosen noise from now on.
+
+    ```python
+    use_noise(workspace.model, make_selector("knn", k=2), step=lambda: workspace.global_step)
+    workspace.run()
+    ```
+
+    Only training is changed: while the policy is in evaluation mode, as the workspaces have it for validation, the loss
+    is the plain one and stays comparable. Noise comes from torch's global generator, as the policy's own does.
+
+    Args:
+        policy: A policy with `compute_loss`, `noise_scheduler`, `normalizer`, `mask_generator`, `action_dim` and
+            `n_obs_steps`.
+        select: Chooses the noise for the normalised trajectories (B, T, D).
+        step: Tells the training step; needed by selectors with a schedule (`start=`, `stop=`, `ramp=`).
+
+    Raises:
+        ValueError: If the policy is of another kind.
+    """
+    for name in ("compute_loss", "noise_scheduler", "normalizer", "mask_generator", "action_dim", "n_obs_steps"):
+        if not hasattr(policy, name):
+            raise ValueError(f"{type(policy).__name__} has no {name}; give a diffusion policy of Diffusion Policy")
+    policy.compute_loss = ImmiscibleLoss(policy, select, step)
+
+
+@dataclass(frozen=True)
+class ImmiscibleLoss:
+    """A policy's `compute_loss` with chosen noise; copies of the policy get one of their own.
+
+    Attributes:
+        policy: The policy, whose class has the plain loss.
+        select: Chooses the noise.
+        step: Tells the training step, or None.
+    """
+
+    policy: Any
+    select: Selector
+    step: Callable[[], int] | None
+
+    def __call__(self, batch: Mapping[str, Any]) -> Tensor:
+        """The policy's own loss of a batch, a scalar."""
+        plain = type(self.policy).compute_loss
+        if not self.policy.training:
+            return plain(self.policy, batch)
+        condition = observed(self.policy, batch["obs"])
+        step = None if self.step is None else self.step()
+
+        def choose(clean: Tensor) -> Tensor:
+            return self.select(clean, condition=condition, mask=unknown(self.policy, clean), step=step)
+
+        with chosen_noise(self.policy.noise_scheduler, choose):
+            return plain(self.policy, batch)
+
+
+def observed(policy: Any, observation: Tensor | Mapping[str, Tensor]) -> Tensor | None:
+    """What selectors that compare conditions (c2ot) compare (B, G): the numbers of the observations, normalised.
+
+    Args:
+        policy: Its normaliser and `n_obs_steps` are used.
+        observation: Numbers (B, T, D), or by name numbers (B, T, D) and pictures (B, T, C, H, W), which are left out.
+
+    Returns:
+        None where there are pictures alone.
+    """
+    named = {"obs": observation} if isinstance(observation, Tensor) else observation
+    rows = [
+        policy.normalizer[name].normalize(values)[:, : policy.n_obs_steps].flatten(1)
+        for name, values in named.items()
+        if values.ndim == 3
+    ]
+    return torch.cat(rows, dim=1) if rows else None
+
+
+def unknown(policy: Any, clean: Tensor) -> Tensor | None:
+    """Which numbers of the trajectories (B, T, D) are diffused, where observations are part of them (inpainting).
+
+    What is observed is put back after noising, so that it must not enter the distance.
+
+    Returns:
+        None where actions alone are diffused: all of them count.
+    """
+    if clean.shape[-1] == policy.action_dim:
+        return None
+    return ~policy.mask_generator(clean.shape)

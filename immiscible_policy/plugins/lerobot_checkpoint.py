@@ -1,0 +1,343 @@
+"""LeRobot's directory of a diffusion policy: read here, and written for `DiffusionPolicy.from_pretrained`.
+
+    config.json                    sizes and settings
+    model.safetensors              weights
+    policy_preprocessor.json       names the file with the statistics that observations and actions are normalised by
+    policy_postprocessor.json      the same for the actions that come out
+
+The names (lerobot 0.4.4):
+
+    here                                 there
+    denoiser.NAME                        diffusion.unet.NAME, in which
+      blocks.0, blocks.1                   conv1, conv2
+      down_modules.I.2.conv, up_...        down_modules.I.2, up_...
+      columns of cond_encoder.1.weight     in the order (agent, block) instead of that of the observation
+    observation, action                  statistics: min and max
+    data_scale                           clip_sample_range, and narrower min and max of the action
+
+An observation of PushT is there split in two: `observation.state` is the agent's position, and
+`observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block
+(`lerobot_encoder`), whose 64 features come after the agent's position there, and before it here.
+
+Shape legend: O observation steps, Do numbers or features per observation, E step embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from immiscible_policy.cli import one_line
+from immiscible_policy.demos.frames import SIZE
+from immiscible_policy.plugins.lerobot_encoder import (
+    IMAGE,
+    cameras,
+    check_pixels,
+    encoder_config,
+    read_encoder,
+    read_encoder_spec,
+    write_encoder,
+)
+from immiscible_policy.plugins.published import (
+    FINAL_GROUPS,
+    ForeignCheckpoint,
+    exportable,
+    foreign,
+    lacks,
+    observed,
+    require,
+    under,
+    whole,
+    within,
+)
+from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+
+TYPES = ("diffusion", "immiscible")
+STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
+SETTINGS = {
+    "use_film_scale_modulation": True,
+    "n_groups": FINAL_GROUPS,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+}
+AGENT = {"keypoints": slice(18, 20), "state": slice(0, 2), "image": slice(64, 66)}
+"""Where the agent's position lies in an observation here."""
+RENAMED = ((r"\.blocks\.0\.", ".conv1."), (r"\.blocks\.1\.", ".conv2."), (r"(modules\.\d+\.2)\.conv\.", r"\1."))
+BACK = (
+    (r"\.conv1\.", ".blocks.0."),
+    (r"\.conv2\.", ".blocks.1."),
+    (r"(modules\.\d+\.2)\.(weight|bias)", r"\1.conv.\2"),
+)
+MODES = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MIN_MAX")
+"""How features are normalised in what is written here."""
+EPSILON = 1e-8
+"""What LeRobot adds to a standard deviation."""
+
+
+def read_lerobot(path: Path) -> ForeignCheckpoint:
+    """Open a directory that LeRobot saved (`.../pretrained_model`); its weights are what LeRobot evaluates.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged, or the policy is of another architecture.
+    """
+    config = _json(path / "config.json")
+    if config.get("type") not in TYPES:
+        raise CheckpointError(f"{path}: a policy of type {config.get('type')}; only {' and '.join(TYPES)} convert")
+    require(path, config, SETTINGS)
+    try:
+        spec = _spec(path, config)
+    except (KeyError, TypeError) as error:
+        raise lacks(path, error) from None
+    weights = _tensors(path / "model.safetensors")
+    unet = _ours(within("diffusion.unet.", weights), spec)
+    found = under("denoiser.", unet) | read_encoder(weights) | _normalisers(path, config, spec)
+    return foreign(path, "LeRobot", spec, found)
+
+
+def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
+    sizes, encoder = _sizes(path, config), read_encoder_spec(path, config)
+    numbers = sizes[STATE] + sizes.get(BLOCK, 0)
+    return PolicySpec(
+        obs="image" if encoder else observed(path, numbers),
+        obs_dim=numbers,
+        action_dim=sizes[ACTION],
+        horizon=whole(config["horizon"]),
+        obs_steps=whole(config["n_obs_steps"]),
+        action_steps=whole(config["n_action_steps"]),
+        diffusion_steps=whole(config["num_train_timesteps"]),
+        data_scale=float(config["clip_sample_range"]),
+        down_dims=tuple(whole(each) for each in config["down_dims"]),
+        step_embed_dim=whole(config["diffusion_step_embed_dim"]),
+        kernel_size=whole(config["kernel_size"]),
+        groups=config["n_groups"],
+        encoder=encoder,
+    )
+
+
+def _sizes(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers of the agent's position, the action, and of the block unless a camera sees it."""
+    features = config["input_features"] | config["output_features"]
+    seen = cameras(features)
+    sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
+    if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != 2:
+        raise CheckpointError(
+            f"{path}: has {', '.join(features)}; PushT needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
+        )
+    return sizes
+
+
+def _ours(unet: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
+    """A U-Net's tensors under their names here, for observations in the order used here."""
+    order = _order(spec).argsort()
+    return {_rename(name, BACK): _reordered(name, value, order, spec) for name, value in unet.items()}
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _order(spec: PolicySpec) -> Tensor:
+    """Where LeRobot's numbers of an observation, agent then block or its features, lie in ours (Do,)."""
+    numbers = torch.arange(spec.encoder.features(spec.obs_dim) if spec.encoder else spec.obs_dim)
+    agent = numbers[AGENT[spec.obs]]
+    return torch.cat([agent, numbers[~torch.isin(numbers, agent)]])
+
+
+def _reordered(name: str, value: Tensor, order: Tensor, spec: PolicySpec) -> Tensor:
+    """A tensor whose columns for the condition (.., E + O * Do) are put into another order within each step."""
+    if not name.endswith("cond_encoder.1.weight") or value.shape[1] != spec.step_embed_dim + spec.obs_steps * len(
+        order
+    ):
+        return value
+    of_step, of_condition = value[:, : spec.step_embed_dim], value[:, spec.step_embed_dim :]
+    columns = of_condition.unflatten(1, (spec.obs_steps, len(order)))[:, :, order]
+    return torch.cat([of_step, columns.flatten(1)], dim=1)
+
+
+def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dict[str, Tensor]:
+    """Scales and offsets from the statistics beside the weights."""
+    modes, stats = config.get("normalization_mapping", {}), _statistics(path)
+    features = config["input_features"] | config["output_features"]
+    affine = {
+        key: _affine(path, key, modes.get(feature["type"], "IDENTITY"), stats, feature["shape"][0])
+        for key, feature in features.items()
+    }
+    for camera in cameras(features):
+        check_pixels(path, *affine.pop(camera))
+    action_scale, action_offset = (each / spec.data_scale for each in affine.pop(ACTION))
+    scale, offset = (torch.cat([affine[key][i] for key in (STATE, BLOCK) if key in affine]) for i in (0, 1))
+    if spec.encoder is None:
+        scale, offset = (each[_order(spec).argsort()] for each in (scale, offset))
+    return {
+        "observation.scale": scale,
+        "observation.offset": offset,
+        "action.scale": action_scale,
+        "action.offset": action_offset,
+    }
+
+
+def _statistics(path: Path) -> dict[str, Tensor]:
+    """The tensors of the normalising step, by `FEATURE.STATISTIC`."""
+    steps = _json(path / "policy_preprocessor.json").get("steps", [])
+    files = [step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"]
+    if len(files) != 1 or Path(str(files[0])).name != files[0]:
+        raise CheckpointError(f"{path}: policy_preprocessor.json names no file of statistics")
+    return _tensors(path / files[0])
+
+
+def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset (size,) of a feature.
+
+    Raises:
+        CheckpointError: If its mode is unknown, its statistics are missing, or one of its numbers is constant.
+    """
+    if mode == "IDENTITY":
+        return torch.ones(size), torch.zeros(size)
+    names = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std")}.get(mode)
+    if names is None:
+        raise CheckpointError(f"{path}: {key} is normalised by {mode}; known are IDENTITY, MIN_MAX and MEAN_STD")
+    missing = [name for name in names if f"{key}.{name}" not in stats]
+    if missing:
+        raise CheckpointError(f"{path}: the statistics lack {key}.{missing[0]}; save the policy with its processors")
+    first, second = (stats[f"{key}.{name}"].double() for name in names)
+    width = (second - first) / 2 if mode == "MIN_MAX" else second + EPSILON
+    centre = (first + second) / 2 if mode == "MIN_MAX" else first
+    if not (width > 0).all():
+        raise CheckpointError(f"{path}: {key} does not vary in number {int((width <= 0).nonzero()[0])}")
+    return (1 / width).float(), (-centre / width).float()
+
+
+def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
+    """Write a directory for LeRobot's `DiffusionPolicy.from_pretrained`, with its processors: the EMA weights.
+
+    Args:
+        checkpoint: What to write.
+        spec: Its policy.
+        out: Directory to create.
+
+    Raises:
+        CheckpointError: If the policy has no counterpart there.
+    """
+    exportable(checkpoint, spec, images=True)
+    if spec.horizon % 2 ** len(spec.down_dims):
+        raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
+    weights, order = checkpoint.tensors("ema"), _order(spec)
+    unet = {
+        _rename(name, RENAMED): _reordered(name, value, order, spec)
+        for name, value in within("denoiser.", weights).items()
+    }
+    theirs = under("diffusion.unet.", unet) | (write_encoder(weights, spec.encoder) if spec.encoder else {})
+    out.mkdir(parents=True)
+    features = _features(spec)
+    _write_json(out / "config.json", _config(spec, features))
+    _write_tensors(out / "model.safetensors", theirs)
+    _write_processors(out, features, _ranges(weights, spec))
+
+
+def _features(spec: PolicySpec) -> dict[str, dict[str, Any]]:
+    seen = {IMAGE: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}}
+    block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - 2]}}
+    return {
+        STATE: {"type": "STATE", "shape": [2]},
+        **(seen if spec.encoder else block),
+        ACTION: {"type": "ACTION", "shape": [spec.action_dim]},
+    }
+
+
+def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """LeRobot's configuration; what is left out keeps its default there."""
+    sizes = {
+        "type": "diffusion",
+        "n_obs_steps": spec.obs_steps,
+        "input_features": {name: feature for name, feature in features.items() if name != ACTION},
+        "output_features": {ACTION: features[ACTION]},
+        "device": "cpu",
+        "horizon": spec.horizon,
+        "n_action_steps": spec.action_steps,
+        "normalization_mapping": MODES,
+        "drop_n_last_frames": spec.horizon - spec.action_steps - spec.obs_steps + 1,
+        "down_dims": list(spec.down_dims),
+        "kernel_size": spec.kernel_size,
+        "diffusion_step_embed_dim": spec.step_embed_dim,
+        "noise_scheduler_type": "DDPM",
+        "num_train_timesteps": spec.diffusion_steps,
+        "clip_sample_range": spec.data_scale,
+    }
+    return sizes | SETTINGS | (encoder_config(spec.encoder) if spec.encoder else {})
+
+
+def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
+    """Smallest and largest value of each feature: what is normalised to -1 and 1."""
+    numbers = torch.arange(spec.obs_dim) if spec.encoder else _order(spec)  # beside pictures, the agent's alone
+    parts = [
+        (STATE, "observation", numbers[:2], 1.0),
+        (BLOCK, "observation", numbers[2:], 1.0),
+        (ACTION, "action", torch.arange(spec.action_dim), spec.data_scale),
+    ]
+    ranges = {f"{IMAGE}.min": torch.zeros(3, 1, 1), f"{IMAGE}.max": torch.ones(3, 1, 1)} if spec.encoder else {}
+    for key, here, rows, factor in parts:
+        if not len(rows):
+            continue
+        scale, offset = (factor * weights[f"{here}.{part}"][rows].double() for part in ("scale", "offset"))
+        ranges[f"{key}.min"], ranges[f"{key}.max"] = ((-1 - offset) / scale).float(), ((1 - offset) / scale).float()
+    return ranges
+
+
+def _write_processors(out: Path, features: Mapping[str, Any], ranges: Mapping[str, Tensor]) -> None:
+    """The steps before and after the policy, and the statistics that both use."""
+    device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+    before = [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+        device,
+        _normalising(out, "policy_preprocessor_step_3_normalizer_processor", features, ranges),
+    ]
+    action = {ACTION: features[ACTION]}
+    after = [_normalising(out, "policy_postprocessor_step_0_unnormalizer_processor", action, ranges), device]
+    for name, steps in (("policy_preprocessor", before), ("policy_postprocessor", after)):
+        _write_json(out / f"{name}.json", {"name": name, "steps": steps})
+
+
+def _normalising(out: Path, name: str, features: Mapping[str, Any], ranges: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A step that normalises or undoes it; its statistics are written beside it."""
+    _write_tensors(out / f"{name}.safetensors", ranges)
+    return {
+        "registry_name": re.sub(r".*_step_\d_", "", name),
+        "config": {"eps": EPSILON, "features": dict(features), "norm_map": MODES},
+        "state_file": f"{name}.safetensors",
+    }
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(contiguous, file, {"format": "pt"})
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4") from None
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({one_line(error)}); use another checkpoint") from None

@@ -1,0 +1,86 @@
+"""Chosen noise for training code that draws its own: at `add_noise`, the clean sample and the noise meet.
+
+A training step on a noise scheduler of diffusers reads, in whatever project::
+
+    noise = torch.randn(clean.shape)                     # a tensor of the caller's
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    loss = mse(model(noisy, timesteps), noise)           # the same tensor is the target
+
+`clean` is what diffusion begins with: normalised, scaled, cut to what is denoised. That is what a selector needs to
+see, and nothing before this call has used the noise. So the chosen noise is written *into the caller's tensor*, and
+then added: whatever the caller does with that tensor afterwards (the target of an epsilon loss, `get_velocity`) is done
+with the noise that is in the mixture. Neither timesteps nor loss nor sampling are touched.
+
+It is wrong only where the target is not the tensor that was handed to `add_noise`, as with the `--input_perturbation`
+of some diffusers scripts, which adds one tensor and predicts another; write `noise = select(clean)` there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChosenNoise:
+    """An `add_noise` that chooses the noise before it adds it.
+
+    Attributes:
+        add_noise: The scheduler's own.
+        choose: Makes noise for clean samples (B, ...), of the same shape.
+    """
+
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    choose: Callable[[Tensor], Tensor]
+
+    def __call__(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Overwrite the noise with the chosen one, in place, and add it.
+
+        Args:
+            original_samples: Clean samples (B, ...).
+            noise: The caller's noise, of the same shape.
+            timesteps: Diffusion steps (B,).
+
+        Returns:
+            Noisy samples (B, ...).
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if noise.shape != original_samples.shape:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, the samples {tuple(original_samples.shape)}; "
+                "chosen noise needs a tensor of its own for each sample"
+            )
+        noise.copy_(self.choose(original_samples.detach()))
+        return self.add_noise(original_samples, noise, timesteps)
+
+
+@contextmanager
+def chosen_noise(scheduler: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context, whatever is noised by `scheduler.add_noise` is noised with chosen noise.
+
+    ```python
+    with chosen_noise(policy.noise_scheduler, make_selector("knn", k=2)):
+        loss = policy.compute_loss(batch)
+    ```
+
+    Args:
+        scheduler: A noise scheduler of diffusers, or anything with its `add_noise(original_samples, noise, timesteps)`.
+        choose: A selector, or one with its options bound: `partial(select, mask=m, generator=g)`.
+
+    Raises:
+        ValueError: If the scheduler has no `add_noise`.
+    """
+    if not callable(getattr(scheduler, "add_noise", None)):
+        raise ValueError(f"{type(scheduler).__name__} has no add_noise; give the noise scheduler that training uses")
+    plain = scheduler.add_noise
+    scheduler.add_noise = ChosenNoise(plain, choose)
+    try:
+        yield
+    finally:
+        scheduler.add_noise = plain

@@ -1,0 +1,81 @@
+"""Turn a checkpoint of type `immiscible` into one of LeRobot's own type `diffusion`, which needs no plugin."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, run
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
+from lerobot_policy_immiscible.configuration_immiscible import ImmiscibleConfig
+
+USAGE = """usage: python -m lerobot_policy_immiscible.to_diffusion path=DIR out=DIR
+
+Copies a checkpoint (the directory pretrained_model, with config.json) and makes it one of type diffusion; the
+weights and the processors stay byte for byte.
+
+example:
+  python -m lerobot_policy_immiscible.to_diffusion path=outputs/checkpoints/last/pretrained_model out=plain"""
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "checkpoint of type immiscible, a directory with config.json"),
+    "out": Option(Path, REQUIRED, "directory to create"),
+}
+OWN = {field.name for field in fields(ImmiscibleConfig)} - {field.name for field in fields(DiffusionConfig)}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    words = parse(argv, OPTIONS, USAGE)
+    to_diffusion(words["path"], words["out"])
+    print(f"{words['out']}: type diffusion")
+
+
+def to_diffusion(path: Path, out: Path) -> None:
+    """Write a checkpoint of type `diffusion`; it appears whole or not at all.
+
+    Args:
+        path: Checkpoint of type `immiscible`.
+        out: Directory to create.
+
+    Raises:
+        CommandError: If there is no such checkpoint, it is of another type, or `out` exists.
+    """
+    config = _read(path / "config.json")
+    if config.get("type") != "immiscible":
+        raise CommandError(f"{path}: a checkpoint of type {config.get('type')}; only immiscible ones are converted")
+    if out.exists():
+        raise CommandError(f"{out}: exists already; choose another path or remove it first")
+    require_writable("out", out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        draft = Path(shutil.copytree(path, Path(scratch, "checkpoint")))
+        _write(draft / "config.json", plain(config))
+        training = draft / "train_config.json"
+        if training.exists():
+            described = _read(training)
+            _write(training, described | {"policy": plain(described["policy"])})
+        draft.rename(out)
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A policy's configuration without the options of this plugin, of type `diffusion`."""
+    return {key: value for key, value in config.items() if key not in OWN} | {"type": "diffusion"}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CommandError(f"{file}: is missing; path= needs a checkpoint's directory pretrained_model")
+    return json.loads(file.read_text())
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=4))
+
+
+if __name__ == "__main__":
+    run(main)
