@@ -59,9 +59,12 @@ def trained(out):
 
 @pytest.mark.parametrize(
     ("noise", "size"),
-    [(("noise=linear",), 2), (("noise=knn", "k=4", "accumulate=2"), 2),
-     pytest.param(("noise=vanilla",), 4, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        (("noise=linear",), 2),
+        pytest.param(("noise=knn", "k=4", "accumulate=2"), 2, marks=pytest.mark.slow),
+        pytest.param(("noise=vanilla",), 4, marks=pytest.mark.slow),
+    ],
+)
 def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
     words = (*WORDS, *noise, f"data={store}")
     assert command("train_policy.py", *words, f"out={tmp_path / 'alone'}").returncode == 0

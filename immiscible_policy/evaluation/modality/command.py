@@ -28,6 +28,7 @@ from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.evaluation.text import table
 from immiscible_policy.policy.diffusion import Sampler
+from immiscible_policy.provenance import provenance, run_origin, without_places
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device
 
@@ -79,7 +80,10 @@ def find_runs(text: str, checkpoints: str) -> dict[Path, dict[int, list[Checkpoi
 
 def as_json(arms: Sequence[Arm]) -> str:
     """Everything counted, and the measures at every checkpoint; null where there is none."""
+    origin = provenance()
     content = {
+        **origin,
+        "command": without_places(origin["command"]),
         "modes": MODES,
         "starts": symmetric_starts().tolist(),
         "repetitions": arms[0].repetitions,
@@ -197,7 +201,8 @@ def _shared(run: Path, checkpoints: str) -> dict[int, list[Checkpoint]]:
 def _arm_content(arm: Arm, base: Arm) -> dict[str, Any]:
     return {
         "name": arm.name,
-        "run": arm.path,
+        "run": Path(arm.path).name,
+        "origin": run_origin(Path(arm.path)),
         "seeds": arm.seeds,
         "steps": arm.steps,
         "gaps": arm.gaps,
