@@ -30,11 +30,13 @@ class Report:
         title: What the distance is called.
         rows: By run, the first one first; all of one setting but for sampling steps that are the model's own.
         reference: What distances mean.
+        origins: By run, where it came from.
     """
 
     title: str
     rows: Mapping[str, Sequence[ImageRow]]
     reference: Reference
+    origins: Mapping[str, dict[str, Any]]
 
     @property
     def setting(self) -> ImageRow:
@@ -106,7 +108,11 @@ def as_json(report: Report) -> dict[str, Any]:
     """The report as JSON values; what is unknown is null."""
     origin = provenance()
     runs = {
-        label: {"curve": _curve(report.curves[label]), "rows": [_measured(row) for row in rows]}
+        label: {
+            "origin": report.origins.get(label, {}),
+            "curve": _curve(report.curves[label]),
+            "rows": [_measured(row) for row in rows],
+        }
         for label, rows in report.rows.items()
     }
     anchors = {"n": report.reference.n, "real_images": report.reference.floor, "plain_noise": report.reference.noise}
