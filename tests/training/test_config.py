@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.image.config import SCHEMA as IMAGES
 from immiscible_policy.noise import SELECTORS
 from immiscible_policy.training.config import SCHEMA, compose_config, read_config
 from immiscible_policy.training.noise import noise_options
@@ -51,14 +52,18 @@ def test_every_combination_of_groups_composes(scale, obs, noise):
 
 
 def test_every_configuration_file_is_covered():
-    """Each file under configs/ is a choice of a known group, and each choice composes."""
-    files = sorted(path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml"))
-    choices = [(group, name) for group in SCHEMA.groups for name in group_choices(group)]
-    sizes = [f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")]
-    assert len(files) == len(choices) + 1 + len(sizes) and {*map(str, files)} >= {"train.yaml", *sizes}
+    """Each file under configs/ is a base, a choice of a known group, or what two choices mean together."""
+    files = {str(path.relative_to(config_dir())) for path in config_dir().rglob("*.yaml")}
+    directories = {*SCHEMA.groups.values(), *IMAGES.groups.values()}
+    choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
+    together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")}
+    together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
+                 for scale in group_choices("image_scale")}  # fmt: skip
+    assert files == choices | together | {"train.yaml", "image.yaml"}
     assert set(group_choices("noise")) == {*SELECTORS, "semidiscrete"}
-    for group, name in choices:
-        compose_config([f"{group}={name}"])
+    for group in SCHEMA.groups:
+        for name in group_choices(group):
+            compose_config([f"{group}={name}"])
 
 
 def test_default_directories_tell_runs_apart():
