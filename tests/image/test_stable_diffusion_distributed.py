@@ -65,6 +65,9 @@ def found(tmp_path_factory):
     return directory, [torch.load(directory / f"{rank}.pt") for rank in range(SIZE)]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 def test_the_noise_is_that_of_one_process_with_all_latents(found, name):
     parts = [each[name] for each in found[1]]
