@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn
 
 from immiscible_policy import cli
@@ -22,23 +21,13 @@ def dispatch(words: Sequence[str]) -> int | None:
     Raises:
         CommandError: If it is missing or unknown.
     """
-    if not words:
-        raise cli.CommandError(f"a command is missing; known: {', '.join(COMMANDS)}")
-    command, *rest = words
-    if command in ("-h", "--help", "help"):
-        print(usage())
-        return None
-    if command not in COMMANDS:
-        raise cli.CommandError(cli.unknown("command", command, list(COMMANDS)))
-    return import_module(COMMANDS[command][0]).main(rest)
+    return cli.dispatch(words, COMMANDS, usage())
 
 
 def usage() -> str:
     """List the commands."""
-    lines = ["usage: python -m immiscible_policy COMMAND key=value ...", "", "commands:"]
-    lines += [f"  {name:<8} {help_line}" for name, (_, help_line) in COMMANDS.items()]
-    lines += ["", "`COMMAND --help` says what it takes. Training, evaluation and the rest have scripts of their own."]
-    return "\n".join(lines)
+    note = " Training, evaluation and the rest have scripts of their own."
+    return cli.commands_text("immiscible_policy", COMMANDS, note)
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,6 +115,40 @@ def help_text(usage: str, options: Mapping[str, Option]) -> str:
         default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
         lines.append(f"  {key:<{width}}  {option.help} ({default})")
     return "\n".join(lines)
+
+
+Commands = Mapping[str, tuple[str, str]]
+"""By name, the module of a command and one line of help; a module is imported when its command is called."""
+
+
+def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None:
+    """Call the `main` of the command that the first word names with the words after it.
+
+    Args:
+        words: Words after the program's name.
+        commands: The commands.
+        usage: What `--help` prints, see `commands_text`.
+
+    Raises:
+        CommandError: If the command is missing or unknown.
+    """
+    if not words:
+        raise CommandError(f"a command is missing; known: {', '.join(commands)}")
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(usage)
+        return None
+    if command not in commands:
+        raise CommandError(unknown("command", command, list(commands)))
+    return import_module(commands[command][0]).main(rest)
+
+
+def commands_text(program: str, commands: Commands, note: str = "") -> str:
+    """List a program's commands; the note follows what says how to learn more."""
+    width = max(map(len, commands))
+    lines = [f"usage: python -m {program} COMMAND key=value ...", "", "commands:"]
+    lines += [f"  {name:<{width}}  {help_line}" for name, (_, help_line) in commands.items()]
+    return "\n".join([*lines, "", f"`COMMAND --help` says what it takes.{note}"])
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

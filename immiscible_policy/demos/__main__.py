@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn
 
 from immiscible_policy import cli
@@ -26,23 +25,12 @@ def dispatch(words: Sequence[str]) -> int | None:
     Raises:
         CommandError: If it is missing or unknown.
     """
-    if not words:
-        raise cli.CommandError(f"a command is missing; known: {', '.join(COMMANDS)}")
-    command, *rest = words
-    if command in ("-h", "--help", "help"):
-        print(usage())
-        return None
-    if command not in COMMANDS:
-        raise cli.CommandError(cli.unknown("command", command, list(COMMANDS)))
-    return import_module(COMMANDS[command][0]).main(rest)
+    return cli.dispatch(words, COMMANDS, usage())
 
 
 def usage() -> str:
     """List the commands."""
-    lines = ["usage: python -m immiscible_policy.demos COMMAND key=value ...", "", "commands:"]
-    lines += [f"  {name:<9} {help_line}" for name, (_, help_line) in COMMANDS.items()]
-    lines += ["", "`COMMAND --help` says what it takes."]
-    return "\n".join(lines)
+    return cli.commands_text("immiscible_policy.demos", COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

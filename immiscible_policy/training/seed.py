@@ -96,16 +96,7 @@ def run_seed(
             save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
             tidy(checkpoints, config.keep, work.scores())
 
-        train(
-            state,
-            work.objective,
-            _schedule(config),
-            precision=config.precision,
-            record=record,
-            evaluate=work.evaluate,
-            save=save,
-            engine=config.engine,
-        )
+        _train(config, work, record, work.evaluate, save)
         metrics.close()
         wandb.close()
         report({"event": "finished", "seed": seed, "step": state.step})
@@ -115,16 +106,7 @@ def run_seed(
 def _follow(config: RunConfig, checkpoints: Path, work: Work) -> TrainState:
     """Train beside the first process, which does all that is seen of the training."""
     _restore(work.state, checkpoints)
-    train(
-        work.state,
-        work.objective,
-        _schedule(config),
-        precision=config.precision,
-        record=lambda row: None,
-        evaluate=lambda state: {},
-        save=lambda state: None,
-        engine=config.engine,
-    )
+    _train(config, work, lambda row: None, lambda state: {}, lambda state: None)
     return work.state
 
 
@@ -134,9 +116,25 @@ def _restore(state: TrainState, checkpoints: Path) -> None:
         state.restore(newest.step, newest.tensors)
 
 
-def _schedule(config: RunConfig) -> Schedule:
+def _train(
+    config: RunConfig,
+    work: Work,
+    record: Callable[[dict[str, Any]], None],
+    evaluate: Callable[[TrainState], dict[str, Any]],
+    save: Callable[[TrainState], None],
+) -> None:
+    """Hand the work to the loop, as the options say."""
     eval_every = config.eval_every or config.checkpoint_every
-    return Schedule(config.steps, config.log_every, eval_every, config.checkpoint_every)
+    train(
+        work.state,
+        work.objective,
+        Schedule(config.steps, config.log_every, eval_every, config.checkpoint_every),
+        precision=config.precision,
+        record=record,
+        evaluate=evaluate,
+        save=save,
+        engine=config.engine,
+    )
 
 
 def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> TrainState:
