@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.cli import CommandError, parse_range, unknown
 from immiscible_policy.training.config import TrainConfig, compose_config
 from immiscible_policy.training.options import config_dir
 
@@ -33,13 +33,15 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
 
     Raises:
-        CommandError: As `compose_config`, and for words that the arms decide themselves.
+        CommandError: As `compose_config`, for words that the arms decide themselves, and for unknown `arms=`.
     """
     name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
     experiment = _read(name)
     written: dict[str, Any] = experiment.get("arms", {})
     if not written:
         return None
+    words, wanted = _wanted(words, list(written))
+    written = {arm: each for arm, each in written.items() if arm in wanted}
     variants = [each if isinstance(each, dict) else {"": each} for each in written.values()]
     own = {word.partition("=")[0] for by_scale in variants for each in by_scale.values() for word in each}
     for word in words:
@@ -83,6 +85,20 @@ def train_grid(grid: Grid) -> None:
         print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), parse_range('seed', config.seed))}")
     if failures:
         raise CommandError("; ".join(failures))
+
+
+def _wanted(words: Sequence[str], arms: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `arms=`, and the arms that it names; all where there is none.
+
+    Raises:
+        CommandError: If it names an arm that the experiment has not.
+    """
+    named = [word.partition("=")[2].split(",") for word in words if word.startswith("arms=")]
+    for arm in (arm for names in named for arm in names):
+        if arm not in arms:
+            raise CommandError(unknown("arm", arm, arms))
+    rest = [word for word in words if not word.startswith("arms=")]
+    return rest, [arm for names in named for arm in names] or arms
 
 
 def _read(experiment: str) -> dict[str, Any]:

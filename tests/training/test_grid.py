@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from immiscible_policy.cli import CommandError
 from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.grid import read_grid
 from immiscible_policy.training.options import config_dir
@@ -26,7 +27,7 @@ def experiments():
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
-@pytest.mark.parametrize("name", ["table2", "ksweep"])
+@pytest.mark.parametrize("name", ["table2", "ksweep", "when"])
 def test_every_arm_is_a_plain_run(name, scale):
     grid = read_grid([f"experiment={name}", f"scale={scale}", "device=cpu", "out=some/where"])
     arms = experiments()[name]["arms"]
@@ -36,7 +37,7 @@ def test_every_arm_is_a_plain_run(name, scale):
         split = ["validation=0.02", "train_episodes=90"] if (name, scale) == ("table2", "paper") else []
         alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words, *split])
         assert config.out == f"some/where/{arm}" and config.identity == alone.identity and config.seed == "0..2"
-    assert len({json.dumps(config.noise) for config in grid.arms.values()}) == len(arms)
+    assert len({json.dumps(config.identity) for config in grid.arms.values()}) == len(arms)
 
 
 def test_given_words_go_before_those_of_the_scale():
@@ -44,9 +45,18 @@ def test_given_words_go_before_those_of_the_scale():
     assert {(each.train_episodes, each.validation) for each in grid.arms.values()} == {(20, 0.02)}
 
 
+def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
+    words = ["experiment=when", "device=cpu", "out=some/where"]
+    some, every = read_grid([*words, "arms=idp26,vanilla"]), read_grid(words)
+    assert list(some.arms) == ["vanilla", "idp26"]
+    assert some.arms == {arm: every.arms[arm] for arm in some.arms}
+    with pytest.raises(CommandError, match="unknown arm 'knn_k3'; did you mean 'knn_k2'"):
+        read_grid([*words, "arms=vanilla,knn_k3"])
+
+
 def test_only_experiments_with_arms_are_grids():
     names = {name for name, content in experiments().items() if "arms" in content}
-    assert names == {"table2", "ksweep"}
+    assert names == {"table2", "ksweep", "when"}
     for name in set(experiments()) - names:
         assert read_grid([f"experiment={name}"]) is None
     assert read_grid(["noise=knn", "k=2"]) is None
