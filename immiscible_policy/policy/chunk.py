@@ -63,6 +63,7 @@ class ChunkPolicy(nn.Module, ABC):
         step: int,
         generator: torch.Generator,
         mask: Tensor | None = None,
+        levels: range | None = None,
     ) -> Any:
         """Everything of a training step that is random: a named tuple of tensors with a row per sample.
 
@@ -73,6 +74,7 @@ class ChunkPolicy(nn.Module, ABC):
             step: Training step, for selectors with a schedule.
             generator: Source of all randomness.
             mask: Boolean, broadcasts to the actions: which of them enter the selection's distance.
+            levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
         """
 
     @abstractmethod

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from immiscible_policy.noise import Selector
+from immiscible_policy.noise.inputs import draw
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import (
@@ -88,6 +89,7 @@ class DiffusionPolicy(ChunkPolicy):
         step: int,
         generator: torch.Generator,
         mask: Tensor | None = None,
+        levels: range | None = None,
     ) -> Noised:
         """Choose noise and diffusion steps for a batch: the seam at which immiscible noise enters training.
 
@@ -98,12 +100,16 @@ class DiffusionPolicy(ChunkPolicy):
             step: Training step, for selectors with a schedule.
             generator: Source of the noise and of the diffusion steps.
             mask: Boolean, broadcasts to the actions: which of them enter the selection's distance.
+            levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
         """
         condition = self.condition(observation)
         x = self.clean(action)
         noise = select(x, condition=condition, mask=mask, step=step, generator=generator)
         t = torch.randint(self.diffusion_steps, (len(x),), generator=generator, device=generator.device)
         t = t.to(x.device)
+        if levels is not None:
+            chosen = ((t >= levels.start) & (t < levels.stop)).reshape(-1, 1, 1)
+            noise = torch.where(chosen, noise, draw(x, generator))
         return Noised(self.noising.add_noise(x, noise, t), noise, t, condition)
 
     def loss(self, batch: Noised) -> Tensor:

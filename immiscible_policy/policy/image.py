@@ -91,9 +91,18 @@ class ImagePolicy(DiffusionPolicy):
         step: int,
         generator: torch.Generator,
         mask: Tensor | None = None,
+        levels: range | None = None,
     ) -> NoisedPictured:
         """As `DiffusionPolicy.noised`; the frames are passed on as bytes, to be encoded with gradients in `loss`."""
-        batch = super().noised(observation, action, select, step=step, generator=generator, mask=mask)  # type: ignore[arg-type]
+        batch = super().noised(
+            observation,  # type: ignore[arg-type]
+            action,
+            select,
+            step=step,
+            generator=generator,
+            mask=mask,
+            levels=levels,
+        )
         agent = self.observation.normalize(observation.agent)
         return NoisedPictured(batch.noisy, batch.noise, batch.t, agent, observation.images)
 

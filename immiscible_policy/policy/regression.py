@@ -91,6 +91,7 @@ class RegressionPolicy(ChunkPolicy):
         step: int,
         generator: torch.Generator,
         mask: Tensor | None = None,
+        levels: range | None = None,
     ) -> Supervised:
         """Everything that a training step needs and that may be random; without a time above 0, nothing is drawn.
 
@@ -101,6 +102,7 @@ class RegressionPolicy(ChunkPolicy):
             step: Training step.
             generator: Source of the noise.
             mask: Passed on to the selector.
+            levels: Not used: there are no diffusion steps.
         """
         condition = self.condition(observation)
         x = self.clean(action)

@@ -19,6 +19,8 @@ class TrainConfig(RunConfig):
     task: str = "pusht"
     obs: str = "keypoints"
     mask: str = "none"
+    select_for: str = "action"
+    select_at: str = "all"
     mirror: bool = False
     validation: float = 0.0
     train_episodes: int | None = None
@@ -57,8 +59,9 @@ def run_name(config: TrainConfig) -> str:
     parts = [config.task, config.obs, config.noise["name"] if config.method == "diffusion" else config.method]
     if "k" in config.noise:
         parts.append(f"k{config.noise['k']}")
-    if config.mask != "none":
-        parts.append(config.mask)
+    for plain, value in (("none", config.mask), ("action", config.select_for), ("all", config.select_at)):
+        if value != plain:
+            parts.append(value)
     if config.data_scale != 1:
         parts.append(f"scale{config.data_scale:g}")
     if config.data:
@@ -80,6 +83,7 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
         raise CommandError(f"train_episodes={config.train_episodes}: needs 1 or more, or null for all")
     require_known(config, {
         "mask": ("none", "padding", "unsent"),
+        "select_for": ("action", "residual"),
         "images": ("stored", "rendered"),
         "sampler": ("ddim", "ddpm", "dpmpp"),
     })  # fmt: skip

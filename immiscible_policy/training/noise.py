@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
-from immiscible_policy.noise import Coupling, Selector, fit_coupling, fit_potentials, make_selector
+from immiscible_policy.noise import (
+    Coupling,
+    ForResidual,
+    Selector,
+    fit_coupling,
+    fit_linear_prediction,
+    fit_potentials,
+    make_selector,
+)
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.noise.costs import check_distance, standardize
@@ -70,21 +78,36 @@ class NoiseOptions:
         return make_selector(self.name, **self.options)
 
     @torch.no_grad()
-    def build(self, actions: Tensor, progress: Callable[[int], None] = lambda step: None) -> NoiseChoice:
+    def build(
+        self,
+        actions: Tensor,
+        conditions: Tensor | None = None,
+        progress: Callable[[int], None] = lambda step: None,
+    ) -> NoiseChoice:
         """Fit what is to be fitted, and build.
 
         Args:
             actions: Clean normalised action chunks of all training windows (N, T, A), as the selector will see them.
+            conditions: What selection compares of all training windows (N, C): noise is then chosen for what they
+                leave open of the actions. None: for the actions.
             progress: Called with the number of steps done by a long fit.
         """
         if self.name == COUPLED:
             cost, steps = self.options["cost"], self.options["fit_steps"]
             return NoiseChoice(couple=fit_coupling(actions, cost=cost, steps=steps, progress=progress))
         select = self.selector()
-        if self.potentials and isinstance(select, Assignment):
-            target = standardize(actions.flatten(1), None) if select.standardized else actions
-            select = replace(select, potentials=fit_potentials(target, cost=select.cost))
-        return NoiseChoice(select=select)
+        if conditions is None:
+            return NoiseChoice(select=self._with_potentials(select, actions))
+        prediction = fit_linear_prediction(conditions, actions)
+        residuals = ForResidual(select, prediction).residual(actions, conditions)
+        return NoiseChoice(select=ForResidual(self._with_potentials(select, residuals), prediction))
+
+    def _with_potentials(self, select: Selector, samples: Tensor) -> Selector:
+        """The selector, with potentials fitted to what it will see (N, T, A) if it takes any and they are wanted."""
+        if not self.potentials or not isinstance(select, Assignment):
+            return select
+        target = standardize(samples.flatten(1), None) if select.standardized else samples
+        return replace(select, potentials=fit_potentials(target, cost=select.cost))
 
 
 def noise_options(noise: dict[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float) -> NoiseOptions:
@@ -148,6 +171,37 @@ def counted(windows: Windows, mask: str, layout: Layout) -> Tensor | None:
     sent = torch.zeros(layout.horizon, dtype=torch.bool)
     sent[layout.sent] = True
     return windows.executed & sent.to(windows.executed.device)
+
+
+def require_selection(name: str, given: Mapping[str, str]) -> None:
+    """Refuse options of the selection where nothing is selected.
+
+    Args:
+        name: The noise.
+        given: Those options that are not at their defaults, and their values.
+
+    Raises:
+        ValueError: If there is one, and the noise is vanilla or picks its window itself.
+    """
+    for key, value in given.items():
+        if name in (COUPLED, "vanilla"):
+            raise ValueError(f"{key}={value}: noise={name} selects no noise for a sample; leave {key}= out")
+
+
+def diffusion_levels(text: str, chain: int) -> range | None:
+    """Read the diffusion steps at which the chosen noise is used: `all` (None), or such as `50..99`.
+
+    Raises:
+        ValueError: If the text is neither, or no range of steps of the chain.
+    """
+    if text == "all":
+        return None
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if not ends or not int(ends[1]) <= int(ends[2]) < chain:
+        raise ValueError(
+            f"select_at={text}: write all, or diffusion steps such as 0..{chain // 2 - 1} (0 to {chain - 1} are there)"
+        )
+    return range(int(ends[1]), int(ends[2]) + 1)
 
 
 def audit_row(

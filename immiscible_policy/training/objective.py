@@ -30,6 +30,7 @@ class PolicyObjective:
         accumulate: Micro-batches that a batch is cut into.
         seed: Training seed.
         counted: Which actions of each window enter the selection's distance (N, T), or None for all.
+        levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
     """
@@ -44,12 +45,14 @@ class PolicyObjective:
         accumulate: int,
         seed: int,
         counted: Tensor | None = None,
+        levels: range | None = None,
         crop: int | None = None,
     ) -> None:
         self.policy = policy
         self.windows = windows
         self.noise = noise
         self.counted = counted
+        self.levels = levels
         self.crop = crop
         self.accumulate = accumulate
         self.seed = seed
@@ -70,14 +73,7 @@ class PolicyObjective:
 
     def observed(self, batch: Windows, step: int) -> Any:
         """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
-        if batch.footage is None:
-            return batch.obs
-        generator, seen = torch_generator(batch.obs.device, "crop", self.seed, step), batch.footage.step
-        views = [
-            frames[seen] if self.crop is None else random_crop(frames, seen, self.crop, generator)
-            for frames in batch.footage.frames.values()
-        ]
-        return Pictured(batch.obs, torch.stack(views, dim=2))
+        return observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step))
 
     def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Any:
         """The windows of a step, with noise chosen for them."""
@@ -90,6 +86,7 @@ class PolicyObjective:
             step=step,
             generator=generator,
             mask=self.mask(rows),
+            levels=self.levels,
         )
 
     def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Any:
@@ -103,6 +100,24 @@ class PolicyObjective:
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""
         return self.policy.loss(batch)
+
+
+def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> Any:
+    """What a policy sees in windows: numbers (B, O, Do), with camera frames, cut out at random, where there are any."""
+    if windows.footage is None:
+        return windows.obs
+    seen = windows.footage.step
+    views = [
+        frames[seen] if crop is None else random_crop(frames, seen, crop, generator)
+        for frames in windows.footage.frames.values()
+    ]
+    return Pictured(windows.obs, torch.stack(views, dim=2))
+
+
+def conditions(policy: ChunkPolicy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
+    """What selection compares of windows (N, C), a thousand at a time."""
+    rows = torch.arange(len(windows), device=windows.action.device).split(1000)
+    return torch.cat([policy.condition(observed(windows[each], crop, generator)) for each in rows])
 
 
 def micro_batches(batch: Any, parts: int) -> list[Any]:

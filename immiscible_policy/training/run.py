@@ -27,10 +27,18 @@ from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import check_method
-from immiscible_policy.randomness import derive_seed
+from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.config import SCHEMA, TrainConfig
-from immiscible_policy.training.noise import COUPLED, NoiseChoice, NoiseOptions, audit_row, counted, noise_options
-from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
+from immiscible_policy.training.noise import (
+    NoiseChoice,
+    NoiseOptions,
+    audit_row,
+    counted,
+    diffusion_levels,
+    noise_options,
+    require_selection,
+)
+from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder, conditions
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.training import Report, Training
@@ -49,6 +57,7 @@ class Parts(NamedTuple):
         validation: Windows held out, or None.
         spec: The policy's sizes.
         counted: Which actions of the training windows enter the selection's distance, or None for all.
+        levels: Diffusion steps at which the chosen noise is used, or None for all.
         noise: How the noise is chosen.
         sampler: How evaluation denoises.
         starts: Start seeds of every evaluation.
@@ -60,6 +69,7 @@ class Parts(NamedTuple):
     validation: Windows | None
     spec: PolicySpec
     counted: Tensor | None
+    levels: range | None
     noise: NoiseOptions
     sampler: Sampler
     starts: list[int]
@@ -82,10 +92,10 @@ def build_parts(config: TrainConfig) -> Parts:
     validation = _windows(config, demos.select(held_out), layout) if len(held_out) else None
     per_epoch = len(windows) / config.batch_size
     noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
-    if noise.name in (COUPLED, "vanilla") and config.mask != "none":
-        raise ValueError(
-            f"mask={config.mask}: noise={noise.name} measures no distance that it could enter; use mask=none"
-        )
+    defaults = {"mask": "none", "select_for": "action", "select_at": "all"}
+    require_selection(noise.name, {key: getattr(config, key) for key, plain in defaults.items()
+                                   if getattr(config, key) != plain})  # fmt: skip
+    levels = diffusion_levels(config.select_at, config.diffusion_steps)
     spec = PolicySpec(
         obs=config.obs,
         obs_dim=windows.obs.shape[-1],
@@ -106,7 +116,7 @@ def build_parts(config: TrainConfig) -> Parts:
         Agent(build_policy(spec), spec, sampler)
     mask = counted(windows, config.mask, layout)
     data_hash = content_hash(demos, images=config.obs == "image" and config.images == "stored")
-    return Parts(demos, data_hash, windows, validation, spec, mask, noise, sampler, starts)
+    return Parts(demos, data_hash, windows, validation, spec, mask, levels, noise, sampler, starts)
 
 
 def _windows(config: TrainConfig, demos: Demonstrations, layout: Layout) -> Windows:
@@ -136,14 +146,16 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
 
     def prepare() -> Work:
         state, policy = build_state(config, parts, seed)
+        windows = parts.training.to(config.device)
         objective = PolicyObjective(
             policy,
-            parts.training.to(config.device),
-            _fitted(parts, policy, seed, report),
+            windows,
+            _fitted(config, parts.noise, policy, windows, seed, report),
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed,
             counted=None if parts.counted is None else parts.counted.to(config.device),
+            levels=parts.levels,
             crop=config.crop,
         )
         episodes = seed_directory(run, seed) / "episodes.csv"
@@ -171,15 +183,19 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
     return initial_state(config, policy, seed), policy
 
 
-def _fitted(parts: Parts, policy: ChunkPolicy, seed: int, report: Report) -> NoiseChoice:
-    """What chooses the noise, its potentials fitted to the training windows; a function of these alone."""
-    device = policy.action.scale.device
+def _fitted(
+    config: TrainConfig, noise: NoiseOptions, policy: ChunkPolicy, windows: Windows, seed: int, report: Report
+) -> NoiseChoice:
+    """What chooses the noise, fitted to the training windows where there is something to fit; a function of these."""
 
     def progress(done: int) -> None:
-        report({"event": "fitting", "seed": seed, "done": done, "steps": parts.noise.options["fit_steps"]})
+        report({"event": "fitting", "seed": seed, "done": done, "steps": noise.options["fit_steps"]})
 
     with torch.no_grad():
-        return parts.noise.build(policy.clean(parts.training.action.to(device)), progress)
+        seen = None
+        if config.select_for == "residual":
+            seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
+        return noise.build(policy.clean(windows.action), seen, progress)
 
 
 def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:

@@ -74,6 +74,18 @@ def test_noised_batch_by_hand(data_scale):
     assert ((batch.t >= 0) & (batch.t < 100)).all()
 
 
+def test_chosen_noise_is_used_at_its_levels_and_plain_noise_at_the_others():
+    policy = make_policy(GaussianDenoiser(0, 1))
+    batch = policy.noised(
+        torch.zeros(4000, 2, 2), torch.zeros(4000, 16, 2), lambda x, **_: torch.full_like(x, 7.0), step=0,
+        generator=torch.Generator().manual_seed(0), levels=range(30, 60),
+    )  # fmt: skip
+    inside = (batch.t >= 30) & (batch.t < 60)
+    assert 0 < inside.sum() < 4000 and (batch.noise[inside] == 7).all()
+    assert float(batch.noise[~inside].mean()) == pytest.approx(0, abs=0.02)
+    assert float(batch.noise[~inside].std()) == pytest.approx(1, abs=0.02)
+
+
 def test_loss_by_hand():
     """Predicting zero where the noise is e costs the mean of e^2."""
     zero = torch.nn.Module()

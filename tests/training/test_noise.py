@@ -1,18 +1,19 @@
 """From noise options to selectors: schedules in epochs, potentials, masks, couplings."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.windows import Layout, make_windows
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import ForResidual, fit_linear_prediction, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.training.config import compose_config
-from immiscible_policy.training.noise import NoiseChoice, counted, noise_options
-from immiscible_policy.training.objective import PolicyObjective
+from immiscible_policy.training.noise import NoiseChoice, counted, diffusion_levels, noise_options
+from immiscible_policy.training.objective import PolicyObjective, conditions
 from immiscible_policy.training.run import build_parts, build_state
 from tests.training.helpers import command, refused, write_small_store
 
@@ -31,6 +32,45 @@ def objective(store, choice, **options):
     parts = build_parts(config)
     _, policy = build_state(config, parts, seed=0)
     return PolicyObjective(policy, parts.training, choice, batch_size=16, accumulate=1, seed=0, **options)
+
+
+def test_levels_are_read_and_refused():
+    assert diffusion_levels("all", 100) is None
+    assert list(diffusion_levels("0..49", 100)) == list(range(50)) and list(diffusion_levels("99..99", 100)) == [99]
+    for text in ("50", "50..100", "60..50", "high", "-1..5"):
+        with pytest.raises(
+            ValueError, match=f"select_at={re.escape(text)}: write all, or diffusion steps such as 0..49"
+        ):
+            diffusion_levels(text, 100)
+
+
+def test_levels_reach_the_batches(store):
+    chosen = NoiseChoice(lambda x, **_: torch.full_like(x, 7.0))
+    (batch,) = objective(store, chosen, levels=range(50)).batches(0)
+    assert torch.equal((batch.noise == 7).all(dim=(1, 2)), batch.t < 50) and 0 < (batch.t < 50).sum() < 16
+
+
+def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_potentials(store):
+    plain = objective(store, NoiseChoice(make_selector("vanilla")))
+    actions, seen = plain.policy.clean(plain.windows.action), conditions(plain.policy, plain.windows, None, None)
+    options = noise_options({"name": "linear", "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
+    select = options.build(actions, seen).select
+    expected = fit_linear_prediction(seen, actions)
+    assert torch.equal(select.prediction.weights, expected.weights)
+    rest = actions - expected(seen).reshape(actions.shape)
+    same = options.build(rest).select.potentials
+    assert all(torch.allclose(a, b) for a, b in zip(select.select.potentials.weights, same.weights, strict=True))
+    cold = ForResidual(make_selector("linear"), expected)
+    first, second = (objective(store, NoiseChoice(each)).batches(3)[0] for each in (select, cold))
+    assert torch.equal(first.noise, second.noise)
+
+
+@pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "mask=padding"])
+@pytest.mark.parametrize("name", ["vanilla", "semidiscrete"])
+def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word, name):
+    config = compose_config(["experiment=debug", f"data={store}", "device=cpu", f"noise={name}", word])
+    with pytest.raises(ValueError, match=f"{word}: noise={name} selects no noise for a sample"):
+        build_parts(config)
 
 
 def test_epochs_become_steps():
