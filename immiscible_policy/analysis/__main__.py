@@ -7,7 +7,10 @@ from pathlib import Path
 from immiscible_policy.cli import run
 from immiscible_policy.experiment import Experiments
 
-NAMES = ("selectors", "distances", "timing", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy")
+NAMES = (
+    "selectors", "distances", "timing", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy",
+    "samplers", "foretell",
+)  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.analysis", NAMES, Path("runs/analysis"))
 
 

@@ -189,9 +189,15 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     Potentials are left out as well: they change its speed alone.
 
     Raises:
-        CommandError: If the checkpoint names none, as that of a training in which the noise picks its window.
+        CommandError: If the checkpoint names none, as that of a training in which the noise picks its window, or if
+            noise was chosen for residuals, whose prediction no checkpoint keeps.
     """
-    recorded = checkpoint.metadata.get("config", {}).get("noise", {})
+    config = checkpoint.metadata.get("config", {})
+    recorded = config.get("noise", {})
+    if config.get("select_for", "action") != "action":
+        raise CommandError(
+            f"{checkpoint.path}: trained with select_for={config['select_for']}; needs select_for=action"
+        )
     if recorded.get("name") not in SELECTORS:
         known = ", ".join(SELECTORS)
         raise CommandError(f"{checkpoint.path}: trained with noise={recorded.get('name')}; steps knows {known}")
