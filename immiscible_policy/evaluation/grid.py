@@ -1,7 +1,7 @@
 """The table of a grid of runs: every arm's scores, and its paired difference from the first arm.
 
-For coverage and reward, per training seed and pooled: mean of the last ten checkpoints and largest checkpoint, as
-`summary` defines them; differences and their intervals as `compare` does. Steps and seconds to a share of the first
+For coverage and reward, per training seed and pooled: mean of the last ten checkpoints, the last one, and the largest,
+as `summary` defines them; differences and their intervals as `compare` does. Steps and seconds to a share of the first
 arm's maximum are those of the first evaluated checkpoint that reaches it; seconds count training alone. What selection
 did to the noise is the audit of the last evaluation.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from immiscible_policy.evaluation.compare import Comparison, compare
-from immiscible_policy.evaluation.plots import COLOURS, learning_curves, save_figure
+from immiscible_policy.evaluation.plots import COLOURS, arms_figure, learning_curves, save_figure
 from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
-from immiscible_policy.evaluation.statistics import Interval, mean_interval
+from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
 from immiscible_policy.evaluation.summary import Scores, scores
 from immiscible_policy.evaluation.text import finite, table
 from immiscible_policy.provenance import provenance, run_origin, without_places
@@ -34,7 +34,7 @@ PUBLISHED = {
 SHARES = (0.80, 0.90, 0.95)
 AUDIT = ("noise/distance_percent", "noise/correlation", "noise/prior_shift", "noise/squared_norm")
 METRICS = ("coverage", "reward")
-KINDS = ("last10", "max")
+KINDS = ("last10", "last", "max")
 
 Figures = dict[str, Any]
 
@@ -70,9 +70,21 @@ def write_grid(out: Path, name: str, arms: Sequence[str], seeds: Sequence[int]) 
     write_atomically(out / f"{name}.json", (json.dumps(finite(figures), indent=2, allow_nan=False) + "\n").encode())
     write_atomically(out / f"{name}.md", text.encode())
     if whole:
-        shown = dict(list(whole.items())[: len(COLOURS)])
-        save_figure(learning_curves({arm: scores(run.seeds) for arm, run in shown.items()}), out / f"{name}.png")
+        save_figure(_picture({arm: _scores(run, seeds) for arm, run in whole.items()}, arms[0]), out / f"{name}.png")
     return text
+
+
+def _picture(found: Mapping[str, Mapping[int, Scores]], first: str) -> Figure:
+    """Learning curves of a few arms; of more than there are colours, their scores and differences."""
+    if len(found) <= len(COLOURS) or first not in found:
+        return learning_curves(dict(list(found.items())[: len(COLOURS)]))
+    return arms_figure(
+        {arm: [float(row.mean()) for row in _readings(each, "coverage", "last")] for arm, each in found.items()},
+        {arm: _pooled(each, "coverage", "last") for arm, each in found.items()},
+        {arm: _difference(each, found[first], "coverage", "last") for arm, each in found.items() if arm != first},
+        "coverage, last checkpoint",
+        first,
+    )
 
 
 def missing_seeds(run: Run | None, seeds: Sequence[int]) -> list[int]:
@@ -85,37 +97,54 @@ def missing_seeds(run: Run | None, seeds: Sequence[int]) -> list[int]:
 
 def _arm(run: Run, first: Run | None, seeds: Sequence[int]) -> Figures:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
-    found = {seed: of_seed for seed, of_seed in scores(run.seeds).items() if seed in seeds}
+    found = _scores(run, seeds)
     figures: Figures = {
         "missing_seeds": [],
         "origin": run_origin(run.dir),
         "steps": run.config["steps"],
-        "scores": {metric: {kind: _pooled(found, metric, kind) for kind in KINDS} for metric in METRICS},
+        "scores": {metric: {kind: _interval(_pooled(found, metric, kind)) for kind in KINDS} for metric in METRICS},
         "seeds": {str(seed): _means(each) for seed, each in found.items()},
         "noise": _last_audit(run.dir, seeds),
     }
     if first is not None:
         figures["to_quality"] = _to_quality(run, found, scores(first.seeds))
         if first is not run:
-            figures["difference"] = _differences(compare(run, first))
+            figures["difference"] = _differences(found, _scores(first, seeds))
     return figures
+
+
+def _scores(run: Run, seeds: Sequence[int]) -> dict[int, Scores]:
+    """The scores of the grid's seeds."""
+    return {seed: of_seed for seed, of_seed in scores(run.seeds).items() if seed in seeds}
 
 
 def _means(found: Scores) -> Figures:
     return {metric: {kind: float(_reading(found, metric, kind).mean()) for kind in KINDS} for metric in METRICS}
 
 
-def _pooled(found: Mapping[int, Scores], metric: str, kind: str) -> Figures:
-    return _interval(mean_interval(np.stack([_reading(each, metric, kind) for each in found.values()])))
+def _pooled(found: Mapping[int, Scores], metric: str, kind: str) -> Interval:
+    return mean_interval(_readings(found, metric, kind))
 
 
-def _reading(found: Scores, metric: str, kind: str) -> np.ndarray:
+def _readings(found: Mapping[int, Scores], metric: str, kind: str) -> Array:
+    """Scores of one kind (seeds, starts)."""
+    return np.stack([_reading(each, metric, kind) for each in found.values()])
+
+
+def _reading(found: Scores, metric: str, kind: str) -> Array:
+    if kind == "last":
+        return found.values[metric][-1]
     return found.last10(metric) if kind == "last10" else found.best(metric)[1]
 
 
-def _differences(comparison: Comparison) -> Figures:
-    found = {(result.metric, result.kind): result.difference for result in comparison.results}
-    return {metric: {kind: _interval(found[metric, kind]) for kind in KINDS} for metric in METRICS}
+def _differences(found: Mapping[int, Scores], first: Mapping[int, Scores]) -> Figures:
+    return {metric: {kind: _interval(_difference(found, first, metric, kind)) for kind in KINDS} for metric in METRICS}
+
+
+def _difference(found: Mapping[int, Scores], first: Mapping[int, Scores], metric: str, kind: str) -> Interval:
+    """Paired by seed and start: the runs of a grid have the same of both."""
+    arms = difference_arms(_readings(found, metric, kind), _readings(first, metric, kind), same_seeds=True)
+    return interval(arms)
 
 
 def _interval(found: Interval) -> Figures:
@@ -189,7 +218,8 @@ def markdown(name: str, figures: Figures) -> str:
 
 def _notes(arms: Figures, first: str) -> list[str]:
     notes = [
-        "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `max`: largest, "
+        "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
+        "them; `max`: the largest, "
         "chosen on the same starts and so flattered. Brackets: 95 % intervals for new training seeds and new starts. "
         f"Differences are paired by seed and start with {first}."
     ]
@@ -201,24 +231,30 @@ def _notes(arms: Figures, first: str) -> list[str]:
 
 
 def _score_table(metric: str, arms: Figures, complete: Figures, first: str, published: Figures) -> list[str]:
-    header = [metric, "last10", "max", f"last10 - {first}", f"max - {first}"]
+    header = [metric, *KINDS, *(f"{kind} - {first}" for kind in KINDS)]
     if published:
         header.append("published last10, max" if metric == "coverage" else "published / 0.95")
     rows = []
     for arm in arms:
         each = complete.get(arm)
-        cells = ["incomplete"] * 4 if each is None else [_cell(each["scores"][metric][kind]) for kind in KINDS] + [
-            _cell(each["difference"][metric][kind], signed=True) if "difference" in each else "" for kind in KINDS
-        ]  # fmt: skip
+        cells = ["incomplete"] * 2 * len(KINDS) if each is None else _cells(each, metric)
         if published:
             cells.append(_published(published.get(arm), 1.0 if metric == "coverage" else 0.95))
         rows.append([arm, *cells])
     return table(header, rows)
 
 
+def _cells(arm: Figures, metric: str) -> list[str]:
+    """Scores, then differences from the first arm, which has none."""
+    own = [_cell(arm["scores"][metric][kind]) for kind in KINDS]
+    if "difference" not in arm:
+        return own + [""] * len(KINDS)
+    return own + [_cell(arm["difference"][metric][kind], signed=True) for kind in KINDS]
+
+
 def _published(found: dict[str, float] | None, unit: float) -> str:
     """The published pair; whether it is coverage, or reward times 0.95, the paper leaves open."""
-    return "" if found is None else ", ".join(f"{found[kind] / unit:.3f}" for kind in KINDS)
+    return "" if found is None else ", ".join(f"{found[kind] / unit:.3f}" for kind in ("last10", "max"))
 
 
 def _seed_table(complete: Figures) -> list[str]:

@@ -75,6 +75,46 @@ def comparison_figure(runs: Runs, differences: Mapping[str, Interval]) -> Figure
     return figure
 
 
+def arms_figure(
+    seeds: Mapping[str, Sequence[float]],
+    scores: Mapping[str, Interval],
+    differences: Mapping[str, Interval],
+    title: str,
+    first: str,
+) -> Figure:
+    """Many runs below each other: their scores, and their differences from the first.
+
+    Args:
+        seeds: Each run's score of every training seed.
+        scores: Each run's score with its interval.
+        differences: Of each other run from the first, paired.
+        title: What is scored.
+        first: The first run's name.
+
+    Returns:
+        The figure: dots are seeds, bars 95 % intervals, grey where they hold 0.
+    """
+    figure = Figure(figsize=(10.5, 0.3 * len(scores) + 1.2), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    right.axvline(0, color=GREY, linewidth=1)
+    for height, (name, score) in enumerate(reversed(list(scores.items()))):
+        left.plot([score.low, score.high], [height, height], color=COLOURS[0], linewidth=1.6)
+        left.scatter(seeds[name], [height] * len(seeds[name]), s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
+        if name in differences:
+            found = differences[name]
+            colour = "#000000" if found.excludes_zero else "#999999"
+            right.plot([found.low, found.high], [height, height], color=colour, linewidth=1.6)
+            right.plot([found.estimate], [height], marker="o", markersize=4, color=colour)
+    for axes, label in ((left, title), (right, f"less {first}, paired (grey: the interval holds 0)")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        axes.tick_params(labelsize=8)
+        axes.set_title(label, fontsize=9, loc="left")
+    left.set_yticks(range(len(scores)), list(reversed(list(scores))))
+    left.set_xlim(0, 1)
+    return figure
+
+
 def draw_curves(axes: Axes, runs: Runs, metric: str) -> None:
     """Draw one metric of several runs against training steps.
 

@@ -41,12 +41,34 @@ def test_scores_and_paired_differences(grid):
     vanilla, knn = (figures["arms"][arm] for arm in GAIN)
     assert vanilla["scores"]["coverage"]["last10"]["mean"] == pytest.approx(0.42)
     assert vanilla["scores"]["coverage"]["max"]["mean"] == pytest.approx(0.62)
+    assert vanilla["scores"]["coverage"]["last"]["mean"] == pytest.approx(0.62)
+    assert knn["difference"]["reward"]["last"]["mean"] == pytest.approx(0.1 / 0.95)
     assert knn["scores"]["reward"]["max"]["mean"] == pytest.approx(0.72 / 0.95)
     assert [vanilla["seeds"][str(seed)]["coverage"]["max"] for seed in range(3)] == pytest.approx([0.6, 0.62, 0.64])
     assert knn["difference"]["coverage"]["last10"]["mean"] == pytest.approx(0.1) and "difference" not in vanilla
     assert knn["difference"]["coverage"]["last10"]["low"] == pytest.approx(0.1)
     assert "| knn_k2 | 0.520 [" in text and "+0.100 [+0.100, +0.100]" in text
     assert (grid / "table2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_checkpoint_is_not_the_largest(grid):
+    write_run(grid / "falls", lambda seed, step, start: 0.9 - 0.2 * step / 500, (0, 1, 2), (500, 1000, 1500))
+    (grid / "falls" / "config.yaml").write_text(yaml.safe_dump({"steps": 1500, "noise": {"name": "falls"}}))
+    falls = found(grid, (*GAIN, "falls"))[0]["arms"]["falls"]
+    assert [falls["scores"]["coverage"][kind]["mean"] for kind in ("last10", "last", "max")] == pytest.approx(
+        [0.5, 0.3, 0.7]
+    )
+    assert falls["difference"]["coverage"]["last"]["mean"] == pytest.approx(0.3 - 0.62)
+
+
+def test_many_arms_are_drawn_below_each_other(grid):
+    names = [f"arm_{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        write_arm(grid / name, 0.01 * i)
+    found(grid, (*GAIN, *names), name="when")
+    found(grid, (*GAIN, *names[:7]), name="shorter")
+    tall, shorter = (int.from_bytes((grid / f"{name}.png").read_bytes()[20:24], "big") for name in ("when", "shorter"))
+    assert tall > shorter  # in pixels: a line for each arm
 
 
 def test_published_figures_stand_beside_in_both_readings(grid):
