@@ -30,18 +30,19 @@ from immiscible_policy.training.checkpoint import Checkpoint
 USAGE = """\
 usage: python -m immiscible_policy.analysis samplers runs=DIR,DIR [KEY=VALUE ...]
 
-Rolls the newest checkpoints of runs out under many samplers, each compared with the first run in pairs.
+Rolls the newest checkpoints of runs out under many samplers; compares runs, and samplers, with the first in pairs.
 
 A sampler is written as a scheme and its steps: ddim10, ddpm100, dpmpp5; drafted10 and renoised10 sample with DDIM and
 noise that follows the law which the policy was trained with, for runs of noise=vanilla and noise=knn (see
-immiscible_policy/analysis/training_law.py). Differences from the first run are paired by training seed and start.
+immiscible_policy/analysis/training_law.py). Differences from the first run under the same sampler, and from the first
+sampler of the same run, are paired by training seed and start.
 
   python -m immiscible_policy.analysis samplers runs=runs/vanilla,runs/knn
   python -m immiscible_policy.analysis samplers runs=runs/vanilla,runs/knn samplers=ddim10,ddpm100
 """
 OPTIONS = {
     "runs": RUNS,
-    "samplers": Option(str, "ddim5,ddim10,ddim16,ddpm100,dpmpp5,dpmpp10", "schemes with their steps"),
+    "samplers": Option(str, "ddim10,ddim5,ddim16,ddpm100,dpmpp2,dpmpp5,dpmpp10", "schemes with their steps"),
     "episodes": Option(int, 50, "starts"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds"),
 }
@@ -121,30 +122,32 @@ def read_schemes(text: str) -> list[Scheme]:
 def summarise(
     found: Mapping[tuple[str, Scheme], Scores], seeds: Mapping[str, list[int]], schemes: Sequence[Scheme]
 ) -> Document:
-    """Means and differences from the first run, by run, sampler and metric.
+    """Means, and differences from the first run and from the first sampler, by run, sampler and metric.
 
     Args:
         found: Scores of each run under each sampler that it takes.
         seeds: The training seeds of the runs, the first of which is compared with.
-        schemes: The samplers.
+        schemes: The samplers, the first of which is compared with.
     """
     first = next(iter(seeds))
     results: Document = {run: {} for run in seeds}
     for run, scheme in [(run, scheme) for run in seeds for scheme in schemes if (run, scheme) in found]:
-        base = found.get((first, scheme)) if run != first else None
+        of_run = found.get((first, scheme)) if run != first else None
+        of_sampler = found.get((run, schemes[0])) if scheme != schemes[0] else None
         results[run][scheme.text] = {
-            metric: _summary(own, None if base is None else base[metric], seeds[run] == seeds[first])
+            metric: {"score": _figures(mean_interval(own))}
+            | _difference("from_run", own, of_run, metric, seeds[run] == seeds[first])
+            | _difference("from_sampler", own, of_sampler, metric, True)
             for metric, own in found[run, scheme].items()
         }
-    return {"compared_with": first, "runs": results}
+    return {"compared_with": first, "sampler_compared_with": schemes[0].text, "runs": results}
 
 
-def _summary(own: Array, base: Array | None, same_seeds: bool) -> Document:
-    """The mean of scores (seeds, starts), and the difference from another run's if there is one."""
-    score = {"score": _figures(mean_interval(own))}
+def _difference(name: str, own: Array, base: Scores | None, metric: str, same_seeds: bool) -> Document:
+    """The difference of scores (seeds, starts) from others, if there are any, by its name."""
     if base is None:
-        return score
-    return score | {"difference": _figures(interval(difference_arms(own, base, same_seeds=same_seeds)))}
+        return {}
+    return {name: _figures(interval(difference_arms(own, base[metric], same_seeds=same_seeds)))}
 
 
 def seed_of(checkpoint: Checkpoint) -> int:
@@ -189,14 +192,19 @@ def _scores(
 
 def describe(figures: Document) -> str:
     """The findings as Markdown."""
-    first, runs = figures["compared_with"], figures["runs"]
+    first, sampler, runs = figures["compared_with"], figures["sampler_compared_with"], figures["runs"]
     schemes = list(dict.fromkeys(scheme for found in runs.values() for scheme in found))
-    means = [[run, *(_cell(found.get(scheme), "score") for scheme in schemes)] for run, found in runs.items()]
-    differences = [
-        [run, *(_cell(found.get(scheme), "difference") for scheme in schemes)]
-        for run, found in runs.items()
-        if run != first
-    ]
+
+    def rows(kind: str) -> list[list[str]]:
+        cells = {run: [_cell(found.get(scheme), kind) for scheme in schemes] for run, found in runs.items()}
+        return [[run, *each] for run, each in cells.items() if any(each)]
+
+    parts = [table(["coverage", *schemes], rows("score"))]
+    if rows("from_run"):
+        parts.append(table([f"less {first}", *schemes], rows("from_run")))
+    if rows("from_sampler"):
+        parts.append(table([f"less {sampler}", *schemes], rows("from_sampler")))
+    tables = "\n\n".join(parts)
     return f"""\
 ## The same policies under other samplers
 
@@ -204,9 +212,7 @@ Coverage of the goal over {figures["starts"]} starts, mean over training seeds, 
 checkpoint of each seed. `drafted` and `renoised` sample with noise that follows the law of the policy's own training,
 `drafted` in twice the steps; with plain noise `drafted` starts anew, and `renoised` is the control.
 
-{table(["coverage", *schemes], means)}
-
-{table([f"less {first}", *schemes], differences) if differences else ""}
+{tables}
 
 Differences are paired by training seed and start; an interval that holds 0 shows no difference.
 """
@@ -215,7 +221,7 @@ Differences are paired by training seed and start; an interval that holds 0 show
 def _cell(found: Document | None, kind: str) -> str:
     if found is None or kind not in found["coverage"]:
         return ""
-    each, number = found["coverage"][kind], "{:+.3f}" if kind == "difference" else "{:.3f}"
+    each, number = found["coverage"][kind], "{:.3f}" if kind == "score" else "{:+.3f}"
     return f"{number.format(each['mean'])} [{number.format(each['low'])}, {number.format(each['high'])}]"
 
 

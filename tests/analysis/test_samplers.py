@@ -113,10 +113,15 @@ def test_differences_by_hand():
     found = {("a", ten): {"coverage": base}, ("b", ten): {"coverage": other}}
     paired = summarise(found, {"a": [0, 1], "b": [0, 1]}, [ten])["runs"]
     assert paired["a"]["ddim10"]["coverage"]["score"]["mean"] == pytest.approx(0.4)
-    assert "difference" not in paired["a"]["ddim10"]["coverage"]
-    difference = paired["b"]["ddim10"]["coverage"]["difference"]
+    assert list(paired["a"]["ddim10"]["coverage"]) == ["score"]
+    difference = paired["b"]["ddim10"]["coverage"]["from_run"]
     assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
-    unpaired = summarise(found, {"a": [0, 1], "b": [2, 3]}, [ten])["runs"]["b"]["ddim10"]["coverage"]["difference"]
+    five = Scheme("ddim", 5)
+    of_sampler = summarise(
+        {("a", ten): {"coverage": base}, ("a", five): {"coverage": other}}, {"a": [0, 1]}, [ten, five]
+    )
+    assert of_sampler["runs"]["a"]["ddim5"]["coverage"]["from_sampler"]["mean"] == pytest.approx(0.1)
+    unpaired = summarise(found, {"a": [0, 1], "b": [2, 3]}, [ten])["runs"]["b"]["ddim10"]["coverage"]["from_run"]
     assert unpaired["mean"] == pytest.approx(0.1) and unpaired["low"] < 0 < unpaired["high"]
 
 
@@ -133,7 +138,7 @@ def test_the_experiment_rolls_out_every_run_under_every_sampler_it_takes(tmp_pat
     found = samplers.measure(OPTIONS | {"runs": ",".join(runs), "samplers": "ddim1,renoised1", "episodes": 2})
     results = found.figures["runs"]
     assert list(results["vanilla"]) == ["ddim1", "renoised1"] and list(results["linear"]) == ["ddim1"]
-    same = results["linear"]["ddim1"]["coverage"]["difference"]  # the same weights, starts and noises
+    same = results["linear"]["ddim1"]["coverage"]["from_run"]  # the same weights, starts and noises
     assert same["mean"] == same["low"] == same["high"] == 0
     assert "| linear | +0.000 [+0.000, +0.000] |  |" in found.text
 
