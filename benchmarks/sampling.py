@@ -151,7 +151,7 @@ def time_chunks(
         candidates[f"{OURS} {_label(sampler)}"] = partial(seconds_of, sampler)
         candidates[f"{PLAIN} {_label(sampler)}"] = partial(seconds_of, replace(sampler, engine="eager"))
         candidates[f"{FLOOR} {_label(sampler)}"] = partial(floor, sampler)
-        if peer is not None and sampler.name != "dpmpp":
+        if peer is not None and sampler.name in ("ddim", "ddpm"):
             options = _peer_options(spec, sampler, envs, str(device))
             candidates[f"{PEER} {_label(sampler)}"] = partial(_peer_seconds, peer, options)
     seconds = take_turns(candidates, turns)

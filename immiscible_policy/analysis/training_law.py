@@ -5,7 +5,7 @@ observation. Two ways to close that gap without training again, both around the 
 
     drafted    a first sampling from e ~ N(0, I) gives a draft x^; a second one starts from S(x^). Twice the steps.
     renoised   after every step, x_t' = sqrt(a') x_0 + sqrt(1 - a') S(x_0): the predicted chunk is noised anew as
-               training would noise it, a' = alpha-bar of the next step. With S plain this is a stochastic sampler, the
+               training would noise it, a' = alpha-bar of the next step. With S plain this is `sampler=renoise`, the
                control that shows what renoising alone does.
 
 Every row selects with its own source of randomness, so the selector has to choose within one sample, as KNN does.

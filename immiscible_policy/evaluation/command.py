@@ -36,7 +36,7 @@ OPTIONS = {
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean coverage in training) or last"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
-    "sampler": Option(str, "ddim", "ddim, ddpm or dpmpp (DPM-Solver++ 2M)"),
+    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
     "sampling_steps": Option(int, 10, "denoising steps"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "out": Option(Path, None, "write the episodes to this CSV file"),

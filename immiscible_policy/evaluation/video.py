@@ -54,7 +54,7 @@ OPTIONS = {
     "episodes": Option(int, 9, "number of starts, for legacy and fresh"),
     "columns": Option(int, 3, "tiles per row"),
     "size": Option(int, 256, "pixels per tile"),
-    "sampler": Option(str, "ddim", "ddim, ddpm or dpmpp (DPM-Solver++ 2M)"),
+    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
     "sampling_steps": Option(int, 10, "denoising steps"),
     "device": Option(str, "cpu", "cpu or cuda"),
 }

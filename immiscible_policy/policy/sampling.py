@@ -1,4 +1,4 @@
-"""Denoising as one unit: DDPM, DDIM and DPM-Solver++ are one recurrence with different numbers.
+"""Denoising as one unit: DDPM, DDIM, DPM-Solver++ and renoising are one recurrence with different numbers.
 
 With a = alpha-bar of the step t, a' that of the step after it (1 after the last), r the clipping range:
 
@@ -7,7 +7,7 @@ With a = alpha-bar of the step t, a' that of the step after it (1 after the last
 
 where x_0' is the x_0 of the step before and xi ~ N(0, I).
 
-Of a chain of C steps, S steps visit these, backwards: DDPM and DDIM 0, d, 2d, ... with d = C / S rounded down, as
+Of a chain of C steps, S visit these, backwards: all but DPM-Solver++ 0, d, 2d, ... with d = C / S rounded down, as
 published ("leading" spacing in diffusers; for C = 100 they start at 90 with S = 10, and at 50 with S = 2); DPM-Solver++
 C - 1, C - 1 - C / S, ..., rounded ("trailing"), so that it starts where the chain ends however few its steps are.
 
@@ -28,12 +28,13 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from immiscible_policy.capture import capture
 from immiscible_policy.policy.unet import ConditionalUnet1d
 
-SAMPLERS = ("ddim", "ddpm", "dpmpp")
+SAMPLERS = ("ddim", "ddpm", "dpmpp", "renoise")
 ENGINES = ("fast", "eager")
 
 
@@ -42,8 +43,10 @@ class Sampler:
     """How to denoise.
 
     Attributes:
-        name: `ddpm` (Ho et al., 2020), `ddim` without noise of its own (Song et al., 2021), or `dpmpp`:
-            DPM-Solver++ 2M (Lu et al., 2022), DDIM with a second-order correction from the step before.
+        name: `ddpm` (Ho et al., 2020), `ddim` without noise of its own (Song et al., 2021), `dpmpp`:
+            DPM-Solver++ 2M (Lu et al., 2022), DDIM with a second-order correction from the step before, or `renoise`:
+            the other end of DDIM's family, every predicted chunk noised anew to the next step's level. It comes
+            nearer to the mean of what fits the observation: samples spread less than the data do.
         steps: Denoising steps, at most as many as the noising chain has.
         engine: `fast` runs them as one unit, `eager` step by step through diffusers; the same up to rounding.
 
@@ -51,7 +54,7 @@ class Sampler:
         ValueError: If the name or the engine is unknown or steps < 1.
     """
 
-    name: Literal["ddim", "ddpm", "dpmpp"] = "ddim"
+    name: Literal["ddim", "ddpm", "dpmpp", "renoise"] = "ddim"
     steps: int = 10
     engine: Literal["fast", "eager"] = "fast"
 
@@ -114,7 +117,7 @@ def denoising_steps(sampler: Sampler, alphas_cumprod: Tensor) -> list[Step]:
     a = [float(alphas_cumprod[t]) for t in sampler.timesteps(len(alphas_cumprod))] + [1.0]
     if sampler.name == "dpmpp":
         return [_dpmpp(a[max(i - 1, 0)], a[i], a[i + 1]) for i in range(sampler.steps)]
-    step = _ddim if sampler.name == "ddim" else _ddpm
+    step = {"ddim": _ddim, "ddpm": _ddpm, "renoise": _renoise}[sampler.name]
     return [step(*pair) for pair in zip(a[:-1], a[1:], strict=True)]
 
 
@@ -133,6 +136,11 @@ def _ddpm(a: float, after: float) -> Step:
         clean=math.sqrt(after) * (1 - alpha) / rest,
         fresh=math.sqrt((1 - after) / rest * (1 - alpha)),
     )
+
+
+def _renoise(a: float, after: float) -> Step:
+    """Song et al. (2021), equation 12 with the largest sigma, sqrt(1 - a'), as in consistency models."""
+    return Step(math.sqrt(a), math.sqrt(1 - a), clean=math.sqrt(after), fresh=math.sqrt(1 - after))
 
 
 def _dpmpp(before: float, a: float, after: float) -> Step:
@@ -246,6 +254,26 @@ class ClippedDPMSolver(DPMSolverMultistepScheduler):
         return super().convert_model_output(model_output, sample=sample).clamp(-limit, limit)
 
 
+class RenoisingScheduler(DDIMScheduler):
+    """DDIM's other end: the clean sample that is predicted, noised anew to the level of the next step.
+
+    Theirs gets there by an `eta` that differs from step to step, up to the root of a rounding error.
+    """
+
+    def step(  # type: ignore[override]
+        self, model_output: Tensor, timestep: int, sample: Tensor, *, generator: Any, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """The next sample, from the predicted noise; the last is clean."""
+        step: Any = super().step(model_output, timestep, sample)
+        clean: Tensor = step.pred_original_sample
+        following = int(timestep) - self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
+        if following < 0:
+            return (clean,)
+        a = self.alphas_cumprod[following]
+        fresh = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        return (a.sqrt() * clean + (1 - a).sqrt() * fresh,)
+
+
 Scheduler = DDPMScheduler | DDIMScheduler | ClippedDPMSolver
 
 
@@ -272,6 +300,8 @@ def diffusers_scheduler(sampler: Sampler, chain: int, clip: float) -> Scheduler:
     scheduler: DDPMScheduler | DDIMScheduler
     if sampler.name == "ddim":
         scheduler = DDIMScheduler(**options)
+    elif sampler.name == "renoise":
+        scheduler = RenoisingScheduler(**options)
     else:
         scheduler = DDPMScheduler(**options, variance_type="fixed_small")
     scheduler.set_timesteps(sampler.steps)

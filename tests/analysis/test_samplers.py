@@ -11,6 +11,7 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.training.checkpoint import save_checkpoint
 
 SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
@@ -96,6 +97,11 @@ def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     for source in sources:
         torch.randn(16, 2, generator=source)
     assert drafted == pytest.approx(agent.act(observations, sources), abs=1e-2)
+
+
+def test_plain_noise_makes_renoising_the_sampler_of_that_name(policy):
+    renoised = TrainingLawAgent(Agent(policy, SPEC, law_sampler(4)), "renoised", make_selector("vanilla"))
+    assert act(renoised) == pytest.approx(act(Agent(policy, SPEC, Sampler("renoise", 4))), abs=1e-2)
 
 
 def test_schemes_are_read_and_refused():

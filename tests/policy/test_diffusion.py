@@ -118,6 +118,26 @@ def test_samplers_recover_an_analytic_gaussian(sampler, data_scale):
     assert float(normalised.std()) == pytest.approx(0.1, rel=0.2)
 
 
+@pytest.mark.parametrize("steps", [5, 20])
+def test_renoising_narrows_a_gaussian_as_by_hand(steps):
+    """Each prediction is the posterior mean, noised anew, so a variance v becomes g^2 (a v + 1 - a), less than s^2.
+
+    Here g = sqrt(a) s^2 / (a s^2 + 1 - a) and s^2 is the variance of the data.
+    """
+    mean, std, alphas = 0.3, 0.2, squared_cosine_alphas(100)
+    sampler = Sampler("renoise", steps)
+    centre, variance = 0.0, 0.0
+    for i, a in enumerate(alphas[sampler.timesteps(100)].tolist()):
+        gain = a**0.5 * std**2 / (a * std**2 + 1 - a)
+        seen_mean, seen_variance = (a**0.5 * centre, a * variance + 1 - a) if i else (0.0, 1.0)  # starts from N(0, 1)
+        centre, variance = mean + gain * (seen_mean - a**0.5 * mean), gain**2 * seen_variance
+    policy = make_policy(GaussianDenoiser(mean, std))
+    normalised = policy.action.normalize(policy.sample(torch.zeros(2000, 2, 2), sampler, generators(2000)))
+    assert float(normalised.mean()) == pytest.approx(centre, abs=0.005)
+    assert float(normalised.std()) == pytest.approx(variance**0.5, rel=0.03, abs=0.002)
+    assert float(normalised.std()) < 0.95 * std
+
+
 def test_more_ddim_steps_come_closer_to_the_data():
     policy = make_policy(GaussianDenoiser(0.3, 0.1))
 
@@ -129,7 +149,7 @@ def test_more_ddim_steps_come_closer_to_the_data():
     assert error(100) < error(20) < error(5)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "dpmpp"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp", "renoise"])
 def test_samples_stay_within_the_clipping_range_times_data_scale(name):
     policy = make_policy(GaussianDenoiser(5.0, 1.0), data_scale=2.0)
     chunk = policy.sample(torch.zeros(20, 2, 2), Sampler(name, 100), generators(20))
@@ -138,7 +158,9 @@ def test_samples_stay_within_the_clipping_range_times_data_scale(name):
 
 
 @pytest.mark.parametrize("engine", ["fast", "eager"])
-@pytest.mark.parametrize("sampler", [Sampler("ddpm", 20), Sampler("ddim", 5), Sampler("dpmpp", 5)])
+@pytest.mark.parametrize(
+    "sampler", [Sampler("ddpm", 20), Sampler("ddim", 5), Sampler("dpmpp", 5), Sampler("renoise", 5)]
+)
 def test_a_row_depends_on_its_own_generator_alone(sampler, engine):
     sampler = replace(sampler, engine=engine)
     policy = make_policy(GaussianDenoiser(0, 0.5))

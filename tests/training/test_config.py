@@ -116,7 +116,7 @@ def test_what_is_accepted_exists():
     from immiscible_policy.policy.diffusion import Sampler
     from immiscible_policy.training.engine import ENGINES
 
-    for name in ("ddim", "ddpm", "dpmpp"):
+    for name in ("ddim", "ddpm", "dpmpp", "renoise"):
         assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).sampler
     assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
 

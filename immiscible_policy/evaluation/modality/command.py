@@ -48,7 +48,7 @@ OPTIONS = {
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(int, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
-    "sampler": Option(str, "ddim", "ddim, ddpm or dpmpp (DPM-Solver++ 2M)"),
+    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
     "sampling_steps": Option(int, 10, "denoising steps"),
     "device": Option(str, "cpu", "cpu or cuda"),
 }
