@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.policy.sampling import SAMPLERS
 from immiscible_policy.training.options import RunConfig, Schema, require_known, require_positive
 
 IMAGE_KEYS = ("images", "cameras", "crop", "encoder_width", "shared_encoder")
@@ -86,7 +85,7 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
         "mask": ("none", "padding", "unsent"),
         "select_for": ("action", "residual"),
         "images": ("stored", "rendered"),
-        "sampler": SAMPLERS,
+        "sampler": ("ddim", "ddpm", "dpmpp", "renoise"),
     })  # fmt: skip
 
 
