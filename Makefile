@@ -3,6 +3,7 @@
 # make test    lint, types, and the default tests
 # make check   lint and types alone
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
+# make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup demo test check slow lock gpu peers lock-peers
+.PHONY: setup demo test check slow lock gpu peers lock-peers lerobot lock-lerobot
 
 setup: $(VENV)/.installed
 
@@ -75,3 +76,24 @@ lock-peers:
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_PACKAGES)
 	$(PEERS)/bin/python -m pip freeze --all --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-peers.lock
 	touch $(PEERS)/.installed
+
+# The LeRobot of today, which needs Python 3.12, with this project and its plugin as a user has them.
+LEROBOT := .venv-lerobot
+LEROBOT_PYTHON ?= python3.12
+LEROBOT_PACKAGES := 'lerobot[training,diffusion,pusht]==0.6.1' hatchling editables
+OURS := -e . -e ./lerobot_policy_immiscible
+
+lerobot: $(LEROBOT)/.installed
+
+$(LEROBOT)/.installed: requirements-lerobot.lock pyproject.toml lerobot_policy_immiscible/pyproject.toml
+	$(LEROBOT_PYTHON) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lerobot.lock
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(OURS)
+	touch $@
+
+# Make it anew from what fits together today, and pin it, for pip, without any index address.
+lock-lerobot:
+	$(LEROBOT_PYTHON) -m venv --clear $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check $(LEROBOT_PACKAGES) $(OURS)
+	$(LEROBOT)/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-lerobot.lock
+	touch $(LEROBOT)/.installed

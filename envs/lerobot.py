@@ -34,10 +34,14 @@ from envs.simulation import WORKSPACE
 
 CORNERS = np.concatenate([BAR[[3, 2, 1, 0]], STEM[[0, 3, 2, 1]]])
 """(8, 2) the T's corners in the block frame [px], in LeRobot's order."""
+TASK = "Push the T-shaped block onto the T-shaped target."
+"""The task in words, which LeRobot asks its environments and datasets for."""
 
 
 class CornersAndAgent(gymnasium.ObservationWrapper):
     """Shows the T's corners and the agent's place instead of the state, and starts where a seed says."""
+
+    task = task_description = TASK
 
     def __init__(self, env: PushTEnv) -> None:
         super().__init__(env)
@@ -47,8 +51,12 @@ class CornersAndAgent(gymnasium.ObservationWrapper):
         })  # fmt: skip
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode: at the published start of `seed` unless there are options, at any without a seed."""
-        published = {"legacy_seed": seed} if seed is not None and not options else options
+        """Begin an episode: at the published start of `seed` unless there are options, at any without a seed.
+
+        What LeRobot tells its own wrappers by an option `lerobot_...` is no option here.
+        """
+        chosen = {name: value for name, value in (options or {}).items() if not name.startswith("lerobot_")}
+        published = {"legacy_seed": seed} if seed is not None and not chosen else chosen
         return super().reset(seed=seed, options=published)
 
     def observation(self, observation: Array) -> dict[str, Array]:

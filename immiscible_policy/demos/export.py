@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from envs.geometry import place
-from envs.lerobot import CORNERS
+from envs.lerobot import CORNERS, TASK
 from envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, unknown
 from immiscible_policy.demos.frames import CAMERA, rendered_frames, stored_frames
@@ -36,7 +36,6 @@ from immiscible_policy.demos.lerobot import STORED, pyarrow_parquet
 from immiscible_policy.demos.store import Demonstrations, open_store
 
 FORMAT = "v3.0"
-TASK = "Push the T-shaped block onto the T-shaped target."
 IMAGE = "observation.image"
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}

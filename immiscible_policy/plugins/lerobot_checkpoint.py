@@ -5,7 +5,7 @@
     policy_preprocessor.json       names the file with the statistics that observations and actions are normalised by
     policy_postprocessor.json      the same for the actions that come out
 
-The names (lerobot 0.4.4):
+The names (lerobot 0.4.4 and 0.6.1):
 
     here                                 there
     denoiser.NAME                        diffusion.unet.NAME, in which
@@ -18,8 +18,6 @@ The names (lerobot 0.4.4):
 An observation of PushT is there split in two: `observation.state` is the agent's position, and
 `observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block
 (`lerobot_encoder`), whose 64 features come after the agent's position there, and before it here.
-
-Shape legend: O observation steps, Do numbers or features per observation, E step embedding.
 """
 
 from __future__ import annotations
@@ -40,19 +38,22 @@ from immiscible_policy.demos.frames import SIZE
 from immiscible_policy.plugins.lerobot_encoder import (
     IMAGE,
     cameras,
-    check_pixels,
     encoder_config,
     read_encoder,
     read_encoder_spec,
     write_encoder,
 )
 from immiscible_policy.plugins.published import (
+    AGENT_DIM,
     FINAL_GROUPS,
     ForeignCheckpoint,
+    agent_first,
+    check_pixels,
     exportable,
     foreign,
     lacks,
     observed,
+    reordered,
     require,
     under,
     whole,
@@ -70,8 +71,6 @@ SETTINGS = {
     "prediction_type": "epsilon",
     "clip_sample": True,
 }
-AGENT = {"keypoints": slice(18, 20), "state": slice(0, 2), "image": slice(64, 66)}
-"""Where the agent's position lies in an observation here."""
 RENAMED = ((r"\.blocks\.0\.", ".conv1."), (r"\.blocks\.1\.", ".conv2."), (r"(modules\.\d+\.2)\.conv\.", r"\1."))
 BACK = (
     (r"\.conv1\.", ".blocks.0."),
@@ -129,7 +128,7 @@ def _sizes(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
     features = config["input_features"] | config["output_features"]
     seen = cameras(features)
     sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
-    if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != 2:
+    if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != AGENT_DIM:
         raise CheckpointError(
             f"{path}: has {', '.join(features)}; PushT needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
         )
@@ -138,32 +137,14 @@ def _sizes(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
 
 def _ours(unet: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
     """A U-Net's tensors under their names here, for observations in the order used here."""
-    order = _order(spec).argsort()
-    return {_rename(name, BACK): _reordered(name, value, order, spec) for name, value in unet.items()}
+    named = {_rename(name, BACK): value for name, value in unet.items()}
+    return reordered(named, agent_first(spec).argsort(), spec)
 
 
 def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _order(spec: PolicySpec) -> Tensor:
-    """Where LeRobot's numbers of an observation, agent then block or its features, lie in ours (Do,)."""
-    numbers = torch.arange(spec.encoder.features(spec.obs_dim) if spec.encoder else spec.obs_dim)
-    agent = numbers[AGENT[spec.obs]]
-    return torch.cat([agent, numbers[~torch.isin(numbers, agent)]])
-
-
-def _reordered(name: str, value: Tensor, order: Tensor, spec: PolicySpec) -> Tensor:
-    """A tensor whose columns for the condition (.., E + O * Do) are put into another order within each step."""
-    if not name.endswith("cond_encoder.1.weight") or value.shape[1] != spec.step_embed_dim + spec.obs_steps * len(
-        order
-    ):
-        return value
-    of_step, of_condition = value[:, : spec.step_embed_dim], value[:, spec.step_embed_dim :]
-    columns = of_condition.unflatten(1, (spec.obs_steps, len(order)))[:, :, order]
-    return torch.cat([of_step, columns.flatten(1)], dim=1)
 
 
 def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dict[str, Tensor]:
@@ -179,7 +160,7 @@ def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dic
     action_scale, action_offset = (each / spec.data_scale for each in affine.pop(ACTION))
     scale, offset = (torch.cat([affine[key][i] for key in (STATE, BLOCK) if key in affine]) for i in (0, 1))
     if spec.encoder is None:
-        scale, offset = (each[_order(spec).argsort()] for each in (scale, offset))
+        scale, offset = (each[agent_first(spec).argsort()] for each in (scale, offset))
     return {
         "observation.scale": scale,
         "observation.offset": offset,
@@ -230,14 +211,12 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     Raises:
         CheckpointError: If the policy has no counterpart there.
     """
-    exportable(checkpoint, spec, images=True)
+    exportable(checkpoint, spec)
     if spec.horizon % 2 ** len(spec.down_dims):
         raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
-    weights, order = checkpoint.tensors("ema"), _order(spec)
-    unet = {
-        _rename(name, RENAMED): _reordered(name, value, order, spec)
-        for name, value in within("denoiser.", weights).items()
-    }
+    weights = checkpoint.tensors("ema")
+    ordered = reordered(within("denoiser.", weights), agent_first(spec), spec)
+    unet = {_rename(name, RENAMED): value for name, value in ordered.items()}
     theirs = under("diffusion.unet.", unet) | (write_encoder(weights, spec.encoder) if spec.encoder else {})
     out.mkdir(parents=True)
     features = _features(spec)
@@ -248,9 +227,9 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
 
 def _features(spec: PolicySpec) -> dict[str, dict[str, Any]]:
     seen = {IMAGE: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}}
-    block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - 2]}}
+    block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - AGENT_DIM]}}
     return {
-        STATE: {"type": "STATE", "shape": [2]},
+        STATE: {"type": "STATE", "shape": [AGENT_DIM]},
         **(seen if spec.encoder else block),
         ACTION: {"type": "ACTION", "shape": [spec.action_dim]},
     }
@@ -280,10 +259,10 @@ def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[st
 
 def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
     """Smallest and largest value of each feature: what is normalised to -1 and 1."""
-    numbers = torch.arange(spec.obs_dim) if spec.encoder else _order(spec)  # beside pictures, the agent's alone
+    numbers = torch.arange(spec.obs_dim) if spec.encoder else agent_first(spec)  # beside pictures, the agent's alone
     parts = [
-        (STATE, "observation", numbers[:2], 1.0),
-        (BLOCK, "observation", numbers[2:], 1.0),
+        (STATE, "observation", numbers[:AGENT_DIM], 1.0),
+        (BLOCK, "observation", numbers[AGENT_DIM:], 1.0),
         (ACTION, "action", torch.arange(spec.action_dim), spec.data_scale),
     ]
     ranges = {f"{IMAGE}.min": torch.zeros(3, 1, 1), f"{IMAGE}.max": torch.ones(3, 1, 1)} if spec.encoder else {}
@@ -333,7 +312,8 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4") from None
+        said = f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4 or newer"
+        raise CheckpointError(said) from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The camera of LeRobot's diffusion policy: a ResNet-18 and a spatial softmax, as here, under other names.
 
-    here, within encoder.obs_nets.img    there, within diffusion.rgb_encoder
+    here, within encoder.obs_nets.img    there, within diffusion.rgb_encoder (its 0, if each camera has one of its own)
     backbone.conv1, bn1, layer1..4       backbone.0, 1, 4..7          (the others have no weights)
     keypoints                            pool.nets                    (and pool.pos_grid, the places of its pixels)
     linear                               out
@@ -18,8 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.demos.frames import CAMERA, SIZE
-from immiscible_policy.plugins.published import RESNET_WIDTH, require, under, within
+from immiscible_policy.demos.frames import CAMERA
+from immiscible_policy.plugins.published import (
+    OURS,
+    RESNET_WIDTH,
+    places,
+    renamed,
+    require,
+    seen_side,
+    under,
+    within,
+)
 from immiscible_policy.policy.encoder import KEYPOINTS, EncoderSpec
 from immiscible_policy.training.checkpoint import CheckpointError
 
@@ -30,11 +39,10 @@ SETTINGS = {
     "resize_shape": None,
     "use_group_norm": True,
     "spatial_softmax_num_keypoints": KEYPOINTS,
-    "use_separate_rgb_encoder_per_camera": False,
 }
-REDUCTION = 32
-"""How much smaller than the picture the last maps are."""
-OURS, THEIRS = f"encoder.obs_nets.{CAMERA}.", "diffusion.rgb_encoder."
+WRITTEN = {"use_separate_rgb_encoder_per_camera": False, "pretrained_backbone_weights": None, "crop_is_random": True}
+"""What any value of is read: nothing depends on it, with one camera and weights that are there."""
+THEIRS = "diffusion.rgb_encoder."
 POSITIONS = "pool.pos_grid"
 STAGES = {"backbone.conv1.": "backbone.0.", "backbone.bn1.": "backbone.1."}
 NAMES = STAGES | {f"backbone.layer{i + 1}.": f"backbone.{i + 4}." for i in range(4)} | {
@@ -60,46 +68,22 @@ def read_encoder_spec(path: Path, config: Mapping[str, Any]) -> EncoderSpec | No
     if len(seen) > 1:
         raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); PushT has one")
     require(path, config, SETTINGS)
-    sides = config["input_features"][seen[0]]["shape"][1:]
-    crop = config["crop_shape"] or sides
-    if list(sides) != [SIZE, SIZE] or crop[0] != crop[1] or (SIZE - crop[0]) % 2:
-        raise CheckpointError(f"{path}: pictures of {sides}, of which {crop} are seen; PushT's are {SIZE} x {SIZE}")
-    return EncoderSpec((CAMERA,), crop[0], RESNET_WIDTH)
-
-
-def check_pixels(path: Path, scale: Tensor, offset: Tensor) -> None:
-    """Refuse pixels that are mapped from 0..1 to anything but -1..1.
-
-    Raises:
-        CheckpointError: If they are.
-    """
-    if not (torch.allclose(scale, torch.tensor(2.0)) and torch.allclose(offset, torch.tensor(-1.0))):
-        raise CheckpointError(f"{path}: pixels are not mapped to -1..1 (a mean and a deviation of 0.5)")
+    side = seen_side(path, config["input_features"][seen[0]]["shape"][1:], config["crop_shape"])
+    return EncoderSpec((CAMERA,), side, RESNET_WIDTH)
 
 
 def read_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's tensors under their names here."""
-    theirs = {name: value for name, value in within(THEIRS, weights).items() if name != POSITIONS}
-    return under(OURS, _renamed(theirs, {there: here for here, there in NAMES.items()}))
+    theirs = within(f"{THEIRS}0.", weights) or within(THEIRS, weights)
+    back = {there: here for here, there in NAMES.items()}
+    return under(OURS, renamed({name: value for name, value in theirs.items() if name != POSITIONS}, back))
 
 
 def write_encoder(weights: Mapping[str, Tensor], spec: EncoderSpec) -> dict[str, Tensor]:
     """The encoder's tensors under their names there, with the places of its pixels."""
-    side = torch.linspace(-1, 1, -(-spec.crop // REDUCTION))
-    y, x = torch.meshgrid(side, side, indexing="ij")
-    places = {POSITIONS: torch.stack([x.flatten(), y.flatten()], dim=1)}
-    return under(THEIRS, _renamed(within(OURS, weights), NAMES) | places)
+    return under(THEIRS, renamed(within(OURS, weights), NAMES) | {POSITIONS: torch.stack(places(spec), dim=1)})
 
 
 def encoder_config(spec: EncoderSpec) -> dict[str, Any]:
     """LeRobot's settings of the encoder."""
-    return SETTINGS | {"crop_shape": [spec.crop, spec.crop], "crop_is_random": True}
-
-
-def _renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors with their prefixes exchanged; those without a known one keep their names."""
-    found = {}
-    for name, value in weights.items():
-        prefix = next((each for each in prefixes if name.startswith(each)), "")
-        found[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
-    return found
+    return SETTINGS | WRITTEN | {"crop_shape": [spec.crop, spec.crop]}

@@ -1,27 +1,40 @@
 """What the bridges share: a policy of the published architecture, between the names of three projects.
 
-The U-Net is the same in Diffusion Policy, in LeRobot and here. What a foreign checkpoint must agree on is what the
-architecture here has no option for; everything else is read from it.
+The U-Net is the same in Diffusion Policy, in LeRobot and here, and so is the network of a camera. What a foreign
+checkpoint must agree on is what the architecture here has no option for; everything else is read from it.
+
+Shape legend: O observation steps, Do numbers or features per observation, E step embedding, P last pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from immiscible_policy.demos.frames import CAMERA, SIZE
 from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.policy.encoder import FEATURES, EncoderSpec
 from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
 
 OBSERVED = {20: "keypoints", 5: "state"}
 """What is observed, by the numbers of one observation."""
 RESNET_WIDTH = 64
 """Channels of a ResNet-18's first stage."""
+REDUCTION = 32
+"""How much smaller than the picture the last maps are."""
 FINAL_GROUPS = 8
 """Groups of the U-Net's last block, which in the other projects no option changes."""
+OURS = f"encoder.obs_nets.{CAMERA}."
+"""Where the weights of PushT's camera are here."""
+AGENT_DIM = 2
+"""Numbers of the agent's position."""
+AGENT = {"keypoints": slice(18, 20), "state": slice(0, 2), "image": slice(FEATURES, FEATURES + AGENT_DIM)}
+"""Where the agent's position lies in an observation here."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def whole(value: Any) -> int:
     return value
 
 
-def lacks(path: Path, error: KeyError | TypeError) -> CheckpointError:
+def lacks(path: Path, error: Exception) -> CheckpointError:
     """What to say of a configuration that misses a value, or has one of another kind."""
     return CheckpointError(f"{path}: the configuration lacks {error}")
 
@@ -87,13 +100,12 @@ def require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
             raise CheckpointError(f"{path}: {key}={found.get(key)}; only {key}={value} can be expressed here")
 
 
-def exportable(checkpoint: Checkpoint, spec: PolicySpec, *, images: bool = False) -> None:
+def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
     """Refuse a policy that another project has no words for.
 
     Args:
         checkpoint: What is written.
         spec: Its policy.
-        images: Whether one that sees through a ResNet-18 has a counterpart.
 
     Raises:
         CheckpointError: If it does not diffuse, or sees or groups in a way that cannot be expressed.
@@ -102,15 +114,20 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec, *, images: bool = False
         raise CheckpointError(
             f"{checkpoint.path}: method={spec.method} does not diffuse; only a diffusion policy converts"
         )
-    if spec.encoder is not None and not images:
-        raise CheckpointError(f"{checkpoint.path}: obs={spec.obs}; only obs=keypoints and obs=state convert")
-    if spec.encoder is not None and (spec.encoder.width != RESNET_WIDTH or len(spec.encoder.cameras) > 1):
-        raise CheckpointError(
-            f"{checkpoint.path}: encoder_width={spec.encoder.width}, {len(spec.encoder.cameras)} cameras; "
-            f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH} for one camera"
-        )
+    if spec.encoder is not None:
+        _require_resnet(checkpoint.path, spec.encoder)
     if spec.groups != FINAL_GROUPS:
         raise CheckpointError(f"{checkpoint.path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
+
+
+def _require_resnet(path: Path, encoder: EncoderSpec) -> None:
+    seen_side(path, [SIZE, SIZE], [encoder.crop, encoder.crop])
+    if encoder != EncoderSpec((CAMERA,), encoder.crop, RESNET_WIDTH):
+        raise CheckpointError(
+            f"{path}: encoder_width={encoder.width}, cameras={','.join(encoder.cameras)}, "
+            f"shared_encoder={encoder.shared}; "
+            f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH}, and here of PushT's one camera, {CAMERA}"
+        )
 
 
 def observed(path: Path, numbers: int) -> str:
@@ -123,6 +140,65 @@ def observed(path: Path, numbers: int) -> str:
         known = ", ".join(f"{count} ({name})" for count, name in OBSERVED.items())
         raise CheckpointError(f"{path}: {numbers} numbers per observation; PushT has {known}")
     return OBSERVED[numbers]
+
+
+def agent_first(spec: PolicySpec) -> Tensor:
+    """Where the numbers of an observation, in the order agent, then block or its features, lie in ours (Do,)."""
+    numbers = torch.arange(spec.encoder.features(spec.obs_dim) if spec.encoder else spec.obs_dim)
+    agent = numbers[AGENT[spec.obs]]
+    return torch.cat([agent, numbers[~torch.isin(numbers, agent)]])
+
+
+def reordered(unet: Mapping[str, Tensor], order: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
+    """A U-Net's tensors for observations whose numbers are put into another order (Do,) within each step.
+
+    The condition makes the columns (.., E + O * Do) of the blocks' linear layers, which have the same name in all
+    three projects.
+    """
+    columns = spec.step_embed_dim + torch.arange(spec.obs_steps)[:, None] * len(order) + order  # (O, Do)
+    every = torch.cat([torch.arange(spec.step_embed_dim), columns.flatten()])
+    return {
+        name: value[:, every] if name.endswith("cond_encoder.1.weight") and value.shape[1] == len(every) else value
+        for name, value in unet.items()
+    }
+
+
+def seen_side(path: Path, sides: Sequence[int], crop: Sequence[int] | None) -> int:
+    """Side of the square that is seen of PushT's pictures [px].
+
+    Raises:
+        CheckpointError: If the pictures have other sides, or what is seen is no square with the same middle.
+    """
+    crop = crop or sides
+    if list(sides) != [SIZE, SIZE] or crop[0] != crop[1] or (SIZE - crop[0]) % 2:
+        raise CheckpointError(f"{path}: pictures of {sides}, of which {crop} are seen; PushT's are {SIZE} x {SIZE}")
+    return crop[0]
+
+
+def check_pixels(path: Path, scale: Tensor, offset: Tensor) -> None:
+    """Refuse pixels that are mapped from 0..1 to anything but -1..1.
+
+    Raises:
+        CheckpointError: If they are.
+    """
+    if not (torch.allclose(scale, torch.tensor(2.0)) and torch.allclose(offset, torch.tensor(-1.0))):
+        raise CheckpointError(f"{path}: pixels are not mapped to -1..1 (a mean and a deviation of 0.5)")
+
+
+def places(spec: EncoderSpec) -> tuple[Tensor, Tensor]:
+    """The x and the y of the spatial softmax's pixels, row after row (P,) each."""
+    side = torch.linspace(-1, 1, -(-spec.crop // REDUCTION))
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    return x.flatten(), y.flatten()
+
+
+def renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors with their prefixes exchanged; those without a known one keep their names."""
+    found = {}
+    for name, value in weights.items():
+        prefix = next((each for each in prefixes if name.startswith(each)), "")
+        found[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
+    return found
 
 
 def within(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,15 @@
-"""This project's PushT for LeRobot: `--env.type=immiscible_pusht`."""
+"""This project's PushT for LeRobot: `--env.type=immiscible_pusht`.
+
+LeRobot may step environments in processes of their own. What such a process is handed leads it to this module, and the
+import of `envs.lerobot` here makes the environment known there as well.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import envs.lerobot  # noqa: F401
 from lerobot.envs.configs import EnvConfig, PushtEnv
 
 
@@ -23,11 +28,6 @@ class ImmisciblePushT(PushtEnv):
         if self.obs_type != "environment_state_agent_pos":
             raise ValueError(f"obs_type={self.obs_type}: immiscible_pusht has environment_state_agent_pos alone")
         super().__post_init__()
-
-    @property
-    def package_name(self) -> str:
-        """What LeRobot imports to have the environment registered."""
-        return "envs.lerobot"
 
     @property
     def gym_id(self) -> str:

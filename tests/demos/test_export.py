@@ -14,7 +14,7 @@ from immiscible_policy.demos.export import TASK, moments
 from tests.demos.commands import mistake, run
 from tests.demos.stores import LENGTHS, small_arrays, write_plain
 from tests.demos.test_lerobot import corners_of
-from tests.plugins.peers import needs, peers
+from tests.plugins.peers import each_lerobot, needs, peers
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -133,8 +133,9 @@ def test_pictures_lose_nothing(capsys, tmp_path, images):
     np.testing.assert_allclose(np.ravel(stats["mean"]), np.mean(expected, axis=(0, 1, 2)) / 255)
 
 
-def test_lerobot_loads_it(capsys, tmp_path):
-    needs("lerobot")
+@pytest.mark.parametrize("venv", each_lerobot())
+def test_lerobot_loads_it(capsys, tmp_path, venv):
+    needs("lerobot", venv)
     store, dataset = exported(capsys, tmp_path, 12, "images=stored")
     demos = open_store(store)
     corners = corners_of(demos.state.astype(np.float64)).astype(np.float32)
@@ -142,7 +143,7 @@ def test_lerobot_loads_it(capsys, tmp_path):
     np.testing.assert_allclose(told, corners, atol=1e-4)
     arrays = {"action": demos.action, "state": demos.state, "corners": np.array(told, np.float32)}
     np.savez(tmp_path / "a.npz", img=demos.image.to_uint8(), ends=demos.episode_ends, **arrays)
-    peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), TASK, str(tmp_path / "left"))
+    peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), TASK, str(tmp_path / "left"), venv=venv)
 
 
 def test_mistakes_leave_nothing_behind(capsys, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from diffusers import DDIMScheduler
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
@@ -18,7 +19,8 @@ from immiscible_policy.policy.image import Pictured
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from tests.plugins.peers import needs, peers
+from tests.plugins.peers import each_lerobot, needs, peers
+from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet
 from tests.training.helpers import command, refused
 
@@ -66,8 +68,9 @@ def test_there_and_back_a_policy_acts_the_same(tmp_path, spec, to):
     there_and_back(tmp_path, spec, to)
 
 
-def test_a_policy_that_sees_goes_to_lerobot_and_back(tmp_path):
-    there_and_back(tmp_path, SEEING, "lerobot")
+@pytest.mark.parametrize("to", ["lerobot", "diffusion_policy"])
+def test_a_policy_that_sees_goes_there_and_back(tmp_path, to):
+    there_and_back(tmp_path, SEEING, to)
 
 
 def there_and_back(tmp_path, spec, to):
@@ -116,6 +119,141 @@ def test_a_workspace_s_file_is_evaluated_with_its_averaged_weights(tmp_path):
     close(chunks(tmp_path / "a.ckpt")[0], chunks(path)[0])
 
 
+class Published:
+    """Diffusion Policy's hybrid policy, from published parts: what it makes of a state with its names, and does."""
+
+    def __init__(self, state, spec, order):
+        fields = [f"normalizer.params_dict.{name}." for name in (*order, "action")]
+        self.affine = {field: (state[f"{field}scale"], state[f"{field}offset"]) for field in fields}
+        self.encoder = PublishedEncoder(spec.encoder.crop, order).eval()
+        self.unet = PublishedUnet(2, spec.obs_steps * 66, spec.step_embed_dim, spec.down_dims, spec.kernel_size)
+        for prefix, part in (("obs_encoder.", self.encoder), ("model.", self.unet)):
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            part.load_state_dict(own, strict=True)
+
+    def normalised(self, field, value):
+        scale, offset = self.affine[f"normalizer.params_dict.{field}."]
+        return scale * value + offset
+
+    @torch.no_grad()
+    def actions(self, observed, noise):
+        """Action chunks for pictures (B, O, 3, 96, 96) of 0..1 and positions, by 10 steps of DDIM from the noise."""
+        batch, steps = observed["agent_pos"].shape[:2]
+        flat = {name: self.normalised(name, value).flatten(0, 1) for name, value in observed.items()}
+        condition = self.encoder(flat).reshape(batch, steps * 66)
+        scheduler = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
+        scheduler.set_timesteps(10)
+        for t in scheduler.timesteps:
+            noise = scheduler.step(self.unet(noise, t.repeat(batch), condition), t, noise).prev_sample
+        scale, offset = self.affine["normalizer.params_dict.action."]
+        return (noise - offset) / scale
+
+
+def test_the_published_image_policy_acts_as_what_is_written_for_it(tmp_path):
+    """Strictly by name, on the EMA weights; the other tensors are the normalisers' and the empty ones."""
+    path = ours(tmp_path / "step_000007", SEEING)
+    convert(path, "diffusion_policy", tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dicts"]["ema_model"]
+    expected, observation, noise = chunks(path)
+    close(Published(state, SEEING, ("image", "agent_pos")).actions(their_view(observation), noise), expected)
+    others = {name for name in state if not name.startswith(("obs_encoder.", "model."))}
+    fields = {f"normalizer.params_dict.{key}.{part}" for key in ("image", "agent_pos", "action")
+              for part in ("scale", "offset", "input_stats.min", "input_stats.max")}  # fmt: skip
+    assert others == fields | {"_dummy_variable", "mask_generator._dummy_variable"}
+
+
+def their_view(observation):
+    return {"image": observation.images[:, :, 0].movedim(-1, 2) / 255, "agent_pos": observation.agent}
+
+
+def published_config(order=("image", "agent_pos"), crop=84):
+    """An image policy's part of a workspace's configuration."""
+    shapes = {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}}
+    return {
+        "_target_": "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
+        "shape_meta": {"obs": {name: shapes[name] for name in order}, "action": {"shape": [2]}},
+        "noise_scheduler": {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2",
+                            "prediction_type": "epsilon", "clip_sample": True},
+        "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8, "num_inference_steps": 100,
+        "obs_as_global_cond": True, "obs_encoder_group_norm": True, "eval_fixed_crop": True,
+        "crop_shape": crop and [crop, crop], "diffusion_step_embed_dim": 16, "down_dims": [16, 32],
+        "kernel_size": 5, "n_groups": 8, "cond_predict_scale": True,
+    }  # fmt: skip
+
+
+def published_normalisers():
+    """An image policy's normalisers, by their names there."""
+    affine = {
+        name: (field.scale, field.offset) for name, field in (("agent_pos", ranges(2, 1)), ("action", ranges(2, 2)))
+    }
+    affine["image"] = (torch.tensor([2.0]), torch.tensor([-1.0]))
+    return {f"normalizer.params_dict.{name}.{part}": value for name, values in affine.items()
+            for part, value in zip(("scale", "offset"), values, strict=True)}  # fmt: skip
+
+
+def save_ckpt(path, policy, state):
+    torch.save({"cfg": {"policy": policy}, "state_dicts": {"ema_model": state, "model": state}}, path)
+    return path
+
+
+def published_ckpt(path, order, crop):
+    """A workspace's file of a published image policy with random weights, and that policy."""
+    torch.manual_seed(3)
+    parts = {"obs_encoder": PublishedEncoder(crop or 96, order), "model": PublishedUnet(2, 2 * 66, 16, (16, 32), 5)}
+    state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    state |= published_normalisers()
+    save_ckpt(path, published_config(order, crop), state)
+    return Published(state, replace(SEEING, encoder=EncoderSpec(("img",), crop or 96)), order)
+
+
+@pytest.mark.parametrize(
+    ("order", "crop"),
+    [(("image", "agent_pos"), 84), (("agent_pos", "image"), 76), (("image", "agent_pos"), None)],
+)
+def test_our_policy_acts_as_the_published_image_policy(tmp_path, order, crop):
+    published = published_ckpt(tmp_path / "a.ckpt", order, crop)
+    found, observation, noise = chunks(tmp_path / "a.ckpt")
+    close(found, published.actions(their_view(observation), noise))
+
+
+def two_cameras(policy):
+    policy["shape_meta"]["obs"]["wrist"] = {"shape": [3, 96, 96], "type": "rgb"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda policy: policy.update(_target_="x.DiffusionUnetImagePolicy"), "DiffusionUnetImagePolicy is another"),
+        (lambda policy: policy.update(obs_encoder_group_norm=False), "obs_encoder_group_norm=False; only"),
+        (lambda policy: policy.update(eval_fixed_crop=False), "eval_fixed_crop=False; only"),
+        (lambda policy: policy.update(obs_as_global_cond=False), "obs_as_global_cond=False; only"),
+        (lambda policy: policy.update(n_groups=4), "n_groups=4; only n_groups=8"),
+        (lambda policy: policy.update(crop_shape=[84, 76]), "PushT's are 96 x 96"),
+        (lambda policy: policy.pop("crop_shape"), "the configuration lacks 'crop_shape'"),
+        (lambda policy: policy.update(shape_meta=None), "the configuration lacks"),
+        (two_cameras, r"wrist \[3, 96, 96\]; PushT has one camera"),
+    ],
+)
+def test_an_image_policy_of_another_kind_is_refused(tmp_path, change, said):
+    policy = published_config()
+    change(policy)
+    with pytest.raises(CheckpointError, match=said) as error:
+        open_checkpoint(save_ckpt(tmp_path / "a.ckpt", policy, published_normalisers()))
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_of_another_range_are_refused(tmp_path):
+    state = published_normalisers() | {"normalizer.params_dict.image.scale": torch.tensor([1.0])}
+    with pytest.raises(CheckpointError, match="pixels are not mapped to -1..1"):
+        open_checkpoint(save_ckpt(tmp_path / "a.ckpt", published_config(), state))
+
+
+def test_an_image_policy_without_weights_is_refused(tmp_path):
+    path = save_ckpt(tmp_path / "a.ckpt", published_config(), published_normalisers())
+    with pytest.raises(ValueError, match="weights do not fit"):
+        load_policy(open_checkpoint(path))
+
+
 LEROBOT = """
 import sys, torch, safetensors.torch
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
@@ -142,7 +280,14 @@ safetensors.torch.save_file({"actions": after(actions).contiguous()}, outputs)
 """
 
 
-def lerobots_actions(path, observation, noise, agent, block, tmp_path):
+@pytest.fixture(params=each_lerobot())
+def venv(request):
+    """An environment with LeRobot."""
+    needs("lerobot", request.param)
+    return request.param
+
+
+def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):
     """What LeRobot's policy does, from the same observations and noise."""
     if isinstance(observation, Pictured):
         pixels = observation.images[:, :, 0].movedim(-1, 2) / 255
@@ -154,7 +299,8 @@ def lerobots_actions(path, observation, noise, agent, block, tmp_path):
         }
     inputs = {name: value.contiguous() for name, value in (inputs | {"noise": noise}).items()}
     safetensors.torch.save_file(inputs, tmp_path / "in.safetensors")
-    peers("-c", LEROBOT, str(path), str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"))
+    files = [str(path), str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")]
+    peers("-c", LEROBOT, *files, venv=venv)
     return safetensors.torch.load_file(tmp_path / "out.safetensors")["actions"]
 
 
@@ -166,12 +312,11 @@ def lerobots_actions(path, observation, noise, agent, block, tmp_path):
         pytest.param(SEEING, None, None, marks=pytest.mark.slow),
     ],
 )
-def test_lerobot_acts_as_our_policy_does(tmp_path, spec, agent, block):
-    needs("lerobot")
+def test_lerobot_acts_as_our_policy_does(venv, tmp_path, spec, agent, block):
     path = ours(tmp_path / "step_000007", spec)
     convert(path, "lerobot", tmp_path / "there")
     expected, observation, noise = chunks(path)
-    found = lerobots_actions(tmp_path / "there", observation, noise, agent, block, tmp_path)
+    found = lerobots_actions(venv, tmp_path / "there", observation, noise, agent, block, tmp_path)
     sent = slice(spec.obs_steps - 1, spec.obs_steps - 1 + spec.action_steps)
     close(found, expected[:, sent])
 
@@ -186,41 +331,41 @@ from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_po
 torch.manual_seed(1)
 sizes = {"observation.state": 2, "observation.environment_state": 18, "action": 2}
 modes = {"STATE": NormalizationMode.MEAN_STD, "ACTION": NormalizationMode.MIN_MAX}
+shape = dict(horizon=16, n_action_steps=8, down_dims=(16, 32), diffusion_step_embed_dim=16, device="cpu")
 config = DiffusionConfig(
     input_features={"observation.state": PolicyFeature(FeatureType.STATE, (2,)),
                     "observation.environment_state": PolicyFeature(FeatureType.ENV, (18,))},
     output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
-    down_dims=(16, 32), diffusion_step_embed_dim=16, normalization_mapping=modes, device="cpu")
+    normalization_mapping=modes, **shape)
 stats = {key: {"min": 50 * torch.rand(n), "max": 200 + 300 * torch.rand(n), "mean": 200 * torch.rand(n),
                "std": 50 + 50 * torch.rand(n)} for key, n in sizes.items()}
 if "image" in sys.argv:
     config = DiffusionConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (2,)),
                         "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 96, 96))},
-        output_features=config.output_features, down_dims=(16, 32), diffusion_step_embed_dim=16,
-        crop_shape=(88, 88), device="cpu")
+        output_features=config.output_features, crop_shape=(88, 88), use_group_norm=True,
+        pretrained_backbone_weights=None, use_separate_rgb_encoder_per_camera="separate" in sys.argv, **shape)
     stats["observation.image"] = {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.5)}
 for part in (DiffusionPolicy(config), *make_diffusion_pre_post_processors(config, stats)):
     part.save_pretrained(sys.argv[1])
 """
 
 
-def test_our_policy_acts_as_lerobot_s_does(tmp_path):
+def test_our_policy_acts_as_lerobot_s_does(venv, tmp_path):
     """Saved by LeRobot itself, with each kind of normalisation; its block is not normalised at all by default."""
-    needs("lerobot")
-    peers("-c", MADE, str(tmp_path / "theirs"))
+    peers("-c", MADE, str(tmp_path / "theirs"), venv=venv)
     found, observation, noise = chunks(tmp_path / "theirs")
-    expected = lerobots_actions(tmp_path / "theirs", observation, noise, slice(18, 20), slice(0, 18), tmp_path)
+    expected = lerobots_actions(venv, tmp_path / "theirs", observation, noise, slice(18, 20), slice(0, 18), tmp_path)
     close(found[:, 1:9], expected)
 
 
 @pytest.mark.slow
-def test_our_policy_sees_as_lerobot_s_does(tmp_path):
-    """Saved by LeRobot itself, with its own defaults but for sizes and pixels."""
-    needs("lerobot")
-    peers("-c", MADE, str(tmp_path / "theirs"), "image")
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_our_policy_sees_as_lerobot_s_does(venv, tmp_path, encoder):
+    """Saved by LeRobot itself; its version 0.6 gives each camera an encoder of its own unless told otherwise."""
+    peers("-c", MADE, str(tmp_path / "theirs"), "image", encoder, venv=venv)
     found, observation, noise = chunks(tmp_path / "theirs")
-    expected = lerobots_actions(tmp_path / "theirs", observation, noise, None, None, tmp_path)
+    expected = lerobots_actions(venv, tmp_path / "theirs", observation, noise, None, None, tmp_path)
     close(found[:, 1:9], expected)
 
 
@@ -300,7 +445,9 @@ def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, said):
     [
         (replace(SPEC, groups=4), "groups=4"),
         (replace(SPEC, method="regression"), "method=regression does not diffuse"),
-        (replace(SEEING, encoder=EncoderSpec(("img",), 84, 16)), "encoder_width=16|only obs=keypoints and obs=state"),
+        (replace(SEEING, encoder=EncoderSpec(("img",), 84, 16)), "encoder_width=16"),
+        (replace(SEEING, encoder=EncoderSpec(("wrist",), 84, 16)), "cameras=wrist"),
+        (replace(SEEING, encoder=EncoderSpec(("img",), 83, 16)), r"\[83, 83\] are seen"),
     ],
 )
 @pytest.mark.parametrize("to", ["lerobot", "diffusion_policy"])

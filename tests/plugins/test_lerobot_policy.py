@@ -1,6 +1,7 @@
-"""The LeRobot plugin inside LeRobot itself, which lives in the peers' environment."""
+"""The LeRobot plugin inside LeRobot itself, in each of its versions that has an environment here."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from immiscible_policy.demos import open_store
 from immiscible_policy.demos.export import export
 from tests.demos.stores import small_arrays, write_plain
-from tests.plugins.peers import ROOT, needs, peers
+from tests.plugins.peers import ROOT, each_lerobot, needs, peers
 
 PLUGIN = ROOT / "lerobot_policy_immiscible"
 
@@ -55,7 +56,7 @@ def refusal(**options):
     try:
         config("immiscible", **options)
     except ValueError as error:
-        return str(error.__cause__)
+        return str(error.__cause__ or error)
 
 random = torch.Generator().manual_seed(1)
 batch = {
@@ -152,10 +153,16 @@ import_module(f"lerobot.scripts.{script}").main()
 """
 
 
+@pytest.fixture(scope="module", params=each_lerobot())
+def venv(request) -> str:
+    """An environment with LeRobot."""
+    needs("lerobot", request.param)
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(venv, tmp_path_factory) -> Path:
     """The plugin, installed into a directory of its own."""
-    needs("lerobot")
     place = tmp_path_factory.mktemp("site")
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", place, PLUGIN]
     subprocess.run([sys.executable, "-m", *map(str, install)], check=True, capture_output=True)
@@ -163,10 +170,10 @@ def site(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scratch(site, tmp_path_factory) -> Path:
+def scratch(venv, site, tmp_path_factory) -> Path:
     """What FACTS leaves behind: facts.json, a saved policy and its actions."""
     out = tmp_path_factory.mktemp("facts")
-    peers("-c", FACTS, str(site), str(out))
+    peers("-c", FACTS, str(site), str(out), venv=venv)
     return out
 
 
@@ -200,7 +207,7 @@ def test_checkpoints_load_back_and_as_diffusion(facts):
     assert facts["as diffusion"] == ["DiffusionPolicy", True]
 
 
-def test_a_converted_checkpoint_needs_no_plugin(facts, scratch):
+def test_a_converted_checkpoint_needs_no_plugin(facts, scratch, venv):
     saved, plain = scratch / "saved", scratch / "plain"
     files = {file.name for file in plain.iterdir()}
     assert files == {file.name for file in saved.iterdir()} >= {"config.json", "model.safetensors"}
@@ -208,7 +215,7 @@ def test_a_converted_checkpoint_needs_no_plugin(facts, scratch):
     assert all((plain / name).read_bytes() == (saved / name).read_bytes() for name in files - rewritten)
     config, training = (json.loads((plain / name).read_text()) for name in sorted(rewritten))
     assert config["type"] == "diffusion" and training == {"steps": 1, "policy": config}
-    peers("-c", PLAIN, str(plain), str(scratch / "actions.pt"))
+    peers("-c", PLAIN, str(plain), str(scratch / "actions.pt"), venv=venv)
 
 
 def test_only_checkpoints_of_the_plugin_are_converted(facts, scratch):
@@ -229,24 +236,29 @@ def test_without_lerobot_one_line_says_what_to_install():
 
 
 @pytest.mark.slow
-def test_lerobot_trains_evaluates_and_resumes_with_it(site, tmp_path):
+def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
     arrays, ends = small_arrays(lengths=(40, 60, 50))
     export(open_store(write_plain(tmp_path / "a.zarr", arrays, ends)), tmp_path / "dataset")
     run, sizes = tmp_path / "run", ["--policy.down_dims=[16,32]", "--policy.diffusion_step_embed_dim=16"]
+    sizes += ["--policy.horizon=16", "--policy.n_action_steps=8"]
     dataset = ["--dataset.repo_id=local/a", f"--dataset.root={tmp_path / 'dataset'}", "--num_workers=0"]
     train = ["--policy.type=immiscible", "--policy.noise=knn", "--policy.k=2", "--policy.device=cpu", *sizes, *dataset]
     train += ["--policy.push_to_hub=false", "--policy.scheduler_warmup_steps=2", "--policy.optimizer_lr=1e-3"]
-    train += ["--steps=40", "--batch_size=8", "--log_freq=10", "--save_freq=40", "--eval_freq=0", f"--output_dir={run}"]
-    peers("-c", COMMAND, str(site), "lerobot_train", *train)
+    train += ["--steps=40", "--batch_size=8", "--log_freq=10", "--save_freq=40", f"--output_dir={run}"]
+    said = peers("-c", COMMAND, str(site), "lerobot_train", *train, venv=venv).stderr
+    losses = [float(found) for found in re.findall(r"loss:([\d.]+)", said)]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
     checkpoint = run / "checkpoints/last/pretrained_model"
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["type"] == "immiscible" and config["noise"] == "knn" and config["k"] == 2
     more = [f"--config_path={checkpoint / 'train_config.json'}", "--resume=true", "--steps=50"]
-    peers("-c", COMMAND, str(site), "lerobot_train", *more)
+    peers("-c", COMMAND, str(site), "lerobot_train", *more, venv=venv)
     assert (run / "checkpoints/000050/pretrained_model/model.safetensors").exists()
     evaluate = [f"--policy.path={checkpoint}", "--policy.device=cpu", "--policy.num_inference_steps=2"]
-    evaluate += ["--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=10"]
-    evaluate += ["--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path / 'evaluated'}"]
-    peers("-c", COMMAND, str(site), "lerobot_eval", *evaluate)
-    told = json.loads((tmp_path / "evaluated/eval_info.json").read_text())
-    assert told["overall"]["n_episodes"] == 2 and 0 <= told["overall"]["avg_max_reward"] <= 1
+    evaluate += ["--eval.n_episodes=2", "--eval.batch_size=2", "--env.episode_length=10", "--seed=100000"]
+    theirs = ["--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--eval.use_async_envs=false"]
+    for name, environment in {"theirs": theirs, "ours": ["--env.type=immiscible_pusht"]}.items():
+        words = [*evaluate, *environment, f"--output_dir={tmp_path / name}"]
+        peers("-c", COMMAND, str(site), "lerobot_eval", *words, venv=venv)
+        told = json.loads((tmp_path / name / "eval_info.json").read_text())
+        assert told["overall"]["n_episodes"] == 2 and 0 <= told["overall"]["avg_max_reward"] <= 1
