@@ -18,7 +18,7 @@ from immiscible_policy.plugins.bridge import convert
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.training.checkpoint import save_checkpoint
-from tests.training.helpers import command, refused, write_small_store
+from tests.training.helpers import here, refused, write_small_store
 
 SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 
@@ -244,10 +244,10 @@ def test_a_gpu_that_pytorch_does_not_compute_on_is_found(monkeypatch):
 
 
 def test_the_command_exits_with_what_it_found(sound, tmp_path):
-    done = command("-m", "immiscible_policy", "doctor", f"data={sound}")
+    done = here("-m", "immiscible_policy", "doctor", f"data={sound}")
     assert done.returncode == 0 and done.stdout.endswith("nothing is wrong\n"), done.stdout + done.stderr
     path = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(arrays, 1))
-    done = command("-m", "immiscible_policy", "doctor", f"data={path}")
+    done = here("-m", "immiscible_policy", "doctor", f"data={path}")
     assert done.returncode == 1 and "WRONG" in done.stdout and "cure:  store action[t+1] as action[t]" in done.stdout
 
 
@@ -259,5 +259,5 @@ def test_the_commands_are_listed(capsys):
 
 
 def test_mistakes_are_one_line():
-    assert "did you mean 'doctor'" in refused(command("-m", "immiscible_policy", "docter"))
-    assert "unknown key 'date'" in refused(command("-m", "immiscible_policy", "doctor", "date=x"))
+    assert "did you mean 'doctor'" in refused(here("-m", "immiscible_policy", "docter"))
+    assert "unknown key 'date'" in refused(here("-m", "immiscible_policy", "doctor", "date=x"))

@@ -1,17 +1,62 @@
-"""The wheel is whole: code, configuration files and the embedded demonstrations."""
+"""The wheel is whole: alone with what it says it needs, outside the repository, it imports, simulates and trains."""
 
+import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
+USE = """
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
-def test_the_wheel_ships_configs_and_demonstrations(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+import gymnasium
+import torch
+
+import envs
+import immiscible_policy.noise
+
+site = Path(sys.argv[1])
+assert all(Path(each.__file__).is_relative_to(site) for each in (gymnasium, envs, immiscible_policy))
+select = immiscible_policy.noise.make_selector("knn", k=2)
+assert select(torch.zeros(4, 16, 2)).shape == (4, 16, 2)
+
+for seen in ("state", "keypoints", "image"):
+    env = gymnasium.make("immiscible/PushT-v0", obs_type=seen)
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+
+(own,) = (each for each in distributions(path=[str(site)]) if each.name == "immiscible-policy")
+commands = {each.name: each for each in own.entry_points if each.group == "console_scripts"}
+for name, *words in (["immiscible-train", "dry_run=true"], ["immiscible", "doctor"]):
+    sys.argv = [name, *words]
+    try:
+        commands.pop(name).load()()
+    except SystemExit as left:
+        assert not left.code, (name, left.code)
+for command in commands.values():
+    command.load()
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = place.glob("*.whl")
+    return built
+
+
+def test_the_wheel_ships_configs_and_demonstrations(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {
         str(path.relative_to(ROOT)) for room in ("envs", "immiscible_policy") for path in (ROOT / room).rglob("*.py")
@@ -23,3 +68,35 @@ def test_the_wheel_ships_configs_and_demonstrations(tmp_path):
     assert pages <= names
     assert len(configs) >= 9 and len(store) >= 10 and "envs/published_starts.json" in names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
+
+
+def needed(of: Distribution, found: dict[str, Distribution], extras: tuple[str, ...] = ("",)) -> None:
+    """Collect by name what a distribution needs, and what that needs, of what is installed."""
+    for requirement in map(Requirement, of.requires or []):
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        if requirement.name not in found:
+            found[requirement.name] = distribution(requirement.name)
+            needed(found[requirement.name], found, ("", *requirement.extras))
+
+
+def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(wheel, tmp_path):
+    """As after `pip install` into an empty environment: site-packages holds the wheel and its requirements alone."""
+    site = tmp_path / "site"
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    (own,) = distributions(path=[str(site)])
+    found: dict[str, Distribution] = {}
+    needed(own, found)
+    assert {"torch", "gymnasium", "pymunk"} <= found.keys() and not {"pytest", "transformers", "ray"} & found.keys()
+    for each in found.values():
+        for top in {file.parts[0] for file in each.files or []} - {"..", "__pycache__", *os.listdir(site)}:
+            (site / top).symlink_to(each.locate_file(top))
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", USE, str(site)], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "dry run: nothing was written" in done.stdout and "nothing is wrong" in done.stdout
+    assert not list((tmp_path / "elsewhere").iterdir())

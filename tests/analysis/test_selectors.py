@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from tests.training.helpers import ROOT, command, refused, write_small_store
+from tests.training.helpers import here, refused, write_small_store
 
 
 def test_the_table_of_selectors(tmp_path):
     store = write_small_store(tmp_path / "small.zarr", episodes=6, steps=60)
     words = (f"data={store}", "batch_size=64", "batches=4", f"out={tmp_path / 'out'}")
-    result = command("-m", "immiscible_policy.analysis", "selectors", *words, cwd=ROOT)
+    result = here("-m", "immiscible_policy.analysis", "selectors", *words)
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     assert (out / "selectors.png").read_bytes().startswith(b"\x89PNG") and (out / "selectors.md").exists()
@@ -36,9 +36,9 @@ def test_the_table_of_selectors(tmp_path):
 )
 def test_unusable_words_are_refused_in_one_line(tmp_path, words, said):
     out = tmp_path / "out"
-    result = command("-m", "immiscible_policy.analysis", "selectors", f"out={out}", *words, cwd=ROOT)
+    result = here("-m", "immiscible_policy.analysis", "selectors", f"out={out}", *words)
     assert said in refused(result) and not out.exists()
 
 
 def test_an_unknown_experiment_names_the_known_ones():
-    assert "did you mean 'distances'" in refused(command("-m", "immiscible_policy.analysis", "distance", cwd=ROOT))
+    assert "did you mean 'distances'" in refused(here("-m", "immiscible_policy.analysis", "distance"))

@@ -211,6 +211,12 @@ class TestGaussianity:
         assert abs(angle["excess"]) < 6 * angle["deviation"]
 
 
+@pytest.fixture
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Potentials that are there, whatever they are worth."""
+    monkeypatch.setattr(timing, "FIT_STEPS", 10)
+
+
 class TestTiming:
     def test_every_selector_of_the_registry_is_timed_and_knn_in_both_forms(self):
         selectors = timing.all_selectors(8)
@@ -224,7 +230,7 @@ class TestTiming:
         cells = timing.time_all(timing.all_selectors(2), torch.randn(8, 4), [4, 8], rounds=1, patience=0.0, seed=0)
         assert {cell.batch for cell in cells} == {4}
 
-    def test_report_marks_what_was_not_tried(self):
+    def test_report_marks_what_was_not_tried(self, quick_fit):
         found = run(timing.EXPERIMENT, batches="32,16", rounds=1, patience=0.0)
         assert "| vanilla |" in found.text and "| - |" in found.text
         assert {cell["dims"] for cell in found.figures["cells"]} == {32, 3072, 4096}
@@ -251,7 +257,7 @@ def test_usage_has_the_form_that_the_list_of_experiments_needs(name):
     assert lines[1] == "" and lines[2].endswith(".") and lines[3] == ""
 
 
-def test_the_command_writes_figures_picture_and_text(tmp_path):
+def test_the_command_writes_figures_picture_and_text(tmp_path, quick_fit):
     command_line.EXPERIMENTS.run(["timing", "batches=4", "rounds=1", "patience=0", f"out={tmp_path}"])
     record = json.loads((tmp_path / "timing.json").read_text())
     assert {cell["batch"] for cell in record["figures"]["cells"]} == {4}

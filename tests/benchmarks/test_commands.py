@@ -7,14 +7,23 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.peers import INSTALLED
-from tests.training.helpers import ROOT, command
+from tests.training.helpers import here
 
-PEERS = "all" if INSTALLED.exists() else "none"
+PEERS = [
+    "none",
+    pytest.param(
+        "all",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not INSTALLED.exists(), reason="no peers here; `make peers` installs them"),
+        ],
+    ),
+]
 
 
 def quick(name, out, *words):
     """Figures of a dry run; its JSON, text and picture are there."""
-    result = command("-m", "benchmarks", name, "quick=true", f"out={out}", *words, cwd=ROOT)
+    result = here("-m", "benchmarks", name, "quick=true", f"out={out}", *words)
     assert result.returncode == 0, result.stderr
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (out / f"{name}.md").read_text().strip() in result.stdout
@@ -27,10 +36,11 @@ def all_positive(values):
     return bool(values) and all(value > 0 for value in values)
 
 
-def test_step(tmp_path):
-    figures = quick("step", tmp_path, f"peers={PEERS}")
+@pytest.mark.parametrize("peers", PEERS)
+def test_step(tmp_path, peers):
+    figures = quick("step", tmp_path, f"peers={peers}")
     arms = {f"{noise} {engine}" for noise in ("vanilla", "linear") for engine in ("eager", "fast")}
-    peer = {"LeRobot"} if PEERS == "all" else set()
+    peer = {"LeRobot"} if peers == "all" else set()
     assert set(figures["ms_per_step"]) == {"bare"} | arms | peer and all_positive(figures["ms_per_step"].values())
     assert set(figures["ratio_to_bare"]) == arms | peer and all_positive(figures["ratio_to_bare"].values())
     assert set(figures["assignment_adds"]) == {"eager", "fast"}
@@ -38,13 +48,14 @@ def test_step(tmp_path):
     assert list(widths) == ["8", "16"] and widths["8"]["parameters"] < widths["16"]["parameters"]
     assert list(figures["curves"]["batch"]) == ["4", "8"]
     assert "ours / floor" in (tmp_path / "step.md").read_text()
-    if PEERS == "all":
+    if peers == "all":
         assert figures["lerobot"]["parameters"] == figures["network"]["parameters"]
         assert set(figures["lerobot_over"]) == {"bare"} | arms and all_positive(figures["lerobot_over"].values())
 
 
-def test_selection(tmp_path):
-    figures = quick("selection", tmp_path, f"peers={PEERS}")
+@pytest.mark.parametrize("peers", PEERS)
+def test_selection(tmp_path, peers):
+    figures = quick("selection", tmp_path, f"peers={peers}")
     assert list(figures["knn"]) == ["B=8 D=32", "B=8 D=3072", "B=8 D=4096", "B=32 D=3072"]
     for found in figures["knn"].values():
         assert set(found["ms"]) == {"randn", "auto k=1", "literal k=1", "auto k=8", "literal k=8"}
@@ -54,7 +65,7 @@ def test_selection(tmp_path):
     for found in tables.values():
         assert {"scipy", "lapx", "scipy potentials", "linear", "linear, potentials"} <= set(found["ms"])
         assert all_positive(found["ratios"].values()) and found["largest_relative_difference_of_costs"] < 1e-6
-        if PEERS == "all":
+        if peers == "all":
             assert found["ms"]["torchcfm"] > 0 and 0 < found["left_out_by_torchcfm"] < 1
     assert [list(curve) for curve in list(figures["knn_by_batch"].values())[1:]] == [["8", "16"]] * 2
 
@@ -74,17 +85,18 @@ def test_two_seeds_at_once_and_one_after_another(tmp_path):
     assert all_positive(found["steps_per_s"].values()) and found["together_over_in_turn"] > 0
 
 
-def test_env(tmp_path):
-    figures = quick("env", tmp_path, f"peers={PEERS}")
+@pytest.mark.parametrize("peers", PEERS)
+def test_env(tmp_path, peers):
+    figures = quick("env", tmp_path, f"peers={peers}")
     batches = {f"{kind} {n} x{threads}" for kind in ("make_vec", "simulate") for n in (1, 4) for threads in (1, 2)}
-    peer = {"gym-pusht"} if PEERS == "all" else set()
+    peer = {"gym-pusht"} if peers == "all" else set()
     assert set(figures["steps_per_s"]) == {"one environment"} | batches | peer
     assert all_positive(figures["steps_per_s"].values()) and all_positive(figures["over_one_environment"].values())
     assert figures["largest_difference_px"]["simulate and one environment"] == 0
     evaluation = figures["evaluation"]
     assert 0 < evaluation["network_seconds"] < evaluation["seconds"] and 0 < evaluation["share_of_simulation"] < 1
     assert figures["episodes"]["share_with_contact"] > 0
-    if PEERS == "all":
+    if peers == "all":
         assert figures["largest_difference_px"]["simulate and gym-pusht"] < 1e-6
         assert figures["coverage"]["largest_difference"] < 1e-12
         assert all_positive(figures["over_gym_pusht"].values())

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import peers
 from benchmarks.__main__ import main
 from benchmarks.peers import NAMES, Peer, PeerFailed, chosen_peers, peer_names
-from tests.training.helpers import ROOT, command, refused
+from tests.training.helpers import ROOT, here, refused
 
 FAKE = """
 import sys
@@ -80,7 +80,7 @@ def test_nobody_is_asked_for_when_none_take_part(missing):
 
 
 def test_unknown_peers_are_refused_in_one_line(tmp_path):
-    result = command("-m", "benchmarks", "all", "peers=lerobt", f"out={tmp_path / 'out'}")
+    result = here("-m", "benchmarks", "all", "peers=lerobt", f"out={tmp_path / 'out'}")
     assert "unknown peer 'lerobt'; did you mean 'lerobot'?" in refused(result)
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.training.checkpoint import save_checkpoint
-from tests.training.helpers import ROOT, command
+from tests.training.helpers import here
 
 SPEC = PolicySpec(
     obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8, diffusion_steps=100,
@@ -28,7 +28,7 @@ def checkpoint(tmp_path):
 
 def test_a_dry_run_measures_latency_and_reward(tmp_path, checkpoint):
     words = ["quick=true", "peers=none", f"checkpoint={checkpoint}", f"out={tmp_path}"]
-    result = command("-m", "benchmarks", "sampling", *words, cwd=ROOT)
+    result = here("-m", "benchmarks", "sampling", *words)
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "sampling.json").read_text())["figures"]
     cells = figures["cells"]

@@ -13,7 +13,7 @@ from immiscible_policy.image.run import build_parts, build_state, first_share, i
 from immiscible_policy.training.checkpoint import list_checkpoints, save_checkpoint
 from tests.image.folders import write_images
 from tests.image.tiny import tiny_stable_diffusion
-from tests.training.helpers import command, refused, tree
+from tests.training.helpers import here, refused, tree
 
 NETWORK = ("size=8", "channels=[8,16]", "attention=[false,true]", "groups=4", "head_channels=4")
 SHORT = ("steps=6", "checkpoint_every=3", "batch_size=8", "warmup_steps=1", "log_every=3", "samples=4",
@@ -35,7 +35,7 @@ def finished(images, tmp_path_factory):
 
 
 def train(out, images, *words):
-    result = command("train_image.py", f"data={images}", f"out={out}", *words)
+    result = here("train_image.py", f"data={images}", f"out={out}", *words)
     assert result.returncode == 0, result.stderr
     return out
 
@@ -155,7 +155,7 @@ def test_mistakes_are_one_line_and_create_nothing(words, said, images, tmp_path)
 
 
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
-    line = refused(command("train_image.py", "model=flow", f"out={tmp_path / 'run'}"))
+    line = refused(here("train_image.py", "model=flow", f"out={tmp_path / 'run'}"))
     assert "data= is missing" in line and "docs/images.md" in line and not (tmp_path / "run").exists()
 
 
@@ -187,7 +187,7 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
 
 
 def test_help_names_what_images_take_and_nothing_else():
-    text = command("train_image.py", "--help").stdout
+    text = here("train_image.py", "--help").stdout
     assert "noise=c2ot|idp26|knn|linear|vanilla\n" in text and "semidiscrete" not in text and "potentials" not in text
     assert "k: 2 " in text and "scale=paper model=ddim: size: 32" in text and "ema_max" in text
 
@@ -195,8 +195,8 @@ def test_help_names_what_images_take_and_nothing_else():
 def test_a_run_of_another_setting_is_not_resumed(finished, images):
     before = tree(finished)
     words = (*TINY, "model=flow", "dropout=0.2", "resume=true", f"data={images}", f"out={finished}")
-    assert "lr=0.5 differs" in refused(command("train_image.py", *words, "lr=0.5"))
-    done = command("train_image.py", *words)
+    assert "lr=0.5 differs" in refused(here("train_image.py", *words, "lr=0.5"))
+    done = here("train_image.py", *words)
     assert done.returncode == 0 and "finished already" in done.stdout
     assert tree(finished) == before
 

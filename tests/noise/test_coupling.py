@@ -83,7 +83,7 @@ def test_only_copies_of_one_sample_are_picked_in_turn():
     assert len(picked) == 5 and picked.amin() > 850
 
 
-@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("cost", ["sqeuclidean", pytest.param("euclidean", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("factor", "shift"), [(1.0, 1000.0), (0.1, 100.0), (30.0, 0.0), (1e-3, 0.0)])
 def test_the_scale_and_the_place_of_the_data_do_not_matter(cost, factor, shift):
     data = factor * torch.randn(100, 4, generator=generator()) + shift

@@ -48,7 +48,7 @@ def work(rank: int, size: int, port: int, results: multiprocessing.Queue) -> Non
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_pair_their_global_batch_as_one_process_does(size):
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), free_port()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from envs.geometry import keypoints
 from envs.rendering import render_state
@@ -42,8 +49,47 @@ def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int 
     return write_store(path, arrays, np.arange(1, episodes + 1) * steps)
 
 
+def here(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's scripts, or with `-m` one of its modules, in this process: it starts at once."""
+    name, *rest = words if script == "-m" else (str(ROOT / script), *words)
+    typed = [sys.executable, *(["-m"] if script == "-m" else []), name, *rest]
+    out, err = io.StringIO(), io.StringIO()
+    with as_typed(typed), without_gpu(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        code = exit_code(runpy.run_module if script == "-m" else runpy.run_path, name)
+    return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def as_typed(words: list[str]) -> Iterator[None]:
+    """Let the program find these words as those that it was started with."""
+    given = words[2:] if words[1] == "-m" else words[1:]
+    with patch.object(sys, "argv", given), patch.object(sys, "orig_argv", words):
+        yield
+
+
+def exit_code(run: Callable[..., object], name: str) -> int:
+    """What a program leaves with; a traceback of its own goes through."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of modules that are loaded already
+            run(name, run_name="__main__")
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """Hide GPUs from torch, and give it back its threads at the end."""
+    threads = torch.get_num_threads()
+    try:
+        with patch("torch.cuda.is_available", return_value=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def command(script: str, *words: str, timeout: float = 120, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts, or with `-m` one of its modules, as a user does."""
+    """Run it in a process of its own, as a user does: where that process itself matters."""
     program = script if script == "-m" else str(ROOT / script)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(

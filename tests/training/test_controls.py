@@ -5,7 +5,7 @@ import json
 import pytest
 
 from immiscible_policy.evaluation.rows import read_rows
-from tests.training.helpers import command, refused, tree, write_small_store
+from tests.training.helpers import here, refused, tree, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=3",
          "episodes=2", "warmup_steps=1", "wandb=disabled", "log_every=3", "threads=1", "precision=fp32")  # fmt: skip
@@ -19,7 +19,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module", params=["mip"])
 def finished(request, store, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param) / "run"
-    result = command("train_policy.py", f"method={request.param}", f"data={store}", f"out={out}", *WORDS)
+    result = here("train_policy.py", f"method={request.param}", f"data={store}", f"out={out}", *WORDS)
     assert result.returncode == 0, result.stderr
     return out, request.param
 
@@ -36,7 +36,7 @@ def test_a_control_is_recorded_as_one_and_has_no_noise_to_audit(finished):
 def test_a_control_starts_from_the_weights_of_diffusion_and_learns_something_else(finished, store, tmp_path):
     out, _ = finished
     diffusion = tmp_path / "diffusion"
-    assert command("train_policy.py", f"data={store}", f"out={diffusion}", *WORDS).returncode == 0
+    assert here("train_policy.py", f"data={store}", f"out={diffusion}", *WORDS).returncode == 0
     of_control, of_diffusion = (tree(run / "seed_0/checkpoints/step_000006") for run in (out, diffusion))
     assert of_control["model.safetensors"] != of_diffusion["model.safetensors"]
     assert len(of_control["model.safetensors"]) == len(of_diffusion["model.safetensors"])  # the same network
@@ -49,7 +49,7 @@ def test_evaluation_repeats_what_training_recorded_whatever_the_sampler(finished
     for i, words in enumerate((["sampling_steps=10"], ["sampler=ddpm", "sampling_steps=100"])):
         target = tmp_path / f"{i}.csv"
         checkpoint = out / "seed_0/checkpoints/step_000006"
-        result = command("eval_policy.py", f"checkpoint={checkpoint}", f"out={target}", "episodes=2", *words)
+        result = here("eval_policy.py", f"checkpoint={checkpoint}", f"out={target}", "episodes=2", *words)
         assert result.returncode == 0, result.stderr
         assert read_rows(target) == recorded and len(recorded) == 2
 
@@ -65,11 +65,11 @@ def test_evaluation_repeats_what_training_recorded_whatever_the_sampler(finished
 )
 def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, said, store, tmp_path):
     out = tmp_path / "run"
-    assert said in refused(command("train_policy.py", f"data={store}", f"out={out}", *words))
+    assert said in refused(here("train_policy.py", f"data={store}", f"out={out}", *words))
     assert not out.exists()
 
 
 def test_the_laboratory_refuses_a_control_in_one_line(finished, tmp_path):
     out, method = finished
     words = ("immiscible_policy.analysis", "steps", f"runs={out}", f"out={tmp_path}")
-    assert f"method={method} does not diffuse" in refused(command("-m", *words))
+    assert f"method={method} does not diffuse" in refused(here("-m", *words))

@@ -18,7 +18,7 @@ from immiscible_policy.training.noise import noise_options
 from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
 from immiscible_policy.training.run import build_parts, build_state
 from immiscible_policy.training.state import ALIGNMENT, TrainState
-from tests.training.helpers import command, tree, write_small_store
+from tests.training.helpers import here, tree, write_small_store
 
 CPU = torch.device("cpu")
 NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
@@ -231,7 +231,7 @@ def test_both_engines_write_the_same_checkpoints(store, tmp_path):
     for engine in ("eager", "fast"):
         out = tmp_path / engine
         words = ("experiment=debug", "noise=linear", f"data={store}", f"engine={engine}", f"out={out}", "seed=3")
-        result = command("train_policy.py", *words)
+        result = here("train_policy.py", *words)
         assert result.returncode == 0, result.stderr
         kept[engine] = {
             name: content for name, content in tree(out / "seed_3").items() if name.endswith(("safetensors", ".csv"))

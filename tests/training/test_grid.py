@@ -9,10 +9,10 @@ from immiscible_policy.cli import CommandError
 from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.grid import read_grid
 from immiscible_policy.training.options import config_dir
-from tests.training.helpers import command, refused, tree, write_small_store
+from tests.training.helpers import here, refused, tree, write_small_store
 
-TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=505", "warmup_steps=5",
-        "checkpoint_every=505", "episodes=1", "sampling_steps=2", "wandb=disabled",
+TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=6", "warmup_steps=1",
+        "checkpoint_every=6", "episodes=1", "sampling_steps=2", "wandb=disabled",
         "precision=fp32", "seed=0")  # fmt: skip
 
 
@@ -63,22 +63,23 @@ def test_only_experiments_with_arms_are_grids():
 
 
 def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path):
-    words = ("experiment=table2", *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
-    plan = command("train_policy.py", *words, "dry_run=true")
-    assert plan.returncode == 0 and plan.stdout.count("dry run: nothing was written") == 4
+    arms = "arms=vanilla,knn_k2,linear"
+    words = ("experiment=ksweep", arms, *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
+    plan = here("train_policy.py", *words, "dry_run=true")
+    assert plan.returncode == 0 and plan.stdout.count("dry run: nothing was written") == 3
     assert not (tmp_path / "grid").exists()
     # The third arm cannot start: something else is in its place. The others are trained all the same.
     (tmp_path / "grid" / "linear").mkdir(parents=True)
     (tmp_path / "grid" / "linear" / "notes.txt").write_text("mine")
-    said = refused(command("train_policy.py", *words))
+    said = refused(here("train_policy.py", *words))
     assert "linear: out=" in said and "holds other files" in said
-    figures = json.loads((tmp_path / "grid" / "table2.json").read_text())["arms"]
+    figures = json.loads((tmp_path / "grid" / "ksweep.json").read_text())["arms"]
     assert [arm for arm, each in figures.items() if each["missing_seeds"]] == ["linear"]
-    before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2", "idp26")}
+    before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}
     (tmp_path / "grid" / "linear" / "notes.txt").unlink()
-    result = command("train_policy.py", *words)
+    result = here("train_policy.py", *words)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("finished already") == 3
+    assert result.stdout.count("finished already") == 2
     assert {arm: tree(tmp_path / "grid" / arm) for arm in before} == before
     assert "| linear | 0." in result.stdout and "incomplete" not in result.stdout
 
@@ -94,5 +95,5 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
 )
 def test_unusable_words_are_refused_before_any_arm_begins(word, said, tmp_path):
     out = tmp_path / "grid"
-    assert said in refused(command("train_policy.py", "experiment=table2", word, f"out={out}"))
+    assert said in refused(here("train_policy.py", "experiment=table2", word, f"out={out}"))
     assert not out.exists()

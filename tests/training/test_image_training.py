@@ -22,7 +22,7 @@ from immiscible_policy.training.engine import Gradients
 from immiscible_policy.training.noise import NoiseChoice
 from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.run import build_parts, build_state
-from tests.training.helpers import ROOT, command, refused, tree, write_small_store
+from tests.training.helpers import ROOT, here, refused, tree, write_small_store
 
 SMALL = ("experiment=debug", "obs=image", "threads=1", "precision=fp32", "episodes=1", "batch_size=8", "steps=6",
          "checkpoint_every=3", "eval_every=6", "crop=40")  # fmt: skip
@@ -42,7 +42,7 @@ def blind_store(tmp_path_factory):
 def finished(store, tmp_path_factory):
     """One uninterrupted run of one seed."""
     out = tmp_path_factory.mktemp("runs") / "straight"
-    result = command("train_policy.py", *SMALL, f"data={store}", f"out={out}")
+    result = here("train_policy.py", *SMALL, f"data={store}", f"out={out}")
     assert result.returncode == 0, result.stderr
     return out
 
@@ -120,7 +120,7 @@ def test_several_cameras_train(windows):
 
 
 def test_stored_and_rendered_frames_of_the_same_states_give_the_same_policy(finished, store, tmp_path):
-    result = command("train_policy.py", *SMALL, f"data={store}", "images=rendered", f"out={tmp_path / 'run'}")
+    result = here("train_policy.py", *SMALL, f"data={store}", "images=rendered", f"out={tmp_path / 'run'}")
     assert result.returncode == 0, result.stderr
     ours, theirs = results(tmp_path / "run"), results(finished)
     assert ours == theirs and len(ours) == 2 * 2 + 1 + 1  # model and ema twice, the newest optimizer, episodes
@@ -128,7 +128,7 @@ def test_stored_and_rendered_frames_of_the_same_states_give_the_same_policy(fini
 
 def test_both_engines_write_the_same_checkpoints(finished, store, tmp_path):
     words = (*SMALL, f"data={store}", "engine=eager", "sampler=ddim", f"out={tmp_path / 'run'}")
-    assert command("train_policy.py", *words).returncode == 0
+    assert here("train_policy.py", *words).returncode == 0
     weights = {name: content for name, content in results(finished).items() if name.endswith("safetensors")}
     assert weights.items() <= results(tmp_path / "run").items()
 
@@ -142,21 +142,21 @@ def test_killed_and_resumed_equals_uninterrupted(finished, store, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was to be killed before its end"
-    result = command("train_policy.py", *words, "resume=true")
+    result = here("train_policy.py", *words, "resume=true")
     assert result.returncode == 0 and "resume seed 0 at step 3" in result.stdout, result.stderr + result.stdout
     assert results(out) == results(finished)
 
 
 def test_evaluation_repeats_what_training_recorded(finished, tmp_path):
     words = (f"run={finished}", "checkpoints=last", "episodes=1", "sampling_steps=2", f"out={tmp_path / 'a.csv'}")
-    result = command("eval_policy.py", *words)
+    result = here("eval_policy.py", *words)
     assert result.returncode == 0, result.stderr
     assert read_rows(tmp_path / "a.csv") == read_rows(finished / "seed_0" / "episodes.csv")
 
 
 def test_an_embedded_store_without_images_trains_from_drawn_ones(blind_store, tmp_path):
     words = (*SMALL, f"data={blind_store}", "images=rendered", "validation=0.3", "noise=c2ot", f"out={tmp_path / 'r'}")
-    result = command("train_policy.py", *words)
+    result = here("train_policy.py", *words)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "r" / "seed_0" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["validation_loss"] > 0 for row in rows if "coverage" in row)
@@ -208,5 +208,5 @@ def test_mistakes_are_one_line_and_create_nothing(words, said, store, blind_stor
         scaled_store(places["data=SCALED"])
     words = [f"data={places[word]}" if word in places else word for word in words]
     data = [] if any(word.startswith("data=") for word in words) else [f"data={store}"]
-    line = refused(command("train_policy.py", "experiment=debug", *data, f"out={tmp_path / 'run'}", *words))
+    line = refused(here("train_policy.py", "experiment=debug", *data, f"out={tmp_path / 'run'}", *words))
     assert said in line and not (tmp_path / "run").exists()

@@ -2,25 +2,32 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
 
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.windows import Layout, make_windows
-from immiscible_policy.noise import ForResidual, fit_linear_prediction, make_selector
+from immiscible_policy.noise import ForResidual, fit_linear_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.noise import NoiseChoice, counted, diffusion_levels, noise_options
 from immiscible_policy.training.objective import PolicyObjective, conditions
 from immiscible_policy.training.run import build_parts, build_state
-from tests.training.helpers import command, refused, write_small_store
+from tests.training.helpers import here, refused, write_small_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+@pytest.fixture(autouse=True)
+def quick_fit(monkeypatch):
+    """Potentials change the time of a selection and nothing else, so a short fit will do."""
+    monkeypatch.setattr("immiscible_policy.training.noise.fit_potentials", partial(fit_potentials, steps=20))
 
 
 def noise(words, steps=5000, steps_per_epoch=95.0):
@@ -174,7 +181,7 @@ def test_schedules_reach_the_selector():
 @pytest.mark.parametrize("words", [["noise=c2ot", "weight=0.1", "mask=unsent"], ["noise=semidiscrete", "fit_steps=5"]])
 def test_further_kinds_of_noise_train_and_log_their_audit(tmp_path, store, words):
     out = tmp_path / "run"
-    result = command("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", "device=cpu", *words)
+    result = here("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", "device=cpu", *words)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (out / "seed_0" / "metrics.jsonl").read_text().splitlines()]
     audits = [row for row in rows if "noise/distance_percent" in row]
@@ -187,6 +194,6 @@ def test_further_kinds_of_noise_train_and_log_their_audit(tmp_path, store, words
 def test_a_mask_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store, name):
     out = tmp_path / "run"
     said = refused(
-        command("train_policy.py", f"noise={name}", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
+        here("train_policy.py", f"noise={name}", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
     )
     assert f"mask=padding: noise={name}" in said and not out.exists()

@@ -7,15 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from immiscible_policy.training.checkpoint import list_checkpoints
-from tests.training.helpers import ROOT, command, refused, write_small_store
+from tests.training.helpers import ROOT, here, refused, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",
          "episodes=1", "warmup_steps=1", "wandb=disabled", "log_every=1", "threads=1", "precision=fp32")  # fmt: skip
+LOST = "error: another process of this training is gone; start all again with resume=true"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def trained(out):
 )
 def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
     words = (*WORDS, *noise, f"data={store}")
-    assert command("train_policy.py", *words, f"out={tmp_path / 'alone'}").returncode == 0
+    assert here("train_policy.py", *words, f"out={tmp_path / 'alone'}").returncode == 0
     together(size, *words, f"out={tmp_path / 'shared'}")
     weights, losses = trained(tmp_path / "alone")
     others, shared = trained(tmp_path / "shared")
@@ -76,7 +78,7 @@ def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
         torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_when_a_process_dies_the_first_says_so_and_the_training_can_be_resumed(store, tmp_path):
+def test_when_a_process_dies_the_first_says_so_and_what_is_left_can_be_resumed(store, tmp_path):
     words = with_words(
         "steps=100000", "checkpoint_every=5", "eval_every=100000", f"data={store}", f"out={tmp_path / 'run'}"
     )
@@ -87,19 +89,49 @@ def test_when_a_process_dies_the_first_says_so_and_the_training_can_be_resumed(s
     other.send_signal(signal.SIGKILL)
     _, said = first.communicate(timeout=60)
     other.communicate()
-    assert first.returncode == 2 and said.strip().splitlines()[-1] == (
-        "error: another process of this training is gone; start all again with resume=true"
-    )
-    step = list_checkpoints(tmp_path / "run/seed_0/checkpoints")[-1].step
-    again = start(2, *words, "resume=true")
-    line = ""
-    while "resume seed 0" not in line:
-        line = again[0].stdout.readline()
-        assert line, again[0].communicate()
-    assert int(line.split()[-1]) >= step
-    for process in again:
-        process.kill()
-        process.communicate()
+    assert first.returncode == 2 and said.strip().splitlines()[-1] == LOST
+    last = list_checkpoints(tmp_path / "run/seed_0/checkpoints")[-1]
+    assert last.resumable and last.tensors("model").keys() == last.tensors("ema").keys() and last.tensors("optimizer")
+    plan = here("train_policy.py", *words, "resume=true", "dry_run=true")
+    assert plan.returncode == 0 and plan.stderr == "", plan.stderr
+
+
+def torchrun(*words):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train_policy.py"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *launch, *words], cwd=ROOT, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def started(launcher, rank):
+    """The process of a launcher that has this rank."""
+    own = f"RANK={rank}".encode()
+    found = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return next(int(pid) for pid in found if own in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
+def test_under_torchrun_a_killed_training_ends_with_a_line_and_resumes_to_the_same_result(store, tmp_path):
+    words = with_words("noise=linear", "steps=200", "checkpoint_every=5", "eval_every=200", f"data={store}")
+    whole = torchrun(*words, f"out={tmp_path / 'whole'}")
+    _, said = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
+    cut = torchrun(*words, f"out={tmp_path / 'cut'}")
+    while not list((tmp_path / "cut").glob("seed_0/checkpoints/step_*")):
+        assert cut.poll() is None, cut.communicate()
+        time.sleep(0.05)
+    os.kill(started(cut, 1), signal.SIGKILL)
+    _, said = cut.communicate(timeout=60)
+    assert cut.returncode != 0 and [line for line in said.splitlines() if line.startswith("error: ")] == [LOST], said
+    assert list_checkpoints(tmp_path / "cut/seed_0/checkpoints")[-1].step < 200
+    again = torchrun(*words, f"out={tmp_path / 'cut'}", "resume=true")
+    out, said = again.communicate(timeout=300)
+    assert again.returncode == 0 and "resume seed 0 at step" in out, said
+    (weights, losses), (others, their_losses) = trained(tmp_path / "whole"), trained(tmp_path / "cut")
+    assert losses == their_losses and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
@@ -109,5 +141,5 @@ def test_when_a_process_dies_the_first_says_so_and_the_training_can_be_resumed(s
 )  # fmt: skip
 def test_what_cannot_be_shared_out_is_one_line(words, said, store, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = refused(command("train_policy.py", *with_words(*words, f"data={store}", f"out={tmp_path / 'run'}")))
+    line = refused(here("train_policy.py", *with_words(*words, f"data={store}", f"out={tmp_path / 'run'}")))
     assert said in line and not (tmp_path / "run").exists()

@@ -1,0 +1,108 @@
+"""What the pages leave to the reader, in small: data sets, runs, checkpoints, names in Python blocks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from immiscible_policy.demos import open_store
+from immiscible_policy.demos.export import export
+from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
+from immiscible_policy.plugins.bridge import convert
+from immiscible_policy.training.checkpoint import save_checkpoint
+from immiscible_policy.training.config import compose_config
+from immiscible_policy.training.run import TRAINING
+from immiscible_policy.training.session import train_and_summarise
+from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
+from tests.image.folders import write_images
+from tests.image.tiny import tiny_stable_diffusion
+from tests.plugins.miniature import MiniaturePolicy, batch_of
+from tests.training.helpers import write_small_store
+
+FAST = ("experiment=debug", "threads=1", "precision=fp32", "episodes=1", "steps=1", "checkpoint_every=1",
+        "eval_every=1", "sampling_steps=1", "wandb=disabled")  # fmt: skip
+NAMED = ("step_003000", "step_005000")
+"""Checkpoints that the pages name."""
+
+
+def write_desk(desk: Path) -> Path:
+    """Everything that a command on the pages reads, under the names that `FILLED` gives or that stand there."""
+    store = write_small_store(desk / "STORE", seed=2, steps=40, images=True)
+    shutil.copytree(store, desk / "data/pusht_expert.zarr")
+    export(open_store(store), desk / "lerobot_dataset")
+    for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
+        write_policy_run(desk / "runs" / run, store, noise)
+    newest = desk / "runs/mine/seed_0/checkpoints/step_000001"
+    for name in NAMED:
+        shutil.copytree(newest, newest.with_name(name))
+    convert(newest, "diffusion_policy", desk / "latest.ckpt")
+    for place in ("outputs/train", "outputs/knn"):
+        (desk / place / "checkpoints/last").mkdir(parents=True)
+        convert(newest, "lerobot", desk / place / "checkpoints/last/pretrained_model")
+    (desk / "slurm.yaml").write_text("timeout_min: 240\nmem_gb: 4\nslurm_partition: cpu\n")
+    write_image_sets(desk)
+    tiny_stable_diffusion(desk / "published", ["bird", "cat"])
+    for number, run in enumerate(("flow_vanilla", "flow_knn")):
+        write_image_run(desk / "runs" / run, desk / "cifar10", number)
+    return desk
+
+
+def write_policy_run(out: Path, store: Path, noise: str) -> None:
+    """Train a small network for a step."""
+    train_and_summarise(TRAINING, compose_config([*FAST, f"noise={noise}", f"data={store}", f"out={out}"]))
+
+
+def write_image_sets(desk: Path) -> None:
+    """Each kind of image data set, under its name."""
+    for split, count in (("train", 100), ("test", 10)):
+        write_images(desk / "cifar10", split, count)
+    write_celeba(desk / "celeba")
+    write_imagenet(desk / "imagenet")
+    write_coco(desk / "coco")
+    write_images(desk / "folder", "", 8, classes=("",))
+    (desk / "lines.txt").write_text("".join(f"picture {number}\n" for number in range(8)))
+
+
+def write_image_run(directory: Path, images: Path, number: int) -> None:
+    """A run whose only checkpoint holds weights that its number seeds."""
+    spec = ImageSpec("flow", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
+    torch.manual_seed(number)
+    tensors = {"ema": build_image_model(spec).state_dict()}
+    path = directory / "seed_0/checkpoints/step_000010"
+    save_checkpoint(path, spec_metadata(spec) | {"step": 10, "seed": 0}, tensors)
+    (directory / "config.yaml").write_text(f"data: {images}\ndataset: cifar10\n")
+
+
+class Workspace:
+    """Diffusion Policy's: trains a policy for a step."""
+
+    def __init__(self) -> None:
+        self.model, self.global_step, self.losses = MiniaturePolicy(), 3, []
+
+    def run(self) -> None:
+        self.losses.append(self.model.compute_loss(batch_of(self.model)).item())
+
+
+def names(page: str) -> dict[str, Any]:
+    """What the Python blocks of a page use without making it."""
+    random = torch.Generator().manual_seed(0)
+    chunks = 2 * torch.rand(64, 16, 2, generator=random) - 1
+    accelerator = SimpleNamespace(device="cpu", prepare=lambda *parts: parts, backward=lambda loss: loss.backward())
+    pixels = 2 * torch.rand(4, 3, 256, 256, generator=random) - 1
+    return {
+        "README.md": {
+            "clean_actions": chunks,
+            "states": torch.tensor([[256.0, 400.0, 200.0, 250.0, 0.5]]).double().numpy(),
+            "actions": torch.full((1, 4, 2), 250.0).double().numpy(),
+        },
+        "docs/plugins.md": {"workspace": Workspace()},
+        "docs/selectors.md": {"x": chunks, "windows": chunks},
+        "docs/stable-diffusion.md": {
+            "accelerator": accelerator, "pixels": pixels, "generator": random, "step": 0,
+            "names": ["bird", "cat", "cat", "bird"],
+        },
+    }.get(page, {})  # fmt: skip
