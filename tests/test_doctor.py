@@ -175,6 +175,22 @@ def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
     assert not wrong(doctor.normaliser_findings(demos, policy, spec))
 
 
+def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sound, tmp_path):
+    """The last steps of an episode are targets at most; one that is observed counts."""
+    _, (_, policy, spec) = doctor.open_policy(checkpoint(tmp_path / "run", sound))
+    demos = open_store(sound)
+
+    def found(step):
+        keypoint = demos.keypoint.copy()
+        keypoint[demos.episode_ends[0] + step] += 400
+        return wrong(doctor.normaliser_findings(replace(demos, keypoint=keypoint), policy, spec))
+
+    assert not found(-1) and "reaches" in found(-30)[0].said
+    short = replace(demos, episode_ends=np.arange(4, len(demos) + 1, 4))
+    (finding,) = doctor.normaliser_findings(short, policy, spec)
+    assert "no episode is as long as a window" in finding.said and not wrong([finding])
+
+
 def test_a_checkpoint_whose_weights_are_no_numbers_is_found(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, damage="denoiser.final_conv.1.bias")
     found, opened = doctor.open_policy(path)
