@@ -24,7 +24,7 @@ from envs.simulation import WORKSPACE
 from immiscible_policy.cli import Option, parse
 from immiscible_policy.demos.store import Demonstrations, StoreError, embedded_store, open_store
 from immiscible_policy.demos.validate import problems
-from immiscible_policy.demos.windows import Layout, observation_table
+from immiscible_policy.demos.windows import Layout, observation_table, window_index
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy.build import PolicySpec
@@ -347,7 +347,8 @@ def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Findin
 
 def _differing(place: str, said: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
     """Values that a place gives otherwise than they are; where it runs is no part of what it is."""
-    for key in (said.keys() & true.keys()) - {"out", "resume", "dry_run", "parallel", "wandb", "threads", "device"}:
+    where = {"out", "resume", "dry_run", "parallel", "wandb", "threads", "device", "launcher", "cluster", "job_options"}
+    for key in (said.keys() & true.keys()) - where:
         if _plain(said[key]) != _plain(true[key]):
             text = f"{place} says {key}={said[key]}, the checkpoint has {true[key]}"
             yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")
@@ -358,8 +359,13 @@ def _plain(value: Any) -> Any:
 
 
 def normaliser_findings(demos: Demonstrations, policy: ChunkPolicy, spec: PolicySpec) -> Iterator[Finding]:
-    """Whether the data, normalised as the policy does it, lies in -1..1 and fills it."""
-    table = torch.from_numpy(observation_table(demos, spec.obs))
+    """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
+    layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
+    if not layout.n_windows(demos.lengths).any():
+        yield Finding("normaliser", "not compared: no episode is as long as a window of the policy")
+        return
+    seen = np.unique(window_index(demos.episode_ends, layout).step[:, : spec.obs_steps])  # not the ends of episodes
+    table = torch.from_numpy(observation_table(demos, spec.obs)[seen])
     action = torch.from_numpy(demos.action.astype(np.float32))
     found = [
         *_normalised_findings("observation", policy.observation, table),

@@ -51,7 +51,7 @@ OPTIONS = {
     "videos": VIDEOS,
 }
 WIDTH = 130
-SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb"}
+SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
 
 
 @dataclass(frozen=True)

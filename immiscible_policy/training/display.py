@@ -1,9 +1,9 @@
-"""What a training run shows on screen: a bar per seed on a terminal, plain lines elsewhere."""
+"""What a training run shows on screen: a bar per seed on a terminal, plain lines elsewhere; of many seeds their sum."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 LINE_EVERY = 30.0
 """Seconds between two lines about the loss of the same seed where there is no terminal."""
+FEW = 8
+"""Of so many seeds each has its bar all the time; of more, one while it trains, below one of all."""
 
 EVALUATED: dict[str, Callable[[Any], str]] = {
     "coverage": "coverage {:.3f}".format,
@@ -27,15 +29,18 @@ class Display:
     """Shows the events of `run.train_seed`; may be called from several threads.
 
     Args:
-        seeds: All seeds of the run.
+        seeds: All seeds of the run, or `run/seed` for those of several runs: what events have as `seed`.
         steps: Length of each training.
     """
 
-    def __init__(self, seeds: list[int], steps: int) -> None:
+    def __init__(self, seeds: Sequence[int | str], steps: int) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
         self.steps = steps
         self._lock = Lock()
-        self._last_line: dict[int, float] = {}
+        self._reached: dict[int | str, int] = dict.fromkeys(seeds, 0)
+        self._finished_seeds: set[int | str] = set()
+        self._many = len(seeds) > FEW
+        self._last_line: dict[int | str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,8 +50,10 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._bars: dict[int, TaskID] = {
-            seed: self._progress.add_task(f"seed {seed}", total=steps, note="", start=False) for seed in seeds
+        self._all = self._progress.add_task("all", total=steps * len(seeds), note="", visible=self._many)
+        self._bars: dict[int | str, TaskID] = {
+            seed: self._progress.add_task(f"seed {seed}", total=steps, note="", start=False, visible=not self._many)
+            for seed in seeds
         }
 
     def __enter__(self) -> Display:
@@ -70,7 +77,7 @@ class Display:
     def _started(self, event: dict[str, Any]) -> None:
         seed, step = event["seed"], event["step"]
         self._progress.start_task(self._bars[seed])
-        self._progress.update(self._bars[seed], completed=step)
+        self._reach(seed, step, visible=True)
         self.line(f"resume seed {seed} at step {step}" if step else f"start seed {seed}")
 
     def _fitting(self, event: dict[str, Any]) -> None:
@@ -82,16 +89,35 @@ class Display:
     def _metrics(self, event: dict[str, Any]) -> None:
         seed = event["seed"]
         note = f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s  waited for batches {event['waited']:.1%}"
-        self._progress.update(self._bars[seed], completed=event["step"], note=note)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self._last_line.get(seed, -LINE_EVERY) >= LINE_EVERY:
-            self._last_line[seed] = now
-            self.line(f"seed {seed}  step {event['step']:>6} of {self.steps}  {note}")
+        self._reach(seed, event["step"], note=note)
+        if not self.console.is_terminal and self._is_due("all" if self._many else seed):
+            own = f"seed {seed}  step {event['step']:>6} of {self.steps}  {note}"
+            self.line(f"all  {self._summary()}" if self._many else own)
 
     def _evaluated(self, event: dict[str, Any]) -> None:
         found = [write(event[key]) for key, write in EVALUATED.items() if key in event]
         self.line("  ".join([f"seed {event['seed']}  step {event['step']:>6}", *found]))
 
     def _finished(self, event: dict[str, Any]) -> None:
-        self._progress.update(self._bars[event["seed"]], completed=event["step"])
+        self._finished_seeds.add(event["seed"])
+        self._reach(event["seed"], event["step"], visible=not self._many)
         self.line(f"finished seed {event['seed']} at step {event['step']}")
+
+    def _reach(self, seed: int | str, step: int, **shown: Any) -> None:
+        """Move a seed's bar, and that of all."""
+        self._reached[seed] = step
+        self._progress.update(self._bars[seed], completed=step, **shown)
+        self._progress.update(self._all, completed=sum(self._reached.values()), note=self._summary())
+
+    def _summary(self) -> str:
+        """How far all seeds are."""
+        trained = sum(self._reached.values()) / self.steps
+        return f"{trained:.1f} of {len(self._reached)} seeds trained, {len(self._finished_seeds)} finished"
+
+    def _is_due(self, what: int | str) -> bool:
+        """Whether the last line about a seed, or about all, is long ago; from now on it is not."""
+        now = time.monotonic()
+        due = now - self._last_line.get(what, -LINE_EVERY) >= LINE_EVERY
+        if due:
+            self._last_line[what] = now
+        return due

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,29 +63,69 @@ def read_grid(words: Sequence[str]) -> Grid | None:
 def train_grid(grid: Grid) -> None:
     """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
 
+    With `launcher=local` arm after arm; any other launcher is given the jobs of all arms at once.
+
     Raises:
-        ValueError: If an arm's options, data or directory are unusable (the arms after it are tried all the same).
+        ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
         OSError: If something cannot be written.
     """
     from immiscible_policy.evaluation.grid import write_grid
-    from immiscible_policy.training.run import TRAINING, build_parts
-    from immiscible_policy.training.session import train_and_summarise
+    from immiscible_policy.training.launchers import require_launcher
+    from immiscible_policy.training.run import build_parts
 
-    for config in grid.arms.values():
-        build_parts(config)  # what is wrong with any arm is said before the first is trained
-    failures = []
-    for arm, config in grid.arms.items():
-        print(f"\n{arm}: ", end="", flush=True)
-        try:
-            train_and_summarise(TRAINING, config)
-        except ValueError as error:
-            print(f"error: {error}", flush=True)
-            failures.append(f"{arm}: {error}")
     config = next(iter(grid.arms.values()))
+    require_launcher(config)
+    for each in grid.arms.values():
+        build_parts(each)  # what is wrong with any arm is said before the first is trained
+    failures = _arm_after_arm(grid) if config.launcher == "local" else _all_at_once(grid)
     if not config.dry_run:
         print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), parse_range('seed', config.seed))}")
     if failures:
         raise CommandError("; ".join(failures))
+
+
+def _arm_after_arm(grid: Grid) -> list[str]:
+    """Train the arms in their order; returns a line for each that failed."""
+    from immiscible_policy.training.run import TRAINING
+    from immiscible_policy.training.session import train_and_summarise
+
+    failures: list[str] = []
+    for arm, config in grid.arms.items():
+        with _noted(arm, failures):
+            train_and_summarise(TRAINING, config)
+    return failures
+
+
+def _all_at_once(grid: Grid) -> list[str]:
+    """Launch the jobs of all arms together; returns a line for each arm that failed."""
+    from immiscible_policy.training.launchers import launch
+    from immiscible_policy.training.launchers.job import Job, open_jobs
+    from immiscible_policy.training.run import TRAINING
+    from immiscible_policy.training.session import conclude, prepare
+
+    failures: list[str] = []
+    jobs: dict[str, list[Job]] = {}
+    for arm, config in grid.arms.items():
+        with _noted(arm, failures):
+            if prepare(TRAINING, config) is not None:
+                jobs[arm] = open_jobs(TRAINING, config, parse_range("seed", config.seed))
+    print(flush=True)
+    failed = launch(next(iter(grid.arms.values())), [job for each in jobs.values() for job in each])
+    for arm, each in jobs.items():
+        with _noted(arm, failures):
+            conclude(TRAINING, grid.out / arm, [failed[job] for job in each if job in failed])
+    return failures
+
+
+@contextmanager
+def _noted(arm: str, failures: list[str]) -> Iterator[None]:
+    """A context in which what stops one arm is said and noted, and the others go on."""
+    print(f"\n{arm}: ", end="", flush=True)
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", flush=True)
+        failures.append(f"{arm}: {error}")
 
 
 def _wanted(words: Sequence[str], arms: list[str]) -> tuple[list[str], list[str]]:

@@ -24,6 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
 from immiscible_policy.training.processes import world
 
+CLUSTERS = ("submitit", "ray")
+"""Launchers whose jobs run on other machines."""
+
 
 @dataclass
 class RunConfig:
@@ -53,6 +56,9 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     parallel: int | None = None
+    launcher: str = "local"
+    cluster: str | None = None
+    job_options: str | None = None
     checkpoint_every: int = 1
     keep: str = "all"
     eval_every: int | None = None
@@ -62,7 +68,8 @@ class RunConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: a resumed run must agree on all of it."""
-        free = {"out", "resume", "dry_run", "parallel", "wandb"}  # where and how, not what
+        where = {"out", "parallel", "launcher", "cluster", "job_options"}
+        free = where | {"resume", "dry_run", "wandb"}  # how, not what
         return {key: value for key, value in asdict(self).items() if key not in free}
 
     def to_yaml(self) -> str:
@@ -110,7 +117,7 @@ class Schema(Generic[Config]):
             CommandError: For any word that is unknown, ill-formed, of the wrong type or out of range.
         """
         given = self._split(words)
-        device = resolve_device(given.get("device", "auto"))
+        device = resolve_device(given.get("device", "auto"), given.get("launcher", "local"))
         if "scale" not in given:
             given["scale"] = "cpu" if device == "cpu" else "paper"
         texts = self._of_type("str") - self.groups.keys()
@@ -256,8 +263,8 @@ def _kind(kind: str) -> str:
     return f"not {kind}"
 
 
-def resolve_device(text: str) -> str:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
+def resolve_device(text: str, launcher: str = "local") -> str:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there, or that the cluster's machines are to have.
 
     Raises:
         CommandError: If it is unknown or not there.
@@ -266,6 +273,10 @@ def resolve_device(text: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
         raise CommandError(f"device={text}: known devices are auto, cpu, cuda, cuda:N")
+    if launcher in CLUSTERS and text in ("cpu", "cuda"):
+        return text
+    if launcher in CLUSTERS:
+        raise CommandError(f"device={text}: launcher={launcher} gives each job a device of its own; use device=cuda")
     if text != "cpu" and not torch.cuda.is_available():
         raise CommandError(f"device={text}: no CUDA device is visible here; use device=cpu")
     if ":" in text and int(text.split(":")[1]) >= torch.cuda.device_count():
@@ -276,13 +287,21 @@ def resolve_device(text: str) -> str:
 def _resolve(config: RunConfig, device: str) -> None:
     config.device = f"cuda:{world().local_rank}" if device == "cuda" and world().size > 1 else device
     if config.precision == "auto":
+        if device != "cpu" and not torch.cuda.is_available():
+            raise CommandError("precision=auto: no CUDA device is visible here to decide; use precision=bf16 or fp32")
         config.precision = "bf16" if native_bf16(device) else "fp32"
     config.threads = config.threads if config.threads is not None else 1
-    if config.parallel is None:
-        # Three seeds on two cores end sooner side by side than two and then one.
-        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 2
-        config.parallel = min(len(parse_range("seed", config.seed)), most)
+    config.parallel = config.parallel if config.parallel is not None else _at_once(config, device, config.threads)
     config.eval_every = config.eval_every if config.eval_every is not None else config.checkpoint_every
+
+
+def _at_once(config: RunConfig, device: str, threads: int) -> int:
+    """How many seeds train at once on this machine where nothing is said."""
+    if config.launcher in CLUSTERS:
+        return 1  # the cluster decides
+    # Three seeds on two cores end sooner side by side than two and then one.
+    most = max(1, 2 * (os.cpu_count() or 1) // max(1, threads)) if device == "cpu" else 2
+    return min(len(parse_range("seed", config.seed)), most) if config.launcher == "local" else most
 
 
 def native_bf16(device: str) -> bool:
@@ -326,7 +345,17 @@ def check_ranges(config: RunConfig) -> None:
         "engine": ("fast", "eager"),
         "keep": ("all", "last+best"),
         "wandb": ("offline", "online", "disabled"),
+        "launcher": ("local", "joblib", *CLUSTERS),
     })  # fmt: skip
+    for key in ("cluster", "job_options"):
+        if getattr(config, key) is not None and config.launcher not in CLUSTERS:
+            raise CommandError(f"{key}={getattr(config, key)}: launcher={config.launcher} runs on this machine alone; "
+                               f"use launcher={' or launcher='.join(CLUSTERS)}")  # fmt: skip
+    if config.launcher in CLUSTERS and config.parallel != 1:
+        raise CommandError(f"parallel={config.parallel}: launcher={config.launcher} runs as many jobs at once as its "
+                           "cluster has room for; leave it out")  # fmt: skip
+    if config.launcher != "local" and world().size > 1:
+        raise CommandError(f"launcher={config.launcher}: {world().size} processes train one seed here; leave it out")
 
 
 def require_positive(config: RunConfig, keys: Sequence[str]) -> None:

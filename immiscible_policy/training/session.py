@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from immiscible_policy.cli import CommandError, parse_range, require_writable
 from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.provenance import provenance
 from immiscible_policy.training.display import Display
-from immiscible_policy.training.options import Config, RunConfig
+from immiscible_policy.training.launchers import launch, require_launcher
+from immiscible_policy.training.launchers.job import open_jobs
+from immiscible_policy.training.options import CLUSTERS, Config, RunConfig
 from immiscible_policy.training.processes import joined, require_shares, world
 from immiscible_policy.training.seed import is_finished
 from immiscible_policy.training.training import P, Training
 from immiscible_policy.training.workers import train_seeds
+
+NAMED = 5
+"""So many failures are named in the line that ends a command; all have been shown by then."""
 
 
 def train_and_summarise(training: Training[Config, P], config: Config) -> None:
@@ -37,12 +43,30 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
     if world().rank > 0:
         _follow(training, config, directory, seeds[0])
         return
+    require_launcher(config)
+    parts = prepare(training, config)
+    if parts is not None:
+        conclude(training, directory, _train(training, config, parts, directory, seeds))
+
+
+def prepare(training: Training[Config, P], config: Config) -> P | None:
+    """Check a run, say what will be done, and write its options.
+
+    Returns:
+        What the options build; None if nothing is to be trained: the run is finished, or this is a dry run.
+
+    Raises:
+        ValueError: If the options, the data or the run directory are unusable; nothing is written then.
+        OSError: If something cannot be written.
+    """
+    seeds = parse_range("seed", config.seed)
+    directory = Path(str(config.out))
     resuming = _check_directory(training, directory, config)
     print(f"out={directory}", flush=True)
     finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
     if finished and (directory / "summary.json").exists():
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
-        return
+        return None
     parts = training.build(config)
     data = training.data(config, parts)
     if resuming:
@@ -50,15 +74,24 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
     print(_options(config, seeds), *training.plan(config, parts), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
-        return
+        return None
     _write_config(directory, config, data)
     (directory / "summary.json").unlink(missing_ok=True)  # whoever finds it finds all seeds in it
-    failures = _train(training, config, parts, directory, seeds)
+    return parts
+
+
+def conclude(training: Training[Any, Any], directory: Path, failures: Sequence[str]) -> None:
+    """Summarise a run whose seeds were trained, or failed.
+
+    Raises:
+        CommandError: If there are failures: their lines, once the others are summarised.
+    """
     summary = training.summarise(directory)
     if summary:
         print(f"\n{summary}")
     if failures:
-        raise CommandError("; ".join(failures.values()))
+        more = [f"and {len(failures) - NAMED} more"] if len(failures) > NAMED else []
+        raise CommandError("; ".join([*failures[:NAMED], *more]))
 
 
 def _follow(training: Training[Config, P], config: Config, directory: Path, seed: int) -> None:
@@ -70,18 +103,18 @@ def _follow(training: Training[Config, P], config: Config, directory: Path, seed
         training.train_seed(config, parts, directory, seed, lambda event: None)
 
 
-def _train(
-    training: Training[Config, P], config: Config, parts: P, directory: Path, seeds: list[int]
-) -> dict[int, str]:
+def _train(training: Training[Config, P], config: Config, parts: P, directory: Path, seeds: list[int]) -> list[str]:
     """Train the seeds that are not finished; a single one here, several in processes of their own."""
+    if config.launcher != "local":
+        return list(launch(config, open_jobs(training, config, seeds)).values())
     open_seeds = [seed for seed in seeds if not is_finished(config, directory, seed)]
     with Display(open_seeds, config.steps) as display:
         if len(seeds) > 1:
-            return train_seeds(training, config, parts, directory, open_seeds, display.show)
+            return list(train_seeds(training, config, parts, directory, open_seeds, display.show).values())
         for seed in open_seeds:
             with joined(config.device):
                 training.train_seed(config, parts, directory, seed, display.show)
-        return {}
+        return []
 
 
 def _check_directory(training: Training[Config, Any], directory: Path, config: Config) -> bool:
@@ -137,6 +170,8 @@ def _options(config: RunConfig, seeds: list[int]) -> str:
     options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}
     at_once = min(config.parallel or 1, len(seeds))
     side_by_side = f"({at_once} at once, {config.threads} threads each of {os.cpu_count()})"
+    if config.launcher in CLUSTERS:
+        side_by_side = f"({config.threads} threads each, where {config.launcher} finds room)"
     lines = [f"  {key}: {_show(value)}" for key, value in options.items()]
     return "\n".join(["options:", *lines, f"seeds:  {', '.join(map(str, seeds))} {side_by_side}"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,18 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.training.options import Config
 from immiscible_policy.training.seed import seed_directory
 from immiscible_policy.training.training import P, Report, Training, find_training
+
+
+class Ending(NamedTuple):
+    """How a worker process ended.
+
+    Attributes:
+        failure: Why its seed failed, in one line, or None.
+        killed: Whether a signal ended it.
+    """
+
+    failure: str | None
+    killed: bool
 
 
 def train_seeds(
@@ -53,7 +66,7 @@ def train_seeds(
 
     def train_one(seed: int) -> str | None:
         if config.device == "cpu":
-            return in_process(training.module, run, seed, config.wandb, report)
+            return in_process(training.module, run, seed, config.wandb, report).failure
         return in_thread(training, config, parts, run, seed, watched)
 
     with ThreadPoolExecutor(config.parallel) as pool:
@@ -91,28 +104,40 @@ def _log_path(run: Path, seed: int) -> Path:
     return path
 
 
-def in_process(module: str, run: Path, seed: int, wandb: str, report: Report) -> str | None:
-    """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log."""
+def in_process(module: str, run: Path, seed: int, wandb: str, report: Report, cwd: Path | None = None) -> Ending:
+    """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log.
+
+    Args:
+        module: The module that holds the kind of training.
+        run: The run directory.
+        seed: Training seed.
+        wandb: What becomes of the metrics, as the option.
+        report: Receives the seed's events.
+        cwd: The worker's working directory; None: this process's.
+    """
     log_path = _log_path(run, seed)
     command = [sys.executable, "-m", "immiscible_policy.training.workers", module, str(run), str(seed), wandb]
     with open(log_path, "ab") as log:
         begin = log.tell()
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=cwd)
         assert worker.stdout is not None
         for line in worker.stdout:
             report(json.loads(line))
         code = worker.wait()
     if code == 0:
-        return None
+        return Ending(None, False)
     said = log_path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"seed {seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})"
+    return Ending(f"seed {seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})", code < 0)
 
 
 def _work(words: list[str]) -> None:
     """A worker's life: read the run's options, train one seed, write events as JSON lines."""
     _die_with_parent()
+    if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm tells every process that time is up; submitit, our parent, acts on it
+        for told in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(told, signal.SIG_IGN)
     # Events go to the pipe alone; whatever libraries print goes to the log.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -1,0 +1,24 @@
+"""Jobs on this machine, `parallel` at once, by joblib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import joblib
+
+from immiscible_policy.training.launchers.job import Job, Outcomes, train_job
+from immiscible_policy.training.options import RunConfig
+
+
+def require(config: RunConfig) -> None:
+    """Nothing beside joblib itself is needed."""
+
+
+def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
+    """Threads suffice, since each waits for a process; `joblib.parallel_config` may name another backend."""
+    parallel = joblib.Parallel(n_jobs=config.parallel, prefer="threads", return_as="generator_unordered")
+    yield from parallel(joblib.delayed(_outcome)(job) for job in jobs)
+
+
+def _outcome(job: Job) -> tuple[Job, str | None]:
+    return job, train_job(job).failure
