@@ -226,27 +226,35 @@ def _cell(found: Document | None, kind: str) -> str:
 
 
 def draw(figures: Document) -> Figure:
-    """Coverage against steps for each scheme, a colour for each run."""
+    """Coverage against steps for each scheme, a colour for each run; the runs a little apart."""
     runs = figures["runs"]
     schemes = list(dict.fromkeys(re.sub(r"\d+", "", scheme) for found in runs.values() for scheme in found))
     figure, axes = panels(len(schemes), title=f"{figures['starts']} starts; bars: 95 % intervals")
     for panel, scheme in zip(axes, schemes, strict=True):
-        for colour, (run, found) in zip(COLOURS, runs.items(), strict=False):
-            points = sorted(
-                (int(name.removeprefix(scheme)), each["coverage"]["score"])
-                for name, each in found.items()
-                if re.fullmatch(rf"{scheme}\d+", name)
-            )
-            if not points:
-                continue
+        ticks = set()
+        for number, (colour, (run, found)) in enumerate(zip(COLOURS, runs.items(), strict=False)):
+            points = _points(found, scheme)
+            ticks |= {steps for steps, _ in points}
+            places = [steps * 1.025 ** (number - len(runs) / 2) for steps, _ in points]
             means = [score["mean"] for _, score in points]
             spans = [[score["mean"] - score["low"] for _, score in points],
                      [score["high"] - score["mean"] for _, score in points]]  # fmt: skip
-            panel.errorbar([steps for steps, _ in points], means, spans, color=colour, marker="o", markersize=4,
-                           linewidth=1.2, capsize=2, label=run)  # fmt: skip
+            panel.errorbar(
+                places, means, spans, color=colour, marker="o", markersize=4, linewidth=1, capsize=2, label=run
+            )
         panel.set(title=scheme, xscale="log", xlabel="denoising steps", ylabel="coverage", ylim=(0, 1))
-    axes[0].legend(frameon=False, fontsize=8)
+        panel.set_xlim(0.75 * min(ticks), 1.33 * max(ticks))
+        panel.set_xticks(sorted(ticks), [str(steps) for steps in sorted(ticks)])
+        panel.minorticks_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right upper")
     return figure
+
+
+def _points(found: Document, scheme: str) -> list[tuple[int, Document]]:
+    """Steps and coverage of a run under a scheme, the fewest steps first."""
+    named = [(re.fullmatch(rf"{scheme}(\d+)", name), each) for name, each in found.items()]
+    return sorted((int(match[1]), each["coverage"]["score"]) for match, each in named if match)
 
 
 EXPERIMENT = Experiment(USAGE, measure, OPTIONS)
