@@ -105,6 +105,7 @@ def _arm(run: Run, first: Run | None, seeds: Sequence[int]) -> Figures:
         "scores": {metric: {kind: _interval(_pooled(found, metric, kind)) for kind in KINDS} for metric in METRICS},
         "seeds": {str(seed): _means(each) for seed, each in found.items()},
         "noise": _last_audit(run.dir, seeds),
+        "curve": _curve(found, None if first is None or first is run else _scores(first, seeds)),
     }
     if first is not None:
         figures["to_quality"] = _to_quality(run, found, scores(first.seeds))
@@ -120,6 +121,24 @@ def _scores(run: Run, seeds: Sequence[int]) -> dict[int, Scores]:
 
 def _means(found: Scores) -> Figures:
     return {metric: {kind: float(_reading(found, metric, kind).mean()) for kind in KINDS} for metric in METRICS}
+
+
+def _curve(found: Mapping[int, Scores], first: Mapping[int, Scores] | None) -> list[Figures]:
+    """Coverage at every evaluated step that all seeds share, and its paired difference from the first arm's."""
+    steps = sorted(set.intersection(*(set(each.steps) for each in (*found.values(), *(first or {}).values()))))
+    curve: list[Figures] = []
+    for step in steps:
+        own = _at(found, step)
+        curve.append({"step": step, "coverage": _interval(mean_interval(own))})
+        if first is not None:
+            arms = difference_arms(own, _at(first, step), same_seeds=True)
+            curve[-1]["difference"] = _interval(interval(arms))
+    return curve
+
+
+def _at(found: Mapping[int, Scores], step: int) -> Array:
+    """Coverage at a step (seeds, starts)."""
+    return np.stack([each.at([step], each.starts).values["coverage"][0] for each in found.values()])
 
 
 def _pooled(found: Mapping[int, Scores], metric: str, kind: str) -> Interval:

@@ -47,6 +47,11 @@ def test_scores_and_paired_differences(grid):
     assert [vanilla["seeds"][str(seed)]["coverage"]["max"] for seed in range(3)] == pytest.approx([0.6, 0.62, 0.64])
     assert knn["difference"]["coverage"]["last10"]["mean"] == pytest.approx(0.1) and "difference" not in vanilla
     assert knn["difference"]["coverage"]["last10"]["low"] == pytest.approx(0.1)
+    curve = knn["curve"]
+    assert [point["step"] for point in curve] == [500, 1000, 1500]
+    assert [point["coverage"]["mean"] for point in curve] == pytest.approx([0.32, 0.52, 0.72])
+    assert [point["difference"]["mean"] for point in curve] == pytest.approx([0.1] * 3)
+    assert "difference" not in vanilla["curve"][0]
     assert "| knn_k2 | 0.520 [" in text and "+0.100 [+0.100, +0.100]" in text
     assert (grid / "table2.png").read_bytes().startswith(b"\x89PNG")
 
