@@ -64,7 +64,10 @@ def trained(out):
     [
         (("noise=linear",), 2),
         pytest.param(("noise=knn", "k=4", "accumulate=2"), 2, marks=pytest.mark.slow),
+        pytest.param(("noise=vanilla",), 2, marks=pytest.mark.slow),
         pytest.param(("noise=vanilla",), 4, marks=pytest.mark.slow),
+        pytest.param(("noise=knn",), 4, marks=pytest.mark.slow),
+        pytest.param(("noise=linear",), 4, marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
