@@ -11,9 +11,9 @@ import numpy as np
 
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.evaluation.agent import Agent
-from immiscible_policy.evaluation.compare import SETTINGS_OF_PLACE, as_json, compare, write_comparison
+from immiscible_policy.evaluation.compare import as_json, compare, write_comparison
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.rows import EpisodeRow, Run, read_run, write_atomically
+from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE, EpisodeRow, Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import interval
 from immiscible_policy.evaluation.summary import METRICS, scores
 from immiscible_policy.provenance import provenance, run_origin, without_places

@@ -26,6 +26,7 @@ from immiscible_policy.demos.store import Demonstrations, StoreError, embedded_s
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, observation_table, window_index
 from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.chunk import ChunkPolicy
@@ -347,8 +348,7 @@ def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Findin
 
 def _differing(place: str, said: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
     """Values that a place gives otherwise than they are; where it runs is no part of what it is."""
-    where = {"out", "resume", "dry_run", "parallel", "wandb", "threads", "device", "launcher", "cluster", "job_options"}
-    for key in (said.keys() & true.keys()) - where:
+    for key in (said.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
         if _plain(said[key]) != _plain(true[key]):
             text = f"{place} says {key}={said[key]}, the checkpoint has {true[key]}"
             yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")

@@ -119,8 +119,8 @@ def arm_figures(run: Path, checkpoints: Sequence[Checkpoint], early: int, window
     """An arm's figures of the first minutes, and its coverage at the end, means over its seeds."""
     rows = [_metrics(directory) for directory in sorted(run.glob("seed_*"))]
     of_noise = [start_noise_figures(load_diffusion(c)[0], windows, Sampler("ddim", 10), seed) for c in checkpoints]
-    curves = [found.values["coverage"].mean(axis=1) for found in scores(read_run(run).seeds).values()]
-    steps = next(iter(scores(read_run(run).seeds).values())).steps
+    evaluated = list(scores(read_run(run).seeds).values())
+    curves, steps = [found.values["coverage"].mean(axis=1) for found in evaluated], evaluated[0].steps
     return {
         **{key: _audited(rows, key) for key in AUDIT},
         "loss": mean(_at(of_seed, "loss", early) for of_seed in rows),

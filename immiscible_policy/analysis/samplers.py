@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from immiscible_policy.analysis.data import RUNS
 from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.analysis.steps import own_selector, policy_checkpoints
-from immiscible_policy.analysis.training_law import LAWS, TrainingLawAgent, law_sampler
+from immiscible_policy.analysis.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.plots import COLOURS
@@ -172,7 +172,7 @@ def _agent(checkpoint: Checkpoint, scheme: Scheme) -> ActingPolicy:
         return Agent(policy, spec, Sampler(scheme.name, scheme.steps))  # type: ignore[arg-type]
     select = own_selector(checkpoint)
     assert isinstance(select, KNN | Vanilla)
-    return TrainingLawAgent(Agent(policy, spec, law_sampler(scheme.steps)), scheme.name, select)
+    return TrainingLawAgent(Agent(policy, spec, Sampler("ddim", scheme.steps)), scheme.name, select)
 
 
 def _scores(

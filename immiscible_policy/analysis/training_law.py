@@ -25,7 +25,7 @@ from torch import Tensor
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.noise import Selector
 from immiscible_policy.policy.diffusion import DiffusionPolicy
-from immiscible_policy.policy.sampling import Sampler, denoise, denoising_steps, noise_paths
+from immiscible_policy.policy.sampling import denoise, denoising_steps, noise_paths
 
 LAWS = ("drafted", "renoised")
 
@@ -87,8 +87,3 @@ class TrainingLawAgent:
         a, limit = self.policy.noising.alphas_cumprod[t], self.policy.data_scale
         eps = self.policy.denoiser(x, torch.full((len(x),), t), condition).float()
         return ((x - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-limit, limit)
-
-
-def law_sampler(steps: int) -> Sampler:
-    """The sampler that an agent under a training law denoises with."""
-    return Sampler("ddim", steps)

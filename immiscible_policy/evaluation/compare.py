@@ -17,7 +17,7 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.evaluation.plots import comparison_figure, save_figure
 from immiscible_policy.evaluation.report.options import VIDEOS, page_file, require_page
-from immiscible_policy.evaluation.rows import Run, read_run, write_atomically
+from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE, Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import (
     Array,
     Interval,
@@ -51,7 +51,6 @@ OPTIONS = {
     "videos": VIDEOS,
 }
 WIDTH = 130
-SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
+"""Settings of a run that say where and how it is trained, not what."""
 HEADER = "checkpoint,start,seed,success,max_coverage,final_coverage,max_reward,steps"
 
 

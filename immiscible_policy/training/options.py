@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
+from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE
 from immiscible_policy.training.processes import world
 
 CLUSTERS = ("submitit", "ray")
@@ -68,9 +69,7 @@ class RunConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: a resumed run must agree on all of it."""
-        where = {"out", "parallel", "launcher", "cluster", "job_options"}
-        free = where | {"resume", "dry_run", "wandb"}  # how, not what
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        return {key: value for key, value in asdict(self).items() if key not in SETTINGS_OF_PLACE}
 
     def to_yaml(self) -> str:
         """The resolved options as YAML."""

@@ -6,7 +6,7 @@ import torch
 
 from immiscible_policy.analysis import samplers
 from immiscible_policy.analysis.samplers import Scheme, read_schemes, summarise
-from immiscible_policy.analysis.training_law import TrainingLawAgent, law_sampler
+from immiscible_policy.analysis.training_law import TrainingLawAgent
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -62,7 +62,7 @@ def act(agent, rows=3):
 def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
     policy.denoiser = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, law_sampler(4)), "drafted", select))
+    acted = act(TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "drafted", select))
     assert acted.shape == (3, 8, 2) and acted == pytest.approx(0.75 * 512, abs=0.1)
     torch.testing.assert_close(torch.cat(shown), torch.full((3, 16, 2), 0.5), rtol=1e-4, atol=1e-4)
     seen = policy.denoiser.seen
@@ -73,7 +73,7 @@ def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
 def test_renoised_meets_what_training_would_mix_at_every_step(policy):
     policy.denoiser = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, law_sampler(4)), "renoised", select))
+    acted = act(TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "renoised", select))
     assert acted == pytest.approx(0.75 * 512, abs=0.1) and len(shown) == 9  # 3 rows after each step but the last
     for x, t in policy.denoiser.seen[1:]:
         a = policy.noising.alphas_cumprod[t]
@@ -82,7 +82,7 @@ def test_renoised_meets_what_training_would_mix_at_every_step(policy):
 
 @pytest.mark.parametrize("law", ["drafted", "renoised"])
 def test_a_row_depends_on_its_own_source_alone(policy, law):
-    agent = TrainingLawAgent(Agent(policy, SPEC, law_sampler(3)), law, make_selector("knn", k=4))
+    agent = TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 3)), law, make_selector("knn", k=4))
     together, alone = act(agent, rows=3), act(agent, rows=1)
     assert together[:1] == pytest.approx(alone, abs=1e-2)
     assert np.abs(together[1] - together[0]).max() > 1
@@ -90,7 +90,7 @@ def test_a_row_depends_on_its_own_source_alone(policy, law):
 
 def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     """With vanilla noise the second pass starts from each source's next noise."""
-    agent = Agent(policy, SPEC, law_sampler(3))
+    agent = Agent(policy, SPEC, Sampler("ddim", 3))
     drafted = act(TrainingLawAgent(agent, "drafted", make_selector("vanilla")), rows=2)
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (2, 1, 1))
     sources = generators(2)
@@ -100,7 +100,7 @@ def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
 
 
 def test_plain_noise_makes_renoising_the_sampler_of_that_name(policy):
-    renoised = TrainingLawAgent(Agent(policy, SPEC, law_sampler(4)), "renoised", make_selector("vanilla"))
+    renoised = TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "renoised", make_selector("vanilla"))
     assert act(renoised) == pytest.approx(act(Agent(policy, SPEC, Sampler("renoise", 4))), abs=1e-2)
 
 
