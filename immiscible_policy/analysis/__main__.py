@@ -9,7 +9,7 @@ from immiscible_policy.experiment import Experiments
 
 NAMES = (
     "selectors", "distances", "timing", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy",
-    "samplers", "foretell",
+    "samplers", "foretell", "settings",
 )  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.analysis", NAMES, Path("runs/analysis"))
 

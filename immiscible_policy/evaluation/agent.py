@@ -96,6 +96,24 @@ def load_diffusion(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Diffusi
     return policy, spec
 
 
+def sampler_of(checkpoint: Checkpoint, name: str | None = None, steps: int | None = None) -> Sampler:
+    """How a checkpoint's run sampled when it was evaluated in training; ten steps of DDIM for a policy from elsewhere.
+
+    Args:
+        checkpoint: What is to act.
+        name: One of `SAMPLERS` instead.
+        steps: Denoising steps instead.
+
+    Raises:
+        ValueError: If the name is unknown or steps < 1.
+    """
+    config = checkpoint.metadata.get("config", {})
+    return Sampler(
+        config.get("sampler", "ddim") if name is None else name,  # type: ignore[arg-type]
+        config.get("sampling_steps", 10) if steps is None else steps,
+    )
+
+
 def load_agent(checkpoint: Checkpoint, sampler: Sampler, device: str = "cpu") -> Agent:
     """Make a checkpoint act, on as many CPU threads as it was trained and evaluated with: bits depend on them.
 

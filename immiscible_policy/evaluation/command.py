@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from immiscible_policy.cli import CommandError, Option, parse, require_writable, run
-from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.evaluation.agent import load_agent, sampler_of
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow, append_rows, read_run
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.summary import scores, summarize
 from immiscible_policy.plugins.bridge import open_checkpoint
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device
 
@@ -36,8 +35,8 @@ OPTIONS = {
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean coverage in training) or last"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
-    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
-    "sampling_steps": Option(int, 10, "denoising steps"),
+    "sampler": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise; absent: as in training"),
+    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "out": Option(Path, None, "write the episodes to this CSV file"),
 }
@@ -51,9 +50,9 @@ def main() -> None:
 def _main(words: list[str]) -> int:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
-    sampler = Sampler(options["sampler"], options["sampling_steps"])
     starts = parse_starts(options["starts"], options["episodes"])
     chosen = _chosen(options)
+    sampler = sampler_of(chosen[0], options["sampler"], options["sampling_steps"])
     console = Console(highlight=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):

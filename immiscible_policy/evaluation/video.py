@@ -19,12 +19,11 @@ from envs.geometry import GOAL_POSE
 from envs.rendering import open_display, render_state
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.evaluation.agent import load_agent, sampler_of
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.plugins.bridge import open_checkpoint
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.options import resolve_device
 
 FPS = 10
@@ -54,8 +53,8 @@ OPTIONS = {
     "episodes": Option(int, 9, "number of starts, for legacy and fresh"),
     "columns": Option(int, 3, "tiles per row"),
     "size": Option(int, 256, "pixels per tile"),
-    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
-    "sampling_steps": Option(int, 10, "denoising steps"),
+    "sampler": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise; absent: as in training"),
+    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
     "device": Option(str, "cpu", "cpu or cuda"),
 }
 
@@ -274,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     starts = parse_starts(options["starts"], options["episodes"])
     if len(starts) > BATCH:
         raise CommandError(f"episodes={len(starts)}: one video holds at most {BATCH}")
-    sampler = Sampler(options["sampler"], options["sampling_steps"])
     checkpoint = open_checkpoint(options["checkpoint"])
+    sampler = sampler_of(checkpoint, options["sampler"], options["sampling_steps"])
     agent = load_agent(checkpoint, sampler, resolve_device(options["device"]))
     recorder = Recorder()
     rows = evaluate(

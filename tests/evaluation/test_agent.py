@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from immiscible_policy.evaluation.agent import load_policy, spec_metadata
+from immiscible_policy.evaluation.agent import load_policy, sampler_of, spec_metadata
 from immiscible_policy.policy import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.training.checkpoint import CheckpointError, list_checkpoints, save_checkpoint
+from immiscible_policy.policy.sampling import Sampler
+from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, save_checkpoint
 
 BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))
@@ -40,3 +41,21 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
     change(recorded)
     with pytest.raises(CheckpointError, match="describes no policy that this version knows"):
         load_policy(written(tmp_path, BLIND, recorded)[0])
+
+
+@pytest.mark.parametrize(
+    "config, asked, found",
+    [
+        ({"sampler": "renoise", "sampling_steps": 5}, (), ("renoise", 5)),
+        ({"sampler": "renoise", "sampling_steps": 5}, ("ddpm", 100), ("ddpm", 100)),
+        ({"sampler": "renoise", "sampling_steps": 5}, (None, 20), ("renoise", 20)),
+        ({}, (), ("ddim", 10)),  # a checkpoint that no run of ours wrote
+    ],
+)
+def test_a_checkpoint_is_sampled_as_in_training_unless_told(tmp_path, config, asked, found):
+    assert sampler_of(Checkpoint(tmp_path, {"config": config}), *asked) == Sampler(*found)
+
+
+def test_no_denoising_steps_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="sampling_steps=0"):
+        sampler_of(Checkpoint(tmp_path, {"config": {"sampling_steps": 5}}), None, 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.geometry import CENTER_OF_GRAVITY, place
-from immiscible_policy.evaluation.agent import spec_metadata
+from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.modality import arms
 from immiscible_policy.evaluation.modality.arms import MEASURES, Arm, Rollout, difference, estimate, find_gaps, roll_out
 from immiscible_policy.evaluation.modality.command import as_json, find_runs, main, markdown
@@ -18,6 +18,7 @@ from immiscible_policy.evaluation.modality.modes import CLOCKWISE, COUNTER_CLOCK
 from immiscible_policy.evaluation.modality.plots import MODE_COLOURS, evolution_figure, paths_figure
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.training.checkpoint import save_checkpoint
 from immiscible_policy.training.config import compose_config
 
@@ -233,6 +234,24 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
         main(words)
 
 
+def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(arms, "evaluate", partial(evaluate, max_steps=9, batch_size=50))
+
+    used = []
+    monkeypatch.setattr(arms, "load_agent", lambda *given: used.append(given[1]) or load_agent(*given))
+
+    def found(sampler):
+        words = [f"runs={run}", f"out={tmp_path / sampler}", "repetitions=1", "sampling_steps=2", "checkpoints=last"]
+        assert main([*words, f"sampler={sampler}"]) == 0
+        return json.loads((tmp_path / sampler / "modality.json").read_text())["arms"]
+
+    both, (alone,) = found("ddim,renoise"), found("renoise")
+    assert used == [Sampler(name, 2) for name in ("ddim", "ddim", *["renoise"] * 4)]  # two seeds each
+    assert [arm["name"] for arm in both] == [f"{run.name} ddim2", f"{run.name} renoise2"]
+    assert both[1]["difference_to"] == both[0]["name"] and alone["difference_to"] is None
+    assert all(both[1][key] == alone[key] for key in ("coverage", "counts", "seeds", "steps"))
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -242,6 +261,7 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
         (["runs={run}", "repetitions=0"], "repetitions=0"),
         (["runs={run}", "checkpoints=best"], "known are all, last"),
         (["runs={run}", "sampler=euler"], "sampler=euler"),
+        (["runs={run}", "sampler=ddim,ddim"], "named twice"),
         (["runs={run}", "sampling_steps=101"], "101"),
         (["runs={empty}"], "keep none at the same step"),
         (["runs={lost}"], "absent.zarr"),

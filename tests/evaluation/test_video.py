@@ -147,7 +147,6 @@ def test_a_window_plays_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> Non
         (["checkpoint={absent}", "size=5"], "size=5"),
         (["checkpoint={absent}", "view=film"], "use mp4 or human"),
         (["checkpoint={absent}", "episodes=51"], "episodes=51"),
-        (["checkpoint={absent}", "sampler=euler"], "sampler=euler"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(
@@ -180,6 +179,12 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "step_000500"
     save_checkpoint(path, spec_metadata(spec) | {"step": 500, "seed": 0}, {"model": weights, "ema": weights})
     return path
+
+
+def test_an_unknown_sampler_is_refused_before_a_video_is_made(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="sampler=euler"):
+        main([f"checkpoint={checkpoint}", f"out={checkpoint.parent / 'a.mp4'}", "sampler=euler"])
+    assert not (checkpoint.parent / "a.mp4").exists()
 
 
 def test_the_command_renders_a_checkpoint(

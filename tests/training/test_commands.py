@@ -220,14 +220,14 @@ def test_one_seeds_crash_neither_hides_nor_stops_the_others(seeds, store, tmp_pa
 
 def test_evaluation_of_a_checkpoint_repeats_what_training_recorded(finished, tmp_path):
     out, csv = finished[0], tmp_path / "rows.csv"
-    result = here("eval_policy.py", f"run={out}", "checkpoints=last", "episodes=1", "sampling_steps=2", f"out={csv}")
+    result = here("eval_policy.py", f"run={out}", "checkpoints=last", "episodes=1", f"out={csv}")
     assert result.returncode == 0, result.stderr
     assert read_rows(csv) == read_rows(out / "seed_1" / "episodes.csv")
 
 
 def test_fresh_starts_enter_the_summary(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "run")
-    result = here("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2", "sampling_steps=2")
+    result = here("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2")
     assert result.returncode == 0, result.stderr
     assert "max_fresh" in json.loads((out / "summary.json").read_text())["pooled"]["coverage"]
     assert [row.start for row in read_rows(out / "seed_1" / "fresh.csv")] == [200_000, 200_001]
@@ -333,7 +333,7 @@ def test_a_corrupt_checkpoint_is_named(finished, tmp_path):
     shutil.copytree(finished[0], copy)
     file = list_checkpoints(copy / "seed_1" / "checkpoints")[-1].path / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    line = refused(here("eval_policy.py", f"run={copy}", "episodes=1", "sampling_steps=2", "checkpoints=last"))
+    line = refused(here("eval_policy.py", f"run={copy}", "episodes=1", "checkpoints=last"))
     assert "ema.safetensors" in line and "corrupt" in line
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
+from immiscible_policy.evaluation.agent import sampler_of
 from immiscible_policy.evaluation.modality.arms import (
     MEASURES,
     MOST_REPETITIONS,
@@ -36,11 +38,12 @@ USAGE = """\
 usage: python eval_modality.py runs=DIR[,DIR...] [KEY=VALUE ...]
 
 Which way round do policies turn the T from starts that favour neither way? Each DIR is a run, or a directory of runs
-(vanilla first); differences are to the first run.
+(vanilla first), each under every sampler named; differences are to the first run under the first sampler.
 
   python train_policy.py experiment=modality noise=vanilla seed=0..4 out=runs/modality/vanilla
   python train_policy.py experiment=modality noise=linear seed=0..4 out=runs/modality/linear
   python eval_modality.py runs=runs/modality/vanilla,runs/modality/linear out=modality
+  python eval_modality.py runs=runs/modality/vanilla sampler=ddim,renoise checkpoints=last out=samplers
 """
 
 OPTIONS = {
@@ -48,8 +51,8 @@ OPTIONS = {
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(int, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
-    "sampler": Option(str, "ddim", "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise"),
-    "sampling_steps": Option(int, 10, "denoising steps"),
+    "sampler": Option(str, None, "ddim, ddpm, dpmpp or renoise, or several with commas; absent: as in training"),
+    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
     "device": Option(str, "cpu", "cpu or cuda"),
 }
 
@@ -73,8 +76,6 @@ def find_runs(text: str, checkpoints: str) -> dict[Path, dict[int, list[Checkpoi
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise CommandError(f"runs={text}: two runs have the same name among {', '.join(names)}")
-    if len(runs) > len(COLOURS):
-        raise CommandError(f"runs={text}: {len(runs)} runs cannot be told apart in one picture; give {len(COLOURS)}")
     return {run: _shared(run, checkpoints) for run in runs}
 
 
@@ -141,11 +142,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = find_runs(options["runs"], options["checkpoints"])
     for run in runs:
         training_modes(run)  # refuses unreadable demonstrations before the first rollout
-    sampler = Sampler(options["sampler"], options["sampling_steps"])
+    samplers = {run: _samplers(kept, options["sampler"], options["sampling_steps"]) for run, kept in runs.items()}
+    if sum(map(len, samplers.values())) > len(COLOURS):
+        raise CommandError(
+            f"{len(runs)} runs under {len(samplers[next(iter(runs))])} samplers cannot be told apart in one picture; "
+            f"{len(COLOURS)} can"
+        )
     arms = []
     with Console(stderr=True).status("") as status:
         for run, kept in runs.items():
-            arms.append(measure(run, kept, options["repetitions"], sampler, options["device"], status.update))
+            for sampler in samplers[run]:
+                arm = measure(run, kept, options["repetitions"], sampler, options["device"], status.update)
+                several = f" {sampler.name}{sampler.steps}" if len(samplers[run]) > 1 else ""
+                arms.append(replace(arm, name=arm.name + several))
     write(options["out"], arms)
     print(markdown(arms))
     print(f"saved in {options['out']}: modality.json, modality.md, modality.png, paths.png")
@@ -184,6 +193,20 @@ def _runs_in(directory: Path) -> list[Path]:
     if not runs:
         raise CommandError(f"runs={directory}: neither a run (with config.yaml) nor a directory of runs")
     return runs
+
+
+def _samplers(kept: Mapping[int, Sequence[Checkpoint]], names: str | None, steps: int | None) -> list[Sampler]:
+    """The samplers that were asked for, or the run's own.
+
+    Raises:
+        CommandError: If one is named twice.
+        ValueError: If one is unknown.
+    """
+    checkpoint = next(iter(kept.values()))[0]
+    asked = [None] if names is None else names.split(",")
+    if len(set(asked)) < len(asked):
+        raise CommandError(f"sampler={names}: a sampler is named twice")
+    return [sampler_of(checkpoint, name, steps) for name in asked]
 
 
 def _shared(run: Path, checkpoints: str) -> dict[int, list[Checkpoint]]:

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from envs.geometry import GOAL_POSE
-from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.evaluation.agent import load_agent, sampler_of
 from immiscible_policy.evaluation.report.gather import Arm, Evidence, by_start
 from immiscible_policy.evaluation.report.words import signed
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.rows import EpisodeRow
 from immiscible_policy.evaluation.video import Frame, Recorder, Recording, draw_tile, tile, write_video
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device
 
@@ -113,9 +112,7 @@ def best_kept(arm: Arm) -> tuple[int, Checkpoint] | None:
 
 
 def _act(arm: Arm, seed: int, checkpoint: Checkpoint, starts: list[int]) -> Acted:
-    config = arm.run.config
-    sampler = Sampler(config.get("sampler", "ddim"), config.get("sampling_steps", 10))
-    agent = load_agent(checkpoint, sampler, resolve_device("auto"))
+    agent = load_agent(checkpoint, sampler_of(checkpoint), resolve_device("auto"))
     recorder = Recorder()
     rows = evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
     return Acted(arm, checkpoint, seed, rows, recorder.recording(rows))
