@@ -19,12 +19,10 @@ from immiscible_policy.analysis.perturbation import (
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import Sampler
-from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.training.checkpoint import save_checkpoint
+from tests.analysis.small import SPEC, AlwaysThere, small_policy
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
     "perturbations": 2, "observations": 3, "windows": 20, "starts": "100000", "max_steps": 9, "sampling_steps": 2,
 }  # fmt: skip
@@ -36,10 +34,7 @@ def generator(seed=0):
 
 @pytest.fixture
 def policy():
-    torch.manual_seed(0)
-    pixels = Normalizer(torch.zeros(2), torch.full((2,), 512.0))
-    observation = Normalizer(torch.zeros(20), torch.full((20,), 512.0))
-    return build_policy(SPEC, observation, pixels).eval()
+    return small_policy()
 
 
 class FollowsNoise(torch.nn.Module):
@@ -51,18 +46,6 @@ class FollowsNoise(torch.nn.Module):
 
     def forward(self, x, t, condition):
         return x * (1 - self.alphas[t]).sqrt()[:, None, None]
-
-
-class AlwaysThere(torch.nn.Module):
-    """The exact denoiser of data that are always the same: the noise decides nothing."""
-
-    def __init__(self, policy, place=0.25):
-        super().__init__()
-        self.alphas, self.place = policy.noising.alphas_cumprod, place
-
-    def forward(self, x, t, condition):
-        a = self.alphas[t][:, None, None]
-        return (x - a.sqrt() * self.place) / (1 - a).sqrt()
 
 
 # --- perturbations ----------------------------------------------------------------------------------------------------

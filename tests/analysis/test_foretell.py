@@ -3,16 +3,13 @@
 import json
 
 import pytest
-import torch
 
 from immiscible_policy.analysis import foretell
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.evaluation.rows import EpisodeRow, append_rows
-from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.training.checkpoint import save_checkpoint
+from tests.analysis.small import SPEC, small_policy
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 OPTIONS = {key: option.default for key, option in foretell.OPTIONS.items()} | {"windows": 8, "early": 5}
 
 
@@ -37,9 +34,7 @@ def test_an_order_needs_four_arms_that_differ():
 
 
 def write_arm(directory, coverage, correlation, summary=True):
-    torch.manual_seed(0)
-    pixels, seen = (Normalizer(torch.zeros(n), torch.full((n,), 512.0)) for n in (2, 20))
-    weights = build_policy(SPEC, seen, pixels).state_dict()
+    weights = small_policy().state_dict()
     for step in (5, 9):
         metadata = spec_metadata(SPEC) | {"step": step, "seed": 0}
         save_checkpoint(directory / "seed_0" / "checkpoints" / f"step_{step:06d}", metadata, {"ema": weights})

@@ -9,12 +9,10 @@ from immiscible_policy.analysis.samplers import Scheme, read_schemes, summarise
 from immiscible_policy.analysis.training_law import TrainingLawAgent
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.noise import make_selector
-from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.training.checkpoint import save_checkpoint
+from tests.analysis.small import SPEC, AlwaysThere, small_policy
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 OPTIONS = {key: option.default for key, option in samplers.OPTIONS.items()}
 
 
@@ -24,23 +22,7 @@ def generators(rows, seed=0):
 
 @pytest.fixture
 def policy():
-    torch.manual_seed(0)
-    pixels = Normalizer(torch.zeros(2), torch.full((2,), 512.0))
-    observation = Normalizer(torch.zeros(20), torch.full((20,), 512.0))
-    return build_policy(SPEC, observation, pixels).eval()
-
-
-class AlwaysThere(torch.nn.Module):
-    """The exact denoiser of data that are always the same; it remembers what it was shown."""
-
-    def __init__(self, policy, place):
-        super().__init__()
-        self.alphas, self.place, self.seen = policy.noising.alphas_cumprod, place, []
-
-    def forward(self, x, t, condition):
-        self.seen.append((x.clone(), int(t[0])))
-        a = self.alphas[t][:, None, None]
-        return (x - a.sqrt() * self.place) / (1 - a).sqrt()
+    return small_policy()
 
 
 def recording(chosen):
