@@ -30,7 +30,7 @@ demo: setup
 	wait $$vanilla || { tail -n 1 $(DEMO)/vanilla.log; exit 1; }
 	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla out=$(DEMO)/comparison
 	$(RUN) render_rollout.py checkpoint="$$(ls -d $(DEMO)/knn_k2/seed_0/checkpoints/step_* | tail -n 1)" \
-		sampler=renoise out=$(DEMO)/rollout.mp4
+		out=$(DEMO)/rollout.mp4
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.analysis.report import table
 from immiscible_policy.cli import REQUIRED, CommandError, Option
+from immiscible_policy.evaluation.grid import cell
 from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE
 from immiscible_policy.experiment import Experiment, Findings
@@ -68,6 +69,7 @@ def read_setting(path: Path, arm: str) -> tuple[str, Document]:
     try:
         document = json.loads(path.read_text())
         arms, first, words = document["arms"], document["compared_with"], _words(document["command"])
+        setting = [words["experiment"], *(f"{key}={value}" for key, value in words.items() if key not in UNSAID)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise CommandError(f"grids={path}: no grid's JSON file{reason}; experiment=when writes when.json") from None
@@ -79,7 +81,8 @@ def read_setting(path: Path, arm: str) -> tuple[str, Document]:
     if arm == first:
         raise CommandError(f"arm={arm} is what the others are compared with; name another of {', '.join(whole)}")
     kept = {name: {kind: arms[name]["scores"]["coverage"][kind] for kind in KINDS} for name in (first, arm)}
-    setting = [words["experiment"], *(f"{key}={value}" for key, value in words.items() if key not in UNSAID)]
+    if any(found["low"] is None for of_arm in kept.values() for found in of_arm.values()):
+        raise CommandError(f"grids={path}: one seed and one start have no interval; train more seeds, or evaluate more")
     return " ".join(setting), {
         "file": path.name,
         "data": words.get("data", "embedded"),
@@ -107,7 +110,7 @@ def describe(figures: Document) -> str:
             f"{each['steps']:,}",
             str(each["seeds"]),
             *(f"{each[name]['last']['mean']:.3f}" for name in ("first", "arm")),
-            *(_interval(each["difference"][kind]) for kind in KINDS),
+            *(cell(each["difference"][kind], signed=True) for kind in KINDS),
         ]
         for setting, each in settings.items()
     ]
@@ -129,10 +132,6 @@ def _count(settings: Mapping[str, Document], kind: str) -> str:
     found = [each["difference"][kind] for each in settings.values()]
     above, below = sum(each["low"] > 0 for each in found), sum(each["high"] < 0 for each in found)
     return f"- {kind}: of {len(found)} settings better in {above}, worse in {below}, no difference shown in the others."
-
-
-def _interval(found: Document) -> str:
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def draw(figures: Document) -> Figure:

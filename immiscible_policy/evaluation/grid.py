@@ -265,10 +265,10 @@ def _score_table(metric: str, arms: Figures, complete: Figures, first: str, publ
 
 def _cells(arm: Figures, metric: str) -> list[str]:
     """Scores, then differences from the first arm, which has none."""
-    own = [_cell(arm["scores"][metric][kind]) for kind in KINDS]
+    own = [cell(arm["scores"][metric][kind]) for kind in KINDS]
     if "difference" not in arm:
         return own + [""] * len(KINDS)
-    return own + [_cell(arm["difference"][metric][kind], signed=True) for kind in KINDS]
+    return own + [cell(arm["difference"][metric][kind], signed=True) for kind in KINDS]
 
 
 def _published(found: dict[str, float] | None, unit: float) -> str:
@@ -309,7 +309,8 @@ def _noise_table(complete: Figures) -> list[str]:
     return table(["noise audit", *names], rows)
 
 
-def _cell(found: Figures, signed: bool = False) -> str:
+def cell(found: Figures, signed: bool = False) -> str:
+    """A figure and its interval, if it has one, as they stand in the tables."""
     number = "{:+.3f}" if signed else "{:.3f}"
     ends = "" if math.isnan(found["low"]) else f" [{number.format(found['low'])}, {number.format(found['high'])}]"
     return number.format(found["mean"]) + ends

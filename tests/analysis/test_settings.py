@@ -62,7 +62,10 @@ def test_what_is_no_setting_is_refused(grids, tmp_path):
         measure([grids[0], grids[0]])
     with pytest.raises(ValueError, match="arm=vanilla is what the others are compared with"):
         measure(grids, "vanilla")
-    for content in ("{}", "[1]", "no JSON"):
+    (tmp_path / "e.json").write_text(grids[0].read_text().replace('"low": 0.4,', '"low": null,'))
+    with pytest.raises(ValueError, match="e.json: one seed and one start have no interval"):
+        measure([tmp_path / "e.json"])
+    for content in ("{}", "[1]", "no JSON", grids[0].read_text().replace("experiment=when", "")):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(ValueError, match="c.json: no grid's JSON file; experiment=when writes when.json"):
             measure([tmp_path / "c.json"])
