@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import study
 from immiscible_policy.cli import parse, run
-from immiscible_policy.experiment import Experiments
+from immiscible_policy.results.experiment import Experiments
 
 SPEED = ("step", "sampling", "env", "selection")
 EXPERIMENTS = Experiments("benchmarks", (*SPEED, "selftest"), Path("runs/benchmarks"))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -28,20 +29,19 @@ from benchmarks.measuring import (
     where,
 )
 from benchmarks.peers import Peer, chosen_peers, peer_names
-from envs import MAX_EPISODE_STEPS
-from envs.batch import BatchSimulation, simulate
-from envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
-from immiscible_policy.analysis.report import panels, table
+from immiscible_envs import MAX_EPISODE_STEPS
+from immiscible_envs.batch import BatchSimulation, simulate
+from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.demos.store import embedded_store, open_store
 from immiscible_policy.evaluation.agent import Agent
-from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
-from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.policy.sampling import Sampler
-from immiscible_policy.training.config import compose_config
-from immiscible_policy.training.run import build_parts, build_state
+from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.plots import COLOURS, GREY
 
 USAGE = """\
 usage: python -m benchmarks env [KEY=VALUE ...]
@@ -302,7 +302,7 @@ of the embedded demonstrations, displaced; with contact in {100 * episodes["shar
 Engine: {figures["engine"]}. Medians over turns in alternation, ratios are medians of the paired ratios.
 
 - *one environment*: `gymnasium.make`, in Python. *make_vec N*: N environments through Gymnasium's vector interface.
-  *simulate N*: N episodes open loop in one call of `envs.batch.simulate`. *x T*: T threads.
+  *simulate N*: N episodes open loop in one call of `immiscible_envs.batch.simulate`. *x T*: T threads.
 - *gym-pusht* ({versions or "did not take part"}): `gymnasium.make`, states observed.
 - The floor is a prototype's physics alone, on another machine.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -28,21 +29,20 @@ from benchmarks.measuring import (
     where,
 )
 from benchmarks.peers import Peer, chosen_peers, peer_names
-from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.evaluation.agent import Agent, load_diffusion
-from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
-from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
-from immiscible_policy.training.checkpoint import read_checkpoint
-from immiscible_policy.training.config import compose_config
+from immiscible_policy.recipes.robot import build_parts
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.plots import COLOURS, GREY
+from immiscible_policy.store.checkpoint import read_checkpoint
 from immiscible_policy.training.options import resolve_device
-from immiscible_policy.training.run import build_parts
 
 USAGE = """\
 usage: python -m benchmarks sampling [KEY=VALUE ...]

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 from benchmarks.measuring import require_positive
-from envs.starts import TEST_SEEDS, published_starts
-from immiscible_policy.analysis.report import panels, table
+from immiscible_envs.starts import TEST_SEEDS, published_starts
 from immiscible_policy.cli import CommandError, Option, parse_range, require_writable
 from immiscible_policy.evaluation.agent import load_agent
-from immiscible_policy.evaluation.plots import COLOURS, GREY
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
-from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.evaluation.statistics import (
     Arms,
     Array,
@@ -32,9 +30,11 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
-from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.policy.sampling import Sampler
-from immiscible_policy.training.checkpoint import read_checkpoint
+from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.plots import COLOURS, GREY
+from immiscible_policy.store.checkpoint import read_checkpoint
+from immiscible_policy.store.rows import write_atomically
 
 USAGE = """\
 usage: python -m benchmarks selftest bank=FILE[,FILE...] [KEY=VALUE ...]

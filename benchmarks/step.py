@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,17 +28,16 @@ from benchmarks.measuring import (
     where,
 )
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
-from immiscible_policy.analysis.report import panels, table
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.evaluation.plots import COLOURS, GREY
-from immiscible_policy.experiment import Experiment, Findings
 from immiscible_policy.policy.build import build_policy
-from immiscible_policy.training.config import TrainConfig, compose_config
+from immiscible_policy.recipes.noise import COUPLED, NoiseChoice, noise_options
+from immiscible_policy.recipes.objective import PolicyObjective
+from immiscible_policy.recipes.robot import Parts, build_parts, build_state
+from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
+from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.training.engine import ENGINES, make_engine
-from immiscible_policy.training.noise import COUPLED, NoiseChoice, noise_options
-from immiscible_policy.training.objective import PolicyObjective
 from immiscible_policy.training.options import resolve_device
-from immiscible_policy.training.run import Parts, build_parts, build_state
 from immiscible_policy.training.workers import own_stream
 
 USAGE = """\

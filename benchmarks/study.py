@@ -11,14 +11,14 @@ import numpy as np
 
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.evaluation.agent import Agent
-from immiscible_policy.evaluation.compare import as_json, compare, write_comparison
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.rows import SETTINGS_OF_PLACE, EpisodeRow, Run, read_run, write_atomically
 from immiscible_policy.evaluation.statistics import interval
-from immiscible_policy.evaluation.summary import METRICS, scores
 from immiscible_policy.provenance import provenance, run_origin, without_places
-from immiscible_policy.training.config import TrainConfig, read_config
-from immiscible_policy.training.run import Parts, build_parts, build_state
+from immiscible_policy.recipes.robot import Parts, build_parts, build_state
+from immiscible_policy.recipes.robot_config import TrainConfig, read_config
+from immiscible_policy.results.compare import as_json, compare, write_comparison
+from immiscible_policy.results.summary import METRICS, scores
+from immiscible_policy.store.rows import SETTINGS_OF_PLACE, EpisodeRow, Run, read_run, write_atomically
 
 USAGE = """\
 usage: python -m benchmarks study a=DIR [b=DIR|untrained=true] out=FILE.json

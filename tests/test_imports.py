@@ -10,7 +10,7 @@ def loaded(statement: str) -> set[str]:
 
 
 def test_the_environment_loads_without_the_learner():
-    modules = loaded("import envs, envs.pusht, envs.vector")
+    modules = loaded("import immiscible_envs, immiscible_envs.pusht, immiscible_envs.vector")
     assert "gymnasium" in modules
     assert not modules & {"torch", "immiscible_policy", "pygame", "diffusers"}
 
@@ -22,5 +22,5 @@ def test_the_selectors_need_torch_and_scipy_alone():
 
 
 def test_training_imports_without_wandb():
-    blocked = "import sys; sys.modules['wandb'] = None; import immiscible_policy.training.command"
+    blocked = "import sys; sys.modules['wandb'] = None; import immiscible_policy.commands.train_policy"
     assert "immiscible_policy" in loaded(blocked)

@@ -20,11 +20,11 @@ from pathlib import Path
 import gymnasium
 import torch
 
-import envs
+import immiscible_envs
 import immiscible_policy.noise
 
 site = Path(sys.argv[1])
-assert all(Path(each.__file__).is_relative_to(site) for each in (gymnasium, envs, immiscible_policy))
+assert all(Path(each.__file__).is_relative_to(site) for each in (gymnasium, immiscible_envs, immiscible_policy))
 select = immiscible_policy.noise.make_selector("knn", k=2)
 assert select(torch.zeros(4, 16, 2)).shape == (4, 16, 2)
 
@@ -59,14 +59,16 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_ships_configs_and_demonstrations(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {
-        str(path.relative_to(ROOT)) for room in ("envs", "immiscible_policy") for path in (ROOT / room).rglob("*.py")
+        str(path.relative_to(base))
+        for base, room in ((ROOT / "envs", "immiscible_envs"), (ROOT, "immiscible_policy"))
+        for path in (base / room).rglob("*.py")
     }
     configs = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     store = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "data").rglob("*") if path.is_file()}
     assert sources <= names and configs <= names and store <= names
-    pages = {f"immiscible_policy/evaluation/report/page.{kind}" for kind in ("html", "css", "js")}
+    pages = {f"immiscible_policy/results/report/page.{kind}" for kind in ("html", "css", "js")}
     assert pages <= names
-    assert len(configs) >= 9 and len(store) >= 10 and "envs/published_starts.json" in names
+    assert len(configs) >= 9 and len(store) >= 10 and "immiscible_envs/published_starts.json" in names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from immiscible_policy.cli import unknown
 
 if TYPE_CHECKING:
-    from immiscible_policy.training.config import TrainConfig
+    from immiscible_policy.recipes.robot_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"

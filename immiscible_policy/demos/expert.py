@@ -38,10 +38,10 @@ import pymunk
 from numpy.typing import NDArray
 from rich.progress import track
 
-from envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, coverage, keypoints
-from envs.pusht import SUCCESS_COVERAGE
-from envs.simulation import AGENT_RADIUS, Simulation
-from envs.starts import AGENT_RANGE, BLOCK_RANGE
+from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, coverage, keypoints
+from immiscible_envs.pusht import SUCCESS_COVERAGE
+from immiscible_envs.simulation import AGENT_RADIUS, Simulation
+from immiscible_envs.starts import AGENT_RANGE, BLOCK_RANGE
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate
 from immiscible_policy.demos.store import content_hash, write_store
@@ -51,7 +51,7 @@ Complex = NDArray[np.complex128]
 COG = complex(*CENTER_OF_GRAVITY)
 INERTIA = 2.0 * pymunk.moment_for_poly(1.0, BAR.tolist())  # px^2, the block's moment over its mass
 
-# Spots to push at, in the frame of envs.geometry: x, y [px] on the outline, and the outward normal there.
+# Spots to push at, in the frame of immiscible_envs.geometry: x, y [px] on the outline, and the outward normal there.
 SPOTS = np.array(
     [
         *((x, 0, 0, -1) for x in (-45, 0, 45)),  # top of the bar
@@ -490,7 +490,7 @@ def main(argv: list[str]) -> None:
     require_writable("out", words["out"])
     arrays, ends = make(words["episodes"], words["seed"], words["workers"])
     attrs = {
-        "made_by": "a scripted expert: planned pushes carried out in envs.simulation, no human data",
+        "made_by": "a scripted expert: planned pushes carried out in immiscible_envs.simulation, no human data",
         "command": "python -m immiscible_policy.demos make",
         "episodes": words["episodes"],
         "seed": words["seed"],

@@ -10,7 +10,7 @@ Layout of what is written, for T steps of E episodes::
         data/chunk-000/file-000.parquet             T rows, one row group for each episode
 
 The policy's features are those of lerobot/pusht_keypoints: `observation.state`, the agent's x, y;
-`observation.environment_state`, the T's eight corners in the world frame (see `envs.lerobot`); `action`. The
+`observation.environment_state`, the T's eight corners in the world frame (see `immiscible_envs.lerobot`); `action`. The
 store's own arrays stand beside them as `store.NAME`, which policies ignore: `convert` reads them back bit for
 bit, where corners alone would give the pose to float32 rounding.
 """
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from envs.geometry import place
-from envs.lerobot import CORNERS, TASK
-from envs.simulation import CONTROL_HZ
+from immiscible_envs.geometry import place
+from immiscible_envs.lerobot import CORNERS, TASK
+from immiscible_envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, unknown
 from immiscible_policy.demos.frames import CAMERA, rendered_frames, stored_frames
 from immiscible_policy.demos.lerobot import STORED, pyarrow_parquet

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from envs.rendering import render_state
+from immiscible_envs.rendering import render_state
 from immiscible_policy.demos.store import Demonstrations, Frames
 
 SIZE = 96

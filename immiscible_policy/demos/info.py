@@ -11,8 +11,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from envs.geometry import BAR, GOAL_POSE, STEM, place
-from envs.simulation import CONTROL_HZ
+from immiscible_envs.geometry import BAR, GOAL_POSE, STEM, place
+from immiscible_envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
 

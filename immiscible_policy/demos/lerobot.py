@@ -3,7 +3,7 @@
 LeRobot keeps one row per frame in parquet files under `data/` (format 2: a file per episode; format 3:
 many episodes in a file). Of its columns, `observation.state` is the agent's x, y, and
 `observation.environment_state` of `pusht_keypoints` holds the T's eight corners in the world frame, from
-which the block's pose follows by a rigid fit (Kabsch, 1976); `envs.lerobot` shows their order.
+which the block's pose follows by a rigid fit (Kabsch, 1976); `immiscible_envs.lerobot` shows their order.
 
 The store's keypoints are those of that pose. Contacts are not recorded there; images are not converted. A
 dataset that `export` wrote holds the store's own arrays too, as `store.NAME`: then these are taken, bit for bit.
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.geometry import keypoints, place
-from envs.lerobot import CORNERS
-from envs.simulation import CONTROL_HZ
+from immiscible_envs.geometry import keypoints, place
+from immiscible_envs.lerobot import CORNERS
+from immiscible_envs.simulation import CONTROL_HZ
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.store import StoreError, write_store
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from envs.geometry import GOAL_POSE, keypoints, mirror_point, mirror_state
+from immiscible_envs.geometry import GOAL_POSE, keypoints, mirror_point, mirror_state
 from immiscible_policy.demos.store import Demonstrations, Frames
 
 

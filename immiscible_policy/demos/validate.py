@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from envs.geometry import keypoints
-from envs.simulation import WORKSPACE
+from immiscible_envs.geometry import keypoints
+from immiscible_envs.simulation import WORKSPACE
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos import checks
 from immiscible_policy.demos.store import (

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
-from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.image import Pictured
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 Observations = NDArray[np.float64] | dict[str, NDArray[Any]]
 """The last observations of B episodes: an array, or for `obs_type="image"` a dictionary of them."""

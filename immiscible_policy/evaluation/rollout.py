@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import envs
-from envs.rendering import render_state
-from immiscible_policy.evaluation.rows import EpisodeRow
+import immiscible_envs
+from immiscible_envs.rendering import render_state
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.store.rows import EpisodeRow
 
 ENVIRONMENT = "immiscible/PushT-v0"
 BATCH = 50
@@ -51,7 +51,7 @@ def evaluate(
     seed: int,
     checkpoint: int,
     batch_size: int = BATCH,
-    max_steps: int = envs.MAX_EPISODE_STEPS,
+    max_steps: int = immiscible_envs.MAX_EPISODE_STEPS,
     on_step: OnStep | None = None,
     states: NDArray[np.float64] | None = None,
 ) -> list[EpisodeRow]:

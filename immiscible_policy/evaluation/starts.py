@@ -18,7 +18,7 @@ def parse_starts(text: str, episodes: int) -> list[int]:
         episodes: Number of starts for `legacy` and `fresh`; the others name each start themselves.
 
     Returns:
-        Start seeds, as `envs.starts.legacy_starts` and `reset(options={"legacy_seed": ...})` take them.
+        Start seeds, as `immiscible_envs.starts.legacy_starts` and `reset(options={"legacy_seed": ...})` take them.
 
     Raises:
         CommandError: If the text is none of these or there is no episode.

@@ -14,7 +14,7 @@ from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
 from immiscible_policy.image.flow import FlowMatching
 from immiscible_policy.image.lpips import load_lpips
 from immiscible_policy.image.model import require_scale
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 if TYPE_CHECKING:  # it needs transformers, which the others do without
     from immiscible_policy.image.stable_diffusion import StableDiffusion, StableDiffusionSpec

@@ -38,7 +38,7 @@ from immiscible_policy.image.pretrained import (
 from immiscible_policy.image.text import Text, TextEncoder
 from immiscible_policy.noise import Selector
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 SAMPLING_STEPS = 50
 """DDIM steps where none are asked for."""

@@ -12,7 +12,7 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
-from immiscible_policy.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
 USAGE = """\
 usage: python -m immiscible_policy convert checkpoint=PATH to=ours|lerobot|diffusion_policy out=PATH

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.frames import SIZE
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.diffusion_policy_encoder import (
     WRITTEN,
     Observed,
@@ -49,8 +50,7 @@ from immiscible_policy.plugins.published import (
     within,
 )
 from immiscible_policy.policy.build import PolicySpec
-from immiscible_policy.policy.encoder import EncoderSpec
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 LOWDIM, HYBRID = "DiffusionUnetLowdimPolicy", "DiffusionUnetHybridImagePolicy"
 MODULES = {LOWDIM: "diffusion_unet_lowdim_policy", HYBRID: "diffusion_unet_hybrid_image_policy"}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.frames import CAMERA, SIZE
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.published import (
     AGENT_DIM,
     OURS,
@@ -30,8 +31,7 @@ from immiscible_policy.plugins.published import (
     under,
     within,
 )
-from immiscible_policy.policy.encoder import EncoderSpec
-from immiscible_policy.training.checkpoint import CheckpointError
+from immiscible_policy.store.checkpoint import CheckpointError
 
 SETTINGS = {"obs_as_global_cond": True, "obs_encoder_group_norm": True, "eval_fixed_crop": True}
 STAGES = {"backbone.conv1.": "backbone.nets.0.", "backbone.bn1.": "backbone.nets.1."}

@@ -25,7 +25,7 @@ import torch
 import torch._utils
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.training.checkpoint import CheckpointError
+from immiscible_policy.store.checkpoint import CheckpointError
 
 
 def _bytes(text: str, encoding: str) -> bytes:

@@ -60,7 +60,7 @@ from immiscible_policy.plugins.published import (
     within,
 )
 from immiscible_policy.policy.build import PolicySpec
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"

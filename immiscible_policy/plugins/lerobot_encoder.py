@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.frames import CAMERA
+from immiscible_policy.network.encoder import KEYPOINTS, EncoderSpec
 from immiscible_policy.plugins.published import (
     OURS,
     RESNET_WIDTH,
@@ -29,8 +30,7 @@ from immiscible_policy.plugins.published import (
     under,
     within,
 )
-from immiscible_policy.policy.encoder import KEYPOINTS, EncoderSpec
-from immiscible_policy.training.checkpoint import CheckpointError
+from immiscible_policy.store.checkpoint import CheckpointError
 
 IMAGE = "observation.image"
 """LeRobot's name for PushT's camera."""

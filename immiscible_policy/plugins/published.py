@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.frames import CAMERA, SIZE
+from immiscible_policy.network.encoder import FEATURES, EncoderSpec
 from immiscible_policy.policy.build import PolicySpec
-from immiscible_policy.policy.encoder import FEATURES, EncoderSpec
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 OBSERVED = {20: "keypoints", 5: "state"}
 """What is observed, by the numbers of one observation."""

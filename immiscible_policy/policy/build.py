@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 
+from immiscible_policy.network.encoder import EncoderSpec, ImageEncoder
+from immiscible_policy.network.unet import ConditionalUnet1d
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
-from immiscible_policy.policy.encoder import EncoderSpec, ImageEncoder
 from immiscible_policy.policy.image import ImagePolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import TIMES, RegressionPolicy
-from immiscible_policy.policy.unet import ConditionalUnet1d
 
 
 @dataclass(frozen=True)

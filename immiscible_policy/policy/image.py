@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from immiscible_policy.network.encoder import ImageEncoder, to_pixels
 from immiscible_policy.noise import Selector
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Noised
-from immiscible_policy.policy.encoder import ImageEncoder, to_pixels
 from immiscible_policy.policy.normalizer import Normalizer
 
 GLANCE = 8

@@ -32,7 +32,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from immiscible_policy.capture import capture
-from immiscible_policy.policy.unet import ConditionalUnet1d
+from immiscible_policy.network.unet import ConditionalUnet1d
 
 SAMPLERS = ("ddim", "ddpm", "dpmpp", "renoise")
 ENGINES = ("fast", "eager")

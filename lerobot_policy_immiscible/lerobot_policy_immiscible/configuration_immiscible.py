@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from immiscible_policy.noise import Selector, make_selector
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
+from immiscible_policy.noise import Selector, make_selector
 
 SELECTOR_OPTIONS = ("k", "nearest", "cost")
 

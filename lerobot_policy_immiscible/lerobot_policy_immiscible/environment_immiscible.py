@@ -1,7 +1,7 @@
 """This project's PushT for LeRobot: `--env.type=immiscible_pusht`.
 
 LeRobot may step environments in processes of their own. What such a process is handed leads it to this module, and the
-import of `envs.lerobot` here makes the environment known there as well.
+import of `immiscible_envs.lerobot` here makes the environment known there as well.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import envs.lerobot  # noqa: F401
 from lerobot.envs.configs import EnvConfig, PushtEnv
+
+import immiscible_envs.lerobot  # noqa: F401
 
 
 @EnvConfig.register_subclass("immiscible_pusht")
 @dataclass
 class ImmisciblePushT(PushtEnv):
-    """LeRobot's `PushtEnv` with the T's corners observed, simulated by `envs.lerobot`; seeds name published starts.
+    """LeRobot's `PushtEnv` with the T's corners observed, by `immiscible_envs.lerobot`; seeds name published starts.
 
     Raises:
         ValueError: If other observations are asked for.

@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, run
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, run
 from lerobot_policy_immiscible.configuration_immiscible import ImmiscibleConfig
 
 USAGE = """usage: python -m lerobot_policy_immiscible.to_diffusion path=DIR out=DIR

@@ -9,7 +9,7 @@ from benchmarks.sampling import EXPERIMENT, forward, scored
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
-from immiscible_policy.training.checkpoint import save_checkpoint
+from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.training.helpers import here
 
 SPEC = PolicySpec(

@@ -21,7 +21,7 @@ from benchmarks.selftest import (
     whole_bank,
     write_bank,
 )
-from envs.starts import published_starts
+from immiscible_envs.starts import published_starts
 from immiscible_policy.cli import CommandError, parse
 from immiscible_policy.evaluation.statistics import Interval, episodes_needed
 

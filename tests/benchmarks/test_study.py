@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks.study import study
-from immiscible_policy.evaluation.rows import read_rows
-from immiscible_policy.training.config import compose_config
-from immiscible_policy.training.run import TRAINING
+from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.store.rows import read_rows
 from immiscible_policy.training.session import train_and_summarise
 from tests.training.helpers import write_small_store
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from envs.geometry import keypoints
+from immiscible_envs.geometry import keypoints
 
 LENGTHS = (12, 30, 9)
 

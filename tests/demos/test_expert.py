@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.geometry import coverage, keypoints
-from envs.pusht import SUCCESS_COVERAGE
-from envs.simulation import Simulation
-from envs.starts import published_starts
+from immiscible_envs.geometry import coverage, keypoints
+from immiscible_envs.pusht import SUCCESS_COVERAGE
+from immiscible_envs.simulation import Simulation
+from immiscible_envs.starts import published_starts
 from immiscible_policy.cli import CommandError
 from immiscible_policy.demos import expert
 from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate, search

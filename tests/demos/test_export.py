@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.rendering import render_state
+from immiscible_envs.rendering import render_state
 from immiscible_policy.demos import content_hash, embedded_store, open_store
 from immiscible_policy.demos.export import TASK, moments
 from tests.demos.commands import mistake, run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.rendering import render_state
+from immiscible_envs.rendering import render_state
 from immiscible_policy.demos import StoreError, content_hash, make_windows, open_store, write_store
 from immiscible_policy.demos.frames import rendered_frames, stored_frames
 from immiscible_policy.demos.mirror import mirror

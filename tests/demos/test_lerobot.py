@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from envs.lerobot import CORNERS
+from immiscible_envs.lerobot import CORNERS
 from immiscible_policy.demos import open_store
 from immiscible_policy.demos.lerobot import fit_pose
 from immiscible_policy.demos.validate import problems

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.geometry import GOAL_POSE, coverage, keypoints
-from envs.rendering import render_state
+from immiscible_envs.geometry import GOAL_POSE, coverage, keypoints
+from immiscible_envs.rendering import render_state
 from immiscible_policy.demos import content_hash, open_store, write_store
 from immiscible_policy.demos.mirror import mirror, reflect
 from tests.demos.stores import small_arrays

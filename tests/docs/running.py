@@ -32,8 +32,8 @@ FILLED = {
     ("immiscible_policy", "data=mine.zarr"): "data=STORE",
     ("immiscible_policy", "checkpoint=PATH"): "checkpoint=runs/mine/seed_0/checkpoints/step_003000",
     ("immiscible_policy.demos", "path=LEROBOT_DIR"): "path=lerobot_dataset",
-    ("immiscible_policy.analysis", "NAME"): "toy",
-    ("immiscible_policy.evaluation.report", "runs=DIR,DIR,..."): "runs=runs/study/vanilla,runs/study/knn_k2",
+    ("immiscible_policy.lab", "NAME"): "toy",
+    ("immiscible_policy.results.report", "runs=DIR,DIR,..."): "runs=runs/study/vanilla,runs/study/knn_k2",
 }
 """By program, what takes the place of words in which a reader replaces the capitals."""
 ELIDED = {"train_policy.py": ("data=STORE",), "train_image.py": ("pretrained=published", "data=PATH")}
@@ -46,7 +46,7 @@ SMALL = {
     "eval_image.py": ("samples=97", "sampling_steps=2"),
     "render_rollout.py": ("episodes=1", "size=64", "sampling_steps=1"),
     "compare_policies.py": ("videos=none",),
-    "immiscible_policy.evaluation.report": ("videos=none",),
+    "immiscible_policy.results.report": ("videos=none",),
 }
 """By program, words that make it small where the page does not say otherwise."""
 

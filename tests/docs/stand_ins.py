@@ -13,9 +13,9 @@ from immiscible_policy.demos import open_store
 from immiscible_policy.demos.export import export
 from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
 from immiscible_policy.plugins.bridge import convert
-from immiscible_policy.training.checkpoint import save_checkpoint
-from immiscible_policy.training.config import compose_config
-from immiscible_policy.training.run import TRAINING
+from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.training.session import train_and_summarise
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images

@@ -71,8 +71,8 @@ def hurried(monkeypatch):
     found = shutil.which
     monkeypatch.setattr("shutil.which", which)  # a login node of Slurm has it
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("envs.rendering.Window", Window)
-    monkeypatch.setattr("immiscible_policy.experiment.provenance", over)
+    monkeypatch.setattr("immiscible_envs.rendering.Window", Window)
+    monkeypatch.setattr("immiscible_policy.results.experiment.provenance", over)
     monkeypatch.setattr("immiscible_policy.training.launchers.on_ray._require_answer", lambda cluster: None)
     monkeypatch.setattr("immiscible_policy.demos.expert.make", lambda *_: small_arrays())
     monkeypatch.setattr("immiscible_policy.demos.download.download", lambda url, out: out)

@@ -13,12 +13,12 @@ import zarr
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
-from envs import compiled, engines
-from envs.batch import BLOCK, BatchSimulation, simulate
-from envs.geometry import GOAL_POSE, coverage
-from envs.pusht import PushTEnv
-from envs.starts import legacy_starts
-from envs.vector import PushTVectorEnv
+from immiscible_envs import compiled, engines
+from immiscible_envs.batch import BLOCK, BatchSimulation, simulate
+from immiscible_envs.geometry import GOAL_POSE, coverage
+from immiscible_envs.pusht import PushTEnv
+from immiscible_envs.starts import legacy_starts
+from immiscible_envs.vector import PushTVectorEnv
 from tests.conftest import ROOT
 from tests.envs.test_geometry import exact, random_poses
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shapely.geometry import Polygon
 
-from envs.geometry import (
+from immiscible_envs.geometry import (
     BAR,
     CENTER_OF_GRAVITY,
     GOAL_POSE,

@@ -1,17 +1,17 @@
-"""`import envs` stays light, and the specification in the registry is the one that was promised."""
+"""`import immiscible_envs` stays light, and the specification in the registry is the one that was promised."""
 
 import subprocess
 import sys
 
 import gymnasium
 
-import envs
+import immiscible_envs
 from tests.conftest import ROOT
 
 
 def test_import_envs_loads_neither_the_learner_nor_torch_nor_pygame_nor_numba():
     code = (
-        "import sys, envs, gymnasium\n"
+        "import sys, immiscible_envs, gymnasium\n"
         "gymnasium.make('immiscible/PushT-v0').reset(seed=0)\n"
         "print([name for name in ('torch', 'immiscible_policy', 'pygame', 'zarr', 'numba') if name in sys.modules])"
     )
@@ -22,6 +22,6 @@ def test_import_envs_loads_neither_the_learner_nor_torch_nor_pygame_nor_numba():
 
 def test_registered_specification():
     spec = gymnasium.spec("immiscible/PushT-v0")
-    assert spec.max_episode_steps == envs.MAX_EPISODE_STEPS == 300
-    assert spec.entry_point == "envs.pusht:PushTEnv"
-    assert spec.vector_entry_point == "envs.vector:PushTVectorEnv"
+    assert spec.max_episode_steps == immiscible_envs.MAX_EPISODE_STEPS == 300
+    assert spec.entry_point == "immiscible_envs.pusht:PushTEnv"
+    assert spec.vector_entry_point == "immiscible_envs.vector:PushTVectorEnv"

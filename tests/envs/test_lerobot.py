@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs.lerobot
-from envs.geometry import BAR, STEM
+import immiscible_envs.lerobot
+from immiscible_envs.geometry import BAR, STEM
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def pair():
 
 
 def test_it_is_a_proper_environment():
-    check_env(envs.lerobot.make(), skip_render_check=True)
+    check_env(immiscible_envs.lerobot.make(), skip_render_check=True)
 
 
 def test_a_seed_is_the_published_start(pair):

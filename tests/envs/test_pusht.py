@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
-import envs
-from envs.geometry import GOAL_POSE, coverage, keypoints
-from envs.pusht import OBS_TYPES, PushTEnv
-from envs.rendering import render_state
-from envs.starts import legacy_starts, published_starts
+import immiscible_envs
+from immiscible_envs.geometry import GOAL_POSE, coverage, keypoints
+from immiscible_envs.pusht import OBS_TYPES, PushTEnv
+from immiscible_envs.rendering import render_state
+from immiscible_envs.starts import legacy_starts, published_starts
 
 SPEC = gymnasium.spec("immiscible/PushT-v0")
 START = [100.0, 120.0, 240.0, 260.0, 0.5]
@@ -134,7 +134,7 @@ def test_contacts_are_reported(env):
 
 def test_an_episode_is_truncated_after_300_steps(env):
     env.reset(options={"state": START})
-    ends = [env.step(np.array(START[:2]))[3] for _ in range(envs.MAX_EPISODE_STEPS)]
+    ends = [env.step(np.array(START[:2]))[3] for _ in range(immiscible_envs.MAX_EPISODE_STEPS)]
     assert ends == [False] * 299 + [True]
 
 
@@ -247,7 +247,7 @@ def test_human_mode_shows_every_step_and_closes_twice():
     env = gymnasium.make(SPEC, render_mode="human").unwrapped
     env.metadata = {**env.metadata, "render_fps": 10_000}
     observation, _ = env.reset(seed=1)
-    from envs.rendering import pygame
+    from immiscible_envs.rendering import pygame
 
     def shown():
         return pygame.surfarray.array3d(pygame.display.get_surface()).transpose(1, 0, 2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import zarr
 
-from envs import recorder
-from envs.recorder import CHUNK_ROWS, COLUMNS, Recorder
+from immiscible_envs import recorder
+from immiscible_envs.recorder import CHUNK_ROWS, COLUMNS, Recorder
 
 
 @pytest.fixture(autouse=True)

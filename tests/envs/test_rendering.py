@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from envs.geometry import BAR, GOAL_POSE, STEM, place
-from envs.rendering import AGENT_COLOR, BLOCK_COLOR, GOAL_COLOR, Window, open_display, pygame, render_state, resize
-from immiscible_policy.evaluation.video import show_window
+from immiscible_envs.geometry import BAR, GOAL_POSE, STEM, place
+from immiscible_envs.rendering import (
+    AGENT_COLOR,
+    BLOCK_COLOR,
+    GOAL_COLOR,
+    Window,
+    open_display,
+    pygame,
+    render_state,
+    resize,
+)
+from immiscible_policy.commands.render_rollout import show_window
 
 FAR = (60.0, 60.0)
 STATE = [*FAR, 150.0, 300.0, 2.0]

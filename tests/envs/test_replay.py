@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import zarr
 
-from envs.geometry import coverage
-from envs.rendering import render_state
-from envs.simulation import Simulation
+from immiscible_envs.geometry import coverage
+from immiscible_envs.rendering import render_state
+from immiscible_envs.simulation import Simulation
 
 # Episodes that amplify the float32 rounding of the stored start, and how far they may stray, in px
 # (measured: 0.0013 and 0.17).

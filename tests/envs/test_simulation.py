@@ -4,8 +4,8 @@ import numpy as np
 import pymunk
 import pytest
 
-from envs.geometry import BAR, CENTER_OF_GRAVITY, STEM
-from envs.simulation import DT, FRICTION, STIFFNESS, SUBSTEPS, Simulation
+from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, STEM
+from immiscible_envs.simulation import DT, FRICTION, STIFFNESS, SUBSTEPS, Simulation
 
 PUSHED = (256.0, 180.0, 256.0, 220.0, 0.3)  # the agent a little above the bar
 ORDERS = ("angle_first", "position_first")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from envs import starts
-from envs.simulation import Simulation
-from envs.starts import TEST_SEEDS, TRAIN_SEEDS, draw, legacy_starts, published_starts
+from immiscible_envs import starts
+from immiscible_envs.simulation import Simulation
+from immiscible_envs.starts import TEST_SEEDS, TRAIN_SEEDS, draw, legacy_starts, published_starts
 
 
 def mapping(seed):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import zarr
 
-from envs import recorder, teleop
-from envs.geometry import keypoints
-from envs.recorder import Recorder
-from envs.rendering import pygame, render_state
-from envs.simulation import Simulation
-from envs.teleop import Session, main, record
+from immiscible_envs import recorder, teleop
+from immiscible_envs.geometry import keypoints
+from immiscible_envs.recorder import Recorder
+from immiscible_envs.rendering import pygame, render_state
+from immiscible_envs.simulation import Simulation
+from immiscible_envs.teleop import Session, main, record
 from tests.conftest import ROOT
 
 GOAL_WITHIN_REACH = np.array([60.0, 60.0, 256.0, 256.0, np.pi / 4 + 0.01])
@@ -216,7 +216,7 @@ def test_bad_words_are_refused(words, message):
 
 
 def command(*words):
-    arguments = [sys.executable, "-m", "envs.teleop", *words]
+    arguments = [sys.executable, "-m", "immiscible_envs.teleop", *words]
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
 
 

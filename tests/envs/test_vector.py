@@ -7,9 +7,9 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 
-from envs.geometry import GOAL_POSE
-from envs.pusht import OBS_TYPES
-from envs.vector import PushTVectorEnv
+from immiscible_envs.geometry import GOAL_POSE
+from immiscible_envs.pusht import OBS_TYPES
+from immiscible_envs.vector import PushTVectorEnv
 
 ID = "immiscible/PushT-v0"
 COUNT = 4

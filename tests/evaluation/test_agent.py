@@ -9,7 +9,7 @@ from immiscible_policy.evaluation.agent import load_policy, sampler_of, spec_met
 from immiscible_policy.policy import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.sampling import Sampler
-from immiscible_policy.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, save_checkpoint
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError, list_checkpoints, save_checkpoint
 
 BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs  # noqa: F401 - registers the environment
+import immiscible_envs  # noqa: F401 - registers the environment
 from immiscible_policy.cli import CommandError
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
@@ -121,7 +121,7 @@ def test_standing_still_moves_nothing_and_takes_all_steps():
 
 
 def test_a_success_ends_the_episode(monkeypatch):
-    monkeypatch.setattr("envs.vector.SUCCESS_COVERAGE", 0.1)  # start 100001 covers more than that
+    monkeypatch.setattr("immiscible_envs.vector.SUCCESS_COVERAGE", 0.1)  # start 100001 covers more than that
     (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
     assert row.success and row.steps == 1
 

@@ -10,7 +10,7 @@ from immiscible_policy.image.consistency import ConsistencyModel, pseudo_huber
 from immiscible_policy.image.diffusion import ImageDiffusion
 from immiscible_policy.image.flow import FlowMatching
 from immiscible_policy.noise import make_selector
-from immiscible_policy.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from tests.image.test_lpips import tiny_weights
 
 TINY = ImageSpec("ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)

@@ -21,7 +21,7 @@ from immiscible_policy.image.stable_diffusion import (
     stable_diffusion_metadata,
 )
 from immiscible_policy.noise import make_selector
-from immiscible_policy.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from immiscible_policy.training.state import TrainState
 from tests.image.tiny import tiny_stable_diffusion
 

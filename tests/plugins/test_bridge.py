@@ -11,14 +11,14 @@ from diffusers import DDIMScheduler
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.encoder import EncoderSpec
 from immiscible_policy.policy.image import Pictured
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.sampling import Sampler
-from immiscible_policy.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from tests.plugins.peers import each_lerobot, needs, peers
 from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet

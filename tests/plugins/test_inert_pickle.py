@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from immiscible_policy.plugins.inert_pickle import Inert, plain, read_bytes, read_pickled
-from immiscible_policy.training.checkpoint import CheckpointError
+from immiscible_policy.store.checkpoint import CheckpointError
 from tests.plugins.peers import needs, peers
 
 

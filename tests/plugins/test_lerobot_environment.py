@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 
-import envs.lerobot  # noqa: F401
+import immiscible_envs.lerobot  # noqa: F401
 
 
 def test_options_of_lerobots_own_leave_the_published_start():

@@ -8,7 +8,7 @@ import torch
 
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import DiffusionPolicy, Normalizer, Sampler
-from immiscible_policy.training.objective import micro_batches
+from immiscible_policy.recipes.objective import micro_batches
 
 
 class GaussianDenoiser(torch.nn.Module):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from immiscible_policy.network.encoder import ImageEncoder
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, ImagePolicy, Normalizer, Pictured, Sampler
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.encoder import ImageEncoder
-from immiscible_policy.training.objective import micro_batches
+from immiscible_policy.recipes.objective import micro_batches
 
 SMALL = EncoderSpec(crop=40, width=16)
 PIXELS = Normalizer(torch.zeros(2), torch.full((2,), 512.0))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from immiscible_policy.network.unet import ConditionalUnet1d
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import DiffusionPolicy, Normalizer, Sampler
 from immiscible_policy.policy.regression import TIMES, RegressionPolicy, check_method
-from immiscible_policy.policy.unet import ConditionalUnet1d
-from immiscible_policy.training.objective import micro_batches
+from immiscible_policy.recipes.objective import micro_batches
 
 LOW, HIGH = torch.tensor([0.0, 100.0]), torch.tensor([200.0, 400.0])
 """Range of the actions in px."""

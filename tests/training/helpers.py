@@ -16,9 +16,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from envs.geometry import keypoints
-from envs.rendering import render_state
-from envs.simulation import Simulation
+from immiscible_envs.geometry import keypoints
+from immiscible_envs.rendering import render_state
+from immiscible_envs.simulation import Simulation
 from immiscible_policy.demos.store import write_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from immiscible_policy.evaluation.rows import read_rows
+from immiscible_policy.store.rows import read_rows
 from tests.training.helpers import here, refused, tree, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=3",
@@ -71,5 +71,5 @@ def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, said, s
 
 def test_the_laboratory_refuses_a_control_in_one_line(finished, tmp_path):
     out, method = finished
-    words = ("immiscible_policy.analysis", "steps", f"runs={out}", f"out={tmp_path}")
+    words = ("immiscible_policy.lab", "steps", f"runs={out}", f"out={tmp_path}")
     assert f"method={method} does not diffuse" in refused(here("-m", *words))

@@ -10,13 +10,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from immiscible_policy.recipes.noise import noise_options
+from immiscible_policy.recipes.objective import PolicyObjective, ShuffledOrder
+from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.training.ahead import Ahead
-from immiscible_policy.training.config import compose_config
 from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
 from immiscible_policy.training.loop import Schedule, train
-from immiscible_policy.training.noise import noise_options
-from immiscible_policy.training.objective import PolicyObjective, ShuffledOrder
-from immiscible_policy.training.run import build_parts, build_state
 from immiscible_policy.training.state import ALIGNMENT, TrainState
 from tests.training.helpers import here, tree, write_small_store
 

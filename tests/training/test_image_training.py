@@ -13,15 +13,15 @@ import zarr
 
 from immiscible_policy.demos import make_windows, open_store
 from immiscible_policy.demos.frames import rendered_frames
-from immiscible_policy.evaluation.rows import read_rows
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.training.config import compose_config
+from immiscible_policy.recipes.noise import NoiseChoice
+from immiscible_policy.recipes.objective import PolicyObjective
+from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.store.rows import read_rows
 from immiscible_policy.training.engine import Gradients
-from immiscible_policy.training.noise import NoiseChoice
-from immiscible_policy.training.objective import PolicyObjective
-from immiscible_policy.training.run import build_parts, build_state
 from tests.training.helpers import ROOT, here, refused, tree, write_small_store
 
 SMALL = ("experiment=debug", "obs=image", "threads=1", "precision=fp32", "episodes=1", "batch_size=8", "steps=6",

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.evaluation.rows import read_rows
-from immiscible_policy.training.checkpoint import list_checkpoints
-from immiscible_policy.training.config import compose_config
+from immiscible_policy.commands.train_grid import Grid, train_grid
+from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.store.checkpoint import list_checkpoints
+from immiscible_policy.store.rows import read_rows
 from immiscible_policy.training.display import FEW, Display
-from immiscible_policy.training.grid import Grid, train_grid
 from immiscible_policy.training.launchers import job as jobs
 from immiscible_policy.training.launchers import require_launcher, view
-from immiscible_policy.training.run import TRAINING
 from immiscible_policy.training.session import conclude, prepare, train_and_summarise
 from immiscible_policy.training.workers import Ending
 from tests.image.folders import write_images

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from immiscible_policy.training.checkpoint import list_checkpoints
+from immiscible_policy.store.checkpoint import list_checkpoints
 from tests.training.helpers import ROOT, here, refused, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from immiscible_policy.randomness import derive_seed
+from immiscible_policy.recipes.objective import ShuffledOrder
 from immiscible_policy.training import checkpoint as checkpoints
 from immiscible_policy.training.loop import Schedule, TrainingDiverged, train
-from immiscible_policy.training.objective import ShuffledOrder
 from immiscible_policy.training.state import TrainState
 
 

@@ -29,7 +29,7 @@ from immiscible_policy.image.evaluation.measure import (
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.evaluation.rows import ImageRow, read_image_rows, write_image_rows
 from immiscible_policy.image.prompts import prompts_for
-from immiscible_policy.training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 ROWS = "frechet.csv"
 BEST, NONE = "best", "none"

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from immiscible_policy.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.data import Images, to_bytes, to_pixels
 from immiscible_policy.image.editing import edit_mask, fill_in
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor, features_of
+from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.randomness import derive_seed, torch_generator
 

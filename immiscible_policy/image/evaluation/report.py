@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.plots import save_figure
-from immiscible_policy.evaluation.rows import write_atomically
 from immiscible_policy.evaluation.statistics import Interval
-from immiscible_policy.evaluation.text import finite, table
 from immiscible_policy.image.evaluation.curves import Against, Curve, Seeds, against, best, make_curve, over_seeds
 from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
 from immiscible_policy.provenance import provenance, without_places
+from immiscible_policy.results.plots import save_figure
+from immiscible_policy.results.text import finite, table
+from immiscible_policy.store.rows import write_atomically
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from immiscible_policy.cli import CommandError, one_line
-from immiscible_policy.training.checkpoint import alone
+from immiscible_policy.store.checkpoint import alone
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.seed import is_finished, seed_directory
 from immiscible_policy.training.training import Training

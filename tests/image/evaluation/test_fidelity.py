@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from immiscible_policy.evaluation.frechet import feature_distance
 from immiscible_policy.image.evaluation.features import make_extractor
+from immiscible_policy.image.evaluation.frechet import feature_distance
 from tests.conftest import ROOT
 
 PEER = """

@@ -89,7 +89,7 @@ def test_real_images_are_nearer_than_noise_and_a_model_of_noise_is_as_far_as_noi
 
 
 def test_the_floor_takes_images_from_the_reference_and_compares_them_with_the_rest(images, extractor):
-    from immiscible_policy.evaluation.frechet import feature_distance
+    from immiscible_policy.image.evaluation.frechet import feature_distance
 
     order = torch.randperm(2 * COUNT, generator=torch_generator("cpu", "reference", 5))
     features = extractor.features(images.stored)

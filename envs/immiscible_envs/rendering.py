@@ -1,0 +1,198 @@
+"""Pictures of PushT: the 512 x 512 canvas drawn with pygame, resized bilinearly.
+
+The colours, outlines and rounding are those of the published environment, so that a picture of a recorded
+state is the recorded image to a fraction of a grey level. Only a window needs a display.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from immiscible_envs.checks import finite
+from immiscible_envs.geometry import BAR, GOAL_POSE, STEM, Array, place
+from immiscible_envs.simulation import AGENT_RADIUS, WALL_CORNERS, WALL_RADIUS, WORKSPACE
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+import pygame  # noqa: E402
+
+Image = NDArray[np.uint8]
+Pixel = tuple[int, int]
+Color = tuple[int, int, int]
+
+CANVAS = int(WORKSPACE)
+BACKGROUND: Color = (255, 255, 255)
+AGENT_COLOR: Color = (65, 105, 225)  # RoyalBlue
+BLOCK_COLOR: Color = (119, 136, 153)  # LightSlateGray
+GOAL_COLOR: Color = (144, 238, 144)  # LightGreen
+WALL_COLOR: Color = (211, 211, 211)  # LightGray
+OUTLINE = 2  # px, half the width of the block's outline
+RIM = 4  # px, width of the agent's dark rim
+
+
+def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int = 96) -> Image:
+    """Draw a state.
+
+    Args:
+        state: (5,) agent x, y, block x, y in px, block angle in rad.
+        goal_pose: Goal pose (3,), px and rad.
+        size: Side of the picture; 512 is the canvas itself.
+
+    Returns:
+        (size, size, 3) uint8, RGB, row by row from the top.
+
+    Raises:
+        ValueError: If the size is less than 1 or the state is not five finite numbers.
+    """
+    if size < 1:
+        raise ValueError(f"size {size} must be at least 1")
+    values = finite(state, (5,), "state")
+    canvas = pygame.Surface((CANVAS, CANVAS), depth=24)
+    canvas.fill(BACKGROUND)
+    for part in (BAR, STEM):
+        pygame.draw.polygon(canvas, GOAL_COLOR, _pixels(place(part, goal_pose)))
+    for part in (BAR, STEM):
+        _draw_part(canvas, _pixels(place(part, values[2:])))
+    _draw_agent(canvas, _pixels(values[None, :2])[0])
+    for start, end in pairwise([*WALL_CORNERS, WALL_CORNERS[0]]):
+        _draw_segment(canvas, _pixel(*start), _pixel(*end), round(WALL_RADIUS), WALL_COLOR)
+    return resize(pygame.surfarray.pixels3d(canvas).transpose(1, 0, 2), size)
+
+
+def resize(image: Image, size: int) -> Image:
+    """Resize a square image bilinearly, sampled at pixel centres without smoothing first.
+
+    The arithmetic is the fixed-point one (weights in 1/2048) of OpenCV's INTER_LINEAR, with which the
+    recorded images were made; so even areas and straight walls come out exactly alike.
+
+    Args:
+        image: (S, S, 3) uint8.
+        size: Side of the result.
+
+    Returns:
+        (size, size, 3) uint8, a new array.
+    """
+    if size == image.shape[0]:
+        return image.copy(order="C")
+    taps, weights = _taps(image.shape[0], size)
+    around = image[np.ix_(taps, taps)].astype(np.int32).reshape(2, size, 2, size, 3)
+    left, right = weights[:, None, :, None]
+    across = around[:, :, 0] * left + around[:, :, 1] * right
+    top, bottom = weights[:, :, None, None]
+    down = (top * (across[0] >> 4) >> 16) + (bottom * (across[1] >> 4) >> 16)
+    return (down + 2 >> 2).astype(np.uint8)
+
+
+def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
+    """Open a window; `pygame.display.quit` closes it.
+
+    SDL draws into the void where it finds no display. That is refused here, unless SDL_VIDEODRIVER asks for it.
+
+    Args:
+        size: Width and height in px.
+        title: The window's title.
+
+    Returns:
+        The surface that the window shows.
+
+    Raises:
+        OSError: If there is no display.
+    """
+    try:
+        pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
+            raise pygame.error("SDL found none")
+        pygame.display.set_caption(title)
+        return pygame.display.set_mode(size)
+    except pygame.error as error:
+        pygame.display.quit()
+        raise OSError(f"there is no display to open a window on; run it in a desktop session ({error})") from error
+
+
+class Window:
+    """A pygame window that shows the canvas; `close` may be called more than once."""
+
+    def __init__(self, title: str = "PushT") -> None:
+        """Open the window.
+
+        Raises:
+            OSError: If there is no display.
+        """
+        self._screen: pygame.Surface | None = open_display((CANVAS, CANVAS), title)
+        self._clock = pygame.time.Clock()
+
+    def show(self, image: Image, rate: float, title: str | None = None) -> None:
+        """Show a (512, 512, 3) picture, then wait until 1/rate seconds have passed since the last one."""
+        if self._screen is None:
+            raise ValueError("the window is closed; open a new one")
+        if title is not None:
+            pygame.display.set_caption(title)
+        pygame.surfarray.blit_array(self._screen, image.transpose(1, 0, 2))
+        pygame.display.flip()
+        pygame.event.pump()
+        self._clock.tick(rate)
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._screen is not None:
+            self._screen = None
+            pygame.display.quit()
+
+
+def _draw_agent(canvas: pygame.Surface, center: Pixel) -> None:
+    pygame.draw.circle(canvas, AGENT_COLOR, center, round(AGENT_RADIUS))
+    pygame.draw.circle(canvas, _lighter(AGENT_COLOR), center, round(AGENT_RADIUS) - RIM)
+
+
+def _draw_part(canvas: pygame.Surface, corners: list[Pixel]) -> None:
+    pygame.draw.polygon(canvas, _lighter(BLOCK_COLOR), corners)
+    for start, end in pairwise([*corners, corners[0]]):
+        _draw_segment(canvas, start, end, OUTLINE, BLOCK_COLOR)
+
+
+def _draw_segment(canvas: pygame.Surface, start: Pixel, end: Pixel, radius: int, color: Color) -> None:
+    """Draw a line with round ends, as wide as two radii."""
+    pygame.draw.line(canvas, color, start, end, 2 * radius)
+    length = math.dist(start, end)
+    across_x = round(radius * abs(end[1] - start[1]) / length)
+    across_y = round(radius * abs(end[0] - start[0]) / length)
+    corners = [
+        (start[0] - across_x, start[1] - across_y),
+        (start[0] + across_x, start[1] + across_y),
+        (end[0] + across_x, end[1] + across_y),
+        (end[0] - across_x, end[1] - across_y),
+    ]
+    pygame.draw.polygon(canvas, color, corners)
+    pygame.draw.circle(canvas, color, start, radius)
+    pygame.draw.circle(canvas, color, end, radius)
+
+
+def _pixel(x: float, y: float) -> Pixel:
+    return round(x), round(y)
+
+
+def _pixels(points: Array) -> list[Pixel]:
+    return [_pixel(x, y) for x, y in points.tolist()]
+
+
+def _lighter(color: Color) -> Color:
+    red, green, blue = (min(round(1.2 * value), 255) for value in color)
+    return red, green, blue
+
+
+@cache
+def _taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Where each target pixel looks along one axis.
+
+    Returns:
+        Indices (2 * target,), near neighbours before far ones, and their weights (2, target) in 1/2048.
+    """
+    centers = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    near = np.floor(centers).astype(np.int64)
+    far_weight = np.rint((centers - near) * 2048).astype(np.int32)
+    return np.concatenate([near, np.minimum(near + 1, source - 1)]), np.stack([2048 - far_weight, far_weight])

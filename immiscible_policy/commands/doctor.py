@@ -1,0 +1,390 @@
+"""`python -m immiscible_policy doctor`: what is wrong with an installation, a data set or a checkpoint, and the cure.
+
+Every check is a generator of findings; a finding that is `wrong` has a cure. The exit code is 1 if there is one.
+
+Legend: T steps in all, n steps of an episode.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from packaging.requirements import Requirement
+from torch import Tensor
+
+from immiscible_envs.simulation import WORKSPACE
+from immiscible_policy.cli import Option, parse
+from immiscible_policy.demos.store import Demonstrations, StoreError, embedded_store, open_store
+from immiscible_policy.demos.validate import problems
+from immiscible_policy.demos.windows import Layout, observation_table, window_index
+from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.plugins.bridge import open_checkpoint
+from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.policy.chunk import ChunkPolicy
+from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.provenance import hardware, versions
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.rows import SETTINGS_OF_PLACE
+
+USAGE = """\
+usage: python -m immiscible_policy doctor [data=STORE] [checkpoint=PATH]
+
+Check versions and GPU, a data set (the embedded one unless data= names another), and a checkpoint: against its
+configuration, and its normaliser against the data. Prints each finding with its cure; exit code 1 if one is wrong.
+
+  python -m immiscible_policy doctor data=mine.zarr
+  python -m immiscible_policy doctor checkpoint=runs/mine/seed_0/checkpoints/step_003000
+"""
+OPTIONS = {
+    "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
+    "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
+}
+DISTRIBUTION = "immiscible-policy"
+SHIFTS = range(-3, 4)
+"""Offsets of the actions [steps] that are tried."""
+CLEARER = 0.5
+"""Another offset is believed if its error is below this share of the error as stored."""
+REPEATED = 8
+"""So many equal steps at the end of most episodes are padding."""
+BEYOND, WITHIN = 1.2, 0.5
+"""Normalised data should reach farther than the second and not beyond the first."""
+CURES = {
+    r" is (nan|inf|-inf) ": "repair the value, or leave the episode out: demos.select keeps the others",
+    r"should lie in 0\.\.": "store positions in pixels of the 512 x 512 workspace; undo any normalisation or offset",
+    r"pixels of 0\.\.1;": "multiply data/img by 255",
+    r"pixels should be 0\.\.255": "store images as 0..255, as bytes or floats",
+    r"from where data/state puts it": "recompute data/keypoint with immiscible_envs.geometry.keypoints(state[:, 2:5])",
+    r"is missing|truncated|cannot be decoded": "fetch or write the store again",
+    r"episode_ends": "write meta/episode_ends as the running sum of the episodes' lengths",
+    r"differ in length": "cut all arrays to the same steps",
+}
+"""What to do about what `demos validate` says, by a pattern in it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What it is about.
+        said: What was found.
+        cure: What to do about it if it is wrong, else empty.
+    """
+
+    subject: str
+    said: str
+    cure: str = ""
+
+
+def main(words: list[str]) -> int:
+    """Run the command: 0 if nothing is wrong, else 1."""
+    options = parse(words, OPTIONS, USAGE)
+    found = list(examine(options["data"], options["checkpoint"]))
+    for finding in found:
+        print(f"{finding.subject:<10}  {'WRONG' if finding.cure else 'ok':<5}  {finding.said}")
+        if finding.cure:
+            print(f"{'':<10}  cure:  {finding.cure}")
+    wrong = sum(bool(finding.cure) for finding in found)
+    print(f"{wrong} of {len(found)} findings need a cure" if wrong else "nothing is wrong")
+    return int(wrong > 0)
+
+
+def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
+    """Look at everything.
+
+    Args:
+        data: A store of demonstrations; None: the one that the checkpoint was trained on, or the embedded one.
+        checkpoint: A checkpoint of any project, or None.
+    """
+    yield from package_findings()
+    yield from gpu_findings()
+    opened = None
+    if checkpoint is not None:
+        found, opened = open_policy(checkpoint)
+        yield from found
+    config = opened[0].metadata.get("config") if opened else None
+    recorded = config and config.get("data")
+    path = data or (Path(recorded) if recorded else embedded_store())
+    if data is None and recorded and not path.exists():
+        yield Finding("data", f"{path}, which the checkpoint was trained on, is not here; data= names another place")
+        return
+    yield from store_findings(path)
+    if opened is None:
+        return
+    if data is None and config is None:
+        yield Finding("normaliser", "not compared: the checkpoint does not say what it was trained on; data= names it")
+        return
+    demos = readable(path)
+    if demos is not None:
+        yield from normaliser_findings(demos, *opened[1:])
+
+
+def package_findings() -> Iterator[Finding]:
+    """Whether what is installed is what the project needs, but for its extras."""
+    shown = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
+    yield Finding("versions", shown)
+    try:
+        needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
+    except PackageNotFoundError:
+        yield Finding("versions", f"{DISTRIBUTION} is not installed", "pip install -e . in the checkout")
+        return
+    for requirement in needed:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield from _requirement_findings(requirement)
+
+
+def _requirement_findings(requirement: Requirement) -> Iterator[Finding]:
+    cure = f"pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        installed = version(requirement.name)
+    except PackageNotFoundError:
+        yield Finding("versions", f"{requirement.name} is not installed", cure)
+        return
+    if not requirement.specifier.contains(installed, prereleases=True):
+        yield Finding("versions", f"{requirement.name} {installed} does not fit {requirement.specifier}", cure)
+
+
+def gpu_findings() -> Iterator[Finding]:
+    """Whether a GPU is there and computes."""
+    if torch.cuda.is_available():
+        try:
+            torch.ones(2, device="cuda").sum().item()
+        except RuntimeError as error:
+            cure = "install a build of PyTorch for this GPU and driver; device=cpu trains meanwhile"
+            yield Finding("GPU", f"{hardware()['gpu']} does not compute ({str(error).splitlines()[0]})", cure)
+            return
+        gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield Finding("GPU", f"{hardware()['gpu']}, {gigabytes:.0f} GiB, CUDA {torch.version.cuda}")
+    elif Path("/dev/nvidia0").exists():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU alone"
+        cure = "install a build of PyTorch for CUDA that the driver supports (nvidia-smi names it)"
+        yield Finding("GPU", f"there is one, but PyTorch {torch.__version__} {built} and does not see it", cure)
+    else:
+        yield Finding("GPU", f"none; training runs on {hardware()['cores']} CPU cores")
+
+
+def readable(path: Path) -> Demonstrations | None:
+    """The demonstrations of a store, or None if it cannot be read, which `store_findings` says."""
+    try:
+        return open_store(path)
+    except StoreError:
+        return None
+
+
+def store_findings(path: Path) -> Iterator[Finding]:
+    """What is wrong with a store: its values, what was padded, and whether its actions are those of their steps."""
+    wrong = [Finding("data", problem, cure(problem)) for problem in problems(path)]
+    yield from wrong
+    demos = readable(path)
+    if demos is None:
+        return
+    lengths = demos.lengths
+    yield Finding(
+        "data",
+        f"{path}: {demos.n_episodes} episodes of {lengths.min()} to {lengths.max()} steps, "
+        f"actions {demos.action.min():.4g}..{demos.action.max():.4g}",
+    )
+    for check in (range_findings, padding_findings, offset_findings):
+        yield from check(demos)
+
+
+def cure(problem: str) -> str:
+    """What to do about a line of `demos validate`."""
+    for pattern, text in CURES.items():
+        if re.search(pattern, problem):
+            return text
+    return "write the store anew with immiscible_policy.demos.write_store, which checks it"
+
+
+def range_findings(demos: Demonstrations) -> Iterator[Finding]:
+    """Whether positions are pixels: normalised ones lie inside the workspace too, in its corner."""
+    for name, values in (("action", demos.action), ("state", demos.state[:, :4])):
+        if values.size and np.abs(values).max() <= 2:
+            yield Finding(
+                "ranges",
+                f"data/{name} spans {values.min():.3g}..{values.max():.3g}, which is no span of pixels",
+                f"store positions in pixels of the {WORKSPACE:.0f} x {WORKSPACE:.0f} workspace, not normalised",
+            )
+
+
+def padding_findings(demos: Demonstrations) -> Iterator[Finding]:
+    """Whether steps were repeated to make episodes equally long, and whether episodes are too short for a window."""
+    tails = np.array([repeated_steps(demos.state[each], demos.action[each]) for each in demos.episodes])
+    padded = int((tails >= REPEATED).sum())
+    if 2 * padded > demos.n_episodes:
+        yield Finding(
+            "padding",
+            f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})",
+            "cut each episode after its last change and write meta/episode_ends anew; windows are padded when cut",
+        )
+    counts = Layout().n_windows(demos.lengths)
+    if (counts == 0).any():
+        short = int((counts == 0).sum())
+        text = f"{short} of {demos.n_episodes} episodes are shorter than a window and are never trained on"
+        yield Finding("padding", text, "record longer episodes, or train with a smaller horizon=")
+
+
+def repeated_steps(state: np.ndarray, action: np.ndarray) -> int:
+    """How many steps at the end of an episode are equal to the last one, which does not count.
+
+    Args:
+        state: (n, 5).
+        action: (n, 2).
+    """
+    rows = np.concatenate([state, action], axis=1)
+    changes = np.flatnonzero((rows != rows[-1]).any(axis=1))
+    return len(rows) - 1 - (int(changes[-1]) + 1 if len(changes) else 0)
+
+
+def offset_findings(demos: Demonstrations) -> Iterator[Finding]:
+    """Whether action[t] is what moves the agent from t to t + 1."""
+    errors = offset_errors(demos)
+    if not errors:
+        yield Finding("offset", "the episodes are too short to tell whether actions and observations fit together")
+        return
+    best = min(errors, key=lambda shift: errors[shift])
+    said = ", ".join(f"{shift:+d}: {error:.3g}" for shift, error in errors.items())
+    if best == 0 or errors[best] >= CLEARER * errors[0]:
+        yield Finding("offset", f"action[t] moves the agent from t to t + 1 (error by offset [px] {said})")
+        return
+    late, steps = ("early", -best) if best < 0 else ("late", best)
+    yield Finding(
+        "offset",
+        f"the actions come {steps} {'step' if steps == 1 else 'steps'} too {late}: action[t{best:+d}] moves the agent "
+        f"from t to t + 1 (error by offset [px] {said})",
+        f"store action[t{best:+d}] as action[t] within each episode and drop the steps that are left without one",
+    )
+
+
+def offset_errors(demos: Demonstrations) -> dict[int, float]:
+    """How badly the action at each offset explains where the agent goes, root mean square [px].
+
+    A position controller moves the agent by a linear law: p[t+1] = c . (p[t], p[t-1], a[t], a[t-1], 1). The law is
+    fitted by least squares with a[t + s], a[t - 1 + s] for each offset s, on the same steps; at the true offset it
+    fits best, whatever the controller's gains.
+
+    Returns:
+        The error by offset, those without enough motion to tell left out; empty if no episode is long enough.
+    """
+    reach = max(SHIFTS) + 1
+    tables: dict[int, list[np.ndarray]] = {shift: [] for shift in SHIFTS}
+    targets = []
+    for each in demos.episodes:
+        position, action = demos.state[each, :2].astype(np.float64), demos.action[each].astype(np.float64)
+        t = np.arange(reach, len(position) - reach)
+        if not len(t):
+            continue
+        targets.append(position[t + 1].ravel())
+        for shift, rows in tables.items():
+            columns = (position[t], position[t - 1], action[t + shift], action[t + shift - 1])
+            rows.append(np.stack([column.ravel() for column in columns] + [np.ones(2 * len(t))], axis=1))
+    if not targets:
+        return {}
+    target = np.concatenate(targets)
+    return {shift: _residual(np.concatenate(rows), target) for shift, rows in tables.items()}
+
+
+def _residual(table: np.ndarray, target: np.ndarray) -> float:
+    """Root mean square error of the least-squares fit of target (N,) by the columns of table (N, C)."""
+    fitted = table @ np.linalg.lstsq(table, target, rcond=None)[0]
+    return float(np.sqrt(np.mean((target - fitted) ** 2)))
+
+
+Opened = tuple[Checkpoint, ChunkPolicy, PolicySpec]
+
+
+def open_policy(path: Path) -> tuple[list[Finding], Opened | None]:
+    """Open a checkpoint and look at it.
+
+    Returns:
+        What was found, and what was opened; None if it cannot be.
+    """
+    try:
+        checkpoint = open_checkpoint(path)
+        policy, spec = load_policy(checkpoint)
+    except ValueError as error:
+        action = "do not use it" if "refused" in str(error) else "use another checkpoint"
+        return [Finding("checkpoint", str(error), action)], None
+    sizes = f"obs={spec.obs}, horizon={spec.horizon}, down_dims={list(spec.down_dims)}"
+    source = checkpoint.metadata.get("source", "ours")
+    found = [Finding("checkpoint", f"{path}: {source}, step {checkpoint.step}, {sizes}")]
+    found += [*weight_findings(policy), *config_findings(checkpoint, spec)]
+    return found, (checkpoint, policy, spec)
+
+
+def weight_findings(policy: ChunkPolicy) -> Iterator[Finding]:
+    """Whether the weights are numbers."""
+    bad = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        text = f"{len(bad)} weights hold NaN or infinity, {bad[0]} first"
+        yield Finding(
+            "checkpoint", text, "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip=1"
+        )
+
+
+def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Finding]:
+    """Whether the policy is what its own record, and the run directory around it, say."""
+    recorded: Mapping[str, Any] = checkpoint.metadata.get("config", {})
+    yield from _differing("its metadata", recorded, vars(spec))
+    file = checkpoint.path.absolute().parent.parent.parent / "config.yaml"
+    if not file.is_file():
+        return
+    run = yaml.safe_load(file.read_text())
+    run = run if isinstance(run, dict) else {}
+    yield from _differing(str(file), run, vars(spec) | dict(recorded))
+    steps = run.get("steps")
+    if isinstance(steps, int) and checkpoint.step > steps:
+        text = f"step {checkpoint.step} lies beyond steps={steps} of {file}"
+        yield Finding("checkpoint", text, "the checkpoint is of another run; put it back, or evaluate it by itself")
+
+
+def _differing(place: str, said: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
+    """Values that a place gives otherwise than they are; where it runs is no part of what it is."""
+    for key in (said.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
+        if _plain(said[key]) != _plain(true[key]):
+            text = f"{place} says {key}={said[key]}, the checkpoint has {true[key]}"
+            yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def normaliser_findings(demos: Demonstrations, policy: ChunkPolicy, spec: PolicySpec) -> Iterator[Finding]:
+    """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
+    layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
+    if not layout.n_windows(demos.lengths).any():
+        yield Finding("normaliser", "not compared: no episode is as long as a window of the policy")
+        return
+    seen = np.unique(window_index(demos.episode_ends, layout).step[:, : spec.obs_steps])  # not the ends of episodes
+    table = torch.from_numpy(observation_table(demos, spec.obs)[seen])
+    action = torch.from_numpy(demos.action.astype(np.float32))
+    found = [
+        *_normalised_findings("observation", policy.observation, table),
+        *_normalised_findings("action", policy.action, action),
+    ]
+    yield from found or [Finding("normaliser", f"fits {demos.path}")]
+
+
+def _normalised_findings(name: str, normaliser: Normalizer, values: Tensor) -> Iterable[Finding]:
+    if len(normaliser.scale) != values.shape[1]:
+        text = f"the policy's {name} has {len(normaliser.scale)} numbers, the data's {values.shape[1]}"
+        return [Finding("normaliser", text, "use a checkpoint that was trained on data of this kind")]
+    reach = normaliser.normalize(values).abs().amax(dim=0)  # (D,)
+    worst, least = int(reach.argmax()), int(reach.argmin())
+    cure = "evaluate with the data that it was trained on, or train anew; units or workspace differ"
+    if not reach[worst] <= BEYOND:
+        text = f"{name}[{worst}] of the data reaches {reach[worst]:.3g} where the policy knows -1..1"
+        return [Finding("normaliser", text, cure)]
+    if reach[least] < WITHIN and values[:, least].amax() > values[:, least].amin():
+        text = f"{name}[{least}] of the data stays within +-{reach[least]:.2g} of the policy's -1..1"
+        return [Finding("normaliser", text, cure)]
+    return []

@@ -1,0 +1,187 @@
+"""`python eval_image.py`: how good the images of a run's checkpoints are, and runs against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
+from immiscible_policy.cli import run as run_command
+from immiscible_policy.image.data import to_bytes
+from immiscible_policy.image.editing import EDITS, edit_mask
+from immiscible_policy.image.evaluation.clip import ClipScore
+from immiscible_policy.image.evaluation.evaluate import BEST, Evaluation, Plan, Target, find_checkpoint, find_run
+from immiscible_policy.image.evaluation.features import make_extractor
+from immiscible_policy.image.evaluation.measure import start_noise
+from immiscible_policy.image.evaluation.pictures import edits_figure
+from immiscible_policy.image.evaluation.report import Report, require_comparable, write_report
+from immiscible_policy.provenance import run_origin
+from immiscible_policy.results.plots import save_figure
+from immiscible_policy.training.options import resolve_device
+
+EDITED = 6
+"""Images in the picture of edits."""
+USAGE = """\
+usage: python eval_image.py run=DIR|runs=NAME=DIR,NAME=DIR,...|checkpoint=PATH [KEY=VALUE ...]
+
+Fréchet distance between generated and real images, for every checkpoint that a run keeps. Values go to
+seed_N/frechet.csv, each with everything it depends on, and are not measured twice. Several runs, vanilla first, are
+compared: distance against steps, and how much sooner each reaches the first one's best. Inception's features give FID;
+those of the project's own CIFAR-10 classifier, the default, a distance that is no FID and needs no download.
+
+  python eval_image.py run=runs/flow sampling_steps=50
+  python eval_image.py runs=vanilla=runs/flow_vanilla,knn=runs/flow_knn samples=5000 out=flow_frechet
+  python eval_image.py run=runs/flow features=inception samples=50000 device=cuda
+  python eval_image.py runs=vanilla=runs/ddim_vanilla,knn=runs/ddim_knn edit=inpaint out=inpainting
+"""
+
+
+def named_runs(text: str) -> dict[str, Path]:
+    """Read NAME=DIR,NAME=DIR,...
+
+    Raises:
+        ValueError: If a part is not NAME=DIR, or a name is given twice.
+    """
+    runs: dict[str, Path] = {}
+    for part in text.split(","):
+        label, equals, directory = part.partition("=")
+        if not (label and equals and directory):
+            raise ValueError(f"'{part}' is not NAME=DIR")
+        if label in runs:
+            raise ValueError(f"the name {label} is given twice")
+        runs[label] = Path(directory).expanduser()
+    return runs
+
+
+def sampling_steps(text: str) -> int | str:
+    """Read a number of sampling steps, or `best`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text == BEST:
+        return BEST
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("use 1 or more, or best")
+    return int(text)
+
+
+OPTIONS = {
+    "run": Option(Path, None, "run directory"),
+    "runs": Option(named_runs, None, "run directories with names, the first being what others are compared with"),
+    "checkpoint": Option(Path, None, "a single checkpoint"),
+    "samples": Option(int, 2000, "images per checkpoint; 50,000 for published FIDs"),
+    "sampling_steps": Option(
+        sampling_steps, BEST, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
+    ),
+    "features": Option(str, "classifier", "classifier or inception"),
+    "classifier": Option(Path, None, "weights of another classifier than the package's"),
+    "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),
+    "clip": Option(str, None, "CLIP model (directory or hub id) for CLIPScore, where there are prompts"),
+    "data": Option(Path, None, "the data set; by default what the run was trained on"),
+    "dataset": Option(str, None, "its name; by default the run's"),
+    "prompts": Option(str, None, "own, none or a file, as in training; by default the run's"),
+    "pretrained": Option(str, None, "where the ready-made parts of model=sd lie now; by default as in training"),
+    "reference": Option(str, "train", "part of the data set that images are compared with"),
+    "reference_samples": Option(int, None, "only the first so many of it"),
+    "edit": Option(str, None, "inpaint or outpaint: the model fills in parts of real images"),
+    "originals": Option(str, "test", "part of the data set that is edited"),
+    "noise_seed": Option(int, 0, "names the start noises"),
+    "batch_size": Option(int, 250, "images at a time"),
+    "device": Option(str, "cpu", "cpu or cuda"),
+    "out": Option(Path, None, "directory of the report; by default the run, or frechet for several"),
+}
+
+
+def main() -> None:
+    """Console entry point."""
+    run_command(_main)
+
+
+def _main(words: list[str]) -> None:
+    options = parse(words, OPTIONS, USAGE)
+    _check(options)
+    plan = _plan(options)
+    targets = _targets(options, plan)
+    out = options["out"] or (targets[0].directory if len(targets) == 1 else Path("frechet"))
+    if out is not None:
+        require_writable("out", out / "x")
+    evaluation = Evaluation(plan, lambda line: print(line, flush=True))
+    for target in targets:
+        evaluation.check(target)
+    rows = {target.label: evaluation.rows(target) for target in targets}
+    require_comparable(rows)
+    origins = {target.label: run_origin(target.directory) for target in targets if target.directory is not None}
+    report = Report(_title(plan), rows, evaluation.reference(targets[0]), origins)
+    if out is None:
+        return
+    name = "frechet" if plan.edit is None else plan.edit
+    print("", write_report(out, name, report), sep="\n")
+    written = [f"{name}.json", f"{name}.md", f"{name}.png"]
+    if plan.edit is not None:
+        title = "known pixels kept, the others filled in"
+        save_figure(edits_figure(_edits(evaluation, targets), title), out / f"{plan.edit}_images.png")
+        written.append(f"{plan.edit}_images.png")
+    print(f"saved {', '.join(written)} in {out}")
+
+
+def _check(options: dict[str, Any]) -> None:
+    given = [key for key in ("run", "runs", "checkpoint") if options[key] is not None]
+    if len(given) != 1:
+        raise CommandError("give run=DIR, runs=NAME=DIR,NAME=DIR or checkpoint=PATH, one of them")
+    for key in ("samples", "batch_size", "reference_samples"):
+        if options[key] is not None and options[key] < 1:
+            raise CommandError(f"{key}={options[key]}: needs 1 or more")
+    if options["edit"] is not None and options["edit"] not in EDITS:
+        raise CommandError(unknown("edit", options["edit"], EDITS))
+    options["device"] = resolve_device(options["device"])
+
+
+def _plan(options: dict[str, Any]) -> Plan:
+    device = options["device"]
+    extractor = make_extractor(
+        options["features"], classifier=options["classifier"], inception=options["inception"], device=device
+    )
+    return Plan(
+        extractor=extractor,
+        clip=None if options["clip"] is None else ClipScore(options["clip"], device),
+        n=options["samples"],
+        steps=None if options["sampling_steps"] == BEST else options["sampling_steps"],
+        seed=options["noise_seed"],
+        batch_size=options["batch_size"],
+        device=device,
+        split=options["reference"],
+        limit=options["reference_samples"],
+        edit=options["edit"],
+        originals=options["originals"],
+        data=options["data"],
+        dataset=options["dataset"],
+        prompts=options["prompts"],
+        pretrained=options["pretrained"],
+    )
+
+
+def _targets(options: dict[str, Any], plan: Plan) -> list[Target]:
+    if options["checkpoint"] is not None:
+        return [find_checkpoint(options["checkpoint"], plan)]
+    runs = options["runs"] or {options["run"].resolve().name: options["run"]}
+    return [find_run(label, directory, plan) for label, directory in runs.items()]
+
+
+def _title(plan: Plan) -> str:
+    kind = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}[plan.edit]
+    return f"{plan.extractor.title}{kind}"
+
+
+def _edits(evaluation: Evaluation, targets: list[Target]) -> dict[str, torch.Tensor]:
+    """Originals, what is left of them with noise in the gap, and every run's edits of them."""
+    assert evaluation.plan.edit is not None
+    rows = torch.arange(EDITED)
+    originals = evaluation.conditions(targets[0].source).pixels(rows)
+    size = originals.shape[-1]
+    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.seed))
+    mask = edit_mask(evaluation.plan.edit, size)
+    columns = {"original": originals, "masked": torch.where(mask, noise, originals)}
+    return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

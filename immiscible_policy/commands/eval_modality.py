@@ -1,0 +1,293 @@
+"""`python eval_modality.py`: do policies keep both ways round that mirrored demonstrations show?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
+from immiscible_policy.cli import run as run_command
+from immiscible_policy.evaluation.agent import sampler_of
+from immiscible_policy.evaluation.statistics import Interval
+from immiscible_policy.lab.modality.arms import (
+    MEASURES,
+    MOST_REPETITIONS,
+    Arm,
+    difference,
+    estimate,
+    measure,
+    training_modes,
+)
+from immiscible_policy.lab.modality.modes import MODES, Array, shares, symmetric_starts
+from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
+from immiscible_policy.policy.diffusion import Sampler
+from immiscible_policy.provenance import provenance, run_origin, without_places
+from immiscible_policy.results.plots import COLOURS, save_figure
+from immiscible_policy.results.text import table
+from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
+from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.training.options import resolve_device
+
+USAGE = """\
+usage: python eval_modality.py runs=DIR[,DIR...] [KEY=VALUE ...]
+
+Which way round do policies turn the T from starts that favour neither way? Each DIR is a run, or a directory of runs
+(vanilla first), each under every sampler named; differences are to the first run under the first sampler.
+
+  python train_policy.py experiment=modality noise=vanilla seed=0..4 out=runs/modality/vanilla
+  python train_policy.py experiment=modality noise=linear seed=0..4 out=runs/modality/linear
+  python eval_modality.py runs=runs/modality/vanilla,runs/modality/linear out=modality
+  python eval_modality.py runs=runs/modality/vanilla sampler=ddim,renoise checkpoints=last out=samplers
+"""
+
+OPTIONS = {
+    "runs": Option(str, REQUIRED, "run directories, or directories of runs, separated by commas"),
+    "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
+    "repetitions": Option(int, 25, "rollouts per start, R"),
+    "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
+    "sampler": Option(str, None, "ddim, ddpm, dpmpp or renoise, or several with commas; absent: as in training"),
+    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
+    "device": Option(str, "cpu", "cpu or cuda"),
+}
+
+PUBLISHED = (
+    ("published: vanilla, 10 seeds", "0.976", "0.9516"),
+    ("published: assignment, 10 seeds", "0.65", "0.9539"),
+)
+
+
+def find_runs(text: str, checkpoints: str) -> dict[Path, dict[int, list[Checkpoint]]]:
+    """The runs that were asked for, and of each the checkpoints that all of its seeds keep.
+
+    Args:
+        text: Directories separated by commas, each a run or a directory of runs.
+        checkpoints: `all`, or `last` for the newest of these.
+
+    Raises:
+        CommandError: If a directory holds no run, two have one name, or the seeds of a run share no checkpoint.
+    """
+    runs = [run for part in text.split(",") for run in _runs_in(Path(part).expanduser())]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise CommandError(f"runs={text}: two runs have the same name among {', '.join(names)}")
+    return {run: _shared(run, checkpoints) for run in runs}
+
+
+def as_json(arms: Sequence[Arm]) -> str:
+    """Everything counted, and the measures at every checkpoint; null where there is none."""
+    origin = provenance()
+    content = {
+        **origin,
+        "command": without_places(origin["command"]),
+        "modes": MODES,
+        "starts": symmetric_starts().tolist(),
+        "repetitions": arms[0].repetitions,
+        "arms": [_arm_content(arm, arms[0]) for arm in arms],
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def markdown(arms: Sequence[Arm]) -> str:
+    """The last checkpoints as a table beside the published figures, and the differences to the first run."""
+    base = arms[0]
+    columns = ("run", "seeds", "step", "clockwise / counter-clockwise / undecided", "majority", "its floor",
+               "TV to demonstrations", "its floor", "coverage")  # fmt: skip
+    rows = [_row(arm) for arm in arms]
+    rows += [[name, "", "", "", major, "", "", "", coverage] for name, major, coverage in PUBLISHED]
+    lines = [
+        "# Which way round from symmetric starts",
+        "",
+        f"{len(symmetric_starts())} starts x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
+        "intervals. Majority: share of the decided rollouts that took their start's more frequent direction (0.5 "
+        "balanced, 1 one way only). TV: total-variation distance to the training demonstrations that begin nearly "
+        "upside down, undecided counted as a third mode. Floor: what pure chance gives with as many rollouts.",
+        "",
+        *table(columns, rows),
+        "",
+        "The published figures are from one symmetric start, their definition of the majority is not stated.",
+        "",
+        *(f"- **{arm.name} is incomplete: {gap}.**" for arm in arms for gap in arm.gaps),
+        *(f"- {arm.name}: {_demonstrations(arm)}" for arm in arms),
+        "",
+    ]
+    if len(arms) > 1:
+        rows = [[arm.name, *(_signed(difference(arm, base, each)) for each in MEASURES)] for arm in arms[1:]]
+        head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
+        lines += [head, "", *table(("run", *MEASURES), rows), ""]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `eval_modality.py`.
+
+    Args:
+        argv: Words of the command line; those of the process by default, with a mistake shown as one line.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: For a mistake in argv, or runs that cannot be read.
+    """
+    if argv is None:
+        run_command(main)
+    options = parse(argv, OPTIONS, USAGE)
+    _check(options)
+    runs = find_runs(options["runs"], options["checkpoints"])
+    for run in runs:
+        training_modes(run)  # refuses unreadable demonstrations before the first rollout
+    samplers = {run: _samplers(kept, options["sampler"], options["sampling_steps"]) for run, kept in runs.items()}
+    if sum(map(len, samplers.values())) > len(COLOURS):
+        raise CommandError(
+            f"{len(runs)} runs under {len(samplers[next(iter(runs))])} samplers cannot be told apart in one picture; "
+            f"{len(COLOURS)} can"
+        )
+    arms = []
+    with Console(stderr=True).status("") as status:
+        for run, kept in runs.items():
+            for sampler in samplers[run]:
+                arm = measure(run, kept, options["repetitions"], sampler, options["device"], status.update)
+                several = f" {sampler.name}{sampler.steps}" if len(samplers[run]) > 1 else ""
+                arms.append(replace(arm, name=arm.name + several))
+    write(options["out"], arms)
+    print(markdown(arms))
+    print(f"saved in {options['out']}: modality.json, modality.md, modality.png, paths.png")
+    return 0
+
+
+def write(out: Path, arms: Sequence[Arm]) -> None:
+    """Write `modality.json`, `modality.md`, `modality.png` and `paths.png`.
+
+    Args:
+        out: Directory, created if absent.
+        arms: What was measured.
+    """
+    write_atomically(out / "modality.json", as_json(arms).encode())
+    write_atomically(out / "modality.md", markdown(arms).encode())
+    save_figure(evolution_figure(arms), out / "modality.png")
+    save_figure(paths_figure(arms), out / "paths.png")
+
+
+def _check(options: dict[str, Any]) -> None:
+    if options["checkpoints"] not in ("all", "last"):
+        raise CommandError(f"checkpoints={options['checkpoints']}: known are all, last")
+    if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
+        raise CommandError(f"repetitions={options['repetitions']}: use 1 to {MOST_REPETITIONS:,}")
+    options["device"] = resolve_device(options["device"])
+    if (options["out"] / "modality.json").exists():
+        raise CommandError(f"out={options['out']} holds a modality.json already; name a new directory")
+    require_writable("out", options["out"] / "modality.json")
+
+
+def _runs_in(directory: Path) -> list[Path]:
+    if (directory / "config.yaml").is_file():
+        return [directory]
+    runs = [file.parent for file in directory.glob("*/config.yaml")]
+    runs.sort(key=lambda run: (run.name != "vanilla", run.name))
+    if not runs:
+        raise CommandError(f"runs={directory}: neither a run (with config.yaml) nor a directory of runs")
+    return runs
+
+
+def _samplers(kept: Mapping[int, Sequence[Checkpoint]], names: str | None, steps: int | None) -> list[Sampler]:
+    """The samplers that were asked for, or the run's own.
+
+    Raises:
+        CommandError: If one is named twice.
+        ValueError: If one is unknown.
+    """
+    checkpoint = next(iter(kept.values()))[0]
+    asked = [None] if names is None else names.split(",")
+    if len(set(asked)) < len(asked):
+        raise CommandError(f"sampler={names}: a sampler is named twice")
+    return [sampler_of(checkpoint, name, steps) for name in asked]
+
+
+def _shared(run: Path, checkpoints: str) -> dict[int, list[Checkpoint]]:
+    """Of each seed the checkpoints whose steps every seed keeps."""
+    kept = {int(path.name.removeprefix("seed_")): list_checkpoints(path / "checkpoints") for path in run.glob("seed_*")}
+    steps = sorted(set.intersection(*({each.step for each in found} for found in kept.values()))) if kept else []
+    if not steps:
+        raise CommandError(
+            f"runs={run}: its {len(kept)} seeds with checkpoints keep none at the same step; train them first"
+        )
+    chosen = steps if checkpoints == "all" else steps[-1:]
+    return {seed: [each for each in kept[seed] if each.step in chosen] for seed in sorted(kept)}
+
+
+def _arm_content(arm: Arm, base: Arm) -> dict[str, Any]:
+    return {
+        "name": arm.name,
+        "run": Path(arm.path).name,
+        "origin": run_origin(Path(arm.path)),
+        "seeds": arm.seeds,
+        "steps": arm.steps,
+        "gaps": arm.gaps,
+        "demonstrated": arm.demonstrated.tolist(),
+        "counts": arm.counts.tolist(),
+        "coverage_by_start": arm.coverage.tolist(),
+        "shares": shares(arm.counts.sum((0, 2))).tolist(),
+        **{each: _measure_content(arm, each) for each in MEASURES},
+        "difference_to": None if arm is base else base.name,
+        "difference": {} if arm is base else {each: _plain(difference(arm, base, each)) for each in MEASURES},
+    }
+
+
+def _measure_content(arm: Arm, name: str) -> list[dict[str, Any]]:
+    """One measure at every checkpoint."""
+    values, floor = arm.values(name), arm.floor(name)
+    content = []
+    for index, step in enumerate(arm.steps):
+        by_seed = [_number(value) for value in values[:, index].mean(1)]
+        chance = {} if floor is None else {"floor": _number(floor[index])}
+        content.append({"step": step, **_plain(estimate(values[:, index])), "by_seed": by_seed} | chance)
+    return content
+
+
+def _plain(found: Interval | None) -> dict[str, Any]:
+    if found is None:
+        return {"mean": None, "low": None, "high": None, "over": None}
+    return {"mean": found.estimate, "low": _number(found.low), "high": _number(found.high), "over": found.over}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _row(arm: Arm) -> list[str]:
+    major, distance, coverage = (estimate(arm.values(each)[:, -1]) for each in MEASURES)
+    floors = [arm.floor(each) for each in MEASURES[:2]]
+    modes = " / ".join(f"{share:.1%}" for share in shares(arm.counts[:, -1].sum((0, 1))))
+    at = [_cell(major), _share(floors[0]), _cell(distance), _share(floors[1]), _cell(coverage)]
+    return [arm.name, str(len(arm.seeds)), f"{arm.steps[-1]:,}", modes, *at]
+
+
+def _cell(found: Interval | None) -> str:
+    if found is None:
+        return "nothing decided"
+    if math.isnan(found.low):
+        return f"{found.estimate:.3f}"
+    return f"{found.estimate:.3f} [{max(0.0, found.low):.3f}, {min(1.0, found.high):.3f}]"
+
+
+def _share(floor: Array | None) -> str:
+    return "" if floor is None or math.isnan(floor[-1]) else f"{floor[-1]:.3f}"
+
+
+def _signed(found: Interval | None) -> str:
+    if found is None:
+        return "nothing decided"
+    if math.isnan(found.low):
+        return f"{found.estimate:+.3f}"
+    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _demonstrations(arm: Arm) -> str:
+    counts = ", ".join(f"{count} {mode}" for count, mode in zip(arm.demonstrated, MODES, strict=True))
+    return f"demonstrations that begin nearly upside down: {counts}"

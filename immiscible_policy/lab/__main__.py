@@ -1,0 +1,23 @@
+"""`python -m immiscible_policy.lab NAME [KEY=VALUE ...]`: run an experiment, write JSON, PNG and Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from immiscible_policy.cli import run
+from immiscible_policy.results.experiment import Experiments
+
+NAMES = (
+    "selectors", "distances", "timing", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy",
+    "samplers", "foretell", "settings",
+)  # fmt: skip
+EXPERIMENTS = Experiments("immiscible_policy.lab", NAMES, Path("runs/analysis"))
+
+
+def main() -> None:
+    """Console entry point."""
+    run(EXPERIMENTS.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks: the 1-D temporal U-Net, and the encoders of camera images."""

@@ -1,0 +1,1 @@
+"""What a training is made of: a recipe for robots and one for images."""

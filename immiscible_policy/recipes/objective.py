@@ -1,0 +1,159 @@
+"""The robot policy's objective: windows of demonstrations, noise through a selector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.demos.windows import Windows
+from immiscible_policy.network.crop import random_crop
+from immiscible_policy.noise import Coupling
+from immiscible_policy.policy.chunk import ChunkPolicy
+from immiscible_policy.policy.image import Pictured
+from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.recipes.noise import NoiseChoice
+
+
+class PolicyObjective:
+    """Denoising loss on batches of windows.
+
+    Batch, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch before it
+    is cut into micro-batches, so accumulation changes memory, not the result.
+
+    Args:
+        policy: What is trained.
+        windows: All training windows, on the policy's device; a batch is one gather.
+        noise: Chooses the noise of a batch, or the batch of a noise.
+        batch_size: Windows per optimizer step.
+        accumulate: Micro-batches that a batch is cut into.
+        seed: Training seed.
+        counted: Which actions of each window enter the selection's distance (N, T), or None for all.
+        levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
+        crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
+            the policy sees their middle then, as in evaluation.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        windows: Windows,
+        noise: NoiseChoice,
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        counted: Tensor | None = None,
+        levels: range | None = None,
+        crop: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.windows = windows
+        self.noise = noise
+        self.counted = counted
+        self.levels = levels
+        self.crop = crop
+        self.accumulate = accumulate
+        self.seed = seed
+        self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
+
+    def batches(self, step: int) -> list[Any]:
+        """The noised micro-batches of a training step."""
+        generator = torch_generator(self.windows.action.device, "noise", self.seed, step)
+        if self.noise.couple is not None:
+            noised = self._coupled(self.noise.couple, step, generator)
+        else:
+            noised = self._selected(self.order.rows(step), step, generator)
+        return micro_batches(noised, self.accumulate)
+
+    def mask(self, rows: Tensor) -> Tensor | None:
+        """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
+        return None if self.counted is None else self.counted[rows].unsqueeze(-1)
+
+    def observed(self, batch: Windows, step: int) -> Any:
+        """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
+        return observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step))
+
+    def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Any:
+        """The windows of a step, with noise chosen for them."""
+        assert self.noise.select is not None
+        batch = self.windows[rows]
+        return self.policy.noised(
+            self.observed(batch, step),
+            batch.action,
+            self.noise.select,
+            step=step,
+            generator=generator,
+            mask=self.mask(rows),
+            levels=self.levels,
+        )
+
+    def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Any:
+        """Noise of a step, with the windows that it picks."""
+        shape = (self.order.batch_size, *self.windows.action.shape[1:])
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(self.windows.action.device)
+        batch = self.windows[couple(noise)]
+        seen = self.observed(batch, step)
+        return self.policy.noised(seen, batch.action, lambda x, **_: noise, step=step, generator=generator)
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss of a micro-batch."""
+        return self.policy.loss(batch)
+
+
+def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> Any:
+    """What a policy sees in windows: numbers (B, O, Do), with camera frames, cut out at random, where there are any."""
+    if windows.footage is None:
+        return windows.obs
+    seen = windows.footage.step
+    views = [
+        frames[seen] if crop is None else random_crop(frames, seen, crop, generator)
+        for frames in windows.footage.frames.values()
+    ]
+    return Pictured(windows.obs, torch.stack(views, dim=2))
+
+
+def conditions(policy: ChunkPolicy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
+    """What selection compares of windows (N, C), a thousand at a time."""
+    rows = torch.arange(len(windows), device=windows.action.device).split(1000)
+    return torch.cat([policy.condition(observed(windows[each], crop, generator)) for each in rows])
+
+
+def micro_batches(batch: Any, parts: int) -> list[Any]:
+    """Cut a named tuple of tensors with a row per sample into parts of (nearly) equal size."""
+    return [batch._make(rows) for rows in zip(*(field.chunk(parts) for field in batch), strict=True)]
+
+
+class ShuffledOrder:
+    """Epoch after epoch through shuffled rows, as a function of the step; batches may span two epochs.
+
+    Args:
+        size: Number of rows.
+        batch_size: Rows per step.
+        seed: Training seed.
+        device: Where the rows are wanted; a whole epoch is moved there at once.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
+        self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def rows(self, step: int) -> Tensor:
+        """Row numbers (batch_size,) of a step, int64."""
+        first = step * self.batch_size
+        last = first + self.batch_size
+        epochs = range(first // self.size, (last - 1) // self.size + 1)
+        parts = []
+        for epoch in epochs:
+            start = epoch * self.size
+            parts.append(self._epoch(epoch)[max(first - start, 0) : min(last - start, self.size)])
+        return torch.cat(parts)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
+        if shuffled[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
+            self._shuffled = shuffled
+        return shuffled[1]

@@ -1,0 +1,1 @@
+"""How results are written: one interval, one table, one palette, one report."""

@@ -1,0 +1,279 @@
+"""The doctor finds what is wrong, names the cure, and the cure cures."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+import zarr
+
+from immiscible_policy.__main__ import dispatch, usage
+from immiscible_policy.cli import CommandError
+from immiscible_policy.commands import doctor
+from immiscible_policy.demos.store import open_store, write_store
+from immiscible_policy.demos.windows import observation_table
+from immiscible_policy.evaluation.agent import spec_metadata
+from immiscible_policy.plugins.bridge import convert
+from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.store.checkpoint import save_checkpoint
+from tests.training.helpers import here, refused, write_small_store
+
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write_small_store(tmp_path_factory.mktemp("sound") / "sound.zarr", steps=40)
+
+
+def changed(sound, path, change):
+    """A copy of the sound store in which each episode's arrays were changed; the change sees and returns them."""
+    demos = open_store(sound)
+    episodes = [
+        change({name: getattr(demos, name)[each] for name in ("state", "action", "keypoint")})
+        for each in demos.episodes
+    ]
+    arrays = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
+    return write_store(path, arrays, np.cumsum([len(episode["state"]) for episode in episodes]))
+
+
+def wrong(found):
+    return [finding for finding in found if finding.cure]
+
+
+def shift(arrays, steps):
+    """Store the action of step t as that of step t + steps."""
+    return arrays | {"action": np.roll(arrays["action"], steps, axis=0)}
+
+
+def test_nothing_is_wrong_with_a_sound_store(sound):
+    found = list(doctor.store_findings(sound))
+    assert len(found) == 2 and not wrong(found)
+    assert "4 episodes of 40 to 40 steps" in found[0].said and "from t to t + 1" in found[1].said
+
+
+@pytest.mark.parametrize("steps", [-2, -1, 1, 2])
+def test_actions_that_are_offset_are_found_and_the_cure_cures(sound, tmp_path, steps):
+    path = changed(sound, tmp_path / "offset.zarr", lambda arrays: shift(arrays, steps))
+    (finding,) = wrong(doctor.offset_findings(open_store(path)))
+    amount = "1 step" if abs(steps) == 1 else "2 steps"
+    assert f"the actions come {amount} too {'late' if steps > 0 else 'early'}" in finding.said
+    assert f"store action[t{steps:+d}] as action[t]" in finding.cure
+
+    def apply(arrays):
+        kept = slice(max(0, -steps), len(arrays["state"]) - max(0, steps))
+        moved = np.roll(arrays["action"], -steps, axis=0)
+        return {name: (moved if name == "action" else values)[kept] for name, values in arrays.items()}
+
+    demos = open_store(changed(path, tmp_path / "cured.zarr", apply))
+    assert not wrong(doctor.offset_findings(demos))
+
+
+def test_offsets_are_found_whatever_the_noise_of_the_positions(sound, tmp_path):
+    random = np.random.default_rng(0)
+
+    def noisy(arrays):
+        state = arrays["state"] + random.normal(0, 0.5, arrays["state"].shape) * [1, 1, 0, 0, 0]
+        return arrays | {"state": state}
+
+    errors = doctor.offset_errors(open_store(changed(sound, tmp_path / "noisy.zarr", noisy)))
+    assert min(errors, key=lambda each: errors[each]) == 0
+    late = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(noisy(arrays), 2))
+    assert "2 steps too late" in wrong(doctor.offset_findings(open_store(late)))[0].said
+
+
+def test_short_episodes_say_nothing_about_offsets(tmp_path):
+    path = write_small_store(tmp_path / "short.zarr", steps=6)
+    findings = list(doctor.store_findings(path))
+    assert "too short to tell" in findings[-1].said
+    assert "4 of 4 episodes are shorter than a window" in wrong(findings)[0].said
+
+
+def test_repeated_steps_by_hand():
+    state, action = np.zeros((6, 5)), np.zeros((6, 2))
+    assert doctor.repeated_steps(state, action) == 5
+    state[2] = 1
+    assert doctor.repeated_steps(state, action) == 2
+    action[5] = 1
+    assert doctor.repeated_steps(state, action) == 0
+
+
+def test_stored_padding_is_found(sound, tmp_path):
+    path = changed(
+        sound,
+        tmp_path / "padded.zarr",
+        lambda arrays: {name: np.concatenate([v, np.repeat(v[-1:], 12, axis=0)]) for name, v in arrays.items()},
+    )
+    assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in wrong(doctor.store_findings(path))[0].said
+
+
+def test_values_that_are_no_numbers_are_found(sound, tmp_path):
+    path = changed(sound, tmp_path / "nan.zarr", lambda arrays: arrays)
+    zarr.open_group(path, mode="r+")["data/action"][7, 1] = np.nan
+    (finding,) = wrong(doctor.store_findings(path))
+    assert "data/action[1] is nan at step 7 (episode 0, its step 7)" in finding.said and "repair" in finding.cure
+
+
+def test_normalised_positions_are_found(sound, tmp_path):
+    path = changed(sound, tmp_path / "n.zarr", lambda arrays: arrays | {"action": arrays["action"] / 512})
+    assert any("is no span of pixels" in finding.said for finding in wrong(doctor.store_findings(path)))
+
+
+def test_dark_images_are_found(tmp_path):
+    path = write_small_store(tmp_path / "seen.zarr", episodes=1, steps=24, images=True)
+    assert not wrong(doctor.store_findings(path))
+    images = zarr.open_group(path, mode="r+")["data/img"]
+    images[:] = images[:] / 255
+    (finding,) = wrong(doctor.store_findings(path))
+    assert "pixels of 0..1" in finding.said and finding.cure == "multiply data/img by 255"
+
+
+@pytest.mark.parametrize("place", ["absent.zarr", "__init__.py"])
+def test_what_is_no_store_is_one_finding(tmp_path, place):
+    (tmp_path / "__init__.py").touch()
+    (finding,) = list(doctor.store_findings(tmp_path / place))
+    assert finding.cure and "\n" not in finding.said
+
+
+def checkpoint(run, sound, spec=SPEC, damage=None, config=None):
+    """A checkpoint in a run directory, its normaliser fitted to the sound store."""
+    demos = open_store(sound)
+    table = torch.from_numpy(observation_table(demos, "keypoints"))
+    policy = build_policy(spec, Normalizer.fit(table), Normalizer.fit(torch.from_numpy(demos.action).float()))
+    state = {name: value.clone() for name, value in policy.state_dict().items()}
+    if damage:
+        state[damage][...] = float("nan")
+    settings = {"horizon": 16, "steps": 100, "data": str(sound), "threads": 1} | (config or {})
+    path = run / "seed_0" / "checkpoints" / "step_000100"
+    save_checkpoint(
+        path, spec_metadata(spec) | {"step": 100, "seed": 0, "config": settings}, {"model": state, "ema": state}
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_nothing_is_wrong_with_a_sound_checkpoint(sound, tmp_path):
+    found = list(doctor.examine(None, checkpoint(tmp_path / "run", sound)))
+    assert not wrong(found)
+    assert [finding.subject for finding in found] == ["versions", "GPU", "checkpoint", "data", "offset", "normaliser"]
+    assert str(sound) in found[3].said, "the data that the checkpoint records"
+
+
+def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound)
+    demos = open_store(sound)
+    _, (_, policy, spec) = doctor.open_policy(path)
+
+    def said(**arrays):
+        return wrong(doctor.normaliser_findings(replace(demos, **arrays), policy, spec))[0].said
+
+    assert "action[" in said(action=demos.action * 2) and "reaches" in said(action=demos.action * 2)
+    middle = (demos.action.min(axis=0) + demos.action.max(axis=0)) / 2
+    assert "stays within" in said(action=middle + (demos.action - middle) / 10)
+    assert not wrong(doctor.normaliser_findings(demos, policy, spec))
+
+
+def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sound, tmp_path):
+    """The last steps of an episode are targets at most; one that is observed counts."""
+    _, (_, policy, spec) = doctor.open_policy(checkpoint(tmp_path / "run", sound))
+    demos = open_store(sound)
+
+    def found(step):
+        keypoint = demos.keypoint.copy()
+        keypoint[demos.episode_ends[0] + step] += 400
+        return wrong(doctor.normaliser_findings(replace(demos, keypoint=keypoint), policy, spec))
+
+    assert not found(-1) and "reaches" in found(-30)[0].said
+    short = replace(demos, episode_ends=np.arange(4, len(demos) + 1, 4))
+    (finding,) = doctor.normaliser_findings(short, policy, spec)
+    assert "no episode is as long as a window" in finding.said and not wrong([finding])
+
+
+def test_a_checkpoint_whose_weights_are_no_numbers_is_found(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound, damage="denoiser.final_conv.1.bias")
+    found, opened = doctor.open_policy(path)
+    assert "final_conv.1.bias first" in wrong(found)[0].said and opened is not None
+
+
+def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound)
+    file = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(settings | {"horizon": 32, "steps": 50, "threads": 4}))
+    said = sorted(finding.said for finding in wrong(doctor.open_policy(path)[0]))
+    assert len(said) == 3
+    assert "says horizon=32, the checkpoint has 16" in said[0] and "says steps=50" in said[1]
+    assert "step 100 lies beyond steps=50" in said[2]
+
+
+def test_a_record_that_contradicts_itself_is_found(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound, config={"down_dims": [16, 64]})
+    said = wrong(doctor.open_policy(path)[0])[0].said
+    assert said == "its metadata says down_dims=[16, 64], the checkpoint has (16, 32)"
+
+
+def test_a_damaged_checkpoint_is_one_finding(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound)
+    (path / "ema.safetensors").write_bytes(b"nothing")
+    found, opened = doctor.open_policy(path)
+    assert opened is None and len(found) == 1 and "is corrupt" in found[0].said and found[0].cure
+
+
+def test_a_checkpoint_from_elsewhere_is_compared_with_the_data_that_is_named(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound)
+    convert(path, "diffusion_policy", tmp_path / "a.ckpt")
+    silent, named = (list(doctor.examine(data, tmp_path / "a.ckpt"))[-1] for data in (None, sound))
+    assert "not compared" in silent.said and named.said == f"fits {sound}" and not wrong([silent, named])
+
+
+def test_data_that_is_gone_is_said_and_not_replaced(sound, tmp_path):
+    path = checkpoint(tmp_path / "run", sound, config={"data": "gone.zarr"})
+    found = list(doctor.examine(None, path))
+    assert "gone.zarr, which the checkpoint was trained on, is not here" in found[-1].said and not wrong(found)
+
+
+@pytest.mark.parametrize(
+    ("needed", "said", "cure"),
+    [
+        ("torch>=99", "does not fit >=99", "pip install 'torch>=99'"),
+        ("no-such-thing>=1", "no-such-thing is not installed", "pip install 'no-such-thing>=1'"),
+    ],
+)
+def test_versions_that_do_not_fit_are_found(monkeypatch, needed, said, cure):
+    lines = [needed, "wandb>=99; extra == 'wandb'", "numpy>=1"]
+    monkeypatch.setattr(doctor, "requires", lambda name: lines)
+    (finding,) = wrong(doctor.package_findings())
+    assert said in finding.said and finding.cure == cure
+
+
+def test_a_gpu_that_pytorch_does_not_compute_on_is_found(monkeypatch):
+    def fails(*shape, device):
+        raise RuntimeError("no kernel image is available\nmore of it")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "hardware", lambda: {"gpu": "a GPU"})
+    monkeypatch.setattr(torch, "ones", fails)
+    (finding,) = wrong(doctor.gpu_findings())
+    assert finding.said == "a GPU does not compute (no kernel image is available)"
+
+
+def test_the_command_exits_with_what_it_found(sound, tmp_path):
+    done = here("-m", "immiscible_policy", "doctor", f"data={sound}")
+    assert done.returncode == 0 and done.stdout.endswith("nothing is wrong\n"), done.stdout + done.stderr
+    path = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(arrays, 1))
+    done = here("-m", "immiscible_policy", "doctor", f"data={path}")
+    assert done.returncode == 1 and "WRONG" in done.stdout and "cure:  store action[t+1] as action[t]" in done.stdout
+
+
+def test_the_commands_are_listed(capsys):
+    assert dispatch(["--help"]) is None
+    assert "doctor" in capsys.readouterr().out and "convert" in usage()
+    with pytest.raises(CommandError, match="a command is missing; known: doctor, convert"):
+        dispatch([])
+
+
+def test_mistakes_are_one_line():
+    assert "did you mean 'doctor'" in refused(here("-m", "immiscible_policy", "docter"))
+    assert "unknown key 'date'" in refused(here("-m", "immiscible_policy", "doctor", "date=x"))

@@ -1,0 +1,211 @@
+"""`train_image.py` through the real command line, on two dozen images of 8 x 8."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from immiscible_policy.image.build import load_image_model, require_fit, spec_metadata
+from immiscible_policy.recipes.image import build_parts, build_state, first_share, image_spec, train_seed
+from immiscible_policy.recipes.image_config import SCHEMA
+from immiscible_policy.recipes.image_objective import ImageObjective
+from immiscible_policy.store.checkpoint import list_checkpoints, save_checkpoint
+from tests.image.folders import write_images
+from tests.image.tiny import tiny_stable_diffusion
+from tests.training.helpers import here, refused, tree
+
+NETWORK = ("size=8", "channels=[8,16]", "attention=[false,true]", "groups=4", "head_channels=4")
+SHORT = ("steps=6", "checkpoint_every=3", "batch_size=8", "warmup_steps=1", "log_every=3", "samples=4",
+         "sampling_steps=2", "threads=1", "precision=fp32", "wandb=disabled")  # fmt: skip
+TINY = (*NETWORK, *SHORT)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cifar")
+    write_images(root, "train", 12)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A flow-matching run of one seed with dropout, in one go."""
+    return train(tmp_path_factory.mktemp("runs") / "flow", images, *TINY, "model=flow", "dropout=0.2")
+
+
+def train(out, images, *words):
+    result = here("train_image.py", f"data={images}", f"out={out}", *words)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def weights(out, seed=0):
+    last = list_checkpoints(out / f"seed_{seed}/checkpoints")[-1]
+    return {name: (last.path / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")}
+
+
+def test_a_run_directory_holds_what_is_promised(finished):
+    names = tree(finished).keys()
+    assert {"config.yaml", "provenance.json", "summary.json", "seed_0/metrics.jsonl"} <= names
+    assert {f"seed_0/samples/step_{step:06d}.png" for step in (3, 6)} <= names
+    assert {"seed_0/checkpoints/step_000006/ema.safetensors", "seed_0/diffusers/model_index.json"} <= names
+    rows = [json.loads(line) for line in (finished / "seed_0/metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "fixed_loss" in row]
+    assert [row["step"] for row in measured] == [3, 6] and measured[0]["fixed_loss"] != measured[1]["fixed_loss"]
+    assert all(abs(row["noise/distance_percent"]) < 1e-6 for row in measured)  # of vanilla noise
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("words", [("model=flow", "dropout=0.2", "accumulate=2"), ("model=consistency", "dropout=0.3"),
+                                   ("model=ddim", "noise=linear", "engine=eager")])  # fmt: skip
+def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tmp_path):
+    """Batches, noise, flips and dropout are functions of seed and step."""
+
+    def stop(event):
+        if event.get("step", 0) == 6:
+            raise Stopped
+
+    runs = {}
+    for name in ("whole", "cut"):
+        config = SCHEMA.compose([*TINY, *words, f"data={images}", f"out={tmp_path / name}"])
+        parts = build_parts(config)
+        if name == "cut":
+            with pytest.raises(Stopped):
+                train_seed(config, parts, tmp_path / name, 0, stop)
+            assert len(list_checkpoints(tmp_path / name / "seed_0/checkpoints")) == 1
+        train_seed(config, parts, tmp_path / name, 0, lambda event: None)
+        runs[name] = weights(tmp_path / name)
+    assert runs["cut"] == runs["whole"]
+
+
+def test_both_engines_train_the_same(finished, images, tmp_path):
+    eager = train(tmp_path / "eager", images, *TINY, "model=flow", "dropout=0.2", "engine=eager")
+    assert weights(eager) == weights(finished)
+
+
+def test_a_selector_changes_what_is_learned_and_nothing_that_is_drawn_beside_it(images, tmp_path):
+    """Vanilla and linear give a batch the same noises, paired otherwise: the same times, the same set of noises."""
+    batches = {}
+    for noise in ("vanilla", "linear"):
+        config = SCHEMA.compose([*TINY, "model=ddim", f"noise={noise}", f"data={images}", f"out={tmp_path / noise}"])
+        parts = build_parts(config)
+        _, model = build_state(config, parts, 0)
+        objective = ImageObjective(model, parts.images, parts.noise.selector(), batch_size=8, seed=0)
+        (batches[noise],) = objective.batches(2)
+    vanilla, linear = batches["vanilla"], batches["linear"]
+    assert torch.equal(vanilla.t, linear.t) and not torch.equal(vanilla.noise, linear.noise)
+    rows = [noise.flatten(1)[:, 0].sort().values for noise in (vanilla.noise, linear.noise)]
+    assert torch.equal(*rows)
+
+
+def test_plain_diffusers_loads_the_averaged_weights(finished):
+    checkpoint = list_checkpoints(finished / "seed_0/checkpoints")[-1]
+    model, _ = load_image_model(checkpoint)
+    pipeline = DiffusionPipeline.from_pretrained(str(finished / "seed_0/diffusers"))
+    for name, weight in pipeline.unet.state_dict().items():
+        assert torch.equal(weight, model.denoiser.state_dict()[name]), name
+
+
+def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
+    pretrained = tiny_stable_diffusion(tmp_path / "pretrained", ["bird", "cat"])
+    words = ("model=sd", f"pretrained={pretrained}", "size=32", "noise=knn", "k=64", *SHORT)
+    out = train(tmp_path / "sd", images, *words)
+    pipeline = DiffusionPipeline.from_pretrained(str(out / "seed_0/diffusers"))
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    rows = [json.loads(line) for line in (out / "seed_0/metrics.jsonl").read_text().splitlines()]
+    (last,) = [row for row in rows if row.get("step") == 6 and "fixed_loss" in row]
+    assert last["noise/distance_percent"] < -0.5  # k = 64 at 64 numbers per latent
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=gan"], "unknown model 'gan'"),
+        (["model=flow", "metric=lpips"], "metric=lpips: model=flow has no metric"),
+        (["model=sd"], "pretrained= is missing"),
+        (["model=sd", "pretrained=/nowhere/at/all"], "/nowhere/at/all"),
+        (["model=flow", "noise=semidiscrete"], "noise=semidiscrete"),
+        (["model=flow", "noise=c2ot"], "noise=c2ot: model=flow gives no condition"),
+        (["model=sd", "pretrained=x", "noise=c2ot", "prompts=none"], "noise=c2ot: prompts=none gives no condition"),
+        (["model=ddim", "sampling_steps=7"], "sampling_steps=7: the 1000 diffusion steps must divide by it"),
+        (["model=consistency", "sampling_steps=41"], "sampling_steps=41"),
+        (["model=flow", "batch_size=1"], "batch_size=1"),
+        (["model=flow", "size=10"], "size=10"),
+        (["model=flow", "k=4"], "noise=vanilla has no k"),
+        (["model=flow", "noise=knn", "k=0"], "k=0"),
+        (["model=flow", "dataset=celeba", "size=64"], "CelebA"),
+        (["model=consistency", "metric=lpips"], "metric=lpips"),
+        (["model=flow", "clip=-1"], "clip=-1"),
+        (["model=flow", "data=/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_create_nothing(words, said, images, tmp_path):
+    data = [f"data={images}"]
+    network = () if "model=sd" in words or "size=10" in words else NETWORK
+    named = {word.split("=")[0] for word in words}
+    others = [word for word in (*network, *SHORT, *data) if word.split("=")[0] not in named]
+    with pytest.raises((ValueError, OSError)) as mistake:
+        build_parts(SCHEMA.compose([*others, f"out={tmp_path / 'run'}", *words]))
+    assert said in str(mistake.value) and "\n" not in str(mistake.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
+    line = refused(here("train_image.py", "model=flow", f"out={tmp_path / 'run'}"))
+    assert "data= is missing" in line and "docs/images.md" in line and not (tmp_path / "run").exists()
+
+
+def test_stable_diffusion_is_not_trained_on_beside_other_parts(images, tmp_path):
+    """A resumed training would otherwise go on with latents of another autoencoder."""
+    pretrained = tiny_stable_diffusion(tmp_path / "pretrained", ["bird", "cat"])
+    words = ["model=sd", f"pretrained={pretrained}", "size=32", *SHORT, f"data={images}", f"out={tmp_path / 'run'}"]
+    config = SCHEMA.compose(words)
+    spec = build_parts(config).spec
+    state, _ = build_state(config, build_parts(config), 0)
+    path = tmp_path / "run/seed_0/checkpoints/step_000003"
+    save_checkpoint(path, spec_metadata(spec) | {"step": 3}, state.tensors())
+    assert build_parts(config).spec == spec
+    file = pretrained / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.013"))
+    with pytest.raises(ValueError, match="step_000003 was trained beside other parts than pretrained= holds now"):
+        build_parts(config)
+
+
+def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
+    """Decays multiply: 0.9999 at each of 20,000 steps leaves exp(-2)."""
+    paper = ["model=flow", "scale=paper", "device=cpu", "data=x"]
+    assert first_share(SCHEMA.compose([*paper, "steps=20000"])) == pytest.approx(0.1353, rel=5e-3)
+    assert first_share(SCHEMA.compose(paper)) < 1e-8
+    words = ["ema_power=1", "ema_max=0.999999", "steps=4"]
+    assert first_share(SCHEMA.compose([*paper, *words])) == pytest.approx(1 / 2 * 2 / 3 * 3 / 4)
+    for steps in (5_000, 20_000):
+        assert first_share(SCHEMA.compose([*paper, "model=sd", "pretrained=y", f"steps={steps}"][1:])) < 1e-3
+
+
+def test_help_names_what_images_take_and_nothing_else():
+    text = here("train_image.py", "--help").stdout
+    assert "noise=c2ot|idp26|knn|linear|vanilla\n" in text and "semidiscrete" not in text and "potentials" not in text
+    assert "k: 2 " in text and "scale=paper model=ddim: size: 32" in text and "ema_max" in text
+
+
+def test_a_run_of_another_setting_is_not_resumed(finished, images):
+    before = tree(finished)
+    words = (*TINY, "model=flow", "dropout=0.2", "resume=true", f"data={images}", f"out={finished}")
+    assert "lr=0.5 differs" in refused(here("train_image.py", *words, "lr=0.5"))
+    done = here("train_image.py", *words)
+    assert done.returncode == 0 and "finished already" in done.stdout
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize("model", ["ddim", "flow", "consistency", "sd"])
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_every_model_composes_at_every_scale(model, scale):
+    config = SCHEMA.compose([f"model={model}", f"scale={scale}", "data=x", "pretrained=y"] if model == "sd" else
+                            [f"model={model}", f"scale={scale}", "data=x"])  # fmt: skip
+    assert (config.model, config.scale) == (model, scale)
+    if model != "sd":
+        require_fit(image_spec(config))

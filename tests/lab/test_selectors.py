@@ -1,0 +1,44 @@
+"""The table of all selectors, through the real command line."""
+
+import json
+import math
+
+import pytest
+
+from tests.training.helpers import here, refused, write_small_store
+
+
+def test_the_table_of_selectors(tmp_path):
+    store = write_small_store(tmp_path / "small.zarr", episodes=6, steps=60)
+    words = (f"data={store}", "batch_size=64", "batches=4", f"out={tmp_path / 'out'}")
+    result = here("-m", "immiscible_policy.lab", "selectors", *words)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    assert (out / "selectors.png").read_bytes().startswith(b"\x89PNG") and (out / "selectors.md").exists()
+    found = json.loads((out / "selectors.json").read_text())["figures"]["selectors"]
+    distance = {name: each["distance"]["percent"] for name, each in found.items()}
+    norm = {name: each["selected"]["squared_norm"] for name, each in found.items()}
+    assert distance["vanilla"] == 0
+    assert distance["KNN k=8"] < distance["KNN k=2"] < -1 and distance["linear, pool of 4"] < distance["linear"] < -1
+    assert all(math.isclose(norm[name], norm["vanilla"], rel_tol=1e-9) for name in ("linear", "idp26", "c2ot"))
+    assert norm["KNN k=8"] < norm["KNN k=2"] < norm["vanilla"] - 1
+    assert found["linear"]["correlation"]["row_means"] > found["KNN k=2"]["correlation"]["row_means"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["batches=1"], "batches=1: choose 2 to 1,000"),
+        (["batch_size=2"], "batch_size=2: choose 4"),
+        (["bathces=3"], "did you mean 'batches'"),
+        (["data=/nowhere"], "/nowhere"),
+    ],
+)
+def test_unusable_words_are_refused_in_one_line(tmp_path, words, said):
+    out = tmp_path / "out"
+    result = here("-m", "immiscible_policy.lab", "selectors", f"out={out}", *words)
+    assert said in refused(result) and not out.exists()
+
+
+def test_an_unknown_experiment_names_the_known_ones():
+    assert "did you mean 'distances'" in refused(here("-m", "immiscible_policy.lab", "distance"))

@@ -1,0 +1,84 @@
+"""Maps: clusters of noise, predictions along denoising, and the same map for the same seed."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from immiscible_policy.lab.mixture import mixing
+
+from immiscible_policy.lab import tsne
+from immiscible_policy.noise import make_selector
+
+pytest.importorskip("sklearn")
+OPTIONS = {key: option.default for key, option in tsne.OPTIONS.items()}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_map_is_a_function_of_the_seed():
+    points = torch.randn(40, 8, generator=generator())
+    first, again, other = tsne.embed(points, 0), tsne.embed(points, 0), tsne.embed(points.flip(0), 1)
+    assert first.shape == (40, 2) and np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_map_keeps_well_separated_clusters_apart():
+    groups = torch.arange(3).repeat_interleave(20)
+    points = 20 * torch.eye(3)[groups] + 0.1 * torch.randn(60, 3, generator=generator())
+    assert mixing(torch.from_numpy(tsne.embed(points, 0)), groups) == 0
+
+
+def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        tsne.measure(OPTIONS)
+
+
+def test_noise_clusters_belong_to_their_samples():
+    far = 30 * torch.eye(32)[: 2 * tsne.CLUSTERS]  # samples far apart, each with directions of its own
+    groups = torch.arange(tsne.CLUSTERS).repeat_interleave(40)
+    agreement = {}
+    for name, options in {"vanilla": {}, "knn": {"k": 64}, "linear": {}}.items():
+        noise = tsne.noise_clusters(make_selector(name, **options), far, 40, 2 * tsne.CLUSTERS, generator())
+        assert noise.shape == (tsne.CLUSTERS, 40, 32)
+        agreement[name] = 1 - mixing(noise.flatten(0, 1), groups)
+        along = (noise.mean(dim=1) * far[: tsne.CLUSTERS] / 30).sum(dim=1)  # each cluster's mean along its sample
+        assert (along > 0.8).all() if name != "vanilla" else (along.abs() < 0.6).all()
+    assert agreement["vanilla"] == pytest.approx(tsne._chance(40), abs=0.08)
+    assert min(agreement["knn"], agreement["linear"]) > agreement["vanilla"] + 0.1
+
+
+def test_chance_by_hand():
+    assert tsne._chance(2) == pytest.approx(1 / (2 * tsne.CLUSTERS - 1))
+
+
+def test_spread_is_relative_to_the_final_samples():
+    final = torch.randn(30, 4, generator=generator())
+    predicted = torch.stack([torch.ones(30, 4), 0.5 * final + 3, final])
+    assert tsne.spreads(predicted) == pytest.approx([0, 0.5, 1])
+
+
+def test_what_a_layer_knows_of_the_final_samples_by_hand():
+    final = torch.randn(2000, 4, generator=generator())
+    other = torch.randn(2000, 4, generator=generator(1))
+    predicted = torch.stack([other, 0.5 * final + 3, -final, final])
+    assert tsne.decided(predicted) == pytest.approx([0, 1, -1, 1], abs=0.05)
+
+
+def test_the_experiment_without_models_maps_the_actions_and_reproduces():
+    options = OPTIONS | {"noises": 6, "batch_size": 16}
+    first, again = tsne.measure(options), tsne.measure(options)
+    assert first.figures == again.figures
+    (panels,) = first.figures.values()
+    assert list(panels) == ["vanilla", "KNN k=2", "assignment, batch 16"]
+    assert len(first.picture.axes) == 3
+    assert panels["vanilla"]["chance"] == pytest.approx(5 / 41)
+
+
+@pytest.mark.parametrize(("key", "value"), [("noises", 1), ("starts", 1), ("batch_size", tsne.CLUSTERS)])
+def test_bad_options_are_refused_in_one_line(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        tsne.measure(OPTIONS | {key: value})

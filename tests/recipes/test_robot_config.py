@@ -1,0 +1,171 @@
+"""Composition of options: presets, selector options, and one line for every mistake."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.noise import SELECTORS
+from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
+from immiscible_policy.recipes.noise import noise_options
+from immiscible_policy.recipes.robot_config import SCHEMA, compose_config, read_config
+from immiscible_policy.training.options import config_dir, group_choices
+
+
+def test_the_command_of_the_readme():
+    config = compose_config(["noise=knn", "k=2", "seed=0..2", "device=cpu"])
+    assert (config.noise["name"], config.noise["k"], config.noise["nearest"]) == ("knn", 2, "distance")
+    assert parse_range("seed", config.seed) == [0, 1, 2]
+    assert (config.obs, config.scale, config.task) == ("keypoints", "cpu", "pusht")
+
+
+def test_defaults_are_resolved():
+    config = compose_config(["device=cpu"])
+    assert config.noise == {"name": "vanilla"}
+    assert config.eval_every == config.checkpoint_every
+    assert config.precision in ("fp32", "bf16") and config.threads >= 1 and config.parallel >= 1
+    assert config.out.startswith("runs/")
+
+
+def test_paper_scale_is_the_published_network_and_nothing_but_size():
+    paper, cpu = compose_config(["scale=paper"]), compose_config(["scale=cpu"])
+    assert (paper.down_dims, paper.step_embed_dim, paper.lr) == ([256, 512, 1024], 256, 1e-4)
+    assert (paper.warmup_steps, paper.batch_size, paper.keep) == (500, 256, "last+best")
+    differing = {key for key in paper.identity if paper.identity[key] != cpu.identity[key]}
+    assert differing <= {"scale", "down_dims", "step_embed_dim", "lr", "warmup_steps", "steps", "checkpoint_every",
+                         "eval_every", "keep"}  # fmt: skip
+
+
+def test_paper_scale_of_images_is_the_published_network():
+    paper = compose_config(["obs=image", "scale=paper"])
+    assert (paper.down_dims, paper.step_embed_dim, paper.batch_size) == ([512, 1024, 2048], 128, 64)
+    assert (paper.encoder_width, paper.crop, paper.lr, paper.warmup_steps) == (64, 84, 1e-4, 500)
+    assert compose_config(["obs=image", "experiment=debug"]).down_dims == [16, 32]
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("obs", ["keypoints", "state", "image"])
+@pytest.mark.parametrize("noise", [*sorted(SELECTORS), "semidiscrete"])
+def test_every_combination_of_groups_composes(scale, obs, noise):
+    config = compose_config([f"scale={scale}", f"obs={obs}", f"noise={noise}"])
+    assert (config.scale, config.obs, config.noise["name"]) == (scale, obs, noise)
+    noise_options(config.noise, steps=10_000, batch_size=256, steps_per_epoch=10)  # refuses what no selector takes
+
+
+def test_every_configuration_file_is_covered():
+    """Each file under configs/ is a base, a choice of a known group, or what two choices mean together."""
+    files = {str(path.relative_to(config_dir())) for path in config_dir().rglob("*.yaml")}
+    directories = {*SCHEMA.groups.values(), *IMAGES.groups.values()}
+    choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
+    together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")}
+    together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
+                 for scale in group_choices("image_scale")}  # fmt: skip
+    assert files == choices | together | {"train.yaml", "image.yaml"}
+    assert set(group_choices("noise")) == {*SELECTORS, "semidiscrete"}
+    for group in SCHEMA.groups:
+        for name in group_choices(group):
+            compose_config([f"{group}={name}"])
+
+
+def test_default_directories_tell_runs_apart():
+    words = [
+        [],
+        ["noise=knn"],
+        ["noise=knn", "k=4"],
+        ["mirror=true"],
+        ["obs=state"],
+        ["data_scale=2"],
+        ["experiment=debug"],
+    ]
+    assert len({compose_config(each).out for each in words}) == len(words)
+    assert not compose_config(["out=~/x"]).out.startswith("~")
+
+
+def test_words_beat_the_experiment_and_the_experiment_beats_the_scale():
+    assert compose_config(["experiment=debug"]).steps == 20
+    assert compose_config(["experiment=debug", "steps=30"]).steps == 30
+    assert compose_config(["experiment=debug", "scale=cpu"]).lr == compose_config(["scale=cpu"]).lr
+
+
+@pytest.mark.parametrize("path", ["a=b.zarr", "it's here", "x,y", "[odd]", "${home}", "back\\slash", "s p a c e"])
+def test_paths_may_hold_anything(path):
+    assert compose_config([f"data={path}", f"out={path}"]).data == path
+
+
+def test_options_survive_the_run_directory(tmp_path):
+    config = compose_config(["noise=knn", "k=7", "seed=0,3,7", "data=a=b", "train_episodes=90"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert read_config(tmp_path / "config.yaml") == config
+    assert OmegaConf.load(tmp_path / "config.yaml").noise.k == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("5", [5]), ("0..2", [0, 1, 2]), ("0,3,7", [0, 3, 7]), ("1,4..5", [1, 4, 5])]
+)
+def test_ranges(text, numbers):
+    assert parse_range("seed", text) == numbers
+
+
+@pytest.mark.parametrize("text", ["2..0", "", "a", "-1", "1,,2", "0..", "1,1", "1.5", "0..99999999"])
+def test_ranges_that_are_none(text):
+    with pytest.raises(CommandError, match="seed="):
+        parse_range("seed", text)
+
+
+def test_what_is_accepted_exists():
+    """The options are checked before anything heavy is imported, so their choices are written out there."""
+    from immiscible_policy.policy.diffusion import Sampler
+    from immiscible_policy.training.engine import ENGINES
+
+    for name in ("ddim", "ddpm", "dpmpp", "renoise"):
+        assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).sampler
+    assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stepz=3"], "unknown option 'stepz'; did you mean 'steps'?"),
+        (["noise=kn"], "unknown noise 'kn'; did you mean 'knn'?"),
+        (["scale=big"], "unknown scale 'big'"),
+        (["obs=pixels"], "unknown obs 'pixels'"),
+        (["k=2"], "k=2: noise=vanilla has no k"),
+        (["noise=linear", "k=2"], "noise=linear has no k"),
+        (["noise=knn", "k=two"], "k=two"),
+        (["noise=knn", "k=0"], "k=0"),
+        (["steps=-1"], "steps=-1"),
+        (["steps=ten"], "steps=ten: not a whole number"),
+        (["steps=1.5"], "steps=1.5: not a whole number"),
+        (["lr=fast"], "lr=fast: not a number"),
+        (["lr=0"], "lr=0"),
+        (["lr=nan"], "lr=nan"),
+        (["mirror=perhaps"], "mirror=perhaps: use true or false"),
+        (["down_dims=64"], "down_dims=64: not a list"),
+        (["down_dims=[64,"], "down_dims=[64,"),
+        (["steps=3", "steps=4"], "steps= is given twice"),
+        (["steps"], "'steps' is not key=value"),
+        (["device=tpu"], "device=tpu"),
+        (["precision=int8"], "unknown precision 'int8'"),
+        (["keep=none"], "unknown keep 'none'"),
+        (["sampler=euler"], "unknown sampler 'euler'"),
+        (["engine=warp"], "unknown engine 'warp'"),
+        (["data_scale=0"], "data_scale=0"),
+        (["betas=[0.9]"], "betas=[0.9]"),
+        (["accumulate=500"], "accumulate=500"),
+        (["train_episodes=0"], "train_episodes=0"),
+        (["down_dims=64,128"], "down_dims=64,128: not a list"),
+        (["steps=99999999999"], "steps=99999999999"),
+        (["weight_decay=nan"], "weight_decay=nan"),
+        (["groups=0"], "groups=0"),
+        (["down_dims=[-64]"], "down_dims=[-64]"),
+        (["starts=5000000000"], "starts=5000000000"),
+        (["data="], "data= is empty"),
+        (["+new=1"], "unknown option '+new'"),
+        (["hydra.run.dir=x"], "unknown option 'hydra.run.dir'"),
+    ],
+)
+def test_mistakes_name_the_value(words, said):
+    from immiscible_policy.recipes.robot import build_parts
+
+    with pytest.raises(ValueError) as error:
+        build_parts(compose_config(words))
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,187 @@
+"""A comparison finds what was put in, says when it cannot tell, and refuses what cannot be compared."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from immiscible_policy.results.compare import Comparison, compare, main, markdown, verdict
+from immiscible_policy.store.rows import append_rows, read_run
+from tests.results.runs import Score, episode, write_run
+
+
+def noisy(shift: float, rng_seed: int) -> Score:
+    rng = np.random.default_rng(rng_seed)
+    return lambda seed, step, start: 0.5 + shift + 0.05 * rng.standard_normal()
+
+
+def compared(tmp_path: Path, score_a: Score, score_b: Score, **of_b) -> Comparison:
+    a = read_run(write_run(tmp_path / "a", score_a))
+    b = read_run(write_run(tmp_path / "b", score_b, **of_b))
+    return compare(a, b)
+
+
+def test_a_difference_that_is_there_is_found(tmp_path: Path) -> None:
+    found = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
+    headline = found.headline
+    assert (headline.metric, headline.kind) == ("coverage", "last10")
+    assert headline.difference.low < 0.3 < headline.difference.high and headline.difference.excludes_zero
+    assert headline.ratio == pytest.approx(headline.a.estimate / headline.b.estimate)
+    assert headline.over_seeds is not None and headline.over_seeds.wins == 3
+    assert headline.over_episodes.wins == 18
+    assert "A is better than B" in verdict(headline) and "for new training seeds and new starts" in verdict(headline)
+    assert found.paired and found.checkpoints == [500, 1000, 1500] and found.starts == list(range(100, 106))
+
+
+def test_a_null_result_is_said_plainly(tmp_path: Path) -> None:
+    headline = compared(tmp_path, noisy(0.0, 0), noisy(0.0, 1)).headline
+    assert not headline.difference.excludes_zero
+    assert "no difference is shown" in verdict(headline)
+    assert "To exclude 0 at this difference" in headline.needed_words
+
+
+def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:
+    a = read_run(write_run(tmp_path / "a", noisy(0.1, 0)))
+    b = read_run(write_run(tmp_path / "b", noisy(0.0, 1)))
+    for one, other in zip(compare(a, b).results, compare(b, a).results, strict=True):
+        assert one.difference.estimate == pytest.approx(-other.difference.estimate)
+        assert one.difference.low == pytest.approx(-other.difference.high)
+        assert one.over_episodes.wins == other.over_episodes.losses
+        assert one.over_episodes.p == pytest.approx(other.over_episodes.p)
+    assert "B is better than A" in verdict(compare(b, a).headline)
+
+
+def test_a_run_equals_itself(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "a", noisy(0.0, 0)))
+    for result in compare(run, run).results:
+        assert (result.difference.low, result.difference.high) == (0.0, 0.0)
+        assert result.over_episodes.p == 1.0
+
+
+def test_the_same_luck_of_starts_and_seeds_cancels(tmp_path: Path) -> None:
+    luck = np.random.default_rng(0).random((3, 6)) * 0.6
+    found = compared(
+        tmp_path,
+        lambda seed, step, start: luck[seed, start - 100] + 0.1,
+        lambda seed, step, start: luck[seed, start - 100],
+    )
+    coverage = found.headline.difference
+    assert (coverage.low, coverage.high) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_other_seeds_are_compared_start_by_start(tmp_path: Path) -> None:
+    found = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1), seeds=(7, 8, 9, 10))
+    assert not found.paired and found.headline.over_seeds is None
+    assert found.headline.over_episodes.wins == 6  # starts
+    assert found.headline.difference.excludes_zero
+    assert any("different training seeds" in note for note in found.notes)
+
+
+def test_only_common_checkpoints_and_starts_count_and_the_rest_is_named(tmp_path: Path) -> None:
+    def rising(seed: int, step: int, start: int) -> float:
+        return step / 10_000 + start / 1000
+
+    found = compared(tmp_path, rising, rising, steps=(1000, 1500, 2000), starts=range(103, 109))
+    assert found.checkpoints == [1000, 1500] and found.starts == [103, 104, 105]
+    assert found.headline.difference.estimate == pytest.approx(0, abs=1e-12)
+    notes = " ".join(found.notes)
+    assert "checkpoints 500, 2000" in notes and "6 starts" in notes and "takes the last 2" in notes
+
+
+def test_one_seed_each_is_conditional(tmp_path: Path) -> None:
+    a = read_run(write_run(tmp_path / "a", noisy(0.3, 0), seeds=[0]))
+    b = read_run(write_run(tmp_path / "b", noisy(0.0, 1), seeds=[0]))
+    found = compare(a, b)
+    assert found.headline.difference.over == "starts"
+    assert "conditional on these runs" in verdict(found.headline)
+    assert any("nothing about other training seeds" in note for note in found.notes)
+
+
+def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, lambda seed, step, start: step / 2000) for name in "ab"]
+    for run, score in zip(runs, (0.8, 0.6), strict=True):
+        for seed in range(3):
+            append_rows(run / f"seed_{seed}" / "fresh.csv", [episode(seed, 1500, start, score) for start in (7, 8)])
+    found = compare(*map(read_run, runs))
+    kinds = [result.kind for result in found.results if result.metric == "coverage"]
+    assert kinds == ["last10", "max", "max_fresh"]
+    assert found.results[2].difference.estimate == pytest.approx(0.2)
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    for name, settings in (("a", "noise: knn\nlr: 1\nout: x\n"), ("b", "noise: vanilla\nlr: 1\nout: y\n")):
+        write_run(tmp_path / name, noisy(0, 0))
+        (tmp_path / name / "config.yaml").write_text(settings)
+    found = compare(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
+    assert "Settings that differ: noise knn against vanilla." in found.notes
+
+
+@pytest.mark.parametrize(
+    "of_b, message", [({"starts": [7]}, "share no start"), ({"steps": [7]}, "share no checkpoint")]
+)
+def test_runs_without_common_ground_are_refused(tmp_path: Path, of_b: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compared(tmp_path, noisy(0, 0), noisy(0, 1), **of_b)
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "knn", noisy(0.3, 0))
+    write_run(tmp_path / "vanilla", noisy(0.0, 1))
+    words = [f"a={tmp_path / 'knn'}", f"b={tmp_path / 'vanilla'}", f"out={tmp_path / 'out'}"]
+    assert main([*words, f"json={tmp_path / 'c.json'}"]) == 0
+    printed = capsys.readouterr().out
+    for expected in (
+        "coverage, last10",
+        "coverage, max",
+        "reward, last10",
+        "A is better than B",
+        "3:0 p=0.25",
+    ):
+        assert expected in printed
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert (tmp_path / "out" / "comparison.json").read_text() == (tmp_path / "c.json").read_text()
+    assert content["results"][0]["difference"]["low"] > 0 and content["paired"] is True
+    found = compare(read_run(tmp_path / "knn"), read_run(tmp_path / "vanilla"))
+    assert (tmp_path / "out" / "comparison.md").read_text() == markdown(found)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
+    assert (tmp_path / "out" / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["a={run}"], "b= is missing"),
+        (["a={run}", "b={run}", "repeat=x"], "unknown key 'repeat'"),
+        (["a={run}", "b={absent}", "out={absent}"], "is no directory"),
+        (["a={run}", "b={run}", "out={run}/config.yaml"], "is a file"),
+    ],
+)
+def test_a_mistake_is_refused_and_creates_nothing(tmp_path: Path, words: list[str], message: str) -> None:
+    run = write_run(tmp_path / "run", noisy(0, 0))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        main([word.format(run=run, absent=tmp_path / "absent") for word in words])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
+    script = "from immiscible_policy.results.compare import main; main()"
+    words = [f"a={tmp_path / 'absent'}", f"b={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "absent is no directory" in done.stderr
+
+
+def test_data_are_compared_by_their_content_wherever_they_lay(tmp_path: Path) -> None:
+    for name, content in (("a", "c0ffee" * 8), ("b", "c0ffee" * 8), ("c", "decade" * 8)):
+        run = write_run(tmp_path / name, lambda seed, step, start: 0.5)
+        (run / "config.yaml").write_text(f"data: /somewhere/{name}.zarr\n")
+        (run / "provenance.json").write_text(json.dumps({"data": {"content_hash": content}}))
+    a, b, c = (read_run(tmp_path / name) for name in "abc")
+    assert "No setting differs." in compare(a, b).notes
+    assert "Settings that differ: data of content c0ffeec0ffee against of content decadedecade." in compare(a, c).notes
