@@ -8,6 +8,15 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from immiscible_envs.geometry import GOAL_POSE
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.demos.windows import Windows
+from immiscible_policy.evaluation.agent import Agent, load_diffusion
+from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, image_model, require_models
 from immiscible_policy.lab.perturbation import (
@@ -21,15 +30,6 @@ from immiscible_policy.lab.perturbation import (
 from immiscible_policy.lab.pixels import tiled
 from immiscible_policy.lab.report import table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from torch import Tensor
-
-from immiscible_envs.geometry import GOAL_POSE
-from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_diffusion
-from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.statistics import correlation
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.lab.data import (
     DATA,
     IMAGES,
@@ -20,11 +25,6 @@ from immiscible_policy.lab.data import (
 )
 from immiscible_policy.lab.laws import expected_change
 from immiscible_policy.lab.report import panels, table
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor
-
-from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import DistanceChange, distance_change
 from immiscible_policy.randomness import torch_generator

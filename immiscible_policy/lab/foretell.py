@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from immiscible_policy.lab.bijection import start_noise_figures
-from immiscible_policy.lab.data import DATA, SEED, pusht_windows
-from immiscible_policy.lab.report import panels, table
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import load_diffusion
+from immiscible_policy.lab.bijection import start_noise_figures
+from immiscible_policy.lab.data import DATA, SEED, pusht_windows
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, root_mean_square
-from immiscible_policy.lab.laws import nearest_over
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, root_mean_square
+from immiscible_policy.lab.laws import nearest_over
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.statistics import GaussianKL, gaussian_kl, kl_floor
 from immiscible_policy.randomness import torch_generator

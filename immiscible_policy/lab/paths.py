@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from immiscible_policy.lab.mixture import Mixture
 from torch import Tensor, nn
 
+from immiscible_policy.lab.mixture import Mixture
 from immiscible_policy.noise import Selector
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.loop import Schedule, train

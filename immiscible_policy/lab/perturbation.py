@@ -19,13 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from immiscible_policy.lab.layers import predicted_along_sampling
 from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.commands.render_rollout import Recorder, Recording
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.lab.layers import predicted_along_sampling
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.rows import EpisodeRow

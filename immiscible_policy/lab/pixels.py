@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from immiscible_policy.lab.image_models import SIZE
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.image.data import load_cifar10, shrink, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from immiscible_policy.lab.image_models import SIZE
 
 FEATURES = "the 192 pixels of 8x8 averages"
 SIDE = 8

@@ -9,10 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from immiscible_policy.lab.data import RUNS
-from immiscible_policy.lab.report import panels, table
-from immiscible_policy.lab.steps import own_selector, policy_checkpoints
-from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import CommandError, Option
@@ -20,6 +16,10 @@ from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+from immiscible_policy.lab.data import RUNS
+from immiscible_policy.lab.report import panels, table
+from immiscible_policy.lab.steps import own_selector, policy_checkpoints
+from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from immiscible_policy.lab.data import DATA, SEED, pusht_windows
-from immiscible_policy.lab.report import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.lab.data import DATA, SEED, pusht_windows
+from immiscible_policy.lab.report import table
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
 from immiscible_policy.policy.normalizer import Normalizer

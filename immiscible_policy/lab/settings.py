@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.lab.report import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
+from immiscible_policy.lab.report import table
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.grid import cell
 from immiscible_policy.results.plots import COLOURS, GREY

@@ -11,11 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
-from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
-from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
-from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
-from immiscible_policy.lab.report import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,6 +20,11 @@ from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_diffusion
 from immiscible_policy.image.diffusion import ImageDiffusion
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
+from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
+from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
+from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
+from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
+from immiscible_policy.lab.report import table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator

@@ -8,13 +8,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from immiscible_policy.lab.data import DATA, IMAGES, SEED, cifar_images, latent_fields, pusht_actions
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option, parse_range
+from immiscible_policy.lab.data import DATA, IMAGES, SEED, cifar_images, latent_fields, pusht_actions
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import SELECTORS, Selector, fit_potentials, make_selector
 from immiscible_policy.noise.audit import selection_seconds
 from immiscible_policy.randomness import torch_generator

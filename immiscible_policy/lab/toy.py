@@ -9,9 +9,6 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
-from immiscible_policy.lab.paths import Net, Path, generate, train_net
-from immiscible_policy.lab.report import table
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -19,6 +16,9 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option, parse_range
+from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
+from immiscible_policy.lab.paths import Net, Path, generate, train_net
+from immiscible_policy.lab.report import table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings

@@ -8,12 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_images, pusht_actions, pusht_windows
-from immiscible_policy.lab.image_models import SIZE, image_model, require_models
-from immiscible_policy.lab.layers import predicted_along_sampling
-from immiscible_policy.lab.mixture import mixing
-from immiscible_policy.lab.report import table
-from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -22,6 +16,12 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import load_diffusion
+from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_images, pusht_actions, pusht_windows
+from immiscible_policy.lab.image_models import SIZE, image_model, require_models
+from immiscible_policy.lab.layers import predicted_along_sampling
+from immiscible_policy.lab.mixture import mixing
+from immiscible_policy.lab.report import table
+from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.statistics import cluster_distances, correlation
 from immiscible_policy.policy.diffusion import Sampler
