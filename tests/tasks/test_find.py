@@ -1,0 +1,82 @@
+"""Tasks by name, by dotted path, and the refusals of both."""
+
+import sys
+
+import pytest
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.tasks import find_task, primary
+from immiscible_policy.tasks.pusht import PushT
+from immiscible_policy.tasks.task import FIRST_START
+
+LINE = """
+from immiscible_policy.tasks.pusht import PushT
+class Narrow(PushT):
+    name = "narrow"
+    def __init__(self, width, height=1.0):
+        self.width = width
+class Unscored(PushT):
+    metrics = PushT.metrics[:1]
+class Nothing:
+    name = "nothing"
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(LINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "own_tasks"
+    sys.modules.pop("own_tasks", None)
+
+
+def test_a_built_in_name():
+    task = find_task("pusht")
+    assert isinstance(task, PushT) and primary(task).column == "max_coverage"
+    assert [metric.column for metric in task.metrics] == ["success", "max_coverage", "final_coverage", "max_reward"]
+
+
+def test_a_dotted_path_with_options(own_module):
+    assert find_task("own_tasks:Narrow", width=0.2).width == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("pushed", {}, "unknown task 'pushed'; did you mean 'pusht'? known: pusht, or task=module:Class"),
+        ("nowhere_at_all:Task", {}, "No module named 'nowhere_at_all'; install it, or put its folder on PYTHONPATH"),
+        ("own_tasks:Wide", {}, "cannot be imported"),
+        ("own_tasks:Narrow", {}, "task=own_tasks:Narrow needs width; it takes width, height"),
+        ("own_tasks:Narrow", {"depth": 3}, "depth=3: task=own_tasks:Narrow has no depth; it takes width, height"),
+        ("pusht", {"goal": 1}, "goal=1: task=pusht has no goal; it takes no options"),
+        ("own_tasks:Nothing", {}, "Nothing has no title, about, measured, max_steps"),
+        ("own_tasks:Unscored", {}, "none of its metrics is summarised"),
+    ],
+)
+def test_what_is_no_task_is_refused_in_one_line(own_module, name, options, says):
+    with pytest.raises(CommandError) as caught:
+        find_task(name, **options)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "episodes", "starts"),
+    [
+        ("legacy", 3, [100_000, 100_001, 100_002]),
+        ("fresh", 2, [200_000, 200_001]),
+        ("5,7..8", 50, [5, 7, 8]),
+    ],
+)
+def test_starts_by_name_and_by_number(text, episodes, starts):
+    assert find_task("pusht").starts(text, episodes) == starts
+
+
+@pytest.mark.parametrize(("text", "episodes"), [("best", 5), ("legacy", 0), ("3..1", 5), ("4294967296", 1)])
+def test_starts_that_are_none(text, episodes):
+    with pytest.raises(CommandError):
+        find_task("pusht").starts(text, episodes)
+
+
+def test_named_starts_do_not_overlap():
+    first = sorted(FIRST_START.values())
+    assert all(later - earlier >= 100_000 for earlier, later in zip(first, first[1:], strict=False))
