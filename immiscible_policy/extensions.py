@@ -41,11 +41,13 @@ def require_options(kind: str, name: str, factory: Callable[..., Any], options: 
     Raises:
         CommandError: Naming the option and those that it takes.
     """
-    known = signature(factory).parameters
+    parameters = signature(factory).parameters.values()
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    known = {parameter.name: parameter.default for parameter in parameters if parameter.kind not in variadic}
     takes = f"it takes {', '.join(known)}" if known else "it takes no options"
     for key, value in options.items():
         if key not in known:
             raise CommandError(f"{key}={value}: {kind}={name} has no {key}; {takes}")
-    for key, option in known.items():
-        if option.default is Parameter.empty and key not in options:
+    for key, default in known.items():
+        if default is Parameter.empty and key not in options:
             raise CommandError(f"{kind}={name} needs {key}; {takes}")
