@@ -109,7 +109,7 @@ def sampler_of(checkpoint: Checkpoint, name: str | None = None, steps: int | Non
     """
     config = checkpoint.metadata.get("config", {})
     return Sampler(
-        config.get("sampler", "ddim") if name is None else name,  # type: ignore[arg-type]
+        config.get("solver", "ddim") if name is None else name,  # type: ignore[arg-type]
         config.get("sampling_steps", 10) if steps is None else steps,
     )
 

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.training.options import RunConfig, Schema, require_positive
+from immiscible_policy.training.options import (
+    SYNONYMS,
+    RunConfig,
+    Schema,
+    check_sampling,
+    require_positive,
+)
 
 OF_MODEL = {
     "diffusion_steps": ("ddim",),
+    "prediction": ("ddim",),
+    "eta": ("ddim", "sd"),
+    **dict.fromkeys(("solver", "spacing"), ("ddim", "flow", "sd")),
     "metric": ("consistency",),
     "lpips": ("consistency",),
     **dict.fromkeys(("channels", "layers", "attention", "groups", "head_channels", "dropout", "layout"),
@@ -50,8 +59,12 @@ class ImageConfig(RunConfig):
     guidance: float = 7.5
     gradient_checkpointing: bool = False
     frozen_precision: str = "fp32"
+    prediction: str = "epsilon"
     samples: int = 64
+    solver: str | None = None
     sampling_steps: int | None = None
+    spacing: str = "trailing"
+    eta: float = 0.0
 
 
 def run_name(config: ImageConfig) -> str:
@@ -69,6 +82,9 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     for key, models in OF_MODEL.items():
         if key in given and config.model not in models:
             raise CommandError(f"{key}={given[key]}: model={config.model} has no {key} ({' and '.join(models)} do)")
+    if config.solver is None:
+        config.solver = {"flow": "euler", "consistency": None}.get(config.model, "ddim")
+    check_sampling(config)
     require_positive(config, ("size", "samples"))
     if config.batch_size < 2:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
@@ -93,4 +109,4 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
 
 
 GROUPS = {"model": "model", "noise": "noise", "scale": "image_scale"}
-SCHEMA = Schema("image", ImageConfig, GROUPS, run_name, check)
+SCHEMA = Schema("image", ImageConfig, GROUPS, run_name, check, SYNONYMS)

@@ -82,7 +82,7 @@ def build_parts(config: TrainConfig) -> Parts:
         ValueError: If a setting or the data is unusable; one line says which.
     """
     check_method(config.method, noise=config.noise["name"], obs=config.obs)
-    sampler = Sampler(config.sampler, config.sampling_steps, config.engine)  # type: ignore[arg-type]
+    sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
     layout = Layout(config.horizon, config.obs_steps, config.action_steps)
     starts = parse_starts(config.starts, config.episodes)
     demos = open_store(Path(config.data) if config.data else embedded_store())

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.training.options import RunConfig, Schema, require_known, require_positive
+from immiscible_policy.training.options import (
+    SYNONYMS,
+    RunConfig,
+    Schema,
+    check_sampling,
+    require_known,
+    require_positive,
+)
 
 IMAGE_KEYS = ("images", "cameras", "crop", "encoder_width", "shared_encoder")
 
@@ -28,6 +35,7 @@ class TrainConfig(RunConfig):
     obs_steps: int = 2
     action_steps: int = 8
     method: str = "diffusion"
+    prediction: str = "epsilon"
     diffusion_steps: int = 100
     images: str = "stored"
     cameras: list[str] = field(default_factory=lambda: ["img"])
@@ -40,8 +48,10 @@ class TrainConfig(RunConfig):
     groups: int = 8
     episodes: int = 1
     starts: str = "legacy"
-    sampler: str = "ddim"
+    solver: str | None = None
     sampling_steps: int = 10
+    spacing: str = "trailing"
+    eta: float = 0.0
 
 
 def compose_config(words: Sequence[str]) -> TrainConfig:
@@ -74,7 +84,9 @@ def run_name(config: TrainConfig) -> str:
 
 
 def check(config: TrainConfig, given: Mapping[str, str]) -> None:
-    """Refuse what only a policy's training has."""
+    """Resolve and refuse what only a policy's training has."""
+    if config.solver is None:
+        config.solver = "euler" if config.method == "flow" else "ddim"
     for key in IMAGE_KEYS:
         if key in given and config.obs != "image":
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
@@ -85,9 +97,10 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
         "mask": ("none", "padding", "unsent"),
         "select_for": ("action", "residual"),
         "images": ("stored", "rendered"),
-        "sampler": ("ddim", "ddpm", "dpmpp", "renoise"),
+        "method": ("diffusion", "flow", "regression", "mip"),
     })  # fmt: skip
+    check_sampling(config)
 
 
 GROUPS = {word: word for word in ("task", "obs", "noise", "scale", "experiment")}
-SCHEMA = Schema("train", TrainConfig, GROUPS, run_name, check)
+SCHEMA = Schema("train", TrainConfig, GROUPS, run_name, check, SYNONYMS)

@@ -27,6 +27,8 @@ from immiscible_policy.training.processes import world
 
 CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
+SYNONYMS = {"sampler": "solver"}
+"""Other words for some options."""
 
 
 @dataclass
@@ -88,7 +90,8 @@ class Schema(Generic[Config]):
         config: Class of the options.
         groups: Words that pick a file, and the directory in configs/ that they pick it from.
         name: A directory name that tells what is trained.
-        check: Refuses what the shared checks let pass, given the options and the words as typed.
+        check: Resolves what is open of them, and refuses what the shared checks let pass, given the words as typed.
+        synonyms: Other words for some options.
     """
 
     base: str
@@ -96,6 +99,7 @@ class Schema(Generic[Config]):
     groups: Mapping[str, str]
     name: Callable[[Config], str]
     check: Callable[[Config, Mapping[str, str]], None]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
@@ -170,11 +174,12 @@ class Schema(Generic[Config]):
     def _split(self, words: Sequence[str]) -> dict[str, str]:
         given: dict[str, str] = {}
         for word in words:
-            key, equals, text = word.partition("=")
+            typed, equals, text = word.partition("=")
             if not equals:
                 raise CommandError(f"'{word}' is not key=value, for example seed=0..2 or noise=knn")
+            key = self.synonyms.get(typed, typed)
             if key in given:
-                raise CommandError(f"{key}= is given twice")
+                raise CommandError(f"{typed}= is given twice" + (f" ({typed}= is {key}=)" if typed != key else ""))
             if not text:
                 raise CommandError(f"{key}= is empty; leave the word out to take the default")
             given[key] = text
@@ -355,6 +360,19 @@ def check_ranges(config: RunConfig) -> None:
                            "cluster has room for; leave it out")  # fmt: skip
     if config.launcher != "local" and world().size > 1:
         raise CommandError(f"launcher={config.launcher}: {world().size} processes train one seed here; leave it out")
+
+
+def check_sampling(config: Any) -> None:
+    """Refuse unknown predictions, solvers and grids of times.
+
+    Raises:
+        CommandError: For the first of them.
+    """
+    require_known(config, {"prediction": ("epsilon", "sample", "v_prediction"), "spacing": ("trailing", "leading")})
+    if config.solver is not None:
+        require_known(config, {"solver": ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")})
+    if not 0 <= config.eta <= 1:
+        raise CommandError(f"eta={config.eta:g}: needs a number from 0 (no noise while sampling) to 1 (that of DDPM)")
 
 
 def require_positive(config: RunConfig, keys: Sequence[str]) -> None:

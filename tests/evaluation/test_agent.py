@@ -46,9 +46,9 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
 @pytest.mark.parametrize(
     "config, asked, found",
     [
-        ({"sampler": "renoise", "sampling_steps": 5}, (), ("renoise", 5)),
-        ({"sampler": "renoise", "sampling_steps": 5}, ("ddpm", 100), ("ddpm", 100)),
-        ({"sampler": "renoise", "sampling_steps": 5}, (None, 20), ("renoise", 20)),
+        ({"solver": "renoise", "sampling_steps": 5}, (), ("renoise", 5)),
+        ({"solver": "renoise", "sampling_steps": 5}, ("ddpm", 100), ("ddpm", 100)),
+        ({"solver": "renoise", "sampling_steps": 5}, (None, 20), ("renoise", 20)),
         ({}, (), ("ddim", 10)),  # a checkpoint that no run of ours wrote
     ],
 )

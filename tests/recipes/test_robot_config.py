@@ -117,7 +117,7 @@ def test_what_is_accepted_exists():
     from immiscible_policy.training.engine import ENGINES
 
     for name in ("ddim", "ddpm", "dpmpp", "renoise"):
-        assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).sampler
+        assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).solver
     assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
 
 
@@ -146,7 +146,13 @@ def test_what_is_accepted_exists():
         (["device=tpu"], "device=tpu"),
         (["precision=int8"], "unknown precision 'int8'"),
         (["keep=none"], "unknown keep 'none'"),
-        (["sampler=euler"], "unknown sampler 'euler'"),
+        (["sampler=rk4"], "unknown solver 'rk4'"),
+        (["solver=ddim", "sampler=ddim"], "sampler= is given twice (sampler= is solver=)"),
+        (["method=flw"], "unknown method 'flw'; did you mean 'flow'?"),
+        (["prediction=noise"], "unknown prediction 'noise'"),
+        (["spacing=even"], "unknown spacing 'even'"),
+        (["eta=2"], "eta=2: needs a number from 0"),
+        (["sampling_steps=0"], "sampling_steps=0: needs 1 or more"),
         (["engine=warp"], "unknown engine 'warp'"),
         (["data_scale=0"], "data_scale=0"),
         (["betas=[0.9]"], "betas=[0.9]"),
