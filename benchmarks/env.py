@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -37,6 +36,7 @@ from immiscible_policy.demos.store import embedded_store, open_store
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config

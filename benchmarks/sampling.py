@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -34,6 +33,7 @@ from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler

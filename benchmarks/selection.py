@@ -10,8 +10,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from immiscible_policy.lab.data import pusht_actions
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
@@ -21,6 +19,8 @@ from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, require_positive, short, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import Option, parse_range
+from immiscible_policy.lab.data import pusht_actions
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.costs import distances
 from immiscible_policy.noise.solvers import SolverName, solve

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -30,6 +29,7 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.plots import COLOURS, GREY

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from immiscible_policy.lab.report import panels, table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +28,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
+from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import COUPLED, NoiseChoice, noise_options
 from immiscible_policy.recipes.objective import PolicyObjective

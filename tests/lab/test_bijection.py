@@ -5,6 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+
+from immiscible_policy.demos.windows import Windows
+from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.lab import bijection
 from immiscible_policy.lab.perturbation import (
     Perturbed,
     PerturbedAgent,
@@ -14,11 +19,6 @@ from immiscible_policy.lab.perturbation import (
     perturbed_results,
     perturbed_rollouts,
 )
-
-from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, spec_metadata
-from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.lab import bijection
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.lab.small import SPEC, AlwaysThere, small_policy

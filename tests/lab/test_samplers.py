@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from immiscible_policy.lab.samplers import Scheme, read_schemes, summarise
-from immiscible_policy.lab.training_law import TrainingLawAgent
 
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.lab import samplers
+from immiscible_policy.lab.samplers import Scheme, read_schemes, summarise
+from immiscible_policy.lab.training_law import TrainingLawAgent
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.store.checkpoint import save_checkpoint

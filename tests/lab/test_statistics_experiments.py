@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from immiscible_policy.lab.data import cifar_images, latent_fields, pusht_actions, root_mean_square
-from immiscible_policy.lab.laws import expected_change, nearest_of_k, nearest_over
-from immiscible_policy.lab.report import table
 from PIL import Image
 
 from immiscible_policy.cli import parse
 from immiscible_policy.lab import __main__ as command_line
 from immiscible_policy.lab import clusters, distances, gaussianity, timing
+from immiscible_policy.lab.data import cifar_images, latent_fields, pusht_actions, root_mean_square
+from immiscible_policy.lab.laws import expected_change, nearest_of_k, nearest_over
+from immiscible_policy.lab.report import table
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.noise.statistics import cluster_distances, gaussian_kl

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from immiscible_policy.lab.image_models import ImageTraining, image_model, require_models, train_image_model
-from immiscible_policy.lab.layers import Batch, measure_layers, relative_error
-from immiscible_policy.lab.pixels import distance_to, pixel_features, tiled
 
 from immiscible_policy.cli import parse
 from immiscible_policy.demos.store import embedded_store, open_store
@@ -16,6 +13,9 @@ from immiscible_policy.demos.windows import make_windows
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.lab import image_models, scaling, steps
+from immiscible_policy.lab.image_models import ImageTraining, image_model, require_models, train_image_model
+from immiscible_policy.lab.layers import Batch, measure_layers, relative_error
+from immiscible_policy.lab.pixels import distance_to, pixel_features, tiled
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from immiscible_policy.lab.mixture import mixing
 
 from immiscible_policy.lab import tsne
+from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.noise import make_selector
 
 pytest.importorskip("sklearn")

@@ -1,0 +1,8 @@
+"""How clean sample and noise meet, and what the network learns from their meeting."""
+
+from immiscible_policy.path.base import Level, Path, PathSample, Prediction
+from immiscible_policy.path.ddpm import PREDICTIONS, Ddpm
+from immiscible_policy.path.flow import Flow
+from immiscible_policy.path.regression import Regression
+
+__all__ = ["PREDICTIONS", "Ddpm", "Flow", "Level", "Path", "PathSample", "Prediction", "Regression"]

@@ -1,0 +1,160 @@
+"""What every path offers: a clean sample and its noise meet at a time, and the network learns something of it.
+
+Every path is a straight combination x_t = alpha_t x + sigma_t e of a clean sample x and noise e::
+
+    time       start of sampling                                             end
+    x_t        noise  ---------------- alpha_t x + sigma_t e ----------------  x
+    alpha_t    about 0                                                         1
+    sigma_t    large                                                           0
+
+So whatever the network learns (the noise, the clean sample, a velocity), its output says two things, `Prediction`:
+which clean sample and which noise it takes x_t to be made of. Solvers need nothing else of a path.
+
+Shape legend: B samples, ... the shape of one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, ...), what it is told of the time (B,)) -> raw output (B, ...)."""
+
+
+class PathSample(NamedTuple):
+    """Points on their paths; every field has B rows.
+
+    Attributes:
+        noisy: x_t (B, ...).
+        target: What the network is to predict (B, ...).
+        t: Times (B,), in the units of the path.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    t: Tensor
+
+
+class Prediction(NamedTuple):
+    """What a network's output says x_t is made of.
+
+    Attributes:
+        clean: The clean sample (B, ...).
+        noise: The noise (B, ...).
+    """
+
+    clean: Tensor
+    noise: Tensor
+
+
+class Level(NamedTuple):
+    """A time of a solver's grid.
+
+    Attributes:
+        t: What the network is told of the time.
+        alpha: Share of the clean sample in x_t.
+        sigma: Standard deviation of the noise in x_t.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+CLEAN = Level(0.0, 1.0, 0.0)
+"""The end of every path; no network is asked there."""
+
+
+class Path(Protocol):
+    """How clean sample and noise meet, and what the network learns.
+
+    Attributes:
+        solvers: Names of the solvers that go from noise to data on it; the first is the default.
+        clipped: Whether solvers clip every predicted clean sample to the range of the data.
+    """
+
+    solvers: tuple[str, ...]
+    clipped: bool
+
+    def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
+        """Draw training times (count,), in the units of the path, on the generator's device.
+
+        Args:
+            count: How many.
+            generator: Source of the times.
+            step: Training step, for paths whose law of times follows a schedule; None for the end of training.
+        """
+        ...
+
+    def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Let clean samples (B, ...) and noise (B, ...) meet at times t (B,)."""
+        ...
+
+    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
+        """The network's float32 output (B, ...) for x_t (B, ...) at times t (B,)."""
+        ...
+
+    def loss(self, network: Network, sample: PathSample) -> Tensor:
+        """Mean loss of what `sample` returned, or of some of its rows: a scalar."""
+        ...
+
+    def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
+        """The clean sample and the noise that an output (B, ...) implies for x_t (B, ...).
+
+        Args:
+            output: What the network said.
+            noisy: x_t.
+            alpha: alpha_t: one number, or a number per sample that broadcasts.
+            sigma: sigma_t, likewise.
+        """
+        ...
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t (B,) at times t (B,)."""
+        ...
+
+    def levels(self, count: int, spacing: str) -> list[Level]:
+        """The grid of a solver, the noisiest level first, its clean end left out.
+
+        Args:
+            count: Levels.
+            spacing: `trailing` starts where the path starts, however few the levels; `leading` is the published grid
+                of Diffusion Policy, which starts below it.
+
+        Raises:
+            ValueError: If the path has no such grid.
+        """
+        ...
+
+    def start(self, noise: Tensor) -> Tensor:
+        """x_t at the first level, of standard Gaussian noise (B, ...)."""
+        ...
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """X + factor y, for a number or for a tensor that broadcasts."""
+    return x.addcmul(y, factor) if isinstance(factor, Tensor) else x.add(y, alpha=factor)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, ...), to be multiplied with `like` (B, ...)."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error, a scalar."""
+    return torch.nn.functional.mse_loss(output, target)
+
+
+def require_trailing(spacing: str, path: str) -> None:
+    """Refuse a grid that a path does not have.
+
+    Raises:
+        ValueError: If the spacing is not `trailing`.
+    """
+    if spacing != "trailing":
+        raise ValueError(f"spacing={spacing}: {path} has no published grid below its start; use spacing=trailing")

@@ -1,0 +1,123 @@
+"""The noising chain of denoising diffusion (Ho et al., 2020): x_t = sqrt(a_t) x + sqrt(1 - a_t) e, a_t = alpha-bar.
+
+What the network learns, and what its output f then says of x_t (Salimans & Ho, 2022, appendix D):
+
+    epsilon        e                              x = (x_t - sigma f) / alpha       e = f
+    sample         x                              x = f                             e = (x_t - alpha f) / sigma
+    v_prediction   alpha e - sigma x              x = alpha x_t - sigma f           e = sigma x_t + alpha f
+
+A chain of C steps is visited by S network calls at::
+
+    trailing   C - 1, C - 1 - C / S, ...  rounded: the grid starts where the chain ends, however few the calls are
+    leading    ..., 2d, d, 0 backwards, d = C / S rounded down: as published (for C = 100 it starts at 90 with S = 10)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from immiscible_policy.path.base import (
+    Level,
+    Network,
+    PathSample,
+    Prediction,
+    add_scaled,
+    squared_error,
+)
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+BETAS: dict[str, dict[str, Any]] = {
+    "squaredcos_cap_v2": {},
+    "linear": {"beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012},
+}
+"""Schedules by diffusers' names: Nichol & Dhariwal (2021); Ho et al. (2020); Stable Diffusion."""
+SPACINGS = ("trailing", "leading")
+
+
+class Ddpm:
+    """A chain of noise levels, and a network that predicts noise, sample or velocity.
+
+    Args:
+        chain: C, length of the chain; times are its steps 0 to C - 1.
+        betas: Its schedule, a key of `BETAS`.
+        prediction: What the network predicts, one of `PREDICTIONS`.
+
+    Raises:
+        ValueError: If the chain is empty or a name is unknown.
+    """
+
+    solvers = ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")
+    clipped = True
+
+    def __init__(self, chain: int, *, betas: str = "squaredcos_cap_v2", prediction: str = "epsilon") -> None:
+        if chain < 1:
+            raise ValueError(f"diffusion_steps={chain}: needs 1 or more")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction={prediction}: known predictions are {', '.join(PREDICTIONS)}")
+        if betas not in BETAS:
+            raise ValueError(f"betas={betas}: known schedules are {', '.join(BETAS)}")
+        self.chain, self.prediction = chain, prediction
+        self.noising = DDPMScheduler(num_train_timesteps=chain, beta_schedule=betas, **BETAS[betas])
+        self.alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays on the CPU, where solvers read it
+
+    def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
+        """Uniform over the chain, int64."""
+        return torch.randint(self.chain, (count,), generator=generator, device=generator.device)
+
+    def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Noise the clean samples to the chain's steps t."""
+        if self.prediction == "epsilon":
+            target = noise
+        elif self.prediction == "sample":
+            target = clean
+        else:
+            target = self.noising.get_velocity(clean, noise, t)
+        return PathSample(self.noising.add_noise(clean, noise, t), target, t)
+
+    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
+        """The network is told the step."""
+        return network(noisy, t).float()
+
+    def loss(self, network: Network, sample: PathSample) -> Tensor:
+        """Mean squared error of the prediction (for epsilon: Ho et al., 2020, equation 14)."""
+        return squared_error(self.evaluate(network, sample.noisy, sample.t), sample.target)
+
+    def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
+        """Module docstring."""
+        if self.prediction == "epsilon":
+            return Prediction(add_scaled(noisy, output, -sigma).div_(alpha), output)
+        if self.prediction == "sample":
+            return Prediction(output.clone(), add_scaled(noisy, output, -alpha).div_(sigma))
+        return Prediction(add_scaled(alpha * noisy, output, -sigma), add_scaled(sigma * noisy, output, alpha))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a_t) and sqrt(1 - a_t)."""
+        a = self.alphas_cumprod.to(t.device)[t]
+        return a.sqrt(), (1 - a).sqrt()
+
+    def levels(self, count: int, spacing: str) -> list[Level]:
+        """Steps of the chain, as drawn in the module docstring.
+
+        Raises:
+            ValueError: If there are more levels than the chain has, or the spacing is unknown.
+        """
+        if count > self.chain:
+            raise ValueError(f"sampling_steps={count}: the chain has {self.chain} diffusion steps")
+        if spacing == "trailing":
+            steps = [round(self.chain - i * self.chain / count) - 1 for i in range(count)]
+        elif spacing == "leading":
+            steps = [i * (self.chain // count) for i in reversed(range(count))]
+        else:
+            raise ValueError(f"spacing={spacing}: known spacings are {', '.join(SPACINGS)}")
+        bars = [float(self.alphas_cumprod[t]) for t in steps]
+        return [Level(t, math.sqrt(a), math.sqrt(1 - a)) for t, a in zip(steps, bars, strict=True)]
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The noise itself."""
+        return noise
