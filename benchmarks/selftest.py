@@ -33,8 +33,8 @@ from immiscible_policy.lab.report import panels, table
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.plots import COLOURS, GREY
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
-from immiscible_policy.store.rows import write_atomically
 
 USAGE = """\
 usage: python -m benchmarks selftest bank=FILE[,FILE...] [KEY=VALUE ...]

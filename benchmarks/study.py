@@ -18,7 +18,9 @@ from immiscible_policy.recipes.robot import Parts, build_parts, build_state
 from immiscible_policy.recipes.robot_config import TrainConfig, read_config
 from immiscible_policy.results.compare import as_json, compare, write_comparison
 from immiscible_policy.results.summary import METRICS, scores
-from immiscible_policy.store.rows import SETTINGS_OF_PLACE, EpisodeRow, Run, read_run, write_atomically
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.rows import EpisodeRow, Run, read_run
+from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
 USAGE = """\
 usage: python -m benchmarks study a=DIR [b=DIR|untrained=true] out=FILE.json

@@ -32,7 +32,7 @@ from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.rows import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE] [checkpoint=PATH]

@@ -15,7 +15,7 @@ from immiscible_policy.lab.report import table
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.grid import cell
 from immiscible_policy.results.plots import COLOURS, GREY
-from immiscible_policy.store.rows import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
 USAGE = """\
 usage: python -m immiscible_policy.lab settings grids=FILE,FILE [KEY=VALUE ...]

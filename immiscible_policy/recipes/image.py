@@ -26,8 +26,8 @@ from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.recipes.noise import NoiseOptions, audit_row, noise_options
 from immiscible_policy.recipes.objective import micro_batches
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import newest_checkpoint
-from immiscible_policy.store.rows import write_atomically
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.training import Report, Training

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
 from immiscible_policy.provenance import provenance, without_places
 from immiscible_policy.results.plots import save_figure
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 
 
 class Findings(NamedTuple):

@@ -22,7 +22,8 @@ from immiscible_policy.provenance import provenance, run_origin, without_places
 from immiscible_policy.results.plots import COLOURS, arms_figure, learning_curves, save_figure
 from immiscible_policy.results.summary import Scores, scores
 from immiscible_policy.results.text import finite, table
-from immiscible_policy.store.rows import Run, read_run, write_atomically
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.rows import Run, read_run
 
 PUBLISHED = {
     "table2": {

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.statistics import Array, Interval, mean_interval
 from immiscible_policy.results.summary import Scores
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 
 COLOURS = (
     "#0072B2",

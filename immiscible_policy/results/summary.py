@@ -30,7 +30,8 @@ from immiscible_policy.evaluation.statistics import (
     percentile_interval,
     two_level_bootstrap,
 )
-from immiscible_policy.store.rows import EpisodeRow, Run, write_atomically
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.rows import EpisodeRow, Run
 
 LAST = 10
 METRICS = {

@@ -1,84 +1,59 @@
-"""Metrics of one seed: a JSONL file, and wandb where it is installed and wanted."""
+"""The metrics of one training seed: a JSON object per line, in the order of training."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.cli import CommandError, one_line
+from immiscible_policy.store.atomic import write_atomically
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read whole lines; a last line without its newline was torn by a crash and is dropped.
+
+    Returns:
+        The rows, each with its `step`; none if there is no such file.
+
+    Raises:
+        ValueError: If a whole line is no JSON object with a step.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["step"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path}, line {number} is damaged ('{line[:80]}'); remove that line") from None
+    return rows
 
 
 class MetricsFile:
-    """One JSON object per line; whole lines only, and none from a future that a resumed run has yet to live.
+    """Appends rows, one line each.
 
     Args:
         path: The file.
-        resume_step: Lines of later steps are dropped: training is at this step.
+        resume_step: Training is at this step: rows of later steps, and a torn line, are dropped first.
+
+    Raises:
+        ValueError: If the file is damaged.
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
-                    kept.append(line)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text("".join(kept))
-        os.replace(draft, path)
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        write_atomically(path, "".join(_line(row) for row in kept).encode())
         self._file = open(path, "a", buffering=1)
 
     def record(self, row: dict[str, Any]) -> None:
         """Add a line."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-class WandbRun:
-    """The same metrics in wandb, one wandb run per training seed; nothing where wandb is absent or disabled."""
-
-    def __init__(self, mode: str, directory: Path, run_id: str, name: str, config: dict[str, Any]) -> None:
-        self._run: Any = None
-        if mode == "disabled":
-            return
-        try:
-            import wandb
-        except ImportError:
-            if mode == "online":
-                raise CommandError(
-                    "wandb=online: wandb is not installed; pip install wandb, or wandb=disabled"
-                ) from None
-            return
-        os.environ.setdefault("WANDB_SILENT", "true")
-        directory.mkdir(parents=True, exist_ok=True)
-        chosen: Any = mode
-        try:
-            self._run = wandb.init(
-                project="immiscible-policy",
-                id=run_id,
-                resume="allow",
-                reinit="create_new",  # other seeds may log from this process
-                name=name,
-                dir=directory,
-                mode=chosen,
-                config=config,
-            )
-        except wandb.errors.Error as error:
-            raise CommandError(
-                f"wandb={mode}: {one_line(error)}; wandb=offline and wandb=disabled need no account"
-            ) from None
-
-    def record(self, row: dict[str, Any]) -> None:
-        """Log a row."""
-        if self._run is not None:
-            self._run.log(row, step=row["step"])
-
-    def close(self) -> None:
-        """Finish the wandb run."""
-        if self._run is not None:
-            self._run.finish()
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

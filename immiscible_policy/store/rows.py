@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
-"""Settings of a run that say where and how it is trained, not what."""
 HEADER = "checkpoint,start,seed,success,max_coverage,final_coverage,max_reward,steps"
 
 
@@ -159,19 +157,37 @@ def read_run(directory: Path) -> Run:
     return Run(directory, config, seeds, _rows_by_seed(directory, "fresh.csv"))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part.
+Table = dict[int, dict[int, EpisodeRow]]
+"""Episodes by checkpoint and start."""
+
+
+def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[int, Table]]:
+    """Which checkpoints were evaluated completely.
+
+    The starts are the set on which most checkpoints were evaluated; a checkpoint that lacks one of them (an
+    evaluation cut short) is left out, and so is a seed without a complete checkpoint.
 
     Args:
-        path: The file; its directory is created if absent.
-        content: Its bytes.
+        rows: Episodes of each training seed.
+
+    Returns:
+        The starts, ascending, and the episodes of each seed by checkpoint, ascending, and start.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(file.name, path)
+    tables: dict[int, Table] = {}
+    for seed, of_seed in rows.items():
+        table: Table = {}
+        for row in of_seed:
+            table.setdefault(row.checkpoint, {})[row.start] = row
+        tables[seed] = dict(sorted(table.items()))
+    counts: Counter[tuple[int, ...]] = Counter(
+        tuple(sorted(by_start)) for table in tables.values() for by_start in table.values()
+    )
+    usual = max(counts, key=lambda starts: (counts[starts], len(starts)), default=())
+    whole = {
+        seed: {step: by_start for step, by_start in table.items() if by_start.keys() >= set(usual)}
+        for seed, table in tables.items()
+    }
+    return list(usual), {seed: table for seed, table in whole.items() if table}
 
 
 def _rows_by_seed(directory: Path, name: str) -> dict[int, list[EpisodeRow]]:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
-from immiscible_policy.store.rows import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE
 from immiscible_policy.training.processes import world
 
 CLUSTERS = ("submitit", "ray")

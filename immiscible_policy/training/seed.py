@@ -12,13 +12,14 @@ from immiscible_policy.capture import use_device
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.store.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
-from immiscible_policy.store.metrics import MetricsFile, WandbRun
+from immiscible_policy.store.metrics import MetricsFile
 from immiscible_policy.training.engine import Objective
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import world
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.training import Report
+from immiscible_policy.training.wandb_run import WandbRun
 
 
 class Work(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
 from immiscible_policy.provenance import provenance
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs

@@ -6,14 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.store.rows import (
-    HEADER,
-    EpisodeRow,
-    append_rows,
-    read_rows,
-    read_run,
-    write_atomically,
-)
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.rows import HEADER, EpisodeRow, append_rows, read_rows, read_run
 
 
 def row(checkpoint: int = 500, start: int = 100000, max_coverage: float = 0.5, seed: int = 0) -> EpisodeRow:

@@ -32,7 +32,7 @@ from immiscible_policy.image.data import load_images, to_pixels
 from immiscible_policy.provenance import command, versions, without_places
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.recipes.objective import ShuffledOrder
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.training.loop import Schedule, train
 from immiscible_policy.training.options import native_bf16
 from immiscible_policy.training.state import TrainState

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from immiscible_policy.image.evaluation.curves import Curve, Reached
 from immiscible_policy.results.plots import COLOURS, GREY
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 
 ENLARGED = 64
 """Side that small images are enlarged to, by repeating pixels."""

@@ -19,7 +19,7 @@ from immiscible_policy.image.evaluation.rows import ImageRow, settings
 from immiscible_policy.provenance import provenance, without_places
 from immiscible_policy.results.plots import save_figure
 from immiscible_policy.results.text import finite, table
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 
 
 @dataclass(frozen=True)

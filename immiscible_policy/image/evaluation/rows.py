@@ -9,7 +9,7 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.store.rows import write_atomically
+from immiscible_policy.store.atomic import write_atomically
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,

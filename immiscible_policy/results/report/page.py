@@ -15,7 +15,8 @@ from immiscible_policy.results.report import sections
 from immiscible_policy.results.report.gather import Evidence, gather
 from immiscible_policy.results.report.rollouts import roll_out
 from immiscible_policy.results.report.words import headline, title
-from immiscible_policy.store.rows import Run, write_atomically
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.rows import Run
 
 DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4")
 

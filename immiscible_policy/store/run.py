@@ -1,0 +1,371 @@
+"""A run directory: what lies in it, what it is called, and what is still missing.
+
+RUN/
+    config.yaml                     the resolved options
+    provenance.json                 command, commit, hardware, versions, and the data with their content hash
+    summary.json, summary.md        what the run came to, written when its seeds have been trained
+    seed_N/
+        checkpoints/step_XXXXXX/    see `store.checkpoint`
+        metrics.jsonl               see `store.metrics`
+        episodes.csv                every episode of every evaluated checkpoint, see `store.rows`
+        fresh.csv                   the best checkpoint again, on held-out starts (only where that was asked for)
+        log.txt, events.jsonl       what the seed's worker process printed, and the events of a job
+        .lock                       held by the process that trains the seed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from immiscible_policy.cli import CommandError, one_line, parse_range
+from immiscible_policy.provenance import without_places
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.checkpoint import (
+    METADATA,
+    OPTIMIZER,
+    Checkpoint,
+    CheckpointError,
+    read_checkpoint,
+    save_checkpoint,
+)
+from immiscible_policy.store.metrics import MetricsFile, read_metrics
+from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
+
+SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
+"""Settings of a run that say where and how it is trained, not what."""
+CONFIG, PROVENANCE, SUMMARY, SUMMARY_TEXT = "config.yaml", "provenance.json", "summary.json", "summary.md"
+CHECKPOINTS, EPISODES, FRESH, METRICS = "checkpoints", "episodes.csv", "fresh.csv", "metrics.jsonl"
+SEED, STEP = "seed_", "step_"
+
+
+class Missing(NamedTuple):
+    """What a run's evaluation lacks of what its settings plan.
+
+    Attributes:
+        seeds: Training seeds without a completely evaluated checkpoint.
+        steps: By training seed, the checkpoints that were not evaluated completely; only seeds that lack some.
+        unfinished: Training seeds whose last checkpoint was not evaluated completely, those of `seeds` among them.
+    """
+
+    seeds: list[int]
+    steps: dict[int, list[int]]
+    unfinished: list[int]
+
+
+class RunDirectory:
+    """One training: its settings, its origin, and a directory for each training seed.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / CONFIG).is_file()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved options, as they were written.
+
+        Raises:
+            ValueError: If this is no run directory, or the file is damaged.
+        """
+        file = self.path / CONFIG
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path} is no directory; give a run's directory (with {CONFIG} and {SEED}N/)")
+        if not file.is_file():
+            below = ", ".join(run.name for run in find_runs(self.path))
+            hint = f"; it holds the runs {below}: give one of them" if below else ""
+            raise ValueError(f"{self.path} is no run: it has no {CONFIG}{hint}")
+        try:
+            config = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is damaged: {one_line(error)}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} holds no settings; the run is torn, train it again")
+        return config
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result; its data by their content where that is recorded, wherever they lay."""
+        content = self.data_hash
+        known = {} if content is None else {"data": f"of content {content[:12]}"}
+        return {key: value for key, value in self.config.items() if key not in SETTINGS_OF_PLACE} | known
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What `provenance.json` records; empty where there is none."""
+        file = self.path / PROVENANCE
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @property
+    def data_hash(self) -> str | None:
+        """Content hash of the data that it is trained on, if it is recorded."""
+        return self.provenance.get("data", {}).get("content_hash")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Its provenance without the places where files happened to lie; empty where there is none."""
+        origin = self.provenance
+        if "path" in origin.get("data", {}):
+            origin["data"]["path"] = Path(origin["data"]["path"]).name
+        return origin | {"command": without_places(origin["command"])} if "command" in origin else origin
+
+    def begin(self, config: str, provenance: Mapping[str, Any]) -> None:
+        """Write options (YAML) and provenance; the options last, as they make it a run."""
+        write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
+        write_atomically(self.path / CONFIG, config.encode())
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a run may be begun here: nothing is there, or what is left of a start that was cut short."""
+        leftovers = (PROVENANCE, f".{PROVENANCE}.", f".{CONFIG}.")
+        return not self.path.exists() or all(path.name.startswith(leftovers) for path in self.path.iterdir())
+
+    # Training seeds and their checkpoints
+
+    def seed(self, number: int) -> SeedDirectory:
+        """The directory of a training seed."""
+        return SeedDirectory(self, number)
+
+    def seeds(self) -> list[int]:
+        """Training seeds that have a directory, ascending.
+
+        Raises:
+            ValueError: If a directory is called like one but names no number.
+        """
+        names = [path.name.removeprefix(SEED) for path in self.path.glob(f"{SEED}*") if path.is_dir()]
+        for name in names:
+            if not name.isdecimal():
+                raise ValueError(f"{self.path / (SEED + name)}: the name must be {SEED}N with a whole number N")
+        return sorted(map(int, names))
+
+    def checkpoints(self) -> dict[int, list[Checkpoint]]:
+        """The complete checkpoints of each training seed that keeps some, oldest first."""
+        kept = {number: self.seed(number).checkpoints() for number in self.seeds()}
+        return {number: checkpoints for number, checkpoints in kept.items() if checkpoints}
+
+    def is_finished(self, seeds: Sequence[int] | None = None, steps: int | None = None) -> bool:
+        """Whether every seed has its last checkpoint and the run is summarised.
+
+        Args:
+            seeds: Training seeds; those of its options by default.
+            steps: Steps of the training; those of its options by default.
+        """
+        seeds = self.planned_seeds() if seeds is None else seeds
+        steps = self.config["steps"] if steps is None else steps
+        return (self.path / SUMMARY).is_file() and all(self.seed(number).is_finished(steps) for number in seeds)
+
+    # Episodes
+
+    def episodes(self) -> dict[int, list[EpisodeRow]]:
+        """The episodes of every training seed that was evaluated.
+
+        Raises:
+            ValueError: If this is no run directory, or no episode has been evaluated in it.
+        """
+        rows = self._rows(lambda seed: seed.episodes())
+        if not rows:
+            raise ValueError(f"{self.path} has no evaluated episodes ({SEED}N/{EPISODES}); evaluate it first")
+        return rows
+
+    def fresh(self) -> dict[int, list[EpisodeRow]]:
+        """The episodes on held-out starts, of every training seed that has some."""
+        return self._rows(lambda seed: seed.fresh())
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether some seed has a file of episodes."""
+        return any((self.seed(number).path / EPISODES).exists() for number in self.seeds())
+
+    def missing(self, seeds: Sequence[int] | None = None) -> Missing:
+        """What its evaluation lacks of what was planned.
+
+        Args:
+            seeds: Training seeds that it should have; those of its options by default.
+        """
+        _, tables = complete(self.episodes() if self.is_evaluated else {})
+        evaluated = {number: list(table) for number, table in tables.items()}
+        wanted = self.planned_seeds() if seeds is None else list(seeds)
+        plan = self.planned_steps() or sorted(set().union(*evaluated.values()))
+        lacking = {number: sorted(set(plan) - set(steps)) for number, steps in evaluated.items()}
+        return Missing(
+            seeds=sorted(set(wanted) - evaluated.keys()),
+            steps={number: steps for number, steps in lacking.items() if steps},
+            unfinished=[number for number in wanted if plan[-1:] != evaluated.get(number, [])[-1:]],
+        )
+
+    def planned_seeds(self) -> list[int]:
+        """Training seeds of its options; those that it has where the options do not say."""
+        config = self.config
+        return parse_range("seed", str(config["seed"])) if "seed" in config else self.seeds()
+
+    def planned_steps(self) -> list[int]:
+        """Steps at which its options evaluate (`training.loop.Schedule.due`); empty where they do not say."""
+        config = self.config
+        every, steps = config.get("eval_every") or config.get("checkpoint_every"), config.get("steps")
+        if not steps:
+            return []
+        return sorted({*range(every, steps + 1, every), steps}) if every else []
+
+    # Summary
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The content of `summary.json`, if it was written."""
+        file = self.path / SUMMARY
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_summary(self, summary: Mapping[str, Any], text: str | None = None) -> None:
+        """Write what the run came to, for programs and, where there is a text, for people."""
+        write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        if text is not None:
+            write_atomically(self.path / SUMMARY_TEXT, text.encode())
+
+    def forget_summary(self) -> None:
+        """Remove `summary.json` before training goes on: where there is one, it is about all seeds."""
+        (self.path / SUMMARY).unlink(missing_ok=True)
+
+    def _rows(self, read: Callable[[SeedDirectory], list[EpisodeRow]]) -> dict[int, list[EpisodeRow]]:
+        self.config  # noqa: B018  # refuses what is no run before its seeds are looked at
+        rows = {number: read(self.seed(number)) for number in self.seeds()}
+        return {number: of_seed for number, of_seed in rows.items() if of_seed}
+
+
+class SeedDirectory:
+    """What one training seed of a run keeps."""
+
+    def __init__(self, run: RunDirectory, number: int) -> None:
+        self.run, self.number = run, number
+        self.path = run.path / f"{SEED}{number}"
+        self.log = self.path / "log.txt"
+        self.events = self.path / "events.jsonl"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the seed's lock, which the system releases even when this process is killed.
+
+        Raises:
+            CommandError: If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CommandError(f"{self.path} is being trained by another process; wait for it or stop it") from None
+            yield
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All complete checkpoints, oldest first."""
+        return [read_checkpoint(path) for path in self._complete()]
+
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint; None before the first. Older ones are not looked at."""
+        complete = self._complete()
+        return read_checkpoint(complete[-1]) if complete else None
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint of a step.
+
+        Raises:
+            CheckpointError: If it was not kept.
+        """
+        path = self.checkpoint_path(step)
+        if not (path / METADATA).is_file():
+            raise CheckpointError(f"{self.path}: the checkpoint of step {step} was not kept")
+        return read_checkpoint(path)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or would."""
+        return self.path / CHECKPOINTS / f"{STEP}{step:06d}"
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether it has its last checkpoint."""
+        newest = self.newest()
+        return newest is not None and newest.step >= steps
+
+    def save(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint under the step that its metadata name, as `save_checkpoint`."""
+        save_checkpoint(self.checkpoint_path(metadata["step"]), metadata, tensors)
+
+    def tidy(self, keep: str, scores: Mapping[int, float]) -> None:
+        """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
+
+        Args:
+            keep: `all` or `last+best`.
+            scores: Score of each evaluated step; the best of those on disk is kept, the earliest of equals.
+        """
+        for draft in (self.path / CHECKPOINTS).glob(f".{STEP}*.draft"):
+            shutil.rmtree(draft)
+        checkpoints = self.checkpoints()
+        scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in scores]
+        best = max(scored, key=lambda step: (scores[step], -step), default=None)
+        for checkpoint in checkpoints[:-1]:
+            (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
+            if keep == "last+best" and checkpoint.step != best:
+                doomed = checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.path.name}.draft"))
+                shutil.rmtree(doomed)  # if the process is killed here, the next call ends it
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of its metrics, in the order of training."""
+        return read_metrics(self.path / METRICS)
+
+    def append_metrics(self, resume_step: int) -> MetricsFile:
+        """Its metrics, open for the rows after a step."""
+        return MetricsFile(self.path / METRICS, resume_step)
+
+    def episodes(self) -> list[EpisodeRow]:
+        """Its evaluated episodes; none before the first evaluation."""
+        return read_rows(self.path / EPISODES) if (self.path / EPISODES).exists() else []
+
+    def fresh(self) -> list[EpisodeRow]:
+        """Its episodes on held-out starts."""
+        return read_rows(self.path / FRESH) if (self.path / FRESH).exists() else []
+
+    def append_episodes(self, rows: Iterable[EpisodeRow]) -> None:
+        """Add evaluated episodes."""
+        append_rows(self.path / EPISODES, rows)
+
+    def append_fresh(self, rows: Iterable[EpisodeRow]) -> None:
+        """Add episodes on held-out starts."""
+        append_rows(self.path / FRESH, rows)
+
+    def _complete(self) -> list[Path]:
+        paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]
+        return sorted(paths, key=lambda path: int(path.name.removeprefix(STEP)))
+
+
+def find_runs(directory: Path) -> list[RunDirectory]:
+    """The runs that lie in a directory, by name."""
+    return [RunDirectory(file.parent) for file in sorted(directory.glob(f"*/{CONFIG}"))]
+
+
+def run_of(checkpoint: Path) -> SeedDirectory | None:
+    """The seed of a run that a checkpoint lies in; None for one that lies elsewhere."""
+    parents = checkpoint.absolute().parents
+    if len(parents) < 3 or parents[0].name != CHECKPOINTS or not parents[1].name.startswith(SEED):
+        return None
+    run = RunDirectory(parents[2])
+    return run.seed(int(parents[1].name.removeprefix(SEED))) if run.exists else None
