@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.image.data.files import ImageFile, Source, depth, find, open_source
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.files import find, open_source
+from immiscible_policy.image.data.listing import Dataset, Listing
 
 SPLITS = ("train", "valid", "test")
-EXACT = (178, 218)
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 WANTED = (
     f"CelebA is {IMAGES}.zip (or that folder, unpacked) with {PARTITION} beside it, both from "
@@ -31,26 +30,20 @@ def list_celeba(path: Path, split: str) -> Listing:
     Raises:
         ValueError: If images or list are missing, or the list names an image that is not there.
     """
-    source = _source(path)
+    archive = path / f"{IMAGES}.zip"
+    source = open_source(archive if archive.is_file() and not (path / IMAGES).is_dir() else path, WANTED)
     within = find(source, IMAGES) or ""
-    there = {file.name: file for file in source.images(within) if depth(file) == 0}
+    there = {file.name: file for file in source.images(within) if file.depth == 0}
     if not there:
         raise ValueError(f"{path} holds no images of CelebA; {WANTED}")
-    names = _names(_partition(path), split)
-    return Listing(source, within, [_known(there, name, path) for name in sorted(names)])
-
-
-def _source(path: Path) -> Source:
-    archive = path / f"{IMAGES}.zip"
-    return open_source(archive if archive.is_file() and not (path / IMAGES).is_dir() else path, WANTED)
-
-
-def _partition(path: Path) -> Path:
-    """The list of splits: in the folder, or beside the folder or the zip."""
-    for place in (path / PARTITION, path.parent / PARTITION):
-        if place.is_file():
-            return place
-    raise ValueError(f"{path}: {PARTITION} is missing; {WANTED}")
+    partition = next((place for place in (path / PARTITION, path.parent / PARTITION) if place.is_file()), None)
+    if partition is None:
+        raise ValueError(f"{path}: {PARTITION} is missing; {WANTED}")
+    names = sorted(_names(partition, split))
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise ValueError(f"{path} lacks {absent[0]}, which {PARTITION} names; is it unpacked completely?")
+    return Listing(source, within, [there[name] for name in names])
 
 
 def _names(partition: Path, split: str) -> list[str]:
@@ -64,7 +57,4 @@ def _names(partition: Path, split: str) -> list[str]:
     return names
 
 
-def _known(there: dict[str, ImageFile], name: str, path: Path) -> ImageFile:
-    if name not in there:
-        raise ValueError(f"{path} lacks {name}, which {PARTITION} names; is it unpacked completely?")
-    return there[name]
+CELEBA = Dataset("CelebA", SPLITS, WANTED, list_celeba, size=64, exact=(178, 218))

@@ -1,4 +1,8 @@
-"""CIFAR-10: a folder of images, a zip of one, or torchvision's directory; prompts are the class names."""
+"""CIFAR-10: a folder of images, a zip of one, or torchvision's directory; prompts are the class names.
+
+Images of a folder or a zip come class by class in turn, in the order of their names, so that any first n of them hold
+every class alike; torchvision's come in its own order.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,11 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.image.data.cache import cached
-from immiscible_policy.image.data.checks import require_limit, require_path, require_split
 from immiscible_policy.image.data.decode import Decoder, Shape
-from immiscible_policy.image.data.files import class_of, depth, find, in_turn, open_source
-from immiscible_policy.image.data.listing import Listing
-from immiscible_policy.image.data.pixels import require_divisor, shrink
+from immiscible_policy.image.data.files import find, in_turn, open_source
+from immiscible_policy.image.data.listing import Dataset, Listing
 
 SIDE = 32
-SPLITS = ("train", "test")
 SHAPE = Shape(SIDE, exact=(SIDE, SIDE), rgb=True)
 BATCHES = "cifar-10-batches-py"
 WANTED = (
@@ -24,57 +25,31 @@ WANTED = (
 )
 
 
-def load_cifar10(path: Path | str, split: str = "train", limit: int | None = None, size: int | None = None) -> Tensor:
-    """Read CIFAR-10 into memory.
-
-    Images of a folder or a zip come class by class in turn, in the order of their names, so that any first n of them
-    hold every class alike; torchvision's come in its own order.
-
-    Args:
-        path: A folder with `train/CLASS/NAME.png` (or .jpg; perhaps one folder further down), a zip of one, or
-            torchvision's data set directory.
-        split: `train` or `test`.
-        limit: Only the first so many images; None for all.
-        size: Side to average the images to, see `shrink`; None leaves 32.
-
-    Returns:
-        Images (N, 3, S, S), uint8.
+def read_cifar10(path: Path, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
+    """Images (N, 3, 32, 32), uint8, and the name of each one's class.
 
     Raises:
-        ValueError: If the path is missing or holds no such data set, an image cannot be read or is not 32x32 RGB, or
-            split, limit or size is unusable.
+        ValueError: If the path holds no such data set, or an image cannot be read or is not 32x32 RGB.
     """
-    if size is not None:
-        require_divisor(size, SIDE)
-    images, _ = read_cifar10(Path(path), split, limit)
-    return images if size is None else shrink(images, size)
-
-
-def read_cifar10(path: Path, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, 32, 32), uint8, and the name of each one's class; see `load_cifar10`."""
-    require_split("CIFAR-10", split, SPLITS)
-    require_limit(limit)
-    require_path(path, WANTED)
-    if path.name == BATCHES:
-        path = path.parent
-    if (path / BATCHES).is_dir():
-        return _from_torchvision(path, split, limit)
+    root = path.parent if path.name == BATCHES else path
+    if (root / BATCHES).is_dir():
+        return _from_torchvision(root, split, limit)
     listing = list_cifar10(path, split).first(limit)
-    return cached(listing, SHAPE, Decoder(listing, SHAPE).all), list(listing.texts or ())
+    return cached(Decoder(listing, SHAPE)), list(listing.texts or ())
 
 
 def list_cifar10(path: Path, split: str) -> Listing:
-    """The images of a folder or a zip.
+    """The images of a folder or a zip, `train/CLASS/NAME.png` at its top or one folder further down.
 
     Raises:
         ValueError: If there are none.
     """
     source = open_source(path, WANTED)
     within = find(source, split)
-    files = [] if within is None else in_turn(file for file in source.images(within) if depth(file) == 1)
+    files = [] if within is None else in_turn(file for file in source.images(within) if file.depth == 1)
     if not files:
         raise ValueError(f"{path} holds no {split} images; {WANTED}")
-    return Listing(source, within or "", files, [class_of(file).replace("_", " ") for file in files])
+    return Listing(source, within or "", files, [file.class_name.replace("_", " ") for file in files])
 
 
 def _from_torchvision(root: Path, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
@@ -90,3 +65,6 @@ def _from_torchvision(root: Path, split: str, limit: int | None) -> tuple[Tensor
         raise ValueError(f"{root / BATCHES}: {error}") from None
     images = torch.from_numpy(data.data[:limit]).permute(0, 3, 1, 2).contiguous()  # from (N, 32, 32, 3)
     return images, [data.classes[label] for label in data.targets[:limit]]
+
+
+CIFAR10 = Dataset("CIFAR-10", ("train", "test"), WANTED, list_cifar10, size=SIDE)

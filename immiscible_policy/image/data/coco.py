@@ -10,10 +10,9 @@ import zlib
 from collections import defaultdict
 from pathlib import Path
 
-from immiscible_policy.image.data.files import depth, open_folder
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.files import open_source
+from immiscible_policy.image.data.listing import Dataset, Listing
 
-SPLITS = ("train", "val")
 WANTED = (
     "MS-COCO is a folder with train2017/*.jpg and annotations/captions_train2017.json (train2017.zip, val2017.zip and "
     "annotations_trainval2017.zip of cocodataset.org, unpacked)"
@@ -33,16 +32,16 @@ def list_coco(path: Path, split: str) -> Listing:
     Raises:
         ValueError: If images or captions are missing.
     """
-    source, within = open_folder(path, WANTED), f"{split}2017"
-    there = source.images(within) if source.has(within) else ()
-    files = sorted(file for file in there if depth(file) == 0)
+    source, within = open_source(path, WANTED, zips=False), f"{split}2017"
+    files = sorted(file for file in source.images(within) if file.depth == 0)
     if not files:
         raise ValueError(f"{path} holds no {within}/*.jpg; {WANTED}")
     captions = _captions(path / "annotations" / f"captions_{within}.json")
-    bare = [file.name for file in files if not captions.get(file.name)]
+    bare = [file.name for file in files if not captions[file.name]]
     if bare:
         raise ValueError(f"{path}: {within}/{bare[0]} has no caption, as {len(bare)} of {len(files)} images; {WANTED}")
-    return Listing(source, within, files, [_one_of(captions[file.name], file.name) for file in files])
+    texts = [captions[file.name][zlib.crc32(file.name.encode()) % len(captions[file.name])] for file in files]
+    return Listing(source, within, files, texts)
 
 
 def _captions(annotations: Path) -> dict[str, list[str]]:
@@ -60,5 +59,4 @@ def _captions(annotations: Path) -> dict[str, list[str]]:
     return captions
 
 
-def _one_of(captions: list[str], name: str) -> str:
-    return captions[zlib.crc32(name.encode()) % len(captions)]
+COCO = Dataset("MS-COCO", ("train", "val"), WANTED, list_coco, size=256)

@@ -19,12 +19,22 @@ class ImageFile(NamedTuple):
     Attributes:
         name: Below the folder that was listed, with `/` between folders.
         size: Bytes.
-        stamp: Another one if the content is another: CRC-32 in a zip, time of modification in a folder [ns].
+        stamp: Changes with the content: CRC-32 in a zip, time of modification in a folder [ns].
     """
 
     name: str
     size: int
     stamp: int
+
+    @property
+    def depth(self) -> int:
+        """Number of folders around the image."""
+        return self.name.count("/")
+
+    @property
+    def class_name(self) -> str:
+        """Name of the folder that the image lies in, underscores as they are; empty at the top."""
+        return PurePosixPath(self.name).parent.name
 
 
 class Source(Protocol):
@@ -65,7 +75,15 @@ class Folder:
 
     def images(self, folder: str) -> Iterator[ImageFile]:
         """All images at any depth below a folder."""
-        return _walk(self.path / folder, "")
+        top = self.path / folder
+        for directory, folders, names in os.walk(top, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            within = "" if Path(directory) == top else f"{Path(directory).relative_to(top).as_posix()}/"
+            for name in filter(_is_image, names):
+                path = os.path.join(directory, name)
+                if os.path.isfile(path):  # no broken link
+                    status = os.stat(path)
+                    yield ImageFile(within + name, status.st_size, status.st_mtime_ns)
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -76,15 +94,14 @@ class Zip:
     """A zip archive, which stays open.
 
     Raises:
-        zipfile.BadZipFile: If the file is no zip archive.
+        zipfile.BadZipFile: If the file is not a zip archive.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive = zipfile.ZipFile(path)  # locks the file while a thread reads from it
         self._files = [info for info in self._archive.infolist() if not info.is_dir()]
-        parents = {info.filename.rpartition("/")[0] for info in self._files}
-        self._folders = {str(folder) for parent in parents for folder in PurePosixPath(parent, ".x").parents}
+        self._folders = {str(folder) for info in self._files for folder in PurePosixPath(info.filename).parents}
 
     def folders(self) -> set[str]:
         """Names of the folders at the top."""
@@ -107,23 +124,15 @@ class Zip:
         return self._archive.read(name)
 
 
-def open_folder(path: Path, wanted: str) -> Folder:
-    """A directory.
-
-    Raises:
-        ValueError: If it is a file; the message ends with what is wanted.
-    """
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file; {wanted}")
-    return Folder(path)
-
-
-def open_source(path: Path, wanted: str) -> Source:
+def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:
     """A directory, or a file that is a zip archive.
 
     Raises:
-        ValueError: If it is a file but no zip archive; the message ends with what is wanted.
+        ValueError: If it is a file and not a zip archive, or a file where `zips` is false; the message ends with what
+            is wanted.
     """
+    if path.is_file() and not zips:
+        raise ValueError(f"{path} is a file; {wanted}")
     try:
         return Zip(path) if path.is_file() else Folder(path)
     except zipfile.BadZipFile:
@@ -137,33 +146,12 @@ def find(source: Source, *names: str) -> str | None:
     return next((place for place in places if source.has(place)), None)
 
 
-def class_of(file: ImageFile) -> str:
-    """Name of the folder that an image lies in; empty at the top."""
-    return file.name.rpartition("/")[0].rpartition("/")[2]
-
-
-def depth(file: ImageFile) -> int:
-    """Number of folders around an image."""
-    return file.name.count("/")
-
-
 def in_turn(files: Iterable[ImageFile]) -> list[ImageFile]:
     """Images CLASS/NAME sorted by name, the classes in turn, so that any first n hold every class alike."""
     classes: dict[str, list[ImageFile]] = defaultdict(list)
     for file in sorted(files):
-        classes[class_of(file)].append(file)
+        classes[file.class_name].append(file)
     return [file for file in chain.from_iterable(zip_longest(*classes.values())) if file is not None]
-
-
-def _walk(folder: Path | str, within: str) -> Iterator[ImageFile]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{within}{entry.name}"
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from _walk(entry.path, f"{name}/")
-            elif entry.is_file() and _is_image(name):
-                status = entry.stat()
-                yield ImageFile(name, status.st_size, status.st_mtime_ns)
 
 
 def _is_image(name: str) -> bool:

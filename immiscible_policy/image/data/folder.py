@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.image.data.files import Source, Zip, class_of, depth, in_turn, open_source
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.files import Zip, in_turn, open_source
+from immiscible_policy.image.data.listing import Dataset, Listing
 
-SPLITS = ("train",)
 WANTED = "it should be a folder (or a zip of one) of .jpg or .png images, flat or as CLASS/NAME.jpg"
 
 
@@ -21,19 +20,17 @@ def list_folder(path: Path, split: str) -> Listing:
         ValueError: If there are none, or not all lie alike.
     """
     source = open_source(path, WANTED)
-    within = _top(source)
+    tops = {file.name.partition("/")[0] for file in source.images("")} if isinstance(source, Zip) else set()
+    around = tops.pop() if len(tops) == 1 else ""  # the folder that a zip was made of, if it is in the zip
+    within = around if source.has(around) else ""
     files = in_turn(source.images(within))
     if not files:
         raise ValueError(f"{path} holds no images; {WANTED}")
-    deepest, highest = max(files, key=depth), min(files, key=depth)
-    if depth(deepest) > 1 or depth(deepest) != depth(highest):
+    highest, deepest = (choose(files, key=lambda file: file.depth) for choose in (min, max))
+    if deepest.depth > 1 or deepest.depth != highest.depth:
         raise ValueError(f"{path} holds {highest.name} and {deepest.name}; {WANTED}")
-    classes = [class_of(file).replace("_", " ") for file in files]
+    classes = [file.class_name.replace("_", " ") for file in files]
     return Listing(source, within, files, classes if all(classes) else None)
 
 
-def _top(source: Source) -> str:
-    """The folder that a zip was made of, if it is in the zip; otherwise the top."""
-    tops = {file.name.partition("/")[0] for file in source.images("")} if isinstance(source, Zip) else set()
-    only = tops.pop() if len(tops) == 1 else ""
-    return only if source.has(only) else ""
+FOLDER = Dataset("a folder", ("train",), WANTED, list_folder, size=None)

@@ -5,13 +5,11 @@ Some images are grayscale or CMYK; they become RGB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from immiscible_policy.image.data.files import class_of, depth, find, in_turn, open_folder
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.files import find, in_turn, open_source
+from immiscible_policy.image.data.listing import Dataset, Listing
 
-SPLITS = ("train", "val")
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
 WANTED = (
@@ -30,24 +28,18 @@ def list_imagenet(path: Path, split: str) -> Listing:
     Raises:
         ValueError: If images or class names are missing.
     """
-    source = open_folder(path, WANTED)
+    source = open_source(path, WANTED, zips=False)
     within = find(source, split, f"{KAGGLE}/{split}")
-    files = [] if within is None else in_turn(file for file in source.images(within) if depth(file) == 1)
+    files = [] if within is None else in_turn(file for file in source.images(within) if file.depth == 1)
     if within is None or not files:
         raise ValueError(f"{path} holds no {split}/nXXXXXXXX/*.JPEG; {WANTED}")
-    names = _class_names(path / within, {class_of(file) for file in files})
-    return Listing(source, within, files, [names[class_of(file)] for file in files])
-
-
-def _class_names(split: Path, classes: Iterable[str]) -> dict[str, str]:
-    """The first name of every class, from lines `n01440764 tench, Tinca tinca`."""
-    listed = _names_file(split)
+    listed = _names_file(path / within)
     lines = (line.split(maxsplit=1) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
-    names = {words[0]: words[-1].split(",")[0].strip() for words in lines}
-    unnamed = sorted(set(classes) - set(names))
+    names = {words[0]: words[-1].split(",")[0].strip() for words in lines}  # from `n01440764 tench, Tinca tinca`
+    unnamed = sorted({file.class_name for file in files} - names.keys())
     if unnamed:
-        raise ValueError(f"{listed} names no class {unnamed[0]}, a folder of {split}")
-    return names
+        raise ValueError(f"{listed} names no class {unnamed[0]}, a folder of {path / within}")
+    return Listing(source, within, files, [names[file.class_name] for file in files])
 
 
 def _names_file(split: Path) -> Path:
@@ -57,3 +49,6 @@ def _names_file(split: Path) -> Path:
             if (place / name).is_file():
                 return place / name
     raise ValueError(f"{split.parent / NAMES[0]} is missing, nor is there {' or '.join(NAMES[1:])}; {WANTED}")
+
+
+IMAGENET = Dataset("ImageNet", ("train", "val"), WANTED, list_imagenet, size=256)

@@ -53,7 +53,7 @@ class MemoryImages:
     Attributes:
         stored: The images (N, 3, T, T), uint8, T <= S; those of T < S are enlarged when asked for.
         size: Side S of what `pixels` returns.
-        content_hash: Of every pixel, the prompts and the sides, see `in_memory`.
+        content_hash: Hash of every pixel, the prompts and the sides, see `in_memory`.
         texts: One prompt per row, or None.
     """
 
@@ -62,17 +62,12 @@ class MemoryImages:
     content_hash: str
     texts: Sequence[str] | None = None
 
-    @property
-    def device(self) -> torch.device:
-        """Where pixels are returned."""
-        return self.stored.device
-
     def __len__(self) -> int:
         return len(self.stored)
 
     def pixels(self, rows: Tensor) -> Tensor:
         """Images (B, 3, S, S), uint8, of some rows (B,)."""
-        return enlarge(self.stored[rows.to(self.device)], self.size)
+        return enlarge(self.stored[rows.to(self.stored.device)], self.size)
 
     def prompts(self, rows: Tensor) -> list[str] | None:
         """Prompts of some rows (B,); None if the set has none."""
@@ -91,7 +86,7 @@ class DiskImages:
 
     Attributes:
         decoder: Reads them.
-        content_hash: Of names, sizes and prompts, see `Listing.names_hash`, and of the side S: not of the pixels.
+        content_hash: Hash of names, sizes and prompts, see `Listing.names_hash`, and of the side S: not of the pixels.
         device: Where pixels are returned.
     """
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from immiscible_policy.image.data.files import ImageFile, Source
 
@@ -50,6 +51,27 @@ class Listing:
 
     def _path(self, row: int) -> str:
         return f"{self.within}/{self.files[row].name}".removeprefix("/")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as it is published.
+
+    Attributes:
+        name: As people write it.
+        splits: Its parts.
+        wanted: What to download, from where, and how it must lie.
+        find: (path, split) -> its images.
+        size: Side unless another is asked for; None if one must be.
+        exact: Width and height of every published image; None if they differ.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    wanted: str
+    find: Callable[[Path, str], Listing]
+    size: int | None
+    exact: tuple[int, int] | None = None
 
 
 def digest(lines: Iterable[str]) -> str:

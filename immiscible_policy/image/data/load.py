@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from immiscible_policy.image.data import celeba, cifar10, coco, folder, imagenet
+import torch
+from torch import Tensor
+
 from immiscible_policy.image.data.cache import cached
-from immiscible_policy.image.data.checks import require_limit, require_path, require_split
+from immiscible_policy.image.data.celeba import CELEBA
+from immiscible_policy.image.data.cifar10 import CIFAR10, SIDE, read_cifar10
+from immiscible_policy.image.data.coco import COCO
 from immiscible_policy.image.data.decode import Decoder, Shape
-from immiscible_policy.image.data.images import Images, MemoryImages, in_memory, on_disk
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.folder import FOLDER
+from immiscible_policy.image.data.imagenet import IMAGENET
+from immiscible_policy.image.data.images import Images, in_memory, on_disk
 from immiscible_policy.image.data.pixels import require_divisor, shrink
 
 MEMORY_BYTES = 4 * 2**30
 """Pixels that are held whole: CelebA at 64 takes 2.5 GB, MS-COCO at 256 takes 23 GB."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A data set that is cropped and resized as it is read.
-
-    Attributes:
-        name: As people write it.
-        splits: Its parts.
-        wanted: What to download, from where, and how it must lie.
-        find: (path, split) -> its images.
-        size: Side unless another is asked for; None if one must be.
-        exact: Width and height of every published image; None if they differ.
-    """
-
-    name: str
-    splits: tuple[str, ...]
-    wanted: str
-    find: Callable[[Path, str], Listing]
-    size: int | None
-    exact: tuple[int, int] | None = None
-
-
-PUBLISHED = {
-    "celeba": Published("CelebA", celeba.SPLITS, celeba.WANTED, celeba.list_celeba, 64, celeba.EXACT),
-    "imagenet": Published("ImageNet", imagenet.SPLITS, imagenet.WANTED, imagenet.list_imagenet, 256),
-    "coco": Published("MS-COCO", coco.SPLITS, coco.WANTED, coco.list_coco, 256),
-    "folder": Published("a folder", folder.SPLITS, folder.WANTED, folder.list_folder, None),
-}
-DATASETS = ("cifar10", *PUBLISHED)
+DATASETS = {"cifar10": CIFAR10, "celeba": CELEBA, "imagenet": IMAGENET, "coco": COCO, "folder": FOLDER}
 
 
 def load_images(
@@ -70,29 +44,31 @@ def load_images(
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset={dataset}: known are {', '.join(DATASETS)}")
+    data, path = DATASETS[dataset], Path(path)
     if size is not None and size < 1:
         raise ValueError(f"size={size}: needs 1 or more pixels")
-    require_limit(limit)
-    if dataset == "cifar10":
-        return _cifar10(Path(path), split, size or cifar10.SIDE, limit)
-    return _published(PUBLISHED[dataset], Path(path), split, size, limit)
-
-
-def _cifar10(path: Path, split: str, size: int, limit: int | None) -> MemoryImages:
-    if size < cifar10.SIDE:
-        require_divisor(size, cifar10.SIDE)
-    images, classes = cifar10.read_cifar10(path, split, limit)
-    return in_memory(shrink(images, min(size, cifar10.SIDE)), size, classes)
-
-
-def _published(data: Published, path: Path, split: str, size: int | None, limit: int | None) -> Images:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: needs 1 or more images, or None for all")
     side = size or data.size
     if side is None:
         raise ValueError(f"size=None: {data.name} needs the side that its images are resized to, as in size=64")
-    require_split(data.name, split, data.splits)
-    require_path(path, data.wanted)
-    listing, shape = data.find(path, split).first(limit), Shape(side, data.exact)
-    decoder = Decoder(listing, shape)
+    if dataset == "cifar10" and side < SIDE:
+        require_divisor(side, SIDE)
+    if split not in data.splits:
+        raise ValueError(f"split={split}: {data.name} has {', '.join(data.splits)}")
+    if not path.exists():
+        raise ValueError(f"{path} is missing; {data.wanted}")
+    if dataset == "cifar10":
+        images, classes = read_cifar10(path, split, limit)
+        return in_memory(shrink(images, min(side, SIDE)), side, classes)
+    listing = data.find(path, split).first(limit)
+    decoder = Decoder(listing, Shape(side, data.exact))
     if len(listing.files) * 3 * side**2 > MEMORY_BYTES:
         return on_disk(decoder)
-    return in_memory(cached(listing, shape, decoder.all), side, listing.texts)
+    return in_memory(cached(decoder), side, listing.texts)
+
+
+def load_cifar10(path: Path | str, split: str = "train", limit: int | None = None, size: int | None = None) -> Tensor:
+    """The pixels of CIFAR-10 (N, 3, S, S), uint8; arguments and errors as `load_images`."""
+    images = load_images("cifar10", path, split=split, limit=limit, size=size)
+    return images.pixels(torch.arange(len(images)))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from immiscible_policy.image.data.files import ImageFile, class_of, depth, find, in_turn, open_source
+from immiscible_policy.image.data.files import ImageFile, find, in_turn, open_source
 from tests.image.data.layouts import zipped, zipped_backwards
 
 
@@ -71,8 +71,8 @@ def test_classes_take_turns_until_the_smaller_ones_are_empty():
 
 
 def test_class_and_depth_of_a_name():
-    assert [class_of(ImageFile(name, 1, 0)) for name in ("a.png", "cat/a.png", "x/cat/a.png")] == ["", "cat", "cat"]
-    assert [depth(ImageFile(name, 1, 0)) for name in ("a.png", "cat/a.png", "x/cat/a.png")] == [0, 1, 2]
+    assert [ImageFile(name, 1, 0).class_name for name in ("a.png", "cat/a.png", "x/cat/a.png")] == ["", "cat", "cat"]
+    assert [ImageFile(name, 1, 0).depth for name in ("a.png", "cat/a.png", "x/cat/a.png")] == [0, 1, 2]
 
 
 def test_a_link_that_leads_nowhere_is_no_image(folder):
