@@ -34,13 +34,13 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
 from immiscible_policy.lab.report import panels, table
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.recipes.robot import build_parts
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.store.checkpoint import read_checkpoint
 from immiscible_policy.training.options import resolve_device
 

@@ -24,8 +24,8 @@ from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.costs import distances
 from immiscible_policy.noise.solvers import SolverName, solve
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.training.options import resolve_device
 
 USAGE = """\

@@ -30,9 +30,9 @@ from immiscible_policy.evaluation.statistics import (
     interval,
 )
 from immiscible_policy.lab.report import panels, table
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
 

@@ -29,13 +29,13 @@ from benchmarks.measuring import (
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.report import panels, table
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import COUPLED, NoiseChoice, noise_options
 from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import Parts, build_parts, build_state
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.workers import own_stream

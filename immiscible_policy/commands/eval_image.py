@@ -18,7 +18,7 @@ from immiscible_policy.image.evaluation.measure import start_noise
 from immiscible_policy.image.evaluation.pictures import edits_figure
 from immiscible_policy.image.evaluation.report import Report, require_comparable, write_report
 from immiscible_policy.provenance import run_origin
-from immiscible_policy.results.plots import save_figure
+from immiscible_policy.results.writer import save_figure
 from immiscible_policy.training.options import resolve_device
 
 EDITED = 6

@@ -26,10 +26,11 @@ from immiscible_policy.lab.modality.arms import (
 )
 from immiscible_policy.lab.modality.modes import MODES, Array, shares, symmetric_starts
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.provenance import provenance, run_origin, without_places
-from immiscible_policy.results.plots import COLOURS, save_figure
 from immiscible_policy.results.text import table
+from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device

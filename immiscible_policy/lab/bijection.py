@@ -32,10 +32,10 @@ from immiscible_policy.lab.report import table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.statistics import correlation
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.store.checkpoint import Checkpoint
 
 USAGE = """\

@@ -18,9 +18,9 @@ from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.statistics import ClusterDistances, cluster_distances
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 
 USAGE = """\
 usage: python -m immiscible_policy.lab clusters [KEY=VALUE ...]

@@ -27,9 +27,9 @@ from immiscible_policy.lab.laws import expected_change
 from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import DistanceChange, distance_change
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS
 
 USAGE = """\
 usage: python -m immiscible_policy.lab distances [KEY=VALUE ...]

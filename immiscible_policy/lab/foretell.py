@@ -18,10 +18,10 @@ from immiscible_policy.evaluation.agent import load_diffusion
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED, pusht_windows
 from immiscible_policy.lab.report import panels, table
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS
 from immiscible_policy.results.summary import scores
 from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.store.rows import read_run

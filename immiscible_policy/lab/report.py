@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from immiscible_policy.results.plots import GREY
+from immiscible_policy.palette import GREY
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

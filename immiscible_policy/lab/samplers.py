@@ -22,9 +22,9 @@ from immiscible_policy.lab.steps import own_selector, policy_checkpoints
 from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS
 from immiscible_policy.store.checkpoint import Checkpoint
 
 USAGE = """\

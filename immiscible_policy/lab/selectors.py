@@ -15,10 +15,10 @@ from immiscible_policy.lab.data import DATA, SEED, pusht_windows
 from immiscible_policy.lab.report import table
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 
 USAGE = """\
 usage: python -m immiscible_policy.lab selectors [KEY=VALUE ...]

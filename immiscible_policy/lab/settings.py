@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.lab.report import table
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.grid import cell
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
 USAGE = """\

@@ -26,10 +26,10 @@ from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicte
 from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
 from immiscible_policy.lab.report import table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 from immiscible_policy.store.checkpoint import Checkpoint, newest_checkpoint
 
 USAGE = """\

@@ -17,9 +17,9 @@ from immiscible_policy.lab.data import DATA, IMAGES, SEED, cifar_images, latent_
 from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import SELECTORS, Selector, fit_potentials, make_selector
 from immiscible_policy.noise.audit import selection_seconds
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 
 USAGE = """\
 usage: python -m immiscible_policy.lab timing [KEY=VALUE ...]

@@ -20,9 +20,9 @@ from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, 
 from immiscible_policy.lab.paths import Net, Path, generate, train_net
 from immiscible_policy.lab.report import table
 from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.plots import COLOURS, GREY
 
 USAGE = """\
 usage: python -m immiscible_policy.lab toy [KEY=VALUE ...]

@@ -36,8 +36,9 @@ from immiscible_policy.recipes.noise import (
 )
 from immiscible_policy.recipes.objective import PolicyObjective, ShuffledOrder, conditions
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
-from immiscible_policy.results.plots import learning_curves, save_figure
+from immiscible_policy.results.plots import learning_curves
 from immiscible_policy.results.summary import markdown, scores, summarize
+from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.rows import EpisodeRow, append_rows, read_rows, read_run
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState

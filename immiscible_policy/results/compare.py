@@ -29,10 +29,11 @@ from immiscible_policy.evaluation.statistics import (
     sign_test,
     two_level_bootstrap,
 )
-from immiscible_policy.results.plots import comparison_figure, save_figure
+from immiscible_policy.results.plots import comparison_figure
 from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
 from immiscible_policy.results.summary import LAST, METRICS, Scores, fresh_scores, scores
-from immiscible_policy.results.text import finite, table
+from immiscible_policy.results.text import table
+from immiscible_policy.results.writer import finite, save_figure
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.rows import Run, read_run
 from immiscible_policy.store.run import SETTINGS_OF_PLACE

@@ -1,9 +1,8 @@
-"""What is measured by one command and written as JSON, Markdown and a picture: laboratory and benchmarks alike."""
+"""Programs that measure something and write it down, `python -m PACKAGE NAME`: laboratory and benchmarks alike."""
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
-from immiscible_policy.provenance import provenance, without_places
-from immiscible_policy.results.plots import save_figure
-from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.results.writer import origin_here, write_result
 
 
 class Findings(NamedTuple):
@@ -87,19 +84,8 @@ class Experiments:
         options = parse(words[1:], {**experiment.options, "out": place}, experiment.usage)
         out: Path = options.pop("out")
         require_writable("out", out / "x")
-        origin = provenance()  # of the code that is about to run
+        origin = origin_here()  # of the code that is about to run
         findings = experiment.measure(options)
-        _write(findings, origin, out / words[0])
-
-
-def _write(findings: Findings, origin: dict[str, Any], path: Path) -> None:
-    """Write JSON with its origin, text and picture beside each other, and say so."""
-    record = {**origin, "command": without_places(origin["command"]), "figures": findings.figures}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    write_atomically(path.with_suffix(".md"), f"{findings.text.strip()}\n".encode())
-    written = [f"{path}.json", f"{path}.md"]
-    if findings.picture is not None:
-        save_figure(findings.picture, path.with_suffix(".png"))
-        written.append(f"{path}.png")
-    print(f"{findings.text.strip()}\n\nsaved in {', '.join(written)}")
+        content = {"figures": findings.figures}
+        written = write_result(out / words[0], content, findings.text, findings.picture, origin=origin)
+        print(f"{findings.text.strip()}\n\nsaved in {', '.join(map(str, written))}")

@@ -18,10 +18,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.provenance import provenance, run_origin, without_places
-from immiscible_policy.results.plots import COLOURS, arms_figure, learning_curves, save_figure
+from immiscible_policy.results.plots import arms_figure, learning_curves
 from immiscible_policy.results.summary import Scores, scores
-from immiscible_policy.results.text import finite, table
+from immiscible_policy.results.text import table
+from immiscible_policy.results.writer import finite, save_figure
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.rows import Run, read_run
 

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.statistics import Array, Interval, mean_interval
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.results.summary import Scores
-from immiscible_policy.store.atomic import write_atomically
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito (2008)
-GREY = "#555555"
 LABELS = {
     "coverage": "max coverage of the goal (share)",
     "reward": "max reward, clip(coverage / 0.95)",
@@ -172,18 +159,6 @@ def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("difference with 95 % interval (grey: holds 0)")
     axes.set_title(title, fontsize=10, loc="left")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically.
-
-    Args:
-        figure: The figure.
-        path: The file.
-    """
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def _figure(panels: int) -> Figure:

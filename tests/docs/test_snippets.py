@@ -72,7 +72,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr("shutil.which", which)  # a login node of Slurm has it
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr("immiscible_envs.rendering.Window", Window)
-    monkeypatch.setattr("immiscible_policy.results.experiment.provenance", over)
+    monkeypatch.setattr("immiscible_policy.results.writer.provenance", over)
     monkeypatch.setattr("immiscible_policy.training.launchers.on_ray._require_answer", lambda cluster: None)
     monkeypatch.setattr("immiscible_policy.demos.expert.make", lambda *_: small_arrays())
     monkeypatch.setattr("immiscible_policy.demos.download.download", lambda url, out: out)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
-from immiscible_policy.results.plots import comparison_figure, learning_curves, save_figure
+from immiscible_policy.results.plots import comparison_figure, learning_curves
 from immiscible_policy.results.summary import Scores, scores
+from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.rows import read_run
 from tests.results.runs import write_run
 
@@ -62,8 +63,8 @@ def test_a_picture_is_a_png_and_always_the_same(run: dict[int, Scores], tmp_path
 def test_what_cannot_be_drawn_is_refused(run: dict[int, Scores], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 runs"):
         learning_curves({})
-    with pytest.raises(ValueError, match="8 runs cannot be told apart"):
-        learning_curves({str(index): run for index in range(8)})
+    with pytest.raises(ValueError, match="9 runs cannot be told apart"):
+        learning_curves({str(index): run for index in range(9)})
     apart = {0: run[0].at([500], run[0].starts), 1: run[1].at([1000], run[1].starts)}
     with pytest.raises(ValueError, match="share no evaluated checkpoint"):
         learning_curves({"knn": apart})

@@ -380,5 +380,5 @@ def test_a_mistake_is_refused_and_creates_nothing(
 
 def test_more_runs_than_colours_are_refused(tmp_path: Path) -> None:
     run = read_run(write_whole_run(tmp_path / "run", noisy(0, 0), "knn"))
-    with pytest.raises(ValueError, match="8 runs in one report"):
-        gather([run] * 8)
+    with pytest.raises(ValueError, match="9 runs in one report"):
+        gather([run] * 9)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from immiscible_policy.image.evaluation.curves import Curve, Reached
-from immiscible_policy.results.plots import COLOURS, GREY
+from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.store.atomic import write_atomically
 
 ENLARGED = 64

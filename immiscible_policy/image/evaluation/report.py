@@ -17,8 +17,8 @@ from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
 from immiscible_policy.provenance import provenance, without_places
-from immiscible_policy.results.plots import save_figure
-from immiscible_policy.results.text import finite, table
+from immiscible_policy.results.text import table
+from immiscible_policy.results.writer import finite, save_figure
 from immiscible_policy.store.atomic import write_atomically
 
 

@@ -23,7 +23,7 @@ from immiscible_policy.lab.modality.modes import (
     shares,
     turned,
 )
-from immiscible_policy.results.plots import COLOURS, GREY
+from immiscible_policy.palette import COLOURS, GREY
 
 MODE_COLOURS = {CLOCKWISE: COLOURS[0], COUNTER_CLOCKWISE: COLOURS[1], UNDECIDED: "#888888"}
 TITLES = {

@@ -14,8 +14,8 @@ import numpy as np
 from immiscible_policy.cli import parse_range
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.compare import Comparison, compare
-from immiscible_policy.results.plots import COLOURS
 from immiscible_policy.results.summary import Scores, scores
 from immiscible_policy.store.rows import Run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from immiscible_policy.palette import COLOURS
 from immiscible_policy.provenance import provenance
-from immiscible_policy.results.plots import COLOURS
 from immiscible_policy.results.report import sections
 from immiscible_policy.results.report.gather import Evidence, gather
 from immiscible_policy.results.report.rollouts import roll_out
@@ -18,7 +18,7 @@ from immiscible_policy.results.report.words import headline, title
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.rows import Run
 
-DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4")
+DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "5 5")
 
 
 def write_report(runs: Sequence[Run], out: Path, *, reference: int, videos: int) -> int:

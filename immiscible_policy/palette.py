@@ -1,0 +1,106 @@
+"""One look for every picture: a selector or a method has the same colour wherever it is drawn.
+
+Each colour has a contrast of at least 3 to white and to the dark page of a report (WCAG 2.2, graphical objects), and
+any two of them stay apart for readers with protanopia, deuteranopia and tritanopia (simulated as in Machado et al.
+2009; tests/test_palette.py measures both). Grey is the baseline: noise without selection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#2257f7", "#cb7505", "#097265", "#af6dbe", "#a54a05", "#1994f7", "#7253b1", "#8e9085")
+"""Blue, amber, teal, pink, rust, sky, violet, grey."""
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (1, 2.5)), (0, (9, 3)), "-")
+"""The line style that goes with each colour, for readers who see no colour."""
+BLUE, AMBER, TEAL, PINK, RUST, SKY, VIOLET, BASELINE = COLOURS
+INK, GREY, GRID, DARK = "#1a1d21", "#555b63", "#d5d9de", "#15181c"
+"""Text, quiet text and reference lines, grid lines, and the background of a dark page."""
+NAMED = {
+    "vanilla": BASELINE,
+    "knn": BLUE,
+    "linear": AMBER,
+    "c2ot": TEAL,
+    "idp26": PINK,
+    "diffusion": RUST,
+    "ddim": RUST,
+    "flow": SKY,
+    "regression": BASELINE,
+    "mip": VIOLET,
+    "consistency": TEAL,
+    "sd": PINK,
+}
+"""Colours of selectors, and of methods and image models."""
+
+
+def colours(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
+    """A colour for every label: that of the selector or method it names first, or the next one that is free.
+
+    Args:
+        labels: What is drawn together; a mapping says which selector or method each label stands for.
+
+    Returns:
+        Colours by label, no two alike.
+
+    Raises:
+        ValueError: If there are more labels than colours.
+    """
+    names = dict(labels) if isinstance(labels, Mapping) else {label: label for label in labels}
+    if len(names) > len(COLOURS):
+        raise ValueError(f"{len(names)} runs cannot be told apart in one picture; draw 1 to {len(COLOURS)}")
+    taken: dict[str, str] = {}
+    for label, name in names.items():
+        fixed = next((NAMED[word] for word in re.split(r"[^a-z0-9]+", name) if word in NAMED), None)
+        if fixed is not None and fixed not in taken.values():
+            taken[label] = fixed
+    free = (colour for colour in COLOURS if colour not in taken.values())
+    return {label: taken.get(label) or next(free) for label in names}
+
+
+def colour_of(difference: tuple[float, float]) -> str:
+    """Ink for an interval that excludes 0, grey for one that holds it."""
+    low, high = difference
+    return INK if low > 0 or high < 0 else "#8c9096"
+
+
+def panels(
+    columns: int, rows: int = 1, *, title: str = "", width: float = 4.9, height: float = 3.9
+) -> tuple[Figure, list[Axes]]:
+    """A figure of plain panels, left to right and down, under one line of text.
+
+    Args:
+        columns: Panels in a row.
+        rows: Rows of panels.
+        title: The line of text.
+        width: Inches of a panel.
+        height: Inches of a panel.
+
+    Returns:
+        The figure and its panels.
+    """
+    figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
+    for panel in axes:
+        style(panel)
+    if title:
+        figure.suptitle(title, fontsize=10, color=GREY, x=0.01, ha="left")
+    return figure, axes
+
+
+def style(axes: Axes, grid: str = "y") -> None:
+    """Give a panel the common look: two spines, small ticks, a quiet grid below the data.
+
+    Args:
+        axes: The panel.
+        grid: Direction of the values: `x`, `y` or `both`.
+    """
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
