@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -104,7 +105,7 @@ def measure(options: dict[str, Any]) -> Findings:
         covered = time_coverage(options["poses"], options["turns"], options["seed"], peer)
     figures = {
         **steps,
-        "engine": BatchSimulation(1).engine,
+        "backend": BatchSimulation(1).backend,
         "coverage": covered,
         "evaluation": time_evaluation(options["starts"], options["evaluated"], max(threads)),
         "floor": {"steps_per_s": FLOOR_STEPS, "coverage_us": FLOOR_COVERAGE},
@@ -191,6 +192,7 @@ def batched(episodes: Episodes, threads: int) -> Callable[[], None]:
         num_envs=len(episodes.starts),
         vectorization_mode="vector_entry_point",
         obs_type="state",
+        autoreset_mode=AutoresetMode.DISABLED,  # as the single environment, which goes on after an end
         threads=threads,
     )
 
@@ -299,7 +301,7 @@ def _text(figures: Figures) -> str:
 
 Steps per second, resets, observations and coverage included, over episodes of {episodes["steps"]} steps with commands
 of the embedded demonstrations, displaced; with contact in {100 * episodes["share_with_contact"]:.0f} % of the steps.
-Engine: {figures["engine"]}. Medians over turns in alternation, ratios are medians of the paired ratios.
+Backend: {figures["backend"]}. Medians over turns in alternation, ratios are medians of the paired ratios.
 
 - *one environment*: `gymnasium.make`, in Python. *make_vec N*: N environments through Gymnasium's vector interface.
   *simulate N*: N episodes open loop in one call of `immiscible_envs.batch.simulate`. *x T*: T threads.
@@ -341,7 +343,7 @@ def _whole(value: float | None) -> str:
 
 
 def _picture(figures: Figures) -> Figure:
-    figure, axes = panels(2, title=f"PushT, engine {figures['engine']}; dotted: floor (prototype), one core")
+    figure, axes = panels(2, title=f"PushT, {figures['backend']} backend; dotted: floor (prototype), one core")
     per_second, curves = figures["steps_per_s"], figures["curves"]
     styles = dict(zip(curves["threads"], ("-", "--", ":", "-.") * len(curves["threads"]), strict=False))
     for colour, kind in zip(COLOURS, ("simulate", "make_vec"), strict=False):

@@ -13,12 +13,16 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 
 USE = """
+import site
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+site.addsitedir(sys.argv[1])  # reads the wheel's start-up file, as the start of an interpreter does
 import gymnasium
 import torch
+
+gymnasium.spec("immiscible/PushT-v0")
 
 import immiscible_envs
 import immiscible_policy.noise
@@ -68,7 +72,8 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     assert sources <= names and configs <= names and store <= names
     pages = {f"immiscible_policy/results/report/page.{kind}" for kind in ("html", "css", "js")}
     assert pages <= names
-    assert len(configs) >= 9 and len(store) >= 10 and "immiscible_envs/published_starts.json" in names
+    assert len(configs) >= 9 and len(store) >= 10
+    assert {"immiscible_envs/published_starts.json", "immiscible_envs.pth"} <= names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
 
 

@@ -2,13 +2,13 @@
 
 The kernels call pymunk's own C library (the very functions that pymunk calls, by their addresses) and hold no
 constant of the task: physics and shapes are handed in. Each does the operations of its plain form in the
-same order, so that it gives the same bits; `immiscible_envs.engines` checks that before it lets anybody use them::
+same order, so that it gives the same bits; `immiscible_envs.backends` checks that before it lets anybody use them::
 
     row i    handles[i] = addresses of space, agent, block      counters[i] = contact points, cpArbiterGetCount
                 |                                                    ^
                 +-- advance: velocity of the agent, cpSpaceStep -----+-- count_contacts, called by cpSpaceStep
 
-The arrays are NumPy's and live as long as the engine; the worlds behind the addresses are those of the
+The arrays are NumPy's and live as long as the backend; the objects behind the addresses are those of the
 `Simulation` objects that it keeps.
 """
 
@@ -102,14 +102,14 @@ def advance(
     states: Array,
     contacts: Integers,
 ) -> None:
-    """Step R of N worlds T times: `Simulation.step` and `Simulation.state`.
+    """Step R of N simulations T times: `Simulation.step` and `Simulation.state`.
 
     Args:
         functions: five addresses, of `FUNCTIONS`.
         physics: substeps, dt, stiffness, friction, tau.
         handles: (N, 3) addresses of space, agent and block.
         counters: (N, 2) what `count_contacts` is given.
-        rows: (R,) the worlds to step.
+        rows: (R,) the simulations to step.
         actions: (R, T, 2) px.
         states: (R, T, 5), filled in.
         contacts: (R, T), filled in: contact points of all substeps together.
@@ -206,14 +206,14 @@ def cover(parts: Array, sides: Array, area: float, poses: Array, goals: Array, c
         covered[row] = min(overlap / area, 1.0)
 
 
-class CompiledEngine:
-    """Worlds stepped by the kernels, on one thread or several; to be used as `PlainEngine` is."""
+class CompiledBackend:
+    """Simulations stepped by the kernels, on one thread or several; used as `PlainBackend` is."""
 
     name = "compiled"
 
     def __init__(self, num_envs: int, threads: int = 1) -> None:
-        """Take room for the addresses of `num_envs` worlds; each row needs an `attach` before it is stepped."""
-        self._simulations: dict[int, Simulation] = {}  # keeps the worlds behind the addresses alive
+        """Take room for the addresses of `num_envs` simulations; each row needs an `attach` before it is stepped."""
+        self._simulations: dict[int, Simulation] = {}  # keeps the objects behind the addresses alive
         self._handles = np.zeros((num_envs, 3), dtype=np.int64)
         self._counters = np.zeros((num_envs, 2), dtype=np.int64)
         self._counters[:, 1] = _address(ffi.addressof(lib, "cpArbiterGetCount"))
@@ -224,16 +224,16 @@ class CompiledEngine:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def attach(self, row: int, simulation: Simulation) -> None:
-        """Take over a world that has just been reset; its contacts are counted here from now on."""
-        space, agent, block = simulation.world
+        """Take over a simulation that has just been reset; its contacts are counted here from now on."""
+        space = simulation.space._space
         self._simulations[row] = simulation
-        self._handles[row] = _address(space._space), _address(agent._body), _address(block._body)
-        handler = lib.cpSpaceAddCollisionHandler(space._space, 0, 0)  # the one that the simulation asked for
+        self._handles[row] = _address(space), _address(simulation.agent._body), _address(simulation.block._body)
+        handler = lib.cpSpaceAddCollisionHandler(space, 0, 0)  # the one that the simulation asked for
         handler.postSolveFunc = ffi.cast(ffi.typeof(handler.postSolveFunc), count_contacts.address)
         handler.userData = ffi.cast("void *", self._counters[row:].ctypes.data)
 
     def advance(self, rows: Integers, actions: Array) -> tuple[Array, Integers]:
-        """`PlainEngine.advance`, bit for bit."""
+        """`PlainBackend.advance`, bit for bit."""
         actions = np.ascontiguousarray(actions)
         states = np.empty((*actions.shape[:2], 5))
         contacts = np.empty(actions.shape[:2], dtype=np.int64)
@@ -246,7 +246,7 @@ class CompiledEngine:
         return states, -(-contacts // SUBSTEPS)  # rounded up
 
     def coverage(self, poses: Array, goals: Array) -> Array:
-        """`PlainEngine.coverage`, bit for bit."""
+        """`PlainBackend.coverage`, bit for bit."""
         poses, goals = np.ascontiguousarray(poses), np.ascontiguousarray(goals)
         covered = np.empty(len(poses))
 

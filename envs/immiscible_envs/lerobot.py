@@ -1,6 +1,6 @@
 """PushT as LeRobot sees it: `immiscible/PushT-LeRobot-v0`, with the observations and the names of gym-pusht.
 
-Importing this module registers the environment. Its observation is a `Dict`:
+Its observation is a `Dict`:
 
 | Key                 | Space                       | Meaning                                             |
 |---------------------|-----------------------------|-----------------------------------------------------|
@@ -27,7 +27,6 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from immiscible_envs import MAX_EPISODE_STEPS
 from immiscible_envs.geometry import BAR, STEM, Array, place
 from immiscible_envs.pusht import PushTEnv
 from immiscible_envs.simulation import WORKSPACE
@@ -53,7 +52,7 @@ class CornersAndAgent(gymnasium.ObservationWrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode: at the published start of `seed` unless there are options, at any without a seed.
 
-        What LeRobot tells its own wrappers by an option `lerobot_...` is no option here.
+        Options named `lerobot_...`, which LeRobot gives its own wrappers, are left out.
         """
         chosen = {name: value for name, value in (options or {}).items() if not name.startswith("lerobot_")}
         published = {"legacy_seed": seed} if seed is not None and not chosen else chosen
@@ -67,8 +66,3 @@ class CornersAndAgent(gymnasium.ObservationWrapper):
 def make(render_mode: str | None = None) -> CornersAndAgent:
     """Build the environment; `gymnasium.make` calls this."""
     return CornersAndAgent(PushTEnv(obs_type="state", render_mode=render_mode))
-
-
-gymnasium.register(
-    "immiscible/PushT-LeRobot-v0", entry_point="immiscible_envs.lerobot:make", max_episode_steps=MAX_EPISODE_STEPS
-)

@@ -90,7 +90,6 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
 
     ## Arguments
     ```python
-    import immiscible_envs
     env = gymnasium.make("immiscible/PushT-v0", obs_type="keypoints", render_mode="rgb_array")
     ```
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pymunk
@@ -37,23 +37,23 @@ Order = Literal["angle_first", "position_first"]
 ORDERS: tuple[Order, ...] = ("angle_first", "position_first")
 
 
-class World(NamedTuple):
-    """The pymunk objects of one simulation, until its next reset builds new ones."""
-
-    space: pymunk.Space
-    agent: pymunk.Body
-    block: pymunk.Body
-
-
 class Simulation:
-    """PushT's physics in pymunk, one world.
+    """PushT's physics in pymunk.
 
     Every reset builds a new space, so that nothing of an earlier episode survives it, the solver's contact
     cache included: a reset, and all that follows it, is a pure function of the start and the actions.
+
+    Attributes:
+        space: pymunk's space, new at every reset.
+        agent: The agent's body in it.
+        block: The block's body in it.
     """
 
     def __init__(self) -> None:
-        """Build the world with agent and block at their default places, not yet advanced."""
+        """Build the space with agent and block at their default places, not yet advanced."""
+        self.space: pymunk.Space
+        self.agent: pymunk.Body
+        self.block: pymunk.Body
         self._build()
 
     def reset(self, state: Sequence[float] | Array, order: Order = "angle_first") -> None:
@@ -73,14 +73,14 @@ class Simulation:
         values = finite(state, (5,), "state").tolist()
         one_of(order, ORDERS, "order")
         self._build()
-        self._agent.position = values[0], values[1]
+        self.agent.position = values[0], values[1]
         if order == "angle_first":
-            self._block.angle = values[4]
-            self._block.position = values[2], values[3]
+            self.block.angle = values[4]
+            self.block.position = values[2], values[3]
         else:
-            self._block.position = values[2], values[3]
-            self._block.angle = values[4]
-        self._space.step(DT)
+            self.block.position = values[2], values[3]
+            self.block.angle = values[4]
+        self.space.step(DT)
         self._contact_points = 0
 
     def step(self, action: Sequence[float] | Array) -> None:
@@ -90,7 +90,7 @@ class Simulation:
             action: (2,) commanded agent position, px; used as given, inside the workspace or not.
         """
         target_x, target_y = float(action[0]), float(action[1])
-        agent, space = self._agent, self._space
+        agent, space = self.agent, self.space
         self._contact_points = 0
         for _ in range(SUBSTEPS):
             x, y = agent.position
@@ -104,13 +104,13 @@ class Simulation:
     @property
     def state(self) -> Array:
         """(5,) float64: agent x, y, block x, y in px, block angle in [0, 2 pi] rad."""
-        block = self._block
-        return np.array([*self._agent.position, *block.position, block.angle % math.tau])
+        block = self.block
+        return np.array([*self.agent.position, *block.position, block.angle % math.tau])
 
     @property
     def velocity(self) -> Array:
         """(2,) float64: the agent's velocity, px/s."""
-        return np.array(self._agent.velocity)
+        return np.array(self.agent.velocity)
 
     @property
     def n_contacts(self) -> int:
@@ -123,46 +123,28 @@ class Simulation:
         """
         return math.ceil(self._contact_points / SUBSTEPS)
 
-    @property
-    def world(self) -> World:
-        """The world as it stands, for the compiled engine, which steps it in the place of `step`."""
-        return World(self._space, self._agent, self._block)
-
     def _build(self) -> None:
-        self._space = pymunk.Space()
-        self._space.gravity = 0.0, 0.0
-        self._space.damping = 0.0
-        self._add_walls()
-        self._agent = self._add_agent()
-        self._block = self._add_block()
         self._contact_points = 0
-        _after_contact(self._space, self._count)
-
-    def _add_walls(self) -> None:
+        self.space = space = pymunk.Space()
+        space.gravity, space.damping = (0.0, 0.0), 0.0
         for start, end in zip(WALL_CORNERS, WALL_CORNERS[1:] + WALL_CORNERS[:1], strict=True):
-            self._space.add(pymunk.Segment(self._space.static_body, start, end, WALL_RADIUS))
-
-    def _add_agent(self) -> pymunk.Body:
-        agent = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
-        agent.position = AGENT_START
-        self._space.add(agent, pymunk.Circle(agent, AGENT_RADIUS))
-        return agent
-
-    def _add_block(self) -> pymunk.Body:
-        # Twice the bar's moment, not bar and stem: a quirk of the published environment, part of the task by
-        # now.
-        block = pymunk.Body(BLOCK_MASS, 2.0 * pymunk.moment_for_poly(BLOCK_MASS, BAR.tolist()))
-        bar, stem = pymunk.Poly(block, BAR.tolist()), pymunk.Poly(block, STEM.tolist())
-        block.center_of_gravity = CENTER_OF_GRAVITY
-        block.position = BLOCK_START
-        self._space.add(block, bar, stem)
-        return block
+            space.add(pymunk.Segment(space.static_body, start, end, WALL_RADIUS))
+        self.agent = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
+        self.agent.position = AGENT_START
+        space.add(self.agent, pymunk.Circle(self.agent, AGENT_RADIUS))
+        # Twice the bar's moment, not bar and stem: a quirk of the published environment that is part of the task.
+        self.block = pymunk.Body(BLOCK_MASS, 2.0 * pymunk.moment_for_poly(BLOCK_MASS, BAR.tolist()))
+        bar, stem = (pymunk.Poly(self.block, part.tolist()) for part in (BAR, STEM))
+        self.block.center_of_gravity = CENTER_OF_GRAVITY
+        self.block.position = BLOCK_START
+        space.add(self.block, bar, stem)
+        after_contact(space, self._count)
 
     def _count(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
         self._contact_points += len(arbiter.contact_point_set.points)
 
 
-def _after_contact(space: Any, callback: Any) -> None:
+def after_contact(space: Any, callback: Any) -> None:
     """Have the callback called for every touching pair in every substep (pymunk 7 renamed the way to ask)."""
     if hasattr(space, "on_collision"):
         space.on_collision(0, 0, post_solve=callback)

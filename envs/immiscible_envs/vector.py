@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from immiscible_envs import MAX_EPISODE_STEPS
@@ -31,7 +31,7 @@ from immiscible_envs.pusht import (
     observation_space,
     observe,
 )
-from immiscible_envs.simulation import CONTROL_HZ
+from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
 
 Mask = NDArray[np.bool_]
 
@@ -47,18 +47,18 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     ## Arguments
     Those of `PushTEnv` (`render_mode` is None or "rgb_array"), and
 
-    | Argument            | Default    | Meaning                                                             |
-    |---------------------|------------|---------------------------------------------------------------------|
-    | `num_envs`          | 1          | number of rows, N                                                   |
-    | `max_episode_steps` | 300        | steps after which a row is truncated                                |
-    | `autoreset_mode`    | `DISABLED` | see below                                                           |
-    | `engine`            | `"auto"`   | what steps the rows: `"compiled"`, `"plain"`, or the first that can |
-    | `threads`           | 1          | threads that share the rows of the compiled engine                  |
+    | Argument            | Default     | Meaning                                                             |
+    |---------------------|-------------|---------------------------------------------------------------------|
+    | `num_envs`          | 1           | number of rows, N                                                   |
+    | `max_episode_steps` | 300         | steps after which a row is truncated                                |
+    | `autoreset_mode`    | `NEXT_STEP` | an `AutoresetMode` of Gymnasium or its value, see below             |
+    | `backend`           | `"auto"`    | what steps the rows: `"compiled"`, `"plain"`, or the first that can |
+    | `threads`           | 1           | threads that share the rows of the compiled backend                 |
 
-    Neither `engine` nor `threads` changes a result. The compiled engine calls pymunk's C library without
-    Python in between; it proves on each machine that it gives the plain engine's bits, and where it cannot,
-    `"auto"` warns once and takes the plain one (see `immiscible_envs.engines`).
-    `env.unwrapped.engine` is the one taken.
+    Neither `backend` nor `threads` changes a result. The compiled backend calls pymunk's C library without
+    Python in between; it proves on each machine that it gives the plain backend's bits, and where it cannot,
+    `"auto"` warns once and takes the plain one (see `immiscible_envs.backends`).
+    `env.unwrapped.backend` is the one taken.
 
     ## Reset
     `seed` is None, one number (row i is seeded with `seed + i`) or one per row. Options, all of them
@@ -72,20 +72,27 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     | `reset_mask`  | (N,) bool, the rows that begin anew; the others stay as they are (default: all rows) |
 
     ## Autoreset
-    `AutoresetMode.DISABLED` by default: rows only reset when told to. A row that has ended goes on when it is
-    stepped, exactly as the single environment does; who counts episodes takes the first end of each row. With
-    `AutoresetMode.NEXT_STEP` the step after an end ignores the row's action and begins an episode by the
-    row's own generator and the default goal, with reward 0. The mode stands in `metadata["autoreset_mode"]`.
+    What follows the end of a row's episode, as Gymnasium specifies it. The mode stands in
+    `metadata["autoreset_mode"]`. An automatic reset draws the start from the row's own generator and restores
+    the default goal.
+
+    | Mode        | After an end                                                                                |
+    |-------------|---------------------------------------------------------------------------------------------|
+    | `NEXT_STEP` | the next step ignores the row's action and returns the new episode's start, with reward 0   |
+    | `SAME_STEP` | the same step returns the new episode's start; `infos` hold what the old one ended with     |
+    |             | under `final_obs` (N,) of objects and `final_info`, with their masks                        |
+    | `DISABLED`  | nothing: rows begin anew by `reset_mask`. A row that is stepped without it goes on, exactly |
+    |             | as the single environment does; who counts episodes takes the first end of each row         |
 
     ## Information
     The keys of `PushTEnv`, stacked over rows, each with its mask `_key` as Gymnasium's vector interface has
-    it.
+    it. After a reset with `reset_mask` the masks name the rows that have begun.
     """
 
     metadata: dict[str, Any] = {
         "render_modes": ["rgb_array"],
         "render_fps": CONTROL_HZ,
-        "autoreset_mode": AutoresetMode.DISABLED,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
     def __init__(
@@ -95,28 +102,29 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         goal_pose: Sequence[float] | Array = GOAL_POSE,
         render_mode: str | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
-        engine: str = "auto",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        backend: str = "auto",
         threads: int = 1,
     ) -> None:
         """Build the rows; see the class for the arguments.
 
         Raises:
             ValueError: If an argument is not what the class says.
-            RuntimeError: If the engine is "compiled" and cannot be used here.
+            RuntimeError: If the backend is "compiled" and cannot be used here.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs} must be at least 1")
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps {max_episode_steps} must be at least 1")
-        if autoreset_mode not in (AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP):
-            raise ValueError(f"autoreset_mode {autoreset_mode} is not supported; use DISABLED or NEXT_STEP")
+        if not isinstance(autoreset_mode, AutoresetMode):
+            one_of(autoreset_mode, tuple(mode.value for mode in AutoresetMode), "autoreset_mode")
         if render_mode is not None:
             one_of(render_mode, ("rgb_array",), "render_mode of the vector environment")
         self.num_envs = num_envs
         self.obs_type = one_of(obs_type, OBS_TYPES, "obs_type")
         self.render_mode = render_mode
-        self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
+        self._autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self._autoreset_mode}
         self.single_observation_space = observation_space(obs_type)
         self.single_action_space = action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -124,8 +132,8 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         self._max_episode_steps = max_episode_steps
         self._default_goal = checked_goal(goal_pose)
         self._goals = np.tile(self._default_goal, (num_envs, 1))
-        self._batch = BatchSimulation(num_envs, threads, engine)
-        self.engine = self._batch.engine
+        self._batch = BatchSimulation(num_envs, threads, backend)
+        self.backend = self._batch.backend
         self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=np.bool_)
@@ -144,16 +152,17 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         for row in rows:
             if seeds[row] is not None:
                 self._randoms[row] = seeding.np_random(seeds[row])[0]
-        starts = [self._choose(row, options_by_row[row]) for row in rows]
+        starts = [choose_start(options_by_row[row], self._randoms[row], self._default_goal) for row in rows]
         for row, start in zip(rows, starts, strict=True):
             self._begin(row, start)
-        return self._present()
+        observations, infos = self._present()
+        return observations, infos if mask.all() else _masked(infos, mask)
 
     def step(self, actions: Array) -> tuple[Observation, Array, Any, Any, dict[str, Any]]:
         """Advance every row by 0.1 s with its agent drawn towards its action.
 
         Args:
-            actions: (N, 2) commanded agent positions, px.
+            actions: (N, 2) commanded agent positions, px; those of rows that `NEXT_STEP` resets are ignored.
 
         Returns:
             observations, rewards (N,), terminated (N,), truncated (N,) and infos.
@@ -161,31 +170,37 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         Raises:
             ValueError: If the actions are not (N, 2) finite numbers; no row has advanced then.
         """
+        begins = self._done & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
+        if begins.any() and np.shape(actions) == (self.num_envs, 2):
+            actions = np.where(begins[:, None], 0.0, actions)
         commands = checked_actions(actions, (self.num_envs, 2))
-        begins = self._done & (self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP)
         going = np.flatnonzero(~begins)
         self._batch.step(commands[going], going)
         self._elapsed[going] += 1
-        for row in np.flatnonzero(begins).tolist():
-            self._begin(row, self._choose(row, {}))
+        self._begin_at_random(begins)
         observations, infos = self._present()
         rewards = np.where(begins, 0.0, np.clip(infos["coverage"] / SUCCESS_COVERAGE, 0.0, 1.0))
         terminated = infos["is_success"] & ~begins
         truncated = self._elapsed >= self._max_episode_steps
-        self._done = terminated | truncated
+        done = terminated | truncated
+        self._done = done.copy()
+        if self._autoreset_mode is AutoresetMode.SAME_STEP and done.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            for row, observation in enumerate(iterate(self.observation_space, observations)):
+                final[row] = observation if done[row] else None
+            ended = {"final_obs": final, "final_info": _masked(infos, done)}
+            self._begin_at_random(done)
+            observations, infos = self._present()
+            infos |= ended | {f"_{key}": done.copy() for key in ended}
         return observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...] | None:
         """One (512, 512, 3) uint8 picture per row, in render mode "rgb_array"."""
-        if self.render_mode is None:
-            return None
-        from immiscible_envs.rendering import CANVAS, render_state
+        return None if self.render_mode is None else tuple(self._pictures(self._batch.states, int(WORKSPACE)))
 
-        rows = zip(self._batch.states, self._goals, strict=True)
-        return tuple(render_state(state, goal, CANVAS) for state, goal in rows)
-
-    def _choose(self, row: int, options: dict[str, Any]) -> Start:
-        return choose_start(options, self._randoms[row], self._default_goal)
+    def _begin_at_random(self, rows: Mask) -> None:
+        for row in np.flatnonzero(rows).tolist():
+            self._begin(row, choose_start({}, self._randoms[row], self._default_goal))
 
     def _begin(self, row: int, start: Start) -> None:
         self._batch.reset(row, start.arguments, start.order)
@@ -205,15 +220,15 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             "goal_pose": goals,
         }
         masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
-        return self._observe(states, goals), {**info, **masks}
-
-    def _observe(self, states: Array, goals: Array) -> Observation:
         if self.obs_type != "image":
-            return observe(states, self.obs_type, goals)
+            return observe(states, self.obs_type, goals), {**info, **masks}
+        images = np.stack(self._pictures(states, IMAGE_SIZE))
+        return {"image": images, "agent_pos": states[:, :2].copy()}, {**info, **masks}
+
+    def _pictures(self, states: Array, size: int) -> list[Any]:
         from immiscible_envs.rendering import render_state
 
-        images = [render_state(state, goal, IMAGE_SIZE) for state, goal in zip(states, goals, strict=True)]
-        return {"image": np.stack(images), "agent_pos": states[:, :2].copy()}
+        return [render_state(state, goal, size) for state, goal in zip(states, self._goals, strict=True)]
 
     def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -235,10 +250,15 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         if "state" in options:
             columns["state"] = finite(options["state"], (count, 5), "option state")
         if "legacy_seed" in options:
-            columns["legacy_seed"] = _entries(options["legacy_seed"], count)
+            seeds = options["legacy_seed"]
+            if np.ndim(seeds) != 1 or len(seeds) != count:
+                raise ValueError(f"option legacy_seed must have shape ({count},), got {np.shape(seeds)}")
+            columns["legacy_seed"] = list(seeds)
         if "goal_pose" in options:
             columns["goal_pose"] = checked_goals(options["goal_pose"], count, "option goal_pose")
-        mask = _checked_mask(options.get("reset_mask", np.ones(count, dtype=np.bool_)), count)
+        mask = np.asarray(options.get("reset_mask", np.ones(count, dtype=np.bool_)))
+        if mask.shape != (count,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(f"option reset_mask must be {count} booleans, at least one of them true, got {mask}")
         return mask, [{key: column[row] for key, column in columns.items()} for row in range(count)]
 
 
@@ -252,15 +272,9 @@ def _checked_seed(seed: Any) -> int:
     return number
 
 
-def _entries(legacy_seeds: Any, count: int) -> list[Any]:
-    entries = list(legacy_seeds) if np.ndim(legacy_seeds) == 1 else []
-    if len(entries) != count:
-        raise ValueError(f"option legacy_seed must have shape ({count},), got {np.shape(legacy_seeds)}")
-    return entries
-
-
-def _checked_mask(mask: Any, count: int) -> Mask:
-    array = np.asarray(mask)
-    if array.shape != (count,) or array.dtype != np.bool_ or not array.any():
-        raise ValueError(f"option reset_mask must be {count} booleans, at least one of them true, got {mask}")
-    return array
+def _masked(infos: dict[str, Any], rows: Mask) -> dict[str, Any]:
+    """Infos of some rows alone: zeros elsewhere, and masks that say so, as Gymnasium writes them."""
+    masked = {key: np.zeros_like(values) for key, values in infos.items()}
+    for key, values in infos.items():
+        masked[key][rows] = values[rows]
+    return masked

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 import immiscible_envs
@@ -111,6 +112,7 @@ def _roll_out(
         num_envs=count,
         vectorization_mode="vector_entry_point",
         obs_type="state" if policy.obs == "image" else policy.obs,
+        autoreset_mode=AutoresetMode.DISABLED,  # rows go on after their ends, which count once
     )
     generators = [torch_generator("cpu", "rollout", start) for start in starts]
     observation, info = environment.reset(options=options)

@@ -1,7 +1,7 @@
 """This project's PushT for LeRobot: `--env.type=immiscible_pusht`.
 
-LeRobot may step environments in processes of their own. What such a process is handed leads it to this module, and the
-import of `immiscible_envs.lerobot` here makes the environment known there as well.
+LeRobot may step environments in processes of their own; what such a process is handed leads it to this module, whose
+import of `immiscible_envs` registers the environment there as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig, PushtEnv
 
-import immiscible_envs.lerobot  # noqa: F401
+import immiscible_envs  # noqa: F401
 
 
 @EnvConfig.register_subclass("immiscible_pusht")

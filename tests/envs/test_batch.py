@@ -1,4 +1,4 @@
-"""The law of the batch: whatever the engine and the number of threads, the bits are those of `Simulation`."""
+"""The law of the batch: whatever the backend and the number of threads, the bits are those of `Simulation`."""
 
 import gc
 import sys
@@ -13,7 +13,7 @@ import zarr
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
-from immiscible_envs import compiled, engines
+from immiscible_envs import backends, compiled
 from immiscible_envs.batch import BLOCK, BatchSimulation, simulate
 from immiscible_envs.geometry import GOAL_POSE, coverage
 from immiscible_envs.pusht import PushTEnv
@@ -49,37 +49,37 @@ def same_bits(one, other):
 
 
 def both(states, actions, **arguments):
-    """Simulate with both engines, find the same bits, and return them."""
-    plain = simulate(states, actions, engine="plain", **arguments)
-    for one, other in zip(plain, simulate(states, actions, engine="compiled", **arguments), strict=True):
+    """Simulate with both backends, find the same bits, and return them."""
+    plain = simulate(states, actions, backend="plain", **arguments)
+    for one, other in zip(plain, simulate(states, actions, backend="compiled", **arguments), strict=True):
         same_bits(one, other)
     return plain
 
 
 def test_random_pushes_give_the_plain_bits():
-    told = both(*scattered(0, 40, 100))
-    assert (told.n_contacts > 0).mean() > 0.1 and told.n_contacts.max() >= 4
-    assert ((told.coverage > 0) & (told.coverage < 1)).mean() > 0.05
+    result = both(*scattered(0, 40, 100))
+    assert (result.n_contacts > 0).mean() > 0.1 and result.n_contacts.max() >= 4
+    assert ((result.coverage > 0) & (result.coverage < 1)).mean() > 0.05
 
 
 def test_demonstrations_give_the_plain_bits():
     states, actions = recorded(EXPERT)
-    told = both(states[:15], actions[:15])
-    assert (told.n_contacts > 0).mean() > 0.1 and told.coverage.max() > 0.95
+    result = both(states[:15], actions[:15])
+    assert (result.n_contacts > 0).mean() > 0.1 and result.coverage.max() > 0.95
 
 
 def test_human_demonstrations_give_the_plain_bits(human_store):
     states, actions = recorded(human_store)
-    told = both(states[:15], actions[:15])
-    assert (told.n_contacts > 0).mean() > 0.1 and told.coverage.max() > 0.9
+    result = both(states[:15], actions[:15])
+    assert (result.n_contacts > 0).mean() > 0.1 and result.coverage.max() > 0.9
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_steps_give_the_plain_bits(human_store):
     runs = [scattered(1, 200, 200), recorded(EXPERT), recorded(human_store)]
-    told = [both(*run, threads=2) for run in runs]
-    assert sum(one.n_contacts[:, 1:].size for one in told) > 100_000
-    assert all((one.n_contacts > 0).mean() > 0.1 for one in told)
+    result = [both(*run, threads=2) for run in runs]
+    assert sum(one.n_contacts[:, 1:].size for one in result) > 100_000
+    assert all((one.n_contacts > 0).mean() > 0.1 for one in result)
 
 
 @pytest.mark.parametrize("order", ["angle_first", "position_first"])
@@ -89,14 +89,14 @@ def test_simulate_is_the_single_environments_run(order):
     env, actions = PushTEnv(), scattered(3, 3, 40)[1] * 1.2 - 50  # some outside the workspace
     if order == "position_first":
         starts = legacy_starts(seeds)
-    told = simulate(starts, actions, order=order, goal_pose=goals, engine="compiled")
+    result = simulate(starts, actions, order=order, goal_pose=goals, backend="compiled")
     for row in range(3):
         start = {"state": starts[row]} if order == "angle_first" else {"legacy_seed": seeds[row]}
         observation, info = env.reset(options={**start, "goal_pose": goals[row]})
         for now in range(41):
-            np.testing.assert_array_equal(told.states[row, now], observation)
-            assert told.coverage[row, now] == info["coverage"]
-            assert told.n_contacts[row, now] == info["n_contacts"]
+            np.testing.assert_array_equal(result.states[row, now], observation)
+            assert result.coverage[row, now] == info["coverage"]
+            assert result.n_contacts[row, now] == info["n_contacts"]
             if now < 40:
                 observation, _, _, _, info = env.step(actions[row, now])
 
@@ -105,22 +105,22 @@ def test_neither_threads_nor_the_blocks_they_work_in_change_anything():
     states, actions = scattered(4, 2 * BLOCK + 20, 20)
     one = both(states, actions)
     for threads in (2, 3, 16):
-        for alone, shared in zip(one, simulate(states, actions, threads=threads, engine="compiled"), strict=True):
+        for alone, shared in zip(one, simulate(states, actions, threads=threads, backend="compiled"), strict=True):
             same_bits(alone, shared)
 
 
 def test_one_call_for_all_steps_is_step_after_step_and_rows_stand_alone():
     states, actions = scattered(5, 6, 30)
-    together, apart = BatchSimulation(6, engine="compiled"), BatchSimulation(6, engine="compiled")
+    together, apart = BatchSimulation(6, backend="compiled"), BatchSimulation(6, backend="compiled")
     for row, state in enumerate(states):
         together.reset(row, state)
         apart.reset(row, state)
     same_bits(together.states, apart.states)
-    told, n_contacts = together.run(actions, np.arange(6))
+    result, n_contacts = together.run(actions, np.arange(6))
     for rows in (np.array([4, 1]), np.array([0, 2, 3, 5])):
         for now in range(30):
             apart.step(actions[rows, now], rows)
-            same_bits(apart.states[rows], told[rows, now])
+            same_bits(apart.states[rows], result[rows, now])
             same_bits(apart.n_contacts[rows], n_contacts[rows, now])
     same_bits(together.states, apart.states)
 
@@ -136,11 +136,11 @@ def test_a_block_pressed_through_the_wall_gives_the_plain_bits():
 
 
 @pytest.mark.parametrize("obs_type", ["state", "keypoints"])
-@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP], ids=str)
+@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP], ids=str)
 def test_the_vector_environment_is_the_plain_one_with_resets_on_the_way(obs_type, mode):
     shared = {"num_envs": 9, "obs_type": obs_type, "max_episode_steps": 25, "autoreset_mode": mode}
-    plain = PushTVectorEnv(engine="plain", **shared)
-    fast = PushTVectorEnv(engine="compiled", threads=2, **shared)
+    plain = PushTVectorEnv(backend="plain", **shared)
+    fast = PushTVectorEnv(backend="compiled", threads=2, **shared)
     random = np.random.default_rng(6)
     for now in range(80):
         if now % 20 == 0:
@@ -148,11 +148,11 @@ def test_the_vector_environment_is_the_plain_one_with_resets_on_the_way(obs_type
             mask[random.integers(9)] = True
             starts = {"state": scattered(now, 9, 1)[0]} if now % 40 else {"legacy_seed": np.arange(9) + now}
             options = {**starts, "reset_mask": mask, "goal_pose": random_poses(random, 9)}
-            told = [env.reset(seed=now, options=options) for env in (plain, fast)]
+            result = [env.reset(seed=now, options=options) for env in (plain, fast)]
         else:
             actions = random.normal(256, 130, (9, 2))
-            told = [env.step(actions) for env in (plain, fast)]
-        assert data_equivalence(*told, exact=True)
+            result = [env.step(actions) for env in (plain, fast)]
+        assert data_equivalence(*result, exact=True)
 
 
 def test_compiled_coverage_is_the_plain_bits_and_shapelys_area():
@@ -162,24 +162,24 @@ def test_compiled_coverage_is_the_plain_bits_and_shapelys_area():
     near = goals + scales * random.standard_normal((700, 3)) * (1, 1, 0.02)
     steps = np.array([0, 15, 30, 60, -30, 120])
     square = np.array([(200 + x, 200 + y, turn * np.pi / 2) for x in steps for y in steps for turn in range(4)])
-    engine = compiled.CompiledEngine(1)
+    backend = compiled.CompiledBackend(1)
     for poses, over in ((near, goals), (goals, goals[::-1]), (square, np.tile((200.0, 200.0, 0.0), (len(square), 1)))):
-        covered = engine.coverage(poses, over)
+        covered = backend.coverage(poses, over)
         same_bits(covered, np.array([coverage(pose, goal) for pose, goal in zip(poses, over, strict=True)]))
         areas = [exact(pose, goal) for pose, goal in zip(poses, over, strict=True)]
         np.testing.assert_allclose(covered, areas, rtol=0, atol=1e-12)
-    same_bits(engine.coverage(goals, goals), np.ones(700))
+    same_bits(backend.coverage(goals, goals), np.ones(700))
 
 
 def test_worlds_live_as_long_as_their_batch_and_no_longer():
     states, actions = scattered(8, 3, 20)
-    kept = BatchSimulation(3, engine="compiled")
+    kept = BatchSimulation(3, backend="compiled")
     for row, state in enumerate(states):
         kept.reset(row, state)
     before = threading.active_count()
     gone = []
     for _ in range(100):
-        batch = BatchSimulation(3, threads=2, engine="compiled")
+        batch = BatchSimulation(3, threads=2, backend="compiled")
         for row, state in enumerate(states):
             batch.reset(row, state)
         batch.run(actions, np.arange(3))
@@ -188,18 +188,18 @@ def test_worlds_live_as_long_as_their_batch_and_no_longer():
     gc.collect()
     assert all(reference() is None for reference in gone)
     assert threading.active_count() <= before + 2  # pools end their threads when they are forgotten
-    same_bits(kept.run(actions, np.arange(3))[0], simulate(states, actions, engine="plain").states[:, 1:])
+    same_bits(kept.run(actions, np.arange(3))[0], simulate(states, actions, backend="plain").states[:, 1:])
 
 
 @pytest.fixture
 def fresh_verdict(monkeypatch, tmp_path):
     """A process that has not asked yet, on a machine that remembers nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    engines._fault.cache_clear()
-    engines._warn_once.cache_clear()
+    backends._fault.cache_clear()
+    backends._warn_once.cache_clear()
     yield tmp_path
-    engines._fault.cache_clear()
-    engines._warn_once.cache_clear()
+    backends._fault.cache_clear()
+    backends._warn_once.cache_clear()
 
 
 def differs():
@@ -207,51 +207,51 @@ def differs():
 
 
 @pytest.mark.parametrize(
-    "reason", ["states differ in 3 of 9", "numba is not installed", "no compiled engine for win32"]
+    "reason", ["states differ in 3 of 9", "numba is not installed", "no compiled backend for win32"]
 )
-def test_without_a_compiled_engine_one_warning_and_the_same_results(fresh_verdict, monkeypatch, reason):
+def test_without_a_compiled_backend_one_warning_and_the_same_results(fresh_verdict, monkeypatch, reason):
     states, actions = scattered(9, 4, 20)
-    usual = simulate(states, actions, engine="compiled")
-    engines._fault.cache_clear()
+    usual = simulate(states, actions, backend="compiled")
+    backends._fault.cache_clear()
     if "win32" in reason:
         monkeypatch.setattr(sys, "platform", "win32")
     elif "numba" in reason:
         monkeypatch.setitem(sys.modules, "numba", None)
     else:
-        monkeypatch.setattr(engines, "check", differs)
+        monkeypatch.setattr(backends, "check", differs)
         monkeypatch.setenv("XDG_CACHE_HOME", str(fresh_verdict / "elsewhere"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         env = gymnasium.make_vec("immiscible/PushT-v0", num_envs=2, vectorization_mode="vector_entry_point")
-        assert env.unwrapped.engine == BatchSimulation(2).engine == "plain"
+        assert env.unwrapped.backend == BatchSimulation(2).backend == "plain"
         for one, other in zip(usual, simulate(states, actions), strict=True):
             same_bits(one, other)
-    warned = [str(warning.message) for warning in caught if "plain engine" in str(warning.message)]
+    warned = [str(warning.message) for warning in caught if "plain backend" in str(warning.message)]
     assert len(warned) == 1 and reason in warned[0]
-    with pytest.raises(RuntimeError, match=f"engine 'compiled' cannot be used here.*{reason}"):
-        BatchSimulation(2, engine="compiled")
+    with pytest.raises(RuntimeError, match=f"backend 'compiled' cannot be used here.*{reason}"):
+        BatchSimulation(2, backend="compiled")
     assert not (fresh_verdict / "elsewhere").exists()  # a failed check is not remembered
 
 
 def test_a_passed_check_is_remembered_and_an_unwritable_place_tolerated(fresh_verdict, monkeypatch):
     checks = []
-    monkeypatch.setattr(engines, "check", lambda: checks.append(1))
+    monkeypatch.setattr(backends, "check", lambda: checks.append(1))
     for _ in range(2):
-        engines._fault.cache_clear()
-        assert engines._fault() is None
-    assert len(checks) == 1 and len(list(fresh_verdict.glob("immiscible-policy/pusht-engine-*"))) == 1
+        backends._fault.cache_clear()
+        assert backends._fault() is None
+    assert len(checks) == 1 and len(list(fresh_verdict.glob("immiscible-policy/pusht-backend-*"))) == 1
     (fresh_verdict / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(fresh_verdict / "file"))
     for _ in range(2):
-        engines._fault.cache_clear()
-        assert engines._fault() is None
+        backends._fault.cache_clear()
+        assert backends._fault() is None
     assert len(checks) == 3
 
 
 @pytest.mark.parametrize("name", ["advance", "coverage"])
 def test_the_check_notices_a_single_wrong_bit(monkeypatch, name):
-    engines.check()
-    right = getattr(compiled.CompiledEngine, name)
+    backends.check()
+    right = getattr(compiled.CompiledBackend, name)
 
     def wrong(self, *arguments):
         answer = right(self, *arguments)
@@ -259,9 +259,9 @@ def test_the_check_notices_a_single_wrong_bit(monkeypatch, name):
         numbers.flat[-1] = np.nextafter(numbers.flat[-1], 9.0)
         return answer
 
-    monkeypatch.setattr(compiled.CompiledEngine, name, wrong)
+    monkeypatch.setattr(compiled.CompiledBackend, name, wrong)
     with pytest.raises(RuntimeError, match="compiled and plain (states|coverage) differ in"):
-        engines.check()
+        backends.check()
 
 
 def test_kernels_compile_without_a_directory_to_cache_them():
@@ -287,7 +287,7 @@ def test_kernels_compile_without_a_directory_to_cache_them():
         ({"goal_pose": np.zeros((3, 3))}, r"goal_pose must have shape \(2, 3\), got \(3, 3\)"),
         ({"goal_pose": (600, 0, 0)}, r"goal_pose \(position\) \[600.0, 0.0\] is outside"),
         ({"threads": 0}, "threads 0 must be at least 1"),
-        ({"engine": "fast"}, "unknown engine 'fast'; known: auto, compiled, plain"),
+        ({"backend": "fast"}, "unknown backend 'fast'; known: auto, compiled, plain"),
     ],
     ids=str,
 )
@@ -298,7 +298,9 @@ def test_bad_input_is_refused_in_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [({"engine": "fast"}, "engine 'fast'"), ({"threads": 0}, "threads 0")])
+@pytest.mark.parametrize(
+    ("arguments", "named"), [({"backend": "fast"}, "backend 'fast'"), ({"threads": 0}, "threads 0")]
+)
 def test_the_vector_environment_refuses_them_too(arguments, named):
     with pytest.raises(ValueError, match=named):
         PushTVectorEnv(num_envs=2, **arguments)

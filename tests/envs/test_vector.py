@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 
 from immiscible_envs.geometry import GOAL_POSE
-from immiscible_envs.pusht import OBS_TYPES
+from immiscible_envs.pusht import OBS_TYPES, PushTEnv
 from immiscible_envs.vector import PushTVectorEnv
 
 ID = "immiscible/PushT-v0"
@@ -92,29 +92,96 @@ def test_a_mask_resets_its_rows_and_leaves_the_others():
     np.testing.assert_array_equal(after[~mask], before[~mask])
     np.testing.assert_allclose(after[mask], STATES[mask], atol=1e-9)
     assert infos["n_contacts"][0] == 0
+    assert (infos["_coverage"] == mask).all() and not infos["block_pose"][~mask].any()
 
 
-def test_the_mode_of_autoreset_is_named_and_disabled():
-    assert make().metadata["autoreset_mode"] is AutoresetMode.DISABLED
-    assert PushTVectorEnv.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+MODES = list(AutoresetMode)
 
 
-def test_without_autoreset_a_row_goes_on_after_its_end():
-    vector = make(max_episode_steps=2)
-    start = vector.reset(options={"state": STATES - (0, 100, 0, 0, 0)})[0]
-    ends = [vector.step(start[:, :2])[3].tolist() for _ in range(3)]
-    assert ends == [[False] * COUNT, [True] * COUNT, [True] * COUNT]
-    np.testing.assert_array_equal(vector.step(start[:, :2])[0], start)
+def test_the_mode_of_autoreset_is_gymnasiums_default_unless_named():
+    assert PushTVectorEnv.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert make().metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    for mode in MODES:
+        for name in (mode, mode.value):
+            assert make(autoreset_mode=name).metadata["autoreset_mode"] is mode
 
 
-def test_next_step_autoreset_agrees_with_gymnasiums_loop_over_single_environments():
-    ours = make(autoreset_mode=AutoresetMode.NEXT_STEP, max_episode_steps=5)
-    theirs = gymnasium.make_vec(ID, num_envs=COUNT, vectorization_mode="sync", max_episode_steps=5)
-    assert theirs.metadata["autoreset_mode"] is ours.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-    assert data_equivalence(ours.reset(seed=1), theirs.reset(seed=1), exact=True)
-    for action in commands(2, 14):
-        for one, other in zip(ours.step(action), theirs.step(action), strict=True):
-            assert data_equivalence(one, other, exact=True)
+def test_disabled_a_row_goes_on_after_its_end_as_the_single_environment_does():
+    vector, single = make(autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=2), PushTEnv()
+    vector.reset(options={"state": STATES})
+    single.reset(options={"state": STATES[0]})
+    for now, action in enumerate(commands(3, 6)):
+        observations, _, _, truncated, _ = vector.step(action)
+        assert truncated.tolist() == [now >= 1] * COUNT
+        np.testing.assert_array_equal(observations[0], single.step(action[0])[0])
+
+
+def pair(mode, **arguments):
+    """Ours and Gymnasium's loop over single environments, in one mode."""
+    theirs = gymnasium.make_vec(
+        ID, num_envs=COUNT, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **arguments
+    )
+    return make(autoreset_mode=mode, **arguments), theirs
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert data_equivalence(one, other, exact=True), (one, other)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("obs_type", OBS_TYPES)
+def test_every_mode_agrees_with_gymnasiums_loop_over_single_environments(mode, obs_type, monkeypatch):
+    """Rows end alone, by success, and together, by the limit of steps; ended rows are reset as the mode wants it."""
+    for module in ("pusht", "vector"):
+        monkeypatch.setattr(f"immiscible_envs.{module}.SUCCESS_COVERAGE", 0.15)
+    ours, theirs = pair(mode, obs_type=obs_type, max_episode_steps=7)
+    same(ours.reset(seed=1), theirs.reset(seed=1))
+    ends = np.zeros(COUNT, int)
+    for now, action in enumerate(commands(2, 40)):
+        results = [env.step(action) for env in (ours, theirs)]
+        same(*results)
+        done = results[0][2] | results[0][3]
+        ends += done
+        if mode is AutoresetMode.DISABLED and done.any():
+            seed = [None, 10 + now, None, 20 + now]
+            same(*(env.reset(seed=seed, options={"reset_mask": done.copy()}) for env in (ours, theirs)))
+    assert ends.min() >= 4 and len(set(ends.tolist())) > 1
+
+
+def test_next_step_ignores_the_actions_of_rows_that_begin():
+    ours, theirs = pair(AutoresetMode.NEXT_STEP, max_episode_steps=2)
+    same(ours.reset(seed=1), theirs.reset(seed=1))
+    for action in commands(2, 2):
+        results = [env.step(action) for env in (ours, theirs)]
+    assert results[0][3].all()
+    same(*(env.step(np.full((COUNT, 2), np.nan)) for env in (ours, theirs)))
+    refused("action must be finite", lambda: ours.step(np.full((COUNT, 2), np.nan)))
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP], ids=str)
+def test_a_masked_reset_between_steps_agrees_too(mode):
+    """Rows that would begin by themselves are begun by hand, and rows in the middle of an episode as well."""
+    ours, theirs = pair(mode, max_episode_steps=4)
+    same(ours.reset(seed=1), theirs.reset(seed=1))
+    for now, action in enumerate(commands(2, 20)):
+        same(*(env.step(action) for env in (ours, theirs)))
+        if now % 3 == 0:
+            mask = np.random.default_rng(now).random(COUNT) < 0.5
+            mask[now % COUNT] = True
+            same(*(env.reset(seed=now, options={"reset_mask": mask}) for env in (ours, theirs)))
+
+
+def test_same_step_hands_over_what_the_episode_ended_with():
+    vector = make(autoreset_mode=AutoresetMode.SAME_STEP)
+    states = np.array([[60.0, 60.0, *GOAL_POSE], *STATES[1:]])
+    vector.reset(seed=0, options={"state": states})
+    observations, rewards, terminated, _, infos = vector.step(np.full((COUNT, 2), 60.0))
+    assert terminated.tolist() == infos["_final_obs"].tolist() == infos["_final_info"].tolist() == [True] + [False] * 3
+    assert rewards[0] == 1.0 and infos["final_info"]["coverage"][0] > 0.95 > infos["coverage"][0]
+    np.testing.assert_array_equal(infos["final_obs"][0][2:], infos["final_info"]["block_pose"][0])
+    assert infos["final_obs"][1] is None and (observations[0] != infos["final_obs"][0]).any()
 
 
 def test_success_ends_a_row_alone():
@@ -188,7 +255,7 @@ def test_bad_actions_are_refused_before_any_row_advances(actions):
         ({"max_episode_steps": 0}, "max_episode_steps 0 must be at least 1"),
         ({"obs_type": "pixels"}, "unknown obs_type"),
         ({"render_mode": "human"}, "unknown render_mode of the vector environment 'human'; known: rgb_array"),
-        ({"autoreset_mode": AutoresetMode.SAME_STEP}, "use DISABLED or NEXT_STEP"),
+        ({"autoreset_mode": "sometimes"}, "unknown autoreset_mode 'sometimes'; known: NextStep, SameStep, Disabled"),
     ],
     ids=str,
 )
