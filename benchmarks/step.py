@@ -29,9 +29,10 @@ from benchmarks.measuring import (
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.report import panels, table
+from immiscible_policy.noise import Selector
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.build import build_policy
-from immiscible_policy.recipes.noise import COUPLED, NoiseChoice, noise_options
+from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import Parts, build_parts, build_state
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
@@ -53,7 +54,7 @@ threads, its batch in memory. All alternate in one run; cost curves follow, agai
   python -m benchmarks step device=cuda scale=paper seeds=2
   python -m benchmarks step batch=64 noise=vanilla,linear peers=none
 """
-NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
+NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot")
 PEER = "lerobot"
 CURVES = ("vanilla fast", "linear fast")
 QUICK_SIZES: dict[str, Any] = {
@@ -62,8 +63,8 @@ QUICK_SIZES: dict[str, Any] = {
 UNCOUNTED = {"cpu": 2, "cuda": 32}
 """Steps before the counted ones of a turn: caches are warm, and batches prepared in others' turns are used up."""
 COUNTED = {"cpu": 2, "cuda": 64}
-ENDLESS, SHORT_FIT = 10**9, 50
-"""Steps of the training that is timed a few steps of, and of the fit of a coupling."""
+ENDLESS = 10**9
+"""Steps of the training of which a few are timed."""
 FLOOR_PAPER = "1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU: 0.454 TFLOP, 2.8 GB)"
 
 Figures = dict[str, Any]
@@ -126,16 +127,12 @@ def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
             build_policy(replace(spec, down_dims=tuple(other.down_dims)))
 
 
-def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, NoiseChoice]:
-    """What chooses each kind of noise, as configured by default and fitted to the training windows.
-
-    The fit of a coupling is cut short: it decides which windows are picked, not what picking them costs.
-    """
+def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, Selector]:
+    """What chooses each kind of noise, as configured by default and fitted to the training windows."""
     parts = build_parts(config)
     policy = build_state(config, parts, seed=0)[1]
     actions = policy.clean(parts.training.action.to(config.device))
-    words = {COUPLED: [f"fit_steps={SHORT_FIT}"]}
-    groups = {noise: compose_config([f"noise={noise}", *words.get(noise, []), "device=cpu"]).noise for noise in noises}
+    groups = {noise: compose_config([f"noise={noise}", "device=cpu"]).noise for noise in noises}
     return {
         noise: noise_options(group, steps=ENDLESS, batch_size=config.batch_size, steps_per_epoch=0).build(actions)
         for noise, group in groups.items()
@@ -143,7 +140,7 @@ def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, Noise
 
 
 def beside_each_other(
-    config: TrainConfig, arms: Sequence[str], choices: dict[str, NoiseChoice], peer: Peer | None, turns: int, steps: int
+    config: TrainConfig, arms: Sequence[str], choices: dict[str, Selector], peer: Peer | None, turns: int, steps: int
 ) -> Figures:
     """Time a training step of each arm, of the bare network, and of LeRobot.
 
@@ -248,9 +245,7 @@ class BareNetwork:
         self.optimizer.zero_grad()
 
 
-def trainer(
-    config: TrainConfig, parts: Parts, choice: NoiseChoice, engine: str, stack: ExitStack
-) -> Callable[[], object]:
+def trainer(config: TrainConfig, parts: Parts, choice: Selector, engine: str, stack: ExitStack) -> Callable[[], object]:
     """The training step of a run with that noise and engine; the stack ends what it holds."""
     state, policy = build_state(config, parts, seed=0)
     windows = parts.training.to(config.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from immiscible_policy.cli import run
 from immiscible_policy.commands.train_policy import group_help, help_lines
-from immiscible_policy.recipes.image_config import POLICIES_OWN, SCHEMA
+from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.training.options import config_dir, group_choices
 
 USAGE = """\
@@ -37,10 +37,10 @@ def _main(words: list[str]) -> None:
 
 def _help() -> str:
     models, scales = group_choices("model"), group_choices("image_scale")
-    noises = [name for name in group_choices("noise") if name != POLICIES_OWN]
+    noises = group_choices("noise")
     settings = (config_dir() / "image.yaml").read_text().split("${image_scale}\n", 1)[1].strip()
     sections = {
-        "groups": [group_help(SCHEMA.groups).replace(f"|{POLICIES_OWN}", "")],
+        "groups": [group_help(SCHEMA.groups)],
         "options of the model": [_block(f"model={name}", f"model/{name}") for name in models],
         "options of the noise": [_block(f"noise={name}", f"noise/{name}") for name in noises],
         "options that the scale sets": [_block(f"scale={scale}", f"image_scale/{scale}") for scale in scales],

@@ -31,7 +31,7 @@ from immiscible_policy.lab.pixels import tiled
 from immiscible_policy.lab.report import table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.statistics import correlation
+from immiscible_policy.noise.audit.statistics import correlation
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator

@@ -16,7 +16,7 @@ from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, root_mean_squ
 from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.report import panels, table
 from immiscible_policy.noise import Selector, make_selector
-from immiscible_policy.noise.statistics import GaussianKL, gaussian_kl, kl_floor
+from immiscible_policy.noise.audit.statistics import GaussianKL, gaussian_kl, kl_floor
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings

@@ -189,8 +189,8 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     Potentials are left out as well: they change its speed alone.
 
     Raises:
-        CommandError: If the checkpoint names none, as that of a training in which the noise picks its window, or if
-            noise was chosen for residuals, whose prediction no checkpoint keeps.
+        CommandError: If the checkpoint names none, or if noise was chosen for residuals, whose prediction no
+            checkpoint keeps.
     """
     config = checkpoint.metadata.get("config", {})
     recorded = config.get("noise", {})

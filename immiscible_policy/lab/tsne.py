@@ -23,7 +23,7 @@ from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import Selector, make_selector
-from immiscible_policy.noise.statistics import cluster_distances, correlation
+from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.randomness import torch_generator

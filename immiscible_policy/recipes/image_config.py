@@ -28,9 +28,6 @@ OF_MODEL = {
 }  # fmt: skip
 """Options that not every model has, and the models that have them."""
 
-POLICIES_OWN = "semidiscrete"
-"""The noise that images do not take."""
-
 
 @dataclass
 class ImageConfig(RunConfig):
@@ -99,8 +96,6 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
         raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
     if config.model == "sd" and config.pretrained is None:
         raise CommandError("pretrained= is missing: model=sd needs a directory in diffusers' layout, or a hub id")
-    if config.noise["name"] == POLICIES_OWN:
-        raise CommandError(f"noise={POLICIES_OWN}: it is fitted to a policy's windows; images take the other selectors")
     if config.noise["name"] == "c2ot" and (config.model != "sd" or config.prompts == "none"):
         blind = f"model={config.model}" if config.model != "sd" else "prompts=none"
         raise CommandError(f"noise=c2ot: {blind} gives no condition to compare; use noise=linear")

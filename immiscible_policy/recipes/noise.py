@@ -1,9 +1,9 @@
-"""From a run's noise options to what chooses its noise: a selector, or a coupling (the noise picks its window)."""
+"""From a run's noise options to the selector that chooses its noise."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,36 +12,19 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import (
-    Coupling,
     ForResidual,
     Selector,
-    fit_coupling,
     fit_linear_prediction,
     fit_potentials,
     make_selector,
 )
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.audit import audit
-from immiscible_policy.noise.costs import check_distance, standardize
-from immiscible_policy.noise.inputs import is_whole
+from immiscible_policy.noise.costs import standardize
 from immiscible_policy.noise.schedule import Schedule
 
-COUPLED = "semidiscrete"
 WORTH_FITTING = 1000
 """Paired steps from which on fitting potentials takes less time than it saves."""
-
-
-@dataclass(frozen=True)
-class NoiseChoice:
-    """How a training chooses noise.
-
-    Attributes:
-        select: Chooses the noise of a batch; None if the noise picks the batch.
-        couple: Picks the windows that belong to noises; None if a selector chooses.
-    """
-
-    select: Selector | None = None
-    couple: Coupling | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +32,8 @@ class NoiseOptions:
     """The noise group of a run, its schedule in steps; checked when built.
 
     Attributes:
-        name: A selector, or `semidiscrete`.
-        options: The options of `make_selector` or `fit_coupling`.
+        name: The selector.
+        options: The options of `make_selector`.
         potentials: Whether to fit potentials before training.
 
     Raises:
@@ -62,19 +45,10 @@ class NoiseOptions:
     potentials: bool = False
 
     def __post_init__(self) -> None:
-        if self.name != COUPLED:
-            make_selector(self.name, **self.options)
-            return
-        check_distance(self.options["cost"])
-        if not is_whole(self.options["fit_steps"]) or self.options["fit_steps"] < 1:
-            raise ValueError(f"fit_steps={self.options['fit_steps']}: needs a whole number, 1 or more")
+        make_selector(self.name, **self.options)
 
     def selector(self) -> Selector:
-        """The selector, without potentials.
-
-        Raises:
-            ValueError: If the noise picks the batch.
-        """
+        """The selector, without potentials."""
         return make_selector(self.name, **self.options)
 
     @torch.no_grad()
@@ -82,25 +56,20 @@ class NoiseOptions:
         self,
         actions: Tensor,
         conditions: Tensor | None = None,
-        progress: Callable[[int], None] = lambda step: None,
-    ) -> NoiseChoice:
+    ) -> Selector:
         """Fit what is to be fitted, and build.
 
         Args:
             actions: Clean normalised action chunks of all training windows (N, T, A), as the selector will see them.
             conditions: What selection compares of all training windows (N, C): noise is then chosen for what they
                 leave open of the actions. None: for the actions.
-            progress: Called with the number of steps done by a long fit.
         """
-        if self.name == COUPLED:
-            cost, steps = self.options["cost"], self.options["fit_steps"]
-            return NoiseChoice(couple=fit_coupling(actions, cost=cost, steps=steps, progress=progress))
         select = self.selector()
         if conditions is None:
-            return NoiseChoice(select=self._with_potentials(select, actions))
+            return self._with_potentials(select, actions)
         prediction = fit_linear_prediction(conditions, actions)
         residuals = ForResidual(select, prediction).residual(actions, conditions)
-        return NoiseChoice(select=ForResidual(self._with_potentials(select, residuals), prediction))
+        return ForResidual(self._with_potentials(select, residuals), prediction)
 
     def _with_potentials(self, select: Selector, samples: Tensor) -> Selector:
         """The selector, with potentials fitted to what it will see (N, T, A) if it takes any and they are wanted."""
@@ -181,10 +150,10 @@ def require_selection(name: str, given: Mapping[str, str]) -> None:
         given: Those options that are not at their defaults, and their values.
 
     Raises:
-        ValueError: If there is one, and the noise is vanilla or picks its window itself.
+        ValueError: If there is one, and the noise is vanilla.
     """
     for key, value in given.items():
-        if name in (COUPLED, "vanilla"):
+        if name == "vanilla":
             raise ValueError(f"{key}={value}: noise={name} selects no noise for a sample; leave {key}= out")
 
 

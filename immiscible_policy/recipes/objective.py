@@ -9,11 +9,10 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.network.crop import random_crop
-from immiscible_policy.noise import Coupling
+from immiscible_policy.noise import Selector
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.image import Pictured
 from immiscible_policy.randomness import derive_seed, torch_generator
-from immiscible_policy.recipes.noise import NoiseChoice
 
 
 class PolicyObjective:
@@ -25,7 +24,7 @@ class PolicyObjective:
     Args:
         policy: What is trained.
         windows: All training windows, on the policy's device; a batch is one gather.
-        noise: Chooses the noise of a batch, or the batch of a noise.
+        select: Chooses the noise of a batch.
         batch_size: Windows per optimizer step.
         accumulate: Micro-batches that a batch is cut into.
         seed: Training seed.
@@ -39,7 +38,7 @@ class PolicyObjective:
         self,
         policy: ChunkPolicy,
         windows: Windows,
-        noise: NoiseChoice,
+        select: Selector,
         *,
         batch_size: int,
         accumulate: int,
@@ -50,7 +49,7 @@ class PolicyObjective:
     ) -> None:
         self.policy = policy
         self.windows = windows
-        self.noise = noise
+        self.select = select
         self.counted = counted
         self.levels = levels
         self.crop = crop
@@ -61,10 +60,17 @@ class PolicyObjective:
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
         generator = torch_generator(self.windows.action.device, "noise", self.seed, step)
-        if self.noise.couple is not None:
-            noised = self._coupled(self.noise.couple, step, generator)
-        else:
-            noised = self._selected(self.order.rows(step), step, generator)
+        rows = self.order.rows(step)
+        batch = self.windows[rows]
+        noised = self.policy.noised(
+            self.observed(batch, step),
+            batch.action,
+            self.select,
+            step=step,
+            generator=generator,
+            mask=self.mask(rows),
+            levels=self.levels,
+        )
         return micro_batches(noised, self.accumulate)
 
     def mask(self, rows: Tensor) -> Tensor | None:
@@ -74,28 +80,6 @@ class PolicyObjective:
     def observed(self, batch: Windows, step: int) -> Any:
         """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
         return observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step))
-
-    def _selected(self, rows: Tensor, step: int, generator: torch.Generator) -> Any:
-        """The windows of a step, with noise chosen for them."""
-        assert self.noise.select is not None
-        batch = self.windows[rows]
-        return self.policy.noised(
-            self.observed(batch, step),
-            batch.action,
-            self.noise.select,
-            step=step,
-            generator=generator,
-            mask=self.mask(rows),
-            levels=self.levels,
-        )
-
-    def _coupled(self, couple: Coupling, step: int, generator: torch.Generator) -> Any:
-        """Noise of a step, with the windows that it picks."""
-        shape = (self.order.batch_size, *self.windows.action.shape[1:])
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(self.windows.action.device)
-        batch = self.windows[couple(noise)]
-        seen = self.observed(batch, step)
-        return self.policy.noised(seen, batch.action, lambda x, **_: noise, step=step, generator=generator)
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""

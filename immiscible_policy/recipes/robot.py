@@ -18,7 +18,7 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
@@ -26,7 +26,6 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import check_method
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.recipes.noise import (
-    NoiseChoice,
     NoiseOptions,
     audit_row,
     counted,
@@ -151,7 +150,7 @@ def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: 
         objective = PolicyObjective(
             policy,
             windows,
-            _fitted(config, parts.noise, policy, windows, seed, report),
+            _fitted(config, parts.noise, policy, windows),
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed,
@@ -184,29 +183,19 @@ def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainStat
     return initial_state(config, policy, seed), policy
 
 
-def _fitted(
-    config: TrainConfig, noise: NoiseOptions, policy: ChunkPolicy, windows: Windows, seed: int, report: Report
-) -> NoiseChoice:
+def _fitted(config: TrainConfig, noise: NoiseOptions, policy: ChunkPolicy, windows: Windows) -> Selector:
     """What chooses the noise, fitted to the training windows where there is something to fit; a function of these."""
-
-    def progress(done: int) -> None:
-        report({"event": "fitting", "seed": seed, "done": done, "steps": noise.options["fit_steps"]})
-
     with torch.no_grad():
         seen = None
         if config.select_for == "residual":
             seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
-        return noise.build(policy.clean(windows.action), seen, progress)
+        return noise.build(policy.clean(windows.action), seen)
 
 
 def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
-    """What selection does to the noise at this step, or how unequally noise picks its windows: `noise/...`."""
+    """What selection does to the noise at this step: `noise/...`."""
     if not isinstance(objective.policy, DiffusionPolicy):
         return {}
-    select, couple = objective.noise.select, objective.noise.couple
-    if couple is not None:
-        return {"noise/imbalance": couple.imbalance(10_000, torch.Generator().manual_seed(0))}
-    assert select is not None
     windows, policy = objective.windows, objective.policy
     own = objective.order
     order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
@@ -214,7 +203,7 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     x, condition = policy.clean(windows.action[rows]), policy.condition(objective.observed(windows[rows], step))
     size = objective.order.batch_size
     mask = objective.mask(rows)
-    return audit_row(select, x, batch_size=size, condition=condition, mask=mask, step=step)
+    return audit_row(objective.select, x, batch_size=size, condition=condition, mask=mask, step=step)
 
 
 def _validation_loss(config: TrainConfig, parts: Parts, policy: ChunkPolicy) -> dict[str, float]:
@@ -224,7 +213,7 @@ def _validation_loss(config: TrainConfig, parts: Parts, policy: ChunkPolicy) -> 
     objective = PolicyObjective(
         policy,
         parts.validation.to(config.device),
-        NoiseChoice(make_selector("vanilla")),
+        make_selector("vanilla"),
         batch_size=min(config.batch_size, len(parts.validation)),
         accumulate=1,
         seed=0,

@@ -80,12 +80,6 @@ class Display:
         self._reach(seed, step, visible=True)
         self.line(f"resume seed {seed} at step {step}" if step else f"start seed {seed}")
 
-    def _fitting(self, event: dict[str, Any]) -> None:
-        seed, note = event["seed"], f"fitting potentials, {event['done']} of {event['steps']}"
-        self._progress.update(self._bars[seed], note=note)
-        if not self.console.is_terminal and (event["done"] % 100 == 0 or event["done"] == event["steps"]):
-            self.line(f"seed {seed}  {note}")
-
     def _metrics(self, event: dict[str, Any]) -> None:
         seed = event["seed"]
         note = f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s  waited for batches {event['waited']:.1%}"

@@ -16,7 +16,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
-from immiscible_policy.noise.statistics import pair_distance
+from immiscible_policy.noise.audit.statistics import pair_distance
 from immiscible_policy.plugins.scheduler import chosen_noise
 from lerobot_policy_immiscible.configuration_immiscible import ImmiscibleConfig
 

@@ -128,7 +128,6 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
         (["model=flow", "metric=lpips"], "metric=lpips: model=flow has no metric"),
         (["model=sd"], "pretrained= is missing"),
         (["model=sd", "pretrained=/nowhere/at/all"], "/nowhere/at/all"),
-        (["model=flow", "noise=semidiscrete"], "noise=semidiscrete"),
         (["model=flow", "noise=c2ot"], "noise=c2ot: model=flow gives no condition"),
         (["model=sd", "pretrained=x", "noise=c2ot", "prompts=none"], "noise=c2ot: prompts=none gives no condition"),
         (["model=ddim", "sampling_steps=7"], "sampling_steps=7: the 1000 diffusion steps must divide by it"),
@@ -188,7 +187,7 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
 
 def test_help_names_what_images_take_and_nothing_else():
     text = here("train_image.py", "--help").stdout
-    assert "noise=c2ot|idp26|knn|linear|vanilla\n" in text and "semidiscrete" not in text and "potentials" not in text
+    assert "noise=c2ot|idp26|knn|linear|vanilla\n" in text and "potentials" not in text
     assert "k: 2 " in text and "scale=paper model=ddim: size: 32" in text and "ema_max" in text
 
 

@@ -19,7 +19,7 @@ from immiscible_policy.lab.laws import expected_change, nearest_of_k, nearest_ov
 from immiscible_policy.lab.report import table
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.audit import distance_change
-from immiscible_policy.noise.statistics import cluster_distances, gaussian_kl
+from immiscible_policy.noise.audit.statistics import cluster_distances, gaussian_kl
 from immiscible_policy.results.experiment import Experiment, Findings
 
 EXPERIMENTS = {

@@ -184,8 +184,8 @@ def test_a_policys_own_selector_is_what_its_run_recorded_at_full_strength(tmp_pa
         "ramp": 9,
     }
     assert steps.own_selector(recorded_noise(tmp_path / "step_000700", idp26)) == make_selector("idp26", pool=2)
-    coupled = recorded_noise(tmp_path / "step_000701", {"name": "semidiscrete", "fit_steps": 3})
-    with pytest.raises(ValueError, match="noise=semidiscrete; steps knows vanilla"):
+    coupled = recorded_noise(tmp_path / "step_000701", {"name": "picky"})
+    with pytest.raises(ValueError, match="noise=picky; steps knows vanilla"):
         steps.own_selector(coupled)
 
 
@@ -222,10 +222,10 @@ def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(t
         with pytest.raises(ValueError, match=message):
             steps.EXPERIMENT.measure(parse(words, steps.EXPERIMENT.options, ""))
 
-    save("whole", 16), save("short", 8), save("coupled", 16, "semidiscrete")
+    save("whole", 16), save("short", 8), save("coupled", 16, "picky")
     (save("damaged", 16) / "ema.safetensors").write_bytes(b"damaged")
     refuse("policies of horizon 8 and 16; they need the same", "whole", "short")
-    refuse("noise=semidiscrete", "whole", "coupled")
+    refuse("noise=picky", "whole", "coupled")
     refuse("corrupt", "whole", "damaged")
 
 

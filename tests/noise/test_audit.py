@@ -12,7 +12,6 @@ import torch
 from scipy import integrate, stats
 
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise import target as target_module
 from immiscible_policy.noise.audit import (
     audit,
     cluster_distances,
@@ -28,6 +27,7 @@ from immiscible_policy.noise.audit import (
     selection_seconds,
     target_variance,
 )
+from immiscible_policy.noise.audit import target as target_module
 
 
 def generator(seed: int = 0) -> torch.Generator:

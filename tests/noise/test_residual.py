@@ -5,7 +5,7 @@ import torch
 
 from immiscible_policy.noise import ForResidual, LinearPrediction, fit_linear_prediction, make_selector
 from immiscible_policy.noise.audit import audit
-from immiscible_policy.noise.statistics import prior_shift
+from immiscible_policy.noise.audit.statistics import prior_shift
 
 WEIGHTS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0], [4.0, -2.0, 1.0]])
 

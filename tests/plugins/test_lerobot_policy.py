@@ -22,7 +22,7 @@ out = sys.argv[2]
 
 import torch
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.statistics import pair_distance
+from immiscible_policy.noise.audit.statistics import pair_distance
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins

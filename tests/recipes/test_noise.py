@@ -1,4 +1,4 @@
-"""From noise options to selectors: schedules in epochs, potentials, masks, couplings."""
+"""From noise options to selectors: schedules in epochs, potentials, masks."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from immiscible_policy.demos.windows import Layout, make_windows
 from immiscible_policy.noise import ForResidual, fit_linear_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
-from immiscible_policy.recipes.noise import NoiseChoice, counted, diffusion_levels, noise_options
+from immiscible_policy.recipes.noise import counted, diffusion_levels, noise_options
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config
@@ -52,31 +52,32 @@ def test_levels_are_read_and_refused():
 
 
 def test_levels_reach_the_batches(store):
-    chosen = NoiseChoice(lambda x, **_: torch.full_like(x, 7.0))
+    def chosen(x, **_):
+        return torch.full_like(x, 7.0)
+
     (batch,) = objective(store, chosen, levels=range(50)).batches(0)
     assert torch.equal((batch.noise == 7).all(dim=(1, 2)), batch.t < 50) and 0 < (batch.t < 50).sum() < 16
 
 
 def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_potentials(store):
-    plain = objective(store, NoiseChoice(make_selector("vanilla")))
+    plain = objective(store, make_selector("vanilla"))
     actions, seen = plain.policy.clean(plain.windows.action), conditions(plain.policy, plain.windows, None, None)
     options = noise_options({"name": "linear", "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
-    select = options.build(actions, seen).select
+    select = options.build(actions, seen)
     expected = fit_linear_prediction(seen, actions)
     assert torch.equal(select.prediction.weights, expected.weights)
     rest = actions - expected(seen).reshape(actions.shape)
-    same = options.build(rest).select.potentials
+    same = options.build(rest).potentials
     assert all(torch.allclose(a, b) for a, b in zip(select.select.potentials.weights, same.weights, strict=True))
     cold = ForResidual(make_selector("linear"), expected)
-    first, second = (objective(store, NoiseChoice(each)).batches(3)[0] for each in (select, cold))
+    first, second = (objective(store, each).batches(3)[0] for each in (select, cold))
     assert torch.equal(first.noise, second.noise)
 
 
 @pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "mask=padding"])
-@pytest.mark.parametrize("name", ["vanilla", "semidiscrete"])
-def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word, name):
-    config = compose_config(["experiment=debug", f"data={store}", "device=cpu", f"noise={name}", word])
-    with pytest.raises(ValueError, match=f"{word}: noise={name} selects no noise for a sample"):
+def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word):
+    config = compose_config(["experiment=debug", f"data={store}", "device=cpu", word])
+    with pytest.raises(ValueError, match=f"{word}: noise=vanilla selects no noise for a sample"):
         build_parts(config)
 
 
@@ -102,9 +103,9 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
     )
     actions = plain.policy.clean(plain.windows.action)
     options = noise_options({"name": name, "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
-    choice = options.build(actions)
-    assert isinstance(choice.select, Assignment) and choice.select.potentials is not None
-    warm = objective(store, choice)
+    select = options.build(actions)
+    assert isinstance(select, Assignment) and select.potentials is not None
+    warm = objective(store, select)
     for step in range(5):
         assert torch.equal(plain.batches(step)[0].noise, warm.batches(step)[0].noise)
 
@@ -123,8 +124,6 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
         (["noise=knn", "stop=0"], "stop=0: must come after start=0"),
         (["noise=linear", "potentials=maybe"], "potentials=maybe: use auto, true or false"),
         (["noise=c2ot", "ratio=7"], "ratio=7"),
-        (["noise=semidiscrete", "cost=cosine"], "cost=cosine"),
-        (["noise=semidiscrete", "fit_steps=0"], "fit_steps=0"),
     ],
 )
 def test_unusable_options_are_refused_in_one_line(words, said):
@@ -143,7 +142,7 @@ def test_masks_leave_out_padding_or_what_is_never_sent(store):
 
 
 def test_the_mask_of_each_window_enters_the_selection(store):
-    windows = objective(store, NoiseChoice(make_selector("vanilla"))).windows
+    windows = objective(store, make_selector("vanilla")).windows
     mask = counted(windows, "unsent", Layout())
     seen = {}
 
@@ -151,49 +150,29 @@ def test_the_mask_of_each_window_enters_the_selection(store):
         seen.update(mask=mask, step=step, condition=condition)
         return torch.randn(x.shape, generator=generator)
 
-    trained = objective(store, NoiseChoice(spy), counted=mask)
+    trained = objective(store, spy, counted=mask)
     trained.batches(3)
     assert torch.equal(seen["mask"][..., 0], mask[trained.order.rows(3)])
     assert seen["step"] == 3 and seen["condition"].shape == (16, 40)
 
 
-def test_with_a_coupling_the_noise_picks_its_windows(store):
-    plain = objective(store, NoiseChoice(make_selector("vanilla")))
-    actions = plain.policy.clean(plain.windows.action)
-    choice = noise_options(
-        {"name": "semidiscrete", "cost": "sqeuclidean", "fit_steps": 50}, steps=9, batch_size=16, steps_per_epoch=1
-    )
-    coupled = objective(store, choice.build(actions))
-    batch = coupled.batches(4)[0]
-    assert torch.equal(batch.noise, coupled.batches(4)[0].noise)
-    drawn = plain.batches(4)[0].noise  # the same stream: vanilla noise of that step
-    assert torch.equal(batch.noise, drawn)
-    picked = coupled.noise.couple(drawn)
-    expected = coupled.policy.condition(coupled.windows.obs[picked])
-    assert torch.equal(batch.condition, expected)
-
-
 def test_schedules_reach_the_selector():
-    select = noise(["noise=linear", "start=10", "stop=20", "ramp=3"]).build(torch.zeros(2, 2)).select
+    select = noise(["noise=linear", "start=10", "stop=20", "ramp=3"]).build(torch.zeros(2, 2))
     assert select.schedule == Schedule(10, 20, 3)
 
 
-@pytest.mark.parametrize("words", [["noise=c2ot", "weight=0.1", "mask=unsent"], ["noise=semidiscrete", "fit_steps=5"]])
-def test_further_kinds_of_noise_train_and_log_their_audit(tmp_path, store, words):
+def test_a_conditional_assignment_trains_and_logs_its_audit(tmp_path, store):
     out = tmp_path / "run"
-    result = here("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", "device=cpu", *words)
+    words = ("noise=c2ot", "weight=0.1", "mask=unsent", "device=cpu")
+    result = here("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", *words)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (out / "seed_0" / "metrics.jsonl").read_text().splitlines()]
     audits = [row for row in rows if "noise/distance_percent" in row]
-    assert len(audits) == (0 if "noise=semidiscrete" in words else 2)
-    assert sum("noise/imbalance" in row for row in rows) == (2 if "noise=semidiscrete" in words else 0)
+    assert len(audits) == 2
     assert all(row["noise/distance_percent"] < -1 and row["noise/selection_ms"] > 0 for row in audits)
 
 
-@pytest.mark.parametrize("name", ["semidiscrete", "vanilla"])
-def test_a_mask_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store, name):
+def test_a_mask_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store):
     out = tmp_path / "run"
-    said = refused(
-        here("train_policy.py", f"noise={name}", "mask=padding", f"data={store}", f"out={out}", "device=cpu")
-    )
-    assert f"mask=padding: noise={name}" in said and not out.exists()
+    said = refused(here("train_policy.py", "mask=padding", f"data={store}", f"out={out}", "device=cpu"))
+    assert "mask=padding: noise=vanilla" in said and not out.exists()

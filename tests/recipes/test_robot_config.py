@@ -44,7 +44,7 @@ def test_paper_scale_of_images_is_the_published_network():
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 @pytest.mark.parametrize("obs", ["keypoints", "state", "image"])
-@pytest.mark.parametrize("noise", [*sorted(SELECTORS), "semidiscrete"])
+@pytest.mark.parametrize("noise", sorted(SELECTORS))
 def test_every_combination_of_groups_composes(scale, obs, noise):
     config = compose_config([f"scale={scale}", f"obs={obs}", f"noise={noise}"])
     assert (config.scale, config.obs, config.noise["name"]) == (scale, obs, noise)
@@ -60,7 +60,7 @@ def test_every_configuration_file_is_covered():
     together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
                  for scale in group_choices("image_scale")}  # fmt: skip
     assert files == choices | together | {"train.yaml", "image.yaml"}
-    assert set(group_choices("noise")) == {*SELECTORS, "semidiscrete"}
+    assert set(group_choices("noise")) == set(SELECTORS)
     for group in SCHEMA.groups:
         for name in group_choices(group):
             compose_config([f"{group}={name}"])

@@ -21,7 +21,7 @@ from immiscible_policy.training.state import ALIGNMENT, TrainState
 from tests.training.helpers import here, tree, write_small_store
 
 CPU = torch.device("cpu")
-NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot", "semidiscrete")
+NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot")
 
 
 class Pair(NamedTuple):
@@ -195,7 +195,7 @@ def store(tmp_path_factory):
 
 def policy_objective(store, noise, device="cpu", accumulate=1):
     """A small policy's state and objective."""
-    more = {"semidiscrete": ["fit_steps=20"], "idp26": ["start=0"]}.get(noise, [])
+    more = ["start=0"] if noise == "idp26" else []
     config = compose_config(["experiment=debug", f"data={store}", f"device={device}", f"noise={noise}", *more])
     parts = build_parts(config)
     state, policy = build_state(config, parts, seed=0)

@@ -16,7 +16,6 @@ from immiscible_policy.demos.frames import rendered_frames
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.recipes.noise import NoiseChoice
 from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config
@@ -57,7 +56,7 @@ def objective(windows, cameras=("img",), crop=84, seed=0):
     spec = PolicySpec("image", 2, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8, EncoderSpec(cameras, 84, 16))
     torch.manual_seed(0)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
-    choice = NoiseChoice(make_selector("knn", k=2))
+    choice = make_selector("knn", k=2)
     return PolicyObjective(policy, windows, choice, batch_size=6, accumulate=1, seed=seed, crop=crop)
 
 

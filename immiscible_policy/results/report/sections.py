@@ -49,7 +49,6 @@ QUANTITIES = {
     "correlation": ("correlation with the data", "0"),
     "prior_shift": ("mean noise that a condition meets", "0"),
     "selection_ms": ("time of one selection, ms", ""),
-    "imbalance": ("imbalance of how often noise picks each window", "0"),
 }
 """What the training records of its noise, in words, and what plain noise would give."""
 

@@ -1,16 +1,4 @@
-"""The noise audit: what a selector does to the noise, in one call.
-
-```python
-from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.audit import audit
-
-found = audit(make_selector("knn", k=4), x)  # x: (N, ...) clean samples, scaled as in training
-print(found.table())
-found.plot().savefig("knn.png")
-```
-
-Shape legend: N samples, R batches of B samples each, D numbers per sample.
-"""
+"""Measures random batches of samples with the noise that a selector gives them."""
 
 from __future__ import annotations
 
@@ -26,19 +14,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from immiscible_policy.noise.inputs import draw
-from immiscible_policy.noise.registry import Selector
-from immiscible_policy.noise.statistics import (
+from immiscible_policy.noise.audit.statistics import (
     KS,
     LEVEL,
-    ClusterDistances,
     Correlation,
     GaussianKL,
     Moments,
-    cluster_distances,
     correlation,
     gaussian_kl,
-    kl_floor,
     ks_normal,
     moments,
     pair_distance,
@@ -46,35 +29,12 @@ from immiscible_policy.noise.statistics import (
     prior_shift,
     require_samples,
 )
-from immiscible_policy.noise.target import ALPHA_BARS, TargetVariance, require_levels, target_variance
+from immiscible_policy.noise.audit.target import ALPHA_BARS, TargetVariance, require_levels, target_variance
+from immiscible_policy.noise.inputs import draw
+from immiscible_policy.noise.registry import Selector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "ALPHA_BARS",
-    "KS",
-    "Audit",
-    "ClusterDistances",
-    "Correlation",
-    "DistanceChange",
-    "GaussianKL",
-    "Moments",
-    "TargetVariance",
-    "audit",
-    "cluster_distances",
-    "correlation",
-    "distance_change",
-    "gaussian_kl",
-    "kl_floor",
-    "ks_normal",
-    "moments",
-    "pair_distance",
-    "plain_ranges",
-    "prior_shift",
-    "selection_seconds",
-    "target_variance",
-]
 
 TARGET_ROWS = 256
 """The target variance is that of a data set of at most so many samples."""
@@ -162,7 +122,7 @@ class Audit:
 
     def plot(self) -> Figure:
         """Draw distances, marginal density, norms and target variance, plain beside selected."""
-        from immiscible_policy.noise.audit_plot import audit_figure
+        from immiscible_policy.noise.audit.plot import audit_figure
 
         return audit_figure(self)
 

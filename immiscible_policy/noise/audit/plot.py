@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from immiscible_policy.noise.statistics import pair_distance
+from immiscible_policy.noise.audit.statistics import pair_distance
 
 if TYPE_CHECKING:
-    from immiscible_policy.noise.audit import Audit
+    from immiscible_policy.noise.audit.measure import Audit
 
 PLAIN, SELECTED, LAW, GREY = "#0072B2", "#D55E00", "#000000", "#555555"  # Okabe and Ito (2008)
 BINS = 48
