@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from immiscible_policy.lab.report import log2
 
 
 def log_axes(axes: Axes, at: Sequence[int]) -> None:
     """Logarithmic axes with plain numbers, the horizontal one marked where it was measured."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(at, [f"{value:,}" for value in at])
-    axes.xaxis.set_minor_locator(NullLocator())
+    log2(axes, at)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -37,8 +37,8 @@ from immiscible_policy.demos.store import embedded_store, open_store
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
-from immiscible_policy.lab.report import panels, table
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.lab.report import markdown as table
+from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config

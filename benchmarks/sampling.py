@@ -33,8 +33,8 @@ from immiscible_policy.evaluation.agent import Agent, load_diffusion
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
-from immiscible_policy.lab.report import panels, table
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.lab.report import markdown as table
+from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler

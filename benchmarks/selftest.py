@@ -29,8 +29,8 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
-from immiscible_policy.lab.report import panels, table
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.lab.report import markdown as table
+from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.store.atomic import write_atomically

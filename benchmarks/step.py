@@ -28,9 +28,9 @@ from benchmarks.measuring import (
 )
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.lab.report import panels, table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import Selector
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.objective import PolicyObjective

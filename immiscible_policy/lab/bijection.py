@@ -28,7 +28,7 @@ from immiscible_policy.lab.perturbation import (
     perturbed_rollouts,
 )
 from immiscible_policy.lab.pixels import tiled
-from immiscible_policy.lab.report import table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation

@@ -1,37 +1,107 @@
-"""What the reports of the laboratory share: Markdown tables and panels."""
+"""What the programs of the laboratory and of the benchmarks share: definitions written once, tables, panels.
+
+A program's docstring is its usage and, without the examples, the text above its tables:
+
+    One line that says what it measures.          -> the list of programs, the title
+    Definitions, Markdown.                        -> --help, the result
+      python -m PACKAGE NAME KEY=VALUE            -> --help
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from immiscible_policy.palette import GREY
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.palette import colours, style
+from immiscible_policy.results.experiment import Experiment, Findings
+
+Document = dict[str, Any]
+"""Measured figures as JSON values."""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def program(
+    module: str, doc: str | None, measure: Callable[[Document], Findings], options: Mapping[str, Option]
+) -> Experiment:
+    """A program whose usage and definitions are its module's docstring.
+
+    Args:
+        module: The module's `__name__`, PACKAGE.NAME.
+        doc: The module's `__doc__`.
+        measure: Measures; its text holds the tables alone.
+        options: The program's words.
+    """
+    package, _, name = module.rpartition(".")
+    line, *paragraphs = (doc or "").strip().split("\n\n")
+    definitions = [paragraph for paragraph in paragraphs if not paragraph.startswith("  python")]
+
+    def measured(values: Document) -> Findings:
+        findings = measure(values)
+        return findings._replace(text="\n\n".join([f"## {line}", *definitions, findings.text.strip()]) + "\n")
+
+    return Experiment(f"usage: python -m {package} {name} [KEY=VALUE ...]\n\n{doc}", measured, dict(options))
+
+
+def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table: the first column to the left, numbers to the right.
 
-    Raises:
-        ValueError: If a row has not as many cells as the header.
+    Args:
+        columns: By header, how a cell is written from a row, such as `{mean:.3f} [{low:+.3f}, {high:+.3f}]`.
+        rows: Figures; a cell whose figures are missing or None stays empty.
     """
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {list(row)}")
+    return markdown([*columns], [[cell(form, row) for form in columns.values()] for row in rows])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are written already."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
-def panels(columns: int, rows: int = 1, *, title: str = "") -> tuple[Figure, list[Axes]]:
-    """A figure of plain panels, left to right and down, under one line of text."""
-    figure = Figure(figsize=(4.9 * columns, 3.9 * rows), dpi=130, layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.tick_params(labelsize=8)
-        each.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-        each.set_axisbelow(True)
-    figure.suptitle(title, fontsize=10, color=GREY, x=0.01, ha="left")
-    return figure, axes
+def cell(form: str, row: Mapping[str, Any]) -> str:
+    """A cell of `table`."""
+    try:
+        return form.format_map(row).strip()
+    except (KeyError, TypeError):
+        return ""
+
+
+def require(options: Document, **bounds: tuple[float, float]) -> None:
+    """Refuse options outside their bounds.
+
+    Raises:
+        CommandError: For the first of them.
+    """
+    for key, (least, most) in bounds.items():
+        if not least <= options[key] <= most:
+            allowed = f"use {least:,} or more" if most == float("inf") else f"choose {least:,} to {most:,}"
+            raise CommandError(f"{key}={options[key]}: {allowed}")
+
+
+def plain(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """The common look of a panel, and what it shows."""
+    style(axes)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+
+
+def curves(axes: Axes, at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> None:
+    """A line with marks for each label, and a small legend."""
+    for label, colour in colours(list(lines)).items():
+        axes.plot(at, lines[label], color=colour, marker="o", markersize=3.5, label=label)
+    legend(axes)
+
+
+def legend(axes: Axes, place: Any = "best") -> None:
+    """A small legend without a frame."""
+    axes.legend(fontsize=8, frameon=False, loc=place)
+
+
+def log2(axes: Axes, at: Sequence[float]) -> None:
+    """A logarithmic horizontal axis, marked where it was measured."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [f"{value:,g}" for value in at])
+    axes.minorticks_off()

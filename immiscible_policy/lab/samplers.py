@@ -17,12 +17,12 @@ from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
 from immiscible_policy.lab.data import RUNS
-from immiscible_policy.lab.report import panels, table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import own_selector, policy_checkpoints
 from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
-from immiscible_policy.palette import COLOURS
+from immiscible_policy.palette import COLOURS, panels
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.store.checkpoint import Checkpoint

@@ -24,7 +24,7 @@ from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_w
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
-from immiscible_policy.lab.report import table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler

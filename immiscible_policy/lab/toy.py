@@ -18,7 +18,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option, parse_range
 from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
 from immiscible_policy.lab.paths import Net, Path, generate, train_net
-from immiscible_policy.lab.report import table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator

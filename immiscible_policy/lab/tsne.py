@@ -20,7 +20,7 @@ from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_i
 from immiscible_policy.lab.image_models import SIZE, image_model, require_models
 from immiscible_policy.lab.layers import predicted_along_sampling
 from immiscible_policy.lab.mixture import mixing
-from immiscible_policy.lab.report import table
+from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation

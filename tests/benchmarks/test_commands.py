@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.peers import INSTALLED
+from immiscible_policy.noise import SELECTORS
 from tests.training.helpers import here
 
 PEERS = [
@@ -60,6 +61,13 @@ def test_selection(tmp_path, peers):
     for found in figures["knn"].values():
         assert set(found["ms"]) == {"randn", "auto k=1", "literal k=1", "auto k=8", "literal k=8"}
         assert {"k=8 over randn", "k=8 over literal"} <= set(found["ratios"]) and all_positive(found["ratios"].values())
+    every = {"randn", *SELECTORS, "knn k=8", "knn k=8 literal"} - {"vanilla", "knn"}
+    assert list(figures["selectors"]) == ["D=32", "D=3072"]
+    for dims, known in (("D=32", {"linear, potentials"}), ("D=3072", set())):
+        assert list(figures["selectors"][dims]) == ["8", "16"]
+        for found in figures["selectors"][dims].values():
+            assert set(found["ms"]) == every | known and all_positive(found["ms"].values())
+            assert set(found["over_randn"]) == (every | known) - {"randn"}
     tables = figures["assignment_on_pusht_actions"]
     assert list(tables) == ["B=8", "B=16"]
     for found in tables.values():
@@ -67,14 +75,15 @@ def test_selection(tmp_path, peers):
         assert all_positive(found["ratios"].values()) and found["largest_relative_difference_of_costs"] < 1e-6
         if peers == "all":
             assert found["ms"]["torchcfm"] > 0 and 0 < found["left_out_by_torchcfm"] < 1
-    assert [list(curve) for curve in list(figures["knn_by_batch"].values())[1:]] == [["8", "16"]] * 2
 
 
 def test_a_candidate_without_patience_left_is_not_tried_on_larger_batches(tmp_path):
     main(["selection", "quick=true", "peers=none", "patience=0", f"out={tmp_path}"])
-    tables = json.loads((tmp_path / "selection.json").read_text())["figures"]["assignment_on_pusht_actions"]
+    figures = json.loads((tmp_path / "selection.json").read_text())["figures"]
+    tables, by_batch = figures["assignment_on_pusht_actions"], figures["selectors"]["D=32"]
     assert "scipy" in tables["B=8"]["ms"] and tables["B=16"]["ms"] == {}
-    assert "- |" in (tmp_path / "selection.md").read_text()
+    assert "linear" in by_batch["8"]["ms"] and list(by_batch["16"]["ms"]) == ["randn"]
+    assert "|  |" in (tmp_path / "selection.md").read_text()
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from immiscible_policy.evaluation.agent import spec_metadata
-from immiscible_policy.lab import foretell
+from immiscible_policy.lab import predictors
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.rows import EpisodeRow, append_rows
 from tests.lab.small import SPEC, small_policy
 
-OPTIONS = {key: option.default for key, option in foretell.OPTIONS.items()} | {"windows": 8, "early": 5}
+OPTIONS = {key: option.default for key, option in predictors.OPTIONS.items()} | {"windows": 8, "early": 5}
 
 
 def arms(figures, ends):
@@ -19,18 +19,18 @@ def arms(figures, ends):
 
 def test_rank_correlation_by_hand():
     ends = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    same = foretell.rank_correlation(arms([1, 2, 4, 8, 16, 32], ends), "loss", 0)
+    same = predictors.rank_correlation(arms([1, 2, 4, 8, 16, 32], ends), "loss", 0)
     assert (same["rho"], same["low"], same["high"], same["arms"]) == (pytest.approx(1), *[pytest.approx(1)] * 2, 6)
-    turned = foretell.rank_correlation(arms([32, 16, 8, 4, 2, 1], ends), "loss", 0)
+    turned = predictors.rank_correlation(arms([32, 16, 8, 4, 2, 1], ends), "loss", 0)
     assert turned["rho"] == pytest.approx(-1)
     # One swap of neighbours among six: 1 - 6 * 2 / (6 * 35).
-    swapped = foretell.rank_correlation(arms([1, 2, 3, 4, 6, 5], ends), "loss", 0)
+    swapped = predictors.rank_correlation(arms([1, 2, 3, 4, 6, 5], ends), "loss", 0)
     assert swapped["rho"] == pytest.approx(1 - 12 / 210) and swapped["low"] < swapped["rho"]
 
 
 def test_an_order_needs_four_arms_that_differ():
-    assert foretell.rank_correlation(arms([1, None, 2, 3], [0.1, 0.2, 0.3, 0.4]), "loss", 0) == {"arms": 3}
-    assert foretell.rank_correlation(arms([7, 7, 7, 7], [0.1, 0.2, 0.3, 0.4]), "loss", 0) == {"arms": 4}
+    assert predictors.rank_correlation(arms([1, None, 2, 3], [0.1, 0.2, 0.3, 0.4]), "loss", 0) == {"arms": 3}
+    assert predictors.rank_correlation(arms([7, 7, 7, 7], [0.1, 0.2, 0.3, 0.4]), "loss", 0) == {"arms": 4}
 
 
 def write_arm(directory, coverage, correlation, summary=True):
@@ -52,7 +52,7 @@ def test_a_grid_is_read_and_arms_in_training_are_left_out(tmp_path):
     for arm, coverage, correlation in (("a", 0.8, 0.0), ("b", 0.6, 0.2), ("c", 0.4, 0.5), ("d", 0.2, 0.9)):
         write_arm(tmp_path / arm, coverage, correlation)
     write_arm(tmp_path / "unfinished", 0.9, 0.9, summary=False)
-    found = foretell.measure(OPTIONS | {"grid": tmp_path}).figures
+    found = predictors.measure(OPTIONS | {"grid": tmp_path}).figures
     assert list(found["arms"]) == ["a", "b", "c", "d"]
     assert found["arms"]["b"]["final"] == pytest.approx(0.6) and found["arms"]["b"]["coverage"] == pytest.approx(0.3)
     assert found["arms"]["b"]["noise/correlation"] == 0.2 and found["arms"]["b"]["loss"] == 2.0
@@ -64,10 +64,10 @@ def test_a_grid_is_read_and_arms_in_training_are_left_out(tmp_path):
 
 def test_what_cannot_be_ordered_is_refused(tmp_path):
     with pytest.raises(ValueError, match="0 finished arms"):
-        foretell.measure(OPTIONS | {"grid": tmp_path})
+        predictors.measure(OPTIONS | {"grid": tmp_path})
     for arm in "abcd":
         write_arm(tmp_path / arm, 0.5, 0.1)
     with pytest.raises(ValueError, match="early=7: .*keeps steps 5, 9"):
-        foretell.measure(OPTIONS | {"grid": tmp_path, "early": 7})
+        predictors.measure(OPTIONS | {"grid": tmp_path, "early": 7})
     with pytest.raises(ValueError, match="windows=1: use 2 to"):
-        foretell.measure(OPTIONS | {"grid": tmp_path, "windows": 1})
+        predictors.measure(OPTIONS | {"grid": tmp_path, "windows": 1})

@@ -17,8 +17,8 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import load_diffusion
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED, pusht_windows
-from immiscible_policy.lab.report import panels, table
-from immiscible_policy.palette import COLOURS
+from immiscible_policy.lab.report import markdown as table
+from immiscible_policy.palette import COLOURS, panels
 from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
@@ -27,7 +27,7 @@ from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.store.rows import read_run
 
 USAGE = """\
-usage: python -m immiscible_policy.lab foretell grid=DIR [KEY=VALUE ...]
+usage: python -m immiscible_policy.lab predictors grid=DIR [KEY=VALUE ...]
 
 Orders the arms of a grid by figures of their first minutes, and by their coverage at the end.
 
@@ -35,7 +35,7 @@ Three kinds of figures: the noise audit, which needs no training; the curves up 
 checkpoint follows its start noise (as in bijection). For each, Spearman's rank correlation with the coverage of the
 last checkpoint over the arms, with a bootstrap interval (arms drawn with replacement).
 
-  python -m immiscible_policy.lab foretell grid=runs/when data=STORE early=500
+  python -m immiscible_policy.lab predictors grid=runs/when data=STORE early=500
 """
 OPTIONS = {
     "grid": Option(Path, REQUIRED, "directory of the grid, a run directory for each arm"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from immiscible_policy.lab import settings
+from immiscible_policy.lab import grids as grids_program
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -37,7 +37,7 @@ def grids(tmp_path):
 
 
 def measure(grids, arm="knn_k2"):
-    return settings.measure({"grids": ",".join(map(str, grids)), "arm": arm})
+    return grids_program.measure({"files": ",".join(map(str, grids)), "arm": arm})
 
 
 def test_settings_are_named_by_their_words_and_counted_by_their_intervals(grids):
@@ -45,8 +45,8 @@ def test_settings_are_named_by_their_words_and_counted_by_their_intervals(grids)
     assert list(found.figures["settings"]) == ["when", "when train_episodes=25 steps=9"]
     assert found.figures["settings"]["when"]["difference"]["last10"] == interval(-0.2)
     assert found.figures["settings"]["when"]["data"] == "a.zarr"
-    assert "- last10: of 2 settings better in 1, worse in 1, no difference shown in the others." in found.text
-    assert "- last: of 2 settings better in 1, worse in 0, no difference shown in the others." in found.text
+    assert "- last10: better in 1 of 2 settings, worse in 1." in found.text
+    assert "- last: better in 1 of 2 settings, worse in 0." in found.text
     row = next(line for line in found.text.splitlines() if line.startswith("| when |"))
     assert row == "| when | a.zarr | 9 | 2 | 0.600 | 0.550 | -0.200 [-0.300, -0.100] | -0.050 [-0.150, +0.050] |"
 
