@@ -3,7 +3,7 @@
 python examples/diffusers_accelerate.py
 accelerate launch --cpu --num_processes 2 examples/diffusers_accelerate.py     # pairs the batch of both processes
 
-Needs `pip install accelerate`. `across_processes=True` deals out the noises of the global batch, and is the plain
+Needs `pip install accelerate`. `AcrossProcesses` deals out the noises of the global batch, and is the plain
 selector in a single process; knn looks at one sample at a time and needs no such thing.
 """
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, UNet2DModel
 
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import AcrossProcesses, make_selector
 
 STEPS, BATCH, SIZE = 30, 16, 8
 
@@ -32,7 +32,7 @@ def main() -> None:
     accelerator = Accelerator()
     set_seed(0, device_specific=True)
     scheduler = DDPMScheduler(num_train_timesteps=100)
-    select = make_selector("linear", across_processes=True)
+    select = AcrossProcesses(make_selector("linear"))
     model = UNet2DModel(
         SIZE, 1, 1, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),

@@ -1,4 +1,4 @@
-"""The command-line habits that every command shares: `key=value` words, one-line errors, exit code 2."""
+"""What every command line shares: `key=value` words, one `--help`, errors in one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,11 @@ class Option:
 
 
 REQUIRED = object()
+"""Default of an option that must be given."""
+UNSAID = object()
+"""Default that `--help` does not show."""
+MOST_NAMED = 12
+"""So many names are listed in a message; of more, the nearest."""
 
 
 def boolean(text: str) -> bool:
@@ -58,24 +63,59 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
         CommandError: For an unknown key, a bad value, a repeated or a missing word.
         SystemExit: With code 0 after printing help.
     """
-    if any(word in ("-h", "--help", "help") for word in argv):
-        print(help_text(usage, options))
+    if asks_for_help(argv):
+        print(help_text(usage, {"options": options}))
         raise SystemExit(0)
-    values: dict[str, Any] = {}
-    for word in argv:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise CommandError(f"'{word}' is not key=value; known keys: {', '.join(options)}")
-        if key not in options:
-            raise CommandError(unknown("key", key, list(options)))
-        if key in values:
-            raise CommandError(f"{key}= is given twice")
-        values[key] = _convert(key, text, options[key].type)
+    given = split_words(argv)
+    require_known(given, options)
     for key, option in options.items():
-        if key not in values and option.default is REQUIRED:
+        if key not in given and option.default is REQUIRED:
             raise CommandError(f"{key}= is missing ({option.help})")
-        values.setdefault(key, option.default)
-    return values
+    return {
+        key: _convert(key, given[key], option.type) if key in given else option.default
+        for key, option in options.items()
+    }
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether one of the words asks for help."""
+    return any(word in ("-h", "--help", "help") for word in words)
+
+
+def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The text of every `key=value` word, by key.
+
+    Args:
+        words: Words after the command's name.
+        synonyms: Other spellings of some keys.
+
+    Raises:
+        CommandError: For a word of another form, a repeated or an empty one.
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        typed, equals, text = word.partition("=")
+        key = (synonyms or {}).get(typed, typed)
+        if not equals:
+            raise CommandError(f"'{word}' is not key=value; see --help")
+        if key in given:
+            raise CommandError(f"{typed}= is given twice" + (f" (it is {key}=)" if typed != key else ""))
+        if not text:
+            raise CommandError(f"{typed}= is empty; leave the word out to take the default")
+        given[key] = text
+    return given
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an option that a command does not have.
+
+    Raises:
+        CommandError: For the first of them.
+    """
+    options = list(known)
+    for key in given:
+        if key not in options:
+            raise CommandError(unknown("option", key, options))
 
 
 def parse_range(key: str, text: str) -> list[int]:
@@ -101,19 +141,23 @@ def parse_range(key: str, text: str) -> list[int]:
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that a name is unknown, which ones are known, and which one may have been meant."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" did you mean '{close[0]}'?" if close else ""
-    return f"unknown {what} '{name}';{hint} known: {', '.join(known)}"
+    """Say that a name is unknown, which one may have been meant, and which are known or where they are listed."""
+    few = len(known) <= MOST_NAMED
+    close = [f"'{match}'" for match in difflib.get_close_matches(name, known, n=1 if few else 3)]
+    hint = f" did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown {what} '{name}';{hint} " + (f"known: {', '.join(known)}" if few else "see --help")
 
 
-def help_text(usage: str, options: Mapping[str, Option]) -> str:
-    """Format a command's usage and its options."""
-    width = max((len(key) for key in options), default=0)
-    lines = [usage.rstrip(), "", "options:"]
-    for key, option in options.items():
-        default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
-        lines.append(f"  {key:<{width}}  {option.help} ({default})")
+def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
+    """Lay out a command's usage and its options, section by section."""
+    lines = [usage.rstrip()]
+    for title, options in sections.items():
+        width = max((len(key) for key in options), default=0)
+        lines += ["", f"{title}:"]
+        for key, option in options.items():
+            default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
+            note = "" if option.default is UNSAID else f" ({default})"
+            lines.append(f"  {key:<{width}}  {option.help}{note}")
     return "\n".join(lines)
 
 
@@ -135,7 +179,7 @@ def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None
     if not words:
         raise CommandError(f"a command is missing; known: {', '.join(commands)}")
     command, *rest = words
-    if command in ("-h", "--help", "help"):
+    if asks_for_help([command]):
         print(usage)
         return None
     if command not in commands:
@@ -145,10 +189,10 @@ def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None
 
 def commands_text(program: str, commands: Commands, note: str = "") -> str:
     """List a program's commands; the note follows what says how to learn more."""
-    width = max(map(len, commands))
-    lines = [f"usage: python -m {program} COMMAND key=value ...", "", "commands:"]
-    lines += [f"  {name:<{width}}  {help_line}" for name, (_, help_line) in commands.items()]
-    return "\n".join([*lines, "", f"`COMMAND --help` says what it takes.{note}"])
+    usage, rows = f"usage: python -m {program} COMMAND key=value ...", {}
+    for name, (_, help_line) in commands.items():
+        rows[name] = Option(str, UNSAID, help_line)
+    return f"{help_text(usage, {'commands': rows})}\n\n`COMMAND --help` says what it takes.{note}"
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -183,8 +227,6 @@ def require_writable(key: str, path: Path) -> None:
 
 
 def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:
-    if not text:
-        raise CommandError(f"{key}= is empty; leave the word out to take the default")
     try:
         return boolean(text) if to is bool else Path(text).expanduser() if to is Path else to(text)
     except ValueError as error:

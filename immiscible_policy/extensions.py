@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from inspect import Parameter, signature
+from inspect import Parameter, getdoc, signature
 from typing import Any
 
 from immiscible_policy.cli import CommandError, one_line, unknown
@@ -23,10 +24,12 @@ def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) 
     Raises:
         CommandError: If the name is unknown, or what it stands for cannot be imported.
     """
-    registered = {point.name: point.value for point in entry_points(group=group)} | dict(built_in)
-    module, colon, attribute = registered.get(name, name).partition(":")
+    if not isinstance(name, str):
+        raise CommandError(f"{kind} {name!r} is no name; known: {', '.join(registered(group, built_in))}")
+    known = registered(group, built_in)
+    module, colon, attribute = known.get(name, name).partition(":")
     if not colon:
-        raise CommandError(f"{unknown(kind, name, list(registered))}, or {kind}=module:Class")
+        raise CommandError(f"{unknown(kind, name, list(known))}, or {kind}=module:Class")
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -35,15 +38,18 @@ def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) 
         raise CommandError(f"{kind}={name}: cannot be imported ({one_line(error)})") from None
 
 
-def require_options(kind: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a factory does not take, and the lack of those that it needs.
+def registered(group: str, built_in: Mapping[str, str]) -> dict[str, str]:
+    """`module:attribute` of what is built in and of what other packages register, by name."""
+    return {point.name: point.value for point in entry_points(group=group)} | dict(built_in)
+
+
+def build(kind: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call a factory with options, after refusing those that it does not take and the lack of those that it needs.
 
     Raises:
-        CommandError: Naming the option and those that it takes.
+        CommandError: Naming the option and those that it takes, or with what the factory itself refuses.
     """
-    parameters = signature(factory).parameters.values()
-    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    known = {parameter.name: parameter.default for parameter in parameters if parameter.kind not in variadic}
+    known = defaults(factory)
     takes = f"it takes {', '.join(known)}" if known else "it takes no options"
     for key, value in options.items():
         if key not in known:
@@ -51,3 +57,22 @@ def require_options(kind: str, name: str, factory: Callable[..., Any], options: 
     for key, default in known.items():
         if default is Parameter.empty and key not in options:
             raise CommandError(f"{kind}={name} needs {key}; {takes}")
+    try:
+        return factory(**options)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise CommandError(f"{kind}={name} cannot be built with {given or 'no options'} ({one_line(error)})") from None
+
+
+def defaults(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a factory takes and their defaults, `inspect.Parameter.empty` where there is none."""
+    parameters = signature(factory).parameters.values()
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind not in variadic}
+
+
+def describe(factory: Callable[..., Any]) -> dict[str, str]:
+    """What a factory's docstring says of each of its options (Google style, `Args:` or `Attributes:`), in one line."""
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", getdoc(factory) or "", re.S | re.M)
+    entries = re.split(r"^ {4}(?=\w+: )", section[1] if section else "", flags=re.M)
+    return {key: " ".join(text.split()) for key, _, text in (entry.partition(": ") for entry in entries) if text}

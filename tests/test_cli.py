@@ -25,7 +25,7 @@ def test_words_become_typed_values():
     ("words", "said"),
     [
         ([], "path= is missing"),
-        (["path=a", "cont=1"], "unknown key 'cont'; did you mean 'count'?"),
+        (["path=a", "cont=1"], "unknown option 'cont'; did you mean 'count'?"),
         (["path=a", "count=x"], "count=x: not a whole number"),
         (["path=a", "rate=x"], "rate=x: not a number"),
         (["path=a", "loud=maybe"], "loud=maybe: use true or false"),

@@ -8,22 +8,27 @@ eps = select(x)  # x: (B, ...) -> noise of the same shape, dtype and device
 ```
 
 Every selector is called as `select(x, condition=None, mask=None, step=None, generator=None)` and keeps no state
-between calls. `fit_potentials` makes assignment faster,
+between calls. `make_selector("my_lab.noise:MySelector", temperature=2)` builds one from elsewhere.
+`fit_potentials` makes assignment faster, `AcrossProcesses(select)` selects over the batch of all processes,
 `ForResidual(select, fit_linear_prediction(c, x))` selects for what the condition leaves open, and
-`immiscible_policy.noise.audit.audit` tells what a selector does to the noise. This package needs torch and scipy,
+`immiscible_policy.noise.audit.audit` measures what a selector does to the noise. This package needs torch and scipy,
 nothing else.
 """
 
+from immiscible_policy.noise.distributed import AcrossProcesses
 from immiscible_policy.noise.potentials import Potentials, fit_potentials
-from immiscible_policy.noise.registry import SELECTORS, Selector, make_selector, selector_options
+from immiscible_policy.noise.registry import SELECTORS, find_selector, make_selector, selector_options
 from immiscible_policy.noise.residual import ForResidual, LinearPrediction, fit_linear_prediction
+from immiscible_policy.noise.selector import Selector
 
 __all__ = [
     "SELECTORS",
+    "AcrossProcesses",
     "ForResidual",
     "LinearPrediction",
     "Potentials",
     "Selector",
+    "find_selector",
     "fit_linear_prediction",
     "fit_potentials",
     "make_selector",

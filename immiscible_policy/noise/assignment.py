@@ -1,10 +1,6 @@
-"""Assignment noise: pair a batch with its noises at the least total distance (Immiscible Diffusion, arXiv 2406.12303).
+"""Assignment: pair a batch with its noises at the least total cost.
 
-An assignment is a cost times a solver times a schedule; the published methods are presets of it:
-
-    linear  Euclidean distance, unsquared (Immiscible Diffusion).
-    idp26   the same on actions standardised over the batch, from a later step on (arXiv 2610.09369).
-    c2ot    squared distance plus a distance between conditions (C2OT, arXiv 2503.10636).
+An assignment is a cost times a solver times a schedule; `linear`, `idp26` and `c2ot` are presets of it.
 
 Shape legend: B samples, M = pool * B noises, D numbers per sample.
 """
@@ -12,7 +8,7 @@ Shape legend: B samples, M = pool * B noises, D numbers per sample.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,9 +23,8 @@ from immiscible_policy.noise.costs import (
     precise,
     standardize,
 )
-from immiscible_policy.noise.distributed import AcrossProcesses
 from immiscible_policy.noise.inputs import check, draw, flatten, is_number, is_whole, require_finite
-from immiscible_policy.noise.potentials import Potentials
+from immiscible_policy.noise.potentials import Potentials, fit_potentials
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.noise.solvers import SolverName, check_solver, solve
 
@@ -112,18 +107,7 @@ class Assignment:
         step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw noise for x (B, ...) and give each sample the noise that the optimal assignment pairs it with.
-
-        Args:
-            x: Clean samples, any floating-point dtype; distances are measured in at least float32.
-            condition: One row per sample (B, ...); needed if differing conditions cost something.
-            mask: Boolean, broadcasts to x; only numbers where it is True enter the distance.
-            step: Training step; needed if there is a schedule.
-            generator: Source of randomness.
-
-        Raises:
-            ValueError: For unusable x, condition or mask, or one that is missing.
-        """
+        """Draw noise for x (B, ...) and give each sample the noise that the optimal assignment pairs it with."""
         check(x, condition, mask)
         if self.conditions is not None and condition is None:
             raise ValueError("condition is missing: this assignment needs one row per sample, select(x, condition=c)")
@@ -142,6 +126,13 @@ class Assignment:
             None if condition is None else condition[:paired],
         )
         return torch.cat([pooled[choice.to(noise.device)], noise[paired : len(x)]])
+
+    def fitted(self, x: Tensor) -> Assignment:
+        """This assignment with potentials for samples x (N, ...), unless conditions decide which pairs are cheap."""
+        if self.conditions is not None:
+            return self
+        target = standardize(x.flatten(1), None) if self.standardized else x
+        return replace(self, potentials=fit_potentials(target, cost=self.cost))
 
     def pair(self, x: Tensor, noise: Tensor, mask: Tensor | None, condition: Tensor | None) -> Tensor:
         """The noise of each sample (B,), int64 on the CPU: the optimal assignment.
@@ -180,112 +171,3 @@ class Assignment:
             rows, columns = (group == label).nonzero()[:, 0], (noise_group == label).nonzero()[:, 0]
             choice[rows] = columns[solve(costs[rows][:, columns], self.solver)]
         return choice
-
-
-Paired = Assignment | AcrossProcesses
-
-
-def linear(
-    cost: DistanceName = "euclidean",
-    pool: int = 1,
-    solver: SolverName = "scipy",
-    potentials: Potentials | None = None,
-    across_processes: bool = False,
-    start: int = 0,
-    stop: int | None = None,
-    ramp: int = 0,
-) -> Paired:
-    """Immiscible Diffusion's assignment: the least total distance, unsquared.
-
-    Args:
-        cost: `euclidean` or `sqeuclidean`.
-        pool: Noises drawn per sample.
-        solver: `scipy` or `lapx`.
-        potentials: What `fit_potentials` found.
-        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
-        start: First training step with pairing.
-        stop: First training step without it again; None for never.
-        ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
-    """
-    schedule = Schedule(start, stop, ramp)
-    return _spread(
-        Assignment(cost, pool=pool, solver=solver, potentials=potentials, schedule=schedule), across_processes
-    )
-
-
-def idp26(
-    cost: DistanceName = "euclidean",
-    pool: int = 1,
-    solver: SolverName = "scipy",
-    potentials: Potentials | None = None,
-    across_processes: bool = False,
-    start: int = 0,
-    stop: int | None = None,
-    ramp: int = 0,
-) -> Paired:
-    """Immiscible Diffusion Policy's assignment (2026): distances to actions standardised over the batch.
-
-    The paper begins at epoch 50; `start` is that in training steps.
-
-    Args:
-        cost: `euclidean` or `sqeuclidean`.
-        pool: Noises drawn per sample.
-        solver: `scipy` or `lapx`.
-        potentials: What `fit_potentials` found for standardised samples.
-        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
-        start: First training step with pairing.
-        stop: First training step without it again; None for never.
-        ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
-    """
-    schedule = Schedule(start, stop, ramp)
-    return _spread(
-        Assignment(cost, standardized=True, pool=pool, solver=solver, potentials=potentials, schedule=schedule),
-        across_processes,
-    )
-
-
-def c2ot(
-    weight: float | None = None,
-    ratio: float = 0.01,
-    condition_cost: ConditionName = "cosine",
-    cost: DistanceName = "sqeuclidean",
-    pool: int = 1,
-    solver: SolverName = "scipy",
-    across_processes: bool = False,
-    start: int = 0,
-    stop: int | None = None,
-    ramp: int = 0,
-) -> Paired:
-    """Conditional optimal transport (C2OT): pairs that keep each condition's noise Gaussian, or nearly so.
-
-    Args:
-        weight: Weight of the distance between conditions; None: the smallest that `ratio` allows; `inf`: only noises
-            of equal conditions. Discrete conditions (integers, booleans) always stay apart.
-        ratio: Share of the other samples' noises that may still be cheaper than a sample's own.
-        condition_cost: `cosine` or `sqeuclidean`, for continuous conditions.
-        cost: `sqeuclidean`, the paper's, or `euclidean`.
-        pool: Noises drawn per sample.
-        solver: `scipy` or `lapx`.
-        across_processes: Whether to pair the global batch of all processes of `torch.distributed`.
-        start: First training step with pairing.
-        stop: First training step without it again; None for never.
-        ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
-    """
-    conditions = ConditionCost(weight, ratio, condition_cost)
-    schedule = Schedule(start, stop, ramp)
-    return _spread(
-        Assignment(cost, conditions=conditions, pool=pool, solver=solver, schedule=schedule), across_processes
-    )
-
-
-def _spread(assignment: Assignment, across_processes: bool) -> Paired:
-    return AcrossProcesses(assignment) if across_processes else assignment

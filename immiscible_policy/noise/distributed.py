@@ -5,7 +5,6 @@ Shape legend: P processes, B samples on each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from immiscible_policy.noise.inputs import check
+from immiscible_policy.noise.selector import Selector
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AcrossProcesses:
         select: The selector for the whole batch.
     """
 
-    select: Callable[..., Tensor]
+    select: Selector
 
     @torch.no_grad()
     def __call__(
@@ -41,12 +41,7 @@ class AcrossProcesses:
     ) -> Tensor:
         """Choose noise for this process's samples x (B, ...), together with those of all others.
 
-        Args:
-            x: Clean samples, of the same shape on every process.
-            condition: As the selector needs it, on every process or on none.
-            mask: Boolean, broadcasts to x, on every process or on none.
-            step: Training step.
-            generator: Source of randomness; the first process's is used.
+        Shapes are the same on every process; condition and mask are given on every process or on none.
 
         Raises:
             ValueError: On every process, if one of them has unusable input or the shapes differ.

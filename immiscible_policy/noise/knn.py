@@ -65,18 +65,7 @@ class KNN:
         step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw the nearest of k noises for each sample of x (B, ...).
-
-        Args:
-            x: Clean samples, any floating-point dtype; distances are measured in at least float32.
-            condition: Not needed: the choice is made within one sample.
-            mask: Boolean, broadcasts to x; only numbers where it is True enter the distance.
-            step: Training step; needed if there is a schedule.
-            generator: Source of randomness.
-
-        Raises:
-            ValueError: For unusable x, condition or mask, or a step that is missing.
-        """
+        """Draw the nearest of k noises for each sample of x (B, ...), whatever its condition."""
         check(x, condition, mask)
         flat, counts = flatten(x, mask)
         k = self.candidates(step)

@@ -1,43 +1,36 @@
-"""The selectors by name."""
+"""The selectors by name: built in, registered by another package, or `module:Class`."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
+from immiscible_policy.extensions import build, defaults, find_factory
+from immiscible_policy.noise.selector import Selector
 
-from immiscible_policy.noise.assignment import c2ot, idp26, linear
-from immiscible_policy.noise.knn import KNN
-from immiscible_policy.noise.vanilla import Vanilla
-
-
-class Selector(Protocol):
-    """A drop-in for `torch.randn_like(x)`: clean samples in, noise of the same shape, dtype and device out."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        condition: Tensor | None = None,
-        mask: Tensor | None = None,
-        step: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Choose noise for x (B, ...)."""
-        ...
-
-
-SELECTORS: dict[str, Callable[..., Selector]] = {
-    "vanilla": Vanilla,
-    "knn": KNN,
-    "linear": linear,
-    "idp26": idp26,
-    "c2ot": c2ot,
+GROUP = "immiscible_policy.selectors"
+"""Entry-point group in which other packages register selectors."""
+SELECTORS = {
+    "vanilla": "immiscible_policy.noise.vanilla:Vanilla",
+    "knn": "immiscible_policy.noise.knn:KNN",
+    "linear": "immiscible_policy.noise.linear:linear",
+    "idp26": "immiscible_policy.noise.idp26:idp26",
+    "c2ot": "immiscible_policy.noise.c2ot:c2ot",
 }
+"""The built-in selectors."""
+
+
+def find_selector(name: str) -> Callable[..., Selector]:
+    """What builds a selector from its options.
+
+    Args:
+        name: One of `SELECTORS`, the name of an entry point, or `module:Class`.
+
+    Raises:
+        ValueError: If the name is unknown, or what it stands for cannot be imported.
+    """
+    return find_factory("noise", GROUP, name, SELECTORS)
 
 
 def selector_options(name: str) -> tuple[str, ...]:
@@ -46,28 +39,24 @@ def selector_options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If the name is unknown.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"noise {name!r} is no name; known: {', '.join(SELECTORS)}")
-    if name not in SELECTORS:
-        close = difflib.get_close_matches(name, SELECTORS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ";"
-        raise ValueError(f"unknown noise '{name}'{hint} known: {', '.join(SELECTORS)}")
-    return tuple(signature(SELECTORS[name]).parameters)
+    return tuple(defaults(find_selector(name)))
 
 
 def make_selector(name: str, /, **options: Any) -> Selector:
     """Build a selector from its name and options, for example `make_selector("knn", k=4)`.
 
     Args:
-        name: `vanilla`, `knn`, `linear`, `idp26` or `c2ot`.
+        name: As for `find_selector`.
         **options: What that selector takes; `knn` alone means k=2.
 
     Raises:
-        ValueError: If the name is unknown, an option is not the selector's, or its value is unusable.
+        ValueError: If the name is unknown, an option is missing, not the selector's or of an unusable value, or if
+            what was built is no selector.
     """
-    known = selector_options(name)
-    for option, value in options.items():
-        if option not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes no options"
-            raise ValueError(f"{option}={value}: noise={name} has no {option}; {takes}")
-    return SELECTORS[name](**options)
+    select = build("noise", name, find_selector(name), options)
+    try:
+        signature(select).bind(None, condition=None, mask=None, step=None, generator=None)
+    except (TypeError, ValueError):
+        call = "select(x, condition=, mask=, step=, generator=)"
+        raise ValueError(f"noise={name}: {type(select).__name__} is no selector; it must be called as {call}") from None
+    return select

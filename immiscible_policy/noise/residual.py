@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.registry import Selector
+from immiscible_policy.noise.selector import Selector
 
 RIDGE = 1e-4
 """Penalty of the regression, per sample; conditions are normalised numbers of about unit size."""
@@ -65,18 +65,7 @@ class ForResidual:
         step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Choose noise for x (B, ...), by its distance to what the condition leaves open of x.
-
-        Args:
-            x: Clean samples, any floating-point dtype.
-            condition: One row per sample (B, ...), as in the fit.
-            mask: Boolean, broadcasts to x; only numbers where it is True enter the distance.
-            step: Training step; needed if the selector has a schedule.
-            generator: Source of randomness.
-
-        Raises:
-            ValueError: For unusable x, condition or mask, or one that is missing.
-        """
+        """Choose noise for x (B, ...), by its distance to what the condition, one row per sample, leaves open of x."""
         if condition is None:
             raise ValueError("condition is missing: residuals need one row per sample, select(x, condition=c)")
         rest = self.residual(x, condition)

@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, parse_range
-from immiscible_policy.extensions import find_factory, require_options
+from immiscible_policy.extensions import build, find_factory
 
 GROUP = "immiscible_policy.tasks"
 """Entry-point group in which other packages register tasks."""
@@ -127,9 +127,7 @@ def find_task(name: str, **options: Any) -> Task:
     Raises:
         CommandError: If the name is unknown, cannot be imported or is no task, or an option is not the task's.
     """
-    factory = find_factory("task", GROUP, name, BUILT_IN)
-    require_options("task", name, factory, options)
-    task = factory(**options)
+    task = build("task", name, find_factory("task", GROUP, name, BUILT_IN), options)
     members = [member for member in (*Task.__annotations__, *vars(Task)) if not member.startswith("_")]
     lacking = [member for member in members if not hasattr(task, member)]
     if lacking:

@@ -27,7 +27,7 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     assert mistake(capsys) == "error: a command is missing; known: download, validate, info, convert, export, make"
     assert "did you mean 'validate'?" in mistake(capsys, "validat", "path=x")
     assert "path= is missing" in mistake(capsys, "info")
-    assert "unknown key 'pat'" in mistake(capsys, "info", "pat=x")
+    assert "unknown option 'pat'" in mistake(capsys, "info", "pat=x")
     assert "does not exist" in mistake(capsys, "info", f"path={tmp_path / 'nowhere'}")
 
 

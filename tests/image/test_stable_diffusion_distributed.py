@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from immiscible_policy.image.stable_diffusion import NoisedLatents, StableDiffusionSpec, build_stable_diffusion
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import AcrossProcesses, make_selector
 from tests.image.tiny import tiny_stable_diffusion
 from tests.noise.test_distributed import free_port
 
@@ -31,7 +31,7 @@ def work(rank: int, port: int, directory: Path) -> None:
     pixels = torch.rand(BATCH, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model.denoiser = DistributedDataParallel(model.denoiser)
     for name in SELECTORS:
-        select, seen = make_selector(name, across_processes=True), {}
+        select, seen = AcrossProcesses(make_selector(name)), {}
 
         def watched(x, select=select, seen=seen, **given):
             seen |= {"x": x, "condition": given["condition"], "state": given["generator"].get_state()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import AcrossProcesses, make_selector
 
 BATCH, DIMS = 24, 5
 
@@ -32,10 +32,10 @@ def work(rank: int, size: int, port: int, results: multiprocessing.Queue) -> Non
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     x, label, mask = (part.chunk(size)[rank] for part in data())
-    linear = make_selector("linear", across_processes=True)
+    linear = AcrossProcesses(make_selector("linear"))
     found = {
         "linear": linear(x, mask=mask, generator=generator(7 + rank)),
-        "c2ot": make_selector("c2ot", across_processes=True)(x, condition=label, generator=generator(7 + rank)),
+        "c2ot": AcrossProcesses(make_selector("c2ot"))(x, condition=label, generator=generator(7 + rank)),
         "errors": [],
     }
     bad = torch.full_like(x, float("nan")) if rank == size - 1 else x
@@ -73,5 +73,5 @@ def test_several_processes_pair_their_global_batch_as_one_process_does(size):
 
 def test_in_one_process_it_is_the_plain_selector():
     x, _, _ = data()
-    together = make_selector("linear", across_processes=True)(x, generator=generator(1))
+    together = AcrossProcesses(make_selector("linear"))(x, generator=generator(1))
     assert torch.equal(together, make_selector("linear")(x, generator=generator(1)))

@@ -155,7 +155,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     "words, message",
     [
         (["a={run}"], "b= is missing"),
-        (["a={run}", "b={run}", "repeat=x"], "unknown key 'repeat'"),
+        (["a={run}", "b={run}", "repeat=x"], "unknown option 'repeat'"),
         (["a={run}", "b={absent}", "out={absent}"], "is no directory"),
         (["a={run}", "b={run}", "out={run}/config.yaml"], "is a file"),
     ],

@@ -31,7 +31,7 @@ from immiscible_policy.noise.audit.statistics import (
 )
 from immiscible_policy.noise.audit.target import ALPHA_BARS, TargetVariance, require_levels, target_variance
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.noise.registry import Selector
+from immiscible_policy.noise.selector import Selector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

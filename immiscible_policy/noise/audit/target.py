@@ -33,7 +33,7 @@ from torch import Tensor
 
 from immiscible_policy.noise.audit.statistics import require_samples
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.noise.registry import Selector
+from immiscible_policy.noise.selector import Selector
 
 ALPHA_BARS = (0.99, 0.9, 0.5, 0.1, 0.01)
 CANDIDATES = (2, 4, 8, 16, 64, 256)

@@ -1,0 +1,35 @@
+"""Linear assignment: the least total distance, unsquared (Immiscible Diffusion, arXiv 2406.12303)."""
+
+from __future__ import annotations
+
+from immiscible_policy.noise.assignment import Assignment
+from immiscible_policy.noise.costs import DistanceName
+from immiscible_policy.noise.potentials import Potentials
+from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.noise.solvers import SolverName
+
+
+def linear(
+    cost: DistanceName = "euclidean",
+    pool: int = 1,
+    solver: SolverName = "scipy",
+    potentials: Potentials | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    ramp: int = 0,
+) -> Assignment:
+    """Pair a batch with its noises.
+
+    Args:
+        cost: `euclidean` or `sqeuclidean`.
+        pool: Noises drawn per sample.
+        solver: `scipy` or `lapx`.
+        potentials: What `fit_potentials` found: same pairs, faster.
+        start: First training step with pairing.
+        stop: First training step without it again; None for never.
+        ramp: Steps over which the paired share of the batch rises and falls.
+
+    Raises:
+        ValueError: If an option is unusable.
+    """
+    return Assignment(cost, pool=pool, solver=solver, potentials=potentials, schedule=Schedule(start, stop, ramp))

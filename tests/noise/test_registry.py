@@ -1,0 +1,98 @@
+"""Selectors by name, by entry point and by dotted path, and the refusals of each."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.extensions import describe
+from immiscible_policy.noise import SELECTORS, find_selector, make_selector, selector_options
+
+OWN = '''
+import torch
+
+class Cold:
+    """Noise of another length.
+
+    Attributes:
+        temperature: Factor on the noise.
+        shift: Added to it;
+            on every number.
+    """
+
+    def __init__(self, temperature, shift=0.0):
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}: needs a number above 0")
+        self.temperature, self.shift = temperature, shift
+
+    def __call__(self, x, *, condition=None, mask=None, step=None, generator=None):
+        return self.temperature * torch.randn(x.shape, generator=generator) + self.shift
+
+class Deaf:
+    def __call__(self, x):
+        return x
+
+class Mute:
+    pass
+'''
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_noise.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "own_noise"
+    sys.modules.pop("own_noise", None)
+
+
+def test_a_dotted_path_with_options(own_module):
+    x = torch.zeros(3, 2)
+    select = make_selector("own_noise:Cold", temperature=2.0)
+    plain = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(select(x, step=4, generator=torch.Generator().manual_seed(1)), 2 * plain)
+    assert selector_options("own_noise:Cold") == ("temperature", "shift")
+
+
+def test_an_entry_point_is_known_by_its_name(own_module, monkeypatch):
+    point = EntryPoint("cold", "own_noise:Cold", "immiscible_policy.selectors")
+    monkeypatch.setattr("immiscible_policy.extensions.entry_points", lambda group: [point])
+    assert make_selector("cold", temperature=1.0).shift == 0
+    with pytest.raises(CommandError, match="known: cold, vanilla, knn"):
+        find_selector("colt3")
+
+
+def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
+    point = EntryPoint("knn", "nowhere:Other", "immiscible_policy.selectors")
+    monkeypatch.setattr("immiscible_policy.extensions.entry_points", lambda group: [point])
+    assert make_selector("knn").k == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("nowhere_at_all:Selector", {}, "noise=nowhere_at_all:Selector: No module named 'nowhere_at_all'; install it"),
+        ("own_noise:Warm", {}, "noise=own_noise:Warm: cannot be imported"),
+        ("own_noise:Cold", {}, "noise=own_noise:Cold needs temperature; it takes temperature, shift"),
+        ("own_noise:Cold", {"temperature": 1, "k": 2}, "k=2: noise=own_noise:Cold has no k; it takes temperature"),
+        ("own_noise:Cold", {"temperature": "hot"}, "noise=own_noise:Cold cannot be built with temperature=hot"),
+        ("own_noise:Cold", {"temperature": -1}, "temperature=-1: needs a number above 0"),
+        ("own_noise:Deaf", {}, "noise=own_noise:Deaf: Deaf is no selector; it must be called as select(x, condition="),
+        ("own_noise:Mute", {}, "Mute is no selector"),
+        ("kn", {}, "unknown noise 'kn'; did you mean 'knn'? known: vanilla, knn, linear, idp26, c2ot, or noise=module"),
+        ("vanilla", {"k": 2}, "k=2: noise=vanilla has no k; it takes no options"),
+        (7, {}, "noise 7 is no name; known: vanilla"),
+    ],
+)
+def test_what_is_no_selector_is_refused_in_one_line(own_module, name, options, said):
+    with pytest.raises(ValueError) as refused:
+        make_selector(name, **options)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_every_option_of_a_selector_is_described(own_module):
+    for name in SELECTORS:
+        assert list(describe(find_selector(name))) == list(selector_options(name))
+    described = describe(find_selector("own_noise:Cold"))
+    assert described == {"temperature": "Factor on the noise.", "shift": "Added to it; on every number."}
