@@ -99,7 +99,7 @@ def wasserstein(a: Tensor, b: Tensor) -> float:
 
 
 def curvature(paths: Tensor) -> float:
-    """Mean length of paths (S, N, 2) over the mean distance of their ends, less 1; 0 for straight ones."""
+    """Mean length of paths (S, N, 2) over the mean distance of their ends, minus 1; 0 for straight ones."""
     length = (paths[1:] - paths[:-1]).norm(dim=2).sum(dim=0).mean()
     return float(length / (paths[-1] - paths[0]).norm(dim=1).mean() - 1)
 
@@ -111,7 +111,12 @@ def crossings(starts: Tensor, ends: Tensor) -> float:
     """
     first, second = torch.triu_indices(len(starts), len(starts), offset=1)
     a, b, c, d = starts[first], ends[first], starts[second], ends[second]
-    apart = (_side(a, b, c) * _side(a, b, d) < 0) & (_side(c, d, a) * _side(c, d, b) < 0)
+
+    def side(a: Tensor, b: Tensor, point: Tensor) -> Tensor:  # positive left of the line from a to b
+        ab, ap = (b - a).double(), (point - a).double()
+        return ab[:, 0] * ap[:, 1] - ab[:, 1] * ap[:, 0]
+
+    apart = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
     return float(apart.double().mean())
 
 
@@ -119,9 +124,3 @@ def mixing(noise: Tensor, modes: Tensor) -> float:
     """Share of the noises (N, 2) whose nearest other noise is paired with another mode: 0 sorted, most when mixed."""
     distances = torch.cdist(noise, noise).fill_diagonal_(math.inf)
     return float((modes[distances.argmin(dim=1)] != modes).double().mean())
-
-
-def _side(a: Tensor, b: Tensor, point: Tensor) -> Tensor:
-    """Positive where the point lies left of the line from a to b, negative right of it (N,)."""
-    ab, ap = (b - a).double(), (point - a).double()
-    return ab[:, 0] * ap[:, 1] - ab[:, 1] * ap[:, 0]

@@ -1,9 +1,27 @@
-"""A mixture in the plane, where miscibility, selection and mode collapse can be seen."""
+"""Shows miscibility, selection and mode collapse on six modes in the plane, in about a minute on a CPU.
+
+Modes on a circle of radius 2, each 0.12 wide; five hold 19 % of the data, one 5 %. A small network learns the way from
+N(0, I) to them. The picture follows Figure 11 of Improved Immiscible Diffusion (arXiv 2505.18521): what training pairs,
+what the network then generates, and what becomes of conditional data (the left or the right three modes, both from
+N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
+
+- *Noise mixed*: share of the noises of a batch whose nearest other noise belongs to another mode.
+- *Pairs that cross*: share of the pairs of straight lines from noise to data that cross; a least-distance assignment
+  has none.
+- *Curvature*: mean length of the generated paths over the mean distance of their ends - 1.
+- *Distance*: exact Wasserstein-1 distance of 1,000 samples to 1,000 points of data, the mean way one has to be moved.
+- *Mode error*: total variation between the samples' shares of the modes (and of none, farther than 4 standard
+  deviations from all) and the data's.
+- *Shift of the prior*: distance between the mean noises that the two conditions meet in training; in sampling it is 0.
+- *Few*: 2 network calls, 50 where nothing is said. *Early*: a sixth of the training.
+
+  python -m immiscible_policy.lab toy
+  python -m immiscible_policy.lab toy seeds=0..2
+"""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any, NamedTuple
@@ -15,44 +33,48 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, Option, parse_range
+from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
-from immiscible_policy.lab.paths import Net, Path, generate, train_net
-from immiscible_policy.lab.report import markdown as table
+from immiscible_policy.lab.report import Document, program, require, table
+from immiscible_policy.lab.toy_training import Net, generate, train_net
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.path import Ddpm, Flow, Path
+from immiscible_policy.path.base import CLEAN
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.experiment import Findings
 
-USAGE = """\
-usage: python -m immiscible_policy.lab toy [KEY=VALUE ...]
-
-Shows miscibility, selection and mode collapse on six modes in the plane, one of them rare, in about a minute on a CPU.
-
-The picture follows Figure 11 of Improved Immiscible Diffusion (arXiv 2505.18521): paths of diffusion, of flow matching
-and of flow matching with selected noise side by side, what training pairs, what the network then generates, and what
-becomes of conditional data when noise is paired across conditions (C2OT, arXiv 2503.10636).
-
-  python -m immiscible_policy.lab toy
-  python -m immiscible_policy.lab toy seeds=0..2 out=benchmarks/results/analysis
-"""
-OPTIONS = {
-    "seeds": Option(str, "0", "training seeds, such as 0..2; the picture shows the first"),
-    "k": Option(int, 4, "candidates of knn (4 is the paper's best for flow matching)"),
-    "steps": Option(int, 1500, "training steps"),
-    "batch_size": Option(int, 128, "points per training step"),
-}
 RADIUS, STD, RARE = 2.0, 0.12, 5
+LIMIT = RADIUS + REACH * STD
 MIXTURE = ring([0.19, 0.19, 0.19, 0.19, 0.19, 0.05], radius=RADIUS, std=STD)
 CONDITIONAL = ring([1 / 6] * 6, radius=RADIUS, std=STD, conditions=[0, 0, 0, 1, 1, 1])
-DIFFUSION, FLOW = Path(True, RADIUS + 4 * STD), Path(False, RADIUS + 4 * STD)
+DIFFUSION, FLOW = Ddpm(1000), Flow()
 SAMPLES, FEW, MANY = 1000, 2, 50
-NOWHERE = "#AAAAAA"
-MODE_COLOURS = [*COLOURS[:6], NOWHERE]
+MODE_COLOURS = [*COLOURS[:6], "#AAAAAA"]
+"""One for each mode, and grey for points on none."""
+COLUMNS = {
+    "": "{arm}",
+    "noise mixed": "{noise_mixing:.3f}",
+    "pairs that cross": "{training_crossings:.3f}",
+    "curvature": "{path_curvature:.3f}",
+    "distance, few": "{distance_few_steps:.3f}",
+    "distance, early": "{distance_early:.3f}",
+    "distance": "{distance:.3f}",
+    "mode error, few": "{total_variation_few_steps:.3f}",
+    "mode error": "{total_variation:.3f}",
+    "rare mode (5 %)": "{rare_mode_share:.3f}",
+}
+CONDITIONAL_COLUMNS = {
+    "": "{arm}",
+    "shift of the prior": "{prior_shift:.3f}",
+    "distance": "{distance:.3f}",
+    "on no mode of its condition": "{off_modes:.3f}",
+}
+Figures = dict[str, float]
 
 
 class Arm(NamedTuple):
-    """One way to train: a path and a selector.
+    """One way to train.
 
     Attributes:
         name: What the picture calls it.
@@ -117,20 +139,24 @@ class ShownConditional(NamedTuple):
     distance: float
 
 
-Figures = dict[str, float]
+def _train(arm: Arm, mixture: Mixture, options: Document, seed: int) -> list[Net]:
+    """The arm's network after the early steps and after all."""
+    steps, batch_size = options["steps"], options["batch_size"]
+    early = max(1, steps // 6)
+    nets = train_net(arm.path, mixture, arm.select, steps=steps, early=early, batch_size=batch_size, seed=seed)
+    return list(nets.values())
 
 
-def measure_arm(arm: Arm, options: dict[str, Any], seed: int) -> tuple[Figures, Shown]:
+def measure_arm(arm: Arm, options: Document, seed: int) -> tuple[Figures, Shown]:
     """Train an arm on the mixture: its numbers, and what the picture draws of it."""
     generator = torch_generator("cpu", "toy evaluation", seed)
     pairing = pair(arm, MIXTURE, options["batch_size"], generator)
     data = MIXTURE.around(MIXTURE.apportioned(SAMPLES), generator)
     start = torch.randn(SAMPLES, 2, generator=generator)
-    nets = _train(arm, MIXTURE, options, seed)
-    none = start[:, :0]
-    early = generate(nets[0], arm.path, start, none, MANY)[-1]
-    few = generate(nets[1], arm.path, start, none, FEW)[-1]
-    paths = generate(nets[1], arm.path, start, none, MANY)
+    early_net, net = _train(arm, MIXTURE, options, seed)
+    early = generate(early_net, arm.path, start, start[:, :0], MANY, LIMIT)[-1]
+    few = generate(net, arm.path, start, start[:, :0], FEW, LIMIT)[-1]
+    paths = generate(net, arm.path, start, start[:, :0], MANY, LIMIT)
     figures = {
         "noise_mixing": mixing(pairing.noise, pairing.modes),
         "training_crossings": crossings(pairing.noise, pairing.x),
@@ -145,20 +171,20 @@ def measure_arm(arm: Arm, options: dict[str, Any], seed: int) -> tuple[Figures, 
     return figures, Shown(arm, pairing, paths, few)
 
 
-def measure_conditional(arm: Arm, options: dict[str, Any], seed: int) -> tuple[Figures, ShownConditional]:
+def measure_conditional(arm: Arm, options: Document, seed: int) -> tuple[Figures, ShownConditional]:
     """Train an arm on the conditional mixture: its numbers (means over conditions), and what the picture draws."""
     generator = torch_generator("cpu", "toy conditional evaluation", seed)
-    many = [pair(arm, CONDITIONAL, options["batch_size"], generator) for _ in range(20)]
-    noise = torch.cat([each.noise for each in many])
-    first = CONDITIONAL.one_hot(torch.cat([each.modes for each in many]))[:, 0].bool()
+    pairings = [pair(arm, CONDITIONAL, options["batch_size"], generator) for _ in range(20)]
+    noise = torch.cat([pairing.noise for pairing in pairings])
+    first = CONDITIONAL.one_hot(torch.cat([pairing.modes for pairing in pairings]))[:, 0].bool()
     net = _train(arm, CONDITIONAL, options, seed)[1]
     samples, distances, misses = [], [], []
-    for condition in (0, 1):
-        own = CONDITIONAL.given(condition)
+    for number in (0, 1):
+        own = CONDITIONAL.given(number)
         data = own.around(own.apportioned(SAMPLES), generator)
         start = torch.randn(SAMPLES, 2, generator=generator)
-        told = torch.eye(2)[condition].expand(SAMPLES, 2)
-        samples.append(generate(net, arm.path, start, told, MANY)[-1])
+        condition = torch.eye(2)[number].expand(SAMPLES, 2)
+        samples.append(generate(net, arm.path, start, condition, MANY, LIMIT)[-1])
         distances.append(wasserstein(samples[-1], data))
         misses.append(float(own.mode_shares(samples[-1])[-1]))
     shift = (noise[first].mean(dim=0) - noise[~first].mean(dim=0)).norm()
@@ -166,109 +192,79 @@ def measure_conditional(arm: Arm, options: dict[str, Any], seed: int) -> tuple[F
     return figures, ShownConditional(arm, torch.stack(samples), figures["distance"])
 
 
-def floors(seed: int, repeats: int = 10) -> dict[str, float]:
+def floors(seed: int, repeats: int = 10) -> Figures:
     """What perfect samples score: fresh draws of the data against the data (means over repeats)."""
-    generator = torch_generator("cpu", "toy floor", seed)
+    generator, own = torch_generator("cpu", "toy floor", seed), CONDITIONAL.given(0)
+
+    def distance(mixture: Mixture, drawn: Tensor) -> float:
+        return wasserstein(drawn, mixture.around(mixture.apportioned(SAMPLES), generator))
+
     drawn = [MIXTURE.sample(SAMPLES, generator)[0] for _ in range(repeats)]
-    own = CONDITIONAL.given(0)
     conditional = [own.sample(SAMPLES, generator)[0] for _ in range(repeats)]
     return {
-        "distance": mean(wasserstein(x, MIXTURE.around(MIXTURE.apportioned(SAMPLES), generator)) for x in drawn),
+        "distance": mean(distance(MIXTURE, x) for x in drawn),
         "total_variation": mean(MIXTURE.total_variation(x) for x in drawn),
-        "conditional_distance": mean(
-            wasserstein(x, own.around(own.apportioned(SAMPLES), generator)) for x in conditional
-        ),
+        "conditional_distance": mean(distance(own, x) for x in conditional),
         "conditional_off_modes": mean(float(own.mode_shares(x)[-1]) for x in conditional),
     }
 
 
-def measure(options: dict[str, Any]) -> Findings:
+def measure(options: Document) -> Findings:
     """Train every arm for every seed, measure, and draw the first seed.
 
     Raises:
         ValueError: If an option is unusable.
     """
-    seeds = _check(options)
-    found = {arm.name: [measure_arm(arm, options, seed) for seed in seeds] for arm in arms(options["k"])}
-    told = {
-        arm.name: [measure_conditional(arm, options, seed) for seed in seeds] for arm in conditional_arms(options["k"])
-    }
+    require(options, steps=(12, math.inf), batch_size=(2, math.inf))
+    k, seeds = options["k"], parse_range("seeds", options["seeds"])
+    unconditional = {arm.name: [measure_arm(arm, options, seed) for seed in seeds] for arm in arms(k)}
+    conditional = {arm.name: [measure_conditional(arm, options, seed) for seed in seeds] for arm in conditional_arms(k)}
     figures = {
         "options": options,
         "floors": floors(seeds[0]),
-        "unconditional": _pooled({name: [each for each, _ in runs] for name, runs in found.items()}),
-        "conditional": _pooled({name: [each for each, _ in runs] for name, runs in told.items()}),
+        "unconditional": _pooled(unconditional),
+        "conditional": _pooled(conditional),
     }
-    shown = [runs[0][1] for runs in found.values()]
-    picture = draw(shown, [runs[0][1] for runs in told.values()], figures["floors"]["conditional_distance"])
-    return Findings(figures, describe(figures, len(seeds)), picture)
-
-
-def describe(figures: dict[str, Any], seeds: int) -> str:
-    """The findings as Markdown."""
-    options, floor = figures["options"], figures["floors"]
-    early = _early(options)
-    columns = {
-        "noise_mixing": "noise mixed",
-        "training_crossings": "pairs that cross",
-        "path_curvature": "curvature of paths",
-        "distance_few_steps": f"distance, {FEW} sampling steps",
-        "distance_early": f"distance, {early} training steps",
-        "distance": "distance",
-        "total_variation_few_steps": f"mode error, {FEW} sampling steps",
-        "total_variation": "mode error",
-        "rare_mode_share": "rare mode (5 %)",
-    }
-    perfect = ["perfect samples (floor)", "", "", "", *[f"{floor['distance']:.3f}"] * 3]
-    perfect += [f"{floor['total_variation']:.3f}"] * 2 + ["0.050"]
-    unconditional = table(["", *columns.values()], [*_rows(figures["unconditional"], list(columns)), perfect])
-    own = {"prior_shift": "shift of the prior", "distance": "distance", "off_modes": "on no mode of its condition"}
-    perfect = [perfect[0], "0", f"{floor['conditional_distance']:.3f}", f"{floor['conditional_off_modes']:.3f}"]
-    conditional = table(["", *own.values()], [*_rows(figures["conditional"], list(own)), perfect])
-    return f"""\
-## Miscibility in the plane
-
-Six modes on a circle of radius {RADIUS:g}, each {STD:g} wide; five hold 19 % of the data, one 5 %. A small network
-learns the way from N(0, I) to them: {options["steps"]:,} steps of {options["batch_size"]} points. Means over {seeds}
-training seed(s); {SAMPLES:,} samples in {MANY} sampling steps where nothing else is said.
-
-*Noise mixed*: share of the noises of a batch whose nearest other noise belongs to another mode. *Pairs that cross*:
-share of the pairs of straight lines from noise to data that cross; a least-distance assignment has none.
-*Curvature*: mean length of the generated paths over the mean distance of their ends, less 1. *Distance*: exact
-Wasserstein-1 distance of {SAMPLES:,} samples to {SAMPLES:,} points of data, the mean way one has to be moved. *Mode
-error*: total variation between the samples' shares of the modes (and of none, farther than {REACH:g} standard
-deviations from all) and the data's.
-
-{unconditional}
-
-{textwrap.fill(_reading(figures["unconditional"], early), 120)}
-
-The same when the network is told a condition, the left or the right three modes, and starts from N(0, I) for either.
-*Shift of the prior*: distance between the mean noises that the two conditions meet in training; in sampling it is 0.
-
-{conditional}
-
-Where the condition tells the place of the data, selection gives each condition more of the noise on its own side;
-sampling from N(0, I) then often starts where that condition was hardly trained. Pairing within conditions
-(C2OT) keeps the noise of each condition Gaussian.
-"""
-
-
-def _reading(pooled: dict[str, dict[str, Any]], early: int) -> str:
-    """Flow matching with plain noise, KNN and assignment side by side, in words and figures."""
-    flow, knn, assigned = ({key: each["mean"] for key, each in found.items()} for found in list(pooled.values())[1:])
-
-    def change(key: str) -> str:
-        return f"from {flow[key]:.3f} to {knn[key]:.3f} (KNN) and {assigned[key]:.3f} (assignment)"
-
-    return (
-        f"Against vanilla flow matching, selection takes the curvature of the paths {change('path_curvature')}, the "
-        f"distance in {FEW} sampling steps {change('distance_few_steps')}, and that after {early} training steps "
-        f"{change('distance_early')}. KNN changes the law of the noise that the network sees, while sampling starts "
-        f"from N(0, I): the rare mode gets {knn['rare_mode_share']:.1%} of its samples ({flow['rare_mode_share']:.1%} "
-        f"of vanilla's), and with {MANY} sampling steps it ends {knn['distance']:.3f} from the data, vanilla "
-        f"{flow['distance']:.3f}. Assignment keeps the noise of a batch Gaussian."
+    picture = draw(
+        [runs[0][1] for runs in unconditional.values()],
+        [runs[0][1] for runs in conditional.values()],
+        figures["floors"]["conditional_distance"],
     )
+    return Findings(figures, describe(figures), picture)
+
+
+def _pooled(measured: dict[str, list[tuple[Figures, Any]]]) -> Document:
+    """For each arm, every number's mean over seeds and its values."""
+    pooled = {}
+    for arm, runs in measured.items():
+        values = {key: [figures[key] for figures, _ in runs] for key in runs[0][0]}
+        pooled[arm] = {key: {"mean": mean(numbers), "seeds": numbers} for key, numbers in values.items()}
+    return pooled
+
+
+def describe(figures: Document) -> str:
+    """Both tables, the floors below."""
+
+    def rows(kind: str) -> list[Document]:
+        return [
+            {"arm": arm} | {key: values["mean"] for key, values in found.items()}
+            for arm, found in figures[kind].items()
+        ]
+
+    options, floor = figures["options"], figures["floors"]
+    perfect = {"arm": "perfect samples (floor)", "rare_mode_share": 0.05}
+    perfect |= {key: floor["distance"] for key in ("distance", "distance_few_steps", "distance_early")}
+    perfect |= {key: floor["total_variation"] for key in ("total_variation", "total_variation_few_steps")}
+    conditional = {"arm": perfect["arm"], "prior_shift": 0.0, "distance": floor["conditional_distance"],
+                   "off_modes": floor["conditional_off_modes"]}  # fmt: skip
+    return f"""\
+{options["steps"]:,} steps of {options["batch_size"]} points, means over training seeds {options["seeds"]}.
+
+{table(COLUMNS, [*rows("unconditional"), perfect])}
+
+With a condition:
+
+{table(CONDITIONAL_COLUMNS, [*rows("conditional"), conditional])}"""
 
 
 def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor: float) -> Figure:
@@ -276,38 +272,37 @@ def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor:
     figure = Figure(figsize=(12.4, 13.6), dpi=130, layout="constrained", facecolor="white")
     rows = figure.add_gridspec(2, 1, height_ratios=[3.05, 1.22])
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-    top.suptitle(
-        f"Six modes in the plane (rings), reached from Gaussian noise in the middle; {MANY} sampling steps unless said",
-        fontsize=11,
-        color=GREY,
-    )
+    title = f"Six modes in the plane (rings), reached from Gaussian noise; {MANY} network calls unless said"
+    top.suptitle(title, fontsize=11, color=GREY)
     grid = top.subplots(3, len(shown), squeeze=False)
-    for column, each in enumerate(shown):
-        grid[0, column].set_title(each.arm.name, fontsize=13, fontweight="bold", pad=10)
-        _draw_pairing(grid[0, column], each.arm.path, each.pairing)
-        _draw_paths(grid[1, column], each.paths)
-        _draw_samples(grid[2, column], each.few)
+    for column, of_arm in zip(grid.T, shown, strict=True):
+        column[0].set_title(of_arm.arm.name, fontsize=13, fontweight="bold", pad=10)
+        _draw_pairing(column[0], of_arm.arm.path, of_arm.pairing)
+        _draw_paths(column[1], of_arm.paths)
+        _frame(column[2], f"mode error {MIXTURE.total_variation(of_arm.few):.2f}")
+        _dots(column[2], of_arm.few, _colours(of_arm.few), 3)
     labels = (
         "training: each noise, in the\ncolour of its data",
-        "generation: paths from fresh noise\n(light blue: rare, 5% of the data)",
-        f"samples in only {FEW} steps\n(grey: on no mode)",
+        "generation: paths from fresh noise\n(sky blue: rare, 5% of the data)",
+        f"samples in only {FEW} network calls\n(grey: on no mode)",
     )
-    for row, label in enumerate(labels):
-        grid[row, 0].set_ylabel(label, fontsize=11.5)
-    bottom.suptitle(
-        "With a condition (left or right modes), selection can hurt: samples in 50 steps",
-        fontsize=13, fontweight="bold",
-    )  # fmt: skip
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label, fontsize=11.5)
+    title = f"With a condition (left or right modes), selection can hurt: samples in {MANY} network calls"
+    bottom.suptitle(title, fontsize=13, fontweight="bold")
     row = bottom.subplots(1, len(conditional), squeeze=False)[0]
-    for axes, told in zip(row, conditional, strict=True):
-        _draw_conditional(axes, told, floor)
-    row[0].set_ylabel("told left (blue),\ntold right (red)", fontsize=11.5)
+    for axes, of_condition in zip(row, conditional, strict=True):
+        _frame(axes, f"distance to its data {of_condition.distance:.2f} (perfect {floor:.2f})")
+        axes.set_title(of_condition.arm.name, fontsize=11.5)
+        for colour, samples in zip(COLOURS, of_condition.samples, strict=False):
+            _dots(axes, samples, colour, 3)
+    row[0].set_ylabel("condition left (blue),\ncondition right (amber)", fontsize=11.5)
     return figure
 
 
 def _draw_pairing(axes: Axes, path: Path, pairing: Pairing) -> None:
-    times = torch.linspace(0, 1, 25)[:, None, None]
-    lines = path.alpha(times) * pairing.x + path.sigma(times) * pairing.noise  # (25, N, 2)
+    levels = torch.tensor([*path.levels(25, "trailing"), CLEAN])[:, :, None, None]  # (26, 3, 1, 1): t, alpha, sigma
+    lines = levels[:, 1] * pairing.x + levels[:, 2] * pairing.noise  # (26, N, 2)
     _frame(axes, f"{crossings(pairing.noise, pairing.x):.0%} of pairs cross")
     colours = [MODE_COLOURS[mode] for mode in pairing.modes]
     axes.add_collection(LineCollection(list(lines.permute(1, 0, 2).numpy()), colors=colours, linewidths=0.6, alpha=0.4))
@@ -316,24 +311,15 @@ def _draw_pairing(axes: Axes, path: Path, pairing: Pairing) -> None:
 
 def _draw_paths(axes: Axes, paths: Tensor, count: int = 128) -> None:
     rare = float(MIXTURE.mode_shares(paths[-1])[RARE])
-    _frame(axes, f"curvature {curvature(paths):.2f}; light blue gets {rare:.1%}")
-    colours = [MODE_COLOURS[mode] for mode in MIXTURE.classify(paths[-1, :count])]
-    lines = list(paths[:, :count].permute(1, 0, 2).numpy())
+    _frame(axes, f"curvature {curvature(paths):.2f}; sky blue gets {rare:.1%}")
+    lines, colours = list(paths[:, :count].permute(1, 0, 2).numpy()), _colours(paths[-1, :count])
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.8, alpha=0.6))
     _dots(axes, paths[0, :count], colours, 5)
     _dots(axes, paths[-1, :count], colours, 9)
 
 
-def _draw_samples(axes: Axes, samples: Tensor) -> None:
-    _frame(axes, f"mode error {MIXTURE.total_variation(samples):.2f}")
-    _dots(axes, samples, [MODE_COLOURS[mode] for mode in MIXTURE.classify(samples)], 3)
-
-
-def _draw_conditional(axes: Axes, each: ShownConditional, floor: float) -> None:
-    _frame(axes, f"distance to its data {each.distance:.2f} (perfect {floor:.2f})")
-    axes.set_title(each.arm.name, fontsize=11.5)
-    for colour, samples in zip(COLOURS, each.samples, strict=False):
-        _dots(axes, samples, colour, 3)
+def _colours(points: Tensor) -> list[str]:
+    return [MODE_COLOURS[mode] for mode in MIXTURE.classify(points)]
 
 
 def _dots(axes: Axes, points: Tensor, colours: Sequence[str] | str, size: float) -> None:
@@ -347,45 +333,13 @@ def _frame(axes: Axes, note: str) -> None:
     axes.spines[:].set_color("#CCCCCC")
     for x, y in MIXTURE.centres.tolist():
         axes.add_patch(Circle((x, y), REACH * STD, fill=False, edgecolor="#BBBBBB", linewidth=0.7))
-
     axes.set_xlabel(note, fontsize=10.5, color="#333333")
 
 
-def _train(arm: Arm, mixture: Mixture, options: dict[str, Any], seed: int) -> list[Net]:
-    """The arm's network after the early steps and after all."""
-    steps = options["steps"]
-    nets = train_net(
-        arm.path, mixture, arm.select,
-        steps=steps, early=_early(options), batch_size=options["batch_size"], seed=seed,
-    )  # fmt: skip
-    return list(nets.values())
-
-
-def _early(options: dict[str, Any]) -> int:
-    return max(1, options["steps"] // 6)
-
-
-def _pooled(found: dict[str, list[Figures]]) -> dict[str, dict[str, Any]]:
-    """For each arm, every number's mean over seeds and its values."""
-    pooled = {}
-    for name, runs in found.items():
-        values = {key: [figures[key] for figures in runs] for key in runs[0]}
-        pooled[name] = {key: {"mean": mean(numbers), "seeds": numbers} for key, numbers in values.items()}
-    return pooled
-
-
-def _rows(pooled: dict[str, dict[str, Any]], keys: Sequence[str]) -> list[list[str]]:
-    return [[name, *(f"{found[key]['mean']:.3f}" for key in keys)] for name, found in pooled.items()]
-
-
-def _check(options: dict[str, Any]) -> list[int]:
-    """The training seeds; refuses options that cannot work."""
-    if options["steps"] < 12:
-        raise CommandError(f"steps={options['steps']}: use 12 or more")
-    if options["batch_size"] < 2:
-        raise CommandError(f"batch_size={options['batch_size']}: assignment needs 2 or more points to choose among")
-    make_selector("knn", k=options["k"])
-    return parse_range("seeds", options["seeds"])
-
-
-EXPERIMENT = Experiment(USAGE, measure, OPTIONS)
+OPTIONS = {
+    "seeds": Option(str, "0", "training seeds, such as 0..2; the picture shows the first"),
+    "k": Option(int, 4, "candidates of knn (4 is the paper's best for flow matching)"),
+    "steps": Option(int, 1500, "training steps"),
+    "batch_size": Option(int, 128, "points per training step"),
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

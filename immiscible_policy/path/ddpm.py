@@ -52,7 +52,7 @@ class Ddpm:
         ValueError: If the chain is empty or a name is unknown.
     """
 
-    solvers = ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")
+    solvers: tuple[str, ...] = ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")
     clipped = True
 
     def __init__(self, chain: int, *, betas: str = "squaredcos_cap_v2", prediction: str = "epsilon") -> None:

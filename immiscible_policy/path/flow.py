@@ -30,7 +30,7 @@ TIME_SCALE = 1000.0
 class Flow:
     """Straight paths; the network predicts the velocity."""
 
-    solvers = ("euler", "heun", "ddim", "ddpm", "dpmpp", "renoise")
+    solvers: tuple[str, ...] = ("euler", "heun", "ddim", "ddpm", "dpmpp", "renoise")
     clipped = False
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:

@@ -39,7 +39,7 @@ class Regression:
         ValueError: If the times do not begin at 0, are more than two, or leave [0, 1).
     """
 
-    solvers = ("direct",)
+    solvers: tuple[str, ...] = ("direct",)
     clipped = True
 
     def __init__(self, times: Sequence[float] = REGRESSION, *, chain: int = 100) -> None:

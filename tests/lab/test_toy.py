@@ -1,4 +1,4 @@
-"""The toy: measures of the plane by hand, paths and their sampler by algebra, and the experiment end to end."""
+"""The toy: measures of the plane by hand, its sampling by algebra, and the experiment end to end."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from immiscible_policy.cli import CommandError
 from immiscible_policy.lab import toy
 from immiscible_policy.lab.mixture import Mixture, crossings, curvature, mixing, ring, wasserstein
-from immiscible_policy.lab.paths import LATEST, Net, Path, PathObjective, generate, train_net
+from immiscible_policy.lab.toy_training import TIMES, Net, ToyObjective, generate, train_net
 from immiscible_policy.noise import make_selector
 
 TWO = Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.75, 0.25]), std=0.1)
@@ -25,8 +25,8 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, x_t, t, condition):
-        return self.value.expand(len(x_t), 2)
+    def forward(self, noisy, t, condition):
+        return self.value.expand(len(noisy), 2)
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
@@ -118,27 +118,11 @@ def test_mixing_is_none_where_sorted_and_all_where_neighbours_differ():
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("curved", [True, False])
-def test_the_true_prediction_gives_back_data_and_noise_and_the_point(curved):
-    path = Path(curved, limit=10.0)
-    x, noise = torch.randn(2, 64, 2, generator=generator())
-    t = 0.01 + 0.98 * torch.rand(64, 1, generator=generator(1))
-    x_t = path.point(x, noise, t)
-    found_x, found_noise = path.solve(x_t, path.target(x, noise), t)
-    assert torch.allclose(found_x, x, atol=1e-3) and torch.allclose(found_noise, noise, atol=1e-3)
-
-
-def test_both_paths_run_from_data_to_noise():
-    for path in (toy.DIFFUSION, toy.FLOW):
-        ends = torch.tensor([0.0, 1.0])
-        assert torch.allclose(path.alpha(ends), torch.tensor([1.0, 0.0]), atol=1e-6)
-        assert torch.allclose(path.sigma(ends), torch.tensor([0.0, 1.0]), atol=1e-6)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_sampling_flow_matching_is_eulers_method(steps):
     noise, v = torch.randn(4, 2, generator=generator()), torch.tensor([1.5, -0.5])
-    paths = generate(Constant(v), toy.FLOW, noise, noise[:, :0], steps)
+    paths = generate(Constant(v), toy.FLOW, noise, noise[:, :0], steps, limit=100)
+    assert len(paths) == steps + 1
     for i, points in enumerate(paths):
         assert torch.allclose(points, noise + i / steps * v, atol=1e-5)
     assert curvature(paths) == pytest.approx(0, abs=1e-5)
@@ -148,32 +132,33 @@ def test_sampling_diffusion_with_the_exact_denoiser_of_one_point_arrives_there()
     centre = torch.tensor([1.0, -2.0])
 
     class Exact(torch.nn.Module):
-        def forward(self, x_t, t, condition):
-            return (x_t - toy.DIFFUSION.alpha(t) * centre) / toy.DIFFUSION.sigma(t)
+        def forward(self, noisy, t, condition):
+            assert 0 <= float(t[0]) < TIMES
+            alpha, sigma = toy.DIFFUSION.coefficients(t.long())
+            return (noisy - alpha[:, None] * centre) / sigma[:, None]
 
     noise = torch.randn(16, 2, generator=generator())
     for steps in (1, 5):
-        paths = generate(Exact(), toy.DIFFUSION, noise, noise[:, :0], steps)
+        paths = generate(Exact(), toy.DIFFUSION, noise, noise[:, :0], steps, toy.LIMIT)
         assert torch.allclose(paths[-1], centre.expand(16, 2), atol=1e-2)
-    assert LATEST < 1
 
 
 def test_a_batch_is_a_function_of_seed_and_step_and_lies_on_the_path():
-    def objective(seed):
-        return PathObjective(Net(0), toy.FLOW, toy.MIXTURE, make_selector("linear"), 32, seed)
+    def sample(seed):
+        return ToyObjective(Net(0), toy.FLOW, toy.MIXTURE, make_selector("linear"), 32, seed).batches(3)[0].sample
 
-    first, again, other = objective(0).batches(3)[0], objective(0).batches(3)[0], objective(1).batches(3)[0]
+    first, again, other = sample(0), sample(0), sample(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.x_t, other.x_t)
-    noise = first.x_t - (1 - first.t) * first.target  # x_t = (1 - t) x + t eps and v = x - eps
-    assert (toy.MIXTURE.classify(noise + first.target) < 6).float().mean() > 0.95
+    assert not torch.equal(first.noisy, other.noisy)
+    data = first.noisy + (1 - first.t)[:, None] * first.target  # x_t = t x + (1 - t) eps and v = x - eps
+    assert (toy.MIXTURE.classify(data) < 6).float().mean() > 0.95
 
 
 def test_training_learns_a_single_point():
     point = Mixture(torch.tensor([[0.5, -0.5]]), torch.ones(1), std=0.01)
     nets = train_net(toy.FLOW, point, make_selector("vanilla"), steps=200, early=20, batch_size=64, seed=0)
     noise = torch.randn(100, 2, generator=generator())
-    reached = {step: generate(net, toy.FLOW, noise, noise[:, :0], 20)[-1] for step, net in nets.items()}
+    reached = {step: generate(net, toy.FLOW, noise, noise[:, :0], 20, toy.LIMIT)[-1] for step, net in nets.items()}
     assert list(reached) == [20, 200]
     error = {step: float((x - point.centres).norm(dim=1).mean()) for step, x in reached.items()}
     assert error[200] < 0.15 < error[20]
