@@ -33,7 +33,6 @@ from immiscible_envs import MAX_EPISODE_STEPS
 from immiscible_envs.batch import BatchSimulation, simulate
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
 from immiscible_policy.cli import Option, parse_range
-from immiscible_policy.demos.store import embedded_store, open_store
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
@@ -43,6 +42,7 @@ from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.tasks import find_task, open_demonstrations
 
 USAGE = """\
 usage: python -m benchmarks env [KEY=VALUE ...]
@@ -124,13 +124,13 @@ def perturbed_demonstrations(count: int, steps: int, seed: int) -> Episodes:
     Raises:
         ValueError: If that is longer than an episode.
     """
-    demos, random = open_store(embedded_store()), np.random.default_rng(seed)
+    demos, random = open_demonstrations(find_task("pusht")), np.random.default_rng(seed)
     if steps > MAX_EPISODE_STEPS:
         raise ValueError(f"steps={steps}: an episode has at most {MAX_EPISODE_STEPS}")
     begins = random.integers(0, len(demos) - steps, count)
-    actions = np.stack([np.asarray(demos.action[begin : begin + steps], dtype=np.float64) for begin in begins])
+    actions = np.stack([np.asarray(demos["action"][begin : begin + steps], dtype=np.float64) for begin in begins])
     actions += random.normal(scale=JITTER, size=actions.shape)
-    return Episodes(np.asarray(demos.state[begins], dtype=np.float64), np.clip(actions, 0, 512))
+    return Episodes(np.asarray(demos["state"][begins], dtype=np.float64), np.clip(actions, 0, 512))
 
 
 def time_steps(

@@ -37,6 +37,27 @@ TASK = "Push the T-shaped block onto the T-shaped target."
 """The task in words, which LeRobot asks its environments and datasets for."""
 
 
+def fit_pose(corners: Array) -> tuple[Array, Array]:
+    """Fit the T to its corners in the least-squares sense (Kabsch, 1976).
+
+    Args:
+        corners: (T, 8, 2) in the world frame [px], in the order of `CORNERS`.
+
+    Returns:
+        Poses (T, 3), x, y [px] and angle [rad] in 0..2 pi, and the largest distance (T,) of a corner from
+        where the pose puts it [px].
+    """
+    local = CORNERS - CORNERS.mean(axis=0)
+    world = corners - corners.mean(axis=1, keepdims=True)
+    cosine = np.einsum("pi,tpi->t", local, world)
+    sine = np.einsum("p,tp->t", local[:, 0], world[..., 1]) - np.einsum("p,tp->t", local[:, 1], world[..., 0])
+    angle = np.arctan2(sine, cosine) % (2 * np.pi)
+    turned = np.stack([np.zeros_like(angle), np.zeros_like(angle), angle], axis=1)
+    position = (corners - place(CORNERS, turned)).mean(axis=1)
+    pose = np.concatenate([position, angle[:, None]], axis=1)
+    return pose, np.linalg.norm(corners - place(CORNERS, pose), axis=-1).max(axis=1)
+
+
 class CornersAndAgent(gymnasium.ObservationWrapper):
     """Shows the T's corners and the agent's place instead of the state, and starts where a seed says."""
 

@@ -20,11 +20,11 @@ import yaml
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from immiscible_envs.simulation import WORKSPACE
 from immiscible_policy.cli import Option, parse
-from immiscible_policy.demos.store import Demonstrations, StoreError, embedded_store, open_store
+from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.store import Demonstrations, open_store
 from immiscible_policy.demos.validate import problems
-from immiscible_policy.demos.windows import Layout, observation_table, window_index
+from immiscible_policy.demos.windows import Layout, window_index
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy.build import PolicySpec
@@ -33,6 +33,7 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
+from immiscible_policy.tasks import Task, find_task
 
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE] [checkpoint=PATH]
@@ -58,7 +59,7 @@ BEYOND, WITHIN = 1.2, 0.5
 """Normalised data should reach farther than the second and not beyond the first."""
 CURES = {
     r" is (nan|inf|-inf) ": "repair the value, or leave the episode out: demos.select keeps the others",
-    r"should lie in 0\.\.": "store positions in pixels of the 512 x 512 workspace; undo any normalisation or offset",
+    r"should lie in 0\.\.|no span of pixels": "store positions in pixels of the workspace, not normalised, not shifted",
     r"pixels of 0\.\.1;": "multiply data/img by 255",
     r"pixels should be 0\.\.255": "store images as 0..255, as bytes or floats",
     r"from where data/state puts it": "recompute data/keypoint with immiscible_envs.geometry.keypoints(state[:, 2:5])",
@@ -112,19 +113,23 @@ def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
         yield from found
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
-    path = data or (Path(recorded) if recorded else embedded_store())
+    task = find_task((config or {}).get("task", "pusht"))
+    path = data or (Path(recorded) if recorded else task.demonstrations())
+    if path is None:
+        yield Finding("data", f"not examined: task={task.name} has no demonstrations of its own; data= names them")
+        return
     if data is None and recorded and not path.exists():
         yield Finding("data", f"{path}, which the checkpoint was trained on, is not here; data= names another place")
         return
-    yield from store_findings(path)
+    yield from store_findings(path, task)
     if opened is None:
         return
     if data is None and config is None:
         yield Finding("normaliser", "not compared: the checkpoint does not say what it was trained on; data= names it")
         return
-    demos = readable(path)
+    demos = readable(path, task)
     if demos is not None:
-        yield from normaliser_findings(demos, *opened[1:])
+        yield from normaliser_findings(demos, task, *opened[1:])
 
 
 def package_findings() -> Iterator[Finding]:
@@ -171,29 +176,32 @@ def gpu_findings() -> Iterator[Finding]:
         yield Finding("GPU", f"none; training runs on {hardware()['cores']} CPU cores")
 
 
-def readable(path: Path) -> Demonstrations | None:
+def readable(path: Path, task: Task) -> Demonstrations | None:
     """The demonstrations of a store, or None if it cannot be read, which `store_findings` says."""
     try:
-        return open_store(path)
+        return open_store(path, task.columns)
     except StoreError:
         return None
 
 
-def store_findings(path: Path) -> Iterator[Finding]:
+def store_findings(path: Path, task: Task) -> Iterator[Finding]:
     """What is wrong with a store: its values, what was padded, and whether its actions are those of their steps."""
-    wrong = [Finding("data", problem, cure(problem)) for problem in problems(path)]
+    wrong = [Finding("data", problem, cure(problem)) for problem in problems(path, task.columns, task.problems)]
     yield from wrong
-    demos = readable(path)
+    demos = readable(path, task)
     if demos is None:
         return
     lengths = demos.lengths
     yield Finding(
         "data",
         f"{path}: {demos.n_episodes} episodes of {lengths.min()} to {lengths.max()} steps, "
-        f"actions {demos.action.min():.4g}..{demos.action.max():.4g}",
+        f"actions {demos[task.action].min():.4g}..{demos[task.action].max():.4g}",
     )
-    for check in (range_findings, padding_findings, offset_findings):
-        yield from check(demos)
+    numbers, action = task.observation(demos, task.observations[0]), demos[task.action]
+    yield from padding_findings(demos, numbers, action)
+    position = task.commanded(demos)
+    if position is not None:
+        yield from offset_findings(demos, position, action)
 
 
 def cure(problem: str) -> str:
@@ -204,20 +212,15 @@ def cure(problem: str) -> str:
     return "write the store anew with immiscible_policy.demos.write_store, which checks it"
 
 
-def range_findings(demos: Demonstrations) -> Iterator[Finding]:
-    """Whether positions are pixels: normalised ones lie inside the workspace too, in its corner."""
-    for name, values in (("action", demos.action), ("state", demos.state[:, :4])):
-        if values.size and np.abs(values).max() <= 2:
-            yield Finding(
-                "ranges",
-                f"data/{name} spans {values.min():.3g}..{values.max():.3g}, which is no span of pixels",
-                f"store positions in pixels of the {WORKSPACE:.0f} x {WORKSPACE:.0f} workspace, not normalised",
-            )
+def padding_findings(demos: Demonstrations, numbers: np.ndarray, action: np.ndarray) -> Iterator[Finding]:
+    """Whether steps were repeated to make episodes equally long, and whether episodes are too short for a window.
 
-
-def padding_findings(demos: Demonstrations) -> Iterator[Finding]:
-    """Whether steps were repeated to make episodes equally long, and whether episodes are too short for a window."""
-    tails = np.array([repeated_steps(demos.state[each], demos.action[each]) for each in demos.episodes])
+    Args:
+        demos: The demonstrations.
+        numbers: (T, Do) what a policy sees.
+        action: (T, Da).
+    """
+    tails = np.array([repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes])
     padded = int((tails >= REPEATED).sum())
     if 2 * padded > demos.n_episodes:
         yield Finding(
@@ -232,21 +235,21 @@ def padding_findings(demos: Demonstrations) -> Iterator[Finding]:
         yield Finding("padding", text, "record longer episodes, or train with a smaller horizon=")
 
 
-def repeated_steps(state: np.ndarray, action: np.ndarray) -> int:
+def repeated_steps(numbers: np.ndarray, action: np.ndarray) -> int:
     """How many steps at the end of an episode are equal to the last one, which does not count.
 
     Args:
-        state: (n, 5).
-        action: (n, 2).
+        numbers: (n, Do) what a policy sees.
+        action: (n, Da).
     """
-    rows = np.concatenate([state, action], axis=1)
+    rows = np.concatenate([numbers, action], axis=1)
     changes = np.flatnonzero((rows != rows[-1]).any(axis=1))
     return len(rows) - 1 - (int(changes[-1]) + 1 if len(changes) else 0)
 
 
-def offset_findings(demos: Demonstrations) -> Iterator[Finding]:
-    """Whether action[t] is what moves the agent from t to t + 1."""
-    errors = offset_errors(demos)
+def offset_findings(demos: Demonstrations, position: np.ndarray, action: np.ndarray) -> Iterator[Finding]:
+    """Whether action[t] is what moves the agent from t to t + 1; the arguments are those of `offset_errors`."""
+    errors = offset_errors(demos, position, action)
     if not errors:
         yield Finding("offset", "the episodes are too short to tell whether actions and observations fit together")
         return
@@ -264,12 +267,17 @@ def offset_findings(demos: Demonstrations) -> Iterator[Finding]:
     )
 
 
-def offset_errors(demos: Demonstrations) -> dict[int, float]:
+def offset_errors(demos: Demonstrations, position: np.ndarray, action: np.ndarray) -> dict[int, float]:
     """How badly the action at each offset explains where the agent goes, root mean square [px].
 
     A position controller moves the agent by a linear law: p[t+1] = c . (p[t], p[t-1], a[t], a[t-1], 1). The law is
     fitted by least squares with a[t + s], a[t - 1 + s] for each offset s, on the same steps; at the true offset it
     fits best, whatever the controller's gains.
+
+    Args:
+        demos: The demonstrations.
+        position: (T, D) what the actions command.
+        action: (T, D), in the same units.
 
     Returns:
         The error by offset, those without enough motion to tell left out; empty if no episode is long enough.
@@ -277,15 +285,15 @@ def offset_errors(demos: Demonstrations) -> dict[int, float]:
     reach = max(SHIFTS) + 1
     tables: dict[int, list[np.ndarray]] = {shift: [] for shift in SHIFTS}
     targets = []
-    for each in demos.episodes:
-        position, action = demos.state[each, :2].astype(np.float64), demos.action[each].astype(np.float64)
-        t = np.arange(reach, len(position) - reach)
+    for steps in demos.episodes:
+        here, sent = position[steps].astype(np.float64), action[steps].astype(np.float64)
+        t = np.arange(reach, len(here) - reach)
         if not len(t):
             continue
-        targets.append(position[t + 1].ravel())
+        targets.append(here[t + 1].ravel())
         for shift, rows in tables.items():
-            columns = (position[t], position[t - 1], action[t + shift], action[t + shift - 1])
-            rows.append(np.stack([column.ravel() for column in columns] + [np.ones(2 * len(t))], axis=1))
+            columns = (here[t], here[t - 1], sent[t + shift], sent[t + shift - 1])
+            rows.append(np.stack([column.ravel() for column in columns] + [np.ones(here[t].size)], axis=1))
     if not targets:
         return {}
     target = np.concatenate(targets)
@@ -358,15 +366,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def normaliser_findings(demos: Demonstrations, policy: ChunkPolicy, spec: PolicySpec) -> Iterator[Finding]:
+def normaliser_findings(demos: Demonstrations, task: Task, policy: ChunkPolicy, spec: PolicySpec) -> Iterator[Finding]:
     """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
     layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
     if not layout.n_windows(demos.lengths).any():
         yield Finding("normaliser", "not compared: no episode is as long as a window of the policy")
         return
     seen = np.unique(window_index(demos.episode_ends, layout).step[:, : spec.obs_steps])  # not the ends of episodes
-    table = torch.from_numpy(observation_table(demos, spec.obs)[seen])
-    action = torch.from_numpy(demos.action.astype(np.float32))
+    table = torch.from_numpy(task.observation(demos, spec.obs)[seen])
+    action = torch.from_numpy(demos[task.action].astype(np.float32))
     found = [
         *_normalised_findings("observation", policy.observation, table),
         *_normalised_findings("action", policy.action, action),

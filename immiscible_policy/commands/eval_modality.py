@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from immiscible_envs.modes import MODES, symmetric_starts
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.evaluation.agent import sampler_of
@@ -24,7 +25,7 @@ from immiscible_policy.lab.modality.arms import (
     measure,
     training_modes,
 )
-from immiscible_policy.lab.modality.modes import MODES, Array, shares, symmetric_starts
+from immiscible_policy.lab.modality.modes import Array, shares
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.diffusion import Sampler

@@ -2,31 +2,30 @@
 
 Example::
 
-    from immiscible_policy.demos import embedded_store, make_windows, open_store, split_episodes
+    from immiscible_policy.demos import make_windows, open_store, split_episodes
 
-    demos = open_store(embedded_store())
+    demos = open_store("my_robot.zarr")
     train, validation = split_episodes(demos.n_episodes, limit=90)
-    windows = make_windows(demos.select(train), obs="keypoints")
+    chosen = demos.select(train)
+    windows = make_windows(chosen["position"], chosen["action"], chosen.episode_ends)
 """
 
+from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.frames import Frames
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import (
-    Demonstrations,
-    StoreError,
-    content_hash,
-    embedded_store,
-    open_store,
-    write_store,
-)
+from immiscible_policy.demos.store import Demonstrations, content_hash, join, open_store, write_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
 
 __all__ = [
+    "Column",
     "Demonstrations",
+    "Frames",
     "Layout",
     "StoreError",
     "Windows",
     "content_hash",
-    "embedded_store",
+    "join",
     "make_windows",
     "open_store",
     "split_episodes",

@@ -9,11 +9,11 @@ from typing import NoReturn
 from immiscible_policy import cli
 
 COMMANDS = {
-    "download": ("immiscible_policy.demos.download", "fetch the human PushT demonstrations, verified"),
-    "validate": ("immiscible_policy.demos.validate", "say what is wrong with a store, and where"),
-    "info": ("immiscible_policy.demos.info", "describe a store, and draw it"),
-    "convert": ("immiscible_policy.demos.lerobot", "turn a LeRobot PushT dataset into a store"),
-    "export": ("immiscible_policy.demos.export", "turn a store into a LeRobot dataset"),
+    "download": ("immiscible_policy.commands.demos.download", "fetch the human PushT demonstrations, verified"),
+    "validate": ("immiscible_policy.commands.demos.validate", "say what is wrong with a store, and where"),
+    "info": ("immiscible_policy.commands.demos.info", "describe a store, and draw it"),
+    "convert": ("immiscible_policy.commands.demos.convert", "turn a LeRobot PushT dataset into a store"),
+    "export": ("immiscible_policy.commands.demos.export", "turn a store into a LeRobot dataset"),
     "make": ("immiscible_policy.demos.expert", "make demonstrations with the scripted expert"),
 }
 """Module and one line of help of each command; a module is imported when its command is called."""

@@ -7,23 +7,48 @@ Legend: T steps in all, E episodes, H and W the image's height and width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-REQUIRED = ("state", "action", "keypoint")
-"""Arrays that every store of demonstrations holds."""
-OPTIONAL = ("n_contacts", "img")
-"""Arrays that the published store holds beside them."""
-ROW_SHAPES: dict[str, tuple[tuple[int | None, ...], ...]] = {
-    "state": ((5,),),
-    "action": ((2,),),
-    "keypoint": ((9, 2),),
-    "n_contacts": ((1,), ()),
-    "img": ((None, None, 3),),
-}
-"""The shapes that one step of an array may have; None stands for any length."""
-DTYPE_KINDS = {"state": "f", "action": "f", "keypoint": "f", "n_contacts": "fiu", "img": "fu"}
+KINDS = {"f": "floating point", "i": "signed", "u": "unsigned", "b": "boolean"}
+"""Kinds of dtype that an array may have."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one step of a stored array holds.
+
+    Attributes:
+        shape: Its shape, None for any length; by default any shape.
+        kinds: Kinds of dtype, of `KINDS`.
+        required: Whether a store must have it.
+        names: What its numbers are called, where they have names.
+    """
+
+    shape: tuple[int | None, ...] | None = None
+    kinds: str = "fiub"
+    required: bool = True
+    names: tuple[str, ...] = ()
+
+    def fits(self, row: tuple[int, ...]) -> bool:
+        """Whether a step of this shape may be one; a single number may be (1,) or ()."""
+        if self.shape is None or (self.shape, row) == ((1,), ()):
+            return True
+        return len(row) == len(self.shape) and all(
+            want in (None, got) for got, want in zip(row, self.shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        sides = iter(("H", "W"))
+        shape = [next(sides) if length is None else str(length) for length in self.shape or ("...",)]
+        return f"({', '.join(['T', *shape])})"
+
+
+def is_camera(array: Any) -> bool:
+    """Whether an array (a shape is enough) holds pictures (T, H, W, 3)."""
+    return len(array.shape) == 4 and array.shape[3] == 3
 
 
 def place(step: int, episode_ends: np.ndarray) -> str:
@@ -33,31 +58,29 @@ def place(step: int, episode_ends: np.ndarray) -> str:
     return f"step {step} (episode {episode}, its step {step - first})"
 
 
-def structure_problems(arrays: Mapping[str, Any]) -> Iterator[str]:
+def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[str]:
     """Find missing arrays, wrong dtypes, wrong shapes and unequal lengths.
 
     Args:
         arrays: By name, anything with a shape and a dtype; nothing is read.
+        columns: What they should be; arrays that it does not name may have any shape.
     """
-    for name in REQUIRED:
+    required = [name for name, column in columns.items() if column.required]
+    for name in required:
         if name not in arrays:
-            yield f"data/{name} is missing; a store needs data/{', data/'.join(REQUIRED)}"
+            yield f"data/{name} is missing; a store needs data/{', data/'.join(required)}"
+    if not arrays:
+        yield "data/ holds no arrays"
     for name, array in arrays.items():
-        dtype, shape, rows = np.dtype(array.dtype), tuple(array.shape), ROW_SHAPES[name]
-        if dtype.kind not in DTYPE_KINDS[name]:
-            yield f"data/{name} has dtype {dtype}; it should hold {_kinds(DTYPE_KINDS[name])}"
-        if not any(_fits(shape, row) for row in rows):
-            yield f"data/{name} has shape {shape}; it should be {_show(rows[0])}"
+        dtype, shape, column = np.dtype(array.dtype), tuple(array.shape), columns.get(name, Column())
+        if dtype.kind not in column.kinds:
+            kinds = " or ".join(KINDS[kind] for kind in column.kinds)
+            yield f"data/{name} has dtype {dtype}; it should hold {kinds} numbers"
+        if not shape or not column.fits(shape[1:]):
+            yield f"data/{name} has shape {shape}; it should be {column}"
     lengths = {name: array.shape[0] for name, array in arrays.items() if array.shape}
     if len(set(lengths.values())) > 1:
         yield "the arrays differ in length: " + ", ".join(f"data/{name} {n}" for name, n in lengths.items())
-
-
-def view_problems(views: Mapping[str, Any], n_steps: int) -> Iterator[str]:
-    """Find further cameras whose arrays are no images, or not as many as there are steps."""
-    for name, array in views.items():
-        if np.dtype(array.dtype).kind not in DTYPE_KINDS["img"] or array.shape[0] != n_steps or array.shape[3] != 3:
-            yield f"data/{name} is {array.dtype} {tuple(array.shape)}; a camera's images are ({n_steps}, H, W, 3)"
 
 
 def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
@@ -83,22 +106,24 @@ def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
         yield f"meta/episode_ends closes at {episode_ends[-1]}, but the arrays hold {n_steps} steps"
 
 
-def finite_problems(name: str, values: np.ndarray, episode_ends: np.ndarray, first: int = 0) -> Iterator[str]:
-    """Find NaN and infinite values.
-
-    Args:
-        name: The array's name.
-        values: (n, ...), rows `first` to `first + n` of the array.
-        episode_ends: (E,).
-        first: Step of the first row.
-    """
-    yield from flagged(name, ~np.isfinite(values), values, episode_ends, "", first)
+def finite_problems(name: str, values: np.ndarray, episode_ends: np.ndarray) -> Iterator[str]:
+    """Find NaN and infinite values in an array (T, ...)."""
+    yield from flagged(name, ~np.isfinite(values), values, episode_ends, "")
 
 
 def flagged(
     name: str, bad: np.ndarray, values: np.ndarray, episode_ends: np.ndarray, expected: str, first: int = 0
 ) -> Iterator[str]:
-    """Turn flagged values into at most one line: the first of them, its place, and how many there are."""
+    """Turn flagged values into at most one line: the first of them, its place, and how many there are.
+
+    Args:
+        name: The array's name.
+        bad: (n, ...), which values are wrong.
+        values: (n, ...), rows `first` to `first + n` of the array.
+        episode_ends: (E,).
+        expected: What they should be, to follow the place.
+        first: Step of the first row.
+    """
     if not bad.any():
         return
     index = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -108,18 +133,3 @@ def flagged(
     yield (
         f"data/{name}{component} is {values[index]:.6g} at {place(first + int(index[0]), episode_ends)}{expected}{more}"
     )
-
-
-def _fits(shape: tuple[int, ...], row: tuple[int | None, ...]) -> bool:
-    same_rank = len(shape) == len(row) + 1
-    return same_rank and all(want in (None, got) for got, want in zip(shape[1:], row, strict=True))
-
-
-def _show(row: tuple[int | None, ...]) -> str:
-    names = iter(("H", "W"))
-    return "(" + ", ".join(["T", *(next(names) if n is None else str(n) for n in row)]) + ")"
-
-
-def _kinds(kinds: str) -> str:
-    names = {"f": "floating point", "i": "signed", "u": "unsigned"}
-    return " or ".join(names[kind] for kind in kinds) + " numbers"

@@ -1,4 +1,4 @@
-"""Fetch the human PushT demonstrations: resumable, safely unpacked, verified by their values."""
+"""Fetch published demonstrations: resumable, safely unpacked, verified by their values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
@@ -19,47 +20,42 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
-from immiscible_policy.demos.store import StoreError, content_hash
+from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.store import content_hash
 
-URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
-STORE_NAME = "pusht_cchi_v7_replay.zarr"
-HUMAN_HASH = "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a"
-"""`content_hash(..., images=True)` of the 206 published episodes: what they say, however they are packed."""
 MAX_FILES, MAX_BYTES = 10_000, 2**30
-"""More than an archive of the demonstrations can hold unpacked (819 files, 32 MB)."""
+"""More than an archive of demonstrations can hold unpacked (the human ones of PushT: 819 files, 32 MB)."""
 TIMEOUT, BLOCK = 30.0, 2**20
 """Seconds without an answer, and bytes read at a time."""
 
-USAGE = f"""usage: python -m immiscible_policy.demos download out=DIR [url=URL]
 
-Fetches the 206 human PushT demonstrations of Diffusion Policy (Chi et al., RSS 2023; MIT) to
-DIR/{STORE_NAME}. Run it again after an interruption: it continues where it stopped.
+@dataclass(frozen=True)
+class Archive:
+    """Published demonstrations.
 
-example:
-  python -m immiscible_policy.demos download out=data"""
-OPTIONS = {
-    "out": Option(Path, REQUIRED, "directory that receives the store"),
-    "url": Option(str, URL, "another place that offers the same archive"),
-}
+    Attributes:
+        url: http or https address of a zip archive that holds one zarr store.
+        name: What the store is called here.
+        content_hash: Of the store, images included: what it says, however it is packed.
+        about: What it holds, with its source and licence.
+    """
+
+    url: str
+    name: str
+    content_hash: str
+    about: str
 
 
-def main(argv: list[str]) -> None:
-    """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    print(f"{download(words['url'], words['out'])}: verified")
-
-
-def download(url: str, out: Path, expected: str = HUMAN_HASH) -> Path:
+def download(archive: Archive, out: Path) -> Path:
     """Fetch, unpack and verify a store; it appears whole and verified, or not at all.
 
     pooch cannot continue a partial file, so the transfer is done here. What is verified is the arrays'
     content, which repacking an archive does not change.
 
     Args:
-        url: http or https address of a zip archive that holds one zarr store.
-        out: Directory that receives it as `STORE_NAME`; created if need be.
-        expected: `content_hash` of the store, images included.
+        archive: What to fetch.
+        out: Directory that receives the store; created if need be.
 
     Returns:
         The store's path.
@@ -69,24 +65,24 @@ def download(url: str, out: Path, expected: str = HUMAN_HASH) -> Path:
         StoreError: If the archive is unsafe, damaged, or holds something else; it is discarded.
         OSError: If the server cannot be reached, or the connection breaks; what arrived is kept.
     """
-    parts, target = urlsplit(url), out / STORE_NAME
+    parts, target = urlsplit(archive.url), out / archive.name
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise CommandError(f"url={url}: should begin with http:// or https://")
+        raise CommandError(f"url={archive.url}: should begin with http:// or https://")
     if target.exists():
         raise CommandError(f"{target}: exists already; remove it first, or choose another out=")
     made = [directory for directory in (out, *out.parents) if not directory.exists()]
     out.mkdir(parents=True, exist_ok=True)
-    archive = out / f".{STORE_NAME}.zip.part"
+    file = out / f".{archive.name}.zip.part"
     try:
-        fetch(url, archive)
-        with tempfile.TemporaryDirectory(dir=out, prefix=f".{STORE_NAME}.") as scratch:
-            store = unpack(archive, Path(scratch))
-            verify(store, expected)
+        fetch(archive.url, file)
+        with tempfile.TemporaryDirectory(dir=out, prefix=f".{archive.name}.") as scratch:
+            store = unpack(file, Path(scratch))
+            verify(store, archive.content_hash)
             store.rename(target)
-        archive.unlink()
+        file.unlink()
     except (StoreError, zipfile.BadZipFile) as error:
-        archive.unlink(missing_ok=True)
-        raise StoreError(f"{url}: {error}; the archive was discarded") from error
+        file.unlink(missing_ok=True)
+        raise StoreError(f"{archive.url}: {error}; the archive was discarded") from error
     finally:
         for directory in made:
             if not any(directory.iterdir()):
@@ -149,9 +145,9 @@ def verify(store: Path, expected: str) -> None:
     Raises:
         StoreError: If it cannot be read or differs.
     """
-    found = content_hash(store, images=True)
-    if found != expected:
-        raise StoreError(f"not the expected demonstrations: content hash {found}, expected {expected}")
+    content = content_hash(store, images=True)
+    if content != expected:
+        raise StoreError(f"not the expected demonstrations: content hash {content}, expected {expected}")
 
 
 def _transfer(url: str, archive: Path, progress: Progress, bar: TaskID) -> int:

@@ -24,12 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import torch
-
-from immiscible_policy.demos.store import Demonstrations
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Windows:
     """N windows as tensors; `windows[index]` is a batch.
 
     Attributes:
-        obs: (N, obs_steps, Do) float32, in pixels and radians.
-        action: (N, horizon, 2) float32 [px].
+        obs: (N, obs_steps, Do) float32, in the data's own units.
+        action: (N, horizon, Da) float32, in the data's own units.
         executed: (N, horizon) bool: real steps of the episode, not padding.
         episode: (N,) int64, the episode that a window was cut from.
         footage: What cameras saw, or None where the windows come without images.
@@ -116,11 +113,11 @@ class Windows:
 
     def __getitem__(self, index: torch.Tensor) -> Windows:
         """A batch: the windows numbered by `index`, (B,) int64 on the same device."""
-        return self._map(lambda each: each.index_select(0, index), self.footage and self.footage[index])
+        return self._map(lambda tensor: tensor.index_select(0, index), self.footage and self.footage[index])
 
     def to(self, device: torch.device | str) -> Windows:
         """Move all tensors."""
-        return self._map(lambda each: each.to(device), self.footage and self.footage.to(device))
+        return self._map(lambda tensor: tensor.to(device), self.footage and self.footage.to(device))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor], footage: Footage | None) -> Windows:
         return Windows(change(self.obs), change(self.action), change(self.executed), change(self.episode), footage)
@@ -166,54 +163,35 @@ def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
 
 
 def make_windows(
-    demos: Demonstrations,
-    obs: Literal["keypoints", "state", "image"] = "keypoints",
+    observation: np.ndarray,
+    action: np.ndarray,
+    episode_ends: np.ndarray,
     layout: Layout | None = None,
     frames: Mapping[str, torch.Tensor] | None = None,
 ) -> Windows:
     """Cut demonstrations into windows.
 
     Args:
-        demos: The episodes.
-        obs: "keypoints" (the nine block points, then agent x, y: 20 numbers), "state" (agent x, y, block x, y,
-            angle: 5) or "image" (agent x, y: 2, beside the frames).
+        observation: (T, Do) the numbers that a policy sees of each step.
+        action: (T, Da) what was commanded.
+        episode_ends: (E,) the step after each episode's last.
         layout: Steps of a window; by default Diffusion Policy's for PushT.
-        frames: What cameras saw, by camera (T, H, W, 3) uint8 (see `demos.frames`).
+        frames: What cameras saw, by camera (T, H, W, 3) uint8.
 
     Returns:
         All windows, episode after episode, held in memory.
 
     Raises:
-        ValueError: For an unknown `obs`, one that needs frames without them, or if no episode is long enough.
+        ValueError: If no episode is long enough.
     """
-    if (obs == "image") != (frames is not None):
-        raise ValueError(f"obs={obs!r} {'needs frames' if frames is None else 'takes no frames'}; see demos.frames")
     layout = layout or Layout()
-    table = torch.from_numpy(observation_table(demos, obs))  # (T, Do)
-    index = window_index(demos.episode_ends, layout)
+    index = window_index(episode_ends, layout)
     step = torch.from_numpy(index.step)
-    action = torch.from_numpy(demos.action.astype(np.float32))
     seen = step[:, : layout.obs_steps].contiguous()
     return Windows(
-        obs=table[seen],
-        action=action[step],
+        obs=torch.from_numpy(observation.astype(np.float32))[seen],
+        action=torch.from_numpy(action.astype(np.float32))[step],
         executed=torch.from_numpy(index.real),
         episode=torch.from_numpy(index.episode),
         footage=None if frames is None else Footage(frames, seen),
     )
-
-
-def observation_table(demos: Demonstrations, obs: str) -> np.ndarray:
-    """What the policy sees at each step, but for pictures, (T, Do) float32.
-
-    Raises:
-        ValueError: For an unknown `obs`.
-    """
-    if obs == "keypoints":
-        points = demos.keypoint.reshape(len(demos), -1)  # (T, 18)
-        return np.concatenate([points, demos.state[:, :2]], axis=1).astype(np.float32)
-    if obs == "state":
-        return demos.state.astype(np.float32)
-    if obs == "image":
-        return demos.state[:, :2].astype(np.float32)
-    raise ValueError(f"unknown obs {obs!r}; known: keypoints, state, image")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import Layout, Windows, make_windows
+from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.image.data import load_cifar10, to_pixels
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "PushT demonstrations, a zarr store; none: the embedded ones")
@@ -53,10 +53,11 @@ def pusht_windows(data: Path | None = None, spec: PolicySpec | None = None) -> W
     Raises:
         ValueError: If the store is unusable.
     """
-    demos = open_store(data or embedded_store())
+    task = find_task("pusht")
+    demos = open_demonstrations(task, data)
     if spec is None:
-        return make_windows(demos)
-    return make_windows(demos, spec.obs, Layout(spec.horizon, spec.obs_steps, spec.action_steps))  # type: ignore[arg-type]
+        return task_windows(task, demos, task.observations[0])
+    return task_windows(task, demos, spec.obs, Layout(spec.horizon, spec.obs_steps, spec.action_steps))
 
 
 def pusht_actions(data: Path | None = None) -> Tensor:

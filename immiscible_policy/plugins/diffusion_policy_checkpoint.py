@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.demos.frames import SIZE
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.diffusion_policy_encoder import (
     WRITTEN,
@@ -51,6 +50,7 @@ from immiscible_policy.plugins.published import (
 )
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.tasks.pusht import SIZE
 
 LOWDIM, HYBRID = "DiffusionUnetLowdimPolicy", "DiffusionUnetHybridImagePolicy"
 MODULES = {LOWDIM: "diffusion_unet_lowdim_policy", HYBRID: "diffusion_unet_hybrid_image_policy"}

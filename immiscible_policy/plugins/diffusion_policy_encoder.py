@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from immiscible_policy.demos.frames import CAMERA, SIZE
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.published import (
     AGENT_DIM,
@@ -32,6 +31,7 @@ from immiscible_policy.plugins.published import (
     within,
 )
 from immiscible_policy.store.checkpoint import CheckpointError
+from immiscible_policy.tasks.pusht import CAMERA, SIZE
 
 SETTINGS = {"obs_as_global_cond": True, "obs_encoder_group_norm": True, "eval_fixed_crop": True}
 STAGES = {"backbone.conv1.": "backbone.nets.0.", "backbone.bn1.": "backbone.nets.1."}

@@ -34,7 +34,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.demos.frames import SIZE
 from immiscible_policy.plugins.lerobot_encoder import (
     IMAGE,
     cameras,
@@ -61,6 +60,7 @@ from immiscible_policy.plugins.published import (
 )
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.tasks.pusht import SIZE
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.demos.frames import CAMERA
 from immiscible_policy.network.encoder import KEYPOINTS, EncoderSpec
 from immiscible_policy.plugins.published import (
     OURS,
@@ -31,6 +30,7 @@ from immiscible_policy.plugins.published import (
     within,
 )
 from immiscible_policy.store.checkpoint import CheckpointError
+from immiscible_policy.tasks.pusht import CAMERA
 
 IMAGE = "observation.image"
 """LeRobot's name for PushT's camera."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.demos.frames import CAMERA, SIZE
 from immiscible_policy.network.encoder import FEATURES, EncoderSpec
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.tasks.pusht import CAMERA, SIZE
 
 OBSERVED = {20: "keypoints", 5: "state"}
 """What is observed, by the numbers of one observation."""

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.capture import ALONE
-from immiscible_policy.demos.frames import CAMERA, SIZE, rendered_frames, stored_frames
-from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
-from immiscible_policy.demos.windows import Layout, Windows, make_windows
+from immiscible_policy.demos.store import Demonstrations, content_hash
+from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -39,6 +36,7 @@ from immiscible_policy.results.plots import learning_curves
 from immiscible_policy.results.summary import markdown, scores, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.rows import EpisodeRow, append_rows, read_rows, read_run
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.training import Report, Training
@@ -84,12 +82,14 @@ def build_parts(config: TrainConfig) -> Parts:
     check_method(config.method, noise=config.noise["name"], obs=config.obs)
     sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
     layout = Layout(config.horizon, config.obs_steps, config.action_steps)
-    starts = parse_starts(config.starts, config.episodes)
-    demos = open_store(Path(config.data) if config.data else embedded_store())
+    task = find_task(config.task)
+    starts = task.starts(config.starts, config.episodes)
+    demos = open_demonstrations(task, config.data)
     train_ids, held_out = split_episodes(len(demos.episode_ends), config.validation, config.train_episodes)
     training = demos.select(train_ids)
-    windows = _windows(config, mirror(training) if config.mirror else training, layout)
-    validation = _windows(config, demos.select(held_out), layout) if len(held_out) else None
+    seen = (config.obs, layout, config.images)
+    windows = task_windows(task, task.mirror(training) if config.mirror else training, *seen)
+    validation = task_windows(task, demos.select(held_out), *seen) if len(held_out) else None
     per_epoch = len(windows) / config.batch_size
     noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
     defaults = {"mask": "none", "select_for": "action", "select_at": "all"}
@@ -115,30 +115,19 @@ def build_parts(config: TrainConfig) -> Parts:
     with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
         Agent(build_policy(spec), spec, sampler)
     mask = counted(windows, config.mask, layout)
-    data_hash = content_hash(demos, images=config.obs == "image" and config.images == "stored")
+    data_hash = content_hash(demos, images=windows.footage is not None and config.images == "stored")
     return Parts(demos, data_hash, windows, validation, spec, mask, levels, noise, sampler, starts)
-
-
-def _windows(config: TrainConfig, demos: Demonstrations, layout: Layout) -> Windows:
-    """Training windows, and for obs=image the frames that they show."""
-    if config.obs != "image":
-        return make_windows(demos, config.obs, layout)  # type: ignore[arg-type]
-    if config.cameras != [CAMERA]:
-        raise ValueError(f"cameras=[{','.join(config.cameras)}]: PushT has one camera to evaluate with, [{CAMERA}]")
-    rendered = config.images == "rendered"
-    return make_windows(demos, "image", layout, rendered_frames(demos) if rendered else stored_frames(demos))
 
 
 def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
     """What encodes the frames, if there are any."""
     if windows.footage is None:
         return None
-    height, width = windows.footage.frames[CAMERA].shape[1:3]
-    if (height, width) != (SIZE, SIZE):
-        raise ValueError(f"the frames are {height} x {width}, PushT shows {SIZE} x {SIZE}; use images=rendered")
-    if config.crop > SIZE:
-        raise ValueError(f"crop={config.crop}: the frames have {SIZE} pixels; use crop={SIZE} or less")
-    return EncoderSpec(tuple(config.cameras), config.crop, config.encoder_width, config.shared_encoder)
+    frames = windows.footage.frames
+    side = min(min(shown.shape[1:3]) for shown in frames.values())
+    if config.crop > side:
+        raise ValueError(f"crop={config.crop}: the frames have {side} pixels; use crop={side} or less")
+    return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
 
 
 def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:

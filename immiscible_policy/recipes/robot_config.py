@@ -16,7 +16,7 @@ from immiscible_policy.training.options import (
     require_positive,
 )
 
-IMAGE_KEYS = ("images", "cameras", "crop", "encoder_width", "shared_encoder")
+IMAGE_KEYS = ("images", "crop", "encoder_width", "shared_encoder")
 
 
 @dataclass
@@ -38,7 +38,6 @@ class TrainConfig(RunConfig):
     prediction: str = "epsilon"
     diffusion_steps: int = 100
     images: str = "stored"
-    cameras: list[str] = field(default_factory=lambda: ["img"])
     crop: int = 84
     encoder_width: int = 64
     shared_encoder: bool = False
@@ -102,5 +101,5 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
     check_sampling(config)
 
 
-GROUPS = {word: word for word in ("task", "obs", "noise", "scale", "experiment")}
+GROUPS = {word: word for word in ("obs", "noise", "scale", "experiment")}
 SCHEMA = Schema("train", TrainConfig, GROUPS, run_name, check, SYNONYMS)

@@ -1,5 +1,14 @@
 """Tasks: what a policy is scored on. One file per task; `pusht.py` is the only file that knows PushT."""
 
-from immiscible_policy.tasks.task import Metric, Task, find_task, primary
+from immiscible_policy.tasks.task import (
+    Metric,
+    Observed,
+    Task,
+    Ways,
+    find_task,
+    open_demonstrations,
+    primary,
+    task_windows,
+)
 
-__all__ = ["Metric", "Task", "find_task", "primary"]
+__all__ = ["Metric", "Observed", "Task", "Ways", "find_task", "open_demonstrations", "primary", "task_windows"]

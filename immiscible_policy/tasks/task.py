@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.cli import CommandError, parse_range, unknown
+from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.export import Feature
+from immiscible_policy.demos.store import Demonstrations, open_store
+from immiscible_policy.demos.windows import Layout, Windows, make_windows
 from immiscible_policy.extensions import build, find_factory
 
 GROUP = "immiscible_policy.tasks"
@@ -46,11 +52,53 @@ class Metric:
     summarised: bool = True
 
 
+class Observed(NamedTuple):
+    """What a policy sees of B episodes: its last observations, oldest first along axis 1.
+
+    Attributes:
+        numbers: (B, obs_steps, Do).
+        frames: By camera, (B, obs_steps, H, W, 3) uint8.
+    """
+
+    numbers: Array
+    frames: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Equally good ways to do a task, and which of them an episode took; L steps of one episode are L scenes.
+
+    Attributes:
+        title: What the benchmark is called: `Which way round from symmetric starts`.
+        names: Of the ways; the last one means that none was taken.
+        options: Reset options of the starts that favour no way, a row each.
+        alike: Which demonstrations begin in such a situation, in words that follow `demonstrations`.
+        way: The way of an episode (L, ...), a number into `names`.
+        is_alike: Whether an episode (L, ...) begins in such a situation.
+        decided: (episode (L, ...), way) -> steps until the way was clear.
+        tracks: By title, points (L, 2) to draw of an episode, in the units of `extent`.
+        extent: Left, right, bottom, top of what `Task.draw` shows.
+        published: Rows of published figures: whose, the share of the more frequent way, the primary metric.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    options: Mapping[str, Array]
+    alike: str
+    way: Callable[[Array], int]
+    is_alike: Callable[[Array], bool]
+    decided: Callable[[Array, int], int]
+    tracks: Mapping[str, Callable[[Array], Array]]
+    extent: tuple[float, float, float, float]
+    published: Sequence[tuple[str, str, str]] = field(default=())
+
+
 class Task(Protocol):
     """What a policy is trained for and scored on.
 
-    A task derives from this class, states `name`, `max_steps`, `metrics` and `observations`, and writes
-    `observation` and `make`; the other methods have a default. `name` is what `task=` says.
+    A task derives from this class, states `name`, `title`, `about`, `measured`, `max_steps`, `metrics` and
+    `observations`, and writes `make`; everything else has a default. A *scene* is what a picture of one moment
+    needs, an array of any shape.
 
     Attributes:
         name: As `task=` names it.
@@ -58,10 +106,13 @@ class Task(Protocol):
         about: One sentence for a reader who has never seen the task: what it is, what the primary metric says.
         measured: The primary metric in the middle of a sentence, such as `coverage of the goal`.
         max_steps: Steps after which an episode ends.
-        fps: Steps per second, of demonstrations and videos.
         metrics: What an episode is scored by; the first summarised one is the primary metric.
         observations: What `obs=` may name, the default first.
+        fps: Steps per second, of demonstrations and videos.
         action: Key of the actions in the demonstrations.
+        columns: Arrays that the demonstrations hold; if it names none, all that a store has are read.
+        instruction: The task as one would tell a person to do it.
+        ways: Equally good ways to do it, for the benchmark of modality; None if there are none.
     """
 
     name: str
@@ -73,6 +124,9 @@ class Task(Protocol):
     observations: tuple[str, ...]
     fps: int = 10
     action: str = "action"
+    columns: Mapping[str, Column] = {}
+    instruction: str = ""
+    ways: Ways | None = None
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """Build the environments that a policy with this observation acts in.
@@ -107,14 +161,125 @@ class Task(Protocol):
             raise CommandError(f"starts={text}: a start seed is at most {LARGEST_START}")
         return starts
 
+    def look(self, history: Sequence[Any], obs: str, keep: int) -> Observed:
+        """What the policy sees of the environments' last observations.
+
+        Args:
+            history: obs_steps observations of N episodes, oldest first.
+            obs: One of `observations`.
+            keep: The first episodes that count; the others repeat the last of these.
+        """
+        return Observed(np.stack(history, axis=1), {})
+
     def demonstrations(self) -> Path | None:
         """The store to train on unless `data=` names another; None if there is none."""
         return None
+
+    def observation(self, demos: Demonstrations, obs: str) -> Array:
+        """The numbers that a policy sees of each recorded step, (T, Do) float32: here the arrays that `obs` names."""
+        keys = [key for key in obs.split(",") if key not in demos.frames]
+        return np.concatenate([demos[key].reshape(len(demos), -1) for key in keys], axis=1).astype(np.float32)
+
+    def frames(self, demos: Demonstrations, obs: str, source: str = "stored") -> dict[str, torch.Tensor] | None:
+        """What cameras saw, (T, H, W, 3) uint8 each, or None if the policy sees no pictures.
+
+        Args:
+            demos: The demonstrations.
+            obs: One of `observations`.
+            source: `stored`, or `rendered` from the recorded steps.
+
+        Raises:
+            ValueError: If the pictures are not stored or cannot be rendered.
+        """
+        cameras = [key for key in obs.split(",") if key in demos.frames]
+        if cameras and source != "stored":
+            raise ValueError(f"images={source}: task={self.name} cannot draw its demonstrations; use images=stored")
+        return {camera: demos.frames[camera].as_bytes() for camera in cameras} or None
+
+    def mirror(self, demos: Demonstrations) -> Demonstrations:
+        """The demonstrations and, after them, their mirror images.
+
+        Raises:
+            ValueError: If the task is not its own mirror image.
+        """
+        raise ValueError(f"mirror=true: task={self.name} has no mirror; leave it out")
+
+    def problems(self, demos: Demonstrations) -> Iterator[str]:
+        """Say, a line each, what no environment of this task can have given."""
+        return iter(())
+
+    def commanded(self, demos: Demonstrations) -> Array | None:
+        """The recorded (T, Da) that the actions command, where they are target positions in the same units."""
+        return None
+
+    def features(self, demos: Demonstrations) -> dict[str, Feature]:
+        """What a LeRobot policy reads of each step, by LeRobot's names."""
+        numbers = self.observation(demos, self.observations[0])
+        actions = demos[self.action].reshape(len(demos), -1)
+        return {"observation.state": Feature(numbers), "action": Feature(actions.astype(np.float32))}
+
+    def from_features(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """A store's arrays from the features (T, width) of a LeRobot data set that `export` did not write.
+
+        Raises:
+            ValueError: If they do not tell what the store has to hold.
+        """
+        raise ValueError(f"task={self.name} cannot be read from another project's data set")
+
+    def scenes(self, observation: Any, info: Mapping[str, Array], obs: str) -> Array:
+        """Scenes (N, ...) of the environments now."""
+        return np.asarray(observation)
+
+    def recorded_scenes(self, demos: Demonstrations) -> Array:
+        """Scenes (T, ...) of recorded steps."""
+        return self.observation(demos, self.observations[0])
+
+    def draw(self, scene: Array, size: int) -> NDArray[np.uint8]:
+        """A picture (size, size, 3) of a scene.
+
+        Raises:
+            ValueError: If the task has no pictures.
+        """
+        raise ValueError(f"task={self.name} cannot be drawn: it has no renderer")
 
 
 def primary(task: Task) -> Metric:
     """The metric that checkpoints are chosen by and runs are compared on."""
     return next(metric for metric in task.metrics if metric.summarised)
+
+
+def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstrations:
+    """Open the store `data`, or the task's own.
+
+    Raises:
+        ValueError: If the store is unusable, or there is none.
+    """
+    path = data or task.demonstrations()
+    if path is None:
+        raise ValueError(f"task={task.name} has no demonstrations of its own; name a store with data=")
+    return open_store(path, task.columns)
+
+
+def task_windows(
+    task: Task, demos: Demonstrations, obs: str, layout: Layout | None = None, images: str = "stored"
+) -> Windows:
+    """Windows of demonstrations as a policy sees them.
+
+    Args:
+        task: Says what an observation is.
+        demos: The demonstrations.
+        obs: One of `task.observations`.
+        layout: Steps of a window.
+        images: `stored` or `rendered`, where pictures are seen.
+
+    Raises:
+        ValueError: If the task has no such observation, or no episode is long enough.
+    """
+    if obs not in task.observations:
+        raise CommandError(unknown("obs", obs, task.observations))
+    action = demos[task.action].reshape(len(demos), -1)
+    frames = task.frames(demos, obs, images)
+    return make_windows(task.observation(demos, obs), action, demos.episode_ends, layout, frames)
 
 
 def find_task(name: str, **options: Any) -> Task:

@@ -12,12 +12,13 @@ from immiscible_policy.__main__ import dispatch, usage
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands import doctor
 from immiscible_policy.demos.store import open_store, write_store
-from immiscible_policy.demos.windows import observation_table
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.plugins.bridge import convert
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.store.checkpoint import save_checkpoint
+from tests.demos.stores import PUSHT
+from tests.demos.stores import changed as arrays_changed
 from tests.training.helpers import here, refused, write_small_store
 
 SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
@@ -32,11 +33,16 @@ def changed(sound, path, change):
     """A copy of the sound store in which each episode's arrays were changed; the change sees and returns them."""
     demos = open_store(sound)
     episodes = [
-        change({name: getattr(demos, name)[each] for name in ("state", "action", "keypoint")})
-        for each in demos.episodes
+        change({name: demos[name][each] for name in ("state", "action", "keypoint")}) for each in demos.episodes
     ]
     arrays = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
     return write_store(path, arrays, np.cumsum([len(episode["state"]) for episode in episodes]))
+
+
+def moved_by(path):
+    """A store's episodes, the agent's positions, and the actions."""
+    demos = open_store(path)
+    return demos, PUSHT.commanded(demos), demos["action"]
 
 
 def wrong(found):
@@ -49,7 +55,7 @@ def shift(arrays, steps):
 
 
 def test_nothing_is_wrong_with_a_sound_store(sound):
-    found = list(doctor.store_findings(sound))
+    found = list(doctor.store_findings(sound, PUSHT))
     assert len(found) == 2 and not wrong(found)
     assert "4 episodes of 40 to 40 steps" in found[0].said and "from t to t + 1" in found[1].said
 
@@ -57,7 +63,7 @@ def test_nothing_is_wrong_with_a_sound_store(sound):
 @pytest.mark.parametrize("steps", [-2, -1, 1, 2])
 def test_actions_that_are_offset_are_found_and_the_cure_cures(sound, tmp_path, steps):
     path = changed(sound, tmp_path / "offset.zarr", lambda arrays: shift(arrays, steps))
-    (finding,) = wrong(doctor.offset_findings(open_store(path)))
+    (finding,) = wrong(doctor.offset_findings(*moved_by(path)))
     amount = "1 step" if abs(steps) == 1 else "2 steps"
     assert f"the actions come {amount} too {'late' if steps > 0 else 'early'}" in finding.said
     assert f"store action[t{steps:+d}] as action[t]" in finding.cure
@@ -67,8 +73,7 @@ def test_actions_that_are_offset_are_found_and_the_cure_cures(sound, tmp_path, s
         moved = np.roll(arrays["action"], -steps, axis=0)
         return {name: (moved if name == "action" else values)[kept] for name, values in arrays.items()}
 
-    demos = open_store(changed(path, tmp_path / "cured.zarr", apply))
-    assert not wrong(doctor.offset_findings(demos))
+    assert not wrong(doctor.offset_findings(*moved_by(changed(path, tmp_path / "cured.zarr", apply))))
 
 
 def test_offsets_are_found_whatever_the_noise_of_the_positions(sound, tmp_path):
@@ -78,15 +83,15 @@ def test_offsets_are_found_whatever_the_noise_of_the_positions(sound, tmp_path):
         state = arrays["state"] + random.normal(0, 0.5, arrays["state"].shape) * [1, 1, 0, 0, 0]
         return arrays | {"state": state}
 
-    errors = doctor.offset_errors(open_store(changed(sound, tmp_path / "noisy.zarr", noisy)))
+    errors = doctor.offset_errors(*moved_by(changed(sound, tmp_path / "noisy.zarr", noisy)))
     assert min(errors, key=lambda each: errors[each]) == 0
     late = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(noisy(arrays), 2))
-    assert "2 steps too late" in wrong(doctor.offset_findings(open_store(late)))[0].said
+    assert "2 steps too late" in wrong(doctor.offset_findings(*moved_by(late)))[0].said
 
 
 def test_short_episodes_say_nothing_about_offsets(tmp_path):
     path = write_small_store(tmp_path / "short.zarr", steps=6)
-    findings = list(doctor.store_findings(path))
+    findings = list(doctor.store_findings(path, PUSHT))
     assert "too short to tell" in findings[-1].said
     assert "4 of 4 episodes are shorter than a window" in wrong(findings)[0].said
 
@@ -106,42 +111,43 @@ def test_stored_padding_is_found(sound, tmp_path):
         tmp_path / "padded.zarr",
         lambda arrays: {name: np.concatenate([v, np.repeat(v[-1:], 12, axis=0)]) for name, v in arrays.items()},
     )
-    assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in wrong(doctor.store_findings(path))[0].said
+    said = wrong(doctor.store_findings(path, PUSHT))[0].said
+    assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in said
 
 
 def test_values_that_are_no_numbers_are_found(sound, tmp_path):
     path = changed(sound, tmp_path / "nan.zarr", lambda arrays: arrays)
     zarr.open_group(path, mode="r+")["data/action"][7, 1] = np.nan
-    (finding,) = wrong(doctor.store_findings(path))
+    (finding,) = wrong(doctor.store_findings(path, PUSHT))
     assert "data/action[1] is nan at step 7 (episode 0, its step 7)" in finding.said and "repair" in finding.cure
 
 
 def test_normalised_positions_are_found(sound, tmp_path):
     path = changed(sound, tmp_path / "n.zarr", lambda arrays: arrays | {"action": arrays["action"] / 512})
-    assert any("is no span of pixels" in finding.said for finding in wrong(doctor.store_findings(path)))
+    assert any("is no span of pixels" in finding.said for finding in wrong(doctor.store_findings(path, PUSHT)))
 
 
 def test_dark_images_are_found(tmp_path):
     path = write_small_store(tmp_path / "seen.zarr", episodes=1, steps=24, images=True)
-    assert not wrong(doctor.store_findings(path))
+    assert not wrong(doctor.store_findings(path, PUSHT))
     images = zarr.open_group(path, mode="r+")["data/img"]
     images[:] = images[:] / 255
-    (finding,) = wrong(doctor.store_findings(path))
+    (finding,) = wrong(doctor.store_findings(path, PUSHT))
     assert "pixels of 0..1" in finding.said and finding.cure == "multiply data/img by 255"
 
 
 @pytest.mark.parametrize("place", ["absent.zarr", "__init__.py"])
 def test_what_is_no_store_is_one_finding(tmp_path, place):
     (tmp_path / "__init__.py").touch()
-    (finding,) = list(doctor.store_findings(tmp_path / place))
+    (finding,) = list(doctor.store_findings(tmp_path / place, PUSHT))
     assert finding.cure and "\n" not in finding.said
 
 
 def checkpoint(run, sound, spec=SPEC, damage=None, config=None):
     """A checkpoint in a run directory, its normaliser fitted to the sound store."""
     demos = open_store(sound)
-    table = torch.from_numpy(observation_table(demos, "keypoints"))
-    policy = build_policy(spec, Normalizer.fit(table), Normalizer.fit(torch.from_numpy(demos.action).float()))
+    table = torch.from_numpy(PUSHT.observation(demos, "keypoints"))
+    policy = build_policy(spec, Normalizer.fit(table), Normalizer.fit(torch.from_numpy(demos["action"]).float()))
     state = {name: value.clone() for name, value in policy.state_dict().items()}
     if damage:
         state[damage][...] = float("nan")
@@ -167,12 +173,12 @@ def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
     _, (_, policy, spec) = doctor.open_policy(path)
 
     def said(**arrays):
-        return wrong(doctor.normaliser_findings(replace(demos, **arrays), policy, spec))[0].said
+        return wrong(doctor.normaliser_findings(arrays_changed(demos, **arrays), PUSHT, policy, spec))[0].said
 
-    assert "action[" in said(action=demos.action * 2) and "reaches" in said(action=demos.action * 2)
-    middle = (demos.action.min(axis=0) + demos.action.max(axis=0)) / 2
-    assert "stays within" in said(action=middle + (demos.action - middle) / 10)
-    assert not wrong(doctor.normaliser_findings(demos, policy, spec))
+    assert "action[" in said(action=demos["action"] * 2) and "reaches" in said(action=demos["action"] * 2)
+    middle = (demos["action"].min(axis=0) + demos["action"].max(axis=0)) / 2
+    assert "stays within" in said(action=middle + (demos["action"] - middle) / 10)
+    assert not wrong(doctor.normaliser_findings(demos, PUSHT, policy, spec))
 
 
 def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sound, tmp_path):
@@ -181,13 +187,13 @@ def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sou
     demos = open_store(sound)
 
     def found(step):
-        keypoint = demos.keypoint.copy()
+        keypoint = demos["keypoint"].copy()
         keypoint[demos.episode_ends[0] + step] += 400
-        return wrong(doctor.normaliser_findings(replace(demos, keypoint=keypoint), policy, spec))
+        return wrong(doctor.normaliser_findings(arrays_changed(demos, keypoint=keypoint), PUSHT, policy, spec))
 
     assert not found(-1) and "reaches" in found(-30)[0].said
     short = replace(demos, episode_ends=np.arange(4, len(demos) + 1, 4))
-    (finding,) = doctor.normaliser_findings(short, policy, spec)
+    (finding,) = doctor.normaliser_findings(short, PUSHT, policy, spec)
     assert "no episode is as long as a window" in finding.said and not wrong([finding])
 
 

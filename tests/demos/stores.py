@@ -1,5 +1,6 @@
 """Small demonstrations for the tests: a block that drifts and turns, an agent that wanders."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,24 @@ import numpy.typing as npt
 import zarr
 
 from immiscible_envs.geometry import keypoints
+from immiscible_policy.demos import Demonstrations, open_store
+from immiscible_policy.tasks import find_task
 
 LENGTHS = (12, 30, 9)
+PUSHT = find_task("pusht")
 
 Arrays = dict[str, npt.NDArray]
+
+
+def opened(path: Path) -> Demonstrations:
+    """A PushT store, checked as the task asks for it."""
+    return open_store(path, PUSHT.columns)
+
+
+def changed(demos: Demonstrations, **arrays: npt.NDArray | None) -> Demonstrations:
+    """Demonstrations with some arrays instead of theirs, without those that are None."""
+    kept = {key: values for key, values in (dict(demos.arrays) | arrays).items() if values is not None}
+    return dataclasses.replace(demos, arrays=kept)
 
 
 def small_arrays(lengths=LENGTHS, image: int = 0, seed: int = 0) -> tuple[Arrays, npt.NDArray]:

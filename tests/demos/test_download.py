@@ -13,11 +13,17 @@ import pytest
 
 from immiscible_policy.demos import StoreError, content_hash, open_store, write_store
 from immiscible_policy.demos import download as module
-from immiscible_policy.demos.download import HUMAN_HASH, STORE_NAME, download
+from immiscible_policy.demos.download import Archive
+from immiscible_policy.tasks.pusht import PushT
 from tests.demos.commands import mistake
 from tests.demos.stores import small_arrays
 
+HUMAN_HASH, STORE_NAME = PushT.archive.content_hash, PushT.archive.name
 PART = f".{STORE_NAME}.zip.part"
+
+
+def download(url, out, expected):
+    return module.download(Archive(url, STORE_NAME, expected, ""), out)
 
 
 class Server(ThreadingHTTPServer):

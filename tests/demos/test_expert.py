@@ -13,18 +13,19 @@ from immiscible_envs.starts import published_starts
 from immiscible_policy.cli import CommandError
 from immiscible_policy.demos import expert
 from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate, search
-from immiscible_policy.demos.store import Demonstrations, content_hash, embedded_store, open_store
+from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
+from tests.demos.stores import PUSHT
 
 
 @pytest.fixture(scope="module")
 def demos() -> Demonstrations:
-    return open_store(embedded_store())
+    return open_store(PUSHT.demonstrations())
 
 
 @pytest.fixture(scope="module")
 def coverages(demos: Demonstrations) -> list[Array]:
     """Coverage of every step, by episode."""
-    return [np.array([coverage(pose) for pose in demos.state[steps, 2:]]) for steps in demos.episodes]
+    return [np.array([coverage(pose) for pose in demos["state"][steps, 2:]]) for steps in demos.episodes]
 
 
 class _Walk:
@@ -183,7 +184,7 @@ def test_store_figures(demos: Demonstrations, coverages: list[Array]) -> None:
     assert (best > 0.95).all()
     assert demos.lengths.min() >= 20 and demos.lengths.max() <= expert.STEPS + 5
     assert 60 <= np.median(demos.lengths) <= 200
-    size = sum(file.stat().st_size for file in embedded_store().rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in PUSHT.demonstrations().rglob("*") if file.is_file())
     assert size < 5e6
 
 
@@ -193,42 +194,43 @@ def test_store_stops_soon_after_success(coverages: list[Array]) -> None:
 
 
 def test_store_turns_both_ways(demos: Demonstrations) -> None:
-    turns = np.array([np.ptp(np.unwrap(demos.state[steps, 4])[[0, -1]]) for steps in demos.episodes])
-    signs = np.array([np.diff(np.unwrap(demos.state[steps, 4])[[0, -1]])[0] > 0 for steps in demos.episodes])
+    turns = np.array([np.ptp(np.unwrap(demos["state"][steps, 4])[[0, -1]]) for steps in demos.episodes])
+    signs = np.array([np.diff(np.unwrap(demos["state"][steps, 4])[[0, -1]])[0] > 0 for steps in demos.episodes])
     assert 0.3 <= signs.mean() <= 0.7
     assert (turns > np.pi / 2).mean() > 0.3
 
 
 def test_store_has_human_pace(demos: Demonstrations) -> None:
-    lead = np.linalg.norm(demos.action - demos.state[:, :2], axis=1)
-    strides = np.concatenate([np.linalg.norm(np.diff(demos.action[steps], axis=0), axis=1) for steps in demos.episodes])
+    lead = np.linalg.norm(demos["action"] - demos["state"][:, :2], axis=1)
+    strides = np.concatenate(
+        [np.linalg.norm(np.diff(demos["action"][steps], axis=0), axis=1) for steps in demos.episodes]
+    )
     assert 10 < np.median(lead) < 30 and np.percentile(lead, 95) < 40
     assert strides.max() < expert.STRIDE + 0.2
-    assert demos.action.min() >= 0 and demos.action.max() <= 512
+    assert demos["action"].min() >= 0 and demos["action"].max() <= 512
 
 
 def test_store_rows_fit_together(demos: Demonstrations) -> None:
-    assert demos.state.dtype == np.float64 and demos.image is None
-    np.testing.assert_allclose(demos.keypoint, keypoints(demos.state[:, 2:]), atol=1e-4)
-    assert demos.n_contacts is not None
-    assert 0.3 < (demos.n_contacts > 0).mean() < 0.7
+    assert demos["state"].dtype == np.float64 and not demos.frames
+    np.testing.assert_allclose(demos["keypoint"], keypoints(demos["state"][:, 2:]), atol=1e-4)
+    assert 0.3 < (demos["n_contacts"] > 0).mean() < 0.7
 
 
 def test_store_replays_every_state_and_every_contact(demos: Demonstrations) -> None:
     simulation = Simulation()
-    states, contacts = np.empty_like(demos.state), np.empty(len(demos))
+    states, contacts = np.empty_like(demos["state"]), np.empty(len(demos))
     for steps in demos.episodes:
-        simulation.reset(demos.state[steps.start])
+        simulation.reset(demos["state"][steps.start])
         for step in range(steps.start, steps.stop):
             states[step] = simulation.state
-            simulation.step(demos.action[step])
+            simulation.step(demos["action"][step])
             contacts[step] = simulation.n_contacts
-    assert np.abs(states - demos.state).max() < 1e-3
-    np.testing.assert_array_equal(contacts, demos.n_contacts)
+    assert np.abs(states - demos["state"]).max() < 1e-3
+    np.testing.assert_array_equal(contacts, demos["n_contacts"][:, 0])
 
 
 def test_store_avoids_the_published_starts(demos: Demonstrations) -> None:
-    starts = demos.state[[steps.start for steps in demos.episodes]]
+    starts = demos["state"][[steps.start for steps in demos.episodes]]
     _, published = published_starts()
     distance = np.abs(starts[:, None, :4] - published[None, :, :4]).max(-1)
     assert distance.min() > 0.5
@@ -239,7 +241,7 @@ def assert_same_episodes(first: Demonstrations, arrays: dict[str, np.ndarray], e
     steps = slice(0, int(ends[-1]))
     assert np.array_equal(first.episode_ends[: len(ends)], ends)
     for name in ("state", "action", "keypoint", "n_contacts"):
-        stored, made = getattr(first, name)[steps], arrays[name].reshape(getattr(first, name)[steps].shape)
+        stored, made = first[name][steps], arrays[name]
         assert stored.dtype == made.dtype and np.array_equal(stored, made)
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from immiscible_envs.rendering import render_state
-from immiscible_policy.demos import content_hash, embedded_store, open_store
-from immiscible_policy.demos.export import TASK, moments
+from immiscible_policy.demos import content_hash, open_store
+from immiscible_policy.demos.export import moments
 from tests.demos.commands import mistake, run
-from tests.demos.stores import LENGTHS, small_arrays, write_plain
+from tests.demos.stores import LENGTHS, PUSHT, small_arrays, write_plain
 from tests.demos.test_lerobot import corners_of
 from tests.plugins.peers import each_lerobot, needs, peers
 
@@ -68,10 +68,10 @@ def test_there_and_back_is_the_same_store(capsys, tmp_path):
 
 
 def test_the_embedded_demonstrations_survive_the_journey(capsys, tmp_path):
-    words = f"path={embedded_store()}", f"out={tmp_path / 'dataset'}"
+    words = f"path={PUSHT.demonstrations()}", f"out={tmp_path / 'dataset'}"
     assert run(capsys, "export", *words).code == 0
     assert run(capsys, "convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").code == 0
-    assert content_hash(embedded_store()) == content_hash(tmp_path / "b.zarr")
+    assert content_hash(PUSHT.demonstrations()) == content_hash(tmp_path / "b.zarr")
 
 
 def test_a_store_without_contacts_and_in_float64_comes_back_as_it_was(capsys, tmp_path):
@@ -81,17 +81,17 @@ def test_a_store_without_contacts_and_in_float64_comes_back_as_it_was(capsys, tm
     assert run(capsys, "export", f"path={store}", f"out={tmp_path / 'dataset'}").code == 0
     assert run(capsys, "convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").code == 0
     assert content_hash(store) == content_hash(tmp_path / "b.zarr")
-    assert open_store(tmp_path / "b.zarr").action.dtype == np.float64
+    assert open_store(tmp_path / "b.zarr")["action"].dtype == np.float64
 
 
 def test_what_a_policy_sees(capsys, tmp_path):
     store, dataset = exported(capsys, tmp_path)
     demos, steps = open_store(store), parquet.read_table(dataset / "data/chunk-000/file-000.parquet")
     columns = {name: np.array(steps[name].to_pylist()) for name in steps.column_names}
-    np.testing.assert_array_equal(columns["action"], demos.action)
-    np.testing.assert_array_equal(columns["observation.state"], demos.state[:, :2])
+    np.testing.assert_array_equal(columns["action"], demos["action"])
+    np.testing.assert_array_equal(columns["observation.state"], demos["state"][:, :2])
     np.testing.assert_allclose(
-        columns["observation.environment_state"], corners_of(demos.state.astype(float)), atol=1e-4
+        columns["observation.environment_state"], corners_of(demos["state"].astype(float)), atol=1e-4
     )
     np.testing.assert_array_equal(columns["episode_index"], np.repeat([0, 1, 2], LENGTHS))
     np.testing.assert_array_equal(columns["frame_index"], np.concatenate([np.arange(n) for n in LENGTHS]))
@@ -105,13 +105,13 @@ def test_what_a_policy_sees(capsys, tmp_path):
 
 def test_statistics_are_those_of_the_steps_and_of_each_episode(capsys, tmp_path):
     store, dataset = exported(capsys, tmp_path)
-    action, stats = open_store(store).action, json.loads((dataset / "meta/stats.json").read_text())
+    action, stats = open_store(store)["action"], json.loads((dataset / "meta/stats.json").read_text())
     assert stats["action"]["count"] == [51]
     np.testing.assert_array_equal(stats["action"]["min"], action.min(axis=0))
     np.testing.assert_allclose(stats["action"]["std"], action.astype(np.float64).std(axis=0))
     np.testing.assert_allclose(stats["action"]["q90"], np.quantile(action, 0.9, axis=0))
     episodes = parquet.read_table(dataset / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
-    assert [row["length"] for row in episodes] == list(LENGTHS) and episodes[0]["tasks"] == [TASK]
+    assert [row["length"] for row in episodes] == list(LENGTHS) and episodes[0]["tasks"] == [PUSHT.instruction]
     assert [row["stats/action/max"] for row in episodes] == [
         action[steps].max(axis=0).tolist() for steps in open_store(store).episodes
     ]
@@ -123,11 +123,13 @@ def test_statistics_are_those_of_the_steps_and_of_each_episode(capsys, tmp_path)
 
 @pytest.mark.parametrize("images", ["stored", "rendered"])
 def test_pictures_lose_nothing(capsys, tmp_path, images):
-    store, dataset = exported(capsys, tmp_path, 12, f"images={images}")
+    store, dataset = exported(capsys, tmp_path, 96, f"images={images}")
     demos = open_store(store)
     column = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")["observation.image"].to_pylist()
     shown = [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in column]
-    expected = demos.image.to_uint8() if images == "stored" else [render_state(row, size=96) for row in demos.state]
+    expected = (
+        demos.frames["img"].as_bytes() if images == "stored" else [render_state(row, size=96) for row in demos["state"]]
+    )
     np.testing.assert_array_equal(shown, expected)
     stats = json.loads((dataset / "meta/stats.json").read_text())["observation.image"]
     np.testing.assert_allclose(np.ravel(stats["mean"]), np.mean(expected, axis=(0, 1, 2)) / 255)
@@ -138,12 +140,12 @@ def test_lerobot_loads_it(capsys, tmp_path, venv):
     needs("lerobot", venv)
     store, dataset = exported(capsys, tmp_path, 12, "images=stored")
     demos = open_store(store)
-    corners = corners_of(demos.state.astype(np.float64)).astype(np.float32)
+    corners = corners_of(demos["state"].astype(np.float64)).astype(np.float32)
     told = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")["observation.environment_state"].to_pylist()
     np.testing.assert_allclose(told, corners, atol=1e-4)
-    arrays = {"action": demos.action, "state": demos.state, "corners": np.array(told, np.float32)}
-    np.savez(tmp_path / "a.npz", img=demos.image.to_uint8(), ends=demos.episode_ends, **arrays)
-    peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), TASK, str(tmp_path / "left"), venv=venv)
+    arrays = {"action": demos["action"], "state": demos["state"], "corners": np.array(told, np.float32)}
+    np.savez(tmp_path / "a.npz", img=demos.frames["img"].as_bytes(), ends=demos.episode_ends, **arrays)
+    peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), PUSHT.instruction, str(tmp_path / "left"), venv=venv)
 
 
 def test_mistakes_leave_nothing_behind(capsys, tmp_path, monkeypatch):

@@ -1,15 +1,13 @@
 """`info` counts and measures what is there, and draws it."""
 
-import dataclasses
-
 import matplotlib.image
 import numpy as np
 import pytest
 
-from immiscible_policy.demos import content_hash, open_store, write_store
-from immiscible_policy.demos.info import describe, net_rotation
+from immiscible_policy.commands.demos.info import describe, ways_of
+from immiscible_policy.demos import content_hash, write_store
 from tests.demos.commands import mistake, run
-from tests.demos.stores import small_arrays
+from tests.demos.stores import PUSHT, changed, opened, small_arrays
 
 
 @pytest.fixture
@@ -17,25 +15,45 @@ def store(tmp_path):
     return write_store(tmp_path / "a.zarr", *small_arrays(image=4))
 
 
-def test_net_rotation_counts_turns_within_episodes(store):
-    demos = open_store(store)
+def test_the_way_of_an_episode_is_its_net_turn(store):
+    demos = opened(store)
     per_step = np.repeat([0.5, -0.3, 0.0], demos.lengths)
     angles = np.cumsum(per_step) % (2 * np.pi)
-    turning = dataclasses.replace(demos, state=np.concatenate([demos.state[:, :4], angles[:, None]], axis=1))
-    np.testing.assert_allclose(net_rotation(turning), [11 * 0.5, 29 * -0.3, 0.0], atol=1e-5)
-    text = "\n".join(describe(turning))
-    assert "clockwise in 33.3% of the episodes, counter-clockwise in 33.3%" in text
+    turning = changed(demos, state=np.concatenate([demos["state"][:, :4], angles[:, None]], axis=1))
+    assert ways_of(turning, PUSHT, PUSHT.ways) == [0, 1, 2]
+    text = "\n".join(describe(turning, PUSHT))
+    assert "clockwise 33.3%, counter-clockwise 33.3%, undecided 33.3%" in text
+
+
+def test_a_store_of_other_keys_is_described_by_its_own_task(capsys, tmp_path, monkeypatch):
+    (tmp_path / "own_reach.py").write_text(REACH)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write_store(tmp_path / "a.zarr", {"position": np.zeros((9, 3)), "action": np.ones((9, 3))}, [4, 9])
+    lines = run(capsys, "info", f"path={path}", "task=own_reach:Reach").out.splitlines()
+    assert "action              1 to 1 (float64)" in lines and "position            0 to 0 (float64)" in lines
+    assert run(capsys, "validate", f"path={path}", "task=own_reach:Reach").code == 0
+    refused = mistake(capsys, "info", f"path={path}", "task=own_reach:Reach", f"out={tmp_path / 'a.png'}")
+    assert "task=reach has nothing to draw its demonstrations by" in refused
+
+
+REACH = """
+from immiscible_policy.tasks import Metric, Task
+class Reach(Task):
+    name = title = about = measured = "reach"
+    max_steps, observations = 10, ("position",)
+    metrics = (Metric("return", "return", "sum", lambda reward, info: reward),)
+"""
 
 
 def test_it_says_what_is_there(capsys, store):
     result = run(capsys, "info", f"path={store}")
     lines = {line[:19].strip(): line[20:] for line in result.out.splitlines()}
-    demos = open_store(store)
+    demos = opened(store)
     assert result.code == 0 and not result.err
     assert lines["episodes"] == "3" and lines["steps"].startswith("51 ")
     assert lines["episode length"] == "9 to 30 steps, median 12"
     assert lines["content hash"].startswith(content_hash(demos))
-    assert lines["action, y"] == f"{demos.action[:, 1].min():.4g} to {demos.action[:, 1].max():.4g} (float32)"
+    assert lines["action, y"] == f"{demos['action'][:, 1].min():.4g} to {demos['action'][:, 1].max():.4g} (float32)"
     assert lines["img, 4 x 4"] == "0 to 255 (float32)"
 
 

@@ -6,12 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from immiscible_envs.lerobot import CORNERS
+from immiscible_envs.lerobot import CORNERS, fit_pose
 from immiscible_policy.demos import open_store
-from immiscible_policy.demos.lerobot import fit_pose
 from immiscible_policy.demos.validate import problems
 from tests.demos.commands import mistake, run
-from tests.demos.stores import LENGTHS, small_arrays
+from tests.demos.stores import LENGTHS, PUSHT, small_arrays
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -71,12 +70,12 @@ def test_both_formats_give_the_original_back(capsys, tmp_path, version):
     assert result.code == 0 and result.out == f"{out}: 3 episodes, 51 steps\n"
     arrays, ends = small_arrays()
     demos = open_store(out)
-    np.testing.assert_array_equal(demos.action, arrays["action"])
-    np.testing.assert_array_equal(demos.state[:, :2], arrays["state"][:, :2])
-    np.testing.assert_allclose(demos.state[:, 2:], arrays["state"][:, 2:], atol=1e-4)
-    np.testing.assert_allclose(demos.keypoint, arrays["keypoint"], atol=1e-3)
+    np.testing.assert_array_equal(demos["action"], arrays["action"])
+    np.testing.assert_array_equal(demos["state"][:, :2], arrays["state"][:, :2])
+    np.testing.assert_allclose(demos["state"][:, 2:], arrays["state"][:, 2:], atol=1e-4)
+    np.testing.assert_allclose(demos["keypoint"], arrays["keypoint"], atol=1e-3)
     np.testing.assert_array_equal(demos.episode_ends, ends)
-    assert demos.n_contacts is None and not list(problems(out))
+    assert "n_contacts" not in demos.arrays and not list(problems(out, PUSHT.columns, PUSHT.problems))
 
 
 def test_the_fit_recovers_any_pose_and_averages_noise():
@@ -108,8 +107,8 @@ def drop_rows(rows):
 
 ENVIRONMENT = "observation.environment_state"
 REFUSED = {
-    "images only": (without(ENVIRONMENT), {}, "nothing tells where the block is"),
-    "no action": (without("action"), {}, "action has shape None"),
+    "images only": (without(ENVIRONMENT), {}, "nothing tells where agent and block are"),
+    "no action": (without("action"), {}, "no action, so nothing tells"),
     "other corners": (change(ENVIRONMENT, (20, slice(None)), 7), {}, "of episode 1, frame 8 is not the T's"),
     "nan corner": (change(ENVIRONMENT, (20, 3), np.nan), {}, "of episode 1, frame 8 is not the T's eight"),
     "nan action": (change("action", (20, 1), np.nan), {}, "data/action[1] is nan at step 20 (episode 1"),

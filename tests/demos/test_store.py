@@ -9,15 +9,16 @@ import pytest
 import zarr
 
 from immiscible_policy.demos import (
+    Column,
     Demonstrations,
     StoreError,
     content_hash,
-    embedded_store,
+    join,
     open_store,
     store,
     write_store,
 )
-from tests.demos.stores import LENGTHS, small_arrays, write_plain
+from tests.demos.stores import LENGTHS, PUSHT, changed, opened, small_arrays, write_plain
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -25,14 +26,15 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def assert_same(a: Demonstrations, b: Demonstrations) -> None:
-    for name in ("state", "action", "keypoint", "n_contacts", "episode_ends"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert getattr(a, name).dtype == getattr(b, name).dtype
+    assert list(a.arrays) == list(b.arrays)
+    for one, other in [(a.episode_ends, b.episode_ends), *((a[key], b[key]) for key in a.arrays)]:
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(StoreError) as caught:
-        open_store(path)
+        opened(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
@@ -40,22 +42,52 @@ def refusal(path: Path) -> str:
 def test_round_trip(tmp_path):
     arrays, ends = small_arrays(image=6)
     demos = open_store(write_store(tmp_path / "a.zarr", arrays, ends, {"made by": "test"}))
-    for name in ("state", "action", "keypoint"):
-        np.testing.assert_array_equal(getattr(demos, name), arrays[name])
-    np.testing.assert_array_equal(demos.n_contacts, arrays["n_contacts"][:, 0])
-    np.testing.assert_array_equal(demos.image[:], arrays["img"])
+    for name in ("state", "action", "keypoint", "n_contacts"):
+        np.testing.assert_array_equal(demos[name], arrays[name])
+    np.testing.assert_array_equal(demos.frames["img"][:], arrays["img"])
     np.testing.assert_array_equal(demos.episode_ends, ends)
     assert demos.lengths.tolist() == list(LENGTHS) and demos.episodes[1] == slice(12, 42)
     assert zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["made by"] == "test"
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
-def test_absent_contacts_and_images_are_none(tmp_path):
+def test_optional_arrays_may_be_absent_and_are_missed_when_asked_for(tmp_path):
     arrays, ends = small_arrays()
     del arrays["n_contacts"]
+    demos = opened(write_store(tmp_path / "a.zarr", arrays, ends))
+    assert list(demos.select([0]).arrays) == ["state", "action", "keypoint"] and not demos.frames
+    with pytest.raises(StoreError, match="data/n_contacts is missing, it has data/state, data/action, data/keypoint"):
+        demos["n_contacts"]
+    with pytest.raises(StoreError, match="data/wrist is missing, it has none"):
+        demos.camera("wrist")
+
+
+def test_a_store_of_any_keys_and_shapes(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {
+        "qpos": random.normal(size=(51, 7)),
+        "gripper": random.integers(0, 2, 51).astype(bool),
+        "action": random.normal(size=(51, 7)).astype(np.float32),
+        "wrench": random.normal(size=(51, 2, 3)),
+        "front": random.integers(0, 256, (51, 4, 6, 3)).astype(np.uint8),
+    }
+    ends = small_arrays()[1]
     demos = open_store(write_store(tmp_path / "a.zarr", arrays, ends))
-    assert demos.n_contacts is None and demos.image is None
-    assert demos.select([0]).n_contacts is None
+    assert set(demos.arrays) == {"qpos", "gripper", "action", "wrench"} and set(demos.frames) == {"front"}
+    for key, values in demos.arrays.items():
+        np.testing.assert_array_equal(values, arrays[key])
+    np.testing.assert_array_equal(demos.camera("front")[:], arrays["front"])
+    some = open_store(tmp_path / "a.zarr", {"qpos": Column((7,)), "action": Column()})
+    assert list(some.arrays) == ["qpos", "action"]
+    with pytest.raises(StoreError, match=r"data/qpos has shape \(51, 7\); it should be \(T, 6\)"):
+        open_store(tmp_path / "a.zarr", {"qpos": Column((6,))})
+
+
+def test_joined_selections_are_a_selection(tmp_path):
+    demos = opened(write_store(tmp_path / "a.zarr", *small_arrays(image=4)))
+    both = join(demos.select([2]), demos.select([0, 1]))
+    assert_same(both, demos.select([2, 0, 1]))
+    assert content_hash(both, images=True) == content_hash(demos.select([2, 0, 1]), images=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4"])
@@ -65,8 +97,8 @@ def test_formats_2_and_3_read_the_same(tmp_path, dtype):
     two = open_store(write_plain(tmp_path / "two.zarr", arrays, ends, zarr_format=2))
     three = open_store(write_plain(tmp_path / "three.zarr", arrays, ends, zarr_format=3, rows=5))
     assert_same(two, three)
-    assert two.state.dtype.isnative and three.image[:1].dtype.isnative
-    np.testing.assert_array_equal(two.image[:], three.image[:])
+    assert two["state"].dtype.isnative and three.frames["img"][:1].dtype.isnative
+    np.testing.assert_array_equal(two.frames["img"][:], three.frames["img"][:])
     assert content_hash(two, images=True) == content_hash(three, images=True)
 
 
@@ -77,7 +109,7 @@ def test_sharded_chunks_are_looked_for_by_shard(tmp_path):
     del group["state"]
     array = group.create_array("state", shape=(51, 5), dtype="f4", chunks=(4, 5), shards=(12, 5))
     array[:] = arrays["state"]
-    np.testing.assert_array_equal(open_store(path).state, arrays["state"])
+    np.testing.assert_array_equal(open_store(path)["state"], arrays["state"])
     (path / "data/state/c/2/0").unlink()
     assert "chunk file data/state/c/2/0 (steps 24 to 35) is missing, 1 of 5" in refusal(path)
 
@@ -94,7 +126,7 @@ def test_equal_arrays_give_equal_bytes(tmp_path, monkeypatch):
 def test_chunks_of_zeros_are_written(tmp_path):
     arrays, ends = small_arrays()
     arrays["n_contacts"][:] = 0
-    np.testing.assert_array_equal(open_store(write_store(tmp_path / "a.zarr", arrays, ends)).n_contacts, 0)
+    assert not open_store(write_store(tmp_path / "a.zarr", arrays, ends))["n_contacts"].any()
 
 
 def test_the_hash_sees_names_types_shapes_and_values_only(tmp_path):
@@ -103,12 +135,12 @@ def test_the_hash_sees_names_types_shapes_and_values_only(tmp_path):
     same = open_store(write_plain(tmp_path / "b.zarr", arrays, ends, rows=3))
     assert content_hash(reference) == content_hash(same) == content_hash(tmp_path / "b.zarr")
     others = [
-        dataclasses.replace(reference, state=reference.state.astype(np.float64)),
-        dataclasses.replace(reference, state=reference.action, action=reference.state),
-        dataclasses.replace(reference, keypoint=reference.keypoint.reshape(-1, 18)),
-        dataclasses.replace(reference, action=np.nextafter(reference.action, np.float32(0))),
+        changed(reference, state=reference["state"].astype(np.float64)),
+        changed(reference, state=reference["action"], action=reference["state"]),
+        changed(reference, keypoint=reference["keypoint"].reshape(-1, 18)),
+        changed(reference, action=np.nextafter(reference["action"], np.float32(0))),
         dataclasses.replace(reference, episode_ends=np.array([51])),
-        dataclasses.replace(reference, n_contacts=None),
+        changed(reference, n_contacts=None),
     ]
     hashes = {content_hash(demos) for demos in (reference, *others)} | {content_hash(reference, images=True)}
     assert len(hashes) == len(others) + 2
@@ -134,10 +166,10 @@ def test_select_keeps_whole_episodes_in_the_order_asked_for(tmp_path):
     demos = open_store(write_plain(tmp_path / "a.zarr", arrays, ends))
     some = demos.select([2, 0])
     steps = [*range(42, 51), *range(12)]
-    np.testing.assert_array_equal(some.state, demos.state[steps])
-    np.testing.assert_array_equal(some.image[:], arrays["img"][steps])
-    np.testing.assert_array_equal(some.image.to_uint8(), arrays["img"][steps].astype(np.uint8))
-    np.testing.assert_array_equal(some.image[np.array([3, 20, 3])], arrays["img"][[45, 11, 45]])
+    np.testing.assert_array_equal(some["state"], demos["state"][steps])
+    np.testing.assert_array_equal(some.frames["img"][:], arrays["img"][steps])
+    np.testing.assert_array_equal(some.frames["img"].as_bytes().numpy(), arrays["img"][steps].astype(np.uint8))
+    np.testing.assert_array_equal(some.frames["img"][np.array([3, 20, 3])], arrays["img"][[45, 11, 45]])
     assert some.lengths.tolist() == [9, 12]
     assert_same(demos.select(range(3)), demos)
 
@@ -207,7 +239,7 @@ def test_corruption_is_refused_on_reading_and_on_writing(tmp_path, name):
     arrays, ends = corrupt(*small_arrays())
     assert says in refusal(write_plain(tmp_path / "a.zarr", arrays, ends))
     with pytest.raises(StoreError) as caught:
-        write_store(tmp_path / "new" / "b.zarr", arrays, ends)
+        write_store(tmp_path / "new" / "b.zarr", arrays, ends, columns=PUSHT.columns)
     assert says in str(caught.value)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
@@ -236,9 +268,9 @@ def test_an_undecodable_image_is_named_when_it_is_read(tmp_path):
     path = write_plain(tmp_path / "a.zarr", *small_arrays(image=4))
     (path / "data/img/3.0.0.0").write_bytes(b"")
     demos = open_store(path)
-    assert len(demos.image[:21]) == 21
+    assert len(demos.frames["img"][:21]) == 21
     with pytest.raises(StoreError, match=r"a\.zarr: chunk file data/img/3\.0\.0\.0 \(steps 21 to 27\)"):
-        demos.image[20:22]
+        demos.frames["img"][20:22]
 
 
 def test_what_is_no_store_is_refused(tmp_path):
@@ -254,14 +286,12 @@ def test_what_is_no_store_is_refused(tmp_path):
     assert "meta/episode_ends is missing" in refusal(tmp_path / "bare.zarr")
 
 
-def test_writing_never_overwrites_and_knows_its_arrays(tmp_path):
+def test_writing_never_overwrites(tmp_path):
     arrays, ends = small_arrays()
     path = write_store(tmp_path / "a.zarr", arrays, ends)
     before = files_of(path)
     with pytest.raises(StoreError, match="exists already"):
         write_store(path, arrays, ends)
-    with pytest.raises(StoreError, match="unknown array 'reward'"):
-        write_store(tmp_path / "b.zarr", arrays | {"reward": arrays["n_contacts"]}, ends)
     assert files_of(path) == before and os.listdir(tmp_path) == ["a.zarr"]
 
 
@@ -285,19 +315,18 @@ def test_stored_images_can_be_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "CHUNK_BYTES", 2000)
     arrays, ends = small_arrays(image=4)
     demos = open_store(write_plain(tmp_path / "a.zarr", arrays, ends))
-    copy = {"state": demos.state, "action": demos.action, "keypoint": demos.keypoint, "img": demos.image}
-    again = open_store(write_store(tmp_path / "b.zarr", copy | {"n_contacts": demos.n_contacts}, ends))
+    again = open_store(write_store(tmp_path / "b.zarr", {**demos.arrays, **demos.frames}, ends))
     assert content_hash(demos, images=True) == content_hash(again, images=True)
 
 
 def test_the_embedded_store_lies_in_the_checkout():
-    assert embedded_store() == Path(__file__).resolve().parents[2] / "data" / "pusht_expert.zarr"
+    assert PUSHT.demonstrations() == Path(__file__).resolve().parents[2] / "data" / "pusht_expert.zarr"
 
 
 def test_human_store(human_store):
     demos = open_store(human_store)
     assert demos.n_episodes == 206 and len(demos) == 25650
     assert (demos.lengths.min(), demos.lengths.max()) == (49, 246)
-    assert demos.keypoint.shape == (25650, 9, 2) and demos.n_contacts.shape == (25650,)
-    assert demos.image.shape == (25650, 96, 96, 3)
+    assert demos["keypoint"].shape == (25650, 9, 2) and demos["n_contacts"].shape == (25650, 1)
+    assert demos.frames["img"].shape == (25650, 96, 96, 3)
     assert content_hash(demos) == "2b639404c122f24ded6ba12005d92429dfc5e916d5e956089db55fffcaa7fb6c"

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import zarr
 
-from immiscible_policy.demos.validate import problems
+from immiscible_policy.demos import validate
 from tests.demos.commands import mistake, run
-from tests.demos.stores import small_arrays, write_plain
+from tests.demos.stores import PUSHT, small_arrays, write_plain
+
+
+def problems(path):
+    return validate.problems(path, PUSHT.columns, PUSHT.problems)
 
 
 def test_a_sound_store_gets_a_clean_bill(capsys, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from immiscible_policy.demos import Layout, make_windows, open_store, write_store
 from immiscible_policy.demos.windows import window_index
-from tests.demos.stores import small_arrays
+from tests.demos.stores import PUSHT, small_arrays
 
 LAYOUTS = [Layout(), Layout(16, 1, 1), Layout(16, 2, 15), Layout(4, 3, 2), Layout(1, 1, 1), Layout(32, 4, 16)]
 
@@ -15,6 +15,10 @@ LAYOUTS = [Layout(), Layout(16, 1, 1), Layout(16, 2, 15), Layout(4, 3, 2), Layou
 def demos(tmp_path_factory):
     arrays, ends = small_arrays((12, 30, 9, 40))
     return open_store(write_store(tmp_path_factory.mktemp("windows") / "a.zarr", arrays, ends))
+
+
+def windows_of(demos, obs="keypoints", layout=None):
+    return make_windows(PUSHT.observation(demos, obs), demos["action"], demos.episode_ends, layout)
 
 
 def sampled_by_loop(length: int, layout: Layout) -> list[list[int]]:
@@ -59,28 +63,28 @@ def test_every_action_sent_is_a_recorded_one_and_every_recorded_one_is_sent(demo
 @pytest.mark.parametrize("obs", ["keypoints", "state"])
 def test_windows_hold_the_steps_of_their_index(demos, obs):
     layout = Layout()
-    windows, index = make_windows(demos, obs, layout), window_index(demos.episode_ends, layout)
-    np.testing.assert_array_equal(windows.action, demos.action[index.step])
+    windows, index = windows_of(demos, obs, layout), window_index(demos.episode_ends, layout)
+    np.testing.assert_array_equal(windows.action, demos["action"][index.step])
     np.testing.assert_array_equal(windows.executed, index.real)
     np.testing.assert_array_equal(windows.episode, index.episode)
     seen = index.step[:, :2]
     if obs == "state":
-        np.testing.assert_array_equal(windows.obs, demos.state[seen])
+        np.testing.assert_array_equal(windows.obs, demos["state"][seen])
     else:
-        np.testing.assert_array_equal(windows.obs[..., :18], demos.keypoint[seen].reshape(*seen.shape, 18))
-        np.testing.assert_array_equal(windows.obs[..., 18:], demos.state[seen][..., :2])
+        np.testing.assert_array_equal(windows.obs[..., :18], demos["keypoint"][seen].reshape(*seen.shape, 18))
+        np.testing.assert_array_equal(windows.obs[..., 18:], demos["state"][seen][..., :2])
     assert windows.obs.shape == (len(windows), 2, 20 if obs == "keypoints" else 5)
 
 
 def test_types(demos):
-    windows = make_windows(demos)
+    windows = windows_of(demos)
     assert (windows.obs.dtype, windows.action.dtype) == (torch.float32, torch.float32)
     assert (windows.executed.dtype, windows.episode.dtype) == (torch.bool, torch.int64)
     assert windows.to("cpu").action.equal(windows.action)
 
 
 def test_a_batch_is_the_windows_asked_for(demos):
-    windows = make_windows(demos)
+    windows = windows_of(demos)
     index = torch.tensor([5, 0, 5, len(windows) - 1])
     batch = windows[index]
     assert len(batch) == 4
@@ -89,7 +93,7 @@ def test_a_batch_is_the_windows_asked_for(demos):
 
 
 def test_windows_of_a_selection_are_those_of_its_episodes(demos):
-    everything, some = make_windows(demos), make_windows(demos.select([1, 3]))
+    everything, some = windows_of(demos), windows_of(demos.select([1, 3]))
     kept = (everything.episode == 1) | (everything.episode == 3)
     assert some.action.equal(everything.action[kept]) and some.obs.equal(everything.obs[kept])
     assert some.episode.unique().tolist() == [0, 1]
@@ -97,9 +101,9 @@ def test_windows_of_a_selection_are_those_of_its_episodes(demos):
 
 def test_episodes_too_short_give_none_and_none_at_all_is_refused(demos):
     layout = Layout(horizon=30, obs_steps=1, action_steps=1)
-    assert make_windows(demos, layout=layout).episode.unique().tolist() == [1, 3]
+    assert windows_of(demos, layout=layout).episode.unique().tolist() == [1, 3]
     with pytest.raises(ValueError, match="longest episode has 40 steps. Got horizon=41"):
-        make_windows(demos, layout=Layout(horizon=41, obs_steps=1, action_steps=1))
+        windows_of(demos, layout=Layout(horizon=41, obs_steps=1, action_steps=1))
 
 
 @pytest.mark.parametrize(
@@ -118,14 +122,9 @@ def test_layouts_that_cannot_be_are_refused(values, says):
         Layout(*values)
 
 
-def test_unknown_observation_is_refused(demos):
-    with pytest.raises(ValueError, match="unknown obs 'pixels'; known: keypoints, state, image"):
-        make_windows(demos, "pixels")
-
-
 def test_human_windows(human_store):
     demos = open_store(human_store)
-    windows = make_windows(demos)
+    windows = windows_of(demos)
     assert len(windows) == 24_208 == (demos.lengths - 7).sum()
     assert windows.obs.shape == (24_208, 2, 20)
     assert (~windows.executed).sum() == 206 * (1 + 7 * 8 // 2)

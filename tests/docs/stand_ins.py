@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.demos import open_store
-from immiscible_policy.demos.export import export
+from immiscible_policy.commands.demos import export
 from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
 from immiscible_policy.plugins.bridge import convert
 from immiscible_policy.recipes.robot import TRAINING
@@ -33,7 +32,7 @@ def write_desk(desk: Path) -> Path:
     """Everything that a command on the pages reads, under the names that `FILLED` gives or that stand there."""
     store = write_small_store(desk / "STORE", seed=2, steps=40, images=True)
     shutil.copytree(store, desk / "data/pusht_expert.zarr")
-    export(open_store(store), desk / "lerobot_dataset")
+    export.main([f"path={store}", f"out={desk / 'lerobot_dataset'}"])
     for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
         write_policy_run(desk / "runs" / run, store, noise)
     newest = desk / "runs/mine/seed_0/checkpoints/step_000001"

@@ -8,8 +8,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from immiscible_policy.cli import parse
-from immiscible_policy.demos.store import embedded_store, open_store
-from immiscible_policy.demos.windows import make_windows
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.lab import image_models, scaling, steps
@@ -20,6 +18,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.store.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.image.folders import write_images
 
 STD, DIMS = 0.3, 6
@@ -151,7 +150,8 @@ def test_steps_measures_what_the_models_predict(tmp_path, cifar, monkeypatch):
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
     spec = PolicySpec("state", 5, 2, 16, 2, 8, 100, 1.0, (8, 16), 16, 3, 4)
-    windows = make_windows(open_store(embedded_store()), "state")
+    task = find_task("pusht")
+    windows = task_windows(task, open_demonstrations(task), "state")
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     for run, noise in (("plain", {"name": "vanilla"}), ("near", {"name": "knn", "k": 64})):
         for seed in range(2):

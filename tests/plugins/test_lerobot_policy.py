@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from immiscible_policy.demos import open_store
-from immiscible_policy.demos.export import export
+from immiscible_policy.commands.demos import export
 from tests.demos.stores import small_arrays, write_plain
 from tests.plugins.peers import ROOT, each_lerobot, needs, peers
 
@@ -238,7 +237,8 @@ def test_without_lerobot_one_line_says_what_to_install():
 @pytest.mark.slow
 def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
     arrays, ends = small_arrays(lengths=(40, 60, 50))
-    export(open_store(write_plain(tmp_path / "a.zarr", arrays, ends)), tmp_path / "dataset")
+    store = write_plain(tmp_path / "a.zarr", arrays, ends)
+    export.main([f"path={store}", f"out={tmp_path / 'dataset'}"])
     run, sizes = tmp_path / "run", ["--policy.down_dims=[16,32]", "--policy.diffusion_step_embed_dim=16"]
     sizes += ["--policy.horizon=16", "--policy.n_action_steps=8"]
     dataset = ["--dataset.repo_id=local/a", f"--dataset.root={tmp_path / 'dataset'}", "--num_workers=0"]

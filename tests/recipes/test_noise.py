@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from immiscible_policy.demos.store import open_store
-from immiscible_policy.demos.windows import Layout, make_windows
+from immiscible_policy.demos.windows import Layout
 from immiscible_policy.noise import ForResidual, fit_linear_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
@@ -16,6 +15,7 @@ from immiscible_policy.recipes.noise import counted, diffusion_levels, noise_opt
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.training.helpers import here, refused, write_small_store
 
 
@@ -133,7 +133,8 @@ def test_unusable_options_are_refused_in_one_line(words, said):
 
 def test_masks_leave_out_padding_or_what_is_never_sent(store):
     layout = Layout()
-    windows = make_windows(open_store(store), "keypoints", layout)
+    task = find_task("pusht")
+    windows = task_windows(task, open_demonstrations(task, store), "keypoints", layout)
     assert counted(windows, "none", layout) is None
     padding, unsent = (counted(windows, mask, layout) for mask in ("padding", "unsent"))
     assert torch.equal(padding, windows.executed)

@@ -11,8 +11,6 @@ import pytest
 import torch
 import zarr
 
-from immiscible_policy.demos import make_windows, open_store
-from immiscible_policy.demos.frames import rendered_frames
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -20,6 +18,7 @@ from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import build_parts, build_state
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from immiscible_policy.training.engine import Gradients
 from tests.training.helpers import ROOT, here, refused, tree, write_small_store
 
@@ -62,8 +61,8 @@ def objective(windows, cameras=("img",), crop=84, seed=0):
 
 @pytest.fixture(scope="module")
 def windows(blind_store):
-    demos = open_store(blind_store)
-    return make_windows(demos, "image", frames=rendered_frames(demos))
+    task = find_task("pusht")
+    return task_windows(task, open_demonstrations(task, blind_store), "image", images="rendered")
 
 
 def test_a_batch_shows_its_windows_frames_cropped_at_random(windows):
@@ -190,9 +189,8 @@ def scaled_store(path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["obs=image", "data=BLIND"], "data/img is missing, it has no camera at all; images=rendered"),
+        (["obs=image", "data=BLIND"], "data/img is missing; images=rendered draws it from the states"),
         (["obs=image", "data=SCALED"], "pixels should be 0..255, multiply by 255"),
-        (["obs=image", "cameras=[img,wrist]"], "cameras=[img,wrist]: PushT has one camera to evaluate with, [img]"),
         (["obs=image", "crop=97"], "crop=97: the frames have 96 pixels; use crop=96 or less"),
         (["obs=image", "crop=0"], "crop=0: needs 1 or more"),
         (["obs=image", "encoder_width=20"], "encoder_width=20: needs a multiple of 16"),

@@ -23,29 +23,27 @@ from pathlib import Path
 
 import numpy as np
 
+from immiscible_envs.modes import classify, symmetric_starts
 from immiscible_policy.cli import parse_range
 from immiscible_policy.commands.render_rollout import Recorder
-from immiscible_policy.demos.mirror import mirror
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import embedded_store, open_store
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import BATCH, ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.lab.modality.modes import (
     Array,
     Counts,
-    classify,
     count_modes,
     demonstrated_modes,
     majority,
     majority_floor,
-    symmetric_starts,
     total_variation,
     total_variation_floor,
 )
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.recipes.robot_config import read_config
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.tasks import find_task, open_demonstrations
 
 MOST_REPETITIONS = 10_000
 MEASURES = ("majority", "total_variation", "coverage")
@@ -200,9 +198,10 @@ def training_modes(run: Path) -> Counts:
         ValueError: If they cannot be read, or none begins there.
     """
     config = read_config(run / "config.yaml")
-    demos = open_store(Path(config.data) if config.data else embedded_store())
+    task = find_task(config.task)
+    demos = open_demonstrations(task, config.data)
     demos = demos.select(split_episodes(demos.n_episodes, config.validation, config.train_episodes)[0])
-    counts = demonstrated_modes(mirror(demos) if config.mirror else demos)
+    counts = demonstrated_modes(task.mirror(demos) if config.mirror else demos)
     if not counts.sum():
         raise ValueError(f"run={run}: none of its {demos.n_episodes} demonstrations begins nearly upside down")
     return counts

@@ -1,24 +1,7 @@
-"""Which way round a rollout turned the T: starts from which both ways are as long, and how the modes are shared out.
-
-On the axis of the goal T stand agent and block, the block upside down (goal angle + pi). The scene is its own mirror
-image, so half a turn clockwise and half a turn counter-clockwise are equally good::
-
-       goal             start
-    +---------+         +---+         the axis runs through both stems; drawn upright here
-    +--+   +--+         |   |
-       |   |            |   |         y points down, so a positive angle turns clockwise on the screen
-       |   |         +--+   +--+
-       +---+         +---------+
-                          o  agent
-
-A policy that kept what mirrored demonstrations show turns either way half of the time (Immiscible Diffusion Policy,
-arXiv 2610.09369). The walls stand half a pixel beside the axis (`demos.mirror`); nothing else in the task
-tells the ways apart.
-"""
+"""How modes are shared out among rollouts: counts, shares, and what pure chance would give."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,70 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from immiscible_envs.geometry import GOAL_POSE
+from immiscible_envs.modes import MODES, UNDECIDED, begins_upside_down, classify
 from immiscible_policy.demos.store import Demonstrations
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
-
-MODES = ("clockwise", "counter-clockwise", "undecided")
-CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED = range(3)
-DECIDED_AT = math.pi / 2
-"""Net turn [rad] from which on a rollout has a mode: half of the turn that the task asks for."""
-NEARBY = math.pi / 6
-"""A demonstration that begins this near to upside down [rad] is one of the symmetric situation."""
-
-PLACES = (
-    (180.0, 90.0),
-    (-120.0, 90.0),
-    (270.0, 180.0),
-    (-220.0, -30.0),
-)
-"""Agent and block of each start: px along the axis from the goal's origin towards the end of its stem. The
-centre of gravity of the block is on the goal's, on it again, 90 px beyond, and 120 px before."""
-
-
-def symmetric_starts(goal: Sequence[float] = GOAL_POSE) -> Array:
-    """The starts that are their own mirror image about the goal's axis.
-
-    Args:
-        goal: Goal pose (3,): x, y [px], angle [rad].
-
-    Returns:
-        States (4, 5): agent x, y, block x, y [px], block angle in [0, 2 pi) [rad]; the agent touches nothing.
-    """
-    x, y, angle = goal
-    axis = np.array([-math.sin(angle), math.cos(angle)])
-    points = np.array([x, y]) + np.array(PLACES)[..., None] * axis  # (N, 2, 2)
-    turned = np.full((len(points), 1), (angle + math.pi) % (2 * math.pi))
-    return np.concatenate([points.reshape(-1, 4), turned], axis=1)
-
-
-def turned(angles: ArrayLike) -> Array:
-    """How far a block has turned since the first step, whole turns counted, whatever multiple of 2 pi was recorded.
-
-    Args:
-        angles: Block angles (T, ...) [rad], T >= 1, less than half a turn apart from step to step.
-
-    Returns:
-        Turns (T, ...) [rad], positive clockwise on the screen.
-    """
-    continuous = np.unwrap(np.asarray(angles, dtype=np.float64), axis=0)
-    return continuous - continuous[0]
-
-
-def classify(angles: ArrayLike) -> Counts:
-    """Mode of each rollout: the direction of its net turn, undecided below `DECIDED_AT`.
-
-    Only first and last count: who turns a little one way, comes back and goes round the other has the other's mode.
-
-    Args:
-        angles: Block angles (T, ...) [rad] up to success or the episode's end.
-
-    Returns:
-        Modes (...), numbers into `MODES`.
-    """
-    turn = turned(angles)[-1]
-    return np.where(np.abs(turn) < DECIDED_AT, UNDECIDED, np.where(turn > 0, CLOCKWISE, COUNTER_CLOCKWISE))
 
 
 def count_modes(modes: ArrayLike) -> Counts:
@@ -114,10 +38,8 @@ def demonstrated_modes(demos: Demonstrations, goal: Sequence[float] = GOAL_POSE)
     Returns:
         Counts (3,) in the order of `MODES`; all 0 where none begins there.
     """
-    angles = [demos.state[episode, 4] for episode in demos.episodes]
-    off = np.array([each[0] for each in angles], dtype=np.float64) - goal[2]
-    near = np.cos(off) <= -math.cos(NEARBY)
-    return count_modes([int(classify(each)) for each, is_near in zip(angles, near, strict=True) if is_near])
+    angles = [demos["state"][episode, 4] for episode in demos.episodes]
+    return count_modes([int(classify(path)) for path in angles if begins_upside_down(path, goal)])
 
 
 def total_variation(counts: ArrayLike, reference: ArrayLike) -> Array:

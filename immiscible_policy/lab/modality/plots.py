@@ -10,19 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, place
+from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, DECIDED_AT, MODES, UNDECIDED, turned
 from immiscible_envs.rendering import CANVAS, render_state
 from immiscible_policy.lab.modality.arms import MEASURES, Arm, Rollout, estimate
-from immiscible_policy.lab.modality.modes import (
-    CLOCKWISE,
-    COUNTER_CLOCKWISE,
-    DECIDED_AT,
-    MODES,
-    UNDECIDED,
-    Array,
-    count_modes,
-    shares,
-    turned,
-)
+from immiscible_policy.lab.modality.modes import Array, count_modes, shares
 from immiscible_policy.palette import COLOURS, GREY
 
 MODE_COLOURS = {CLOCKWISE: COLOURS[0], COUNTER_CLOCKWISE: COLOURS[1], UNDECIDED: "#888888"}

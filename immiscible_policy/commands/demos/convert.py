@@ -1,0 +1,30 @@
+"""`python -m immiscible_policy.demos convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from immiscible_policy.cli import REQUIRED, Option, parse
+from immiscible_policy.demos.lerobot import convert
+from immiscible_policy.tasks import find_task
+
+USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE [task=TASK]
+
+Converts a dataset of LeRobot's format 2 or 3 to a store: one that `export` wrote, or, of PushT, one that holds the
+T's corners, as lerobot/pusht_keypoints does. Needs pyarrow: pip install 'immiscible-policy[lerobot]'
+
+example:
+  python -m immiscible_policy.demos convert path=pusht_keypoints out=data/pusht_lerobot.zarr"""
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "directory of the dataset, with meta/info.json and data/"),
+    "out": Option(Path, REQUIRED, "store to create (a .zarr directory)"),
+    "task": Option(str, "pusht", "the task that it demonstrates"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    words = parse(argv, OPTIONS, USAGE)
+    task = find_task(words["task"])
+    _, ends = convert(words["path"], words["out"], task.fps, task.columns, task.from_features)
+    print(f"{words['out']}: {len(ends)} episodes, {ends[-1]:,} steps")

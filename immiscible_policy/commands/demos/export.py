@@ -1,0 +1,51 @@
+"""`python -m immiscible_policy.demos export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
+from immiscible_policy.demos.export import Setup, export
+from immiscible_policy.demos.store import open_store
+from immiscible_policy.tasks import find_task
+
+IMAGES = ("none", "stored", "rendered")
+USAGE = """usage: python -m immiscible_policy.demos export path=STORE out=DIR [images=stored|rendered task=TASK]
+
+Writes a store as a dataset of LeRobot's format 3; `convert` turns it back into the same arrays. Needs pyarrow:
+pip install 'immiscible-policy[lerobot]'
+
+example:
+  python -m immiscible_policy.demos export path=data/pusht_expert.zarr out=pusht_expert
+  lerobot-train --policy.type=diffusion --dataset.repo_id=local/pusht_expert --dataset.root=pusht_expert"""
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
+    "out": Option(Path, REQUIRED, "directory to create"),
+    "images": Option(str, "none", "none, stored (the store's own) or rendered (drawn from the states)"),
+    "task": Option(str, "pusht", "the task that it demonstrates"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        CommandError: If a word is unusable.
+        ValueError: If stored images are asked for and the store holds none.
+    """
+    words = parse(argv, OPTIONS, USAGE)
+    if words["images"] not in IMAGES:
+        raise CommandError(unknown("images", words["images"], IMAGES))
+    task = find_task(words["task"])
+    demos = open_store(words["path"], task.columns)
+    shown: dict[str, np.ndarray] = {}
+    if words["images"] != "none":
+        seen = (task.frames(demos, obs, words["images"]) for obs in task.observations)
+        frames = next(filter(None, seen), {})
+        if not frames:
+            raise CommandError(f"images={words['images']}: task={task.name} sees no pictures; leave it out")
+        shown = {camera: pictures.numpy() for camera, pictures in frames.items()}
+    export(demos, words["out"], Setup(task.name, task.fps, task.instruction), task.features(demos), shown)
+    print(f"{words['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")

@@ -1,0 +1,121 @@
+"""`python -m immiscible_policy.demos info`: describe a store of demonstrations in words, and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
+from immiscible_policy.tasks import Task, Ways, find_task
+
+FORMATS = (".png", ".pdf", ".svg")
+WAY_COLOURS = ("#2f6db3", "#e08214", "#8a8a8a")
+INK = "#333333"
+BACKGROUND = 512
+"""Side of the scene that paths are drawn on [px]."""
+
+USAGE = """usage: python -m immiscible_policy.demos info path=STORE [out=PICTURE task=TASK]
+
+Prints what a store holds and its content hash; draws the paths of its episodes if out is given.
+
+example:
+  python -m immiscible_policy.demos info path=data/pusht_expert.zarr out=expert.png"""
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
+    "out": Option(Path, None, "picture to draw, replaced if it exists: " + ", ".join(FORMATS)),
+    "task": Option(str, "pusht", "the task that it demonstrates"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        CommandError: If the picture's format is unknown or its directory does not exist.
+    """
+    words = parse(argv, OPTIONS, USAGE)
+    out, task = words["out"], find_task(words["task"])
+    if out is not None and out.suffix not in FORMATS:
+        raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
+    if out is not None and not out.parent.is_dir():
+        raise CommandError(f"out={out}: the directory {out.parent} does not exist")
+    if out is not None and task.ways is None:
+        raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
+    demos = open_store(words["path"], task.columns)
+    for line in describe(demos, task):
+        print(line, flush=True)
+    if out is not None and task.ways is not None:
+        draw(demos, task, task.ways).savefig(out, dpi=150)
+        print(f"picture: {out}")
+
+
+def ways_of(demos: Demonstrations, task: Task, ways: Ways) -> list[int]:
+    """The way that each episode took."""
+    scenes = task.recorded_scenes(demos)
+    return [ways.way(scenes[episode]) for episode in demos.episodes]
+
+
+def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
+    """Say what demonstrations hold, line by line; images are read to find their range."""
+    lengths, minutes = demos.lengths, len(demos) / task.fps / 60
+    yield _line("store", demos.path)
+    yield _line("episodes", f"{demos.n_episodes:,}")
+    yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)")
+    yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
+    if task.ways is not None:
+        shares = np.bincount(ways_of(demos, task, task.ways), minlength=len(task.ways.names)) / demos.n_episodes
+        named = zip(task.ways.names, shares, strict=True)
+        yield _line("ways", ", ".join(f"{name} {share:.1%}" for name, share in named))
+    for key, values in demos.arrays.items():
+        names = task.columns.get(key, Column()).names
+        for i, name in enumerate(names):
+            yield _range(f"{key}, {name}", values[:, i])
+        if not names:
+            yield _range(key, values)
+    for camera, frames in demos.frames.items():
+        extremes = [(block.min(), block.max()) for block in frames.blocks()]
+        yield _range(f"{camera}, {frames.shape[1]} x {frames.shape[2]}", np.array(extremes, frames.dtype))
+    yield _line("content hash", f"{content_hash(demos)} (images left out)")
+
+
+def draw(demos: Demonstrations, task: Task, ways: Ways) -> Figure:
+    """Draw the paths of all episodes, coloured by way, over the first scene, and a histogram of their lengths."""
+    scenes, taken = task.recorded_scenes(demos), ways_of(demos, task, ways)
+    figure = Figure(figsize=(11, 8.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 1))[:, 0]
+    title = f"{demos.path.name}: {demos.n_episodes:,} demonstrations, {len(demos):,} steps"
+    figure.suptitle(title, fontsize=14, color=INK)
+    colours = [WAY_COLOURS[way % len(WAY_COLOURS)] for way in taken]
+    left, right, bottom, top = ways.extent
+    for axes, (name, track) in zip(
+        above.subplots(1, len(ways.tracks), squeeze=False)[0], ways.tracks.items(), strict=True
+    ):
+        axes.imshow(task.draw(scenes[0], BACKGROUND), extent=ways.extent, alpha=0.35)
+        paths = [track(scenes[episode]) for episode in demos.episodes]
+        axes.add_collection(LineCollection(paths, colors=colours, linewidths=0.7, alpha=0.4, zorder=2))
+        axes.scatter(*np.array([path[0] for path in paths]).T, s=14, c=colours, edgecolors="white", zorder=3)
+        axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+        axes.set_title(f"{name}: starts (dots) and paths, over the first scene", fontsize=11, color=INK)
+    lengths = below.subplots()
+    lengths.hist(demos.lengths, bins=30, color="#8a8a8a")
+    lengths.axvline(float(np.median(demos.lengths)), color=INK, linewidth=0.8)
+    lengths.set(xlabel=f"episode length [steps of {1 / task.fps:g} s]; line: median", ylabel="episodes")
+    lengths.spines[["top", "right"]].set_visible(False)
+    handles = [Line2D([], [], color=colour, linewidth=3) for colour in WAY_COLOURS[: len(ways.names)]]
+    figure.legend(handles, ways.names, loc="outside lower center", ncols=len(ways.names), frameon=False)
+    return figure
+
+
+def _range(name: str, values: np.ndarray) -> str:
+    return _line(name, f"{values.min():.4g} to {values.max():.4g} ({values.dtype})")
+
+
+def _line(name: str, text: object) -> str:
+    return f"{name:<19} {text}"

@@ -1,0 +1,40 @@
+"""`python -m immiscible_policy.demos validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.demos.store import open_store
+from immiscible_policy.demos.validate import problems
+from immiscible_policy.tasks import find_task
+
+USAGE = """usage: python -m immiscible_policy.demos validate path=STORE [task=TASK]
+
+Reads a whole store, images included, prints each thing that is wrong with it and where (array, episode, step,
+chunk file), and exits with code 2 if there is any.
+
+example:
+  python -m immiscible_policy.demos validate path=data/pusht_expert.zarr"""
+OPTIONS = {
+    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
+    "task": Option(str, "pusht", "the task that it demonstrates"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        CommandError: If anything is wrong with the store, after each thing was printed.
+    """
+    words = parse(argv, OPTIONS, USAGE)
+    path, task = words["path"], find_task(words["task"])
+    count = 0
+    for problem in problems(path, task.columns, task.problems):
+        print(problem, flush=True)
+        count += 1
+    if count:
+        raise CommandError(f"{path}: {count} {'problem' if count == 1 else 'problems'} found")
+    demos = open_store(path, task.columns)
+    print(f"{path}: {demos.n_episodes} episodes, {len(demos):,} steps, nothing wrong")
