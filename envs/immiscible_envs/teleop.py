@@ -1,39 +1,26 @@
-"""Demonstrate PushT with the mouse and record it: `python -m immiscible_envs.teleop out=PATH.zarr`."""
+"""Demonstrate PushT with the mouse; what is done with an episode is the caller's.
+
+Push the T onto the green goal. Touch the blue agent with the pointer to take hold of it; from then on it follows the
+pointer and every step (0.1 s) is recorded. Covering the goal saves the episode and begins the next. Keys: R retries,
+S saves the episode as it is, Q quits.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from immiscible_envs.geometry import GOAL_POSE, Array, coverage, keypoints
+from immiscible_envs.geometry import GOAL_POSE, Array, coverage
 from immiscible_envs.pusht import IMAGE_SIZE, SUCCESS_COVERAGE, random_start
-from immiscible_envs.recorder import Recorder
+from immiscible_envs.recording import Recording
 from immiscible_envs.rendering import CANVAS, Window, pygame, render_state
 from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, Simulation
 
-USAGE = """usage: python -m immiscible_envs.teleop out=PATH.zarr [seed=0]
-
-Push the T onto the green goal with the mouse. Touch the blue agent with the pointer to take hold of it; from
-then on it follows the pointer and every step (0.1 s) is recorded. Covering the goal saves the episode and
-begins the next.
-
-keys:
-  R  retry: drop this episode and begin it again
-  S  save this episode as it is and begin the next
-  Q  quit: drop this episode; all saved ones are in the store
-
-options:
-  out   the store to record into; one that exists is continued (required)
-  seed  whole number >= 0 that the starts are drawn from, with the number of the episode (default 0)
-
-examples:
-  python -m immiscible_envs.teleop out=demos.zarr
-  python -m immiscible_envs.teleop out=demos.zarr seed=7"""
+Save = Callable[[Mapping[str, NDArray[Any]]], object]
 
 
 class Session:
@@ -42,98 +29,81 @@ class Session:
     Attributes:
         running: False once they have quit.
         held: Whether they have taken hold of the agent; only then time passes and is recorded.
+        episode: The number of the episode, which continues those saved before.
     """
 
-    def __init__(self, recorder: Recorder, seed: int = 0) -> None:
-        """Begin the episode that comes after those in the store."""
-        self.running = True
-        self._recorder = recorder
-        self._seed = seed
-        self._simulation = Simulation()
+    def __init__(self, save: Save, episode: int = 0, seed: int = 0) -> None:
+        """Begin an episode.
+
+        Args:
+            save: Takes the arrays of a finished episode: those of `Recording.arrays`, and `img` (n, 96, 96, 3) uint8.
+            episode: Number of the first episode.
+            seed: Episode e begins where `numpy.random.default_rng([seed, e])` puts it.
+        """
+        self.running, self.held, self.episode = True, False, episode
         self._pointer: Array | None = None
-        self._steps: list[dict[str, Any]] = []
-        self.held = False
+        self._save, self._seed = save, seed
         self._begin()
 
     @property
     def picture(self) -> Any:
         """The canvas, (512, 512, 3) uint8."""
-        return render_state(self._simulation.state, GOAL_POSE, CANVAS)
+        return render_state(self._state, GOAL_POSE, CANVAS)
 
     @property
     def title(self) -> str:
         """One line for the window's title."""
-        now = f"episode {self._number}, step {len(self._steps)}, coverage {self._coverage():.2f}"
+        now = f"episode {self.episode}, step {len(self._recording.states)}, coverage {coverage(self._state[2:]):.2f}"
         return f"PushT - {now} - R retry, S save, Q quit"
 
     def handle(self, event: Any) -> None:
         """Take one pygame event."""
-        if event.type == pygame.QUIT:
+        if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_q):
             self.running = False
         elif event.type == pygame.MOUSEMOTION:
             self._pointer = np.clip(np.array(event.pos, dtype=np.float64), 0.0, WORKSPACE)
-        elif event.type == pygame.KEYDOWN:
-            self._press(event.key)
+        elif event.type == pygame.KEYDOWN and event.key == pygame.K_r:
+            self._begin()
+        elif event.type == pygame.KEYDOWN and event.key == pygame.K_s and self._recording.states:
+            self._finish()
 
     def tick(self) -> None:
         """Let 0.1 s pass: step and record if the agent is held, and save the episode if it has succeeded."""
         if not self.running or self._pointer is None:
             return
-        self.held = self.held or math.dist(self._pointer, self._simulation.state[:2]) < AGENT_RADIUS
+        self.held = self.held or math.dist(self._pointer, self._state[:2]) < AGENT_RADIUS
         if not self.held:
             return
-        self._steps.append(self._step(self._pointer))
-        if self._coverage() > SUCCESS_COVERAGE:
-            self._save()
+        self._recording.step(self._pointer)
+        if coverage(self._state[2:]) > SUCCESS_COVERAGE:
+            self._finish()
 
-    def _press(self, key: int) -> None:
-        if key == pygame.K_q:
-            self.running = False
-        elif key == pygame.K_r:
-            self._begin()
-        elif key == pygame.K_s and self._steps:
-            self._save()
+    @property
+    def _state(self) -> Array:
+        return self._recording.simulation.state
 
     def _begin(self) -> None:
-        self._number = len(self._recorder.episode_ends)
-        self._steps, self._pointer, self.held = [], None, False
-        self._simulation.reset(random_start(np.random.default_rng([self._seed, self._number])))
+        simulation = Simulation()
+        simulation.reset(random_start(np.random.default_rng([self._seed, self.episode])))
+        self._recording = Recording(simulation)
+        self._pointer = None
+        self.held = False
 
-    def _step(self, action: Array) -> dict[str, Any]:
-        state = self._simulation.state
-        image = render_state(state, GOAL_POSE, IMAGE_SIZE)
-        self._simulation.step(action)
-        contacts = [self._simulation.n_contacts]
-        points = keypoints(state[2:])
-        return {"state": state, "action": action, "keypoint": points, "n_contacts": contacts, "img": image}
-
-    def _save(self) -> None:
-        self._recorder.append({key: np.array([step[key] for step in self._steps]) for key in self._steps[0]})
+    def _finish(self) -> None:
+        pictures = np.stack([render_state(state, GOAL_POSE, IMAGE_SIZE) for state in self._recording.states])
+        self._save({**self._recording.arrays(), "img": pictures})
+        self.episode += 1
         self._begin()
 
-    def _coverage(self) -> float:
-        return coverage(self._simulation.state[2:], GOAL_POSE)
 
-
-def record(path: Path, seed: int = 0) -> int:
-    """Open a window and record until the person quits.
-
-    Args:
-        path: The store; created once the window is open, continued if it exists.
-        seed: Seed of the starts; episode e begins where `numpy.random.default_rng([seed, e])` puts it.
-
-    Returns:
-        Number of episodes in the store.
+def run_session(session: Session) -> None:
+    """Open a window and let the person demonstrate until they quit.
 
     Raises:
-        ValueError: If something else lies at the path.
-        OSError: If there is no display, or the store cannot be written.
+        OSError: If there is no display, or an episode cannot be saved.
     """
-    recorder = Recorder(path)
-    session = Session(recorder, seed)
     window = Window("PushT")
     try:
-        recorder.create()  # a store that cannot be written is noticed before anything is demonstrated
         while session.running:
             window.show(session.picture, CONTROL_HZ, session.title)
             for event in pygame.event.get():
@@ -141,41 +111,3 @@ def record(path: Path, seed: int = 0) -> int:
             session.tick()
     finally:
         window.close()
-    return len(recorder.episode_ends)
-
-
-def main(words: Sequence[str]) -> None:
-    """Read the `key=value` words and record.
-
-    Raises:
-        ValueError: If a word is not one that the usage lists, or is given twice.
-        OSError: If there is no display, or the store cannot be written.
-    """
-    if any(word in ("-h", "--help", "help") for word in words):
-        print(USAGE)
-        return
-    values: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not value or key not in ("out", "seed"):
-            raise ValueError(f"'{word}' is not out=PATH or seed=NUMBER; see --help")
-        if key in values:
-            raise ValueError(f"{key}= is given twice")
-        values[key] = value
-    if "out" not in values:
-        raise ValueError("out= is missing: the store to record into, as in out=demos.zarr")
-    seed = values.get("seed", "0")
-    if not seed.isdecimal():
-        raise ValueError(f"seed={seed}: not a whole number >= 0")
-    path = Path(values["out"]).expanduser()
-    print(f"{record(path, int(seed))} episodes in {path}")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError, pygame.error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

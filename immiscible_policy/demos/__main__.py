@@ -14,7 +14,8 @@ COMMANDS = {
     "info": ("immiscible_policy.commands.demos.info", "describe a store, and draw it"),
     "convert": ("immiscible_policy.commands.demos.convert", "turn a LeRobot PushT dataset into a store"),
     "export": ("immiscible_policy.commands.demos.export", "turn a store into a LeRobot dataset"),
-    "make": ("immiscible_policy.demos.expert", "make demonstrations with the scripted expert"),
+    "make": ("immiscible_policy.commands.demos.make", "make demonstrations with the scripted expert"),
+    "record": ("immiscible_policy.commands.demos.record", "record demonstrations with the mouse"),
 }
 """Module and one line of help of each command; a module is imported when its command is called."""
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, place
+from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, symmetric_starts
 from immiscible_policy.commands.eval_modality import as_json, find_runs, main, markdown
 from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
 from immiscible_policy.lab.modality.arms import MEASURES, Arm, Rollout, difference, estimate, find_gaps, roll_out
-from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, symmetric_starts
 from immiscible_policy.lab.modality.plots import MODE_COLOURS, evolution_figure, paths_figure
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.sampling import Sampler

@@ -1,19 +1,14 @@
-"""The expert's demonstrations: what they hold, that they replay and are made again; the planner by itself."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""The expert's demonstrations: what they hold, that they replay and are made again."""
 
 import numpy as np
 import pytest
 
-from immiscible_envs.geometry import coverage, keypoints
+from immiscible_envs import expert
+from immiscible_envs.geometry import Array, coverage, keypoints
 from immiscible_envs.pusht import SUCCESS_COVERAGE
 from immiscible_envs.simulation import Simulation
 from immiscible_envs.starts import published_starts
-from immiscible_policy.cli import CommandError
-from immiscible_policy.demos import expert
-from immiscible_policy.demos.planner import Array, Expansion, bumps, demonstrate, search
-from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
+from immiscible_policy.demos.store import Demonstrations, open_store
 from tests.demos.stores import PUSHT
 
 
@@ -28,86 +23,53 @@ def coverages(demos: Demonstrations) -> list[Array]:
     return [np.array([coverage(pose) for pose in demos["state"][steps, 2:]]) for steps in demos.episodes]
 
 
-class _Walk:
-    """A toy task: a point walks to the origin; each plan follows one axis, each action says where to go."""
-
-    def __init__(self, position: tuple[float, float]) -> None:
-        self.position = np.array(position)
-        self.visited = [self.position]
-
-    def observe(self) -> Array:
-        return self.position
-
-    def expand(self, states: Array) -> Expansion:
-        moves = np.array([(sign * far, 0) for sign in (-1, 1) for far in (1.0, 4.0)])
-        moves = np.concatenate([moves, moves[:, ::-1]])
-        ends = states[:, None] + moves
-        parent = np.repeat(np.arange(len(states)), len(moves))
-        effort = np.tile(1 + np.abs(moves).sum(1), len(states))
-        return Expansion(parent, ends.reshape(-1, 2), ends.reshape(-1, 2), effort)
-
-    def remaining(self, states: Array) -> Array:
-        return 3 * np.linalg.norm(states, axis=1)
-
-    def follow(self, plan: Array) -> Iterator[Array]:
-        while np.linalg.norm(plan - self.position) > 0.3:
-            yield plan
-
-    def step(self, action: Array) -> None:
-        way = action - self.position
-        self.position = self.position + way / max(1.0, float(np.linalg.norm(way)))
-        self.visited.append(self.position)
-
-    def done(self) -> bool:
-        return bool(np.linalg.norm(self.position) < 0.7)
+def test_search_plans_ahead() -> None:
+    """The push with the best second one behind it is not always the best single push."""
+    random = np.random.default_rng(4)
+    gains = []
+    for _ in range(8):
+        pose = expert.Episode(expert.draw_start(random)).pose
+        costs = []
+        for lookahead in (1, 3):
+            target = expert.search(pose, lookahead)
+            pushes = expert.possible_pushes(np.array([[pose.centre.real, pose.centre.imag, pose.angle, -1.0]]), pose)
+            index = np.flatnonzero((pushes.state == target).all(axis=1))[0]
+            after = expert.possible_pushes(pushes.state[index][None], pose)
+            costs.append(pushes.effort[index] + (after.effort + expert.remaining_steps(after.state)).min())
+        gains.append(costs[0] - costs[1])
+    assert max(gains) > 1
 
 
-def test_planner_solves_a_task_that_is_not_pusht() -> None:
-    walk = _Walk((8.0, -5.0))
-    assert demonstrate(walk, np.zeros((40, 2)), closing=3)
-    assert len(walk.visited) - 1 <= 8 + 5 + 3
-    assert np.linalg.norm(walk.visited[-1]) < 0.7
+def test_search_refuses_where_no_push_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert, "_REACH", (300.0, 310.0))
+    with pytest.raises(ValueError, match="no push is possible from Pose"):
+        expert.search(expert.Pose(100 + 100j, 256 + 256j, 0.4))
 
 
-def test_planner_recovers_from_disturbances() -> None:
-    walk = _Walk((8.0, -5.0))
-    disturbance = bumps(np.random.default_rng(0), 200, 2, height=(2.0, 3.0), pause=(2, 6))
-    assert demonstrate(walk, disturbance, closing=0)
-    off_axis = np.abs(np.diff(walk.visited, axis=0)).min(1)
-    assert off_axis.max() > 0.1  # the disturbance was felt
+def test_a_demonstration_that_does_not_arrive_is_said() -> None:
+    episode = expert.Episode(expert.draw_start(np.random.default_rng(0)))
+    assert not expert.demonstrate(episode, np.zeros((20, 2)))
+    assert len(episode.recording.states) == 20
 
 
-def test_planner_says_when_it_does_not_arrive() -> None:
-    assert not demonstrate(_Walk((80.0, 0.0)), np.zeros((20, 2)))
-
-
-def test_search_looks_beyond_the_first_plan() -> None:
-    class _Detour(_Walk):
-        """Every first plan leads away from the goal but one, which only pays off at the second."""
-
-        def remaining(self, states: Array) -> Array:
-            at_goal = np.abs(states).sum(1) < 0.1
-            return np.where(at_goal, 0.0, 20.0 - 1.5 * states[:, 0])
-
-    assert np.array_equal(search(_Detour((1.0, 4.0)), depth=1), (5.0, 4.0))
-    assert tuple(search(_Detour((1.0, 4.0)), depth=2)) in {(1.0, 0.0), (0.0, 4.0)}
-
-
-def test_search_refuses_a_task_without_plans() -> None:
-    class _Stuck(_Walk):
-        def expand(self, states: Array) -> Expansion:
-            return Expansion(np.empty(0, int), np.empty((0, 2)), np.empty((0, 2)), np.empty(0))
-
-    with pytest.raises(ValueError, match="offers no plan"):
-        search(_Stuck((1.0, 1.0)))
+def test_the_expert_recovers_from_disturbances() -> None:
+    arrived, felt = 0, 0.0
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        episode = expert.Episode(expert.draw_start(random))
+        arrived += expert.demonstrate(episode, expert.bumps(random, expert.STEPS))
+        strides = np.linalg.norm(np.diff(episode.recording.actions, axis=0), axis=1)
+        felt = max(felt, float(strides.max()))
+    assert arrived >= 3 and felt > expert.STRIDE - 1
 
 
 def test_bumps_are_smooth_and_bounded() -> None:
-    offsets = bumps(np.random.default_rng(3), 400, 2, height=(10.0, 20.0))
+    offsets = expert.bumps(np.random.default_rng(3), 400)
     size = np.linalg.norm(offsets, axis=1)
-    assert 9.0 < size.max() <= 20.0
-    assert not size[:15].any()
-    assert np.linalg.norm(np.diff(offsets, axis=0), axis=1).max() <= 20.0 * np.sin(np.pi / 6) + 1e-9
+    low, high = expert.BUMP_HEIGHT
+    assert 0.9 * low < size.max() <= high
+    assert not size[: expert.BUMP_PAUSE[0]].any()
+    assert np.linalg.norm(np.diff(offsets, axis=0), axis=1).max() <= high * np.sin(np.pi / 6) + 1e-9
 
 
 @pytest.mark.parametrize("spot", range(len(expert.SPOTS)))
@@ -118,7 +80,7 @@ def test_push_model_agrees_with_the_simulation(spot: int) -> None:
     simulation = Simulation()
     simulation.reset([agent.real, agent.imag, origin.real, origin.imag, pose.angle])
     for depth in np.linspace(0, 40, 60):
-        aim = pose.world(expert._push_aim(spot, depth))
+        aim = pose.world(expert.push_aim(spot, depth))
         simulation.step([aim.real, aim.imag])
     for _ in range(10):
         simulation.step([aim.real, aim.imag])
@@ -147,11 +109,11 @@ def test_ways_keep_clear_of_the_block() -> None:
     random = np.random.default_rng(5)
     checked = 0
     for _ in range(20):
-        task = expert.PushT(expert.draw_start(random))
-        if expert.clearance(task.pose.local_agent) < expert.AGENT_RADIUS + expert.CLEAR + 1:
+        episode = expert.Episode(expert.draw_start(random))
+        if expert.clearance(episode.pose.local_agent) < expert.AGENT_RADIUS + expert.CLEAR + 1:
             continue
         for spot in range(len(expert.SPOTS)):
-            way = task._way(spot)
+            way = expert.way_to(spot, episode.pose)
             assert way[-1] == expert.READY[spot]
             assert all(expert.passable(np.array(way[:-1]), np.array(way[1:])))
             checked += 1
@@ -162,18 +124,17 @@ def test_agent_goes_around_the_block_without_touching_it() -> None:
     random = np.random.default_rng(8)
     steps_away = 0
     for _ in range(6):
-        task = expert.PushT(expert.draw_start(random))
-        plan = search(task, depth=1)
+        episode = expert.Episode(expert.draw_start(random))
+        target = expert.search(episode.pose, lookahead=1)
         off = False
-        for action in task.follow(plan):
-            spot, pose = int(plan[0]), task.pose
-            if expert._in_front(pose, spot, pushing=False):
+        for action in expert.follow(episode, target):
+            if expert.in_front(episode.pose, int(target[3]), pushing=False):
                 break
-            task.step(action)
-            off |= bool(expert.clearance(task.pose.local_agent) > expert.AGENT_RADIUS + expert.CLEAR)
+            episode.step(action)
+            off |= bool(expert.clearance(episode.pose.local_agent) > expert.AGENT_RADIUS + expert.CLEAR)
             if off:
                 steps_away += 1
-                assert task._simulation.state[2:].tolist() == task.states[-1][2:].tolist()
+                assert episode.state[2:].tolist() == episode.recording.states[-1][2:].tolist()
     assert steps_away > 30
 
 
@@ -237,38 +198,25 @@ def test_store_avoids_the_published_starts(demos: Demonstrations) -> None:
     assert len(np.unique(starts, axis=0)) == len(starts)
 
 
-def assert_same_episodes(first: Demonstrations, arrays: dict[str, np.ndarray], ends: np.ndarray) -> None:
-    steps = slice(0, int(ends[-1]))
-    assert np.array_equal(first.episode_ends[: len(ends)], ends)
-    for name in ("state", "action", "keypoint", "n_contacts"):
-        stored, made = first[name][steps], arrays[name]
-        assert stored.dtype == made.dtype and np.array_equal(stored, made)
+def assert_same_episodes(demos: Demonstrations, made: list[dict[str, np.ndarray]]) -> None:
+    for steps, episode in zip(demos.episodes, made, strict=False):
+        for name, values in episode.items():
+            assert demos[name].dtype == values.dtype
+            np.testing.assert_array_equal(demos[name][steps], values)
 
 
 def test_store_is_made_again_bit_for_bit(demos: Demonstrations) -> None:
-    assert_same_episodes(demos, *expert.make(episodes=3))
+    assert_same_episodes(demos, list(expert.make_episodes(3)))
 
 
 @pytest.mark.slow
 def test_whole_store_is_made_again_bit_for_bit(demos: Demonstrations) -> None:
-    arrays, ends = expert.make(demos.n_episodes, workers=2)
-    assert_same_episodes(demos, arrays, ends)
-    assert len(demos) == ends[-1]
+    made = list(expert.make_episodes(demos.n_episodes, workers=2))
+    assert len(made) == demos.n_episodes
+    assert_same_episodes(demos, made)
 
 
-def test_command_makes_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "two.zarr"
-    expert.main([f"out={out}", "episodes=2", "seed=1"])
-    made = open_store(out)
-    assert made.n_episodes == 2
-    assert content_hash(out) in capsys.readouterr().out
-
-
-def test_command_refuses_before_it_works(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="exists already"):
-        expert.main([f"out={tmp_path}"])
-    with pytest.raises(ValueError, match="episodes=0"):
-        expert.main([f"out={tmp_path / 'x'}", "episodes=0"])
-    with pytest.raises(ValueError, match="workers=0"):
-        expert.make(1, workers=0)
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize("number", ["episodes", "seed", "workers"])
+def test_numbers_out_of_range_are_refused(number: str) -> None:
+    with pytest.raises(ValueError, match=f"{number}=-1: must be at least"):
+        next(expert.make_episodes(**{"episodes": 1, number: -1}))
