@@ -39,7 +39,7 @@ from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.sampling import Sampler
-from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.tasks import find_task, open_demonstrations
@@ -254,9 +254,8 @@ def time_evaluation(starts: int, steps: int, threads: int) -> Figures:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     config = compose_config(["scale=cpu", "device=cpu"])
-    parts = build_parts(config)
-    policy = build_state(config, parts, seed=0)[1].eval()
-    agent = TimedAgent(Agent(policy, parts.spec, Sampler("ddim", 10)))
+    recipe = RobotRecipe.prepare(config)
+    agent = TimedAgent(Agent(recipe.policy(0).eval(), recipe.spec, Sampler("ddim", 10)))
     started = time.perf_counter()
     evaluate(agent, parse_starts("legacy", starts), seed=0, checkpoint=0, batch_size=starts, max_steps=steps)
     seconds = time.perf_counter() - started

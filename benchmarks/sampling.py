@@ -38,7 +38,7 @@ from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.diffusion import DiffusionPolicy
 from immiscible_policy.policy.sampling import SAMPLERS, Sampler
-from immiscible_policy.recipes.robot import build_parts
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.store.checkpoint import read_checkpoint
@@ -109,7 +109,7 @@ def _policy(path: Path | None, scale: str | None, device: str) -> tuple[Diffusio
     if path is not None:
         return load_diffusion(read_checkpoint(path), device)
     words = [f"device={device}", "wandb=disabled", *([f"scale={scale}"] if scale else [])]
-    spec = build_parts(compose_config(words)).spec
+    spec = RobotRecipe.prepare(compose_config(words)).spec
     policy = build_policy(spec)
     assert isinstance(policy, DiffusionPolicy)  # as the default method is
     return policy.to(device).eval(), spec

@@ -34,11 +34,12 @@ from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.objective import PolicyObjective
-from immiscible_policy.recipes.robot import Parts, build_parts, build_state
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
+from immiscible_policy.training.seed import initial_state
 from immiscible_policy.training.workers import own_stream
 
 USAGE = """\
@@ -121,7 +122,7 @@ def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
     Raises:
         ValueError: If the sizes of one do not fit together.
     """
-    spec = build_parts(config).spec
+    spec = RobotRecipe.prepare(config).spec
     with torch.device("meta"):
         for other in others:
             build_policy(replace(spec, down_dims=tuple(other.down_dims)))
@@ -129,9 +130,8 @@ def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
 
 def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, Selector]:
     """What chooses each kind of noise, as configured by default and fitted to the training windows."""
-    parts = build_parts(config)
-    policy = build_state(config, parts, seed=0)[1]
-    actions = policy.clean(parts.training.action.to(config.device))
+    recipe = RobotRecipe.prepare(config)
+    actions = recipe.policy(0).clean(recipe.windows.training.action.to(config.device))
     groups = {noise: compose_config([f"noise={noise}", "device=cpu"]).noise for noise in noises}
     return {
         noise: noise_options(group, steps=ENDLESS, batch_size=config.batch_size, steps_per_epoch=0).build(actions)
@@ -156,8 +156,8 @@ def beside_each_other(
         Milliseconds per step, ratios to the bare network and to ours, and what was measured.
     """
     torch.compiler.reset()  # it compiles a function for so many sizes only
-    parts = build_parts(config)
-    bare = BareNetwork(config, parts)
+    recipe = RobotRecipe.prepare(config)
+    bare = BareNetwork(config, recipe)
     figures: Figures = {
         "network": {
             "parameters": bare.parameters, "down_dims": list(config.down_dims), "batch_size": config.batch_size,
@@ -170,7 +170,7 @@ def beside_each_other(
     with ExitStack() as stack:
         for name in arms:
             noise, engine = name.split()
-            candidates[name] = turn(trainer(config, parts, choices[noise], engine, stack), steps, config.device)
+            candidates[name] = turn(trainer(config, recipe, choices[noise], engine, stack), steps, config.device)
         if peer is not None:
             figures["lerobot"] = peer.ask("build", network_options(config))
             candidates["LeRobot"] = partial(_peer_turn, peer, steps, config.device)
@@ -188,7 +188,7 @@ def beside_each_other(
         for noise in choices
         if {f"{noise} eager", f"{noise} fast"} <= set(arms)
     }
-    figures["batch_assembly_ms"] = round(1e3 * batch_assembly(parts, config), 4)
+    figures["batch_assembly_ms"] = round(1e3 * batch_assembly(recipe, config), 4)
     return figures
 
 
@@ -219,12 +219,12 @@ class BareNetwork:
         parts: What it is made of.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts) -> None:
-        self.model = build_policy(parts.spec).denoiser.to(config.device)
+    def __init__(self, config: TrainConfig, recipe: RobotRecipe) -> None:
+        self.model = build_policy(recipe.spec).denoiser.to(config.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, fused=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         generator = torch.Generator().manual_seed(0)
-        rows, spec = config.batch_size, parts.spec
+        rows, spec = config.batch_size, recipe.spec
         shape = (rows, spec.horizon, spec.action_dim)
         noisy, noise = (torch.randn(shape, generator=generator) for _ in range(2))
         condition = torch.randn(rows, spec.obs_dim * spec.obs_steps, generator=generator)
@@ -245,10 +245,13 @@ class BareNetwork:
         self.optimizer.zero_grad()
 
 
-def trainer(config: TrainConfig, parts: Parts, choice: Selector, engine: str, stack: ExitStack) -> Callable[[], object]:
+def trainer(
+    config: TrainConfig, recipe: RobotRecipe, choice: Selector, engine: str, stack: ExitStack
+) -> Callable[[], object]:
     """The training step of a run with that noise and engine; the stack ends what it holds."""
-    state, policy = build_state(config, parts, seed=0)
-    windows = parts.training.to(config.device)
+    policy = recipe.policy(0)
+    state = initial_state(config, policy, 0)
+    windows = recipe.windows.training.to(config.device)
     objective = PolicyObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
     state.model.train()
     running = make_engine(engine, state, objective, ENDLESS, config.precision)
@@ -256,9 +259,9 @@ def trainer(config: TrainConfig, parts: Parts, choice: Selector, engine: str, st
     return running.step
 
 
-def batch_assembly(parts: Parts, config: TrainConfig, turns: int = 300) -> float:
+def batch_assembly(recipe: RobotRecipe, config: TrainConfig, turns: int = 300) -> float:
     """Median seconds to gather a batch of windows."""
-    windows, generator = parts.training.to(config.device), torch.Generator().manual_seed(0)
+    windows, generator = recipe.windows.training.to(config.device), torch.Generator().manual_seed(0)
     seconds = []
     for _ in range(turns):
         rows = torch.randint(len(windows), (config.batch_size,), generator=generator).to(config.device)
@@ -280,9 +283,9 @@ def seeds_together(options: dict[str, Any]) -> Figures:
     """
     seeds, steps = options["seeds"], options["steps"]
     config = configure(options, options["batch"], options["width"])
-    parts, choices = build_parts(config), noise_choices(config, ("vanilla",))
+    recipe, choices = RobotRecipe.prepare(config), noise_choices(config, ("vanilla",))
     with ExitStack() as stack:
-        trainers = [trainer(config, parts, choices["vanilla"], "fast", stack) for _ in range(seeds)]
+        trainers = [trainer(config, recipe, choices["vanilla"], "fast", stack) for _ in range(seeds)]
         streams = [own_stream(config.device) for _ in range(seeds)]
         pool = stack.enter_context(ThreadPoolExecutor(seeds))
 

@@ -14,8 +14,8 @@ from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.statistics import interval
 from immiscible_policy.provenance import provenance, run_origin, without_places
-from immiscible_policy.recipes.robot import Parts, build_parts, build_state
-from immiscible_policy.recipes.robot_config import TrainConfig, read_config
+from immiscible_policy.recipes.robot import RobotRecipe
+from immiscible_policy.recipes.robot_config import read_config
 from immiscible_policy.results.compare import as_json, compare, write_comparison
 from immiscible_policy.results.summary import METRICS, scores
 from immiscible_policy.store.atomic import write_atomically
@@ -85,9 +85,9 @@ def gain(run: Run) -> dict[str, Any]:
         By metric, `before` and `after` (means over seeds and starts) and `difference` with its interval.
     """
     config = read_config(run.dir / "config.yaml")
-    parts = build_parts(config)
+    recipe = RobotRecipe.prepare(config)
     after = scores(run.seeds)
-    rows = {seed: _untrained_rows(config, parts, seed) for seed in after}
+    rows = {seed: _untrained_rows(recipe, seed) for seed in after}
     found = {}
     for metric in ("coverage", "reward"):
         last = np.stack([each.values[metric][-1] for each in after.values()])
@@ -97,10 +97,10 @@ def gain(run: Run) -> dict[str, Any]:
     return found
 
 
-def _untrained_rows(config: TrainConfig, parts: Parts, seed: int) -> list[EpisodeRow]:
+def _untrained_rows(recipe: RobotRecipe, seed: int) -> list[EpisodeRow]:
     """Episodes of a seed's network before its first step."""
-    _, policy = build_state(config, parts, seed)
-    return evaluate(Agent(policy.eval(), parts.spec, parts.sampler), parts.starts, seed=seed, checkpoint=0)
+    agent = Agent(recipe.policy(seed).eval(), recipe.spec, recipe.sampler)
+    return evaluate(agent, recipe.starts, seed=seed, checkpoint=0)
 
 
 def _origin(run: Run) -> dict[str, Any]:

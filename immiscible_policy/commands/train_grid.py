@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from immiscible_policy.cli import CommandError, parse_range, unknown
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
 from immiscible_policy.training.options import config_dir
+
+if TYPE_CHECKING:
+    from immiscible_policy.recipes.robot import RobotRecipe
 
 
 @dataclass(frozen=True)
@@ -69,51 +73,54 @@ def train_grid(grid: Grid) -> None:
         ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
         OSError: If something cannot be written.
     """
-    from immiscible_policy.recipes.robot import build_parts
+    from immiscible_policy.recipes.robot import RobotRecipe, load_data
     from immiscible_policy.results.grid import write_grid
     from immiscible_policy.training.launchers import require_launcher
 
     config = next(iter(grid.arms.values()))
     require_launcher(config)
-    for each in grid.arms.values():
-        build_parts(each)  # what is wrong with any arm is said before the first is trained
-    failures = _arm_after_arm(grid) if config.launcher == "local" else _all_at_once(grid)
+    load = cache(load_data)  # arms share their data
+    # What is wrong with any arm is said before the first is trained.
+    recipes = {arm: RobotRecipe.prepare(options, load) for arm, options in grid.arms.items()}
+    failures = _arm_after_arm(recipes) if config.launcher == "local" else _all_at_once(recipes)
     if not config.dry_run:
         print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), parse_range('seed', config.seed))}")
     if failures:
         raise CommandError("; ".join(failures))
 
 
-def _arm_after_arm(grid: Grid) -> list[str]:
+def _arm_after_arm(recipes: Mapping[str, RobotRecipe]) -> list[str]:
     """Train the arms in their order; returns a line for each that failed."""
-    from immiscible_policy.recipes.robot import TRAINING
-    from immiscible_policy.training.session import train_and_summarise
+    from immiscible_policy.recipes.robot import RobotRecipe
+    from immiscible_policy.training.driver import train_run
 
     failures: list[str] = []
-    for arm, config in grid.arms.items():
+    for arm, recipe in recipes.items():
         with _noted(arm, failures):
-            train_and_summarise(TRAINING, config)
+            train_run(RobotRecipe, recipe.config, partial(recipes.__getitem__, arm))
     return failures
 
 
-def _all_at_once(grid: Grid) -> list[str]:
+def _all_at_once(recipes: Mapping[str, RobotRecipe]) -> list[str]:
     """Launch the jobs of all arms together; returns a line for each arm that failed."""
-    from immiscible_policy.recipes.robot import TRAINING
+    from immiscible_policy.recipes.robot import RobotRecipe
+    from immiscible_policy.training.driver import begin, conclude
     from immiscible_policy.training.launchers import launch
-    from immiscible_policy.training.launchers.job import Job, open_jobs
-    from immiscible_policy.training.session import conclude, prepare
+    from immiscible_policy.training.launchers.job import open_jobs
+    from immiscible_policy.training.workers import Job
 
     failures: list[str] = []
     jobs: dict[str, list[Job]] = {}
-    for arm, config in grid.arms.items():
+    for arm, recipe in recipes.items():
         with _noted(arm, failures):
-            if prepare(TRAINING, config) is not None:
-                jobs[arm] = open_jobs(TRAINING, config, parse_range("seed", config.seed))
+            if begin(RobotRecipe, recipe.config, partial(recipes.__getitem__, arm)) is not None:
+                jobs[arm] = open_jobs(recipe, parse_range("seed", recipe.config.seed))
     print(flush=True)
-    failed = launch(next(iter(grid.arms.values())), [job for each in jobs.values() for job in each])
-    for arm, each in jobs.items():
+    first = next(iter(recipes.values()))
+    failed = launch(first.config, [job for arm in jobs.values() for job in arm], first.shown)
+    for arm, own in jobs.items():
         with _noted(arm, failures):
-            conclude(TRAINING, grid.out / arm, [failed[job] for job in each if job in failed])
+            conclude(RobotRecipe, Path(str(recipes[arm].config.out)), [failed[job] for job in own if job in failed])
     return failures
 
 

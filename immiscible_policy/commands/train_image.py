@@ -1,4 +1,4 @@
-"""`python train_image.py`: words become options here; `training.session` does the work."""
+"""`python train_image.py`: words become options here; `training.driver` does the work."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _main(words: list[str]) -> None:
         print(_help())
         return
     config = SCHEMA.compose(words)
-    from immiscible_policy.recipes.image import TRAINING
-    from immiscible_policy.training.session import train_and_summarise
+    from immiscible_policy.recipes.image import ImageRecipe
+    from immiscible_policy.training.driver import train_run
 
-    train_and_summarise(TRAINING, config)
+    train_run(ImageRecipe, config)
 
 
 def _help() -> str:

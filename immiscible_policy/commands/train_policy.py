@@ -1,4 +1,4 @@
-"""`python train_policy.py`: words become options here; `session` does the work.
+"""`python train_policy.py`: words become options here; `training.driver` does the work.
 
 Only what reading options needs is imported at the top, so that a mistyped word is answered at once.
 """
@@ -42,10 +42,10 @@ def _main(words: list[str]) -> None:
         train_grid(grid)
         return
     config = compose_config(words)
-    from immiscible_policy.recipes.robot import TRAINING
-    from immiscible_policy.training.session import train_and_summarise
+    from immiscible_policy.recipes.robot import RobotRecipe
+    from immiscible_policy.training.driver import train_run
 
-    train_and_summarise(TRAINING, config)
+    train_run(RobotRecipe, config)
 
 
 def _help() -> str:

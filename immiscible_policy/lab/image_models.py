@@ -37,7 +37,7 @@ from immiscible_policy.store.checkpoint import (
     tidy,
 )
 from immiscible_policy.store.metrics import MetricsFile
-from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import native_bf16
 from immiscible_policy.training.state import TrainState
 
@@ -160,7 +160,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
     train(
         state,
         ImageObjective(model, held, select, batch_size=training.batch_size, seed=training.seed),
-        Schedule(training.steps, log_every=100, eval_every=training.steps, checkpoint_every=CHECKPOINT_EVERY),
+        Cadence(training.steps, log_every=100, eval_every=training.steps, checkpoint_every=CHECKPOINT_EVERY),
         precision=precision,
         record=record,
         evaluate=lambda state: {},

@@ -11,7 +11,7 @@ from immiscible_policy.image.data import Images, to_pixels
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.noise import Selector
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.recipes.objective import ShuffledOrder, micro_batches
+from immiscible_policy.training.batches import ShuffledOrder, cut
 
 
 class ImageObjective:
@@ -59,7 +59,7 @@ class ImageObjective:
         generator = torch_generator(self.device, "noise", self.seed, step)
         prompts = self.images.prompts(rows)
         batch = self.model.noised(pixels, self.select, step=step, generator=generator, prompts=prompts)
-        return micro_batches(batch, self.accumulate)
+        return cut(batch, self.accumulate)
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""

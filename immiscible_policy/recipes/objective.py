@@ -12,7 +12,8 @@ from immiscible_policy.network.crop import random_crop
 from immiscible_policy.noise import Selector
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.image import Pictured
-from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.randomness import torch_generator
+from immiscible_policy.training.batches import ShuffledOrder, cut
 
 
 class PolicyObjective:
@@ -71,7 +72,7 @@ class PolicyObjective:
             mask=self.mask(rows),
             levels=self.levels,
         )
-        return micro_batches(noised, self.accumulate)
+        return cut(noised, self.accumulate)
 
     def mask(self, rows: Tensor) -> Tensor | None:
         """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
@@ -101,43 +102,4 @@ def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> 
 def conditions(policy: ChunkPolicy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
     """What selection compares of windows (N, C), a thousand at a time."""
     rows = torch.arange(len(windows), device=windows.action.device).split(1000)
-    return torch.cat([policy.condition(observed(windows[each], crop, generator)) for each in rows])
-
-
-def micro_batches(batch: Any, parts: int) -> list[Any]:
-    """Cut a named tuple of tensors with a row per sample into parts of (nearly) equal size."""
-    return [batch._make(rows) for rows in zip(*(field.chunk(parts) for field in batch), strict=True)]
-
-
-class ShuffledOrder:
-    """Epoch after epoch through shuffled rows, as a function of the step; batches may span two epochs.
-
-    Args:
-        size: Number of rows.
-        batch_size: Rows per step.
-        seed: Training seed.
-        device: Where the rows are wanted; a whole epoch is moved there at once.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
-        self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    def rows(self, step: int) -> Tensor:
-        """Row numbers (batch_size,) of a step, int64."""
-        first = step * self.batch_size
-        last = first + self.batch_size
-        epochs = range(first // self.size, (last - 1) // self.size + 1)
-        parts = []
-        for epoch in epochs:
-            start = epoch * self.size
-            parts.append(self._epoch(epoch)[max(first - start, 0) : min(last - start, self.size)])
-        return torch.cat(parts)
-
-    def _epoch(self, epoch: int) -> Tensor:
-        shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
-        if shuffled[0] != epoch:
-            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
-            self._shuffled = shuffled
-        return shuffled[1]
+    return torch.cat([policy.condition(observed(windows[part], crop, generator)) for part in rows])

@@ -1,27 +1,28 @@
-"""Training one seed: the parts are built here, handed to the loop, and its results put on disk."""
+"""The recipe of a robot policy: windows of demonstrations, a policy, noise, and evaluation on its task."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from immiscible_policy.capture import ALONE
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import Demonstrations, content_hash
+from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise import make_selector
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.regression import check_method
-from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import (
     NoiseOptions,
     audit_row,
@@ -30,29 +31,77 @@ from immiscible_policy.recipes.noise import (
     noise_options,
     require_selection,
 )
-from immiscible_policy.recipes.objective import PolicyObjective, ShuffledOrder, conditions
+from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
 from immiscible_policy.results.plots import learning_curves
 from immiscible_policy.results.summary import markdown, scores, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.rows import EpisodeRow, append_rows, read_rows, read_run
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
-from immiscible_policy.training.seed import Work, initial_state, run_seed, seed_directory
+from immiscible_policy.training.batches import ShuffledOrder
+from immiscible_policy.training.recipe import Work
+from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
-from immiscible_policy.training.training import Report, Training
 
 AUDITED = 16
 """Batches of each noise audit during training."""
 
 
-class Parts(NamedTuple):
-    """Everything a run needs, built and checked before anything is written.
+class DataOptions(NamedTuple):
+    """The options that decide what is trained on; runs that agree on them share their data."""
+
+    task: str
+    data: str | None
+    obs: str
+    images: str
+    layout: Layout
+    validation: float
+    train_episodes: int | None
+    mirror: bool
+
+
+class Data(NamedTuple):
+    """What a policy is trained on.
 
     Attributes:
-        demos: The demonstrations.
-        data_hash: Their content hash.
+        path: Where the demonstrations lie.
+        content_hash: Their content hash.
+        episodes: How many there are.
         training: Windows that are trained on.
         validation: Windows held out, or None.
+    """
+
+    path: Path
+    content_hash: str
+    episodes: int
+    training: Windows
+    validation: Windows | None
+
+
+def load_data(options: DataOptions) -> Data:
+    """Open the demonstrations and cut them into windows.
+
+    Raises:
+        ValueError: If the store, a camera or an option is unusable; one line says which.
+    """
+    task = find_task(options.task)
+    demos = open_demonstrations(task, options.data)
+    train_ids, held_out = split_episodes(demos.n_episodes, options.validation, options.train_episodes)
+    chosen = demos.select(train_ids)
+    seen = (options.obs, options.layout, options.images)
+    training = task_windows(task, task.mirror(chosen) if options.mirror else chosen, *seen)
+    validation = task_windows(task, demos.select(held_out), *seen) if len(held_out) else None
+    digest = content_hash(demos, images=training.footage is not None and options.images == "stored")
+    return Data(demos.path, digest, demos.n_episodes, training, validation)
+
+
+@dataclass(frozen=True)
+class RobotRecipe:
+    """A robot policy in training, see `training.recipe`.
+
+    Attributes:
+        config: The resolved options.
+        windows: What it is trained on.
         spec: The policy's sizes.
         counted: Which actions of the training windows enter the selection's distance, or None for all.
         levels: Diffusion steps at which the chosen noise is used, or None for all.
@@ -61,10 +110,16 @@ class Parts(NamedTuple):
         starts: Start seeds of every evaluation.
     """
 
-    demos: Demonstrations
-    data_hash: str
-    training: Windows
-    validation: Windows | None
+    schema: ClassVar = SCHEMA
+    shown: ClassVar = {
+        "coverage": "coverage {:.3f}",
+        "reward": "reward {:.3f}",
+        "success": "success {:.0%}",
+        "episodes": "({} starts)",
+    }
+
+    config: TrainConfig
+    windows: Data
     spec: PolicySpec
     counted: Tensor | None
     levels: range | None
@@ -72,51 +127,130 @@ class Parts(NamedTuple):
     sampler: Sampler
     starts: list[int]
 
+    @classmethod
+    def prepare(cls, config: TrainConfig, load: Callable[[DataOptions], Data] = load_data) -> RobotRecipe:
+        """Build everything that could be wrong, and write nothing.
 
-def build_parts(config: TrainConfig) -> Parts:
-    """Build everything that could be wrong, and write nothing.
+        Args:
+            config: The resolved options.
+            load: Loads the data; several runs may share what it returns.
 
-    Raises:
-        ValueError: If a setting or the data is unusable; one line says which.
-    """
-    check_method(config.method, noise=config.noise["name"], obs=config.obs)
-    sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
-    layout = Layout(config.horizon, config.obs_steps, config.action_steps)
-    task = find_task(config.task)
-    starts = task.starts(config.starts, config.episodes)
-    demos = open_demonstrations(task, config.data)
-    train_ids, held_out = split_episodes(len(demos.episode_ends), config.validation, config.train_episodes)
-    training = demos.select(train_ids)
-    seen = (config.obs, layout, config.images)
-    windows = task_windows(task, task.mirror(training) if config.mirror else training, *seen)
-    validation = task_windows(task, demos.select(held_out), *seen) if len(held_out) else None
-    per_epoch = len(windows) / config.batch_size
-    noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
-    defaults = {"mask": "none", "select_for": "action", "select_at": "all"}
-    require_selection(noise.name, {key: getattr(config, key) for key, plain in defaults.items()
-                                   if getattr(config, key) != plain})  # fmt: skip
-    levels = diffusion_levels(config.select_at, config.diffusion_steps)
-    spec = PolicySpec(
-        obs=config.obs,
-        obs_dim=windows.obs.shape[-1],
-        action_dim=windows.action.shape[-1],
-        horizon=config.horizon,
-        obs_steps=config.obs_steps,
-        action_steps=config.action_steps,
-        diffusion_steps=config.diffusion_steps,
-        data_scale=config.data_scale,
-        down_dims=tuple(config.down_dims),
-        step_embed_dim=config.step_embed_dim,
-        kernel_size=config.kernel_size,
-        groups=config.groups,
-        encoder=_encoder_spec(config, windows),
-        method=config.method,
-    )
-    with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
-        Agent(build_policy(spec), spec, sampler)
-    mask = counted(windows, config.mask, layout)
-    data_hash = content_hash(demos, images=windows.footage is not None and config.images == "stored")
-    return Parts(demos, data_hash, windows, validation, spec, mask, levels, noise, sampler, starts)
+        Raises:
+            ValueError: If a setting or the data is unusable; one line says which.
+        """
+        check_method(config.method, noise=config.noise["name"], obs=config.obs)
+        sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
+        layout = Layout(config.horizon, config.obs_steps, config.action_steps)
+        starts = find_task(config.task).starts(config.starts, config.episodes)
+        data = load(DataOptions(
+            config.task, config.data, config.obs, config.images, layout,
+            config.validation, config.train_episodes, config.mirror,
+        ))  # fmt: skip
+        windows = data.training
+        per_epoch = len(windows) / config.batch_size
+        noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
+        defaults = {"mask": "none", "select_for": "action", "select_at": "all"}
+        require_selection(noise.name, {key: getattr(config, key) for key, plain in defaults.items()
+                                       if getattr(config, key) != plain})  # fmt: skip
+        spec = PolicySpec(
+            obs=config.obs,
+            obs_dim=windows.obs.shape[-1],
+            action_dim=windows.action.shape[-1],
+            horizon=config.horizon,
+            obs_steps=config.obs_steps,
+            action_steps=config.action_steps,
+            diffusion_steps=config.diffusion_steps,
+            data_scale=config.data_scale,
+            down_dims=tuple(config.down_dims),
+            step_embed_dim=config.step_embed_dim,
+            kernel_size=config.kernel_size,
+            groups=config.groups,
+            encoder=_encoder_spec(config, windows),
+            method=config.method,
+        )
+        with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
+            Agent(build_policy(spec), spec, sampler)
+        levels = diffusion_levels(config.select_at, config.diffusion_steps)
+        return cls(config, data, spec, counted(windows, config.mask, layout), levels, noise, sampler, starts)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What provenance says of the demonstrations."""
+        path, digest, episodes, *_ = self.windows
+        return {"path": str(path), "content_hash": digest, "episodes": episodes}
+
+    def describe(self) -> list[str]:
+        """Lines that say what will happen."""
+        config, data = self.config, self.windows
+        with torch.device("meta"):  # sizes without memory
+            parameters = sum(p.numel() for p in build_policy(self.spec).parameters())
+        evaluations = -(-config.steps // (config.eval_every or config.steps))
+        epochs = config.steps * config.batch_size / len(data.training)
+        return [
+            f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
+            f"windows, content {data.content_hash[:12]}",
+            f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
+            f"plan:   {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
+            f"{evaluations} evaluations of {len(self.starts)} starts",
+        ]
+
+    def policy(self, seed: int) -> ChunkPolicy:
+        """The policy with its first weights, a function of the seed."""
+        windows = self.windows.training
+        with weights_of(seed):
+            policy = build_policy(self.spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
+            return policy.to(self.config.device)
+
+    def build(self, seed: int, directory: Path) -> Work:
+        """One seed: evaluated on the task, its episodes in `episodes.csv`."""
+        config, policy, episodes = self.config, self.policy(seed), directory / "episodes.csv"
+        windows = self.windows.training.to(config.device)
+
+        with torch.no_grad():
+            seen = None
+            if config.select_for == "residual":
+                seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
+            choice = self.noise.build(policy.clean(windows.action), seen)
+        objective = PolicyObjective(
+            policy,
+            windows,
+            choice,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            seed=seed,
+            counted=None if self.counted is None else self.counted.to(config.device),
+            levels=self.levels,
+            crop=config.crop,
+        )
+
+        def score(state: TrainState) -> dict[str, Any]:
+            with state.ema_weights():
+                rows = evaluate(Agent(policy, self.spec, self.sampler), self.starts, seed=seed, checkpoint=state.step)
+                held_out = self._validation_loss(policy)
+            append_rows(episodes, rows)
+            return _means(rows) | held_out | _noise_audit(objective, state.step)
+
+        return Work(policy, objective, spec_metadata(self.spec), score, lambda: _mean_coverage(episodes))
+
+    def _validation_loss(self, policy: ChunkPolicy) -> dict[str, float]:
+        """Loss on the held-out windows, with the same vanilla noise at every step of training."""
+        if self.windows.validation is None:
+            return {}
+        windows = self.windows.validation.to(self.config.device)
+        size = min(self.config.batch_size, len(windows))
+        objective = PolicyObjective(policy, windows, make_selector("vanilla"), batch_size=size, accumulate=1, seed=0)
+        with torch.no_grad():
+            losses = [float(objective.loss(objective.batches(i)[0])) for i in range(-(-len(windows) // size))]
+        return {"validation_loss": sum(losses) / len(losses)}
+
+    @staticmethod
+    def summarise(run: Path) -> str:
+        """The run's summary and its learning curve; nothing before the first evaluation."""
+        if not any(run.glob("seed_*/episodes.csv")):
+            return ""
+        rows = read_run(run)
+        save_figure(learning_curves({run.name: scores(rows.seeds)}), run / "coverage.png")
+        return f"{markdown(run.name, summarize(rows))}\nsaved in {run}/summary.md, summary.json, coverage.png"
 
 
 def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
@@ -128,57 +262,6 @@ def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
     if config.crop > side:
         raise ValueError(f"crop={config.crop}: the frames have {side} pixels; use crop={side} or less")
     return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
-
-
-def train_seed(config: TrainConfig, parts: Parts, run: Path, seed: int, report: Report) -> None:
-    """Train one seed from scratch, or from its newest checkpoint, as `run_seed`; evaluated on PushT."""
-
-    def prepare() -> Work:
-        state, policy = build_state(config, parts, seed)
-        windows = parts.training.to(config.device)
-        objective = PolicyObjective(
-            policy,
-            windows,
-            _fitted(config, parts.noise, policy, windows),
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
-            seed=seed,
-            counted=None if parts.counted is None else parts.counted.to(config.device),
-            levels=parts.levels,
-            crop=config.crop,
-        )
-        episodes = seed_directory(run, seed) / "episodes.csv"
-
-        def score(state: TrainState) -> dict[str, Any]:
-            with state.ema_weights():
-                agent = Agent(policy, parts.spec, parts.sampler)
-                rows = evaluate(agent, parts.starts, seed=seed, checkpoint=state.step)
-                held_out = _validation_loss(config, parts, policy)
-            append_rows(episodes, rows)
-            return _means(rows) | held_out | _noise_audit(objective, state.step)
-
-        return Work(state, objective, spec_metadata(parts.spec), score, lambda: _mean_coverage(episodes))
-
-    run_seed(config, parts.data_hash, run, seed, report, prepare)
-
-
-def build_state(config: TrainConfig, parts: Parts, seed: int) -> tuple[TrainState, ChunkPolicy]:
-    """The training state at step 0, and the policy in it; weights are a function of the seed."""
-    observation = Normalizer.fit(parts.training.obs)
-    action = Normalizer.fit(parts.training.action)
-    with ALONE:  # initialisers draw from the global stream; weights are a function of the seed
-        torch.manual_seed(derive_seed("weights", seed))
-        policy = build_policy(parts.spec, observation, action).to(config.device)
-    return initial_state(config, policy, seed), policy
-
-
-def _fitted(config: TrainConfig, noise: NoiseOptions, policy: ChunkPolicy, windows: Windows) -> Selector:
-    """What chooses the noise, fitted to the training windows where there is something to fit; a function of these."""
-    with torch.no_grad():
-        seen = None
-        if config.select_for == "residual":
-            seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
-        return noise.build(policy.clean(windows.action), seen)
 
 
 def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
@@ -193,24 +276,6 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     size = objective.order.batch_size
     mask = objective.mask(rows)
     return audit_row(objective.select, x, batch_size=size, condition=condition, mask=mask, step=step)
-
-
-def _validation_loss(config: TrainConfig, parts: Parts, policy: ChunkPolicy) -> dict[str, float]:
-    """Loss on the held-out windows, with the same vanilla noise at every step of training."""
-    if parts.validation is None:
-        return {}
-    objective = PolicyObjective(
-        policy,
-        parts.validation.to(config.device),
-        make_selector("vanilla"),
-        batch_size=min(config.batch_size, len(parts.validation)),
-        accumulate=1,
-        seed=0,
-    )
-    batches = -(-len(parts.validation) // objective.order.batch_size)
-    with torch.no_grad():
-        losses = [float(objective.loss(objective.batches(i)[0])) for i in range(batches)]
-    return {"validation_loss": sum(losses) / len(losses)}
 
 
 def _means(rows: list[EpisodeRow]) -> dict[str, float]:
@@ -230,34 +295,3 @@ def _mean_coverage(episodes: Path) -> dict[int, float]:
     for row in read_rows(episodes) if episodes.exists() else []:
         coverage.setdefault(row.checkpoint, []).append(row.max_coverage)
     return {step: sum(values) / len(values) for step, values in coverage.items()}
-
-
-def _data(config: TrainConfig, parts: Parts) -> dict[str, Any]:
-    return {"path": str(parts.demos.path), "content_hash": parts.data_hash, "episodes": parts.demos.n_episodes}
-
-
-def _plan(config: TrainConfig, parts: Parts) -> list[str]:
-    """What will happen, for people."""
-    with torch.device("meta"):  # sizes without memory
-        parameters = sum(p.numel() for p in build_policy(parts.spec).parameters())
-    evaluations = -(-config.steps // (config.eval_every or config.steps))
-    epochs = config.steps * config.batch_size / len(parts.training)
-    return [
-        f"data:   {parts.demos.path}: {len(parts.demos.episode_ends)} episodes, {len(parts.training):,} training "
-        f"windows, content {parts.data_hash[:12]}",
-        f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
-        f"plan:   {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
-        f"{evaluations} evaluations of {len(parts.starts)} starts",
-    ]
-
-
-def _summarise(run: Path) -> str:
-    """The run's summary and its learning curve; nothing before the first evaluation."""
-    if not any(run.glob("seed_*/episodes.csv")):
-        return ""
-    rows = read_run(run)
-    save_figure(learning_curves({run.name: scores(rows.seeds)}), run / "coverage.png")
-    return f"{markdown(run.name, summarize(rows))}\nsaved in {run}/summary.md, summary.json, coverage.png"
-
-
-TRAINING = Training(__name__, SCHEMA, build_parts, train_seed, _data, _plan, _summarise)

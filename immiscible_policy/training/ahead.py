@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-Parts = Sequence[Any]
-"""The micro-batches of a step, each a tuple of tensors."""
+from immiscible_policy.training.batches import Batch, tensors
 
 
 class Ahead:
@@ -33,7 +32,7 @@ class Ahead:
 
     def __init__(
         self,
-        batches: Callable[[int], Parts],
+        batches: Callable[[int], Sequence[Batch]],
         first: int,
         last: int,
         device: torch.device,
@@ -46,21 +45,21 @@ class Ahead:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # the data may still be on its way
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-        self._begun: deque[Future[tuple[Parts, Any]]] = deque()
+        self._begun: deque[Future[tuple[Sequence[Batch], Any]]] = deque()
         for _ in range(2 * workers):
             self._begin()
 
-    def next(self) -> Parts:
+    def next(self) -> Sequence[Batch]:
         """The micro-batches of the next step; waits for them if need be, and raises what preparing them raised."""
         prepared = self._begun.popleft()
         self._begin()
-        parts, ready = prepared.result()
+        batches, ready = prepared.result()
         if ready is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(ready)
-            for tensor in (tensor for part in parts for tensor in part):
+            for tensor in tensors(list(batches)):
                 tensor.record_stream(stream)
-        return parts
+        return batches
 
     def close(self) -> None:
         """Drop what was begun and end the threads."""
@@ -71,10 +70,9 @@ class Ahead:
         if step is not None:
             self._begun.append(self._pool.submit(self._prepare, step))
 
-    def _prepare(self, step: int) -> tuple[Parts, Any]:
+    def _prepare(self, step: int) -> tuple[Sequence[Batch], Any]:
         """A step's micro-batches and, on a GPU, the event after which they may be read."""
         if self._stream is None:
             return self._batches(step), None
         with torch.cuda.stream(self._stream):
-            parts = self._batches(step)
-            return parts, self._stream.record_event()
+            return self._batches(step), self._stream.record_event()

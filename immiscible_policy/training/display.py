@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -15,27 +15,19 @@ LINE_EVERY = 30.0
 FEW = 8
 """Of so many seeds each has its bar all the time; of more, one while it trains, below one of all."""
 
-EVALUATED: dict[str, Callable[[Any], str]] = {
-    "coverage": "coverage {:.3f}".format,
-    "reward": "reward {:.3f}".format,
-    "success": "success {:.0%}".format,
-    "episodes": "({} starts)".format,
-    "fixed_loss": "loss on fixed noise and times {:.4f}".format,
-}
-"""What is shown of an evaluation, where it was measured."""
-
 
 class Display:
-    """Shows the events of `run.train_seed`; may be called from several threads.
+    """Shows the events of `train_seed`; may be called from several threads.
 
     Args:
         seeds: All seeds of the run, or `run/seed` for those of several runs: what events have as `seed`.
         steps: Length of each training.
+        metrics: What is shown of an evaluation, where it was measured, and the format of each.
     """
 
-    def __init__(self, seeds: Sequence[int | str], steps: int) -> None:
+    def __init__(self, seeds: Sequence[int | str], steps: int, metrics: Mapping[str, str]) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
-        self.steps = steps
+        self.steps, self.metrics = steps, metrics
         self._lock = Lock()
         self._reached: dict[int | str, int] = dict.fromkeys(seeds, 0)
         self._finished_seeds: set[int | str] = set()
@@ -89,8 +81,8 @@ class Display:
             self.line(f"all  {self._summary()}" if self._many else own)
 
     def _evaluated(self, event: dict[str, Any]) -> None:
-        found = [write(event[key]) for key, write in EVALUATED.items() if key in event]
-        self.line("  ".join([f"seed {event['seed']}  step {event['step']:>6}", *found]))
+        values = [text.format(event[metric]) for metric, text in self.metrics.items() if metric in event]
+        self.line("  ".join([f"seed {event['seed']}  step {event['step']:>6}", *values]))
 
     def _finished(self, event: dict[str, Any]) -> None:
         self._finished_seeds.add(event["seed"])

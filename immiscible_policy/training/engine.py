@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from immiscible_policy.capture import capture
-from immiscible_policy.training.ahead import Ahead, Parts
-from immiscible_policy.training.processes import average, own_rows, world
+from immiscible_policy.training.ahead import Ahead
+from immiscible_policy.training.batches import Batch, clone, size, tensors
+from immiscible_policy.training.processes import average, own_rows, process_group
 from immiscible_policy.training.state import TrainState
 
 ENGINES = ("fast", "eager")
@@ -31,11 +32,11 @@ GPU_WORKERS = 4
 class Objective(Protocol):
     """What is minimised: a batch for every step, and its loss."""
 
-    def batches(self, step: int) -> Sequence[Any]:
-        """The step's micro-batches, named tuples of tensors with a row per sample; a pure function of the step."""
+    def batches(self, step: int) -> Sequence[Batch]:
+        """The step's micro-batches, see `training.batches`; a pure function of the step."""
         ...
 
-    def loss(self, batch: Any) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Mean loss over a micro-batch, a scalar; no randomness, no sizes that depend on values."""
         ...
 
@@ -65,14 +66,14 @@ def make_engine(name: str, state: TrainState, objective: Objective, last: int, p
     device = state.parameters[0].device
     gradients = Gradients(objective, state.parameters, precision)
 
-    def batches(step: int) -> Parts:
+    def batches(step: int) -> Sequence[Batch]:
         return own_rows(objective.batches(step))
 
     if name == "eager":
         return Eager(state, lambda: batches(state.step), gradients)
     on_gpu = device.type == "cuda"
     ahead = Ahead(batches, state.step, last, device, workers=GPU_WORKERS if on_gpu else 1)
-    captured = on_gpu and world().size == 1  # an exchange between processes in the middle is not captured
+    captured = on_gpu and process_group().size == 1  # an exchange between processes in the middle is not captured
     return (Captured if captured else Eager)(state, ahead.next, gradients, ahead.close)
 
 
@@ -86,16 +87,16 @@ class Gradients:
     """
 
     def __init__(self, objective: Objective, parameters: Sequence[Tensor], precision: str) -> None:
-        self.loss: Callable[[Any], Tensor] = objective.loss
+        self.loss: Callable[[Batch], Tensor] = objective.loss
         self.parameters, self.device, self.enabled = parameters, parameters[0].device, precision == "bf16"
 
-    def __call__(self, parts: Parts) -> Tensor:
-        """Accumulate the gradients of the mean loss over all parts, of all processes, and return it."""
-        size = sum(len(part[0]) for part in parts)
+    def __call__(self, batches: Sequence[Batch]) -> Tensor:
+        """Accumulate the gradients of the mean loss over all micro-batches, of all processes, and return it."""
+        samples = sum(size(batch) for batch in batches)
         total = torch.zeros((), device=self.device)
-        for part in parts:
+        for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.enabled):
-                loss = self.loss(part) * (len(part[0]) / size)
+                loss = self.loss(batch) * (size(batch) / samples)
             loss.backward()
             total += loss.detach()
         return average(total, self.parameters)
@@ -114,7 +115,7 @@ class Eager:
     def __init__(
         self,
         state: TrainState,
-        batch: Callable[[], Parts],
+        batch: Callable[[], Sequence[Batch]],
         gradients: Gradients,
         close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -123,18 +124,18 @@ class Eager:
 
     def step(self) -> Tensor:
         """One training step; its mean loss."""
-        parts = self._next()
+        batches = self._next()
         self.state.set_dropout()
-        loss = self.gradients(parts)
+        loss = self.gradients(batches)
         self.state.advance()
         return loss
 
-    def _next(self) -> Parts:
+    def _next(self) -> Sequence[Batch]:
         """The coming step's micro-batches; the time that they take is counted."""
         start = time.perf_counter()
-        parts = self.batch()
+        batches = self.batch()
         self.waited += time.perf_counter() - start
-        return parts
+        return batches
 
 
 class Captured(Eager):
@@ -154,24 +155,23 @@ class Captured(Eager):
     def __init__(
         self,
         state: TrainState,
-        batch: Callable[[], Parts],
+        batch: Callable[[], Sequence[Batch]],
         gradients: Gradients,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(state, batch, gradients, close)
-        self._buffers: Parts = ()
+        self._buffers: Sequence[Batch] = ()
         self._loss = torch.zeros((), device=gradients.device)
         self._replay: Callable[[], None] | None = None
 
     def step(self) -> Tensor:
         """One training step; its mean loss, in a tensor that the next step overwrites."""
-        parts = self._next()
+        batches = self._next()
         if self._replay is None:
-            self._buffers = [part._make(field.clone() for field in part) for part in parts]
+            self._buffers = [clone(batch) for batch in batches]
             self._replay = self._capture()
-        for buffer, part in zip(self._buffers, parts, strict=True):
-            for to, values in zip(buffer, part, strict=True):
-                to.copy_(values)
+        for buffer, values in zip(tensors(self._buffers), tensors(list(batches)), strict=True):
+            buffer.copy_(values)
         self.state.set_dropout()
         self.state.set_rates()
         self._replay()

@@ -16,7 +16,7 @@ from immiscible_policy.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Cadence:
     """When things happen, in training steps.
 
     Attributes:
@@ -43,7 +43,7 @@ class TrainingDiverged(ValueError):
 def train(
     state: TrainState,
     objective: Objective,
-    schedule: Schedule,
+    cadence: Cadence,
     *,
     precision: str,
     record: Callable[[dict[str, Any]], None],
@@ -51,14 +51,14 @@ def train(
     save: Callable[[TrainState], None],
     engine: str = "fast",
 ) -> None:
-    """Train from `state.step` to `schedule.steps`.
+    """Train from `state.step` to `cadence.steps`.
 
     Evaluation comes before the checkpoint of the same step: a run killed in between evaluates again when resumed.
 
     Args:
         state: Model, optimizer, schedule, EMA and step; changed in place.
         objective: Batches and loss.
-        schedule: When to log, evaluate and save.
+        cadence: When to log, evaluate and save.
         precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
         record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
             `waited`, the share of the time in which training stood still for want of a batch.
@@ -71,13 +71,13 @@ def train(
     """
     state.model.train()
     total, since = torch.zeros((), device=state.parameters[0].device), state.step
-    with closing(make_engine(engine, state, objective, schedule.steps, precision)) as running:
+    with closing(make_engine(engine, state, objective, cadence.steps, precision)) as running:
         waited, started = running.waited, time.perf_counter()
-        while state.step < schedule.steps:
+        while state.step < cadence.steps:
             total += running.step()
 
-            log, check = schedule.due(state.step, schedule.log_every), schedule.due(state.step, schedule.eval_every)
-            checkpoint = schedule.due(state.step, schedule.checkpoint_every)
+            log, check = cadence.due(state.step, cadence.log_every), cadence.due(state.step, cadence.eval_every)
+            checkpoint = cadence.due(state.step, cadence.checkpoint_every)
             if log or check or checkpoint:  # the only moments at which the device is waited for
                 mean, seconds = float(total) / (state.step - since), time.perf_counter() - started
                 if not math.isfinite(mean):

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
-from immiscible_policy.training.processes import world
+from immiscible_policy.training.processes import process_group
 
 CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
@@ -289,7 +289,7 @@ def resolve_device(text: str, launcher: str = "local") -> str:
 
 
 def _resolve(config: RunConfig, device: str) -> None:
-    config.device = f"cuda:{world().local_rank}" if device == "cuda" and world().size > 1 else device
+    config.device = f"cuda:{process_group().local_rank}" if device == "cuda" and process_group().size > 1 else device
     if config.precision == "auto":
         if device != "cpu" and not torch.cuda.is_available():
             raise CommandError("precision=auto: no CUDA device is visible here to decide; use precision=bf16 or fp32")
@@ -358,8 +358,10 @@ def check_ranges(config: RunConfig) -> None:
     if config.launcher in CLUSTERS and config.parallel != 1:
         raise CommandError(f"parallel={config.parallel}: launcher={config.launcher} runs as many jobs at once as its "
                            "cluster has room for; leave it out")  # fmt: skip
-    if config.launcher != "local" and world().size > 1:
-        raise CommandError(f"launcher={config.launcher}: {world().size} processes train one seed here; leave it out")
+    if config.launcher != "local" and process_group().size > 1:
+        raise CommandError(
+            f"launcher={config.launcher}: {process_group().size} processes train one seed here; leave it out"
+        )
 
 
 def check_sampling(config: Any) -> None:

@@ -11,17 +11,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from immiscible_policy.training.batches import Batch, cut
+
 PATIENCE = timedelta(hours=6)
 """How long the processes wait for the first one's evaluation."""
 
 
-class World(NamedTuple):
+class ProcessGroup(NamedTuple):
     """The processes of a training.
 
     Attributes:
@@ -39,9 +41,9 @@ class ProcessLost(ValueError):
     """Another process of the training is gone."""
 
 
-def world() -> World:
+def process_group() -> ProcessGroup:
     """The processes that this one was started with, from the environment; itself alone where nothing says otherwise."""
-    return World(*(int(os.environ.get(name, default)) for name, default in
+    return ProcessGroup(*(int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def require_shares(batch_size: int, accumulate: int, seeds: Sequence[int]) -> No
     Raises:
         ValueError: If there is more than one seed, or the rows of a micro-batch do not divide.
     """
-    size = world().size
+    size = process_group().size
     if size == 1:
         return
     if len(seeds) > 1:
@@ -66,7 +68,7 @@ def require_shares(batch_size: int, accumulate: int, seeds: Sequence[int]) -> No
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Join the other processes, if there are any, and leave them at the end."""
-    if world().size == 1:
+    if process_group().size == 1:
         yield
         return
     dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
@@ -76,12 +78,12 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def own_rows(parts: Sequence[Any]) -> Sequence[Any]:
-    """This process's rows of each micro-batch, a named tuple of tensors with a row per sample."""
-    rank, size, _ = world()
+def own_rows(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """This process's rows of each micro-batch."""
+    rank, size, _ = process_group()
     if size == 1:
-        return parts
-    return [part._make(field.chunk(size)[rank].contiguous() for field in part) for part in parts]
+        return batches
+    return [cut(batch, size)[rank] for batch in batches]
 
 
 @torch.no_grad()
@@ -91,16 +93,16 @@ def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     Raises:
         ProcessLost: If another process is gone.
     """
-    size = world().size
+    size = process_group().size
     if size == 1:
         return loss
     gradients = [p.grad for p in parameters if p.grad is not None]
-    vector = torch.cat([loss.reshape(1), *(each.flatten() for each in gradients)])
+    vector = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
     try:
         dist.all_reduce(vector)
     except RuntimeError:
         raise ProcessLost("another process of this training is gone; start all again with resume=true") from None
     vector /= size
-    for gradient, values in zip(gradients, vector[1:].split([each.numel() for each in gradients]), strict=True):
+    for gradient, values in zip(gradients, vector[1:].split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(values.view_as(gradient))
     return vector[0]

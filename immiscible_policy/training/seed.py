@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from immiscible_policy.capture import use_device
+from immiscible_policy.capture import ALONE, use_device
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.store.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
 from immiscible_policy.store.metrics import MetricsFile
-from immiscible_policy.training.engine import Objective
-from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import RunConfig
-from immiscible_policy.training.processes import world
+from immiscible_policy.training.processes import process_group
+from immiscible_policy.training.recipe import Listener, Recipe, Work
 from immiscible_policy.training.state import TrainState
-from immiscible_policy.training.training import Report
 from immiscible_policy.training.wandb_run import WandbRun
-
-
-class Work(NamedTuple):
-    """What is trained in a seed, and how it is told apart and judged.
-
-    Attributes:
-        state: The training state at step 0.
-        objective: What is minimised; it may have taken long to prepare.
-        metadata: What a checkpoint says about the model.
-        evaluate: Scores a state; its result is recorded.
-        scores: Score of each evaluated step, for `keep=last+best`.
-    """
-
-    state: TrainState
-    objective: Objective
-    metadata: dict[str, Any]
-    evaluate: Callable[[TrainState], dict[str, Any]]
-    scores: Callable[[], Mapping[int, float]]
 
 
 def seed_directory(run: Path, seed: int) -> Path:
@@ -51,18 +33,16 @@ def is_finished(config: RunConfig, run: Path, seed: int) -> bool:
     return newest is not None and newest.step >= config.steps
 
 
-def run_seed(
-    config: RunConfig, data_hash: str, run: Path, seed: int, report: Report, prepare: Callable[[], Work]
-) -> TrainState:
+def train_seed(recipe: Recipe, run: Path, seed: int, listen: Listener) -> TrainState:
     """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
 
+    Of several processes that train it together, the first alone writes and says something.
+
     Args:
-        config: The resolved options.
-        data_hash: Content hash of the data.
+        recipe: What is trained.
         run: The run directory.
         seed: Training seed.
-        report: Receives what happens.
-        prepare: Builds the work, on the seed's own threads and device.
+        listen: Receives what happens.
 
     Returns:
         The state after the last step.
@@ -71,55 +51,55 @@ def run_seed(
         ValueError: If another process trains this seed, a checkpoint is corrupt, or training diverges.
         OSError: If something cannot be written.
     """
+    config: RunConfig = recipe.config
     torch.set_num_threads(config.threads or 1)
     use_device(config.device)
     directory = seed_directory(run, seed)
     checkpoints = directory / "checkpoints"
-    if world().rank > 0:
-        return _follow(config, checkpoints, prepare())
+    if process_group().rank > 0:
+        work, state = _build(recipe, directory, seed)
+        _train(config, work, state, lambda row: None, lambda state: {}, lambda state: None)
+        return state
     with alone(directory):
-        work = prepare()
-        state = work.state
-        _restore(state, checkpoints)
-        report({"event": "started", "seed": seed, "step": state.step})
+        work, state = _build(recipe, directory, seed)
+        listen({"event": "started", "seed": seed, "step": state.step})
         metrics = MetricsFile(directory / "metrics.jsonl", state.step)
         name, run_id = f"{run.name}-seed{seed}", f"{derive_seed(str(run.resolve()), seed):016x}"
         wandb = WandbRun(config.wandb, directory, run_id, name, config.identity | {"train_seed": seed})
+        data_hash = recipe.data["content_hash"]
         origin = {"seed": seed, "config": config.identity, "data_hash": data_hash, "versions": versions()}
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)
             wandb.record(row)
-            report({"event": "metrics" if "loss" in row else "evaluated", "seed": seed, **row})
+            listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed, **row})
 
         def save(state: TrainState) -> None:
             metadata = work.metadata | origin | {"step": state.step}
             save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
             tidy(checkpoints, config.keep, work.scores())
 
-        _train(config, work, record, work.evaluate, save)
+        _train(config, work, state, record, work.evaluate, save)
         metrics.close()
         wandb.close()
-        report({"event": "finished", "seed": seed, "step": state.step})
+        listen({"event": "finished", "seed": seed, "step": state.step})
         return state
 
 
-def _follow(config: RunConfig, checkpoints: Path, work: Work) -> TrainState:
-    """Train beside the first process, which does all that is seen of the training."""
-    _restore(work.state, checkpoints)
-    _train(config, work, lambda row: None, lambda state: {}, lambda state: None)
-    return work.state
-
-
-def _restore(state: TrainState, checkpoints: Path) -> None:
-    newest = newest_checkpoint(checkpoints)
+def _build(recipe: Recipe, directory: Path, seed: int) -> tuple[Work, TrainState]:
+    """A seed's work, and its state as the newest checkpoint has it."""
+    work = recipe.build(seed, directory)
+    state = initial_state(recipe.config, work.model, seed)
+    newest = newest_checkpoint(directory / "checkpoints")
     if newest is not None:
         state.restore(newest.step, newest.tensors)
+    return work, state
 
 
 def _train(
     config: RunConfig,
     work: Work,
+    state: TrainState,
     record: Callable[[dict[str, Any]], None],
     evaluate: Callable[[TrainState], dict[str, Any]],
     save: Callable[[TrainState], None],
@@ -127,15 +107,26 @@ def _train(
     """Hand the work to the loop, as the options say."""
     eval_every = config.eval_every or config.checkpoint_every
     train(
-        work.state,
+        state,
         work.objective,
-        Schedule(config.steps, config.log_every, eval_every, config.checkpoint_every),
+        Cadence(config.steps, config.log_every, eval_every, config.checkpoint_every),
         precision=config.precision,
         record=record,
         evaluate=evaluate,
         save=save,
         engine=config.engine,
     )
+
+
+@contextmanager
+def weights_of(seed: int) -> Iterator[None]:
+    """A context in which a model's first weights are a function of the training seed.
+
+    Initialisers draw from torch's global stream, so only one thread at a time may be inside.
+    """
+    with ALONE:
+        torch.manual_seed(derive_seed("weights", seed))
+        yield
 
 
 def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> TrainState:

@@ -13,7 +13,7 @@ from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine
 from torch import Tensor, nn
 
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.training.processes import world
+from immiscible_policy.training.processes import process_group
 
 ALIGNMENT = 64
 """Numbers between whose multiples every parameter begins in the buffer (256 bytes in float32)."""
@@ -58,7 +58,7 @@ class TrainState:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
         self._clip, self._seed = clip, seed
-        self._drops = any(isinstance(each, nn.Dropout) and each.p > 0 for each in model.modules())
+        self._drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._flat = _share_one_buffer(self.parameters)
         self._ema = self._flat.clone()
         self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
@@ -90,7 +90,7 @@ class TrainState:
         if self._drops and self._seed is not None:
             device = self._flat.device
             stream = torch.cuda.default_generators[device.index or 0] if self._flat.is_cuda else torch.default_generator
-            stream.manual_seed(derive_seed("dropout", self._seed, self.step, world().rank))
+            stream.manual_seed(derive_seed("dropout", self._seed, self.step, process_group().rank))
 
     def set_rates(self) -> None:
         """Put the coming step's learning rate and EMA share where `update` reads them: on the device."""

@@ -2,12 +2,16 @@
 
 On the CPU every seed has a process of its own, with threads of its own. On a GPU all share one process and its CUDA
 context, each with a thread and a stream of its own: two captured steps then fill the GPU better than one.
+
+A worker process that this process starts receives the prepared recipe through a pipe, so that data are opened once. One
+that a launcher starts elsewhere prepares the recipe that the run's `config.yaml` asks for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,18 +19,53 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.training.options import Config
-from immiscible_policy.training.seed import seed_directory
-from immiscible_policy.training.training import P, Report, Training, find_training
+from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
+from immiscible_policy.training.seed import seed_directory, train_seed
+
+PIPED = "-"
+"""Says to a worker that its recipe comes through its standard input."""
+
+
+class Job(NamedTuple):
+    """One seed of a run: all that a machine has to know.
+
+    Attributes:
+        recipe: The kind of recipe, `module:Class`.
+        run: The run directory.
+        seed: Training seed.
+        wandb: What becomes of the metrics, as the option.
+        cwd: Where the command was given: relative paths in the options begin there.
+    """
+
+    recipe: str
+    run: Path
+    seed: int
+    wandb: str
+    cwd: Path
+
+    @property
+    def name(self) -> str:
+        """Run and seed, for people."""
+        return f"{self.run.name}/{self.seed}"
+
+    @property
+    def directory(self) -> Path:
+        """Where the seed keeps its results."""
+        return seed_directory(self.run, self.seed)
+
+    @property
+    def events(self) -> Path:
+        """The file that a launched job appends its events to."""
+        return self.directory / "events.jsonl"
 
 
 class Ending(NamedTuple):
@@ -41,53 +80,48 @@ class Ending(NamedTuple):
     killed: bool
 
 
-def train_seeds(
-    training: Training[Config, P], config: Config, parts: P, run: Path, seeds: list[int], report: Report
-) -> dict[int, str]:
+def train_seeds(recipe: Recipe, run: Path, seeds: list[int], listen: Listener) -> dict[int, str]:
     """Train seeds, at most `config.parallel` at once: in processes on the CPU, in threads on a GPU.
 
     Args:
-        training: The kind of training.
-        config: The resolved options, already in the run directory's `config.yaml`.
-        parts: What its `build` made of them.
+        recipe: What is trained.
         run: The run directory.
         seeds: Training seeds.
-        report: Receives every seed's events; called from several threads.
+        listen: Receives every seed's events; called from several threads.
 
     Returns:
         For each seed that failed, why, in one line; empty if all went well.
     """
-    stopped = threading.Event()
+    config, stopped = recipe.config, threading.Event()
 
-    def watched(event: dict[str, Any]) -> None:
+    def heard(event: dict[str, object]) -> None:
         if stopped.is_set():
             raise RuntimeError("stopped")
-        report(event)
+        listen(event)
 
     def train_one(seed: int) -> str | None:
-        if config.device == "cpu":
-            return in_process(training.module, run, seed, config.wandb, report).failure
-        return in_thread(training, config, parts, run, seed, watched)
+        if config.device != "cpu":
+            return in_thread(recipe, run, seed, heard)
+        job = Job(recipe_name(type(recipe)), run, seed, config.wandb, Path.cwd())
+        return in_process(job, listen, recipe).failure
 
     with ThreadPoolExecutor(config.parallel) as pool:
         try:
             return {seed: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
         except KeyboardInterrupt:
-            stopped.set()  # a thread cannot be killed; it ends with its next report
+            stopped.set()  # a thread cannot be killed; it ends with its next event
             raise
 
 
-def in_thread(
-    training: Training[Config, P], config: Config, parts: P, run: Path, seed: int, report: Report
-) -> str | None:
+def in_thread(recipe: Recipe, run: Path, seed: int, listen: Listener) -> str | None:
     """Train a seed in this thread and, on a GPU, a stream of its own; returns why it failed, or None."""
     try:
-        use_device(config.device)
-        with own_stream(config.device):
-            training.train_seed(config, parts, run, seed, report)
+        use_device(recipe.config.device)
+        with own_stream(recipe.config.device):
+            train_seed(recipe, run, seed, listen)
         return None
     except Exception as error:  # whatever it is, the other seeds go on
-        log_path = _log_path(run, seed)
+        log_path = _log_path(seed_directory(run, seed))
         with open(log_path, "a") as log:
             traceback.print_exc(file=log)
         return f"seed {seed} failed: {one_line(error)} (see {log_path})"
@@ -98,54 +132,63 @@ def own_stream(device: str) -> AbstractContextManager[object]:
     return nullcontext() if device == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))
 
 
-def _log_path(run: Path, seed: int) -> Path:
-    path = seed_directory(run, seed) / "log.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def in_process(module: str, run: Path, seed: int, wandb: str, report: Report, cwd: Path | None = None) -> Ending:
+def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Ending:
     """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log.
 
     Args:
-        module: The module that holds the kind of training.
-        run: The run directory.
-        seed: Training seed.
-        wandb: What becomes of the metrics, as the option.
-        report: Receives the seed's events.
-        cwd: The worker's working directory; None: this process's.
+        job: The seed.
+        listen: Receives its events.
+        recipe: What is trained; None: the worker prepares it from the run's options.
     """
-    log_path = _log_path(run, seed)
-    command = [sys.executable, "-m", "immiscible_policy.training.workers", module, str(run), str(seed), wandb]
+    log_path = _log_path(job.directory)
+    words = [job.recipe, str(job.run), str(job.seed), job.wandb, *([] if recipe is None else [PIPED])]
     with open(log_path, "ab") as log:
         begin = log.tell()
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=cwd)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, *words],
+            stdin=subprocess.DEVNULL if recipe is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=job.cwd,
+        )
         assert worker.stdout is not None
+        if worker.stdin is not None:
+            with suppress(BrokenPipeError), worker.stdin as pipe:  # a worker that died says why in its log
+                pickle.dump(recipe, pipe, pickle.HIGHEST_PROTOCOL)
         for line in worker.stdout:
-            report(json.loads(line))
+            listen(json.loads(line))
         code = worker.wait()
     if code == 0:
         return Ending(None, False)
     said = log_path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return Ending(f"seed {seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})", code < 0)
+    return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})", code < 0)
+
+
+def _log_path(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / "log.txt"
 
 
 def _work(words: list[str]) -> None:
-    """A worker's life: read the run's options, train one seed, write events as JSON lines."""
+    """A worker's life: take or prepare the recipe, train one seed, write events as JSON lines."""
     _die_with_parent()
     if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm tells every process that time is up; submitit, our parent, acts on it
-        for told in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(told, signal.SIG_IGN)
+        for ending in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(ending, signal.SIG_IGN)
     # Events go to the pipe alone; whatever libraries print goes to the log.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    training, run, seed, wandb = find_training(words[0]), Path(words[1]), int(words[2]), words[3]
-    config = training.schema.read(run / "config.yaml")
-    config.wandb = wandb
-    parts = training.build(config)
-    training.train_seed(config, parts, run, seed, lambda event: print(json.dumps(event), file=events))
+    name, run, seed, wandb, *source = words
+    if source == [PIPED]:
+        recipe: Recipe = pickle.load(sys.stdin.buffer)
+    else:
+        kind = find_recipe(name)
+        config = kind.schema.read(Path(run) / "config.yaml")
+        config.wandb = wandb
+        recipe = kind.prepare(config)
+    train_seed(recipe, Path(run), int(seed), lambda event: print(json.dumps(event), file=events))
 
 
 def _die_with_parent() -> None:

@@ -3,10 +3,10 @@
 import pytest
 
 from benchmarks.study import study
-from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
-from immiscible_policy.training.session import train_and_summarise
+from immiscible_policy.training.driver import train_run
 from tests.training.helpers import write_small_store
 
 TINY = ("down_dims=[8,16]", "step_embed_dim=8", "groups=4", "batch_size=8", "episodes=3", "warmup_steps=1",
@@ -19,7 +19,7 @@ def store(tmp_path_factory):
 
 
 def trained(out, store, *words):
-    train_and_summarise(TRAINING, compose_config([*TINY, f"data={store}", f"out={out}", *words]))
+    train_run(RobotRecipe, compose_config([*TINY, f"data={store}", f"out={out}", *words]))
     return out
 
 

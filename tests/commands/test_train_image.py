@@ -7,10 +7,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from immiscible_policy.image.build import load_image_model, require_fit, spec_metadata
-from immiscible_policy.recipes.image import build_parts, build_state, first_share, image_spec, train_seed
+from immiscible_policy.recipes.image import ImageRecipe, first_share, image_spec
 from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.store.checkpoint import list_checkpoints, save_checkpoint
+from immiscible_policy.training.seed import initial_state, train_seed
 from tests.image.folders import write_images
 from tests.image.tiny import tiny_stable_diffusion
 from tests.training.helpers import here, refused, tree
@@ -72,12 +73,12 @@ def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tm
     runs = {}
     for name in ("whole", "cut"):
         config = SCHEMA.compose([*TINY, *words, f"data={images}", f"out={tmp_path / name}"])
-        parts = build_parts(config)
+        recipe = ImageRecipe.prepare(config)
         if name == "cut":
             with pytest.raises(Stopped):
-                train_seed(config, parts, tmp_path / name, 0, stop)
+                train_seed(recipe, tmp_path / name, 0, stop)
             assert len(list_checkpoints(tmp_path / name / "seed_0/checkpoints")) == 1
-        train_seed(config, parts, tmp_path / name, 0, lambda event: None)
+        train_seed(recipe, tmp_path / name, 0, lambda event: None)
         runs[name] = weights(tmp_path / name)
     assert runs["cut"] == runs["whole"]
 
@@ -92,9 +93,8 @@ def test_a_selector_changes_what_is_learned_and_nothing_that_is_drawn_beside_it(
     batches = {}
     for noise in ("vanilla", "linear"):
         config = SCHEMA.compose([*TINY, "model=ddim", f"noise={noise}", f"data={images}", f"out={tmp_path / noise}"])
-        parts = build_parts(config)
-        _, model = build_state(config, parts, 0)
-        objective = ImageObjective(model, parts.images, parts.noise.selector(), batch_size=8, seed=0)
+        recipe = ImageRecipe.prepare(config)
+        objective = ImageObjective(recipe.model(0), recipe.images, recipe.noise.selector(), batch_size=8, seed=0)
         (batches[noise],) = objective.batches(2)
     vanilla, linear = batches["vanilla"], batches["linear"]
     assert torch.equal(vanilla.t, linear.t) and not torch.equal(vanilla.noise, linear.noise)
@@ -148,7 +148,7 @@ def test_mistakes_are_one_line_and_create_nothing(words, said, images, tmp_path)
     named = {word.split("=")[0] for word in words}
     others = [word for word in (*network, *SHORT, *data) if word.split("=")[0] not in named]
     with pytest.raises((ValueError, OSError)) as mistake:
-        build_parts(SCHEMA.compose([*others, f"out={tmp_path / 'run'}", *words]))
+        ImageRecipe.prepare(SCHEMA.compose([*others, f"out={tmp_path / 'run'}", *words]))
     assert said in str(mistake.value) and "\n" not in str(mistake.value)
     assert not (tmp_path / "run").exists()
 
@@ -163,15 +163,15 @@ def test_stable_diffusion_is_not_trained_on_beside_other_parts(images, tmp_path)
     pretrained = tiny_stable_diffusion(tmp_path / "pretrained", ["bird", "cat"])
     words = ["model=sd", f"pretrained={pretrained}", "size=32", *SHORT, f"data={images}", f"out={tmp_path / 'run'}"]
     config = SCHEMA.compose(words)
-    spec = build_parts(config).spec
-    state, _ = build_state(config, build_parts(config), 0)
+    recipe = ImageRecipe.prepare(config)
+    spec, state = recipe.spec, initial_state(config, recipe.model(0), 0)
     path = tmp_path / "run/seed_0/checkpoints/step_000003"
     save_checkpoint(path, spec_metadata(spec) | {"step": 3}, state.tensors())
-    assert build_parts(config).spec == spec
+    assert ImageRecipe.prepare(config).spec == spec
     file = pretrained / "scheduler/scheduler_config.json"
     file.write_text(file.read_text().replace("0.012", "0.013"))
     with pytest.raises(ValueError, match="step_000003 was trained beside other parts than pretrained= holds now"):
-        build_parts(config)
+        ImageRecipe.prepare(config)
 
 
 def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():

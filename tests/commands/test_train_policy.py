@@ -17,7 +17,7 @@ import pytest
 import yaml
 import zarr
 
-from immiscible_policy.recipes.robot import TRAINING, build_parts
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
@@ -110,11 +110,11 @@ def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store,
     out, _ = finished
     words = [*FAST, "noise=knn", "k=2", "seed=1,2,3", f"data={store}", f"out={tmp_path}"]
     config = compose_config([*words, "wandb=offline"])
-    parts, events = build_parts(config), []
+    recipe, events = RobotRecipe.prepare(config), []
     (tmp_path / "seed_2").mkdir()
     with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        train = partial(in_thread, TRAINING, config, parts, tmp_path, report=events.append)
+        train = partial(in_thread, recipe, tmp_path, listen=events.append)
         failures = list(pool.map(train, (1, 2, 3)))
     assert failures[0] is failures[2] is None and weights(tmp_path, 1) == weights(out, 1) != weights(tmp_path, 3)
     assert failures[1].startswith("seed 2 failed: ") and "another process" in failures[1]

@@ -12,10 +12,10 @@ import torch
 from immiscible_policy.commands.demos import export
 from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
 from immiscible_policy.plugins.bridge import convert
-from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import save_checkpoint
-from immiscible_policy.training.session import train_and_summarise
+from immiscible_policy.training.driver import train_run
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images
 from tests.image.tiny import tiny_stable_diffusion
@@ -52,7 +52,7 @@ def write_desk(desk: Path) -> Path:
 
 def write_policy_run(out: Path, store: Path, noise: str) -> None:
     """Train a small network for a step."""
-    train_and_summarise(TRAINING, compose_config([*FAST, f"noise={noise}", f"data={store}", f"out={out}"]))
+    train_run(RobotRecipe, compose_config([*FAST, f"noise={noise}", f"data={store}", f"out={out}"]))
 
 
 def write_image_sets(desk: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import DiffusionPolicy, Normalizer, Sampler
-from immiscible_policy.recipes.objective import micro_batches
+from immiscible_policy.training.batches import cut
 
 
 class GaussianDenoiser(torch.nn.Module):
@@ -174,7 +174,7 @@ def test_splitting_a_batch_keeps_its_rows():
         torch.zeros(8, 2, 2), torch.zeros(8, 16, 2), make_selector("knn"), step=0,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    parts = micro_batches(batch, 3)
+    parts = cut(batch, 3)
     assert [len(part.t) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.noise for part in parts]), batch.noise)
 

@@ -7,7 +7,7 @@ from immiscible_policy.network.encoder import ImageEncoder
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, ImagePolicy, Normalizer, Pictured, Sampler
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.recipes.objective import micro_batches
+from immiscible_policy.training.batches import cut
 
 SMALL = EncoderSpec(crop=40, width=16)
 PIXELS = Normalizer(torch.zeros(2), torch.full((2,), 512.0))
@@ -86,7 +86,7 @@ def test_encoder_and_denoiser_learn_together():
 
 def test_splitting_a_batch_keeps_its_rows():
     batch = noised(small_policy(), observation(8))
-    parts = micro_batches(batch, 3)
+    parts = cut(batch, 3)
     assert [len(part.images) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 

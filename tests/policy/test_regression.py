@@ -7,7 +7,7 @@ from immiscible_policy.network.unet import ConditionalUnet1d
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import DiffusionPolicy, Normalizer, Sampler
 from immiscible_policy.policy.regression import TIMES, RegressionPolicy, check_method
-from immiscible_policy.recipes.objective import micro_batches
+from immiscible_policy.training.batches import cut
 
 LOW, HIGH = torch.tensor([0.0, 100.0]), torch.tensor([200.0, 400.0])
 """Range of the actions in px."""
@@ -104,7 +104,7 @@ def test_the_network_reads_steps_0_and_90():
 def test_micro_batches_have_the_loss_of_the_whole(method):
     policy = make_policy(method, Affine(2.0))
     batch = noised(policy, *windows(5))
-    parts = micro_batches(batch, 2)
+    parts = cut(batch, 2)
     assert [len(part.target) for part in parts] == [3, 2]
     weighted = sum(policy.loss(part) * len(part.target) / 5 for part in parts)
     torch.testing.assert_close(weighted, policy.loss(batch))

@@ -13,7 +13,7 @@ from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.recipes.noise import counted, diffusion_levels, noise_options
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
-from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.training.helpers import here, refused, write_small_store
@@ -36,9 +36,9 @@ def noise(words, steps=5000, steps_per_epoch=95.0):
 
 def objective(store, choice, **options):
     config = compose_config(["experiment=debug", f"data={store}", "device=cpu"])
-    parts = build_parts(config)
-    _, policy = build_state(config, parts, seed=0)
-    return PolicyObjective(policy, parts.training, choice, batch_size=16, accumulate=1, seed=0, **options)
+    recipe = RobotRecipe.prepare(config)
+    windows = recipe.windows.training
+    return PolicyObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
 
 
 def test_levels_are_read_and_refused():
@@ -78,7 +78,7 @@ def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_poten
 def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word):
     config = compose_config(["experiment=debug", f"data={store}", "device=cpu", word])
     with pytest.raises(ValueError, match=f"{word}: noise=vanilla selects no noise for a sample"):
-        build_parts(config)
+        RobotRecipe.prepare(config)
 
 
 def test_epochs_become_steps():

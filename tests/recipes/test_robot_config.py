@@ -170,8 +170,8 @@ def test_what_is_accepted_exists():
     ],
 )
 def test_mistakes_name_the_value(words, said):
-    from immiscible_policy.recipes.robot import build_parts
+    from immiscible_policy.recipes.robot import RobotRecipe
 
     with pytest.raises(ValueError) as error:
-        build_parts(compose_config(words))
+        RobotRecipe.prepare(compose_config(words))
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -11,12 +11,14 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from immiscible_policy.recipes.noise import noise_options
-from immiscible_policy.recipes.objective import PolicyObjective, ShuffledOrder
-from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.objective import PolicyObjective
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.training.ahead import Ahead
+from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
-from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.loop import Cadence, train
+from immiscible_policy.training.seed import initial_state
 from immiscible_policy.training.state import ALIGNMENT, TrainState
 from tests.training.helpers import here, tree, write_small_store
 
@@ -64,7 +66,7 @@ def same(a: TrainState, b: TrainState) -> bool:
 def run(state, engine, steps=12, parts=1, slow=False):
     rows = []
     train(
-        state, Regression(state.model, parts, slow), Schedule(steps, 3, 100, 100), precision="fp32",
+        state, Regression(state.model, parts, slow), Cadence(steps, 3, 100, 100), precision="fp32",
         record=rows.append, evaluate=lambda state: {}, save=lambda state: None, engine=engine,
     )  # fmt: skip
     return [row for row in rows if "loss" in row]
@@ -197,9 +199,10 @@ def policy_objective(store, noise, device="cpu", accumulate=1):
     """A small policy's state and objective."""
     more = ["start=0"] if noise == "idp26" else []
     config = compose_config(["experiment=debug", f"data={store}", f"device={device}", f"noise={noise}", *more])
-    parts = build_parts(config)
-    state, policy = build_state(config, parts, seed=0)
-    windows = parts.training.to(device)
+    recipe = RobotRecipe.prepare(config)
+    policy = recipe.policy(0)
+    state = initial_state(config, policy, 0)
+    windows = recipe.windows.training.to(device)
     options = noise_options(config.noise, steps=20, batch_size=16, steps_per_epoch=1)
     choice = options.build(policy.clean(windows.action))
     return state, PolicyObjective(policy, windows, choice, batch_size=16, accumulate=accumulate, seed=0)
@@ -243,7 +246,7 @@ def trained(store, noise, engine, precision="fp32", accumulate=1, steps=30):
     """Losses and EMA weights of a short training on the GPU."""
     state, objective = policy_objective(store, noise, "cuda", accumulate)
     rows = []
-    train(state, objective, Schedule(steps, 1, 100, 100), precision=precision, record=rows.append,
+    train(state, objective, Cadence(steps, 1, 100, 100), precision=precision, record=rows.append,
           evaluate=lambda state: {}, save=lambda state: None, engine=engine)  # fmt: skip
     losses = torch.tensor([row["loss"] for row in rows if "loss" in row])
     return losses, torch.cat([tensor.flatten().cpu() for tensor in state.ema_state().values()])

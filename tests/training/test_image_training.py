@@ -15,7 +15,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import EncoderSpec, Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.recipes.objective import PolicyObjective
-from immiscible_policy.recipes.robot import build_parts, build_state
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
@@ -162,7 +162,7 @@ def test_an_embedded_store_without_images_trains_from_drawn_ones(blind_store, tm
 
 def test_pictures_enter_the_hash_of_the_data(store, tmp_path):
     def build(path, *words):
-        return build_parts(compose_config(["experiment=debug", f"data={path}", *words])).data_hash
+        return RobotRecipe.prepare(compose_config(["experiment=debug", f"data={path}", *words])).data["content_hash"]
 
     path = write_small_store(tmp_path / "a.zarr", images=True)
     assert build(path, "obs=image") == build(store, "obs=image") != build(store)
@@ -173,8 +173,8 @@ def test_pictures_enter_the_hash_of_the_data(store, tmp_path):
 
 def test_weights_of_pictures_begin_as_a_function_of_the_seed(store):
     config = compose_config(["experiment=debug", "obs=image", f"data={store}"])
-    parts = build_parts(config)
-    first, again, other = (build_state(config, parts, seed)[0].weights() for seed in (0, 0, 1))
+    recipe = RobotRecipe.prepare(config)
+    first, again, other = (recipe.policy(seed).state_dict() for seed in (0, 0, 1))
     name = "encoder.obs_nets.img.backbone.conv1.weight"
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 

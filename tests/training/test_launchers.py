@@ -15,15 +15,15 @@ import pytest
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import Grid, train_grid
-from immiscible_policy.recipes.robot import TRAINING
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.training.display import FEW, Display
+from immiscible_policy.training.driver import begin, conclude, train_run
 from immiscible_policy.training.launchers import job as jobs
 from immiscible_policy.training.launchers import require_launcher, view
-from immiscible_policy.training.session import conclude, prepare, train_and_summarise
-from immiscible_policy.training.workers import Ending
+from immiscible_policy.training.workers import Ending, Job
 from tests.image.folders import write_images
 from tests.training.helpers import ROOT, command, refused, write_small_store
 
@@ -53,7 +53,7 @@ def with_words(*words):
 
 
 def train(*words):
-    train_and_summarise(TRAINING, compose_config(with_words(*words)))
+    train_run(RobotRecipe, compose_config(with_words(*words)))
 
 
 def small_grid(store, out, *words):
@@ -79,11 +79,11 @@ def result(run, seed):
 def untrained(monkeypatch):
     """Jobs report as trainings do, and train nothing; seed 1 of the arm `linear` fails."""
 
-    def in_process(module, run, seed, wandb, report, cwd):
-        report({"event": "started", "seed": seed, "step": 0})
-        if (run.name, seed) == ("linear", 1):
+    def in_process(job, listen):
+        listen({"event": "started", "seed": job.seed, "step": 0})
+        if job.name == "linear/1":
             return Ending("seed 1 failed (exit code 2): no space left", False)
-        report({"event": "finished", "seed": seed, "step": 20})
+        listen({"event": "finished", "seed": job.seed, "step": 20})
         return Ending(None, False)
 
     monkeypatch.setattr(jobs, "in_process", in_process)
@@ -108,9 +108,9 @@ def test_a_grids_jobs_are_shown_together_and_what_fails_is_named_by_its_arm(untr
 
 
 def test_a_thousand_failures_are_no_longer_a_line_than_six():
-    training = replace(TRAINING, summarise=lambda run: "")
+    kind = type("Silent", (RobotRecipe,), {"summarise": staticmethod(lambda run: "")})
     with pytest.raises(CommandError) as caught:
-        conclude(training, Path("run"), [f"seed {seed} failed" for seed in range(1000)])
+        conclude(kind, Path("run"), [f"seed {seed} failed" for seed in range(1000)])
     assert str(caught.value).endswith("seed 4 failed; and 995 more")
 
 
@@ -186,8 +186,8 @@ def test_where_it_runs_does_not_change_what_a_run_is():
 
 
 def new_job(tmp_path):
-    job = jobs.Job("m", tmp_path / "run", 3, "disabled", tmp_path)
-    job.events.parent.mkdir(parents=True)
+    job = Job("m:Class", tmp_path / "run", 3, "disabled", tmp_path)
+    job.directory.mkdir(parents=True)
     return job
 
 
@@ -213,7 +213,7 @@ def test_a_job_waits_for_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
         happened.append("released")
         fcntl.flock(lock, fcntl.LOCK_UN)
 
-    with open(job.events.parent / ".lock", "w") as lock:
+    with open(job.directory / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Timer(0.2, release).start()
         jobs.train_job(job)
@@ -225,7 +225,7 @@ def test_a_job_waits_for_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
 
 def test_of_many_seeds_their_sum_is_shown(capsys):
     seeds = [f"knn/{number}" for number in range(FEW + 2)]
-    with Display(seeds, 100) as display:
+    with Display(seeds, 100, {}) as display:
         for seed, step in zip(seeds, (100, 50), strict=False):
             display.show({"event": "started", "seed": seed, "step": 0})
             display.show({"event": "finished", "seed": seed, "step": step})
@@ -284,7 +284,7 @@ def test_a_seed_that_somebody_trains_is_named_and_the_others_are_trained(alone, 
     monkeypatch.setattr(jobs, "PATIENCE", 0.0)
     words = ("noise=knn", "seed=0..1", f"data={store}", f"out={tmp_path}", "launcher=joblib")
     (tmp_path / "like").mkdir()
-    prepare(TRAINING, compose_config(with_words(*words[:-2], f"out={tmp_path / 'like'}")))
+    begin(RobotRecipe, compose_config(with_words(*words[:-2], f"out={tmp_path / 'like'}")))
     for name in ("config.yaml", "provenance.json"):
         shutil.move(tmp_path / "like" / name, tmp_path / name)
     (tmp_path / "seed_0").mkdir()
@@ -384,7 +384,7 @@ def test_a_grid_survives_the_death_of_trainings_workers_and_machines(cluster, st
     for arm, config in here.arms.items():
         for seed in (0, 1):
             run = tmp_path / "here" / f"{arm}{seed}"
-            train_and_summarise(TRAINING, replace(config, seed=str(seed), out=str(run)))
+            train_run(RobotRecipe, replace(config, seed=str(seed), out=str(run)))
             assert result(tmp_path / "there" / arm, seed) == result(run, seed), (arm, seed)
     table = json.loads((tmp_path / "there" / "small.json").read_text())["arms"]
     assert {arm: each["missing_seeds"] for arm, each in table.items()} == dict.fromkeys(there.arms, [])

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.recipes.objective import ShuffledOrder
-from immiscible_policy.training import checkpoint as checkpoints
-from immiscible_policy.training.loop import Schedule, TrainingDiverged, train
+from immiscible_policy.store import checkpoint as checkpoints
+from immiscible_policy.training.batches import ShuffledOrder
+from immiscible_policy.training.loop import Cadence, TrainingDiverged, train
 from immiscible_policy.training.state import TrainState
 
 
@@ -40,7 +40,7 @@ def make_state(steps=12, warmup=4, lr=1e-2, ema_max=0.9999) -> TrainState:
 def run(state, steps, parts=1, every=100, save=lambda state: None, evaluate=lambda state: {}):
     rows = []
     objective = Regression(state.model, parts)
-    schedule = Schedule(steps, log_every=3, eval_every=every, checkpoint_every=every)
+    schedule = Cadence(steps, log_every=3, eval_every=every, checkpoint_every=every)
     train(state, objective, schedule, precision="fp32", record=rows.append, evaluate=evaluate, save=save)
     return rows
 

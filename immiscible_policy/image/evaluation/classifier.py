@@ -31,9 +31,9 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.image.data import load_images, to_pixels
 from immiscible_policy.provenance import command, versions, without_places
 from immiscible_policy.randomness import derive_seed, torch_generator
-from immiscible_policy.recipes.objective import ShuffledOrder
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.batches import ShuffledOrder
+from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import native_bf16
 from immiscible_policy.training.state import TrainState
 
@@ -207,7 +207,7 @@ def train_classifier(
     train(
         state,
         ClassifierObjective(model, images, labels, training),
-        Schedule(steps, log_every=per_epoch, eval_every=steps, checkpoint_every=steps),
+        Cadence(steps, log_every=per_epoch, eval_every=steps, checkpoint_every=steps),
         precision=training.precision,
         record=record,
         evaluate=lambda state: {},

@@ -12,15 +12,15 @@ imports the library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.training.display import Display
-from immiscible_policy.training.launchers.job import Job
 from immiscible_policy.training.launchers.view import shown
 from immiscible_policy.training.options import RunConfig
+from immiscible_policy.training.workers import Job
 
 
 def require_launcher(config: RunConfig) -> None:
@@ -33,12 +33,13 @@ def require_launcher(config: RunConfig) -> None:
         _module(config.launcher).require(config)
 
 
-def launch(config: RunConfig, jobs: Sequence[Job]) -> dict[Job, str]:
+def launch(config: RunConfig, jobs: Sequence[Job], metrics: Mapping[str, str]) -> dict[Job, str]:
     """Run jobs where `config.launcher` says, and show their events until the last has ended.
 
     Args:
         config: Options of any of the jobs' runs.
         jobs: What to run; each writes to its run directory.
+        metrics: What is shown of evaluations, as `Recipe.shown`.
 
     Returns:
         For each job that failed, why, in one line; empty if all went well.
@@ -46,7 +47,7 @@ def launch(config: RunConfig, jobs: Sequence[Job]) -> dict[Job, str]:
     failures: dict[Job, str] = {}
     if not jobs:
         return failures
-    with Display([job.name for job in jobs], config.steps) as display, shown(jobs, display):
+    with Display([job.name for job in jobs], config.steps, metrics) as display, shown(jobs, display):
         for job, failure in _module(config.launcher).run(config, jobs):
             if failure:
                 failures[job] = failure

@@ -1,4 +1,4 @@
-"""A job: what a machine has to know of it, and running it there."""
+"""Launched jobs: which are open, running one on the machine it was given to, and what each asks for."""
 
 from __future__ import annotations
 
@@ -6,71 +6,41 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.store.checkpoint import alone
 from immiscible_policy.training.options import RunConfig
-from immiscible_policy.training.seed import is_finished, seed_directory
-from immiscible_policy.training.training import Training
-from immiscible_policy.training.workers import Ending, in_process
+from immiscible_policy.training.recipe import Recipe, recipe_name
+from immiscible_policy.training.seed import is_finished
+from immiscible_policy.training.workers import Ending, Job, in_process
 
 PATIENCE = 300.0
 """Seconds that a job waits for its seed's lock, which a network file system keeps for a while when a machine dies."""
-
-
-class Job(NamedTuple):
-    """One seed of a run.
-
-    Attributes:
-        module: The module that holds the kind of training, see `find_training`.
-        run: The run directory, absolute.
-        seed: Training seed.
-        wandb: What becomes of the metrics, as the option.
-        cwd: Where the command was given: relative paths in the options begin there.
-    """
-
-    module: str
-    run: Path
-    seed: int
-    wandb: str
-    cwd: Path
-
-    @property
-    def name(self) -> str:
-        """Run and seed, for people."""
-        return f"{self.run.name}/{self.seed}"
-
-    @property
-    def events(self) -> Path:
-        """The file that its events are appended to."""
-        return seed_directory(self.run, self.seed) / "events.jsonl"
 
 
 Outcomes = Iterator[tuple[Job, str | None]]
 """Each job once, as they end, and why it failed, in one line, or None."""
 
 
-def open_jobs(training: Training[Any, Any], config: RunConfig, seeds: Sequence[int]) -> list[Job]:
+def open_jobs(recipe: Recipe, seeds: Sequence[int]) -> list[Job]:
     """The jobs of a run, but for seeds that are finished."""
-    run = Path(str(config.out)).resolve()
-    jobs = (Job(training.module, run, seed, config.wandb, Path.cwd()) for seed in seeds)
+    config = recipe.config
+    run = Path(config.out).resolve()
+    jobs = (Job(recipe_name(type(recipe)), run, seed, config.wandb, Path.cwd()) for seed in seeds)
     return [job for job in jobs if not is_finished(config, run, job.seed)]
 
 
 def train_job(job: Job) -> Ending:
     """Run a job on this machine, in a process of its own, its events appended to its file."""
-    job.events.parent.mkdir(parents=True, exist_ok=True)
-    _await_lock(job.events.parent)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    _await_lock(job.directory)
     with open(job.events, "a", buffering=1) as events:
         events.write("\n")  # whoever wrote here before may have died within a line
 
-        def report(event: dict[str, Any]) -> None:
-            events.write(json.dumps(event) + "\n")
-
-        return in_process(job.module, job.run, job.seed, job.wandb, report, job.cwd)
+        return in_process(job, lambda event: print(json.dumps(event), file=events))
 
 
 def _await_lock(directory: Path) -> None:
@@ -105,9 +75,9 @@ def _job_options(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     try:
-        found = yaml.safe_load(Path(name).expanduser().read_text())
+        options = yaml.safe_load(Path(name).expanduser().read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"job_options={name} cannot be read: {one_line(error)}") from None
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise CommandError(f"job_options={name} holds no options; write lines such as 'timeout_min: 600'")
-    return found
+    return options

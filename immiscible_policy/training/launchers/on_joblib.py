@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import joblib
 
-from immiscible_policy.training.launchers.job import Job, Outcomes, train_job
+from immiscible_policy.training.launchers.job import Outcomes, train_job
 from immiscible_policy.training.options import RunConfig
+from immiscible_policy.training.workers import Job
 
 
 def require(config: RunConfig) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import ray
 
 from immiscible_policy.cli import CommandError, one_line
-from immiscible_policy.training.launchers.job import Job, Outcomes, needs, train_job
+from immiscible_policy.training.launchers.job import Outcomes, needs, train_job
 from immiscible_policy.training.options import RunConfig
+from immiscible_policy.training.workers import Job
 
 RETRIES = 10
 """How often a job is run again whose worker or machine was lost."""
@@ -48,7 +49,7 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
             try:
                 yield job, ray.get(ended)
             except ray.exceptions.RayError as error:
-                yield job, f"seed {job.seed} failed: {_last_line(str(error))} (see {job.events.parent})"
+                yield job, f"seed {job.seed} failed: {_last_line(str(error))} (see {job.directory})"
     finally:
         ray.shutdown()
 
@@ -79,22 +80,22 @@ def _require_answer(cluster: str) -> None:
     """
     program = f"import ray, sys; ray.init(sys.argv[1], **{QUIET})"
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             [sys.executable, "-c", program, cluster], capture_output=True, text=True, timeout=ANSWER_WITHIN
         )
     except subprocess.TimeoutExpired:
         raise CommandError(
             f"cluster={cluster}: no Ray cluster answers there within {ANSWER_WITHIN:.0f} s; start one with ray start"
         ) from None
-    if found.returncode:
-        raise CommandError(f"cluster={cluster}: {_last_line(found.stderr)}")
+    if answer.returncode:
+        raise CommandError(f"cluster={cluster}: {_last_line(answer.stderr)}")
 
 
 def _say_if_too_big(asked: dict[str, Any]) -> None:
     """Say that jobs wait for a machine that the cluster lacks; it may be about to grow."""
     needed = {"CPU": asked["num_cpus"] or 0, "GPU": asked.get("num_gpus") or 0}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(each.get(what, 0) >= amount for what, amount in needed.items()) for each in machines):
+    if not any(all(machine.get(what, 0) >= amount for what, amount in needed.items()) for machine in machines):
         print(f"no machine of the Ray cluster has what each job needs, {needed}; they wait for one", flush=True)
 
 

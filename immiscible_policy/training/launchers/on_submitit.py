@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import submitit
 
 from immiscible_policy.cli import CommandError, one_line, unknown
-from immiscible_policy.training.launchers.job import Job, Outcomes, needs, train_job
+from immiscible_policy.training.launchers.job import Outcomes, needs, train_job
 from immiscible_policy.training.options import RunConfig
+from immiscible_policy.training.workers import Job
 
 CLUSTERS = ("slurm", "local")
 TIMEOUT = 24 * 60
@@ -49,10 +50,10 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
     with executor.batch():
         submitted = [executor.submit(Requeued(), job) for job in jobs]
     job_of = dict(zip(submitted, jobs, strict=True))
-    for each in submitit.helpers.as_completed(submitted, poll_frequency=1):
-        job = job_of[each]
-        lost = f"seed {job.seed} failed: job {each.job_id} was lost (see {folder})"
-        yield job, lost if each.exception() else each.result()
+    for submission in submitit.helpers.as_completed(submitted, poll_frequency=1):
+        job = job_of[submission]
+        lost = f"seed {job.seed} failed: job {submission.job_id} was lost (see {folder})"
+        yield job, lost if submission.exception() else submission.result()
 
 
 def _executor(config: RunConfig, folder: Path) -> submitit.AutoExecutor:

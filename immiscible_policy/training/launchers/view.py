@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from immiscible_policy.training.display import Display
-from immiscible_policy.training.launchers.job import Job
+from immiscible_policy.training.workers import Job
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the jobs' events."""

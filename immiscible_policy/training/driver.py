@@ -1,10 +1,13 @@
-"""One run of a training command, all its seeds: check, plan, train, summarise."""
+"""The driver: one run of a training command, all its seeds. It checks, plans, trains, resumes and summarises.
+
+It trains anything that is a `Recipe`, and knows nothing of what a recipe is made of.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,22 +18,23 @@ from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs
-from immiscible_policy.training.options import CLUSTERS, Config, RunConfig
-from immiscible_policy.training.processes import joined, require_shares, world
-from immiscible_policy.training.seed import is_finished
-from immiscible_policy.training.training import P, Training
+from immiscible_policy.training.options import CLUSTERS, RunConfig
+from immiscible_policy.training.processes import joined, process_group, require_shares
+from immiscible_policy.training.recipe import Recipe
+from immiscible_policy.training.seed import is_finished, train_seed
 from immiscible_policy.training.workers import train_seeds
 
 NAMED = 5
 """So many failures are named in the line that ends a command; all have been shown by then."""
 
 
-def train_and_summarise(training: Training[Config, P], config: Config) -> None:
+def train_run(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] | None = None) -> None:
     """Train every seed of a run, from the start or from where it stopped, and summarise it.
 
     Args:
-        training: The kind of training.
+        kind: The kind of recipe.
         config: The resolved options.
+        prepare: Returns the recipe of these options where it exists already; None: `kind.prepare`.
 
     Raises:
         ValueError: If the options, the data or the run directory are unusable (nothing is written then), or if a
@@ -40,20 +44,22 @@ def train_and_summarise(training: Training[Config, P], config: Config) -> None:
     seeds = parse_range("seed", config.seed)
     require_shares(config.batch_size, config.accumulate, seeds)
     directory = Path(str(config.out))
-    if world().rank > 0:
-        _follow(training, config, directory, seeds[0])
+    if process_group().rank > 0:
+        if not config.dry_run and not is_finished(config, directory, seeds[0]):
+            with joined(config.device):
+                train_seed(kind.prepare(config), directory, seeds[0], lambda event: None)
         return
     require_launcher(config)
-    parts = prepare(training, config)
-    if parts is not None:
-        conclude(training, directory, _train(training, config, parts, directory, seeds))
+    recipe = begin(kind, config, prepare)
+    if recipe is not None:
+        conclude(kind, directory, _train(recipe, directory, seeds))
 
 
-def prepare(training: Training[Config, P], config: Config) -> P | None:
+def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] | None = None) -> Recipe | None:
     """Check a run, say what will be done, and write its options.
 
     Returns:
-        What the options build; None if nothing is to be trained: the run is finished, or this is a dry run.
+        The recipe; None if nothing is to be trained: the run is finished, or this is a dry run.
 
     Raises:
         ValueError: If the options, the data or the run directory are unusable; nothing is written then.
@@ -61,32 +67,35 @@ def prepare(training: Training[Config, P], config: Config) -> P | None:
     """
     seeds = parse_range("seed", config.seed)
     directory = Path(str(config.out))
-    resuming = _check_directory(training, directory, config)
+    resuming = _check_directory(kind, directory, config)
     print(f"out={directory}", flush=True)
     finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
     if finished and (directory / "summary.json").exists():
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
-    parts = training.build(config)
-    data = training.data(config, parts)
+    recipe = prepare() if prepare else kind.prepare(config)
     if resuming:
-        _check_data(directory, data)
-    print(_options(config, seeds), *training.plan(config, parts), sep="\n", flush=True)
+        _check_data(directory, recipe.data)
+    print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
         return None
-    _write_config(directory, config, data)
-    (directory / "summary.json").unlink(missing_ok=True)  # whoever finds it finds all seeds in it
-    return parts
+    directory.mkdir(parents=True, exist_ok=True)
+    if not resuming:
+        origin = json.dumps({**provenance(), "data": recipe.data}, indent=2) + "\n"
+        write_atomically(directory / "provenance.json", origin.encode())
+        write_atomically(directory / "config.yaml", config.to_yaml().encode())
+    (directory / "summary.json").unlink(missing_ok=True)  # it stands for all seeds together
+    return recipe
 
 
-def conclude(training: Training[Any, Any], directory: Path, failures: Sequence[str]) -> None:
+def conclude(kind: type[Recipe], directory: Path, failures: Sequence[str]) -> None:
     """Summarise a run whose seeds were trained, or failed.
 
     Raises:
         CommandError: If there are failures: their lines, once the others are summarised.
     """
-    summary = training.summarise(directory)
+    summary = kind.summarise(directory)
     if summary:
         print(f"\n{summary}")
     if failures:
@@ -94,31 +103,23 @@ def conclude(training: Training[Any, Any], directory: Path, failures: Sequence[s
         raise CommandError("; ".join([*failures[:NAMED], *more]))
 
 
-def _follow(training: Training[Config, P], config: Config, directory: Path, seed: int) -> None:
-    """What a process does that is not the first: it trains on its rows, silently, unless the seed is finished."""
-    if config.dry_run or is_finished(config, directory, seed):
-        return
-    parts = training.build(config)
-    with joined(config.device):
-        training.train_seed(config, parts, directory, seed, lambda event: None)
-
-
-def _train(training: Training[Config, P], config: Config, parts: P, directory: Path, seeds: list[int]) -> list[str]:
-    """Train the seeds that are not finished; a single one here, several in processes of their own."""
+def _train(recipe: Recipe, directory: Path, seeds: list[int]) -> list[str]:
+    """Train the seeds that are not finished; a single one here, several side by side. Returns why seeds failed."""
+    config = recipe.config
     if config.launcher != "local":
-        return list(launch(config, open_jobs(training, config, seeds)).values())
-    open_seeds = [seed for seed in seeds if not is_finished(config, directory, seed)]
-    with Display(open_seeds, config.steps) as display:
+        return list(launch(config, open_jobs(recipe, seeds), recipe.shown).values())
+    unfinished = [seed for seed in seeds if not is_finished(config, directory, seed)]
+    with Display(unfinished, config.steps, recipe.shown) as display:
         if len(seeds) > 1:
-            return list(train_seeds(training, config, parts, directory, open_seeds, display.show).values())
-        for seed in open_seeds:
+            return list(train_seeds(recipe, directory, unfinished, display.show).values())
+        for seed in unfinished:
             with joined(config.device):
-                training.train_seed(config, parts, directory, seed, display.show)
+                train_seed(recipe, directory, seed, display.show)
         return []
 
 
-def _check_directory(training: Training[Config, Any], directory: Path, config: Config) -> bool:
-    """Refuse to write over anything; tell whether there is a run to resume.
+def _check_directory(kind: type[Recipe], directory: Path, config: RunConfig) -> bool:
+    """Refuse to write over anything; return whether there is a run to resume.
 
     Raises:
         CommandError: If the directory holds something else, a run without `resume=true`, or a run of other settings.
@@ -135,7 +136,7 @@ def _check_directory(training: Training[Config, Any], directory: Path, config: C
         return False
     if not config.resume:
         raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
-    earlier = training.schema.read(directory / "config.yaml").identity
+    earlier = kind.schema.read(directory / "config.yaml").identity
     for key, value in config.identity.items():
         if earlier[key] != value:
             raise CommandError(
@@ -148,21 +149,12 @@ def _check_directory(training: Training[Config, Any], directory: Path, config: C
 def _check_data(directory: Path, data: dict[str, Any]) -> None:
     """Refuse to resume on data whose content has changed."""
     recorded = json.loads((directory / "provenance.json").read_text())["data"]["content_hash"]
-    found = data["content_hash"]
-    if recorded != found:
+    content = data["content_hash"]
+    if recorded != content:
         raise CommandError(
-            f"data={data['path']} has changed since the run in {directory} began (content {found[:12]}, "
+            f"data={data['path']} has changed since the run in {directory} began (content {content[:12]}, "
             f"then {recorded[:12]}); restore the data or name another out="
         )
-
-
-def _write_config(directory: Path, config: RunConfig, data: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    if (directory / "config.yaml").exists():
-        return
-    origin = json.dumps({**provenance(), "data": data}, indent=2) + "\n"
-    write_atomically(directory / "provenance.json", origin.encode())
-    write_atomically(directory / "config.yaml", config.to_yaml().encode())
 
 
 def _options(config: RunConfig, seeds: list[int]) -> str:

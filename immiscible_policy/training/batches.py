@@ -1,0 +1,75 @@
+"""Batches: trees of tensors, such as (nested) named tuples, in which every tensor has a row per sample.
+
+The loop does not know what a batch holds. It counts, cuts and copies rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from immiscible_policy.randomness import derive_seed
+
+Batch = Any
+"""A tensor, or a tuple, named tuple, list or dictionary of batches; None stands for a part that is absent."""
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def size(batch: Batch) -> int:
+    """Rows of a batch."""
+    return len(tensors(batch)[0])
+
+
+def clone(batch: Batch) -> Batch:
+    """The same batch in memory of its own."""
+    return tree_map_only(Tensor, Tensor.clone, batch)
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into at most so many parts of (nearly) equal size, as `Tensor.chunk` does."""
+
+    def part(number: int) -> Batch:
+        return tree_map_only(Tensor, lambda rows: rows.chunk(parts)[number], batch)
+
+    return [part(number) for number in range(len(tensors(batch)[0].chunk(parts)))]
+
+
+class ShuffledOrder:
+    """Epoch after epoch through shuffled rows, as a function of the step; batches may span two epochs.
+
+    Args:
+        size: Number of rows.
+        batch_size: Rows per step.
+        seed: Training seed.
+        device: Where the rows are wanted; a whole epoch is moved there at once.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
+        self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def rows(self, step: int) -> Tensor:
+        """Row numbers (batch_size,) of a step, int64."""
+        first = step * self.batch_size
+        last = first + self.batch_size
+        epochs = range(first // self.size, (last - 1) // self.size + 1)
+        parts = []
+        for epoch in epochs:
+            start = epoch * self.size
+            parts.append(self._epoch(epoch)[max(first - start, 0) : min(last - start, self.size)])
+        return torch.cat(parts)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
+        if shuffled[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
+            self._shuffled = shuffled
+        return shuffled[1]

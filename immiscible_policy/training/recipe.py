@@ -1,0 +1,98 @@
+"""What a training is made of. The driver trains anything that is a `Recipe`, robots and images alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+from torch import nn
+
+from immiscible_policy.training.engine import Objective
+from immiscible_policy.training.options import Schema
+from immiscible_policy.training.state import TrainState
+
+Listener = Callable[[dict[str, Any]], None]
+"""Receives what happens, as JSON values with an `event`: `started`, `metrics`, `evaluated`, `finished`."""
+
+
+class Work(NamedTuple):
+    """One seed of a training.
+
+    Attributes:
+        model: What is trained, with its first weights.
+        objective: What is minimised.
+        metadata: What a checkpoint says about the model.
+        evaluate: Scores a state; its result is recorded.
+        scores: Score of each evaluated step, for `keep=last+best`.
+    """
+
+    model: nn.Module
+    objective: Objective
+    metadata: dict[str, Any]
+    evaluate: Callable[[TrainState], dict[str, Any]]
+    scores: Callable[[], Mapping[int, float]]
+
+
+class Recipe(Protocol):
+    """A training whose options and data have been checked; worker processes receive it pickled.
+
+    Attributes:
+        schema: Reads the options.
+    """
+
+    schema: ClassVar[Schema[Any]]
+
+    @classmethod
+    def prepare(cls, config: Any) -> Self:
+        """Read the data and check everything that could be wrong; writes nothing.
+
+        Raises:
+            ValueError: If a setting or the data are unusable; one line says which.
+        """
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The resolved options, a `RunConfig`."""
+        ...
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What provenance says of the data: `path`, `content_hash` and more."""
+        ...
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Metrics of an evaluation that people see, and the format of each, such as `"reward {:.3f}"`."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Lines that say what will happen, for people."""
+        ...
+
+    def build(self, seed: int, directory: Path) -> Work:
+        """Build one seed.
+
+        Args:
+            seed: Training seed; weights and batches are functions of it.
+            directory: Where the seed keeps its results.
+        """
+        ...
+
+    @staticmethod
+    def summarise(run: Path) -> str:
+        """Write the run's summary from what its seeds wrote, and return what to print."""
+        ...
+
+
+def recipe_name(kind: type[Recipe]) -> str:
+    """`module:Class`, by which another process finds a kind of recipe."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def find_recipe(name: str) -> type[Recipe]:
+    """The kind of recipe of that name."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
