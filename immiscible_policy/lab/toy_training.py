@@ -17,7 +17,7 @@ from immiscible_policy.noise import Selector
 from immiscible_policy.path import Path, PathSample
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.solver import Solver, solve
-from immiscible_policy.training.loop import Schedule, train
+from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.state import TrainState
 
 FREQUENCIES = 4
@@ -117,7 +117,7 @@ def train_net(
     train(
         TrainState(net, **options, ema_power=0.75, ema_max=0.99),
         ToyObjective(net, path, mixture, select, batch_size, seed),
-        Schedule(steps, log_every=steps, eval_every=steps, checkpoint_every=early),
+        Cadence(steps, log_every=steps, eval_every=steps, checkpoint_every=early),
         precision="fp32",
         record=lambda row: None,
         evaluate=lambda state: {},

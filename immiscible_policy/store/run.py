@@ -222,7 +222,7 @@ class RunDirectory:
         return parse_range("seed", str(config["seed"])) if "seed" in config else self.seeds()
 
     def planned_steps(self) -> list[int]:
-        """Steps at which its options evaluate (`training.loop.Schedule.due`); empty where they do not say."""
+        """Steps at which its options evaluate (`training.loop.Cadence.due`); empty where they do not say."""
         config = self.config
         every, steps = config.get("eval_every") or config.get("checkpoint_every"), config.get("steps")
         if not steps:

@@ -249,7 +249,7 @@ def _pairing(arm: Arm, reference: Arm) -> Pairing:
 
 
 def _planned_steps(config: Mapping[str, Any]) -> list[int]:
-    """Steps at which the settings evaluate (`training.loop.Schedule.due`); empty where they do not say."""
+    """Steps at which the settings evaluate (`training.loop.Cadence.due`); empty where they do not say."""
     every = config.get("eval_every") or config.get("checkpoint_every")
     if not every or "steps" not in config:
         return []
