@@ -34,7 +34,7 @@ def test_every_arm_is_a_plain_run(name, scale):
     assert list(grid.arms) == list(arms) and next(iter(grid.arms)) == "vanilla"
     for arm, config in grid.arms.items():
         words = arms[arm] if isinstance(arms[arm], list) else arms[arm][scale]
-        split = ["validation=0.02", "train_episodes=90"] if (name, scale) == ("table2", "paper") else []
+        split = experiments()[name].get("by_scale", {}).get(scale, [])
         alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words, *split])
         assert config.out == f"some/where/{arm}" and config.identity == alone.identity and config.seed == "0..2"
     assert len({json.dumps(config.identity) for config in grid.arms.values()}) == len(arms)
