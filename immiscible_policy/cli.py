@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -157,7 +158,8 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
         for key, option in options.items():
             default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
             note = "" if option.default is UNSAID else f" ({default})"
-            lines.append(f"  {key:<{width}}  {option.help}{note}")
+            first, later = f"  {key:<{width}}  ", " " * (width + 4)
+            lines += textwrap.wrap(f"{option.help}{note}", 120, initial_indent=first, subsequent_indent=later)
     return "\n".join(lines)
 
 

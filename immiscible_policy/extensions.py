@@ -26,10 +26,10 @@ def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) 
     """
     if not isinstance(name, str):
         raise CommandError(f"{kind} {name!r} is no name; known: {', '.join(registered(group, built_in))}")
-    known = registered(group, built_in)
-    module, colon, attribute = known.get(name, name).partition(":")
+    named = built_in[name] if name in built_in else registered(group, built_in).get(name, name)
+    module, colon, attribute = named.partition(":")
     if not colon:
-        raise CommandError(f"{unknown(kind, name, list(known))}, or {kind}=module:Class")
+        raise CommandError(f"{unknown(kind, name, list(registered(group, built_in)))}, or {kind}=module:Class")
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:

@@ -113,7 +113,7 @@ def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
         yield from found
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
-    task = find_task((config or {}).get("task", "pusht"))
+    task = find_task(**(config or {}).get("task", {"name": "pusht"}))
     path = data or (Path(recorded) if recorded else task.demonstrations())
     if path is None:
         yield Finding("data", f"not examined: task={task.name} has no demonstrations of its own; data= names them")

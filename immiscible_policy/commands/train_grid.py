@@ -1,19 +1,18 @@
-"""A grid of runs: an experiment with arms, `out=DIR` holding one plain run directory for each, DIR/<arm>/."""
+"""A grid of runs: an experiment with arms, or words with several values; `out=DIR` holds one plain run for each arm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from immiscible_policy.cli import CommandError, parse_range, unknown
-from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
-from immiscible_policy.training.options import config_dir
+from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
+from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig, compose_config
+from immiscible_policy.training.options import group_choices, in_name, read_file
 
 if TYPE_CHECKING:
     from immiscible_policy.recipes.robot import RobotRecipe
@@ -24,7 +23,7 @@ class Grid:
     """Runs that differ in a few words.
 
     Attributes:
-        name: The experiment.
+        name: The experiment, or what is swept.
         out: Directory of all arms.
         arms: Resolved options of each arm; the first is what the others are compared with.
     """
@@ -37,31 +36,70 @@ class Grid:
 def read_grid(words: Sequence[str]) -> Grid | None:
     """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
 
+    A grid is an experiment with arms, or words with several values such as `k=2,4`: then each value is an arm.
+
     Raises:
         CommandError: As `compose_config`, for words that the arms decide themselves, and for unknown `arms=`.
     """
-    name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
-    experiment = _read(name)
-    written: dict[str, Any] = experiment.get("arms", {})
-    if not written:
+    given = split_words(words, SCHEMA.synonyms)
+    wanted = given.pop("arms", "")
+    experiment = given.get("experiment")
+    written = read_file(f"experiment/{experiment}") if experiment in group_choices("experiment") else {}
+    swept, arms = SCHEMA.swept(given), written.get("arms", {})
+    if arms:
+        _refuse_decided(given, swept, arms)
+    elif wanted:
+        raise CommandError(f"arms={wanted}: only an experiment with arms has some to pick from")
+    elif not swept:
         return None
-    words, wanted = _wanted(words, list(written))
-    written = {arm: each for arm, each in written.items() if arm in wanted}
-    variants = [each if isinstance(each, dict) else {"": each} for each in written.values()]
-    own = {word.partition("=")[0] for by_scale in variants for each in by_scale.values() for word in each}
-    for word in words:
-        if word.partition("=")[0] in own:
-            raise CommandError(f"{word}: the arms of experiment={name} decide that themselves ({', '.join(written)})")
-    single = compose_config(list(words))
-    arms = {arm: each if isinstance(each, list) else each[single.scale] for arm, each in written.items()}
-    given = {word.partition("=")[0] for word in words}
-    preset = experiment.get("by_scale", {}).get(single.scale, [])
-    shared = [word for word in words if not word.startswith(("out=", "resume="))]
-    shared += [word for word in preset if word.partition("=")[0] not in given]
-    out = Path(str(single.out))
-    return Grid(name, out, {
-        arm: replace(compose_config([*shared, *each]), out=str(out / arm), resume=True) for arm, each in arms.items()
-    })  # fmt: skip
+    names = wanted.split(",") if wanted else list(arms)
+    for arm in names:
+        if arm not in arms:
+            raise CommandError(unknown("arm", arm, list(arms)))
+    single = compose_config(_words({key: text for key, text in given.items() if key not in swept}))
+    name, out = str(experiment), str(single.out)
+    if swept:
+        name = "_".join(in_name(key, values) for key, values in swept.items())
+        out = given.get("out", f"{out}_{name}")
+    preset = split_words(written.get("by_scale", {}).get(single.scale, []))
+    shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
+    chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
+    grid = Grid(name, Path(out), {})
+    for arm, own in (chosen or _sweep(swept)).items():
+        grid.arms[arm] = replace(compose_config([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
+    return grid
+
+
+def _refuse_decided(given: Mapping[str, str], swept: Collection[str], arms: Mapping[str, Any]) -> None:
+    """Refuse words that the arms of an experiment decide themselves, and words with several values beside them.
+
+    Raises:
+        CommandError: For the first of them.
+    """
+    variants = [words for own in arms.values() for words in (own.values() if isinstance(own, dict) else [own])]
+    decided = {word.partition("=")[0] for words in variants for word in words}
+    experiment = f"experiment={given['experiment']}"
+    for key, text in given.items():
+        if key in decided:
+            raise CommandError(f"{key}={text}: the arms of {experiment} decide that themselves ({', '.join(arms)})")
+        if key in swept:
+            raise CommandError(f"{key}={text}: {experiment} has arms of its own; give {key}= one value")
+
+
+def _sweep(swept: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The words of every combination of values, by a name that tells them apart."""
+    arms = {}
+    for texts in product(*swept.values()):
+        values = dict(zip(swept, texts, strict=True))
+        names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
+                 for key, text in values.items()]  # fmt: skip
+        arms["_".join(names)] = _words(values)
+    return arms
+
+
+def _words(given: Mapping[str, str]) -> list[str]:
+    """Words again."""
+    return [f"{key}={text}" for key, text in given.items()]
 
 
 def train_grid(grid: Grid) -> None:
@@ -133,23 +171,3 @@ def _noted(arm: str, failures: list[str]) -> Iterator[None]:
     except ValueError as error:
         print(f"error: {error}", flush=True)
         failures.append(f"{arm}: {error}")
-
-
-def _wanted(words: Sequence[str], arms: list[str]) -> tuple[list[str], list[str]]:
-    """The words without `arms=`, and the arms that it names; all where there is none.
-
-    Raises:
-        CommandError: If it names an arm that the experiment has not.
-    """
-    named = [word.partition("=")[2].split(",") for word in words if word.startswith("arms=")]
-    for arm in (arm for names in named for arm in names):
-        if arm not in arms:
-            raise CommandError(unknown("arm", arm, arms))
-    rest = [word for word in words if not word.startswith("arms=")]
-    return rest, [arm for names in named for arm in names] or arms
-
-
-def _read(experiment: str) -> dict[str, Any]:
-    """An experiment's file. `arms`: the words of each arm, or its words by scale; `by_scale`: words of all arms."""
-    file = config_dir() / "experiment" / f"{experiment}.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if experiment and file.exists() else {}

@@ -5,13 +5,9 @@ Only what reading options needs is imported at the top, so that a mistyped word 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from immiscible_policy.cli import run
+from immiscible_policy.cli import asks_for_help, run
 from immiscible_policy.commands.train_grid import read_grid, train_grid
-from immiscible_policy.recipes.robot_config import compose_config
-from immiscible_policy.training.options import config_dir, group_choices
+from immiscible_policy.recipes.robot_config import SCHEMA, compose_config
 
 USAGE = """\
 usage: python train_policy.py [KEY=VALUE ...]
@@ -34,8 +30,8 @@ def main() -> None:
 
 
 def _main(words: list[str]) -> None:
-    if any(word in ("-h", "--help", "help") for word in words):
-        print(_help())
+    if asks_for_help(words):
+        print(SCHEMA.help(USAGE))
         return
     grid = read_grid(words)
     if grid is not None:
@@ -46,29 +42,3 @@ def _main(words: list[str]) -> None:
     from immiscible_policy.training.driver import train_run
 
     train_run(RobotRecipe, config)
-
-
-def _help() -> str:
-    groups = group_help({group: group for group in ("noise", "obs", "scale", "task", "experiment")})
-    noise = "\n".join(
-        "\n    ".join([f"  noise={name}", *help_lines(config_dir() / "noise" / f"{name}.yaml")])
-        for name in group_choices("noise")
-    )
-    sizes = "\n".join(
-        f"  scale={scale}: {', '.join(help_lines(config_dir() / 'scale' / f'{scale}.yaml'))}"
-        for scale in ("cpu", "paper")
-    )
-    settings = (config_dir() / "train.yaml").read_text().split("- experiment: null\n", 1)[1].strip()
-    sections = {"groups": groups, "options of the noise": noise, "options that the scale sets": sizes}
-    texts = [USAGE, *(f"{title}:\n{text}\n" for title, text in sections.items()), "options and their defaults:"]
-    return "\n".join([*texts, *(f"  {line}".rstrip() for line in settings.splitlines())])
-
-
-def group_help(groups: Mapping[str, str]) -> str:
-    """The choices of some words, given the directories that hold them."""
-    return "\n".join(f"  {word}={'|'.join(group_choices(directory))}" for word, directory in groups.items())
-
-
-def help_lines(path: Path) -> list[str]:
-    """The options in a configuration file, with what it says of them."""
-    return [line for line in path.read_text().splitlines() if not line.startswith(("name:", "scale:", "#"))]

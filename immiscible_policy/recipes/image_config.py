@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.training.options import (
-    SYNONYMS,
-    RunConfig,
-    Schema,
-    check_sampling,
-    require_positive,
-)
+from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
+from immiscible_policy.training.options import Schema, number
 
 OF_MODEL = {
     "diffusion_steps": ("ddim",),
     "prediction": ("ddim",),
     "eta": ("ddim", "sd"),
-    **dict.fromkeys(("solver", "spacing"), ("ddim", "flow", "sd")),
     "metric": ("consistency",),
     "lpips": ("consistency",),
+    **dict.fromkeys(("solver", "spacing"), ("ddim", "flow", "sd")),
     **dict.fromkeys(("channels", "layers", "attention", "groups", "head_channels", "dropout", "layout"),
                     ("ddim", "flow", "consistency")),
     **dict.fromkeys(("pretrained", "init", "prompts", "noise_offset", "prompt_dropout", "guidance",
@@ -29,60 +25,47 @@ OF_MODEL = {
 """Options that not every model has, and the models that have them."""
 
 
-@dataclass
-class ImageConfig(RunConfig):
-    """Every option of `train_image.py`, after composition; configs/image.yaml and model/ say what each means."""
+@dataclass(kw_only=True)
+class ImageConfig(DiffusionConfig):
+    """Every option of `train_image.py`, after composition; configs/image.yaml says what each means."""
 
-    model: str = "ddim"
-    dataset: str = "cifar10"
-    limit: int | None = None
-    flip: bool = True
-    size: int = 32
-    channels: list[int] = field(default_factory=list)
-    layers: int = 1
-    attention: list[bool] = field(default_factory=list)
-    groups: int = 8
-    head_channels: int = 8
-    dropout: float = 0.0
-    layout: str = "diffusers"
-    diffusion_steps: int = 1000
-    metric: str = "huber"
-    lpips: str | None = None
-    pretrained: str | None = None
-    init: str = "scratch"
-    prompts: str = "own"
-    noise_offset: float = 0.0
-    prompt_dropout: float = 0.0
-    guidance: float = 7.5
-    gradient_checkpointing: bool = False
-    frozen_precision: str = "fp32"
-    prediction: str = "epsilon"
-    samples: int = 64
-    solver: str | None = None
-    sampling_steps: int | None = None
-    spacing: str = "trailing"
-    eta: float = 0.0
+    model: str
+    dataset: str
+    limit: int | None
+    flip: bool
+    size: int = number("[1, inf)")
+    channels: list[int]
+    layers: int
+    attention: list[bool]
+    groups: int
+    head_channels: int
+    dropout: float
+    layout: str
+    diffusion_steps: int
+    metric: str
+    lpips: str | None
+    pretrained: str | None
+    init: str
+    prompts: str
+    noise_offset: float
+    prompt_dropout: float
+    guidance: float
+    gradient_checkpointing: bool
+    frozen_precision: str
+    samples: int = number("[1, inf)")
 
 
-def run_name(config: ImageConfig) -> str:
-    """Model, data, noise."""
-    parts = [config.model, config.dataset, str(config.size), config.noise["name"]]
-    if "k" in config.noise:
-        parts.append(f"k{config.noise['k']}")
-    if config.data_scale != 1:
-        parts.append(f"scale{config.data_scale:g}")
-    return "_".join(parts)
+def fill(options: dict[str, Any]) -> None:
+    """Choose the solver that goes with the model."""
+    if options["solver"] is None:
+        options["solver"] = {"flow": "euler", "consistency": None}.get(options["model"], "ddim")
 
 
 def check(config: ImageConfig, given: Mapping[str, str]) -> None:
-    """Refuse what only an image training has."""
+    """Refuse options that do not go together."""
     for key, models in OF_MODEL.items():
         if key in given and config.model not in models:
             raise CommandError(f"{key}={given[key]}: model={config.model} has no {key} ({' and '.join(models)} do)")
-    if config.solver is None:
-        config.solver = {"flow": "euler", "consistency": None}.get(config.model, "ddim")
-    check_sampling(config)
-    require_positive(config, ("size", "samples"))
     if config.batch_size < 2:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
     if config.device != "cpu" and config.dropout > 0 and (config.parallel or 1) > 1:
@@ -90,8 +73,6 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
             f"parallel={config.parallel}: on a GPU seeds side by side would draw their dropout={config.dropout} from "
             "one random stream, and not repeatably; use parallel=1"
         )
-    if config.sampling_steps is not None:
-        require_positive(config, ("sampling_steps",))
     if config.data is None:
         raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
     if config.model == "sd" and config.pretrained is None:
@@ -103,5 +84,14 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
         raise CommandError("potentials=true: they are fitted to a policy's windows; leave the word out")
 
 
-GROUPS = {"model": "model", "noise": "noise", "scale": "image_scale"}
-SCHEMA = Schema("image", ImageConfig, GROUPS, run_name, check, SYNONYMS)
+SCHEMA = Schema(
+    base="image",
+    config=ImageConfig,
+    groups={"model": "model", "scale": "image_scale"},
+    parts=(NOISE,),
+    title=("model", "dataset", "noise"),
+    fill=fill,
+    check=check,
+    presets={"model_scale": ("model", "scale")},
+    synonyms=SYNONYMS,
+)

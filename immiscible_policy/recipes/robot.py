@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ AUDITED = 16
 
 
 class DataOptions(NamedTuple):
-    """The options that decide what is trained on; runs that agree on them share their data."""
+    """The options that decide what is trained on; runs that agree on them share their data. `task` is JSON."""
 
     task: str
     data: str | None
@@ -84,7 +85,7 @@ def load_data(options: DataOptions) -> Data:
     Raises:
         ValueError: If the store, a camera or an option is unusable; one line says which.
     """
-    task = find_task(options.task)
+    task = find_task(**json.loads(options.task))
     demos = open_demonstrations(task, options.data)
     train_ids, held_out = split_episodes(demos.n_episodes, options.validation, options.train_episodes)
     chosen = demos.select(train_ids)
@@ -141,9 +142,9 @@ class RobotRecipe:
         check_method(config.method, noise=config.noise["name"], obs=config.obs)
         sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
         layout = Layout(config.horizon, config.obs_steps, config.action_steps)
-        starts = find_task(config.task).starts(config.starts, config.episodes)
+        starts = find_task(**config.task).starts(config.starts, config.episodes)
         data = load(DataOptions(
-            config.task, config.data, config.obs, config.images, layout,
+            json.dumps(config.task), config.data, config.obs, config.images, layout,
             config.validation, config.train_episodes, config.mirror,
         ))  # fmt: skip
         windows = data.training

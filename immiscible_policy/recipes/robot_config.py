@@ -3,54 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.training.options import (
-    SYNONYMS,
-    RunConfig,
-    Schema,
-    check_sampling,
-    require_known,
-    require_positive,
-)
+from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
+from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
+from immiscible_policy.training.options import Part, Schema, choice, number
 
 IMAGE_KEYS = ("images", "crop", "encoder_width", "shared_encoder")
 
 
-@dataclass
-class TrainConfig(RunConfig):
+@dataclass(kw_only=True)
+class TrainConfig(DiffusionConfig):
     """Every option of `train_policy.py`, after composition; configs/train.yaml says what each means."""
 
-    task: str = "pusht"
-    obs: str = "keypoints"
-    mask: str = "none"
-    select_for: str = "action"
-    select_at: str = "all"
-    mirror: bool = False
-    validation: float = 0.0
-    train_episodes: int | None = None
-    horizon: int = 16
-    obs_steps: int = 2
-    action_steps: int = 8
-    method: str = "diffusion"
-    prediction: str = "epsilon"
-    diffusion_steps: int = 100
-    images: str = "stored"
-    crop: int = 84
-    encoder_width: int = 64
-    shared_encoder: bool = False
-    down_dims: list[int] = field(default_factory=list)
-    step_embed_dim: int = 128
-    kernel_size: int = 5
-    groups: int = 8
-    episodes: int = 1
-    starts: str = "legacy"
-    solver: str | None = None
-    sampling_steps: int = 10
-    spacing: str = "trailing"
-    eta: float = 0.0
+    task: dict[str, Any]
+    obs: str
+    mask: str = choice("none", "padding", "unsent")
+    select_for: str = choice("action", "residual")
+    select_at: str
+    mirror: bool
+    validation: float
+    train_episodes: int | None = number("[1, inf)")
+    horizon: int
+    obs_steps: int
+    action_steps: int
+    method: str = choice("diffusion", "flow", "regression", "mip")
+    diffusion_steps: int = number("[1, inf)")
+    images: str = choice("stored", "rendered")
+    crop: int = number("[1, inf)")
+    encoder_width: int
+    shared_encoder: bool
+    down_dims: list[int]
+    step_embed_dim: int
+    kernel_size: int
+    groups: int
+    episodes: int = number("[1, inf)")
+    starts: str
 
 
 def compose_config(words: Sequence[str]) -> TrainConfig:
@@ -63,43 +54,29 @@ def read_config(path: Path) -> TrainConfig:
     return SCHEMA.read(path)
 
 
-def run_name(config: TrainConfig) -> str:
-    """Task, observation, noise, data."""
-    parts = [config.task, config.obs, config.noise["name"] if config.method == "diffusion" else config.method]
-    if "k" in config.noise:
-        parts.append(f"k{config.noise['k']}")
-    for plain, value in (("none", config.mask), ("action", config.select_for), ("all", config.select_at)):
-        if value != plain:
-            parts.append(value)
-    if config.data_scale != 1:
-        parts.append(f"scale{config.data_scale:g}")
-    if config.data:
-        parts.append(Path(config.data).stem)
-    if config.mirror:
-        parts.append("mirror")
-    if config.images != "stored":
-        parts.append(config.images)
-    return "_".join(parts)
+def fill(options: dict[str, Any]) -> None:
+    """Choose the task's first observation, and the solver that goes with the method."""
+    if options["obs"] is None:
+        options["obs"] = find_task(**options["task"]).observations[0]
+    if options["solver"] is None:
+        options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
 
 
 def check(config: TrainConfig, given: Mapping[str, str]) -> None:
-    """Resolve and refuse what only a policy's training has."""
-    if config.solver is None:
-        config.solver = "euler" if config.method == "flow" else "ddim"
+    """Refuse options of images where none are seen."""
     for key in IMAGE_KEYS:
         if key in given and config.obs != "image":
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
-    require_positive(config, ("episodes", "diffusion_steps", "sampling_steps", "crop"))
-    if config.train_episodes is not None and config.train_episodes < 1:
-        raise CommandError(f"train_episodes={config.train_episodes}: needs 1 or more, or null for all")
-    require_known(config, {
-        "mask": ("none", "padding", "unsent"),
-        "select_for": ("action", "residual"),
-        "images": ("stored", "rendered"),
-        "method": ("diffusion", "flow", "regression", "mip"),
-    })  # fmt: skip
-    check_sampling(config)
 
 
-GROUPS = {word: word for word in ("obs", "noise", "scale", "experiment")}
-SCHEMA = Schema("train", TrainConfig, GROUPS, run_name, check, SYNONYMS)
+SCHEMA = Schema(
+    base="train",
+    config=TrainConfig,
+    groups={"scale": "scale", "experiment": "experiment"},
+    parts=(NOISE, Part("task", GROUP, BUILT_IN)),
+    title=("task", "obs", "noise"),
+    fill=fill,
+    check=check,
+    presets={"obs_scale": ("obs", "scale")},
+    synonyms=SYNONYMS,
+)

@@ -1,15 +1,19 @@
-"""The options of a training: Hydra composes them, a typed schema checks them, mistakes become one line.
+"""The options of a training: Hydra composes them, a typed schema checks them, errors are reported in one line.
 
 Hydra's own front end creates directories, prints stack traces and reads `seed=0,3,7` as a sweep; its compose API does
 none of that. Words whose values are text (`seed`, paths) never reach Hydra's grammar: they may hold anything.
+
+Every default stands in a file under configs/; those of a part that is chosen by name (`noise=knn`), in its constructor.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,55 +22,67 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from immiscible_policy.cli import CommandError, one_line, parse_range, unknown
+from immiscible_policy.cli import UNSAID, CommandError, Option, help_text, one_line, parse_range, split_words, unknown
+from immiscible_policy.extensions import defaults, describe, find_factory, registered
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
 from immiscible_policy.training.processes import process_group
 
 CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
-SYNONYMS = {"sampler": "solver"}
-"""Other words for some options."""
+COMMON = "run"
+"""The file in configs/ that every base begins with."""
+OF_GRIDS = ("arms", "by_scale")
+"""Keys of an experiment's file that only a grid reads."""
+LONGEST_NAME = 150
 
 
-@dataclass
+def number(interval: str) -> Any:
+    """A field for numbers of an interval, written as `[1, inf)`; None is checked by nobody."""
+    return field(metadata={"interval": interval})
+
+
+def choice(*names: str) -> Any:
+    """A field for one of some names; None is checked by nobody."""
+    return field(metadata={"choices": names})
+
+
+@dataclass(kw_only=True)
 class RunConfig:
-    """The options that every training has, of policies and of images alike, after composition."""
+    """The options that every training has; the files under configs/ say what each means."""
 
-    noise: dict[str, Any] = field(default_factory=dict)
-    scale: str = "cpu"
-    seed: str = "0"
-    data: str | None = None
-    out: str | None = None
-    resume: bool = False
-    dry_run: bool = False
-    data_scale: float = 1.0
-    steps: int = 1
-    batch_size: int = 1
-    accumulate: int = 1
-    lr: float = 1e-4
-    lr_schedule: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    clip: float | None = None
-    betas: list[float] = field(default_factory=list)
-    ema_power: float = 0.75
-    ema_max: float = 0.9999
-    precision: str = "auto"
-    engine: str = "fast"
-    device: str = "auto"
-    threads: int | None = None
-    parallel: int | None = None
-    launcher: str = "local"
-    cluster: str | None = None
-    job_options: str | None = None
-    checkpoint_every: int = 1
-    keep: str = "all"
-    eval_every: int | None = None
-    log_every: int = 1
-    wandb: str = "offline"
+    scale: str
+    seed: str
+    data: str | None
+    out: str | None
+    resume: bool
+    dry_run: bool
+    steps: int = number("[1, 1e9]")
+    batch_size: int = number("[1, inf)")
+    accumulate: int = number("[1, inf)")
+    lr: float = number("(0, inf)")
+    lr_schedule: str = choice("cosine", "constant")
+    warmup_steps: int = number("[0, inf)")
+    weight_decay: float = number("[0, inf)")
+    clip: float | None = number("(0, inf)")
+    betas: list[float] = number("[0, 1)")
+    ema_power: float = number("(0, inf)")
+    ema_max: float = number("(0, 1)")
+    precision: str = choice("auto", "fp32", "bf16")
+    engine: str = choice("fast", "eager")
+    device: str
+    threads: int | None = number("[1, 1024]")
+    parallel: int | None = number("[1, 1024]")
+    launcher: str = choice("local", "joblib", *CLUSTERS)
+    cluster: str | None
+    job_options: str | None
+    checkpoint_every: int = number("[1, inf)")
+    keep: str = choice("all", "last+best")
+    eval_every: int | None = number("[1, inf)")
+    log_every: int = number("[1, inf)")
+    wandb: str = choice("offline", "online", "disabled")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,6 +98,56 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a word names and further words adjust, such as `noise=knn noise.k=4`.
+
+    Attributes:
+        word: The word.
+        group: Entry-point group in which other packages register theirs.
+        built_in: `module:attribute` by name.
+        bare: Whether its options may be written without the dot (`k=4`) unless the training has one of that name.
+    """
+
+    word: str
+    group: str
+    built_in: Mapping[str, str]
+    bare: bool = False
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of what a name stands for, and their defaults: those of configs/WORD/NAME.yaml go first.
+
+        Raises:
+            CommandError: If the name is unknown, or what it stands for cannot be imported.
+        """
+        found = defaults(find_factory(self.word, self.group, name, self.built_in))
+        plain = {key: value for key, value in found.items() if value is None or isinstance(value, str | float | int)}
+        return plain | read_file(f"{self.word}/{name}")
+
+    def choose(self, name: str, given: Mapping[str, str]) -> dict[str, Any]:
+        """`name` and options as config.yaml holds them; the constructor checks them later.
+
+        Raises:
+            CommandError: For an option that is not one of the part's.
+        """
+        factory = find_factory(self.word, self.group, name, self.built_in)
+        known = list(defaults(factory))
+        for key, text in given.items():
+            if key not in known:
+                takes = f"it takes {', '.join(known)}" if known else "it takes no options"
+                raise CommandError(f"{key}={text}: {self.word}={name} has no {key}; {takes}")
+        return {"name": name, **self.options(name), **{key: read_value(key, text) for key, text in given.items()}}
+
+    def help(self, name: str, taken: Collection[str]) -> dict[str, Option]:
+        """The options of a built-in name for `--help`; those whose bare word is taken are written with the dot."""
+        said = describe(find_factory(self.word, self.group, name, self.built_in))
+        said |= {key: option.help for key, option in described(f"{self.word}/{name}").items()}
+        return {
+            key if self.bare and key not in taken else f"{self.word}.{key}": Option(str, default, said.get(key, ""))
+            for key, default in self.options(name).items()
+        }
+
+
+@dataclass(frozen=True)
 class Schema(Generic[Config]):
     """How a command's words become its options.
 
@@ -89,22 +155,28 @@ class Schema(Generic[Config]):
         base: Name of the file in configs/ that everything else changes.
         config: Class of the options.
         groups: Words that pick a file, and the directory in configs/ that they pick it from.
-        name: A directory name that tells what is trained.
-        check: Resolves what is open of them, and refuses what the shared checks let pass, given the words as typed.
+        parts: Words that name something with options of its own.
+        title: Options whose values begin the name of a run's directory.
+        fill: Chooses what the defaults leave to other options, such as the solver of a method.
+        check: Refuses what the fields' own checks let pass, given the words as typed.
+        presets: Directory of files that two options pick together, and these options.
         synonyms: Other words for some options.
     """
 
     base: str
     config: type[Config]
     groups: Mapping[str, str]
-    name: Callable[[Config], str]
+    parts: Sequence[Part]
+    title: Sequence[str]
+    fill: Callable[[dict[str, Any]], None]
     check: Callable[[Config, Mapping[str, str]], None]
-    synonyms: Mapping[str, str] = field(default_factory=dict)
+    presets: Mapping[str, tuple[str, str]]
+    synonyms: Mapping[str, str]
 
     @property
-    def keys(self) -> list[str]:
+    def fields(self) -> dict[str, Field[Any]]:
         """Every option."""
-        return [f.name for f in fields(self.config)]
+        return {f.name: f for f in fields(self.config)}
 
     def compose(self, words: Sequence[str]) -> Config:
         """Compose and check the options that command-line words ask for.
@@ -113,35 +185,17 @@ class Schema(Generic[Config]):
             words: `key=value`, for example `["noise=knn", "k=2", "seed=0..2"]`.
 
         Returns:
-            The resolved options; `device`, `precision`, `threads`, `parallel`, `eval_every` and `out` are no longer
-            open.
+            The resolved options; nothing that has a value of its own is None any more.
 
         Raises:
             CommandError: For any word that is unknown, ill-formed, of the wrong type or out of range.
         """
-        given = self._split(words)
-        device = resolve_device(given.get("device", "auto"), given.get("launcher", "local"))
-        if "scale" not in given:
-            given["scale"] = "cpu" if device == "cpu" else "paper"
-        texts = self._of_type("str") - self.groups.keys()
-        overrides = [_parsed(self._override(key, text, given)) for key, text in given.items() if key not in texts]
-        try:
-            with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                composed = compose(self.base, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise CommandError(one_line(error)) from None
-        plain: Any = OmegaConf.to_container(composed, resolve=True)
-        for key in ("arms", "by_scale"):
-            plain.pop(key, None)  # of a grid, which composes each arm for itself
-        typed = {key: None if text == "null" else text for key, text in given.items() if key in texts}
-        for key in ("data", "out"):
-            if typed.get(key):
-                typed[key] = str(Path(str(typed[key])).expanduser())
-        config = self.typed(plain | typed, given)
-        _resolve(config, device)
-        config.out = config.out or f"runs/{'_'.join([self.name(config), given.get('experiment') or config.scale])}"
-        check_ranges(config)
+        given = split_words(words, self.synonyms)
+        config = self._composed(given)
+        self._check_fields(config)
+        check_run(config)
         self.check(config, given)
+        config.out = config.out or f"runs/{self._name(config, given)}"
         return config
 
     def read(self, path: Path) -> Config:
@@ -157,61 +211,154 @@ class Schema(Generic[Config]):
         except Exception as error:  # yaml has many
             raise CommandError(f"{path} is damaged: {one_line(error)}") from None
 
-    def typed(self, values: dict[str, Any], given: Mapping[str, str]) -> Config:
+    def typed(self, values: Mapping[str, Any], given: Mapping[str, str]) -> Config:
         """Fill the schema; `given` are the words as typed, for messages."""
         schema = OmegaConf.structured(self.config)
         for key, value in values.items():
-            if key not in self.keys:
-                raise CommandError(unknown("option", str(key), self.keys))
+            if key not in self.fields:
+                raise CommandError(unknown("option", str(key), list(self.fields)))
             try:
                 schema[key] = value.replace("${", "\\${") if isinstance(value, str) else value
             except OmegaConfBaseException:
-                kind = next(f.type for f in fields(self.config) if f.name == key)
-                text = given.get(str(key), value)
-                raise CommandError(f"{key}={text}: {_kind(str(kind))}") from None
+                raise CommandError(f"{key}={given.get(key, value)}: {_not_of(self.fields[key])}") from None
         return OmegaConf.to_object(schema)  # type: ignore[return-value]
 
-    def _split(self, words: Sequence[str]) -> dict[str, str]:
-        given: dict[str, str] = {}
-        for word in words:
-            typed, equals, text = word.partition("=")
-            if not equals:
-                raise CommandError(f"'{word}' is not key=value, for example seed=0..2 or noise=knn")
-            key = self.synonyms.get(typed, typed)
-            if key in given:
-                raise CommandError(f"{typed}= is given twice" + (f" ({typed}= is {key}=)" if typed != key else ""))
-            if not text:
-                raise CommandError(f"{key}= is empty; leave the word out to take the default")
-            given[key] = text
-        noises = {option for name in group_choices("noise") for option in noise_keys(name)}
-        known = list(dict.fromkeys([*self.groups, *self.keys, *sorted(noises)]))
-        for key in given:
-            if key not in known:
-                raise CommandError(unknown("option", key, known))
-        for group in self.groups:
-            choices = group_choices(self.groups[group])
-            if group in given and given[group] not in choices:
-                raise CommandError(unknown(group, given[group], choices))
-        return given
+    def help(self, usage: str) -> str:
+        """What `--help` prints."""
+        base = described(COMMON)
+        for key, option in described(self.base).items():
+            base[key] = option if option.help or key not in base else replace(base[key], default=option.default)
+        names = {word: group_choices(directory) for word, directory in self.groups.items()}
+        choices = {word: Option(str, UNSAID, "|".join(known)) for word, known in names.items()}
+        sections: dict[str, dict[str, Option]] = {"choices": choices}
+        for part in self.parts:
+            known = list(registered(part.group, part.built_in))
+            choices[part.word] = replace(base.pop(part.word), help=f"{'|'.join(known)}, or module:Class")
+            for name in part.built_in:
+                sections[f"options of {part.word}={name}"] = part.help(name, self.fields)
+        scales = {name: read_file(f"{self.groups['scale']}/{name}") for name in names["scale"]}
+        sections["set by scale="] = {
+            name: Option(str, UNSAID, " ".join(f"{key}={_text(value)}" for key, value in values.items()))
+            for name, values in scales.items()
+        }
+        sections["options"] = base
+        return help_text(usage, {title: options for title, options in sections.items() if options})
 
-    def _override(self, key: str, text: str, given: dict[str, str]) -> str:
-        """One Hydra override; selector options move into the noise group."""
-        if key in self.groups:
-            return f"{self.groups[key]}={text}"
-        if key in self._of_type("list") and not text.startswith("["):
-            kind = next(str(f.type) for f in fields(self.config) if f.name == key)
-            raise CommandError(f"{key}={text}: {_kind(kind)}")
-        if key not in self.keys:
-            name = given.get("noise", _default_noise(given))
-            if key not in noise_keys(name):
-                takes = ", ".join(noise_keys(name)) or "no options"
-                raise CommandError(f"{key}={text}: noise={name} has no {key} (it takes {takes})")
-            return f"noise.{key}={text}"
-        return f"{key}={text}"
+    def swept(self, given: Mapping[str, str]) -> dict[str, list[str]]:
+        """Words that hold several values (`k=2,4`) where a single one has no comma, and these values."""
+        several = {}
+        for key, text in given.items():
+            free = self._is_text(key) and "choices" not in self.fields[key].metadata
+            if "," in text and not free and not text.startswith(("[", "{")):
+                several[key] = text.split(",")
+        return several
 
-    def _of_type(self, start: str) -> set[str]:
-        """Options whose type begins so."""
-        return {f.name for f in fields(self.config) if str(f.type).startswith(start)}
+    def _composed(self, given: Mapping[str, str]) -> Config:
+        """The resolved options of words."""
+        base = read_file(COMMON) | read_file(self.base)
+        asked = {**base, **given}
+        device = resolve_device(str(asked["device"]), str(asked["launcher"]))
+        preset = {"scale": "cpu" if device == "cpu" else "paper"} | dict(given)
+        chosen: dict[str, dict[str, str]] = {part.word: {} for part in self.parts}
+        texts, loose, overrides = {}, {}, []
+        for key, text in preset.items():
+            word, _, option = key.partition(".")
+            if word in chosen and option:
+                chosen[word][option] = text
+            elif key in self.groups:
+                names = group_choices(self.groups[key])
+                if text not in names:
+                    raise CommandError(unknown(key, text, names))
+                overrides.append(f"{self.groups[key]}={text}")
+            elif self._is_text(key):
+                texts[key] = None if text == "null" else text
+            elif key in self.fields and key not in chosen:
+                if self.fields[key].type.startswith("list") and not text.startswith("["):
+                    raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
+                read_value(key, text)  # refuses what Hydra's grammar would
+                overrides.append(f"{key}={text}")
+            elif key not in chosen:
+                loose[key] = text
+        for directory, pair in self.presets.items():
+            name = "_".join(str({**base, **preset}[key]) for key in pair)
+            if name in group_choices(directory):
+                overrides.append(f"{directory}={name}")
+        composed: Any = OmegaConf.to_container(_composition(self.base, tuple(overrides)))
+        plain = {key: value for key, value in composed.items() if key not in OF_GRIDS}
+        for part in self.parts:
+            own = dict(plain[part.word])
+            name = given.get(part.word, own.pop("name"))
+            self._sort_loose(part, name, loose, chosen[part.word])
+            chosen_options = part.choose(name, chosen[part.word])
+            plain[part.word] = chosen_options | (own if part.word not in given else {})
+        if loose:
+            raise CommandError(unknown("option", next(iter(loose)), self._words()))
+        for key in ("data", "out"):
+            if texts.get(key):
+                texts[key] = str(Path(str(texts[key])).expanduser())
+        plain |= texts
+        self.fill(plain)
+        config = self.typed(plain, given)
+        _resolve(config, device)
+        return config
+
+    def _is_text(self, key: str) -> bool:
+        """Whether an option's value is text, which may hold anything."""
+        return key in self.fields and self.fields[key].type.startswith("str")
+
+    def _sort_loose(self, part: Part, name: str, loose: dict[str, str], own: dict[str, str]) -> None:
+        """Move bare words that are options of a part, or of its siblings, to the part's own."""
+        for key in [key for key in loose if part.bare]:
+            if key in own:
+                raise CommandError(f"{key}= is given twice (it is {part.word}.{key}=)")
+            names = {name, *part.built_in}
+            if any(key in defaults(find_factory(part.word, part.group, each, part.built_in)) for each in names):
+                own[key] = loose.pop(key)
+
+    def _words(self) -> list[str]:
+        """Every word that may be written, for suggestions."""
+        bare = [part for part in self.parts if part.bare]
+        options = {key for part in bare for name in part.built_in for key in part.options(name)}
+        return list(dict.fromkeys([*self.groups, *self.fields, *sorted(options)]))
+
+    def _check_fields(self, config: Config) -> None:
+        """Refuse values that are none of an option's choices, or out of its range."""
+        for key, of in self.fields.items():
+            value = getattr(config, key)
+            if value is None:
+                continue
+            if "choices" in of.metadata and value not in of.metadata["choices"]:
+                raise CommandError(unknown(key, value, of.metadata["choices"]))
+            if "interval" in of.metadata:
+                _require_inside(key, value, of.metadata["interval"])
+
+    def _name(self, config: Config, given: Mapping[str, str]) -> str:
+        """A directory name: the title, then what differs from the defaults of everything that the title names."""
+        titled = [*self.title, "scale", "experiment"]
+        plain = self._composed({key: text for key, text in given.items() if key in titled}).identity
+        own = config.identity
+        words = [str(own[key]["name"] if isinstance(own[key], dict) else own[key]) for key in self.title]
+        for part in self.parts:
+            default = plain[part.word]
+            words += [in_name(key, value) for key, value in own.pop(part.word).items() if default.get(key) != value]
+        typed = given.keys() - {*titled, "seed", "data"}
+        words += [in_name(key, value) for key, value in own.items() if key in typed and value != plain[key]]
+        words += [Path(config.data).stem] if config.data else []
+        words += [given["experiment"]] if "experiment" in given else []
+        name = re.sub(r"[^\w.+-]+", "-", "_".join([*words, config.scale]))
+        if len(name) <= LONGEST_NAME:
+            return name
+        return f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+@lru_cache(maxsize=256)
+def _composition(base: str, overrides: tuple[str, ...]) -> DictConfig:
+    """A base and the files that overrides pick, composed by Hydra."""
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return compose(base, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CommandError(one_line(error)) from None
 
 
 def config_dir() -> Path:
@@ -226,45 +373,78 @@ def group_choices(group: str) -> list[str]:
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
-def noise_keys(name: str) -> list[str]:
-    """The options that a kind of noise takes."""
-    return [key for key in yaml.safe_load((config_dir() / "noise" / f"{name}.yaml").read_text()) if key != "name"]
+def read_file(name: str) -> dict[str, Any]:
+    """The options in a configuration file; none where there is no such file."""
+    path = config_dir() / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return {key: value for key, value in (values or {}).items() if key != "defaults"}
 
 
-def _parsed(override: str) -> str:
-    """Return an override that Hydra's grammar accepts.
+def described(name: str) -> dict[str, Option]:
+    """The options in a configuration file, with what its comments say of each, for `--help`."""
+    said, last, path = {}, "", config_dir() / f"{name}.yaml"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if entry := re.match(r"(\w+):[^#]*(?:# (.*))?$", line):
+            last, said[entry[1]] = entry[1], entry[2] or ""
+        elif more := re.match(r" +# (.*)", line):
+            said[last] += f" {more[1]}"
+    values = {key: value["name"] if isinstance(value, dict) else value for key, value in read_file(name).items()}
+    return {key: Option(str, _text(value), said[key]) for key, value in values.items()}
+
+
+def read_value(key: str, text: str) -> Any:
+    """A word's value as Hydra's grammar reads it: a number, true, null, a list, or text.
 
     Raises:
-        CommandError: If it does not.
+        CommandError: If it cannot be read, or holds several values.
     """
     try:
-        OverridesParser.create().parse_override(override)
+        override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException:
-        raise CommandError(f"{override.removeprefix('noise.')}: the value cannot be read") from None
-    return override
+        raise CommandError(f"{key}={text}: the value cannot be read") from None
+    if override.is_sweep_override():
+        raise CommandError(f"{key}={text}: takes one value here; train once for each, each with an out= of its own")
+    return override.value()
 
 
-def _default_noise(given: dict[str, str]) -> str:
-    """The selector when no word names one: the experiment's, or vanilla."""
-    if "experiment" in given:
-        file = config_dir() / "experiment" / f"{given['experiment']}.yaml"
-        defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
-        for entry in defaults:
-            if isinstance(entry, dict) and "override /noise" in entry:
-                return str(entry["override /noise"])
-    return "vanilla"
+def _text(value: Any) -> str:
+    """A value as it is written in a word."""
+    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+    return text.removesuffix("\n...\n").strip().replace(", ", ",")
 
 
-def _kind(kind: str) -> str:
-    names = {"int": "not a whole number", "float": "not a number", "bool": "use true or false"}
-    for name in ("int", "float", "bool"):
-        if kind.startswith(name):
-            return names[name]
-    if kind.startswith("list"):
-        examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[str]": "img,wrist",
-                    "list[bool]": "false,true"}  # fmt: skip
-        return f"not a list such as [{examples[kind]}]"
-    return f"not {kind}"
+def in_name(key: str, value: Any) -> str:
+    """An option and its value in a directory's name."""
+    if isinstance(value, bool):
+        return key if value else f"no-{key}"
+    if isinstance(value, int | float):
+        return f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}"
+    return "-".join([key, *(map(str, value) if isinstance(value, list) else [str(value)])])
+
+
+def _not_of(of: Field[Any]) -> str:
+    """What is wrong with a value that has not the type of its field."""
+    examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[bool]": "false,true"}
+    if of.type in examples:
+        return f"not a list such as [{examples[of.type]}]"
+    kinds = {"int": "not a whole number", "float": "not a number", "bool": "use true or false"}
+    return kinds.get(of.type.removesuffix(" | None"), f"not {of.type}")
+
+
+def _require_inside(key: str, value: Any, interval: str) -> None:
+    """Refuse numbers outside an interval such as `[0, 1)`.
+
+    Raises:
+        CommandError: Naming the value and the interval.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for number in value if isinstance(value, list) else [value]:
+        above = number >= low if interval[0] == "[" else number > low
+        below = number <= high if interval[-1] == "]" else number < high
+        if not (above and below):
+            least = f"{low:g} or more" if interval[0] == "[" else f"a number above {low:g}"
+            need = least if high == float("inf") else f"{low:g} to {high:,.10g}" if interval[-1] == "]" else interval
+            raise CommandError(f"{key}={value}: needs {need}")
 
 
 def resolve_device(text: str, launcher: str = "local") -> str:
@@ -289,23 +469,20 @@ def resolve_device(text: str, launcher: str = "local") -> str:
 
 
 def _resolve(config: RunConfig, device: str) -> None:
+    """Replace what the defaults leave open."""
     config.device = f"cuda:{process_group().local_rank}" if device == "cuda" and process_group().size > 1 else device
     if config.precision == "auto":
         if device != "cpu" and not torch.cuda.is_available():
             raise CommandError("precision=auto: no CUDA device is visible here to decide; use precision=bf16 or fp32")
         config.precision = "bf16" if native_bf16(device) else "fp32"
-    config.threads = config.threads if config.threads is not None else 1
-    config.parallel = config.parallel if config.parallel is not None else _at_once(config, device, config.threads)
-    config.eval_every = config.eval_every if config.eval_every is not None else config.checkpoint_every
-
-
-def _at_once(config: RunConfig, device: str, threads: int) -> int:
-    """How many seeds train at once on this machine where nothing is said."""
-    if config.launcher in CLUSTERS:
-        return 1  # the cluster decides
-    # Three seeds on two cores end sooner side by side than two and then one.
-    most = max(1, 2 * (os.cpu_count() or 1) // max(1, threads)) if device == "cpu" else 2
-    return min(len(parse_range("seed", config.seed)), most) if config.launcher == "local" else most
+    config.threads = 1 if config.threads is None else config.threads
+    config.eval_every = config.checkpoint_every if config.eval_every is None else config.eval_every
+    if config.parallel is None and config.launcher in CLUSTERS:
+        config.parallel = 1  # the cluster decides
+    elif config.parallel is None:
+        # Three seeds on two cores end sooner side by side than two and then one.
+        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 2
+        config.parallel = min(len(parse_range("seed", config.seed)), most) if config.launcher == "local" else most
 
 
 def native_bf16(device: str) -> bool:
@@ -316,41 +493,16 @@ def native_bf16(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def check_ranges(config: RunConfig) -> None:
-    """Refuse values out of range, naming the value and what is allowed.
+def check_run(config: RunConfig) -> None:
+    """Refuse options that do not go together.
 
     Raises:
         CommandError: For the first of them.
     """
-    positive = ("steps", "batch_size", "accumulate", "checkpoint_every", "eval_every", "log_every", "threads",
-                "parallel")  # fmt: skip
-    require_positive(config, positive)
-    for key, most in (("steps", 10**9), ("threads", 1024), ("parallel", 1024)):
-        if getattr(config, key) > most:
-            raise CommandError(f"{key}={getattr(config, key)}: needs at most {most:,}")
-    if config.warmup_steps < 0:
-        raise CommandError(f"warmup_steps={config.warmup_steps}: needs 0 or more")
-    for key in ("lr", "data_scale", "ema_power"):
-        if not 0 < getattr(config, key) < float("inf"):
-            raise CommandError(f"{key}={getattr(config, key)}: needs a number above 0")
-    if not 0 <= config.weight_decay < float("inf"):
-        raise CommandError(f"weight_decay={config.weight_decay}: needs a number, 0 or more")
-    if not 0 < config.ema_max < 1:
-        raise CommandError(f"ema_max={config.ema_max}: needs a number between 0 and 1")
-    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        raise CommandError(f"betas={config.betas}: needs two numbers in [0, 1)")
+    if len(config.betas) != 2:
+        raise CommandError(f"betas={config.betas}: needs two numbers")
     if config.accumulate > config.batch_size:
         raise CommandError(f"accumulate={config.accumulate}: more micro-batches than batch_size={config.batch_size}")
-    if config.clip is not None and not 0 < config.clip < float("inf"):
-        raise CommandError(f"clip={config.clip}: needs a number above 0, or null for none")
-    require_known(config, {
-        "lr_schedule": ("cosine", "constant"),
-        "precision": ("auto", "fp32", "bf16"),
-        "engine": ("fast", "eager"),
-        "keep": ("all", "last+best"),
-        "wandb": ("offline", "online", "disabled"),
-        "launcher": ("local", "joblib", *CLUSTERS),
-    })  # fmt: skip
     for key in ("cluster", "job_options"):
         if getattr(config, key) is not None and config.launcher not in CLUSTERS:
             raise CommandError(f"{key}={getattr(config, key)}: launcher={config.launcher} runs on this machine alone; "
@@ -362,38 +514,3 @@ def check_ranges(config: RunConfig) -> None:
         raise CommandError(
             f"launcher={config.launcher}: {process_group().size} processes train one seed here; leave it out"
         )
-
-
-def check_sampling(config: Any) -> None:
-    """Refuse unknown predictions, solvers and grids of times.
-
-    Raises:
-        CommandError: For the first of them.
-    """
-    require_known(config, {"prediction": ("epsilon", "sample", "v_prediction"), "spacing": ("trailing", "leading")})
-    if config.solver is not None:
-        require_known(config, {"solver": ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")})
-    if not 0 <= config.eta <= 1:
-        raise CommandError(f"eta={config.eta:g}: needs a number from 0 (no noise while sampling) to 1 (that of DDPM)")
-
-
-def require_positive(config: RunConfig, keys: Sequence[str]) -> None:
-    """Refuse whole numbers below 1.
-
-    Raises:
-        CommandError: For the first of them.
-    """
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise CommandError(f"{key}={getattr(config, key)}: needs 1 or more")
-
-
-def require_known(config: RunConfig, choices: Mapping[str, Sequence[str]]) -> None:
-    """Refuse values that are none of an option's choices.
-
-    Raises:
-        CommandError: For the first of them.
-    """
-    for key, known in choices.items():
-        if getattr(config, key) not in known:
-            raise CommandError(unknown(key, getattr(config, key), known))

@@ -198,7 +198,7 @@ def training_modes(run: Path) -> Counts:
         ValueError: If they cannot be read, or none begins there.
     """
     config = read_config(run / "config.yaml")
-    task = find_task(config.task)
+    task = find_task(**config.task)
     demos = open_demonstrations(task, config.data)
     demos = demos.select(split_episodes(demos.n_episodes, config.validation, config.train_episodes)[0])
     counts = demonstrated_modes(task.mirror(demos) if config.mirror else demos)
