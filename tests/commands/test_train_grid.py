@@ -7,6 +7,7 @@ import yaml
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.training.options import config_dir
 from tests.training.helpers import here, refused, tree, write_small_store
@@ -34,8 +35,8 @@ def test_every_arm_is_a_plain_run(name, scale):
     assert list(grid.arms) == list(arms) and next(iter(grid.arms)) == "vanilla"
     for arm, config in grid.arms.items():
         words = arms[arm] if isinstance(arms[arm], list) else arms[arm][scale]
-        split = experiments()[name].get("by_scale", {}).get(scale, [])
-        alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words, *split])
+        preset = experiments()[name].get("by_scale", {}).get(scale, [])
+        alone = compose_config([f"experiment={name}", f"scale={scale}", "device=cpu", *words, *preset])
         assert config.out == f"some/where/{arm}" and config.identity == alone.identity and config.seed == "0..2"
     assert len({json.dumps(config.identity) for config in grid.arms.values()}) == len(arms)
 
@@ -43,6 +44,50 @@ def test_every_arm_is_a_plain_run(name, scale):
 def test_given_words_go_before_those_of_the_scale():
     grid = read_grid(["experiment=table2", "scale=paper", "device=cpu", "train_episodes=20"])
     assert {(each.train_episodes, each.validation) for each in grid.arms.values()} == {(20, 0.02)}
+
+
+def test_the_published_table_is_sampled_as_published():
+    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
+    sampling = {(each.solver, each.sampling_steps, each.spacing) for each in grid.arms.values()}
+    assert sampling == {("ddpm", 100, "leading")}
+
+
+@pytest.mark.parametrize(
+    ("words", "arms"),
+    [
+        (["noise=knn", "k=2,4"], {"k2": ("knn", 2), "k4": ("knn", 4)}),
+        (["noise=knn", "noise.k=2,4"], {"noise.k2": ("knn", 2), "noise.k4": ("knn", 4)}),
+        (["noise=vanilla,knn", "seed=0,1"], {"vanilla": ("vanilla", None), "knn": ("knn", 2)}),
+    ],
+)
+def test_a_word_with_several_values_is_a_grid(words, arms):
+    grid = read_grid([*words, "device=cpu", "out=some/where"])
+    assert {arm: (each.noise["name"], each.noise.get("k")) for arm, each in grid.arms.items()} == arms
+    assert [each.out for each in grid.arms.values()] == [f"some/where/{arm}" for arm in arms]
+
+
+def test_several_words_with_several_values_are_combined_below_a_directory_of_their_own():
+    grid = read_grid(["noise=knn", "k=2,4", "lr=1e-3,1e-4", "device=cpu"])
+    assert str(grid.out) == "runs/pusht_keypoints_knn_cpu_k-2-4_lr-1e-3-1e-4"
+    assert {arm: (each.noise["k"], each.lr) for arm, each in grid.arms.items()} == {
+        "k2_lr1e-3": (2, 1e-3), "k2_lr1e-4": (2, 1e-4), "k4_lr1e-3": (4, 1e-3), "k4_lr1e-4": (4, 1e-4),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=table2", "lr=1e-3,1e-4"], "lr=1e-3,1e-4: experiment=table2 has arms of its own; give lr= one"),
+        (["k=2,4"], "k=2: noise=vanilla has no k"),
+        (["noise=knn", "k=2,two"], "k=two"),
+        (["arms=vanilla"], "arms=vanilla: only an experiment with arms has some to pick from"),
+    ],
+)
+def test_what_is_no_grid_is_refused_in_one_line(words, said):
+    with pytest.raises(ValueError) as refused:
+        grid = read_grid([*words, "device=cpu"])
+        [noise_options(each.noise, steps=9, batch_size=4, steps_per_epoch=1) for each in grid.arms.values()]
+    assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
