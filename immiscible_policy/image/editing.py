@@ -10,11 +10,11 @@ arXiv 2505.18521 edits images by replacing their centre, or all but their centre
 Defined here:
 
 * the centre is the square of half the image's side (a quarter of its area);
-* the model fills in by plain sampling from the start noise, except that wherever a pixel is known, the network's answer
-  is replaced by the right one: the noise that leads from the known pixel to x_t (or the velocity towards it). At every
-  step the known part then is the original, noised to the level of that step along one fixed path, and what is filled in
-  sees it through the network. This is the replacement method of Song et al. (2021, score-based models, appendix I.2)
-  with the noise of the known part held fixed, so that a deterministic sampler stays one;
+* the model fills in by plain sampling from the start noise, except that wherever a pixel is known, the clean sample and
+  the noise that its network predicts are replaced by the right ones (`KnownPath`). At every step the known part then is
+  the original, noised to the level of that step along one fixed path, and what is filled in sees it through the
+  network. This is the replacement method of Song et al. (2021, score-based models, appendix I.2) with the noise of the
+  known part held fixed, so that a deterministic solver stays one;
 * at the end known pixels are the original's exactly. Stable Diffusion does all of this with latents, whose mask is the
   image's at their resolution; its known pixels pass through the autoencoder and are not pasted back.
 
@@ -26,21 +26,18 @@ Shape legend: B images, S pixels along a side; C, H, W what is noised (3, S, S, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from immiscible_policy.image.diffusion import ImageDiffusion
-from immiscible_policy.image.flow import FlowMatching
 from immiscible_policy.image.model import ImageModel
+from immiscible_policy.path import Path, Prediction
+from immiscible_policy.path.consistency import Consistency
+from immiscible_policy.solver import Solver
 
 EDITS = ("inpaint", "outpaint")
-
-Answer = Callable[[Tensor, Tensor], Tensor]
-"""What a network that knew the clean sample would answer (B, C, H, W) to x_t (B, C, H, W) and times (B,)."""
 
 
 def edit_mask(edit: str, size: int) -> Tensor:
@@ -62,96 +59,63 @@ def edit_mask(edit: str, size: int) -> Tensor:
     return centre if edit == "inpaint" else ~centre
 
 
+class KnownPath:
+    """A path on which part of the clean sample is known, and the noise that it meets is fixed.
+
+    Args:
+        path: The model's own.
+        clean: Clean samples (B, C, H, W), as noised.
+        mask: What is not known (H, W), bool.
+        noise: The noise that clean samples meet (B, C, H, W).
+    """
+
+    def __init__(self, path: Path, clean: Tensor, mask: Tensor, noise: Tensor) -> None:
+        self.path, self.clean, self.mask, self.noise = path, clean, mask.to(noise.device), noise
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is as on the model's own path."""
+        return getattr(self.path, name)
+
+    def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
+        """What the output implies where nothing is known, and what is known elsewhere."""
+        clean, noise = self.path.split(output, noisy, alpha, sigma)
+        return Prediction(torch.where(self.mask, clean, self.clean), torch.where(self.mask, noise, self.noise))
+
+
 def fill_in(
     model: ImageModel,
     pixels: Tensor,
     mask: Tensor,
     noise: Tensor,
-    steps: int | None = None,
+    solver: Solver | None = None,
     *,
     prompts: Sequence[str] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Images (B, 3, S, S), in [-1, 1], whose masked pixels the model fills in; see the module for how.
 
     Args:
-        model: An `ImageDiffusion`, `FlowMatching` or `StableDiffusion`.
+        model: Any but a consistency model.
         pixels: The originals (B, 3, S, S) in [-1, 1].
         mask: Which pixels to fill in (S, S), bool.
         noise: Start noises (B, C, H, W).
-        steps: Sampling steps; None for the model's own best.
+        solver: How; None for the model's own.
         prompts: One per image, where the model knows prompts.
-        generator: Of the latents' posterior, for Stable Diffusion.
+        generator: Source of what coder and solver draw.
 
     Raises:
         ValueError: If the model cannot edit, or mask and latents do not fit together.
     """
-    if hasattr(model, "latents"):  # Stable Diffusion, whose module other models need not import
-        return _fill_in_latents(model, pixels, mask, noise, steps, prompts, generator)
-    if isinstance(model, ImageDiffusion):
-        answer = _diffusion_answer(model.noising, model.data_scale * pixels)
-    elif isinstance(model, FlowMatching):
-        answer = _flow_answer(noise, model.data_scale * pixels)
-    else:
-        raise ValueError(f"{type(model).__name__} cannot edit; models of kind ddim, flow and sd can")
-    with _knowing(model.denoiser, answer, mask.to(noise.device)):
-        images = model.sample(noise, steps, prompts=prompts, generator=generator).images
-    return torch.where(mask.to(pixels.device), images, pixels)
-
-
-@contextmanager
-def _knowing(denoiser: nn.Module, answer: Answer, mask: Tensor) -> Iterator[None]:
-    """Inside, the network answers rightly wherever the mask (H, W) does not ask it to fill in."""
-
-    def correct(_: nn.Module, inputs: tuple[Tensor, Tensor], output: Any) -> Any:
-        output.sample = torch.where(mask, output.sample, answer(*inputs).to(output.sample.dtype))
-        return output
-
-    hook = denoiser.register_forward_hook(correct)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _diffusion_answer(scheduler: Any, x: Tensor) -> Answer:
-    """The noise in x_t = a x + s e, or the velocity a e - s x (Salimans and Ho, 2022).
-
-    Args:
-        scheduler: The noising chain, with the prediction's type.
-        x: Clean samples (B, C, H, W), as diffused.
-    """
-
-    def answer(noisy: Tensor, t: Tensor) -> Tensor:
-        a2 = scheduler.alphas_cumprod.to(noisy.device)[t].view(-1, 1, 1, 1)
-        a, s = a2.sqrt(), (1 - a2).sqrt()
-        clean = x.repeat(len(noisy) // len(x), 1, 1, 1)  # classifier-free guidance asks about every sample twice
-        noise = (noisy - a * clean) / s
-        return noise if scheduler.config.prediction_type == "epsilon" else a * noise - s * clean
-
-    return answer
-
-
-def _flow_answer(x0: Tensor, x1: Tensor) -> Answer:
-    """The velocity x_1 - x_0 of straight paths from start noises to clean samples (B, C, H, W), at all times."""
-    return lambda noisy, t: x1 - x0
-
-
-def _fill_in_latents(
-    model: Any,
-    pixels: Tensor,
-    mask: Tensor,
-    noise: Tensor,
-    steps: int | None,
-    prompts: Sequence[str] | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """`fill_in` for a `StableDiffusion`."""
-    if generator is None:
-        raise ValueError("editing with Stable Diffusion needs a generator: latents are drawn from a posterior")
-    answer = _diffusion_answer(model.noising, model.latents.encode(pixels, generator))
-    with _knowing(model.denoiser, answer, latent_mask(mask, model.latents.factor).to(noise.device)):
-        return model.sample(noise, steps, prompts=prompts).images
+    if isinstance(model.path, Consistency):
+        raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
+    factor = model.coder.size // model.coder.shape[-1]
+    clean = model.coder.encode(pixels, generator)
+    chosen = solver or model.solver
+    alpha, sigma = (0.0, 1.0) if chosen is None else chosen.plan(model.path)[0][1:3]
+    met = (model.path.start(noise) - alpha * clean) / sigma  # so that sampling starts from the start noise everywhere
+    path: Any = KnownPath(model.path, clean, latent_mask(mask, factor), met)
+    images = model.sample(noise, solver, prompts=prompts, generator=generator, path=path).images
+    return images if factor > 1 else torch.where(mask.to(pixels.device), images, pixels)
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:

@@ -9,13 +9,17 @@ from diffusers.pipelines.consistency_models.pipeline_consistency_models import C
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from immiscible_policy.image.build import Model, Spec, UnconditionalModel
-from immiscible_policy.image.consistency import ConsistencyModel
-from immiscible_policy.image.diffusion import STEPS, ImageDiffusion
-from immiscible_policy.image.flow import TIME_SCALE
+from immiscible_policy.image.model import ImageModel, PixelCoder
+from immiscible_policy.path import Ddpm
+from immiscible_policy.path.consistency import MOST_STEPS, RHO, SIGMA_MAX, SIGMA_MIN, Consistency
+from immiscible_policy.path.flow import TIME_SCALE
 
+STEPS = 50
+"""Network calls of a saved pipeline."""
 README = """\
 # {title}
 
@@ -74,38 +78,64 @@ class Export(NamedTuple):
     call: str
 
 
-def export_diffusers(model: Model, spec: Spec, directory: Path | str) -> None:
+def export_diffusers(model: ImageModel, directory: Path | str) -> None:
     """Write a model, with the weights it holds now, as a directory that plain diffusers loads.
 
-    ddim          `DDIMPipeline`: eta = 0 and the steps of `ImageDiffusion.sample`.
+    ddim          `DDIMPipeline`: eta = 0 and the trailing steps of our own `ddim`.
     consistency   `ConsistencyModelPipeline`: one step, or several with fresh noise.
     flow          `DDPMPipeline`, diffusers' bare loop over network and scheduler, with an Euler scheduler of flow
                   matching whose times run from noise (0) to image (1), as the network was trained.
-    sd            `StableDiffusionPipeline`; see `save_pipeline`.
+    sd            `StableDiffusionPipeline` with DDIM's trailing steps; see `save_pipeline`.
 
     Args:
         model: What is written; its EMA weights are the ones wanted.
-        spec: Its sizes.
         directory: Created if absent; files of the same names are replaced.
     """
-    if not isinstance(model, UnconditionalModel):
+    if not isinstance(model.coder, PixelCoder):
         from immiscible_policy.image.stable_diffusion import save_pipeline
 
-        save_pipeline(model, directory)
+        assert isinstance(model.path, Ddpm)
+        save_pipeline(model, ddim_scheduler(model.path, None), directory)
         return
-    export = _export(model)
+    export, scale = _export(model), model.data_scale
     export.pipeline.save_pretrained(directory, safe_serialization=True)
     about = export._asdict() | {"pipeline": type(export.pipeline).__name__}
-    call = export.call if spec.data_scale == 1 else SCALED.format(scale=spec.data_scale)
-    text = README.format(**about | {"call": call}, size=spec.size, scale=spec.data_scale)
+    call = export.call if scale == 1 else SCALED.format(scale=scale)
+    text = README.format(**about | {"call": call}, size=model.coder.size, scale=scale)
     (Path(directory) / "README.md").write_text(text)
 
 
-def _export(model: UnconditionalModel) -> Export:
+def ddim_scheduler(path: Ddpm, limit: float | None) -> DDIMScheduler:
+    """The diffusers scheduler that steps as our `ddim` does over trailing times.
+
+    Args:
+        path: The noising chain.
+        limit: Largest magnitude of a clean number; None for any.
+    """
+    config: Any = path.noising.config
+    chain = {key: config[key] for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")}
+    clip: dict[str, Any] = {"clip_sample": limit is not None, "clip_sample_range": 1.0 if limit is None else limit}
+    grid: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
+    return DDIMScheduler(**chain, **clip, **grid, prediction_type=path.prediction)
+
+
+def consistency_scheduler(path: Consistency, limit: float) -> CMStochasticIterativeScheduler:
+    """The diffusers scheduler of our levels and parametrisation; it clips to pixels of data_scale 1."""
+    return CMStochasticIterativeScheduler(
+        num_train_timesteps=MOST_STEPS,
+        sigma_min=SIGMA_MIN,
+        sigma_max=SIGMA_MAX,
+        sigma_data=path.sigma_data,
+        rho=RHO,
+        clip_denoised=limit == 1,
+    )
+
+
+def _export(model: ImageModel) -> Export:
     unet: Any = model.denoiser
     scheduler: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
-    if isinstance(model, ImageDiffusion):
-        scheduler = model.ddim(STEPS)
+    if isinstance(model.path, Ddpm):
+        scheduler = ddim_scheduler(model.path, model.coder.limit)
         return Export(
             title="DDIM",
             pipeline=DDIMPipeline(unet, scheduler),
@@ -114,8 +144,8 @@ def _export(model: UnconditionalModel) -> Export:
             seen="x",
             call=WHOLE.format(steps=STEPS),
         )
-    if isinstance(model, ConsistencyModel):
-        scheduler = model.scheduler()
+    if isinstance(model.path, Consistency):
+        scheduler = consistency_scheduler(model.path, model.coder.limit)
         return Export(
             title="Consistency model",
             pipeline=ConsistencyModelPipeline(unet, scheduler),

@@ -5,6 +5,7 @@ Shape legend: B images, S pixels along a side, C x H x W numbers of a latent (4 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,7 @@ class Latents:
 
     Args:
         vae: The autoencoder.
+        size: Side S of the images.
         data_scale: Further factor.
         precision: `fp32`, or `bf16` for arithmetic in bfloat16 over float32 weights.
 
@@ -35,21 +37,14 @@ class Latents:
         ValueError: If data_scale is not positive.
     """
 
-    def __init__(self, vae: AutoencoderKL, *, data_scale: float = 1.0, precision: str = "fp32") -> None:
+    limit = math.inf  # latents have no bounds
+
+    def __init__(self, vae: AutoencoderKL, size: int, *, data_scale: float, precision: str) -> None:
         require_scale(data_scale)
         self.vae = vae.eval().requires_grad_(False)
-        self.data_scale = data_scale
-        self.precision = precision
-
-    @property
-    def channels(self) -> int:
-        """Channels C of a latent."""
-        return self.vae.config["latent_channels"]
-
-    @property
-    def factor(self) -> int:
-        """Pixels along a side for each number of a latent along a side."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self.size, self.data_scale, self.precision = size, data_scale, precision
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per number along a side
+        self.shape = (vae.config["latent_channels"], size // self.factor, size // self.factor)
 
     @property
     def scale(self) -> float:
@@ -60,17 +55,16 @@ class Latents:
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """What is diffused (B, C, H, W), float32, for pixels (B, 3, S, S) in [-1, 1]; draws from the posterior."""
         with self._arithmetic():
-            found = [self.vae.encode(part).latent_dist for part in pixels.split(CHUNK)]
-        mean = torch.cat([part.mean.float() for part in found])
-        std = torch.cat([part.std.float() for part in found])
+            posteriors = [self.vae.encode(part).latent_dist for part in pixels.split(CHUNK)]
+        mean, std = (torch.cat([getattr(part, name).float() for part in posteriors]) for name in ("mean", "std"))
         return self.scale * (mean + std * draw(mean, generator))
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), clipped to [-1, 1], of what is diffused (B, C, H, W)."""
         with self._arithmetic():
-            found = [self.vae.decode(part / self.scale).sample for part in x.split(CHUNK)]
-        return torch.cat(found).float().clamp(-1, 1)
+            parts = [self.vae.decode(part / self.scale).sample for part in x.split(CHUNK)]
+        return torch.cat(parts).float().clamp(-1, 1)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""

@@ -1,17 +1,30 @@
-"""What every image model offers to training, evaluation and editing, whatever its method.
+"""An image model is put together from parts: a path, a network, what pixels become, and for some a text.
 
-Shape legend: B images, S pixels along a side; C, H, W one start noise (3, S, S, or a latent's (4, S/8, S/8)).
+    pixels --coder--> x --noise chosen for x--> path --> x_t ----+
+                      |                                          +--> network --> what is predicted
+    prompts ----------|--text--> tokens, pooled (a condition) ---+
+
+Shape legend: B images, S pixels along a side; C, H, W what is noised (3, S, S, or a latent's (4, S/8, S/8)); L tokens
+of E numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torchdiffeq import odeint
 
 from immiscible_policy.noise import Selector
+from immiscible_policy.noise.inputs import draw
+from immiscible_policy.path import Flow, Path, PathSample
+from immiscible_policy.path.base import Network
+from immiscible_policy.solver import Solver, draws, solve
+
+TOLERANCE = 1e-5
+"""Absolute and relative tolerance of the adaptive solver."""
 
 
 class ImageSample(NamedTuple):
@@ -19,9 +32,9 @@ class ImageSample(NamedTuple):
 
     Attributes:
         images: The samples (B, 3, S, S), pixels in [-1, 1].
-        predicted: The clean sample that each step predicts (steps, B, C, H, W), the noisiest first; in pixels, or in
-            latents where the model works in those.
-        t: Times of the steps (steps,), in the units of the model.
+        predicted: The clean sample that each network call predicts (steps, B, C, H, W), the noisiest first, as it is
+            noised: `coder.decode` makes pixels of it.
+        t: What the network is given of the time at each call (steps,).
     """
 
     images: Tensor
@@ -29,83 +42,346 @@ class ImageSample(NamedTuple):
     t: Tensor
 
 
-class ImageModel(Protocol):
-    """Learns images and draws them. Every model is a `torch.nn.Module` besides.
+class TextSample(NamedTuple):
+    """Points on their paths, as `PathSample`, with the text that the network sees beside them.
 
     Attributes:
-        denoiser: The network that trains.
-        noise_shape: Shape (C, H, W) of one start noise.
-        data_scale: Factor on the normalised clean sample before selection and noising, undone after sampling.
+        noisy: x_t (B, C, H, W).
+        target: What the network is to predict (B, C, H, W).
+        t: Times (B,), in the units of the path.
+        text: Token embeddings of the prompts (B, L, E).
     """
 
-    denoiser: nn.Module
-    noise_shape: tuple[int, int, int]
+    noisy: Tensor
+    target: Tensor
+    t: Tensor
+    text: Tensor
+
+
+class Text(NamedTuple):
+    """Embedded prompts.
+
+    Attributes:
+        tokens: One embedding per token (B, L, E), which the network attends to.
+        pooled: The embedding of the end of the text (B, E), which stands for the whole prompt.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+class Part(Protocol):
+    """What a model holds without training or saving it, and moves along with its own weights."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
+        ...
+
+
+class Coder(Part, Protocol):
+    """What pixels become before they are noised.
+
+    Attributes:
+        size: Side S of the images.
+        shape: Shape (C, H, W) of what is noised.
+        data_scale: Factor on the normalised clean sample, undone by `decode`.
+        limit: Largest magnitude of a number of a clean sample.
+    """
+
+    size: int
+    shape: tuple[int, int, int]
     data_scale: float
+    limit: float
+
+    def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Clean samples (B, C, H, W), float32, of pixels (B, 3, S, S) in [-1, 1]."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S), clipped to [-1, 1], of clean samples (B, C, H, W)."""
+        ...
+
+
+class TextEncoder(Part, Protocol):
+    """Embeds prompts."""
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Embeddings of some prompts, float32."""
+        ...
+
+
+class PixelCoder:
+    """Pixels themselves, times `data_scale`.
+
+    Pixels in [-1, 1] have a standard deviation of about 0.5, what is noised 0.5 data_scale (Figure 8 of arXiv
+    2505.18521 goes by this number; its default, 0.5, changes nothing).
+
+    Args:
+        size: Side S of the images.
+        data_scale: Factor on the pixels.
+
+    Raises:
+        ValueError: If data_scale is not positive.
+    """
+
+    def __init__(self, size: int, data_scale: float = 1.0) -> None:
+        require_scale(data_scale)
+        self.size, self.shape = size, (3, size, size)
+        self.data_scale = self.limit = data_scale
+
+    def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Nothing is drawn."""
+        return self.data_scale * pixels
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The inverse, clipped."""
+        return (x / self.data_scale).clamp(-1, 1)
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """There is nothing to move."""
+
+
+class ImageModel(nn.Module):
+    """Learns images and draws them.
+
+    Coder and text encoder come ready-made and stay as they are: they are in no checkpoint and no optimizer.
+
+    Args:
+        path: How clean sample and noise meet, and what the network learns.
+        denoiser: The network, the only part that trains; diffusers' `UNet2DModel`, `UNet2DConditionModel` where there
+            is a text, or a module called alike: (x_t (B, C, H, W), time (B,)[, encoder_hidden_states=(B, L, E)]) ->
+            object whose `sample` is the output.
+        coder: Pixels to what is noised and back.
+        solver: How images are drawn unless another solver is named; None for the adaptive one (Dormand-Prince), which
+            flow matching has.
+        text: Prompts to embeddings, where the model knows prompts.
+        noise_offset: Standard deviation of one further Gaussian number per image and channel, added to the noise
+            *after* selection: selectors compare samples with plain noise, as their laws assume.
+        prompt_dropout: Share of training prompts that are replaced by the empty one, for classifier-free guidance.
+        guidance: w in `empty + w (prompted - empty)`, how strongly samples follow their prompts; 1 is the network's
+            prediction for the prompt alone.
+
+    Raises:
+        ValueError: If a number is out of range, or the path does not go with the solver.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        denoiser: nn.Module,
+        coder: Coder,
+        *,
+        solver: Solver | None = None,
+        text: TextEncoder | None = None,
+        noise_offset: float = 0.0,
+        prompt_dropout: float = 0.0,
+        guidance: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("noise_offset", noise_offset), ("guidance", guidance)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value}: needs a number, 0 or more")
+        if not 0 <= prompt_dropout <= 1:
+            raise ValueError(f"prompt_dropout={prompt_dropout}: needs a share between 0 and 1")
+        self.path, self.denoiser, self.coder = path, denoiser, coder
+        self.solver, self.text = solver, text
+        self.noise_offset, self.prompt_dropout, self.guidance = noise_offset, prompt_dropout, guidance
+        if solver is not None:
+            solver.plan(path)
+        elif not isinstance(path, Flow):
+            raise ValueError("the adaptive solver follows a velocity, which flow matching alone learns; name a solver")
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one start noise."""
+        return self.coder.shape
+
+    @property
+    def data_scale(self) -> float:
+        """Factor on the normalised clean sample before selection and noising, undone after sampling."""
+        return self.coder.data_scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageModel:
+        """What `to`, `cuda` and `cpu` call: the ready-made parts move along."""
+        for part in (self.coder, self.text):
+            if part is not None:
+                part.apply(fn)
+        return super()._apply(fn, recurse)
 
     def noised(
         self,
         pixels: Tensor,
         select: Selector,
         *,
-        step: int | None,
+        step: int | None = None,
         generator: torch.Generator,
         prompts: Sequence[str] | None = None,
-    ) -> Any:
+    ) -> PathSample | TextSample:
         """Draw everything that is random in a training step, and choose the noise.
 
         Args:
             pixels: Clean images (B, 3, S, S), float, in [-1, 1].
-            select: Chooses the noise for the scaled clean samples.
-            step: Training step, for what follows a schedule.
-            generator: Source of all randomness.
-            prompts: One per image, where the model knows prompts.
+            select: Chooses the noise for the scaled clean samples. Its condition is the prompts' pooled embedding
+                (B, E), equal prompts having equal rows; None without prompts.
+            step: Training step, for what follows a schedule; None for the end of training.
+            generator: Source of all randomness: posterior, dropped prompts, noise, offset and times, in this order.
+            prompts: One per image, where the model knows prompts; None for the empty prompt throughout.
 
         Returns:
-            A named tuple of tensors with a row per image.
+            Tensors with a row per image.
+
+        Raises:
+            ValueError: If the images have another shape, or the prompts another number.
         """
-        ...
+        size = self.coder.size
+        if pixels.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pixels have shape {tuple(pixels.shape)}; this model needs RGB images (B, 3, {size}, {size})"
+            )
+        x = self.coder.encode(pixels, generator)
+        text = self._text(prompts, len(x))
+        if text is not None and prompts is not None and self.prompt_dropout:
+            text = self._dropped(text, generator)
+        condition = None if text is None or prompts is None else text.pooled
+        noise = select(x, condition=condition, step=step, generator=generator)
+        if self.noise_offset:
+            noise = noise + self.noise_offset * draw(x.new_empty(*x.shape[:2], 1, 1), generator)
+        t = self.path.times(len(x), generator, step=step).to(x.device)
+        sample = self.path.sample(x, noise, t)
+        return sample if text is None else TextSample(*sample, text.tokens)
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of what `noised` returned, or of some of its rows: a scalar.
 
         It holds no randomness (dropout apart) and no sizes that depend on values.
         """
-        ...
+        return self.path.loss(self.network(batch.text if self.text is not None else None), batch)
 
+    def choose(
+        self, name: str | None = None, steps: int | None = None, spacing: str = "trailing", eta: float = 0.0
+    ) -> Solver | None:
+        """The solver that some words name, the model's own wherever they are silent.
+
+        Args:
+            name: A solver; None for the path's first one.
+            steps: Network calls; None for as many as the model's own solver makes, or 50 where that is adaptive.
+            spacing: Grid of its times.
+            eta: Noise of `ddim`.
+
+        Raises:
+            ValueError: If the path has no such solver or no such grid of times.
+        """
+        if (name, steps, spacing, eta) == (None, None, "trailing", 0.0):
+            return self.solver
+        own = 50 if self.solver is None else self.solver.steps
+        solver = Solver(name or self.path.solvers[0], own if steps is None else steps, spacing, eta)
+        solver.plan(self.path)
+        return solver
+
+    @torch.no_grad()
     def sample(
         self,
         noise: Tensor,
-        steps: int | None,
+        solver: Solver | None = None,
         *,
         prompts: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
+        path: Path | None = None,
     ) -> ImageSample:
-        """Draw images from start noises, without gradients.
+        """Draw images from start noises.
 
         Args:
             noise: Start noises (B, C, H, W), standard Gaussian.
-            steps: Calls of the network; None for the model's own best.
-            prompts: One per image, where the model knows prompts.
-            generator: Source of what sampling draws besides the start noises, where a method does.
+            solver: How; None for the model's own. The adaptive one chooses its steps by the error of the whole batch,
+                and only its end is shown.
+            prompts: One per image, where the model knows prompts; None for the empty prompt throughout, unguided.
+            generator: Source of the noise that a solver adds.
+            path: Reads the network's outputs in the place of the model's own path, for editing.
+
+        Raises:
+            ValueError: If the path has no such solver, the prompts have another number, or the solver adds noise and
+                there is no generator.
         """
-        ...
+        solver, path = solver or self.solver, path or self.path
+        network = self._prompted(prompts, len(noise))
+        if solver is None:
+            x = self._adaptive(network, path, noise)
+            return ImageSample(self.coder.decode(x), x.unsqueeze(0), torch.ones(1, device=noise.device))
+        plan = solver.plan(self.path)
+        if draws(plan) > 1 and generator is None:
+            raise ValueError(f"sampling_steps={solver.steps} needs a generator for the noise between the steps")
+        noises = torch.stack([noise, *(draw(noise, generator) for _ in range(draws(plan) - 1))])
+        times = torch.tensor([step.t for step in plan], device=noise.device)
+        predicted: list[Tensor] = []
+        x = solve(
+            lambda i, x: network(x, times[i].expand(len(x))).float(),
+            path,
+            plan,
+            noises,
+            limit=self.coder.limit,
+            record=predicted,
+        )
+        return ImageSample(self.coder.decode(x), torch.stack(predicted), times)
+
+    def _adaptive(self, network: Network, path: Path, noise: Tensor) -> Tensor:
+        """The end (B, C, H, W) of straight paths from start noises at t = 0, by Dormand-Prince."""
+
+        def velocity(t: Tensor, x: Tensor) -> Tensor:
+            t = t.to(x)
+            clean, start = path.split(path.evaluate(network, x, t.expand(len(x))), x, t, 1 - t)
+            return clean - start
+
+        ends = torch.tensor([0.0, 1.0], device=noise.device)
+        return odeint(velocity, noise, ends, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)[-1]
+
+    def network(self, tokens: Tensor | None = None) -> Network:
+        """The network as paths and solvers call it, beside the tokens (B, L, E) of each image."""
+        if tokens is None:
+            return lambda x, t: self.denoiser(x, t).sample
+        return lambda x, t: self.denoiser(x, t, encoder_hidden_states=tokens).sample
+
+    def _prompted(self, prompts: Sequence[str] | None, count: int) -> Network:
+        """The network for prompts, with classifier-free guidance (Ho and Salimans, 2022)."""
+        text = self._text(prompts, count)
+        if text is None or prompts is None or self.guidance == 1:
+            return self.network(None if text is None else text.tokens)
+        empty = self._text(None, count)
+        assert empty is not None
+        both = self.network(torch.cat([empty.tokens, text.tokens]))
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            without, prompted = both(torch.cat([x, x]), torch.cat([t, t])).float().chunk(2)
+            return without + self.guidance * (prompted - without)
+
+        return guided
+
+    def _text(self, prompts: Sequence[str] | None, count: int) -> Text | None:
+        """Embeddings of so many prompts; None where the model knows no prompts.
+
+        Raises:
+            ValueError: If there are more or fewer.
+        """
+        if self.text is None:
+            return None
+        if prompts is not None and len(prompts) != count:
+            raise ValueError(f"{len(prompts)} prompts for {count} images; each image needs one")
+        return self.text([""] * count if prompts is None else prompts)
+
+    def _dropped(self, text: Text, generator: torch.Generator) -> Text:
+        """Embeddings of which a share is replaced by the empty prompt's."""
+        uniform = torch.rand(len(text.pooled), 1, generator=generator, device=generator.device)
+        dropped = uniform.to(text.pooled.device) < self.prompt_dropout
+        empty = self._text(None, 1)
+        assert empty is not None
+        tokens = torch.where(dropped[..., None], empty.tokens, text.tokens)
+        return Text(tokens, torch.where(dropped, empty.pooled, text.pooled))
 
 
 def require_scale(data_scale: float) -> None:
-    """Refuse a data scale that is no positive number.
+    """Refuse a data scale that is not a positive number.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not.
     """
     if not 0 < data_scale < float("inf"):
         raise ValueError(f"data_scale={data_scale}: needs a number above 0")
-
-
-def require_steps(steps: int, most: float = float("inf")) -> None:
-    """Refuse a number of sampling steps below 1 or above `most`.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if not 1 <= steps <= most:
-        raise ValueError(f"sampling_steps={steps}: needs 1 or more" + (f", at most {most:g}" if most < 1e9 else ""))

@@ -22,7 +22,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from huggingface_hub import snapshot_download
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from immiscible_policy.image.text import TextEncoder
+from immiscible_policy.image.text import ClipText
+from immiscible_policy.path import PREDICTIONS, Ddpm
+from immiscible_policy.path.ddpm import BETAS
 
 INITS = ("scratch", "pretrained")
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -35,6 +37,16 @@ FROZEN = (
     "scheduler/scheduler_config.json",
 )
 """What every run reads, beside the files of tokenizer/."""
+CHAIN = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+}
+"""What diffusers takes for a noising chain where its file is silent."""
 HOW: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 
 
@@ -102,24 +114,34 @@ def load_vae(directory: Path) -> AutoencoderKL:
     return _whole("vae", AutoencoderKL.from_pretrained(directory / "vae", **HOW, low_cpu_mem_usage=False))
 
 
-def load_text(directory: Path, precision: str) -> TextEncoder:
+def load_text(directory: Path, precision: str) -> ClipText:
     """Tokenizer and text encoder, float32.
 
     Args:
         directory: From `find_pretrained`.
-        precision: Of the arithmetic, see `TextEncoder`.
+        precision: Arithmetic, see `ClipText`.
 
     Raises:
         ValueError: If a weight is missing.
     """
     encoder = _whole("text_encoder", CLIPTextModel.from_pretrained(directory / "text_encoder", **HOW))
-    return TextEncoder(CLIPTokenizer.from_pretrained(directory / "tokenizer"), encoder, precision=precision)
+    return ClipText(CLIPTokenizer.from_pretrained(directory / "tokenizer"), encoder, precision=precision)
 
 
-def load_scheduler(directory: Path) -> DDIMScheduler:
-    """The noising chain with DDIM's steps; predicted latents are not clipped, for latents have no bounds."""
-    config = DDIMScheduler.load_config(directory, subfolder="scheduler")
-    return DDIMScheduler.from_config(config, clip_sample=False)
+def load_chain(directory: Path) -> Ddpm:
+    """The noising chain, and what is predicted of it.
+
+    Raises:
+        ValueError: If it is no chain that this version knows.
+    """
+    config: dict[str, Any] = CHAIN | dict(DDIMScheduler.load_config(directory, subfolder="scheduler"))
+    name, ends = config["beta_schedule"], {key: config[key] for key in ("beta_start", "beta_end")}
+    if BETAS.get(name) != ends or config["trained_betas"] is not None or config["rescale_betas_zero_snr"]:
+        raise ValueError(f"beta_schedule={name} in scheduler_config.json, {ends}: known are {BETAS}")
+    prediction = config["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction_type={prediction} in scheduler_config.json: known are {', '.join(PREDICTIONS)}")
+    return Ddpm(config["num_train_timesteps"], betas=name, prediction=prediction)
 
 
 def _whole(part: str, loaded: Any) -> Any:

@@ -6,29 +6,18 @@ Shape legend: B prompts, L tokens (77), E numbers per token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from immiscible_policy.image.model import Text
+
 CHUNK = 256
 """Prompts that are encoded at a time."""
 
 
-class Text(NamedTuple):
-    """Embedded prompts.
-
-    Attributes:
-        tokens: One embedding per token (B, L, E), which the denoiser attends to.
-        pooled: The embedding of the end of the text (B, E), which stands for the whole prompt.
-    """
-
-    tokens: Tensor
-    pooled: Tensor
-
-
-class TextEncoder:
+class ClipText:
     """Embeds prompts as Stable Diffusion does: padded or cut to L tokens, the last layer's states.
 
     It is no `torch.nn.Module`, so that a model may hold it without training or saving it.
@@ -39,7 +28,7 @@ class TextEncoder:
         precision: `fp32`, or `bf16` for arithmetic in bfloat16 over float32 weights.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, precision: str = "fp32") -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, precision: str) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder.eval().requires_grad_(False)
         self.precision = precision
@@ -48,8 +37,7 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embed prompts, each distinct one once; float32, on the encoder's device."""
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        tokens = self._tokens(list(distinct))
-        parts = [self._encode(part) for part in tokens.split(CHUNK)]
+        parts = [self._encode(part) for part in self._tokens(list(distinct)).split(CHUNK)]
         rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self.encoder.device)
         return Text(*(torch.cat(field)[rows] for field in zip(*parts, strict=True)))
 
@@ -60,12 +48,13 @@ class TextEncoder:
     def _tokens(self, prompts: list[str]) -> Tensor:
         """Token numbers (B, L)."""
         length = self.encoder.config.max_position_embeddings
-        found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return found.input_ids
+        return self.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
 
     @torch.no_grad()
     def _encode(self, tokens: Tensor) -> Text:
         device = self.encoder.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.encoder(tokens.to(device))
-        return Text(found.last_hidden_state.float(), found.pooler_output.float())
+            states = self.encoder(tokens.to(device))
+        return Text(states.last_hidden_state.float(), states.pooler_output.float())

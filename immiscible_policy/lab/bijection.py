@@ -36,6 +36,7 @@ from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
 USAGE = """\
@@ -186,7 +187,11 @@ def measure_images(label: str, options: Document) -> ImageFindings:
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], 3, SIZE, SIZE, generator=generator)
     found = perturbed_results(
-        lambda noise: model.sample(noise, steps=IMAGE_STEPS).images, noise, WEIGHTS, options["perturbations"], generator
+        lambda noise: model.sample(noise, Solver("ddim", IMAGE_STEPS)).images,
+        noise,
+        WEIGHTS,
+        options["perturbations"],
+        generator,
     )
     return ImageFindings({"displacement": found.displacement()}, found)
 

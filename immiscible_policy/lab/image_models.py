@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.cli import require_writable
-from immiscible_policy.image.build import ImageSpec, build_image_model, load_image_model, spec_metadata
+from immiscible_policy.image.build import PIXEL_STD, build_image_model, load_image_model
 from immiscible_policy.image.data import MemoryImages, load_cifar10
-from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
+from immiscible_policy.image.model import ImageModel
+from immiscible_policy.image.spec import ImageSpec, spec_metadata
 from immiscible_policy.noise import make_selector
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
@@ -84,10 +85,25 @@ class ImageTraining:
     def spec(self) -> ImageSpec:
         """The model's sizes."""
         attention = (False,) * (len(self.channels) - 1) + (True,)
-        return ImageSpec("ddim", SIZE, self.channels, 1, attention, groups=8, data_scale=self.data_std / PIXEL_STD)
+        return ImageSpec(
+            model="ddim",
+            size=SIZE,
+            channels=self.channels,
+            layers=1,
+            attention=attention,
+            groups=8,
+            head_channels=8,
+            dropout=0.0,
+            layout="diffusers",
+            data_scale=self.data_std / PIXEL_STD,
+            diffusion_steps=1000,
+            prediction="epsilon",
+            metric="huber",
+            training_steps=None,
+        )
 
 
-def image_model(models: Path, images: Path, training: ImageTraining) -> ImageDiffusion:
+def image_model(models: Path, images: Path, training: ImageTraining) -> ImageModel:
     """The model of a training, in evaluation mode with its EMA weights; trained first, or trained on, where need be.
 
     Args:
@@ -107,9 +123,9 @@ def image_model(models: Path, images: Path, training: ImageTraining) -> ImageDif
     return _load(read_checkpoint(_path(directory, training.steps)))
 
 
-def _load(checkpoint: Checkpoint) -> ImageDiffusion:
+def _load(checkpoint: Checkpoint) -> ImageModel:
     model, spec = load_image_model(checkpoint)
-    if not isinstance(model, ImageDiffusion):
+    if spec.model != "ddim":
         raise CheckpointError(f"{checkpoint.path} holds model={spec.model}; the laboratory's models are ddim")
     return model
 
@@ -169,11 +185,10 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
     metrics.close()
 
 
-def build_state(training: ImageTraining) -> tuple[TrainState, ImageDiffusion]:
+def build_state(training: ImageTraining) -> tuple[TrainState, ImageModel]:
     """The training state at step 0, and the model in it; weights are a function of the seed."""
     torch.manual_seed(derive_seed("weights", training.seed))  # torch's initialisers draw from the global stream alone
     model = build_image_model(training.spec)
-    assert isinstance(model, ImageDiffusion)
     state = TrainState(
         model,
         lr=training.lr,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.image.diffusion import PIXEL_STD, ImageDiffusion
+from immiscible_policy.image.build import PIXEL_STD
 from immiscible_policy.lab.data import IMAGES, MODELS, SEED, WITHOUT_CIFAR
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.lab.pixels import FEATURES, RealImages, distance_to, real_images, tiled
@@ -21,6 +21,7 @@ from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import Solver
 
 USAGE = """\
 usage: python -m immiscible_policy.lab scaling [KEY=VALUE ...]
@@ -65,7 +66,7 @@ def measure(options: dict[str, Any]) -> Findings:
             raise CommandError(f"noise={noise}: scaling knows {', '.join(TRAININGS)}")
     images, models, n, seed = (options[key] for key in ("images", "models", "n", "seed"))
     steps = options["sampling_steps"]
-    ImageDiffusion(torch.nn.Identity(), size=SIZE).ddim(steps)  # refuses steps that the chain does not divide into
+    Solver("ddim", steps)  # refuses what is no number of steps
     trainings = [replace(TRAININGS[noise], data_std=std) for noise in noises for std in stds]
     require_models(models, images, trainings)
     real = real_images(images, n, torch_generator("cpu", "scaling real", seed))
@@ -81,7 +82,7 @@ def sample_model(
     """Generate n images with the model of a selector and a standard deviation, and compare them with real ones."""
     model = image_model(models, images, replace(TRAININGS[noise], data_std=std))
     start = torch.randn(n, 3, SIZE, SIZE, generator=torch_generator("cpu", "scaling", seed))
-    pixels = torch.cat([model.sample(part, steps).images for part in start.split(BATCH)])
+    pixels = torch.cat([model.sample(part, Solver("ddim", steps)).images for part in start.split(BATCH)])
     return Sampled(distance_to(real.statistics, pixels), float(pixels.std()), pixels[:GRID])
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_diffusion
-from immiscible_policy.image.diffusion import ImageDiffusion
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
+from immiscible_policy.image.export import ddim_scheduler
+from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
@@ -106,7 +107,9 @@ def image_section(images: Path, models: Path, n: int, seed: int) -> Section:
     layers, strips = {}, {}
     for label, training in TRAININGS.items():
         model = image_model(models, images, training)
-        scheduler, select = model.ddim(LAYERS), make_selector(training.noise, **training.options)
+        scheduler = ddim_scheduler(model.path, model.data_scale)  # type: ignore[arg-type]
+        scheduler.set_timesteps(LAYERS)
+        select = make_selector(training.noise, **training.options)
         batches = image_batches(model, real.pixels[:n], select, training.batch_size, seed)
         features = _unscaled(pixel_features, model.data_scale)
         layers[label] = [measure_layers(batches, scheduler, features, real.statistics)]
@@ -119,15 +122,13 @@ def image_section(images: Path, models: Path, n: int, seed: int) -> Section:
     return Section(f"CIFAR-10, {SIZE}x{SIZE}", about, layers, real.floor, 1000, strips)
 
 
-def image_batches(
-    model: ImageDiffusion, pixels: Tensor, select: Selector, batch_size: int, seed: int
-) -> Iterator[Batch]:
+def image_batches(model: ImageModel, pixels: Tensor, select: Selector, batch_size: int, seed: int) -> Iterator[Batch]:
     """Test images with their noises, in batches of the size that the selector saw in training."""
     common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
     for part in pixels.split(batch_size):
         x = model.data_scale * part
         plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every model
-        yield Batch(x, select(x, generator=own), plain, start, model.predicted_noise)
+        yield Batch(x, select(x, generator=own), plain, start, model.network())
 
 
 def policy_section(checkpoints: Mapping[str, list[Checkpoint]], data: Path | None, n: int, seed: int) -> Section:
@@ -244,10 +245,10 @@ def _unscaled(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[T
     return lambda x: features(x / scale)
 
 
-def _strip(model: ImageDiffusion, scheduler: DDIMScheduler, seed: int) -> Tensor:
+def _strip(model: ImageModel, scheduler: DDIMScheduler, seed: int) -> Tensor:
     """Predicted images of every second layer, a row for each start noise, the noisiest layer first."""
     start = torch.randn(STRIP, 3, SIZE, SIZE, generator=torch_generator("cpu", "steps strip", seed))
-    predicted = predicted_along_sampling(model.predicted_noise, scheduler, start) / model.data_scale
+    predicted = predicted_along_sampling(model.network(), scheduler, start) / model.data_scale
     return predicted[1::2].transpose(0, 1).flatten(0, 1)
 
 

@@ -28,6 +28,7 @@ from immiscible_policy.palette import COLOURS
 from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
 USAGE = """\
@@ -181,7 +182,11 @@ def image_section(options: Document) -> Section:
     panels = []
     for label, training in TRAININGS.items():
         model = image_model(options["models"], options["images"], training)
-        panels.append(_layer_panel(label, model.sample(start, steps=LAYERS).predicted, options["seed"]))
+        panels.append(
+            _layer_panel(
+                label, model.sample(start, Solver("ddim", LAYERS)).predicted / model.data_scale, options["seed"]
+            )
+        )
     return Section(f"Images of {SIZE}x{SIZE} predicted from {options['starts']} start noises", panels, layers=True)
 
 

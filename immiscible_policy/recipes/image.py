@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_policy.image.build import ImageSpec, Model, Spec, build_image_model, read_spec, spec_metadata
-from immiscible_policy.image.consistency import ConsistencyModel
+from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.data import Images, load_images, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.measure import start_noise
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.export import export_diffusers
-from immiscible_policy.image.flow import FlowMatching
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.prompts import NONE, prompts_for
+from immiscible_policy.image.spec import ImageSpec, Spec, StableDiffusionSpec, read_spec, spec_metadata
 from immiscible_policy.noise import make_selector
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.recipes.noise import NoiseOptions, audit_row, noise_options
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import newest_checkpoint
 from immiscible_policy.training.batches import cut, size
@@ -67,12 +67,11 @@ class ImageRecipe:
         spec = image_spec(config)
         if isinstance(spec, ImageSpec):
             with torch.device("meta"):  # sizes without memory
-                model = _build(config, spec)
+                model = build_image_model(spec)
         else:
-            model = _build(config, spec)
+            model = build_image_model(spec)
             _require_same_parts(Path(str(config.out)), spec)
-        if config.sampling_steps is not None:
-            _require_steps(model, config.sampling_steps)
+        solver(config, model)
         noise = {key: value for key, value in config.noise.items() if key != "potentials"}
         images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
@@ -105,10 +104,10 @@ class ImageRecipe:
             *(forgotten if left >= 0.01 else []),
         ]
 
-    def model(self, seed: int) -> Any:
+    def model(self, seed: int) -> ImageModel:
         """The model with its first weights, a function of the seed."""
         with weights_of(seed):
-            return _build(self.config, self.spec).to(self.config.device)
+            return build_image_model(self.spec).to(self.config.device)
 
     def build(self, seed: int, directory: Path) -> Work:
         """One seed: it draws samples at every evaluation, and exports the model at the end."""
@@ -129,7 +128,7 @@ class ImageRecipe:
             with state.ema_weights():
                 draw_samples(model, self.images, config, directory / "samples" / f"step_{state.step:06d}.png")
                 if state.step == config.steps:
-                    export_diffusers(model, self.spec, directory / "diffusers")
+                    export_diffusers(model, directory / "diffusers")
             return measured
 
         return Work(model, objective, spec_metadata(self.spec), evaluate, dict)
@@ -158,45 +157,28 @@ def image_spec(config: ImageConfig) -> Spec:
         ValueError: If ready-made parts of Stable Diffusion are missing.
     """
     if config.model != "sd":
-        return ImageSpec(
-            model=config.model,
-            size=config.size,
-            channels=tuple(config.channels),
-            layers=config.layers,
-            attention=tuple(config.attention),
-            groups=config.groups,
-            head_channels=config.head_channels,
-            dropout=config.dropout,
-            layout=config.layout,
-            data_scale=config.data_scale,
-            diffusion_steps=config.diffusion_steps,
-            training_steps=config.steps if config.model == "consistency" else None,
-            metric=config.metric,
-        )
+        training_steps = config.steps if config.model == "consistency" else None
+        return ImageSpec(**_options(config, ImageSpec), training_steps=training_steps)
     try:
-        from immiscible_policy.image.stable_diffusion import StableDiffusionSpec, pinned
+        from immiscible_policy.image.stable_diffusion import pinned
     except ImportError as error:
         raise ValueError(f"model=sd needs {error.name}: pip install 'immiscible-policy[sd]'") from None
-    spec = StableDiffusionSpec(
-        pretrained=str(config.pretrained),
-        init=config.init,
-        size=config.size,
-        data_scale=config.data_scale,
-        noise_offset=config.noise_offset,
-        prompt_dropout=config.prompt_dropout,
-        guidance=config.guidance,
-        gradient_checkpointing=config.gradient_checkpointing,
-        frozen_precision=config.frozen_precision,
-    )
-    return pinned(spec)
+    return pinned(StableDiffusionSpec(**_options(config, StableDiffusionSpec)))
 
 
-def _require_steps(model: Model, steps: int) -> None:
-    """Refuse now the sampling steps that the first sample grid would refuse."""
-    if isinstance(model, ConsistencyModel):
-        model.sampling_levels(steps)
-    elif not isinstance(model, FlowMatching):  # which takes any number
-        model.ddim(steps)
+def _options(config: ImageConfig, kind: type[Spec]) -> dict[str, Any]:
+    """Those options that a kind of spec has; lists become tuples."""
+    values = {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def solver(config: ImageConfig, model: ImageModel) -> Solver | None:
+    """How samples are drawn.
+
+    Raises:
+        ValueError: If the model has no such solver.
+    """
+    return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
 
 
 def _require_same_parts(run: Path, spec: Spec) -> None:
@@ -208,10 +190,6 @@ def _require_same_parts(run: Path, spec: Spec) -> None:
                 f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or name "
                 "another out="
             )
-
-
-def _build(config: ImageConfig, spec: Spec) -> Model:
-    return build_image_model(spec, lpips=Path(config.lpips) if config.lpips else None)
 
 
 @torch.no_grad()
@@ -263,7 +241,7 @@ def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: P
     noise = start_noise(model.noise_shape, rows, seed=0).to(config.device)
     generator = torch_generator(config.device, "samples")
     prompts = images.prompts(rows % len(images))
-    drawn = model.sample(noise, config.sampling_steps, prompts=prompts, generator=generator).images
+    drawn = model.sample(noise, solver(config, model), prompts=prompts, generator=generator).images
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tiles(path, to_bytes(drawn.cpu()))
 

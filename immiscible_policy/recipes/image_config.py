@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
@@ -13,10 +12,7 @@ from immiscible_policy.training.options import Schema, number
 OF_MODEL = {
     "diffusion_steps": ("ddim",),
     "prediction": ("ddim",),
-    "eta": ("ddim", "sd"),
     "metric": ("consistency",),
-    "lpips": ("consistency",),
-    **dict.fromkeys(("solver", "spacing"), ("ddim", "flow", "sd")),
     **dict.fromkeys(("channels", "layers", "attention", "groups", "head_channels", "dropout", "layout"),
                     ("ddim", "flow", "consistency")),
     **dict.fromkeys(("pretrained", "init", "prompts", "noise_offset", "prompt_dropout", "guidance",
@@ -43,7 +39,6 @@ class ImageConfig(DiffusionConfig):
     layout: str
     diffusion_steps: int
     metric: str
-    lpips: str | None
     pretrained: str | None
     init: str
     prompts: str
@@ -53,12 +48,6 @@ class ImageConfig(DiffusionConfig):
     gradient_checkpointing: bool
     frozen_precision: str
     samples: int = number("[1, inf)")
-
-
-def fill(options: dict[str, Any]) -> None:
-    """Choose the solver that goes with the model."""
-    if options["solver"] is None:
-        options["solver"] = {"flow": "euler", "consistency": None}.get(options["model"], "ddim")
 
 
 def check(config: ImageConfig, given: Mapping[str, str]) -> None:
@@ -90,7 +79,7 @@ SCHEMA = Schema(
     groups={"model": "model", "scale": "image_scale"},
     parts=(NOISE,),
     title=("model", "dataset", "noise"),
-    fill=fill,
+    fill=lambda options: None,  # a model knows how it is sampled best
     check=check,
     presets={"model_scale": ("model", "scale")},
     synonyms=SYNONYMS,

@@ -8,11 +8,13 @@ import torch
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.eval_image import _main, named_runs
-from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
+from immiscible_policy.image.build import build_image_model
+from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.store.checkpoint import CheckpointError, save_checkpoint
 from tests.image.folders import write_images
+from tests.image.specs import tiny_spec
 
-SPEC = ImageSpec("ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
+SPEC = tiny_spec()
 QUICK = ["samples=97", "sampling_steps=2"]
 
 
@@ -138,7 +140,7 @@ def test_named_runs():
         (["run=RUN", "runs=a=RUN"], "one of them"),
         (["run=RUN", "samples=96"], "samples=96: the 96 features of classifier need 97"),
         (["run=RUN", "reference_samples=50"], "reference images=50"),
-        (["run=RUN", "sampling_steps=7"], "sampling_steps=7"),
+        (["run=RUN", "sampling_steps=1001"], "sampling_steps=1001"),
         (["run=RUN", "sampling_steps=0"], "use 1 or more, or best"),
         (["run=RUN", "data=nowhere"], "nowhere is missing"),
         (["run=RUN", "features=vgg"], "unknown features 'vgg'"),

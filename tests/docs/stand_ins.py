@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from immiscible_policy.commands.demos import export
-from immiscible_policy.image.build import ImageSpec, build_image_model, spec_metadata
+from immiscible_policy.image.build import build_image_model
+from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.plugins.bridge import convert
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
@@ -18,6 +19,7 @@ from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.training.driver import train_run
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images
+from tests.image.specs import tiny_spec
 from tests.image.tiny import tiny_stable_diffusion
 from tests.plugins.miniature import MiniaturePolicy, batch_of
 from tests.training.helpers import write_small_store
@@ -68,7 +70,7 @@ def write_image_sets(desk: Path) -> None:
 
 def write_image_run(directory: Path, images: Path, number: int) -> None:
     """A run whose only checkpoint holds weights that its number seeds."""
-    spec = ImageSpec("flow", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
+    spec = tiny_spec("flow")
     torch.manual_seed(number)
     tensors = {"ema": build_image_model(spec).state_dict()}
     path = directory / "seed_0/checkpoints/step_000010"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from immiscible_policy.image.consistency import SIGMA_MIN
+from immiscible_policy.path.consistency import SIGMA_MIN
 
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 MEANS = torch.tensor([[0.6, 0.6, -0.3], [-0.6, 0.5, 0.4], [0.0, -0.7, 0.0]])

@@ -1,28 +1,26 @@
 """Image models from sizes: the published layouts, what is refused, checkpoints."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from immiscible_policy.image.build import ImageSpec, build_image_model, load_image_model, spec_metadata
-from immiscible_policy.image.consistency import ConsistencyModel, pseudo_huber
-from immiscible_policy.image.diffusion import ImageDiffusion
-from immiscible_policy.image.flow import FlowMatching
+from immiscible_policy.image.build import build_image_model, load_image_model
+from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.noise import make_selector
+from immiscible_policy.path import Consistency, Ddpm, Flow
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from tests.image.test_lpips import tiny_weights
+from tests.image.specs import tiny_spec
 
-TINY = ImageSpec("ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
+TINY = tiny_spec()
 SPECS = {
-    "ddim": replace(TINY, data_scale=2.0, dropout=0.1, layout="ddpm", head_channels=16, diffusion_steps=100),
-    "flow": replace(TINY, model="flow", head_channels=4),
-    "consistency": replace(TINY, model="consistency", training_steps=800, dropout=0.3, data_scale=0.5),
+    "ddim": tiny_spec(data_scale=2.0, dropout=0.1, layout="ddpm", head_channels=16, diffusion_steps=100),
+    "flow": tiny_spec("flow", head_channels=4),
+    "consistency": tiny_spec("consistency", dropout=0.3, data_scale=0.5),
 }
-CLASSES = {"ddim": ImageDiffusion, "flow": FlowMatching, "consistency": ConsistencyModel}
+PATHS = {"ddim": Ddpm, "flow": Flow, "consistency": Consistency}
 EACH = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-CIFAR10 = ImageSpec(
-    "ddim",
+CIFAR10 = tiny_spec(
     size=32,
     channels=(128, 256, 256, 256),
     layers=2,
@@ -81,14 +79,15 @@ def test_the_layout_of_torchcfm_for_cifar10():
 @EACH
 def test_a_specs_model_takes_a_batch_and_gives_images(spec):
     model = build_image_model(spec)
-    assert type(model) is CLASSES[spec.model]
+    assert type(model.path) is PATHS[spec.model]
     assert model.noise_shape == (3, 8, 8) and model.data_scale == spec.data_scale
     pixels = torch.rand(6, 3, 8, 8, generator=generator()) * 2 - 1
     batch = model.noised(pixels, make_selector("knn", k=2), step=3, generator=generator())
     assert [len(field) for field in batch] == [6] * len(batch)
     model.loss(batch).backward()
     assert all(p.grad is not None for p in model.parameters())
-    found = model.eval().sample(torch.randn(2, *model.noise_shape, generator=generator()), 2, generator=generator())
+    found = model.eval().sample(torch.randn(2, *model.noise_shape, generator=generator()), model.choose(steps=2),
+                                generator=generator())  # fmt: skip
     assert found.images.shape == (2, 3, 8, 8) and found.predicted.shape == (2, 2, 3, 8, 8) and len(found.t) == 2
     assert float(found.images.abs().max()) <= 1
 
@@ -103,10 +102,9 @@ def test_the_rows_of_a_batch_do_not_know_each_other(spec):
     halves = torch.stack([model.loss(part) for part in parts]).mean()
     torch.testing.assert_close(model.loss(batch), halves, rtol=1e-4, atol=1e-5)
     noise = torch.randn(4, 3, 8, 8, generator=generator())
-    whole = model.sample(noise, 1).images
-    torch.testing.assert_close(
-        torch.cat([model.sample(part, 1).images for part in noise.split(2)]), whole, rtol=1e-4, atol=1e-4
-    )
+    once = model.choose(steps=1)
+    parts = torch.cat([model.sample(part, once).images for part in noise.split(2)])
+    torch.testing.assert_close(parts, model.sample(noise, once).images, rtol=1e-4, atol=1e-4)
 
 
 @EACH
@@ -115,18 +113,10 @@ def test_a_checkpoint_rebuilds_the_model_with_its_ema_weights(spec, tmp_path):
     tensors = {"model": trained.state_dict(), "ema": averaged.state_dict()}
     save_checkpoint(tmp_path / "step_000001", spec_metadata(spec) | {"step": 1}, tensors)
     model, found = load_image_model(read_checkpoint(tmp_path / "step_000001"))
-    assert found == spec and type(model) is CLASSES[spec.model]
+    assert found == spec and type(model.path) is PATHS[spec.model]
     assert model.data_scale == spec.data_scale and not model.training
     for name, tensor in averaged.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-
-
-def test_a_checkpoint_of_the_first_kind_is_a_ddim_model_of_that_data_std(tmp_path):
-    recorded = {key: value for key, value in asdict(TINY).items() if key in ("size", "channels", "layers", "attention")}
-    recorded |= {"groups": 4, "data_std": 1.0, "diffusion_steps": 1000}
-    tensors = {"ema": build_image_model(TINY).state_dict()}
-    save_checkpoint(tmp_path / "step_000001", {"image": recorded, "step": 1}, tensors)
-    assert load_image_model(read_checkpoint(tmp_path / "step_000001"))[1] == replace(TINY, data_scale=2.0)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +152,10 @@ def test_checkpoints_of_something_else_are_refused_in_one_line(recorded, message
         ({"channels": (8, 18)}, r"channels=\[18\]"),
         ({"head_channels": 3}, r"channels=\[16\].*head_channels=3"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"prediction": "noise"}, "prediction=noise"),
+        ({"diffusion_steps": 0}, "diffusion_steps=0"),
         ({"model": "consistency"}, "training_steps=None"),
         ({"model": "consistency", "training_steps": 0}, "training_steps=0"),
-        ({"model": "consistency", "training_steps": 8, "metric": "lpips"}, "metric=lpips with lpips=None"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
@@ -178,21 +169,3 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 def test_a_data_scale_that_is_no_positive_number_is_refused(spec, data_scale):
     with pytest.raises(ValueError, match="data_scale="):
         build_image_model(replace(spec, data_scale=data_scale))
-
-
-def test_lpips_compares_the_images_and_stays_out_of_the_checkpoint(tmp_path):
-    torch.save(tiny_weights(), tmp_path / "lpips.pt")
-    spec = replace(SPECS["consistency"], metric="lpips", dropout=0.0)
-    model = build_image_model(spec, lpips=tmp_path / "lpips.pt")
-    assert model.state_dict().keys() == build_image_model(SPECS["consistency"]).state_dict().keys()
-    pixels = torch.rand(3, 3, 8, 8, generator=generator()) * 2 - 1
-    batch = model.noised(pixels, make_selector("vanilla"), step=0, generator=generator())
-    learned, target = model.consistency(batch.noisy, batch.sigma), model.consistency(batch.cleaner, batch.lower)
-    distance = model.metric(learned / model.data_scale, target / model.data_scale)
-    torch.testing.assert_close(model.loss(batch), (distance / (batch.sigma - batch.lower)).mean())
-    save_checkpoint(tmp_path / "step_000001", spec_metadata(spec) | {"step": 1}, {"ema": model.state_dict()})
-    loaded, found = load_image_model(read_checkpoint(tmp_path / "step_000001"))
-    assert found == spec and loaded.metric is None
-    with pytest.raises(ValueError, match="metric=huber with lpips="):
-        build_image_model(SPECS["consistency"], lpips=tmp_path / "lpips.pt")
-    assert build_image_model(SPECS["consistency"]).metric is pseudo_huber

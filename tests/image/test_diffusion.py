@@ -1,17 +1,19 @@
 """DDIM: noising and loss by hand, sampling against analytic denoisers, inversion."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from immiscible_policy.image.build import ImageSpec, build_image_model
-from immiscible_policy.image.diffusion import ImageDiffusion
+from immiscible_policy.image.build import build_image_model
+from immiscible_policy.image.model import ImageModel, PixelCoder
 from immiscible_policy.noise import make_selector
+from immiscible_policy.path import Ddpm
+from immiscible_policy.solver import Solver
 from tests.image.mixture import ALPHA_BARS, DiffusionOracle, Mixture, assert_recovers
+from tests.image.specs import calm, model_of, tiny_spec
 
-SPEC = ImageSpec("ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
 SCALES = pytest.mark.parametrize("data_scale", [0.5, 1.0, 4.0])
 
 
@@ -31,8 +33,12 @@ class GaussianDenoiser(torch.nn.Module):
         return SimpleNamespace(sample=s2.sqrt() * (x - a2.sqrt() * self.mean) / (a2 * self.std**2 + s2))
 
 
-def diffusion(denoiser=None, size=8, **options) -> ImageDiffusion:
-    return ImageDiffusion(torch.nn.Identity() if denoiser is None else denoiser, size=size, **options)
+def diffusion(denoiser=None, size=8, **options):
+    return model_of("ddim", denoiser, size, **options)
+
+
+def ddim(steps: int) -> Solver:
+    return Solver("ddim", steps)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -62,7 +68,7 @@ def test_loss_by_hand():
     model = diffusion()
     model.denoiser.forward = lambda x, t: SimpleNamespace(sample=torch.full_like(x, 3.0))
     batch = model.noised(torch.zeros(4, 3, 8, 8), make_selector("vanilla"), generator=generator())
-    torch.testing.assert_close(model.loss(batch), (3 - batch.noise).square().mean())
+    torch.testing.assert_close(model.loss(batch), (3 - batch.target).square().mean())
 
 
 @SCALES
@@ -70,9 +76,9 @@ def test_with_one_training_image_every_layer_predicts_it(data_scale):
     """For data that is one image, the exact denoiser implies that image at every step, from any noise."""
     pixels = torch.rand(1, 3, 8, 8, generator=generator()) * 1.8 - 0.9
     model = diffusion(GaussianDenoiser(pixels * data_scale, 0.0), data_scale=data_scale)
-    found = model.sample(torch.randn(4, 3, 8, 8, generator=generator(1)), steps=20)
+    found = model.sample(torch.randn(4, 3, 8, 8, generator=generator(1)), ddim(20))
     torch.testing.assert_close(found.images, pixels.expand(4, -1, -1, -1), rtol=0, atol=2e-3)
-    torch.testing.assert_close(found.predicted, pixels.expand(20, 4, -1, -1, -1), rtol=0, atol=2e-2)
+    torch.testing.assert_close(found.predicted / data_scale, pixels.expand(20, 4, -1, -1, -1), rtol=0, atol=2e-2)
 
 
 @SCALES
@@ -80,14 +86,14 @@ def test_ddim_recovers_the_law_of_gaussian_data(data_scale):
     """Pixels N(0.1, 0.2^2): the samples have this mean and spread, and follow the start noise."""
     model = diffusion(GaussianDenoiser(0.1 * data_scale, 0.2 * data_scale), data_scale=data_scale)
     noise = torch.randn(64, 3, 8, 8, generator=generator())
-    found = model.sample(noise, steps=500).images
+    found = model.sample(noise, ddim(500)).images
     torch.testing.assert_close(found, 0.1 + 0.2 * noise, rtol=0, atol=0.03)
 
 
 @SCALES
 def test_ddim_recovers_a_mixture(data_scale):
     model = diffusion(DiffusionOracle(Mixture(data_scale)), size=1, data_scale=data_scale)
-    assert_recovers(model.sample(torch.randn(4000, 3, 1, 1, generator=generator()), steps=1000).images)
+    assert_recovers(model.sample(torch.randn(4000, 3, 1, 1, generator=generator()), ddim(1000)).images)
 
 
 def test_ddim_is_invertible():
@@ -97,7 +103,7 @@ def test_ddim_is_invertible():
     """
     oracle, steps = DiffusionOracle(Mixture()), 250
     noise = torch.randn(200, 3, 1, 1, generator=generator())
-    below = diffusion(oracle, size=1).sample(noise, steps).images.double()
+    below = diffusion(oracle, size=1).sample(noise, ddim(steps)).images.double()
     ends = torch.cat([torch.ones(1, dtype=torch.float64), ALPHA_BARS[3::4]])
     for t, lower, upper in zip(range(3, 1000, 4), ends[:-1], ends[1:], strict=True):
         x = below
@@ -109,19 +115,19 @@ def test_ddim_is_invertible():
 
 
 def test_ddim_is_a_function_of_the_start_noise_alone():
-    model = build_image_model(SPEC).eval()
+    model = build_image_model(tiny_spec()).eval()
     noise = torch.randn(5, 3, 8, 8, generator=generator())
-    found = model.sample(noise, steps=10)
+    found = model.sample(noise, ddim(10))
     torch.manual_seed(99)
-    again = model.sample(noise, steps=10)
+    again = model.sample(noise, ddim(10))
     assert torch.equal(found.images, again.images) and torch.equal(found.predicted, again.predicted)
-    torch.testing.assert_close(model.sample(noise[2:3], steps=10).images, found.images[2:3], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.sample(noise[2:3], ddim(10)).images, found.images[2:3], rtol=1e-3, atol=1e-4)
 
 
 def test_the_layers_are_linearly_spaced_and_the_last_prediction_is_the_sample():
-    model = build_image_model(SPEC).eval()
+    model = build_image_model(tiny_spec()).eval()
     noise = torch.randn(2, 3, 8, 8, generator=generator())
-    found = model.sample(noise, steps=4)
+    found = model.sample(noise, ddim(4))
     assert found.t.tolist() == [999, 749, 499, 249]
     assert found.predicted.shape == (4, 2, 3, 8, 8)
     torch.testing.assert_close(found.predicted[-1], found.images)
@@ -129,21 +135,38 @@ def test_the_layers_are_linearly_spaced_and_the_last_prediction_is_the_sample():
 
 
 @SCALES
-def test_the_first_layers_prediction_by_hand(data_scale):
-    model = build_image_model(replace(SPEC, data_scale=data_scale)).eval()
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_it_steps_as_diffusers_does(steps, prediction, data_scale):
+    """Through its own DDIM scheduler over trailing times, with the same clipping."""
+    model = calm(build_image_model(tiny_spec(data_scale=data_scale, prediction=prediction)))
     noise = torch.randn(3, 3, 8, 8, generator=generator())
-    t = torch.full((3,), 499)
+    scheduler = DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type=prediction,
+        clip_sample_range=data_scale,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(steps)
+    x, predicted = noise, []
     with torch.no_grad():
-        eps = model.predicted_noise(noise, t)
-    a2 = ALPHA_BARS[499].float()
-    by_hand = ((noise - (1 - a2).sqrt() * eps) / a2.sqrt() / data_scale).clamp(-1, 1)
-    torch.testing.assert_close(model.predicted_clean(noise, eps, t), by_hand, rtol=1e-4, atol=1e-4)
-    scheduler = model.ddim(2)
-    from_scheduler = scheduler.step(eps, torch.tensor(499), noise, return_dict=False)[1] / data_scale
-    torch.testing.assert_close(from_scheduler, by_hand, rtol=1e-4, atol=1e-4)
+        for t in scheduler.timesteps:
+            x, clean = scheduler.step(model.denoiser(x, t).sample, t, x, eta=0.0, return_dict=False)
+            predicted.append(clean)
+    found = model.sample(noise, ddim(steps))
+    assert found.t.tolist() == scheduler.timesteps.tolist()
+    torch.testing.assert_close(found.predicted, torch.stack(predicted), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.images, x / data_scale, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("steps", [0, 30, 2000])
-def test_steps_that_the_chain_does_not_divide_into_are_refused(steps):
+@pytest.mark.parametrize("steps", [0, 2000])
+def test_steps_that_the_chain_has_not_are_refused(steps):
     with pytest.raises(ValueError, match=f"sampling_steps={steps}"):
-        diffusion().sample(torch.zeros(1, 3, 8, 8), steps)
+        diffusion().sample(torch.zeros(1, 3, 8, 8), ddim(steps))
+
+
+def test_the_adaptive_solver_is_for_flow_matching_alone():
+    with pytest.raises(ValueError, match="flow matching alone"):
+        ImageModel(Ddpm(1000, betas="linear"), torch.nn.Identity(), PixelCoder(8))

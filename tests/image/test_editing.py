@@ -5,15 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from immiscible_policy.image.build import ImageSpec, build_image_model
-from immiscible_policy.image.diffusion import ImageDiffusion
-from immiscible_policy.image.editing import _diffusion_answer, _knowing, edit_mask, fill_in, latent_mask
-from immiscible_policy.image.flow import FlowMatching
+from immiscible_policy.image.build import build_image_model
+from immiscible_policy.image.editing import KnownPath, edit_mask, latent_mask
+from immiscible_policy.image.editing import fill_in as fill
+from immiscible_policy.solver import Solver
+from tests.image.mixture import ALPHA_BARS
+from tests.image.specs import model_of, tiny_spec, tiny_stable_diffusion_spec
 
-SPEC = ImageSpec(
-    "ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4, data_scale=2.0, training_steps=10
-)
-CASES = pytest.mark.parametrize(("kind", "steps"), [("ddim", 10), ("flow", 7), ("flow", None)])
+DDIM, EULER = Solver("ddim", 10), Solver("euler", 7)
+CASES = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ("flow", None)])
+OTHERS = [("ddim", Solver("ddpm", 10)), ("ddim", Solver("dpmpp", 10)), ("flow", Solver("heun", 9)),
+          ("v_prediction", DDIM), ("sample", DDIM)]  # fmt: skip
+A, S = ALPHA_BARS.sqrt(), (1 - ALPHA_BARS).sqrt()
+ALL = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ("flow", None), *OTHERS])
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,9 +28,14 @@ def model(kind: str):
     """A network whose answers are of the size of noise, and follow what it sees."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        built = build_image_model(ImageSpec(**SPEC.__dict__ | {"model": kind})).eval()
+        changes = {} if kind in ("ddim", "flow", "consistency") else {"prediction": kind}
+        built = build_image_model(tiny_spec("ddim" if changes else kind, data_scale=2.0, **changes)).eval()
         torch.nn.init.normal_(built.denoiser.conv_out.weight, std=0.3)
     return built
+
+
+def fill_in(model, pixels, mask, noise, solver=None, **words):
+    return fill(model, pixels, mask, noise, solver, **{"generator": generator(4)} | words)
 
 
 def originals(count: int = 3) -> torch.Tensor:
@@ -50,50 +59,48 @@ def test_unusable_masks_are_refused(edit, size, message):
         edit_mask(edit, size)
 
 
-@CASES
+@ALL
 @pytest.mark.parametrize("edit", ["inpaint", "outpaint"])
-def test_known_pixels_come_back_and_others_are_the_models(kind, steps, edit):
+def test_known_pixels_come_back_and_others_are_the_models(kind, solver, edit):
     pixels, mask = originals(), edit_mask(edit, 8)
-    found = fill_in(model(kind), pixels, mask, noises(), steps)
+    found = fill_in(model(kind), pixels, mask, noises(), solver)
     assert torch.equal(found[..., ~mask], pixels[..., ~mask])
     assert float((found - pixels)[..., mask].abs().mean()) > 0.1
     assert found.abs().max() <= 1
 
 
-@CASES
-def test_the_path_itself_leads_back_to_known_pixels(kind, steps):
+@ALL
+def test_the_path_itself_leads_back_to_known_pixels(kind, solver):
     """Before anything is pasted: at every step the known part predicts the original."""
     built, pixels, mask = model(kind), originals(), edit_mask("inpaint", 8)
-    x0, x1 = noises(), built.data_scale * pixels
-    answer = _diffusion_answer(built.noising, x1) if kind == "ddim" else lambda noisy, t: x1 - x0
-    with _knowing(built.denoiser, answer, mask):
-        found = built.sample(x0, steps)
-    for predicted in (found.images, *found.predicted):
+    path = KnownPath(built.path, built.data_scale * pixels, mask, noises())
+    found = built.sample(noises(), solver, path=path, generator=generator())
+    for predicted in (found.images, *(found.predicted / built.data_scale)):
         torch.testing.assert_close(predicted[..., ~mask], pixels[..., ~mask], rtol=0, atol=1e-3)
 
 
 @CASES
-def test_with_nothing_known_editing_is_plain_sampling(kind, steps):
+def test_with_nothing_known_editing_is_plain_sampling(kind, solver):
     built, everything = model(kind), torch.ones(8, 8, dtype=torch.bool)
-    assert torch.equal(fill_in(built, originals(), everything, noises(), steps), built.sample(noises(), steps).images)
+    assert torch.equal(fill_in(built, originals(), everything, noises(), solver), built.sample(noises(), solver).images)
 
 
-@CASES
-def test_with_everything_known_editing_returns_the_original(kind, steps):
+@ALL
+def test_with_everything_known_editing_returns_the_original(kind, solver):
     nothing = torch.zeros(8, 8, dtype=torch.bool)
-    assert torch.equal(fill_in(model(kind), originals(), nothing, noises(), steps), originals())
+    assert torch.equal(fill_in(model(kind), originals(), nothing, noises(), solver), originals())
 
 
 @CASES
-def test_what_is_filled_in_follows_what_is_known_and_the_noise(kind, steps):
+def test_what_is_filled_in_follows_what_is_known_and_the_noise(kind, solver):
     built, mask = model(kind), edit_mask("inpaint", 8)
-    found = fill_in(built, originals(), mask, noises(), steps)
+    found = fill_in(built, originals(), mask, noises(), solver)
     for other in (
-        fill_in(built, -originals(), mask, noises(), steps),
-        fill_in(built, originals(), mask, -noises(), steps),
+        fill_in(built, -originals(), mask, noises(), solver),
+        fill_in(built, originals(), mask, -noises(), solver),
     ):
         assert float((found - other)[..., mask].abs().mean()) > 1e-3
-    assert torch.equal(found, fill_in(built, originals(), mask, noises(), steps))
+    assert torch.equal(found, fill_in(built, originals(), mask, noises(), solver))
 
 
 @pytest.mark.parametrize("kind", ["ddim", "flow"])
@@ -105,39 +112,29 @@ def test_a_model_of_a_single_image_fills_in_that_image(kind):
         def forward(self, x, t):
             if kind == "flow":  # v = (m - x) / (1 - t)
                 return SimpleNamespace(sample=(image - x) / (1 - t / 1000).view(-1, 1, 1, 1))
-            return SimpleNamespace(sample=_diffusion_answer(built.noising, image.expand(len(x), -1, -1, -1))(x, t))
+            alpha, sigma = (values[t].view(-1, 1, 1, 1).float() for values in (A, S))
+            return SimpleNamespace(sample=(x - alpha * image) / sigma)
 
-    built = {"ddim": ImageDiffusion, "flow": FlowMatching}[kind](Network(), size=8)
+    built = model_of(kind, Network())
     mask = edit_mask("outpaint", 8)
     known = torch.full((2, 3, 8, 8), 0.5)
-    found = fill_in(built, known, mask, noises(2), 10)
+    found = fill_in(built, known, mask, noises(2), Solver("ddim", 10))
     torch.testing.assert_close(found, torch.where(mask, image, known), rtol=0, atol=1e-3)
 
 
-def test_velocity_and_noise_are_two_answers_to_the_same_question():
-    """x_t = a x + s e: from e one gets back x_t, from v = a e - s x likewise x = a x_t - s v."""
-    x, noise, t = originals(), noises(), torch.tensor([0, 500, 999])
-    chain = model("ddim").noising
-    noisy = chain.add_noise(x, noise, t)
-    torch.testing.assert_close(_diffusion_answer(chain, x)(noisy, t), noise, rtol=1e-3, atol=1e-3)
-    velocities = SimpleNamespace(
-        alphas_cumprod=chain.alphas_cumprod, config=SimpleNamespace(prediction_type="v_prediction")
-    )
-    v = _diffusion_answer(velocities, x)(noisy, t)
-    a2 = chain.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(a2.sqrt() * noisy - (1 - a2).sqrt() * v, x, rtol=1e-3, atol=1e-3)
-
-
-def test_the_network_is_itself_again_even_after_a_failure():
-    built, mask = model("ddim"), edit_mask("inpaint", 8)
-    before = built.sample(noises(), 5).images
-    with pytest.raises(ValueError, match="sampling_steps=7"):
-        fill_in(built, originals(), mask, noises(), 7)
-    assert torch.equal(built.sample(noises(), 5).images, before)
+def test_the_known_part_meets_one_noise_along_the_whole_path():
+    """x_T is the start noise, so that e = (x_T - a_T x) / s_T; at every later level the known part is a x + s e."""
+    built, pixels, mask, seen = model("ddim"), originals(), edit_mask("inpaint", 8), []
+    built.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    fill_in(built, pixels, mask, noises(), DDIM)
+    clean = 2 * pixels
+    e = (noises() - A[999] * clean) / S[999]
+    for x, t in zip(seen, range(999, 0, -100), strict=True):
+        torch.testing.assert_close(x[..., ~mask], (A[t] * clean + S[t] * e)[..., ~mask].float(), rtol=0, atol=1e-3)
 
 
 def test_a_consistency_model_is_refused():
-    with pytest.raises(ValueError, match="ConsistencyModel cannot edit"):
+    with pytest.raises(ValueError, match="a consistency model cannot edit"):
         fill_in(model("consistency"), originals(), edit_mask("inpaint", 8), noises())
 
 
@@ -150,23 +147,21 @@ def test_latents_see_the_mask_at_their_resolution():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_stable_diffusion_edits_latents(tmp_path, prediction):
     pytest.importorskip("transformers")
-    from immiscible_policy.image.stable_diffusion import StableDiffusionSpec
     from tests.image.tiny import tiny_stable_diffusion
 
     directory = tiny_stable_diffusion(tmp_path / "tiny", ["cat", "dog"], prediction)
-    built = build_image_model(StableDiffusionSpec(str(directory), size=64)).eval()
+    built = build_image_model(tiny_stable_diffusion_spec(directory)).eval()
     pixels = torch.rand(2, 3, 64, 64, generator=generator()) * 2 - 1
     noise = torch.randn(2, *built.noise_shape, generator=generator())
     words = {"prompts": ["cat", "dog"]}
     everything = torch.ones(64, 64, dtype=torch.bool)
-    plain = built.sample(noise, 4, **words).images
-    assert torch.equal(fill_in(built, pixels, everything, noise, 4, **words, generator=generator(3)), plain)
+    four = Solver("ddim", 4)
+    plain = built.sample(noise, four, **words).images
+    assert torch.equal(fill_in(built, pixels, everything, noise, four, **words), plain)
 
-    latents = built.latents.encode(pixels, generator(3))
-    with _knowing(built.denoiser, _diffusion_answer(built.noising, latents), edit_mask("inpaint", 8)):
-        predicted = built.sample(noise, 4, **words).predicted
-    known = ~edit_mask("inpaint", 8)
-    for layer in predicted:
+    latents, known = built.coder.encode(pixels, generator(3)), ~edit_mask("inpaint", 8)
+    path = KnownPath(built.path, latents, ~known, noise)
+    for layer in built.sample(noise, four, **words, path=path).predicted:
         torch.testing.assert_close(layer[..., known], latents[..., known], rtol=0, atol=1e-3)
-    with pytest.raises(ValueError, match="needs a generator"):
-        fill_in(built, pixels, edit_mask("inpaint", 64), noise, 4, **words)
+    edited = fill_in(built, pixels, edit_mask("inpaint", 64), noise, four, **words)
+    assert edited.shape == pixels.shape and not torch.equal(edited, plain)

@@ -8,15 +8,15 @@ import diffusers
 import pytest
 import torch
 
-from immiscible_policy.image.build import ImageSpec, build_image_model
+from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.export import export_diffusers
 from immiscible_policy.training.state import TrainState
+from tests.image.specs import calm, tiny_spec
 
-TINY = ImageSpec("ddim", size=8, channels=(8, 16), layers=1, attention=(False, True), groups=4)
 SPECS = {
-    "ddim": replace(TINY, dropout=0.1, layout="ddpm", head_channels=16),
-    "flow": replace(TINY, model="flow"),
-    "consistency": replace(TINY, model="consistency", training_steps=800, dropout=0.3),
+    "ddim": tiny_spec(dropout=0.1, layout="ddpm", head_channels=16),
+    "flow": tiny_spec("flow"),
+    "consistency": tiny_spec("consistency", dropout=0.3),
 }
 PIPELINES = {"ddim": "DDIMPipeline", "flow": "DDPMPipeline", "consistency": "ConsistencyModelPipeline"}
 STEPS = {"ddim": 50, "flow": 50, "consistency": 1}
@@ -30,8 +30,8 @@ def start_noise(count: int = 4) -> torch.Tensor:
 def exported(name, directory, data_scale=1.0):
     """A model in evaluation mode, and a directory with what it wrote; its samples reach beyond the range of pixels."""
     spec = replace(SPECS[name], data_scale=data_scale)
-    model = build_image_model(spec).eval()
-    export_diffusers(model, spec, directory)
+    model = calm(build_image_model(spec))
+    export_diffusers(model, directory)
     return model
 
 
@@ -46,7 +46,7 @@ def test_the_readmes_lines_give_the_models_samples(name, data_scale, tmp_path, m
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(code, found)
-    expected = model.sample(start_noise(), STEPS[name]).images
+    expected = model.sample(start_noise(), model.choose(steps=STEPS[name])).images
     torch.testing.assert_close(found["images"], expected, rtol=1e-3, atol=1e-3)
     assert ("gives wrong contrast" in readme) == (data_scale != 1)
 
@@ -72,7 +72,8 @@ def test_the_pipeline_itself_gives_the_same_samples(name, tmp_path):
         output_type="np",
     ).images
     images = 2 * torch.tensor(drawn).permute(0, 3, 1, 2) - 1
-    torch.testing.assert_close(images, model.sample(start_noise(), STEPS[name]).images, rtol=1e-3, atol=1e-3)
+    expected = model.sample(start_noise(), model.choose(steps=STEPS[name])).images
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_consistency_pipeline_takes_several_steps_alike(tmp_path):
@@ -85,7 +86,8 @@ def test_the_consistency_pipeline_takes_several_steps_alike(tmp_path):
     images = 2 * torch.tensor(drawn).permute(0, 3, 1, 2) - 1
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4, 3, 8, 8, generator=generator)
-    torch.testing.assert_close(images, model.sample(noise, 4, generator=generator).images, rtol=1e-3, atol=1e-3)
+    expected = model.sample(noise, model.choose(steps=4), generator=generator).images
+    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_flow_pipeline_follows_times_that_diffusers_spaces(tmp_path):
@@ -98,7 +100,7 @@ def test_the_flow_pipeline_follows_times_that_diffusers_spaces(tmp_path):
     x, times = start_noise(), [*torch.linspace(0, 0.999, 50).tolist(), 1.0]
     with torch.no_grad():
         for t, following in zip(times[:-1], times[1:], strict=True):
-            x = x + (following - t) * model.velocity(x, torch.full((4,), t))
+            x = x + (following - t) * model.network()(x, torch.full((4,), 1000 * t))
     images = torch.as_tensor(2 * drawn - 1)
     images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
     torch.testing.assert_close(images, x.clamp(-1, 1), rtol=1e-3, atol=1e-3)
@@ -115,7 +117,7 @@ def test_a_model_in_training_exports_its_ema_weights(tmp_path):
     state.advance()
     state.advance()
     with state.ema_weights():
-        export_diffusers(model, SPECS["flow"], tmp_path)
+        export_diffusers(model, tmp_path)
     written = diffusers.UNet2DModel.from_pretrained(tmp_path, subfolder="unet").state_dict()
     for name, tensor in state.ema_state().items():
         assert torch.equal(written[name.removeprefix("denoiser.")], tensor), name

@@ -1,5 +1,6 @@
 """Stable Diffusion: noising and loss by hand, what selectors see, prompts, sampling against an exact denoiser."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from immiscible_policy.image.latents import Latents
-from immiscible_policy.image.pretrained import load_scheduler, load_text, load_vae
-from immiscible_policy.image.stable_diffusion import NoisedLatents, StableDiffusion
+from immiscible_policy.image.model import ImageModel, TextSample
+from immiscible_policy.image.pretrained import load_chain, load_text, load_vae
 from immiscible_policy.noise import make_selector
+from immiscible_policy.solver import Solver
 from tests.image.tiny import tiny_stable_diffusion
 
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
@@ -74,9 +76,9 @@ def directories(tmp_path_factory):
 def model(directories):
     def build(denoiser=None, prediction="epsilon", data_scale=1.0, precision="fp32", **options):
         place = directories[prediction]
-        latents = Latents(load_vae(place), data_scale=data_scale, precision=precision)
-        text, scheduler = load_text(place, precision), load_scheduler(place)
-        return StableDiffusion(denoiser or Linear(), latents, text, scheduler, size=64, **options)
+        latents = Latents(load_vae(place), 64, data_scale=data_scale, precision=precision)
+        parts = {"solver": Solver("ddim", 50), "text": load_text(place, precision), "guidance": 7.5} | options
+        return ImageModel(load_chain(place), denoiser or Linear(), latents, **parts)
 
     return build
 
@@ -90,15 +92,15 @@ def test_the_denoiser_alone_is_trained_and_saved(model):
     model = model()
     assert [name for name, _ in model.named_parameters()] == ["denoiser.weight"]
     assert list(model.state_dict()) == ["denoiser.weight"]
-    frozen = [*model.latents.vae.parameters(), *model.text.encoder.parameters()]
+    frozen = [*model.coder.vae.parameters(), *model.text.encoder.parameters()]
     assert len(frozen) > 50 and not any(parameter.requires_grad for parameter in frozen)
     model.train()
-    assert not model.latents.vae.training and not model.text.encoder.training
+    assert not model.coder.vae.training and not model.text.encoder.training
 
 
 def test_the_ready_made_parts_move_with_the_model(model):
     model = model().to("meta")
-    for parameter in (*model.parameters(), *model.latents.vae.parameters(), *model.text.encoder.parameters()):
+    for parameter in (*model.parameters(), *model.coder.vae.parameters(), *model.text.encoder.parameters()):
         assert parameter.device.type == "meta"
 
 
@@ -109,9 +111,9 @@ def test_noised_batch_and_loss_by_hand(model, prediction, data_scale):
     model, select = model(Linear(0.7), prediction, data_scale), Watching()
     batch = noised(model, select, prompts=NAMES)
 
-    posterior = model.latents.vae.encode(pictures()).latent_dist
+    posterior = model.coder.vae.encode(pictures()).latent_dist
     e = torch.randn(6, 4, 8, 8, generator=generator())
-    x = model.latents.vae.config.scaling_factor * data_scale * (posterior.mean + posterior.std * e)
+    x = model.coder.vae.config.scaling_factor * data_scale * (posterior.mean + posterior.std * e)
     torch.testing.assert_close(select.x, x)
 
     a2 = ALPHA_BARS.float()[batch.t].view(-1, 1, 1, 1)
@@ -134,7 +136,7 @@ def test_the_loss_is_measured_in_float32_whatever_the_forward_pass_computes_in(m
 
 def test_latents_of_natural_scale_and_their_inverse(model):
     """The scaling factor brings latents to a deviation of 1, data_scale to more; decoding undoes both."""
-    plain, doubled = model().latents, model(data_scale=2.0).latents
+    plain, doubled = model().coder, model(data_scale=2.0).coder
     x, twice = plain.encode(pictures(40), generator()), doubled.encode(pictures(40), generator())
     assert float(x.std()) == pytest.approx(1, abs=0.2)
     torch.testing.assert_close(twice, 2 * x)
@@ -144,7 +146,7 @@ def test_latents_of_natural_scale_and_their_inverse(model):
 
 
 def test_the_posteriors_noise_comes_from_the_generator_and_has_the_posteriors_width(model):
-    latents = model().latents
+    latents = model().coder
     first, again, other = (latents.encode(pictures(40), generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert float((first - other).std()) == pytest.approx(0.05 * 2**0.5, rel=0.05)  # tiny.py's width
@@ -152,7 +154,7 @@ def test_the_posteriors_noise_comes_from_the_generator_and_has_the_posteriors_wi
 
 def test_arithmetic_in_bfloat16_changes_latents_and_embeddings_little(model):
     exact, rough = model(), model(precision="bf16")
-    latents = [each.latents.encode(pictures(), generator()) for each in (exact, rough)]
+    latents = [each.coder.encode(pictures(), generator()) for each in (exact, rough)]
     assert latents[1].dtype == torch.float32 and not torch.equal(*latents)
     torch.testing.assert_close(*latents, rtol=0, atol=0.1)
     torch.testing.assert_close(exact.text(NAMES).tokens, rough.text(NAMES).tokens, rtol=0, atol=0.1)
@@ -210,7 +212,7 @@ def test_the_assignment_spans_the_whole_batch_though_micro_batches_are_cut_from_
     plain, whole = noised(model, count=16), noised(model, linear, count=16)
     order = [int((plain.target == row).all(dim=(1, 2, 3)).nonzero()) for row in whole.target]
     assert sorted(order) == list(range(16)) and sorted(order[:8]) != list(range(8))
-    halves = [NoisedLatents(*fields) for fields in zip(*(field.split(8) for field in whole), strict=True)]
+    halves = [TextSample(*fields) for fields in zip(*(field.split(8) for field in whole), strict=True)]
     torch.testing.assert_close(sum(model.loss(half) for half in halves) / 2, model.loss(whole))
 
 
@@ -271,17 +273,14 @@ def test_dropped_prompts_become_the_empty_one_for_the_network_and_the_selector(m
 
 @PREDICTIONS
 def test_ddim_by_hand_with_one_training_latent(model, prediction):
-    """Every step predicts that latent x. With eps = (x_T - a_T x) / s_T the last x_t is a_0 x + s_0 eps."""
+    """Every step predicts that latent x, and so does the last, which ends at it."""
     point = torch.randn(1, 4, 8, 8, generator=generator(5))
     model = model(OnePoint(point, prediction), prediction)
     start = torch.randn(3, 4, 8, 8, generator=generator(1))
-    found = model.sample(start, 25)
-    assert found.t.tolist() == [1 + 40 * step for step in reversed(range(25))]
+    found = model.sample(start, Solver("ddim", 25))
+    assert found.t.tolist() == list(range(999, 0, -40))
     torch.testing.assert_close(found.predicted, point.expand(25, 3, -1, -1, -1), rtol=0, atol=1e-3)
-    first, last = ALPHA_BARS[961], ALPHA_BARS[0]
-    eps = (start.double() - first.sqrt() * point) / (1 - first).sqrt()
-    end = (last.sqrt() * point + (1 - last).sqrt() * eps).float()
-    torch.testing.assert_close(found.images, model.latents.decode(end), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.images, model.coder.decode(point.expand(3, -1, -1, -1)), rtol=0, atol=1e-3)
     assert found.images.abs().max() <= 1
 
 
@@ -289,25 +288,24 @@ def test_guidance_by_hand(model):
     """A single step predicts x = (x_t - s eps) / a with eps = empty + w (prompted - empty)."""
     model, start = model(Linear(), guidance=3.0), torch.randn(2, 4, 8, 8, generator=generator())
     shift = [model.text(names).tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1) for names in (["", ""], ["cat", "bird"])]
-    eps = 0.5 * start + 1 / 1000 + shift[0] + 3.0 * (shift[1] - shift[0])
-    by_hand = (start - (1 - ALPHA_BARS[1]).sqrt() * eps) / ALPHA_BARS[1].sqrt()
-    found = model.sample(start, 1, prompts=["cat", "bird"]).predicted[0]
+    eps = 0.5 * start + 999 / 1000 + shift[0] + 3.0 * (shift[1] - shift[0])
+    by_hand = (start - (1 - ALPHA_BARS[999]).sqrt() * eps) / ALPHA_BARS[999].sqrt()
+    found = model.sample(start, Solver("ddim", 1), prompts=["cat", "bird"]).predicted[0]
     torch.testing.assert_close(found, by_hand.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_of_one_asks_the_network_once_and_of_none_ignores_prompts(model):
     start = torch.randn(2, 4, 8, 8, generator=generator())
-    plain, ignoring = model(guidance=1.0), model(guidance=0.0)
-    plain.sample(start, 2, prompts=["cat", "bird"])
-    plain.sample(start, 2)
+    plain, ignoring, twice = model(guidance=1.0), model(guidance=0.0), Solver("ddim", 2)
+    plain.sample(start, twice, prompts=["cat", "bird"])
+    plain.sample(start, twice)
     assert plain.denoiser.rows == [2, 2, 2, 2]
-    torch.testing.assert_close(
-        ignoring.sample(start, 2, prompts=["cat", "bird"]).images, plain.sample(start, 2).images, rtol=0, atol=1e-4
-    )
+    ignored = ignoring.sample(start, twice, prompts=["cat", "bird"]).images
+    torch.testing.assert_close(ignored, plain.sample(start, twice).images, rtol=0, atol=1e-4)
 
 
 def test_sampling_takes_50_steps_unless_told_otherwise(model):
-    assert len(model().sample(torch.zeros(1, 4, 8, 8), None).t) == 50
+    assert len(model().sample(torch.zeros(1, 4, 8, 8)).t) == 50
 
 
 @pytest.mark.parametrize(
@@ -325,12 +323,22 @@ def test_numbers_out_of_range_are_refused(model, options, message):
         model(**options)
 
 
-def test_a_chain_that_predicts_something_else_is_refused(model, directories):
-    parts = model()
-    scheduler = load_scheduler(directories["epsilon"])
-    scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(ValueError, match="prediction_type=sample"):
-        StableDiffusion(Linear(), parts.latents, parts.text, scheduler, size=64)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction_type": "flow"}, "prediction_type=flow"),
+        ({"beta_end": 0.013}, "beta_schedule=scaled_linear in scheduler_config.json, .*0.013"),
+        ({"beta_schedule": "cosine"}, "beta_schedule=cosine"),
+        ({"rescale_betas_zero_snr": True}, "beta_schedule=scaled_linear"),
+    ],
+)
+def test_a_chain_of_another_kind_is_refused(directories, tmp_path, change, message):
+    config = json.loads((directories["epsilon"] / "scheduler/scheduler_config.json").read_text())
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message) as refused:
+        load_chain(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 64, 64), (2, 3, 32, 32), (3, 64, 64)])
@@ -339,14 +347,14 @@ def test_pixels_of_another_shape_are_refused(model, shape):
         model().noised(torch.zeros(shape), make_selector("vanilla"), step=0, generator=generator())
 
 
-@pytest.mark.parametrize("steps", [0, 1000])
+@pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_that_the_chain_has_not_are_refused(model, steps):
     with pytest.raises(ValueError, match=f"sampling_steps={steps}"):
-        model().sample(torch.zeros(1, 4, 8, 8), steps)
+        model().choose(steps=steps)
 
 
 def test_too_few_prompts_are_refused(model):
     with pytest.raises(ValueError, match="2 prompts for 6 images"):
         noised(model(), prompts=["cat", "bird"])
     with pytest.raises(ValueError, match="1 prompts for 2 images"):
-        model().sample(torch.zeros(2, 4, 8, 8), 2, prompts=["cat"])
+        model().sample(torch.zeros(2, 4, 8, 8), prompts=["cat"])

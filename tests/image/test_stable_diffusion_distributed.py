@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from immiscible_policy.image.stable_diffusion import NoisedLatents, StableDiffusionSpec, build_stable_diffusion
+from immiscible_policy.image.model import TextSample
+from immiscible_policy.image.stable_diffusion import build_stable_diffusion
 from immiscible_policy.noise import AcrossProcesses, make_selector
+from tests.image.specs import tiny_stable_diffusion_spec
 from tests.image.tiny import tiny_stable_diffusion
 from tests.noise.test_distributed import free_port
 
@@ -20,7 +22,7 @@ SELECTORS = ("linear", "c2ot")
 
 def built(directory: Path):
     torch.manual_seed(0)
-    return build_stable_diffusion(StableDiffusionSpec(str(directory), size=64, prompt_dropout=0.2))
+    return build_stable_diffusion(tiny_stable_diffusion_spec(directory, prompt_dropout=0.2))
 
 
 def work(rank: int, port: int, directory: Path) -> None:
@@ -75,13 +77,13 @@ def test_the_noise_is_that_of_one_process_with_all_latents(found, name):
     generator = torch.Generator()
     generator.set_state(parts[0]["state"])
     alone = make_selector(name)(x, condition=condition, generator=generator)
-    noise = torch.cat([NoisedLatents(*part["batch"]).target for part in parts])
+    noise = torch.cat([TextSample(*part["batch"]).target for part in parts])
     assert torch.equal(noise, alone)
 
 
 def test_the_mean_gradient_is_that_of_the_global_batch(found):
     directory, ranks = found
-    batch = NoisedLatents(*map(torch.cat, zip(*(rank[SELECTORS[-1]]["batch"] for rank in ranks), strict=True)))
+    batch = TextSample(*map(torch.cat, zip(*(rank[SELECTORS[-1]]["batch"] for rank in ranks), strict=True)))
     model = built(directory)
     model.loss(batch).backward()
     for rank in ranks:

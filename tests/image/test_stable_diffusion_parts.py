@@ -10,22 +10,20 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from immiscible_policy.image.build import load_image_model, read_spec
+from immiscible_policy.image.build import load_image_model
+from immiscible_policy.image.export import export_diffusers
 from immiscible_policy.image.pretrained import find_pretrained, pretrained_hash
-from immiscible_policy.image.stable_diffusion import (
-    StableDiffusionSpec,
-    build_stable_diffusion,
-    load_stable_diffusion,
-    pinned,
-    save_pipeline,
-    stable_diffusion_metadata,
-)
+from immiscible_policy.image.spec import read_spec, spec_metadata
+from immiscible_policy.image.stable_diffusion import build_stable_diffusion, pinned
 from immiscible_policy.noise import make_selector
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from immiscible_policy.training.state import TrainState
+from tests.image.specs import tiny_stable_diffusion_spec
 from tests.image.tiny import tiny_stable_diffusion
 
 PROMPTS = ["cat", "a bird"]
+THREE = Solver("ddim", 3)
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def directory(tmp_path):
 
 @pytest.fixture
 def spec(directory):
-    return StableDiffusionSpec(str(directory), size=64)
+    return tiny_stable_diffusion_spec(directory)
 
 
 def built(spec, seed=0):
@@ -95,30 +93,30 @@ def test_recomputed_activations_give_the_same_gradients(spec):
 @pytest.mark.parametrize("data_scale", [1.0, 2.0])
 def test_plain_diffusers_draws_the_same_images_from_what_was_saved(spec, tmp_path, data_scale):
     """Trained a few steps, and saved while the parameters share the training state's buffer."""
-    model = built(replace(spec, data_scale=data_scale, guidance=4.0))
+    model, ten = built(replace(spec, data_scale=data_scale, guidance=4.0)), Solver("ddim", 10)
     state = train_state(model)
     for _ in range(3):
         model.loss(noised(model)).backward()
         state.advance()
     with state.ema_weights():
-        save_pipeline(model, tmp_path / "saved")
-        ours = model.sample(start(model), 7, prompts=PROMPTS).images
-        plain_ours = model.sample(start(model), 7).images
+        export_diffusers(model, tmp_path / "saved")
+        ours = model.sample(start(model), ten, prompts=PROMPTS).images
+        plain_ours = model.sample(start(model), ten).images
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "saved")
     pipeline.set_progress_bar_config(disable=True)
-    options = {"latents": start(model), "num_inference_steps": 7, "output_type": "pt"}
+    options = {"latents": start(model), "num_inference_steps": 10, "output_type": "pt"}
     theirs = pipeline(PROMPTS, guidance_scale=4.0, **options).images
     unconditional = pipeline(["", ""], guidance_scale=1.0, **options).images
     torch.testing.assert_close(theirs, (ours + 1) / 2, rtol=0, atol=1e-4)
     torch.testing.assert_close(unconditional, (plain_ours + 1) / 2, rtol=0, atol=1e-4)
     assert not torch.allclose(ours, plain_ours, atol=1e-2)
     assert pipeline.safety_checker is None and not list((tmp_path / "saved").rglob("*.bin"))
-    assert model.latents.scale == pytest.approx(model.latents.vae.config.scaling_factor * data_scale)
+    assert model.coder.scale == pytest.approx(model.coder.vae.config.scaling_factor * data_scale)
 
 
 def test_a_saved_text_encoder_keeps_the_published_names(spec, directory, tmp_path):
     """Libraries that are older than ours know no others, and would go on with random weights."""
-    save_pipeline(built(spec), tmp_path / "saved")
+    export_diffusers(built(spec), tmp_path / "saved")
     ours, published = (
         load_file(each / "text_encoder" / "model.safetensors") for each in (tmp_path / "saved", directory)
     )
@@ -127,14 +125,14 @@ def test_a_saved_text_encoder_keeps_the_published_names(spec, directory, tmp_pat
 
 def test_a_saved_pipeline_serves_as_pretrained_directory(spec, tmp_path):
     model = built(replace(spec, data_scale=2.0))
-    save_pipeline(model, tmp_path / "saved")
-    again = build_stable_diffusion(StableDiffusionSpec(str(tmp_path / "saved"), init="pretrained", size=64))
-    ours, theirs = (each.sample(start(model), 3, prompts=PROMPTS).images for each in (model, again))
+    export_diffusers(model, tmp_path / "saved")
+    again = build_stable_diffusion(tiny_stable_diffusion_spec(tmp_path / "saved", init="pretrained"))
+    ours, theirs = (each.sample(start(model), THREE, prompts=PROMPTS).images for each in (model, again))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def save(path, spec, **weights):
-    save_checkpoint(path / "step_000001", stable_diffusion_metadata(spec) | {"step": 1}, weights)
+    save_checkpoint(path / "step_000001", spec_metadata(spec) | {"step": 1}, weights)
     return read_checkpoint(path / "step_000001")
 
 
@@ -143,15 +141,15 @@ def test_a_checkpoint_holds_the_unet_alone_and_rebuilds_the_model(spec, tmp_path
     trained, averaged = built(spec, 0), built(spec, 1)
     checkpoint = save(tmp_path, spec, model=trained.state_dict(), ema=averaged.state_dict())
     assert all(name.startswith("denoiser.") for name in checkpoint.tensors("ema"))
-    model, found = load_stable_diffusion(checkpoint)
+    model, found = load_image_model(checkpoint)
     assert found == spec and not model.training and model.guidance == 2.0
-    expected = averaged.sample(start(model), 3, prompts=PROMPTS)
-    assert torch.equal(model.sample(start(model), 3, prompts=PROMPTS).images, expected.images)
+    expected = averaged.sample(start(model), THREE, prompts=PROMPTS)
+    assert torch.equal(model.sample(start(model), THREE, prompts=PROMPTS).images, expected.images)
 
 
 def test_the_hash_covers_what_does_not_train(spec, directory):
     first = pretrained_hash(directory)
-    assert pinned(spec).pretrained_hash == first == stable_diffusion_metadata(spec)["image"]["pretrained_hash"]
+    assert pinned(spec).pretrained_hash == first != spec.pretrained_hash
     (directory / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     (directory / "README.md").write_text("nothing that is read")
     assert pretrained_hash(directory) == first
@@ -163,28 +161,28 @@ def test_the_hash_covers_what_does_not_train(spec, directory):
 
 
 def test_a_checkpoint_whose_parts_changed_is_refused_and_moved_ones_are_found(spec, directory, tmp_path):
-    checkpoint = save(tmp_path, spec, ema=built(spec).state_dict())
+    checkpoint = save(tmp_path, pinned(spec), ema=built(spec).state_dict())
     moved = shutil.move(directory, tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="step_000001: .*no such directory"):
-        load_stable_diffusion(checkpoint)
-    load_stable_diffusion(checkpoint, pretrained=str(moved))
+    with pytest.raises(CheckpointError, match="step_000001 .*no such directory"):
+        load_image_model(checkpoint)
+    load_image_model(checkpoint, pretrained=str(moved))
     assert load_image_model(checkpoint, pretrained=str(moved))[1] == replace(
         read_spec(checkpoint), pretrained=str(moved)
     )
     file = tmp_path / "moved" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.013}))
     with pytest.raises(CheckpointError, match="is not, or no longer, what the model was trained with"):
-        load_stable_diffusion(checkpoint, pretrained=str(moved))
+        load_image_model(checkpoint, pretrained=str(moved))
 
 
 def test_a_checkpoint_of_another_model_is_refused(spec, tmp_path):
     weights = built(spec).state_dict()
     save_checkpoint(tmp_path / "step_000001", {"image": {"model": "ddim"}, "step": 1}, {"ema": weights})
-    with pytest.raises(CheckpointError, match="describes no Stable Diffusion model"):
-        load_stable_diffusion(read_checkpoint(tmp_path / "step_000001"))
+    with pytest.raises(CheckpointError, match="describes no image model"):
+        load_image_model(read_checkpoint(tmp_path / "step_000001"))
     checkpoint = save(tmp_path, spec, ema=weights | {"denoiser.conv_in.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="do not fit"):
-        load_stable_diffusion(checkpoint)
+        load_image_model(checkpoint)
 
 
 @pytest.mark.parametrize(

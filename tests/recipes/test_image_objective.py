@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from immiscible_policy.image.data import MemoryImages, to_pixels
-from immiscible_policy.image.diffusion import ImageDiffusion
 from immiscible_policy.noise import make_selector
 from immiscible_policy.recipes.image_objective import ImageObjective
 from tests.image.mixture import ALPHA_BARS
+from tests.image.specs import model_of
 
 
 def objective(select, seed=0, **options) -> ImageObjective:
     stored = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    model = ImageDiffusion(torch.nn.Linear(1, 1), size=8)
+    model = model_of("ddim", torch.nn.Linear(1, 1))
     return ImageObjective(model, MemoryImages(stored, 8, "hash"), select, batch_size=8, seed=seed, **options)
 
 
@@ -21,8 +21,8 @@ def test_batches_are_a_function_of_seed_and_step():
     first, again = objective(knn).batches(3)[0], objective(knn).batches(3)[0]
     for field, other in zip(first, again, strict=True):
         assert torch.equal(field, other)
-    assert not torch.equal(first.noise, objective(knn).batches(4)[0].noise)
-    assert not torch.equal(first.noise, objective(knn, seed=1).batches(3)[0].noise)
+    assert not torch.equal(first.target, objective(knn).batches(4)[0].target)
+    assert not torch.equal(first.target, objective(knn, seed=1).batches(3)[0].target)
 
 
 def test_half_of_the_images_are_mirrored():

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.image.build import ImageSpec, Model, load_image_model, read_spec
+from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import Images, load_images
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor
@@ -28,7 +28,9 @@ from immiscible_policy.image.evaluation.measure import (
 )
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.evaluation.rows import ImageRow, read_image_rows, write_image_rows
+from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.prompts import prompts_for
+from immiscible_policy.image.spec import ImageSpec, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 ROWS = "frechet.csv"
@@ -196,7 +198,7 @@ class Evaluation:
         drawing = self._drawing(target, plan.n)
         return measure(self._model(checkpoint), drawing, plan.extractor, statistics, plan.clip)
 
-    def _model(self, checkpoint: Checkpoint) -> Model:
+    def _model(self, checkpoint: Checkpoint) -> ImageModel:
         """A checkpoint's model on its device."""
         model, _ = load_image_model(checkpoint, pretrained=self.plan.pretrained)
         return model.to(self.plan.device)
@@ -230,7 +232,13 @@ class Evaluation:
     def _drawing(self, target: Target, n: int) -> Drawing:
         plan = self.plan
         return Drawing(
-            n, plan.steps, plan.seed, plan.batch_size, plan.device, plan.edit, self.conditions(target.source)
+            n,
+            (None, plan.steps, "trailing", 0.0),
+            plan.seed,
+            plan.batch_size,
+            plan.device,
+            plan.edit,
+            self.conditions(target.source),
         )
 
     def _reference_images(self, source: Source) -> Images:

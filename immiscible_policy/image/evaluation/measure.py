@@ -31,7 +31,7 @@ class Drawing:
 
     Attributes:
         n: Number of images.
-        steps: Sampling steps; None for the model's own best.
+        solver: Words of `ImageModel.choose`.
         seed: Names the start noises.
         batch_size: Images at a time. It changes nothing but rounding, except for samplers that draw more than start
             noises, or choose their steps by the error of a batch.
@@ -41,7 +41,7 @@ class Drawing:
     """
 
     n: int
-    steps: int | None
+    solver: tuple[str | None, int | None, str, float]
     seed: int
     batch_size: int
     device: str
@@ -105,17 +105,18 @@ def draw(model: ImageModel, drawing: Drawing) -> Iterator[Drawn]:
     Raises:
         ValueError: If the model cannot draw in so many steps, cannot edit, or draws NaN.
     """
+    solver = model.choose(*drawing.solver)
     for rows in torch.arange(drawing.n).split(drawing.batch_size):
         of = rows % len(drawing.conditions)
         prompts = drawing.conditions.prompts(of)
         noise = start_noise(model.noise_shape, rows, drawing.seed).to(drawing.device)
         generator = torch_generator(drawing.device, "sampling", drawing.seed, int(rows[0]))
         if drawing.edit is None:
-            images = model.sample(noise, drawing.steps, prompts=prompts, generator=generator).images
+            images = model.sample(noise, solver, prompts=prompts, generator=generator).images
         else:
             originals = to_pixels(drawing.conditions.pixels(of).to(drawing.device))
             mask = edit_mask(drawing.edit, originals.shape[-1])
-            images = fill_in(model, originals, mask, noise, drawing.steps, prompts=prompts, generator=generator)
+            images = fill_in(model, originals, mask, noise, solver, prompts=prompts, generator=generator)
         if not images.isfinite().all():
             raise ValueError("the model draws NaN or infinite pixels; its training diverged")
         yield Drawn(to_bytes(images), prompts)

@@ -1,0 +1,101 @@
+"""What shapes an image model, as plain values that a checkpoint records as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+
+MODELS = ("ddim", "flow", "consistency")
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Everything that shapes an unconditional image model except its weights.
+
+    Attributes:
+        model: `ddim`, `flow` or `consistency`.
+        size: Side of the images, pixels.
+        channels: Channels of the U-Net at each resolution, the finest first; further sizes of it as `image_unet`.
+        layers: Residual blocks per resolution.
+        attention: For each resolution, whether it attends.
+        groups: Groups of its group normalisation.
+        head_channels: Channels of an attention head.
+        dropout: Dropout in the residual blocks.
+        layout: Finer options of the U-Net, `diffusers` or `ddpm`.
+        data_scale: Factor from pixels in [-1, 1] to what is noised.
+        diffusion_steps: Length of the noising chain (`ddim`).
+        prediction: What the network predicts (`ddim`): `epsilon`, `sample` or `v_prediction`.
+        metric: What compares images in training (`consistency`): `huber` or `lpips`.
+        training_steps: Length of the training (`consistency`, whose noise levels depend on it); None otherwise.
+    """
+
+    model: str
+    size: int
+    channels: tuple[int, ...]
+    layers: int
+    attention: tuple[bool, ...]
+    groups: int
+    head_channels: int
+    dropout: float
+    layout: str
+    data_scale: float
+    diffusion_steps: int
+    prediction: str
+    metric: str
+    training_steps: int | None
+
+
+@dataclass(frozen=True)
+class StableDiffusionSpec:
+    """Everything that shapes a Stable Diffusion model except its U-Net's weights.
+
+    Attributes:
+        pretrained: Directory in diffusers' layout, or hub id, of the ready-made parts.
+        init: The U-Net's first weights: `scratch` for fresh ones, `pretrained` for fine-tuning.
+        size: Side of the images [px].
+        data_scale: Factor on the latents beside the autoencoder's own.
+        noise_offset: See `ImageModel`.
+        prompt_dropout: See `ImageModel`.
+        guidance: See `ImageModel`.
+        gradient_checkpointing: Whether the backward pass computes activations again instead of keeping them.
+        frozen_precision: Arithmetic of autoencoder and text encoder: `fp32`, or `bf16` over float32 weights.
+        pretrained_hash: Hash of the ready-made parts, see `stable_diffusion.pinned`; empty for whatever is there.
+        model: Always `sd`.
+    """
+
+    pretrained: str
+    init: str
+    size: int
+    data_scale: float
+    noise_offset: float
+    prompt_dropout: float
+    guidance: float
+    gradient_checkpointing: bool
+    frozen_precision: str
+    pretrained_hash: str = ""
+    model: str = "sd"
+
+
+Spec = ImageSpec | StableDiffusionSpec
+
+
+def spec_metadata(spec: Spec) -> dict[str, Any]:
+    """What a checkpoint's metadata records about an image model."""
+    return {"image": asdict(spec)}
+
+
+def read_spec(checkpoint: Checkpoint) -> Spec:
+    """What a checkpoint's metadata records about its image model; nothing is built.
+
+    Raises:
+        CheckpointError: If it describes no image model that this version knows.
+    """
+    recorded = checkpoint.metadata.get("image")
+    values = recorded if isinstance(recorded, dict) else {}
+    kind: type[Spec] = StableDiffusionSpec if values.get("model") == "sd" else ImageSpec
+    if set(values) != {field.name for field in fields(kind)}:
+        raise CheckpointError(f"{checkpoint.path} describes no image model that this version knows")
+    plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return kind(**plain)

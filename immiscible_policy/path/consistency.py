@@ -1,0 +1,183 @@
+"""Consistency training: one network call from noise to data, learned without a teacher's samples.
+
+The consistency function f maps every point x + s e of a path to the path's clean end (Song et al., 2023). Training
+makes f agree on two neighbouring noise levels of the same sample and the same noise.
+
+    s_min = s_1  <  ...  <  s_i  <  s_{i+1}  <  ...  <  s_N = s_max
+                             |          |
+                   the target, fixed    what learns
+
+The recipe is improved consistency training (iCT; Song & Dhariwal, 2023): a pseudo-Huber metric, no averaged teacher,
+levels that double from 10 to 1,280 and are drawn from a lognormal law.
+
+Points are held as the network sees them, at unit variance. With the data's standard deviation d, the network F, and
+r^2 = s^2 - s_min^2 (the data counts as noised to s_min: Song et al., 2023, algorithm 1):
+
+    x_s = (x + s e) / sqrt(s^2 + d^2),    alpha_s = 1 / sqrt(s^2 + d^2),    sigma_s = alpha_s r
+    f   = c_skip x_s / alpha_s + c_out F(x_s, 250 log s)
+    c_skip = d^2 / ((s - s_min)^2 + d^2),    c_out = (s - s_min) d alpha_s
+
+which is the form of diffusers' `ConsistencyModelPipeline`; at s_min f is the identity.
+
+Shape legend: B samples, ... the shape of one sample, D its numbers, N noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.path.base import Level, Network, PathSample, Prediction, per_sample, require_trailing
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+FIRST, LAST = 10, 1280
+"""s_0 and s_1: intervals between noise levels at the beginning and at the end of training."""
+P_MEAN, P_STD = -1.1, 2.0
+"""Mean and standard deviation of the logarithm of the noise levels that training draws."""
+MOST_STEPS = 40
+"""Largest number of sampling steps: the published grid of sampling levels has so many."""
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""Compares samples (B, ...) row by row: (B,)."""
+
+
+class Consistency:
+    """Two neighbouring noise levels of one path, on which a network's clean samples are to agree.
+
+    Times are pairs (B, 2) of noise levels, the upper one first; a sample's `target` is the point at the lower level.
+
+    Args:
+        training_steps: Length of the training, on which the number of noise levels depends.
+        sigma_data: Standard deviation d of the clean samples.
+        metric: Compares clean samples; None for a path that is only sampled from.
+        repeat: Inside it the network drops the same units as in the call before: target and learner share their
+            dropout.
+
+    Raises:
+        ValueError: If training_steps is below 1.
+    """
+
+    solvers: tuple[str, ...] = ("renoise",)
+    clipped = True
+
+    def __init__(
+        self,
+        training_steps: int,
+        *,
+        sigma_data: float,
+        metric: Metric | None,
+        repeat: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        if training_steps < 1:
+            raise ValueError(f"training_steps={training_steps}: needs 1 or more")
+        self.training_steps, self.sigma_data = training_steps, sigma_data
+        self.metric, self.repeat = metric, repeat
+
+    def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
+        """Pairs of neighbouring levels (count, 2), lognormal, from as many as the training step has."""
+        sigmas = noise_levels(intervals(step, self.training_steps) + 1)
+        upper_ends = level_law(sigmas).cumsum(0).float().to(generator.device)
+        drawn = torch.rand(count, generator=generator, device=generator.device)
+        i = torch.searchsorted(upper_ends[:-1], drawn, right=True)
+        levels = sigmas.float().to(generator.device)
+        return torch.stack([levels[i + 1], levels[i]], dim=1)
+
+    def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """The points at both levels, from the same noise."""
+        upper, lower = (self._point(clean, noise, s) for s in t.unbind(1))
+        return PathSample(upper, lower, t)
+
+    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
+        """The network is given 250 log s, for noise levels t (B,)."""
+        return network(noisy, 250 * t.log()).float()
+
+    def clean(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
+        """F (B, ...), float32, for points (B, ...) at noise levels t (B,) (Song et al., 2023, equation 5)."""
+        alpha, sigma = (per_sample(values, noisy) for values in self.coefficients(t))
+        return self.split(self.evaluate(network, noisy, t), noisy, alpha, sigma).clean
+
+    def loss(self, network: Network, sample: PathSample) -> Tensor:
+        """Mean of metric(f(upper point), f(lower point)) / (s_{i+1} - s_i), a scalar.
+
+        The second is the target: the same weights and the same dropout, without gradient.
+
+        Raises:
+            ValueError: If there is no metric.
+        """
+        if self.metric is None:
+            raise ValueError("this model was built without its metric and only samples; build it with the metric")
+        upper, lower = sample.t.unbind(1)
+        learned = self.clean(network, sample.noisy, upper)
+        with torch.no_grad(), self.repeat():
+            target = self.clean(network, sample.target, lower)
+        return (self.metric(learned, target) / (upper - lower)).mean()
+
+    def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
+        """The clean sample is f; the noise is what remains."""
+        variance, s = self.sigma_data**2, ((sigma / alpha) ** 2 + SIGMA_MIN**2) ** 0.5
+        c_skip, c_out = variance / ((s - SIGMA_MIN) ** 2 + variance), (s - SIGMA_MIN) * self.sigma_data * alpha
+        clean = c_skip / alpha * noisy + c_out * output
+        return Prediction(clean, (noisy - alpha * clean) / sigma)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_s and sigma_s at noise levels t (B,)."""
+        alpha = (t.square() + self.sigma_data**2).rsqrt()
+        return alpha, alpha * (t.square() - SIGMA_MIN**2).clamp(min=0).sqrt()
+
+    def levels(self, count: int, spacing: str) -> list[Level]:
+        """From s_max down, evenly spaced in s^(1/7) on the published grid of 40: diffusers' own.
+
+        Raises:
+            ValueError: If the count is not 1 to 40, or the spacing is not `trailing`.
+        """
+        require_trailing(spacing, "a consistency model")
+        if not 1 <= count <= MOST_STEPS:
+            raise ValueError(f"sampling_steps={count}: needs 1 or more, at most {MOST_STEPS}")
+        grid = noise_levels(MOST_STEPS).flip(0)[:: MOST_STEPS // count][:count]
+        alphas, sigmas = self.coefficients(grid)
+        times = 250 * grid.log()
+        return [Level(*numbers) for numbers in zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)]
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The noise at s_max."""
+        return noise * (SIGMA_MAX / math.hypot(SIGMA_MAX, self.sigma_data))
+
+    def _point(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_s (B, ...) at noise levels t (B,)."""
+        s = per_sample(t, clean)
+        return (clean + s * noise) / (s.square() + self.sigma_data**2).sqrt()
+
+
+def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
+    """sqrt(|x - y|^2 + c^2) - c of each row (B,), with c = 0.00054 sqrt(D) (Song & Dhariwal, 2023, equation 7)."""
+    squared = (x - y).square().flatten(1)
+    c = 0.00054 * math.sqrt(squared.shape[1])
+    return (squared.sum(dim=1) + c * c).sqrt() - c
+
+
+def intervals(step: int | None, training_steps: int) -> int:
+    """Intervals between noise levels, N(k) - 1: 10, doubled in equal parts of the training up to 1,280.
+
+    Args:
+        step: Training step k, from 0; None for the end of training.
+        training_steps: K, the length of the training.
+    """
+    parts = int(math.log2(LAST // FIRST)) + 1
+    part = parts if step is None else step // max(training_steps // parts, 1)
+    return min(FIRST * 2 ** min(part, parts), LAST)
+
+
+def noise_levels(count: int) -> Tensor:
+    """s_1 < ... < s_count, float64, evenly spaced in s^(1/7) (Karras et al., 2022, equation 5)."""
+    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    return torch.linspace(low, high, count, dtype=torch.float64, device="cpu") ** RHO
+
+
+def level_law(sigmas: Tensor) -> Tensor:
+    """Probability (N - 1,) of each interval of the levels (N,): lognormal (Song & Dhariwal, 2023, equation 10)."""
+    mass = torch.erf((sigmas.log() - P_MEAN) / (math.sqrt(2) * P_STD)).diff()
+    return mass / mass.sum()
