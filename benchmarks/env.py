@@ -38,10 +38,10 @@ from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
-from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.tasks import find_task, open_demonstrations
 
 USAGE = """\
@@ -255,7 +255,7 @@ def time_evaluation(starts: int, steps: int, threads: int) -> Figures:
     torch.set_num_threads(threads)
     config = compose_config(["scale=cpu", "device=cpu"])
     recipe = RobotRecipe.prepare(config)
-    agent = TimedAgent(Agent(recipe.policy(0).eval(), recipe.spec, Sampler("ddim", 10)))
+    agent = TimedAgent(Agent(recipe.policy(0).eval(), recipe.spec, Solver("ddim", 10)))
     started = time.perf_counter()
     evaluate(agent, parse_starts("legacy", starts), seed=0, checkpoint=0, batch_size=starts, max_steps=steps)
     seconds = time.perf_counter() - started

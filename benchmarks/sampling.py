@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,18 @@ from benchmarks.measuring import (
 )
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.evaluation.agent import Agent, load_diffusion
+from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
+from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.diffusion import DiffusionPolicy
-from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import SOLVERS, Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import read_checkpoint
 from immiscible_policy.training.options import resolve_device
 
@@ -49,8 +48,8 @@ usage: python -m benchmarks sampling [KEY=VALUE ...]
 
 Milliseconds per action chunk, for every sampler and number of steps; with checkpoint=, reward against latency.
 
-A chunk for each of so many observations in one batch: ours (one unit; a captured graph on a GPU) beside the plain loop
-over diffusers' scheduler, LeRobot's DiffusionPolicy of the same sizes, and the floor, the network's forward passes.
+A chunk for each of so many observations in one batch: ours (one unit; a captured graph on a GPU) beside the same
+recurrence uncaptured, LeRobot's DiffusionPolicy of the same sizes, and the floor, the network's forward passes.
 Without checkpoint= the network is untrained, which takes the same time. With it, every sampler is evaluated on starts.
 
   python -m benchmarks sampling
@@ -60,7 +59,7 @@ Without checkpoint= the network is untrained, which takes the same time. With it
 QUICK_SIZES: dict[str, Any] = {
     "steps": "1,3", "envs": "1,2", "turns": 1, "starts": 2, "evaluated": 16, "scale": "cpu",
 }  # fmt: skip
-OURS, PLAIN, FLOOR, PEER = "ours", "diffusers", "network", "LeRobot"
+OURS, PLAIN, FLOOR, PEER = "ours", "plain", "network", "LeRobot"
 
 Figures = dict[str, Any]
 
@@ -72,10 +71,10 @@ def measure(options: dict[str, Any]) -> Findings:
     steps, envs = (sorted(parse_range(key, options[key])) for key in ("steps", "envs"))
     require_positive({"steps": steps[0], "envs": envs[0]}, ("steps", "envs"))
     device = resolve_device(options["device"])
-    samplers = [Sampler(name, count) for name in _names(options["samplers"]) for count in steps]  # type: ignore[arg-type]
+    samplers = [Solver(name, count) for name in _names(options["samplers"]) for count in steps]
     policy, spec = _policy(options["checkpoint"], options["scale"], device)
     for sampler in samplers:
-        sampler.timesteps(spec.diffusion_steps)  # refuses steps that the chain does not have
+        sampler.plan(policy.path)  # refuses steps that the chain does not have
     takes_part = "lerobot" in chosen_peers(options["peers"]) and spec.obs == "keypoints"
     torch.set_num_threads(options["threads"])
     with Peer("lerobot", options["threads"]) if takes_part else nullcontext() as peer:
@@ -88,7 +87,7 @@ def measure(options: dict[str, Any]) -> Findings:
                 each.update(score if (each["sampler"], each["steps"]) == (sampler.name, sampler.steps) else {})
     figures = {
         "device": where(device, options["threads"]),
-        "parameters": sum(p.numel() for p in policy.denoiser.parameters()),
+        "parameters": sum(p.numel() for p in policy.network.parameters()),
         "down_dims": list(spec.down_dims),
         "starts": options["starts"] if options["checkpoint"] is not None else 0,
         "cells": cells,
@@ -99,24 +98,23 @@ def measure(options: dict[str, Any]) -> Findings:
 def _names(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
-        if name not in SAMPLERS:
-            raise CommandError(unknown("sampler", name, SAMPLERS))
+        if name not in SOLVERS:
+            raise CommandError(unknown("sampler", name, list(SOLVERS)))
     return names
 
 
-def _policy(path: Path | None, scale: str | None, device: str) -> tuple[DiffusionPolicy, PolicySpec]:
+def _policy(path: Path | None, scale: str | None, device: str) -> tuple[Policy, PolicySpec]:
     """A checkpoint's policy, or an untrained one of a size preset."""
     if path is not None:
-        return load_diffusion(read_checkpoint(path), device)
+        return load_policy(read_checkpoint(path), device)
     words = [f"device={device}", "wandb=disabled", *([f"scale={scale}"] if scale else [])]
     spec = RobotRecipe.prepare(compose_config(words)).spec
     policy = build_policy(spec)
-    assert isinstance(policy, DiffusionPolicy)  # as the default method is
     return policy.to(device).eval(), spec
 
 
 def time_chunks(
-    policy: DiffusionPolicy, spec: PolicySpec, samplers: Sequence[Sampler], envs: int, turns: int, peer: Peer | None
+    policy: Policy, spec: PolicySpec, samplers: Sequence[Solver], envs: int, turns: int, peer: Peer | None
 ) -> list[Figures]:
     """Time samplers on one batch of observations, all of them and everyone taking turns.
 
@@ -136,33 +134,45 @@ def time_chunks(
 
     own = {sampler: _with_own_graph(policy) for sampler in samplers}
 
-    def chunk(sampler: Sampler) -> torch.Tensor:
+    def chunk(sampler: Solver) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(row) for row in range(envs)]
         return own.get(sampler, policy).sample(observation, sampler, generators)
 
-    def seconds_of(sampler: Sampler) -> float:
+    @torch.no_grad()
+    def plain(sampler: Solver) -> torch.Tensor:
+        """The same recurrence, not recorded."""
+        generators = [torch.Generator().manual_seed(row) for row in range(envs)]
+        plan = sampler.plan(policy.path)
+        noise = noise_rows(generators, draws(plan), (spec.horizon, spec.action_dim)).to(device)
+        t = torch.tensor([step.t for step in plan], device=device)
+        return policy.action.unnormalize(policy._solve(plan, t, policy.encode(observation), noise) / policy.data_scale)
+
+    def plain_seconds(sampler: Solver) -> float:
+        return timed(partial(plain, sampler), device=str(device))
+
+    def seconds_of(sampler: Solver) -> float:
         return timed(partial(chunk, sampler), device=str(device))
 
-    def floor(sampler: Sampler) -> float:
+    def floor(sampler: Solver) -> float:
         return sampler.steps * timed(forward(policy, observation), device=str(device))
 
     candidates: dict[str, Callable[[], float]] = {}
     for sampler in samplers:
         candidates[f"{OURS} {_label(sampler)}"] = partial(seconds_of, sampler)
-        candidates[f"{PLAIN} {_label(sampler)}"] = partial(seconds_of, replace(sampler, engine="eager"))
+        candidates[f"{PLAIN} {_label(sampler)}"] = partial(plain_seconds, sampler)
         candidates[f"{FLOOR} {_label(sampler)}"] = partial(floor, sampler)
         if peer is not None and sampler.name in ("ddim", "ddpm"):
             options = _peer_options(spec, sampler, envs, str(device))
             candidates[f"{PEER} {_label(sampler)}"] = partial(_peer_seconds, peer, options)
     seconds = take_turns(candidates, turns)
-    apart = [chunk(sampler) - chunk(replace(sampler, engine="eager")) for sampler in samplers]
+    apart = [chunk(sampler) - plain(sampler) for sampler in samplers]
     return [
         _cell(sampler, envs, seconds) | {"largest_difference_px": float(difference.abs().max())}
         for sampler, difference in zip(samplers, apart, strict=True)
     ]
 
 
-def _with_own_graph(policy: DiffusionPolicy) -> DiffusionPolicy:
+def _with_own_graph(policy: Policy) -> Policy:
     """The same policy, weights shared, with a recording of its own: a policy keeps that of one sampler."""
     twin = copy.copy(policy)
     twin._replay = copy.deepcopy(policy._replay)
@@ -177,7 +187,7 @@ def _peer_seconds(peer: Peer, options: Figures) -> float:
     return float(peer.ask("sample", request))
 
 
-def _cell(sampler: Sampler, envs: int, seconds: Seconds) -> Figures:
+def _cell(sampler: Solver, envs: int, seconds: Seconds) -> Figures:
     own = {name.split(" ", 1)[0]: values for name, values in seconds.items() if name.endswith(f" {_label(sampler)}")}
     return {
         "sampler": sampler.name,
@@ -189,16 +199,16 @@ def _cell(sampler: Sampler, envs: int, seconds: Seconds) -> Figures:
     }
 
 
-def _label(sampler: Sampler) -> str:
+def _label(sampler: Solver) -> str:
     return f"{sampler.name} {sampler.steps}"
 
 
-def forward(policy: DiffusionPolicy, observation: torch.Tensor) -> Callable[[], torch.Tensor]:
+def forward(policy: Policy, observation: torch.Tensor) -> Callable[[], torch.Tensor]:
     """One bare forward pass of the network for a batch of observations."""
-    condition = policy.condition(observation)
+    condition = policy.encode(observation)
     x = torch.randn(len(observation), policy.horizon, policy.action.scale.shape[0], device=condition.device)
     t = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return torch.no_grad()(lambda: policy.denoiser(x, t, condition))
+    return torch.no_grad()(lambda: policy.network(x, t, condition))
 
 
 def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
@@ -211,7 +221,7 @@ def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
     return {"reward": round(found.estimate, 4), "reward_interval": bounds, "coverage": round(coverage, 4)}
 
 
-def _peer_options(spec: PolicySpec, sampler: Sampler, envs: int, device: str) -> Figures:
+def _peer_options(spec: PolicySpec, sampler: Solver, envs: int, device: str) -> Figures:
     sizes = ("step_embed_dim", "kernel_size", "groups", "horizon", "obs_steps", "action_steps")
     return {key: getattr(spec, key) for key in sizes} | {
         "down_dims": list(spec.down_dims), "batch_size": envs, "sampler": sampler.name,
@@ -323,7 +333,7 @@ EXPERIMENT = Experiment(
     {
         "checkpoint": Option(Path, None, "a trained policy; none: an untrained one, latency alone"),
         "scale": Option(str, None, "cpu or paper: the untrained network's size; none given: by device"),
-        "samplers": Option(str, ",".join(SAMPLERS), "samplers"),
+        "samplers": Option(str, "ddim,ddpm,dpmpp,renoise", "samplers"),
         "steps": Option(str, "1,2,5,10,20,50,100", "denoising steps"),
         "envs": Option(str, "1,50", "observations in a batch"),
         "starts": Option(int, 50, "legacy starts to evaluate on"),

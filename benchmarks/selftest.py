@@ -31,8 +31,8 @@ from immiscible_policy.evaluation.statistics import (
 )
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
-from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
 
@@ -314,16 +314,16 @@ def _banks(options: dict[str, Any]) -> dict[str, Bank]:
     for index, file in enumerate(files):
         if not file.exists() and index >= len(places):
             raise CommandError(f"bank={file} does not exist, and checkpoint= names none to roll out in its place")
-    sampler = Sampler("ddim", options["sampling_steps"])
+    solver = Solver("ddim", options["sampling_steps"])
     agents = {}
     for file, place in zip(files, places, strict=False):
         if not file.exists():
             require_writable("bank", file)
             checkpoint = read_checkpoint(place)
-            agents[file] = load_agent(checkpoint, sampler), checkpoint.step
+            agents[file] = load_agent(checkpoint, solver), checkpoint.step
     banks = {file: read_bank(file) for file in files if file not in agents}
     for file, (agent, step) in agents.items():
-        banks[file] = roll_bank(agent, step, f"{sampler.name}, {sampler.steps} steps", options["seeds"])
+        banks[file] = roll_bank(agent, step, f"{solver.name}, {solver.steps} steps", options["seeds"])
         write_bank(file, banks[file])
     return {file.stem: banks[file] for file in files}
 

@@ -113,7 +113,7 @@ def configure(options: dict[str, Any], batch: int | None, width: int | None) -> 
         words.append(f"batch_size={batch}")
     if width is not None:
         words.append(f"down_dims=[{width},{2 * width},{4 * width}]")
-    return compose_config([*words, "wandb=disabled", "sampler=ddim"])
+    return compose_config([*words, "wandb=disabled", "solver=ddim"])
 
 
 def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
@@ -220,7 +220,7 @@ class BareNetwork:
     """
 
     def __init__(self, config: TrainConfig, recipe: RobotRecipe) -> None:
-        self.model = build_policy(recipe.spec).denoiser.to(config.device)
+        self.model = build_policy(recipe.spec).network.to(config.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, fused=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         generator = torch.Generator().manual_seed(0)

@@ -99,7 +99,7 @@ def gain(run: Run) -> dict[str, Any]:
 
 def _untrained_rows(recipe: RobotRecipe, seed: int) -> list[EpisodeRow]:
     """Episodes of a seed's network before its first step."""
-    agent = Agent(recipe.policy(seed).eval(), recipe.spec, recipe.sampler)
+    agent = Agent(recipe.policy(seed).eval(), recipe.spec, recipe.solver)
     return evaluate(agent, recipe.starts, seed=seed, checkpoint=0)
 
 

@@ -27,8 +27,8 @@ from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, window_index
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.plugins.bridge import open_checkpoint
+from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec
-from immiscible_policy.policy.chunk import ChunkPolicy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.store.checkpoint import Checkpoint
@@ -306,7 +306,7 @@ def _residual(table: np.ndarray, target: np.ndarray) -> float:
     return float(np.sqrt(np.mean((target - fitted) ** 2)))
 
 
-Opened = tuple[Checkpoint, ChunkPolicy, PolicySpec]
+Opened = tuple[Checkpoint, Policy, PolicySpec]
 
 
 def open_policy(path: Path) -> tuple[list[Finding], Opened | None]:
@@ -328,7 +328,7 @@ def open_policy(path: Path) -> tuple[list[Finding], Opened | None]:
     return found, (checkpoint, policy, spec)
 
 
-def weight_findings(policy: ChunkPolicy) -> Iterator[Finding]:
+def weight_findings(policy: Policy) -> Iterator[Finding]:
     """Whether the weights are numbers."""
     bad = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
@@ -366,7 +366,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def normaliser_findings(demos: Demonstrations, task: Task, policy: ChunkPolicy, spec: PolicySpec) -> Iterator[Finding]:
+def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec: PolicySpec) -> Iterator[Finding]:
     """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
     layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
     if not layout.n_windows(demos.lengths).any():
@@ -376,7 +376,7 @@ def normaliser_findings(demos: Demonstrations, task: Task, policy: ChunkPolicy, 
     table = torch.from_numpy(task.observation(demos, spec.obs)[seen])
     action = torch.from_numpy(demos[task.action].astype(np.float32))
     found = [
-        *_normalised_findings("observation", policy.observation, table),
+        *_normalised_findings("observation", policy.observer.normalizer, table),
         *_normalised_findings("action", policy.action, action),
     ]
     yield from found or [Finding("normaliser", f"fits {demos.path}")]

@@ -14,7 +14,7 @@ from rich.console import Console
 from immiscible_envs.modes import MODES, symmetric_starts
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.evaluation.agent import sampler_of
+from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.lab.modality.arms import (
     MEASURES,
@@ -28,10 +28,10 @@ from immiscible_policy.lab.modality.arms import (
 from immiscible_policy.lab.modality.modes import Array, shares
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.provenance import provenance, run_origin, without_places
 from immiscible_policy.results.text import table
 from immiscible_policy.results.writer import save_figure
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.training.options import resolve_device
@@ -45,7 +45,7 @@ Which way round do policies turn the T from starts that favour neither way? Each
   python train_policy.py experiment=modality noise=vanilla seed=0..4 out=runs/modality/vanilla
   python train_policy.py experiment=modality noise=linear seed=0..4 out=runs/modality/linear
   python eval_modality.py runs=runs/modality/vanilla,runs/modality/linear out=modality
-  python eval_modality.py runs=runs/modality/vanilla sampler=ddim,renoise checkpoints=last out=samplers
+  python eval_modality.py runs=runs/modality/vanilla solver=ddim,renoise checkpoints=last out=solvers
 """
 
 OPTIONS = {
@@ -53,8 +53,7 @@ OPTIONS = {
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(int, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
-    "sampler": Option(str, None, "ddim, ddpm, dpmpp or renoise, or several with commas; absent: as in training"),
-    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
+    **solving.OPTIONS,
     "device": Option(str, "cpu", "cpu or cuda"),
 }
 
@@ -144,18 +143,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = find_runs(options["runs"], options["checkpoints"])
     for run in runs:
         training_modes(run)  # refuses unreadable demonstrations before the first rollout
-    samplers = {run: _samplers(kept, options["sampler"], options["sampling_steps"]) for run, kept in runs.items()}
-    if sum(map(len, samplers.values())) > len(COLOURS):
+    solvers = {run: _solvers(kept, options) for run, kept in runs.items()}
+    if sum(map(len, solvers.values())) > len(COLOURS):
         raise CommandError(
-            f"{len(runs)} runs under {len(samplers[next(iter(runs))])} samplers cannot be told apart in one picture; "
+            f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers cannot be told apart in one picture; "
             f"{len(COLOURS)} can"
         )
     arms = []
     with Console(stderr=True).status("") as status:
         for run, kept in runs.items():
-            for sampler in samplers[run]:
-                arm = measure(run, kept, options["repetitions"], sampler, options["device"], status.update)
-                several = f" {sampler.name}{sampler.steps}" if len(samplers[run]) > 1 else ""
+            for solver in solvers[run]:
+                arm = measure(run, kept, options["repetitions"], solver, options["device"], status.update)
+                several = f" {solver.name}{solver.steps}" if len(solvers[run]) > 1 else ""
                 arms.append(replace(arm, name=arm.name + several))
     write(options["out"], arms)
     print(markdown(arms))
@@ -197,18 +196,18 @@ def _runs_in(directory: Path) -> list[Path]:
     return runs
 
 
-def _samplers(kept: Mapping[int, Sequence[Checkpoint]], names: str | None, steps: int | None) -> list[Sampler]:
-    """The samplers that were asked for, or the run's own.
+def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any]) -> list[Solver]:
+    """The solvers that were asked for, or the run's own.
 
     Raises:
         CommandError: If one is named twice.
         ValueError: If one is unknown.
     """
-    checkpoint = next(iter(kept.values()))[0]
+    checkpoint, names = next(iter(kept.values()))[0], solving.solver_name(options)
     asked = [None] if names is None else names.split(",")
     if len(set(asked)) < len(asked):
-        raise CommandError(f"sampler={names}: a sampler is named twice")
-    return [sampler_of(checkpoint, name, steps) for name in asked]
+        raise CommandError(f"solver={names}: a solver is named twice")
+    return [solving.chosen_solver(checkpoint, options, name) for name in asked]
 
 
 def _shared(run: Path, checkpoints: str) -> dict[int, list[Checkpoint]]:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from immiscible_policy.cli import CommandError, Option, parse, require_writable, run
-from immiscible_policy.evaluation.agent import load_agent, sampler_of
+from immiscible_policy.commands import solving
+from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.plugins.bridge import open_checkpoint
@@ -26,7 +27,7 @@ Measure coverage over an explicit list of starts, for every checkpoint that a ru
 
   python eval_policy.py run=runs/mine
   python eval_policy.py run=runs/mine checkpoints=best starts=fresh     # adds max_fresh to the run's summary
-  python eval_policy.py checkpoint=runs/mine/seed_0/checkpoints/step_003000 sampler=ddpm sampling_steps=100
+  python eval_policy.py checkpoint=runs/mine/seed_0/checkpoints/step_003000 solver=ddpm sampling_steps=100
 """
 
 OPTIONS = {
@@ -35,8 +36,7 @@ OPTIONS = {
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean coverage in training) or last"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
-    "sampler": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise; absent: as in training"),
-    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
+    **solving.OPTIONS,
     "device": Option(str, "cpu", "cpu or cuda"),
     "out": Option(Path, None, "write the episodes to this CSV file"),
 }
@@ -52,18 +52,18 @@ def _main(words: list[str]) -> int:
     _check(options)
     starts = parse_starts(options["starts"], options["episodes"])
     chosen = _chosen(options)
-    sampler = sampler_of(chosen[0], options["sampler"], options["sampling_steps"])
+    solver = solving.chosen_solver(chosen[0], options)
     console = Console(highlight=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):
-        agent = load_agent(checkpoint, sampler, options["device"])
+        agent = load_agent(checkpoint, solver, options["device"])
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
             found = evaluate(agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
         if options["out"]:
             options["out"].parent.mkdir(parents=True, exist_ok=True)
             append_rows(options["out"], found)
         rows += found
-    console.print(_table(rows, f"{len(starts)} starts, {sampler.name} with {sampler.steps} steps"))
+    console.print(_table(rows, f"{len(starts)} starts, {solver.name} with {solver.steps} network calls"))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
     if options["run"] and options["starts"] == "fresh":

@@ -19,7 +19,8 @@ from immiscible_envs.geometry import GOAL_POSE
 from immiscible_envs.rendering import open_display, render_state
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
-from immiscible_policy.evaluation.agent import load_agent, sampler_of
+from immiscible_policy.commands import solving
+from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.plugins.bridge import open_checkpoint
@@ -53,8 +54,7 @@ OPTIONS = {
     "episodes": Option(int, 9, "number of starts, for legacy and fresh"),
     "columns": Option(int, 3, "tiles per row"),
     "size": Option(int, 256, "pixels per tile"),
-    "sampler": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M) or renoise; absent: as in training"),
-    "sampling_steps": Option(int, None, "denoising steps; absent: as in training"),
+    **solving.OPTIONS,
     "device": Option(str, "cpu", "cpu or cuda"),
 }
 
@@ -274,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(starts) > BATCH:
         raise CommandError(f"episodes={len(starts)}: one video holds at most {BATCH}")
     checkpoint = open_checkpoint(options["checkpoint"])
-    sampler = sampler_of(checkpoint, options["sampler"], options["sampling_steps"])
-    agent = load_agent(checkpoint, sampler, resolve_device(options["device"]))
+    solver = solving.chosen_solver(checkpoint, options)
+    agent = load_agent(checkpoint, solver, resolve_device(options["device"]))
     recorder = Recorder()
     rows = evaluate(
         agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step, on_step=recorder.on_step

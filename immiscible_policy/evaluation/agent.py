@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.chunk import ChunkPolicy
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
-from immiscible_policy.policy.image import Pictured
+from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 Observations = NDArray[np.float64] | dict[str, NDArray[Any]]
@@ -28,15 +26,15 @@ class Agent:
     Args:
         policy: The policy, in evaluation mode.
         spec: Its sizes.
-        sampler: How to denoise.
+        solver: How to go from noise to actions.
 
     Raises:
-        ValueError: If the sampler has more steps than the policy's noising chain.
+        ValueError: If the solver does not go with what the policy learned.
     """
 
-    def __init__(self, policy: ChunkPolicy, spec: PolicySpec, sampler: Sampler) -> None:
-        sampler.timesteps(policy.diffusion_steps)  # refuses steps that the chain does not have
-        self.policy, self.spec, self.sampler = policy, spec, sampler
+    def __init__(self, policy: Policy, spec: PolicySpec, solver: Solver) -> None:
+        solver.plan(policy.path)  # refuses what does not go together
+        self.policy, self.spec, self.solver = policy, spec, solver
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
 
     def act(self, observations: Observations, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
@@ -44,7 +42,7 @@ class Agent:
 
         Observations with pictures are a dictionary of `image` (B, obs_steps, H, W, 3) and `agent_pos`.
         """
-        chunk = self.policy.sample(self._tensors(observations), self.sampler, generators)
+        chunk = self.policy.sample(self._tensors(observations), self.solver, generators)
         first = self.spec.obs_steps - 1
         return chunk[:, first : first + self.spec.action_steps].double().cpu().numpy()
 
@@ -62,20 +60,13 @@ def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
     return {"policy": asdict(spec)}
 
 
-def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[ChunkPolicy, PolicySpec]:
+def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, PolicySpec]:
     """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
 
     Raises:
         CheckpointError: If the checkpoint is damaged or describes no policy.
     """
-    recorded = checkpoint.metadata.get("policy")
-    names = {field.name for field in fields(PolicySpec)}
-    needed = {field.name for field in fields(PolicySpec) if field.default is MISSING}
-    if not isinstance(recorded, dict) or not needed <= set(recorded) <= names:
-        raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows")
-    encoder = recorded.get("encoder")
-    encoder = encoder and EncoderSpec(**encoder | {"cameras": tuple(encoder["cameras"])})
-    spec = PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"]), "encoder": encoder})
+    spec = read_spec(checkpoint)
     policy = build_policy(spec)
     try:
         policy.load_state_dict(checkpoint.tensors("ema"))
@@ -84,43 +75,59 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[ChunkPolic
     return policy.to(device).eval(), spec
 
 
-def load_diffusion(checkpoint: Checkpoint, device: str = "cpu") -> tuple[DiffusionPolicy, PolicySpec]:
-    """As `load_policy`, for what looks at the noising chain.
+def read_spec(checkpoint: Checkpoint) -> PolicySpec:
+    """What a checkpoint's metadata records about its policy; nothing is built.
 
     Raises:
-        CheckpointError: As there, or if the policy is a control, which has no such chain.
+        CheckpointError: If it describes no policy.
     """
-    policy, spec = load_policy(checkpoint, device)
-    if not isinstance(policy, DiffusionPolicy):
-        raise CheckpointError(f"{checkpoint.path}: method={spec.method} does not diffuse; use a diffusion policy")
-    return policy, spec
+    recorded = checkpoint.metadata.get("policy")
+    names = {field.name for field in fields(PolicySpec)}
+    needed = {field.name for field in fields(PolicySpec) if field.default is MISSING}
+    if not isinstance(recorded, dict) or not needed <= set(recorded) <= names:
+        raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows")
+    encoder = recorded.get("encoder")
+    encoder = encoder and EncoderSpec(**encoder | {"cameras": tuple(encoder["cameras"])})
+    return PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"]), "encoder": encoder})
 
 
-def sampler_of(checkpoint: Checkpoint, name: str | None = None, steps: int | None = None) -> Sampler:
+def solver_of(
+    checkpoint: Checkpoint,
+    name: str | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    eta: float | None = None,
+) -> Solver:
     """How a checkpoint's run sampled when it was evaluated in training; ten steps of DDIM for a policy from elsewhere.
 
     Args:
         checkpoint: What is to act.
-        name: One of `SAMPLERS` instead.
-        steps: Denoising steps instead.
+        name: A solver instead.
+        steps: Network calls instead.
+        spacing: Spacing of the times instead.
+        eta: Noise of `ddim` instead.
 
     Raises:
-        ValueError: If the name is unknown or steps < 1.
+        ValueError: If a value is unknown or out of range.
     """
     config = checkpoint.metadata.get("config", {})
-    return Sampler(
-        config.get("solver", "ddim") if name is None else name,  # type: ignore[arg-type]
+    recorded = config.get("solver", "ddim")
+    chosen = name or recorded
+    return Solver(
+        chosen,
         config.get("sampling_steps", 10) if steps is None else steps,
+        spacing or config.get("spacing", "trailing"),
+        (config.get("eta", 0.0) if chosen == recorded else 0.0) if eta is None else eta,
     )
 
 
-def load_agent(checkpoint: Checkpoint, sampler: Sampler, device: str = "cpu") -> Agent:
+def load_agent(checkpoint: Checkpoint, solver: Solver, device: str = "cpu") -> Agent:
     """Make a checkpoint act, on as many CPU threads as it was trained and evaluated with: bits depend on them.
 
     Raises:
         CheckpointError: If the checkpoint is damaged.
-        ValueError: If the sampler has more steps than the policy's noising chain.
+        ValueError: If the solver does not go with what the policy learned.
     """
     use_device(device)
     torch.set_num_threads(checkpoint.metadata.get("config", {}).get("threads") or torch.get_num_threads())
-    return Agent(*load_policy(checkpoint, device), sampler)
+    return Agent(*load_policy(checkpoint, device), solver)

@@ -15,7 +15,7 @@ from torch import Tensor
 from immiscible_envs.geometry import GOAL_POSE
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_diffusion
+from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, image_model, require_models
@@ -33,7 +33,7 @@ from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
 from immiscible_policy.palette import COLOURS, GREY
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.solver import Solver
@@ -125,28 +125,28 @@ def measure(options: Document) -> Findings:
 
 def measure_policy(checkpoint: Checkpoint, options: Document, starts: Sequence[int]) -> PolicyFindings:
     """Measure one policy: chunks, what its start noise decides, and rollouts from starts (none: no rollouts)."""
-    policy, spec = load_diffusion(checkpoint)
-    sampler = Sampler("ddim", options["sampling_steps"])
-    agent = Agent(policy, spec, sampler)
+    policy, spec = load_policy(checkpoint)
+    solver = Solver(policy.path.solvers[0], options["sampling_steps"])
+    agent = Agent(policy, spec, solver)
     windows = pusht_windows(options["data"], spec)
     if len(windows) < max(options["windows"], options["observations"]):
         raise CommandError(f"windows={options['windows']}: the demonstrations have {len(windows):,}")
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "bijection windows", options["seed"]))
-    chunks = perturbed_chunks(policy, windows[order[: options["observations"]]], sampler, options)
+    chunks = perturbed_chunks(policy, windows[order[: options["observations"]]], solver, options)
     found = [perturbed_rollouts(agent, start, ROLLOUT_WEIGHTS, options["perturbations"], options["max_steps"])
              for start in starts]  # fmt: skip
     figures = {
         "step": checkpoint.step,
         "chunk_displacement": chunks.displacement(),
-        **start_noise_figures(policy, windows[order[: options["windows"]]], sampler, options["seed"]),
+        **start_noise_figures(policy, windows[order[: options["windows"]]], solver, options["seed"]),
         "rollouts": [_rollout_figures(start, each) for start, each in zip(starts, found, strict=True)],
     }
     return PolicyFindings(figures, chunks, found[0] if found else None)
 
 
-def perturbed_chunks(policy: DiffusionPolicy, windows: Windows, sampler: Sampler, options: Document) -> Perturbed:
+def perturbed_chunks(policy: Policy, windows: Windows, solver: Solver, options: Document) -> Perturbed:
     """Action chunks [px] of a policy, one start noise per observation, from it and from perturbed ones."""
-    generate = chunk_generator(policy, windows.obs, sampler)
+    generate = chunk_generator(policy, windows.obs, solver)
     generator = torch_generator("cpu", "bijection chunks", options["seed"])
     noise = torch.randn(windows.action.shape, generator=generator)
     return perturbed_results(
@@ -154,7 +154,7 @@ def perturbed_chunks(policy: DiffusionPolicy, windows: Windows, sampler: Sampler
     )
 
 
-def start_noise_figures(policy: DiffusionPolicy, windows: Windows, sampler: Sampler, seed: int) -> Document:
+def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: int) -> Document:
     """How much of the sampled chunk its start noise decides.
 
     Returns:
@@ -169,7 +169,7 @@ def start_noise_figures(policy: DiffusionPolicy, windows: Windows, sampler: Samp
     noises = []
     for rows in torch.arange(len(windows)).split(BATCH):
         batch = windows[rows]
-        generate = chunk_generator(policy, batch.obs, sampler)
+        generate = chunk_generator(policy, batch.obs, solver)
         x = policy.clean(batch.action)
         noises.append(torch.randn(x.shape, generator=generator))
         sampled["random"].append(generate(noises[-1]))
@@ -482,7 +482,7 @@ def _check(options: Document) -> None:
     for key, least in (("perturbations", 1), ("observations", 3), ("windows", 2), ("max_steps", 1)):
         if options[key] < least:
             raise CommandError(f"{key}={options[key]}: use {least} or more")
-    Sampler("ddim", options["sampling_steps"])
+    Solver("ddim", options["sampling_steps"])
     parse_starts(options["starts"], 1)
 
 

@@ -1,8 +1,6 @@
-"""What each layer of a denoiser predicts: the clean sample x_0 that its noise prediction implies at every step.
+"""What each layer of a denoiser predicts: the clean sample that its output implies at every step of a solver.
 
-    x_0(x_t, t) = (x_t - sqrt(1 - a_t) eps(x_t, t)) / sqrt(a_t),   a_t = alpha-bar, clipped as the sampler clips it
-
-Shape legend: S layers (sampling steps, the noisiest first), N samples.
+Shape legend: S layers (network calls of a solver, the noisiest first), N samples.
 """
 
 from __future__ import annotations
@@ -11,13 +9,31 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from immiscible_policy.path import Path
+from immiscible_policy.path.base import Network
+from immiscible_policy.solver import Plan, Solver, solve
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""Predicts noise (N, ...) from x_t (N, ...) and diffusion steps (N,)."""
+
+class Denoising(NamedTuple):
+    """A deterministic way from noise to data.
+
+    Attributes:
+        path: What the network learned.
+        plan: The solver's calls: the layers.
+        limit: Largest magnitude of a clean number.
+    """
+
+    path: Path
+    plan: Plan
+    limit: float
+
+
+def denoising(path: Path, steps: int, limit: float) -> Denoising:
+    """The default solver of a path, which adds no noise."""
+    return Denoising(path, Solver(path.solvers[0], steps).plan(path), limit)
 
 
 class Layers(NamedTuple):
@@ -39,26 +55,28 @@ class Layers(NamedTuple):
 
 
 @torch.no_grad()
-def predicted_along_sampling(predict: Predict, scheduler: DDIMScheduler, noise: Tensor) -> Tensor:
-    """Clean samples (S, N, ...) that the layers predict while start noises (N, ...) are denoised, eta = 0.
+def predicted_along_sampling(network: Network, way: Denoising, noise: Tensor) -> Tensor:
+    """Clean samples (S, N, ...) that the layers predict from start noises (N, ...) to the end.
 
     The last of them are the samples that denoising ends with.
     """
-    x, predicted = noise, []
-    for t in scheduler.timesteps:
-        x, clean = scheduler.step(predict(x, t.expand(len(x))), t, x, eta=0.0, return_dict=False)
-        predicted.append(clean)
+    predicted: list[Tensor] = []
+
+    def call(i: int, x: Tensor) -> Tensor:
+        return network(x, torch.full((len(x),), way.plan[i].t))
+
+    solve(call, way.path, way.plan, noise[None], limit=way.limit, record=predicted)
     return torch.stack(predicted)
 
 
 @torch.no_grad()
-def predicted_from_data(predict: Predict, scheduler: DDIMScheduler, x: Tensor, noise: Tensor) -> Tensor:
+def predicted_from_data(network: Network, way: Denoising, x: Tensor, noise: Tensor) -> Tensor:
     """Clean samples (S, N, ...) that the layers predict from real data x (N, ...) brought to their level by noise."""
     predicted = []
-    for t in scheduler.timesteps:
-        noisy = scheduler.add_noise(x, noise, t.expand(len(x)))
-        step = scheduler.step(predict(noisy, t.expand(len(x))), t, noisy, eta=0.0, return_dict=False)
-        predicted.append(step[1])
+    for step in way.plan:
+        noisy = step.alpha * x + step.sigma * noise
+        output = network(noisy, torch.full((len(x),), step.t)).float()
+        predicted.append(way.path.split(output, noisy, step.alpha, step.sigma).clean.clamp(-way.limit, way.limit))
     return torch.stack(predicted)
 
 
@@ -99,19 +117,19 @@ class Batch(NamedTuple):
         own: Noise that the model's own selector chose for them (N, ...).
         plain: Gaussian noise (N, ...).
         start: Start noises of sampling (N, ...).
-        predict: The denoiser, its conditions bound.
+        network: The network, its conditions bound.
     """
 
     x: Tensor
     own: Tensor
     plain: Tensor
     start: Tensor
-    predict: Predict
+    network: Network
 
 
 def measure_layers(
     batches: Iterable[Batch],
-    scheduler: DDIMScheduler,
+    way: Denoising,
     features: Callable[[Tensor], Tensor],
     reference: FeatureStatistics,
 ) -> Layers:
@@ -119,20 +137,20 @@ def measure_layers(
 
     Args:
         batches: Real data in batches.
-        scheduler: Its timesteps are the layers.
+        way: Its calls are the layers.
         features: Features (N, D) of samples (N, ...).
         reference: The real data's features.
     """
     x, own, plain, sampled = [], [], [], []
     for batch in batches:
         x.append(batch.x)
-        own.append(predicted_from_data(batch.predict, scheduler, batch.x, batch.own))
-        plain.append(predicted_from_data(batch.predict, scheduler, batch.x, batch.plain))
-        sampled.append(predicted_along_sampling(batch.predict, scheduler, batch.start))
+        own.append(predicted_from_data(batch.network, way, batch.x, batch.own))
+        plain.append(predicted_from_data(batch.network, way, batch.x, batch.plain))
+        sampled.append(predicted_along_sampling(batch.network, way, batch.start))
     data, along = torch.cat(x), torch.cat(sampled, dim=1)
     spread = data_spread(data)
     return Layers(
-        scheduler.timesteps.tolist(),
+        [round(step.t) for step in way.plan],
         relative_error(torch.cat(own, dim=1), data, spread),
         relative_error(torch.cat(plain, dim=1), data, spread),
         relative_error(along, along[-1], spread),

@@ -25,9 +25,9 @@ from torch import Tensor
 from immiscible_policy.commands.render_rollout import Recorder, Recording
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.lab.layers import predicted_along_sampling
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.solver import Solver, draws
 from immiscible_policy.store.rows import EpisodeRow
 
 Generate = Callable[[Tensor], Tensor]
@@ -84,24 +84,16 @@ def perturbed_results(
     return Perturbed(generate(noise), torch.stack(results))
 
 
-def chunk_generator(policy: DiffusionPolicy, observation: Tensor, sampler: Sampler) -> Generate:
+def chunk_generator(policy: Policy, observation: Tensor, solver: Solver) -> Generate:
     """A policy's way from start noises (N, T, A) to normalised action chunks, one for each observation (N, O, Do).
 
     Raises:
-        ValueError: If the sampler is not deterministic, or has more steps than the noising chain.
+        ValueError: If the solver adds noise, or does not go with the policy.
     """
-    if sampler.name != "ddim":
-        raise ValueError(f"sampler={sampler.name}: only ddim is followed from a given start noise; use ddim")
-    condition = policy.condition(observation)
-    scheduler = policy.scheduler(sampler)
-
-    def generate(noise: Tensor) -> Tensor:
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            return policy.denoiser(x, t, condition).float()
-
-        return predicted_along_sampling(predict, scheduler, noise)[-1] / policy.data_scale  # type: ignore[arg-type]
-
-    return generate
+    if draws(solver.plan(policy.path)) > 1:
+        raise ValueError(f"solver={solver.name} adds noise on its way from a given start noise; use ddim or euler")
+    condition = policy.encode(observation)
+    return lambda noise: policy.solve(condition, solver, noise[None]) / policy.data_scale
 
 
 class PerturbedAgent:
@@ -121,11 +113,10 @@ class PerturbedAgent:
     def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do)."""
         policy, spec = self.agent.policy, self.agent.spec
-        assert isinstance(policy, DiffusionPolicy)  # `load_diffusion` refuses others
         shape = (spec.horizon, spec.action_dim)
         noise, eta = (torch.stack([torch.randn(shape, generator=g) for g in each]) for each in
                       (generators, self.generators))  # fmt: skip
-        generate = chunk_generator(policy, torch.from_numpy(observations).float(), self.agent.sampler)
+        generate = chunk_generator(policy, torch.from_numpy(observations).float(), self.agent.solver)
         chunk = policy.action.unnormalize(generate(perturb(noise, eta, self.weights)))
         first = spec.obs_steps - 1
         return chunk[:, first : first + spec.action_steps].double().numpy()

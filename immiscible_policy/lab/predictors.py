@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
-from immiscible_policy.evaluation.agent import load_diffusion
+from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED, pusht_windows
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, panels
-from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.summary import scores
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
 from immiscible_policy.store.rows import read_run
 
@@ -107,7 +107,7 @@ def early_windows(checkpoints: Sequence[Checkpoint], options: Document) -> Any:
     Raises:
         CommandError: If there are not as many.
     """
-    _, spec = load_diffusion(checkpoints[0])
+    _, spec = load_policy(checkpoints[0])
     windows = pusht_windows(options["data"], spec)
     if not 2 <= options["windows"] <= len(windows):
         raise CommandError(f"windows={options['windows']}: use 2 to {len(windows)}, as many as the demonstrations have")
@@ -118,7 +118,7 @@ def early_windows(checkpoints: Sequence[Checkpoint], options: Document) -> Any:
 def arm_figures(run: Path, checkpoints: Sequence[Checkpoint], early: int, windows: Any, seed: int) -> Document:
     """An arm's figures of the first minutes, and its coverage at the end, means over its seeds."""
     rows = [_metrics(directory) for directory in sorted(run.glob("seed_*"))]
-    of_noise = [start_noise_figures(load_diffusion(c)[0], windows, Sampler("ddim", 10), seed) for c in checkpoints]
+    of_noise = [start_noise_figures(load_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
     evaluated = list(scores(read_run(run).seeds).values())
     curves, steps = [found.values["coverage"].mean(axis=1) for found in evaluated], evaluated[0].steps
     return {

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import Agent, load_diffusion
+from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
@@ -23,8 +23,8 @@ from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
 from immiscible_policy.palette import COLOURS, panels
-from immiscible_policy.policy.sampling import SAMPLERS, Sampler
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.solver import SOLVERS, Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
 USAGE = """\
@@ -54,7 +54,7 @@ class Scheme(NamedTuple):
     """A sampler as written.
 
     Attributes:
-        name: One of `SAMPLERS`, or of `LAWS`.
+        name: One of `SOLVERS`, or of `LAWS`.
         steps: Denoising steps.
     """
 
@@ -110,8 +110,8 @@ def read_schemes(text: str) -> list[Scheme]:
     schemes = []
     for word in text.split(","):
         parts = re.fullmatch(r"([a-z]+)(\d+)", word)
-        if not parts or parts[1] not in (*SAMPLERS, *LAWS) or not int(parts[2]):
-            known = ", ".join(f"{name}10" for name in (*SAMPLERS, *LAWS))
+        if not parts or parts[1] not in (*SOLVERS, *LAWS) or not int(parts[2]):
+            known = ", ".join(f"{name}10" for name in (*SOLVERS, *LAWS))
             raise CommandError(f"samplers={word}: write a scheme and its steps, such as {known}")
         schemes.append(Scheme(parts[1], int(parts[2])))
     if len(set(schemes)) < len(schemes):
@@ -167,12 +167,12 @@ def _takes(checkpoint: Checkpoint, scheme: Scheme) -> bool:
 
 
 def _agent(checkpoint: Checkpoint, scheme: Scheme) -> ActingPolicy:
-    policy, spec = load_diffusion(checkpoint)
+    policy, spec = load_policy(checkpoint)
     if scheme.name not in LAWS:
-        return Agent(policy, spec, Sampler(scheme.name, scheme.steps))  # type: ignore[arg-type]
+        return Agent(policy, spec, Solver(scheme.name, scheme.steps))
     select = own_selector(checkpoint)
     assert isinstance(select, KNN | Vanilla)
-    return TrainingLawAgent(Agent(policy, spec, Sampler("ddim", scheme.steps)), scheme.name, select)
+    return TrainingLawAgent(Agent(policy, spec, Solver("ddim", scheme.steps)), scheme.name, select)
 
 
 def _scores(

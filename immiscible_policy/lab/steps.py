@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import load_diffusion
+from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.image.export import ddim_scheduler
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
-from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
+from immiscible_policy.lab.layers import Batch, Denoising, Layers, denoising, measure_layers, predicted_along_sampling
 from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
+from immiscible_policy.path import Ddpm
+from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.store.checkpoint import Checkpoint, newest_checkpoint
@@ -107,13 +107,12 @@ def image_section(images: Path, models: Path, n: int, seed: int) -> Section:
     layers, strips = {}, {}
     for label, training in TRAININGS.items():
         model = image_model(models, images, training)
-        scheduler = ddim_scheduler(model.path, model.data_scale)  # type: ignore[arg-type]
-        scheduler.set_timesteps(LAYERS)
+        way = denoising(model.path, LAYERS, model.data_scale)
         select = make_selector(training.noise, **training.options)
         batches = image_batches(model, real.pixels[:n], select, training.batch_size, seed)
         features = _unscaled(pixel_features, model.data_scale)
-        layers[label] = [measure_layers(batches, scheduler, features, real.statistics)]
-        strips[label] = _strip(model, scheduler, seed)
+        layers[label] = [measure_layers(batches, way, features, real.statistics)]
+        strips[label] = _strip(model, way, seed)
     about = (
         f"Models of about 0.7 M parameters, {TRAININGS['vanilla'].steps:,} steps at batch "
         f"{TRAININGS['vanilla'].batch_size}, one seed. Error: on {n:,} test images. Fréchet distance: on {FEATURES} of "
@@ -155,7 +154,7 @@ class MeasuredPolicy(NamedTuple):
 
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> MeasuredPolicy:
     """Measure the layers of a policy on n windows of demonstrations."""
-    policy, spec = load_diffusion(checkpoint)
+    policy, spec = load_policy(checkpoint)
     windows = pusht_windows(data, spec)
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "steps windows", seed))
     if len(order) < 2 * n:
@@ -164,24 +163,25 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
     chosen, others = (feature_statistics(chunks[rows]) for rows in (order[:n], order[n:]))
     layers = measure_layers(
         policy_batches(policy, windows[order[:n]], checkpoint, seed),
-        policy.scheduler(Sampler("ddim", LAYERS)),  # type: ignore[arg-type]
+        denoising(policy.path, LAYERS, policy.data_scale),
         _unscaled(lambda x: x.flatten(1), policy.data_scale),
         others,
     )
     return MeasuredPolicy(layers, frechet_distance(*chosen, *others), spec.diffusion_steps)
 
 
-def policy_batches(policy: DiffusionPolicy, windows: Windows, checkpoint: Checkpoint, seed: int) -> Iterator[Batch]:
+def policy_batches(policy: Policy, windows: Windows, checkpoint: Checkpoint, seed: int) -> Iterator[Batch]:
     """Windows with their noises, in batches of the size that the selector saw in training."""
     select, batch_size = own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
     common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
     for rows in torch.arange(len(windows)).split(batch_size):
         batch = windows[rows]
-        condition = policy.condition(batch.obs)
+        condition = policy.observer.condition(batch.obs)
         x = policy.clean(batch.action)
         plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every policy
         chosen = select(x, condition=condition, generator=own)
-        yield Batch(x, chosen, plain, start, lambda noisy, t, c=condition: policy.denoiser(noisy, t, c))  # type: ignore[misc]
+        seen = policy.encode(batch.obs)
+        yield Batch(x, chosen, plain, start, lambda noisy, t, c=seen: policy.network(noisy, t, c))  # type: ignore[misc]
 
 
 def own_selector(checkpoint: Checkpoint) -> Selector:
@@ -224,7 +224,7 @@ def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
         if run.name in found:
             raise CommandError(f"runs= names two runs called {run.name}")
         for checkpoint in kept:
-            load_diffusion(checkpoint)  # a damaged one is found before the others are measured
+            load_policy(checkpoint)  # a damaged one is found before the others are measured
         found[run.name] = kept
     return found
 
@@ -245,10 +245,10 @@ def _unscaled(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[T
     return lambda x: features(x / scale)
 
 
-def _strip(model: ImageModel, scheduler: DDIMScheduler, seed: int) -> Tensor:
+def _strip(model: ImageModel, way: Denoising, seed: int) -> Tensor:
     """Predicted images of every second layer, a row for each start noise, the noisiest layer first."""
     start = torch.randn(STRIP, 3, SIZE, SIZE, generator=torch_generator("cpu", "steps strip", seed))
-    predicted = predicted_along_sampling(model.network(), scheduler, start) / model.data_scale
+    predicted = predicted_along_sampling(model.network(), way, start) / model.data_scale
     return predicted[1::2].transpose(0, 1).flatten(0, 1)
 
 

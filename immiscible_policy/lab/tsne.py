@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import load_diffusion
+from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_images, pusht_actions, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, image_model, require_models
-from immiscible_policy.lab.layers import predicted_along_sampling
+from immiscible_policy.lab.layers import denoising, predicted_along_sampling
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.solver import Solver
@@ -160,15 +159,15 @@ def policy_section(policies: Mapping[str, Checkpoint], options: Document) -> Sec
     """Action chunks that each policy's layers predict for one observation, the same start noises for all."""
     panels = []
     for label, checkpoint in policies.items():
-        policy, spec = load_diffusion(checkpoint)
+        policy, spec = load_policy(checkpoint)
         windows = pusht_windows(options["data"], spec)
         generator = torch_generator("cpu", "tsne policy", options["seed"])
         chosen = torch.randint(len(windows), (1,), generator=generator)
-        condition = policy.condition(windows[chosen].obs).expand(options["starts"], -1)
+        condition = policy.encode(windows[chosen].obs).expand(options["starts"], -1)
         start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
         predicted = predicted_along_sampling(
-            lambda x, t, c=condition, p=policy: p.denoiser(x, t, c).float(),  # type: ignore[misc]
-            policy.scheduler(Sampler("ddim", LAYERS)),  # type: ignore[arg-type]
+            lambda x, t, c=condition, p=policy: p.network(x, t, c).float(),  # type: ignore[misc]
+            denoising(policy.path, LAYERS, policy.data_scale),
             start,
         )
         panels.append(_layer_panel(label, predicted, options["seed"]))

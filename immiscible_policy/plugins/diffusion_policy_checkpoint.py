@@ -3,7 +3,7 @@
 A workspace saves `{"cfg": ..., "state_dicts": {"model", "ema_model", "optimizer"}, "pickles": {name: bytes}}`. Names:
 
     here                        there
-    denoiser.NAME               model.NAME                                 the same U-Net, the same names within
+    network.NAME                model.NAME                                 the same U-Net, the same names within
     encoder.NAME                obs_encoder.NAME                           see `diffusion_policy_encoder`
     observation.scale, offset   normalizer.params_dict.obs.scale, offset   beside pictures agent_pos instead of obs
     action.scale, offset        normalizer.params_dict.action.scale, offset, times data_scale
@@ -128,12 +128,12 @@ def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: Ob
         encoder = read_encoder(state, seen.camera)
         unet = reordered(unet, agent_first(spec).argsort(), spec) if seen.agent_first else unet
     normalisers = {
-        "observation.scale": scale,
-        "observation.offset": offset,
+        "observer.normalizer.scale": scale,
+        "observer.normalizer.offset": offset,
         "action.scale": action_scale / spec.data_scale,
         "action.offset": action_offset / spec.data_scale,
     }
-    return under("denoiser.", unet) | encoder | normalisers
+    return under("network.", unet) | encoder | normalisers
 
 
 def _affine(path: Path, state: Mapping[str, Tensor], field: str) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def _state(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]
     empty = torch.empty(0)
     camera, agent = WRITTEN
     fields = {
-        agent if spec.encoder else "obs": (weights["observation.scale"], weights["observation.offset"]),
+        agent if spec.encoder else "obs": (weights["observer.normalizer.scale"], weights["observer.normalizer.offset"]),
         "action": (spec.data_scale * weights["action.scale"], spec.data_scale * weights["action.offset"]),
     }
     state = {"_dummy_variable": empty, "mask_generator._dummy_variable": empty}
@@ -197,7 +197,7 @@ def _state(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]
         low, high = (-1 - offset) / scale, (1 - offset) / scale
         values = {"scale": scale, "offset": offset, "input_stats.min": low, "input_stats.max": high}
         state |= under(f"{NORMALIZER}{field}.", values)
-    return state | under("model.", within("denoiser.", weights))
+    return state | under("model.", within("network.", weights))
 
 
 def _config(spec: PolicySpec) -> dict[str, Any]:

@@ -8,7 +8,7 @@
 The names (lerobot 0.4.4 and 0.6.1):
 
     here                                 there
-    denoiser.NAME                        diffusion.unet.NAME, in which
+    network.NAME                         diffusion.unet.NAME, in which
       blocks.0, blocks.1                   conv1, conv2
       down_modules.I.2.conv, up_...        down_modules.I.2, up_...
       columns of cond_encoder.1.weight     in the order (agent, block) instead of that of the observation
@@ -99,7 +99,7 @@ def read_lerobot(path: Path) -> ForeignCheckpoint:
         raise lacks(path, error) from None
     weights = _tensors(path / "model.safetensors")
     unet = _ours(within("diffusion.unet.", weights), spec)
-    found = under("denoiser.", unet) | read_encoder(weights) | _normalisers(path, config, spec)
+    found = under("network.", unet) | read_encoder(weights) | _normalisers(path, config, spec)
     return foreign(path, "LeRobot", spec, found)
 
 
@@ -162,8 +162,8 @@ def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dic
     if spec.encoder is None:
         scale, offset = (each[agent_first(spec).argsort()] for each in (scale, offset))
     return {
-        "observation.scale": scale,
-        "observation.offset": offset,
+        "observer.normalizer.scale": scale,
+        "observer.normalizer.offset": offset,
         "action.scale": action_scale,
         "action.offset": action_offset,
     }
@@ -215,7 +215,7 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     if spec.horizon % 2 ** len(spec.down_dims):
         raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
     weights = checkpoint.tensors("ema")
-    ordered = reordered(within("denoiser.", weights), agent_first(spec), spec)
+    ordered = reordered(within("network.", weights), agent_first(spec), spec)
     unet = {_rename(name, RENAMED): value for name, value in ordered.items()}
     theirs = under("diffusion.unet.", unet) | (write_encoder(weights, spec.encoder) if spec.encoder else {})
     out.mkdir(parents=True)
@@ -261,8 +261,8 @@ def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor
     """Smallest and largest value of each feature: what is normalised to -1 and 1."""
     numbers = torch.arange(spec.obs_dim) if spec.encoder else agent_first(spec)  # beside pictures, the agent's alone
     parts = [
-        (STATE, "observation", numbers[:AGENT_DIM], 1.0),
-        (BLOCK, "observation", numbers[AGENT_DIM:], 1.0),
+        (STATE, "observer.normalizer", numbers[:AGENT_DIM], 1.0),
+        (BLOCK, "observer.normalizer", numbers[AGENT_DIM:], 1.0),
         (ACTION, "action", torch.arange(spec.action_dim), spec.data_scale),
     ]
     ranges = {f"{IMAGE}.min": torch.zeros(3, 1, 1), f"{IMAGE}.max": torch.ones(3, 1, 1)} if spec.encoder else {}

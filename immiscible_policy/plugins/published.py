@@ -29,7 +29,7 @@ REDUCTION = 32
 """How much smaller than the picture the last maps are."""
 FINAL_GROUPS = 8
 """Groups of the U-Net's last block, which in the other projects no option changes."""
-OURS = f"encoder.obs_nets.{CAMERA}."
+OURS = f"observer.encoder.obs_nets.{CAMERA}."
 """Where the weights of PushT's camera are here."""
 AGENT_DIM = 2
 """Numbers of the agent's position."""
@@ -114,6 +114,8 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
         raise CheckpointError(
             f"{checkpoint.path}: method={spec.method} does not diffuse; only a diffusion policy converts"
         )
+    if spec.prediction != "epsilon":
+        raise CheckpointError(f"{checkpoint.path}: prediction={spec.prediction}; only prediction=epsilon converts")
     if spec.encoder is not None:
         _require_resnet(checkpoint.path, spec.encoder)
     if spec.groups != FINAL_GROUPS:

@@ -1,18 +1,17 @@
-"""The diffusion policy: a 1-D temporal U-Net denoiser, image encoders, its normalisation, loss and samplers."""
+"""Policies by composition: a path, a network, an observer, and normalisers on either side."""
 
-from immiscible_policy.network.encoder import EncoderSpec, ImageEncoder
-from immiscible_policy.network.unet import ConditionalUnet1d
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
-from immiscible_policy.policy.image import ImagePolicy, Pictured
+from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.policy.observer import ImageObserver, NumberObserver, Pictured
+from immiscible_policy.policy.policy import Batch, Policy
 
 __all__ = [
-    "ConditionalUnet1d",
-    "DiffusionPolicy",
-    "EncoderSpec",
-    "ImageEncoder",
-    "ImagePolicy",
+    "Batch",
+    "ImageObserver",
     "Normalizer",
+    "NumberObserver",
     "Pictured",
-    "Sampler",
+    "Policy",
+    "PolicySpec",
+    "build_policy",
 ]

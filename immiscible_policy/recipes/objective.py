@@ -10,8 +10,7 @@ from torch import Tensor
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.network.crop import random_crop
 from immiscible_policy.noise import Selector
-from immiscible_policy.policy.chunk import ChunkPolicy
-from immiscible_policy.policy.image import Pictured
+from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.training.batches import ShuffledOrder, cut
 
@@ -37,7 +36,7 @@ class PolicyObjective:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        policy: Policy,
         windows: Windows,
         select: Selector,
         *,
@@ -99,7 +98,7 @@ def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> 
     return Pictured(windows.obs, torch.stack(views, dim=2))
 
 
-def conditions(policy: ChunkPolicy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
+def conditions(policy: Policy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
     """What selection compares of windows (N, C), a thousand at a time."""
     rows = torch.arange(len(windows), device=windows.action.device).split(1000)
-    return torch.cat([policy.condition(observed(windows[part], crop, generator)) for part in rows])
+    return torch.cat([policy.observer.condition(observed(windows[part], crop, generator)) for part in rows])

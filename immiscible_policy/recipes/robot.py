@@ -18,11 +18,10 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
+from immiscible_policy.path import Regression
+from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.chunk import ChunkPolicy
-from immiscible_policy.policy.diffusion import DiffusionPolicy, Sampler
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.policy.regression import check_method
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import (
     NoiseOptions,
@@ -37,6 +36,7 @@ from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
 from immiscible_policy.results.plots import learning_curves
 from immiscible_policy.results.summary import markdown, scores, summarize
 from immiscible_policy.results.writer import save_figure
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.rows import EpisodeRow, append_rows, read_rows, read_run
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from immiscible_policy.training.batches import ShuffledOrder
@@ -96,6 +96,23 @@ def load_data(options: DataOptions) -> Data:
     return Data(demos.path, digest, demos.n_episodes, training, validation)
 
 
+def _check_method(config: TrainConfig) -> None:
+    """Refuse options of one method in a training by another.
+
+    Raises:
+        ValueError: For the first of them.
+    """
+    name, method = config.noise["name"], config.method
+    if method in ("regression", "mip") and name != "vanilla":
+        raise ValueError(
+            f"noise={name}: method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"
+        )
+    if method != "diffusion" and config.prediction != "epsilon":
+        raise ValueError(f"prediction={config.prediction}: method={method} has one prediction; leave prediction= out")
+    if method != "diffusion" and config.select_at != "all":
+        raise ValueError(f"select_at={config.select_at}: method={method} has no diffusion steps; leave select_at= out")
+
+
 @dataclass(frozen=True)
 class RobotRecipe:
     """A robot policy in training, see `training.recipe`.
@@ -107,7 +124,7 @@ class RobotRecipe:
         counted: Which actions of the training windows enter the selection's distance, or None for all.
         levels: Diffusion steps at which the chosen noise is used, or None for all.
         noise: How the noise is chosen.
-        sampler: How evaluation denoises.
+        solver: How evaluation samples.
         starts: Start seeds of every evaluation.
     """
 
@@ -125,7 +142,7 @@ class RobotRecipe:
     counted: Tensor | None
     levels: range | None
     noise: NoiseOptions
-    sampler: Sampler
+    solver: Solver
     starts: list[int]
 
     @classmethod
@@ -139,8 +156,8 @@ class RobotRecipe:
         Raises:
             ValueError: If a setting or the data is unusable; one line says which.
         """
-        check_method(config.method, noise=config.noise["name"], obs=config.obs)
-        sampler = Sampler(config.solver, config.sampling_steps, config.engine)  # type: ignore[arg-type]
+        _check_method(config)
+        solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
         layout = Layout(config.horizon, config.obs_steps, config.action_steps)
         starts = find_task(**config.task).starts(config.starts, config.episodes)
         data = load(DataOptions(
@@ -168,11 +185,12 @@ class RobotRecipe:
             groups=config.groups,
             encoder=_encoder_spec(config, windows),
             method=config.method,
+            prediction=config.prediction,
         )
-        with torch.device("meta"):  # sizes and sampler fit together, or one line says why not
-            Agent(build_policy(spec), spec, sampler)
+        with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
+            Agent(build_policy(spec), spec, solver)
         levels = diffusion_levels(config.select_at, config.diffusion_steps)
-        return cls(config, data, spec, counted(windows, config.mask, layout), levels, noise, sampler, starts)
+        return cls(config, data, spec, counted(windows, config.mask, layout), levels, noise, solver, starts)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -195,7 +213,7 @@ class RobotRecipe:
             f"{evaluations} evaluations of {len(self.starts)} starts",
         ]
 
-    def policy(self, seed: int) -> ChunkPolicy:
+    def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""
         windows = self.windows.training
         with weights_of(seed):
@@ -226,14 +244,14 @@ class RobotRecipe:
 
         def score(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
-                rows = evaluate(Agent(policy, self.spec, self.sampler), self.starts, seed=seed, checkpoint=state.step)
+                rows = evaluate(Agent(policy, self.spec, self.solver), self.starts, seed=seed, checkpoint=state.step)
                 held_out = self._validation_loss(policy)
             append_rows(episodes, rows)
             return _means(rows) | held_out | _noise_audit(objective, state.step)
 
         return Work(policy, objective, spec_metadata(self.spec), score, lambda: _mean_coverage(episodes))
 
-    def _validation_loss(self, policy: ChunkPolicy) -> dict[str, float]:
+    def _validation_loss(self, policy: Policy) -> dict[str, float]:
         """Loss on the held-out windows, with the same vanilla noise at every step of training."""
         if self.windows.validation is None:
             return {}
@@ -267,13 +285,14 @@ def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
 
 def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
     """What selection does to the noise at this step: `noise/...`."""
-    if not isinstance(objective.policy, DiffusionPolicy):
+    if isinstance(objective.policy.path, Regression):
         return {}
     windows, policy = objective.windows, objective.policy
     own = objective.order
     order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
-    x, condition = policy.clean(windows.action[rows]), policy.condition(objective.observed(windows[rows], step))
+    x = policy.clean(windows.action[rows])
+    condition = policy.observer.condition(objective.observed(windows[rows], step))
     size = objective.order.batch_size
     mask = objective.mask(rows)
     return audit_row(objective.select, x, batch_size=size, condition=condition, mask=mask, step=step)

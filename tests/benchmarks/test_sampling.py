@@ -8,7 +8,7 @@ import pytest
 from benchmarks.sampling import EXPERIMENT, forward, scored
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.sampling import SAMPLERS, Sampler
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.training.helpers import here
 
@@ -33,10 +33,10 @@ def test_a_dry_run_measures_latency_and_reward(tmp_path, checkpoint):
     figures = json.loads((tmp_path / "sampling.json").read_text())["figures"]
     cells = figures["cells"]
     assert [(c["envs"], c["sampler"], c["steps"]) for c in cells] == [
-        (envs, name, steps) for envs in (1, 2) for name in SAMPLERS for steps in (1, 3)
+        (envs, name, steps) for envs in (1, 2) for name in ("ddim", "ddpm", "dpmpp", "renoise") for steps in (1, 3)
     ]
     for cell in cells:
-        assert set(cell["ms"]) == {"ours", "diffusers", "network"} and min(cell["ms"].values()) > 0
+        assert set(cell["ms"]) == {"ours", "plain", "network"} and min(cell["ms"].values()) > 0
         assert cell["largest_difference_px"] < 1e-2
         assert 0 <= cell["reward"] <= 1 and cell["reward_interval"][0] <= cell["reward"] <= cell["reward_interval"][1]
     assert (tmp_path / "sampling.png").read_bytes().startswith(b"\x89PNG")
@@ -54,10 +54,10 @@ def test_without_a_checkpoint_latency_alone(tmp_path):
 def test_the_score_is_that_of_an_evaluation():
     """A mean over the starts within its interval; the network's floor predicts a chunk's noise."""
     policy = build_policy(SPEC).eval()
-    found = scored(Agent(policy, SPEC, Sampler("ddim", 1)), [100000, 100001, 100002], 8)
+    found = scored(Agent(policy, SPEC, Solver("ddim", 1)), [100000, 100001, 100002], 8)
     assert found["reward_interval"][0] <= found["reward"] <= found["reward_interval"][1]
     assert found["coverage"] == pytest.approx(0.95 * found["reward"], abs=1e-3)  # no start passes 0.95
-    assert forward(policy, policy.observation.scale.new_zeros(3, 2, 20))().shape == (3, 16, 2)
+    assert forward(policy, policy.action.scale.new_zeros(3, 2, 20))().shape == (3, 16, 2)
 
 
 @pytest.mark.parametrize(

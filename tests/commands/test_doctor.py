@@ -21,7 +21,7 @@ from tests.demos.stores import PUSHT
 from tests.demos.stores import changed as arrays_changed
 from tests.training.helpers import here, refused, write_small_store
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sou
 
 
 def test_a_checkpoint_whose_weights_are_no_numbers_is_found(sound, tmp_path):
-    path = checkpoint(tmp_path / "run", sound, damage="denoiser.final_conv.1.bias")
+    path = checkpoint(tmp_path / "run", sound, damage="network.final_conv.1.bias")
     found, opened = doctor.open_policy(path)
     assert "final_conv.1.bias first" in wrong(found)[0].said and opened is not None
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from immiscible_policy.evaluation.agent import load_policy, sampler_of, spec_metadata
-from immiscible_policy.policy import EncoderSpec
+from immiscible_policy.evaluation.agent import load_policy, solver_of, spec_metadata
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.sampling import Sampler
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError, list_checkpoints, save_checkpoint
 
-BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))
 
 
@@ -53,9 +53,9 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
     ],
 )
 def test_a_checkpoint_is_sampled_as_in_training_unless_told(tmp_path, config, asked, found):
-    assert sampler_of(Checkpoint(tmp_path, {"config": config}), *asked) == Sampler(*found)
+    assert solver_of(Checkpoint(tmp_path, {"config": config}), *asked) == Solver(*found)
 
 
 def test_no_denoising_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sampling_steps=0"):
-        sampler_of(Checkpoint(tmp_path, {"config": {"sampling_steps": 5}}), None, 0)
+        solver_of(Checkpoint(tmp_path, {"config": {"sampling_steps": 5}}), None, 0)

@@ -11,8 +11,8 @@ from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.solver import Solver
 
 
 class PushThroughTheMiddle:
@@ -71,8 +71,8 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
     torch.manual_seed(0)
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
-    agent = Agent(build_policy(spec).eval(), spec, Sampler("ddim", 2))
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
+    agent = Agent(build_policy(spec).eval(), spec, Solver("ddim", 2))
     agent.policy.action.scale.fill_(1 / 256)
     agent.policy.action.offset.fill_(-1.0)
     every = evaluate(agent, STARTS, seed=0, checkpoint=0, batch_size=8, max_steps=40)

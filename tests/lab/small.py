@@ -5,7 +5,7 @@ import torch
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
 
 
 def small_policy():
@@ -20,7 +20,7 @@ class AlwaysThere(torch.nn.Module):
 
     def __init__(self, policy, place):
         super().__init__()
-        self.alphas, self.place, self.seen = policy.noising.alphas_cumprod, place, []
+        self.alphas, self.place, self.seen = policy.path.alphas_cumprod, place, []
 
     def forward(self, x, t, condition):
         self.seen.append((x.clone(), int(t[0])))

@@ -19,7 +19,7 @@ from immiscible_policy.lab.perturbation import (
     perturbed_results,
     perturbed_rollouts,
 )
-from immiscible_policy.policy.diffusion import Sampler
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
@@ -42,7 +42,7 @@ class FollowsNoise(torch.nn.Module):
 
     def __init__(self, policy):
         super().__init__()
-        self.alphas = policy.noising.alphas_cumprod
+        self.alphas = policy.path.alphas_cumprod
 
     def forward(self, x, t, condition):
         return x * (1 - self.alphas[t]).sqrt()[:, None, None]
@@ -101,24 +101,24 @@ def test_displacement_by_hand():
 def test_chunks_from_given_noise_are_those_that_the_policy_samples(policy):
     observation = 512 * torch.rand(3, 2, 20, generator=generator())
     noise = torch.stack([torch.randn(16, 2, generator=generator(seed)) for seed in range(3)])
-    generate = chunk_generator(policy, observation, Sampler("ddim", 4))
-    expected = policy.sample(observation, Sampler("ddim", 4), [generator(seed) for seed in range(3)])
+    generate = chunk_generator(policy, observation, Solver("ddim", 4))
+    expected = policy.sample(observation, Solver("ddim", 4), [generator(seed) for seed in range(3)])
     assert torch.allclose(policy.action.unnormalize(generate(noise)), expected, atol=1e-3)
 
 
 def test_a_sampler_with_noise_of_its_own_is_refused(policy):
     with pytest.raises(ValueError, match="sampler=ddpm: only ddim"):
-        chunk_generator(policy, torch.zeros(1, 2, 20), Sampler("ddpm", 4))
+        chunk_generator(policy, torch.zeros(1, 2, 20), Solver("ddpm", 4))
 
 
 def test_start_noise_figures_tell_a_policy_that_follows_its_noise_from_one_that_does_not(policy):
     rows = 2 * bijection.BATCH
     action = 256 + 40 * torch.randn(rows, 16, 2, generator=generator())
     windows = Windows(torch.zeros(rows, 2, 20), action, torch.ones(rows, 16, dtype=torch.bool), torch.zeros(rows))
-    policy.denoiser = FollowsNoise(policy)
-    follows = bijection.start_noise_figures(policy, windows, Sampler("ddim", 10), 0)
-    policy.denoiser = AlwaysThere(policy, place=0.0)
-    ignores = bijection.start_noise_figures(policy, windows, Sampler("ddim", 10), 0)
+    policy.network = FollowsNoise(policy)
+    follows = bijection.start_noise_figures(policy, windows, Solver("ddim", 10), 0)
+    policy.network = AlwaysThere(policy, place=0.0)
+    ignores = bijection.start_noise_figures(policy, windows, Solver("ddim", 10), 0)
     assert follows["correlation"] > 0.9 and abs(ignores["correlation"]) < 0.15
     assert follows["rmse_assigned"] < 0.95 * follows["rmse_random"]
     assert ignores["rmse_assigned"] == pytest.approx(ignores["rmse_random"], rel=1e-3)
@@ -126,7 +126,7 @@ def test_start_noise_figures_tell_a_policy_that_follows_its_noise_from_one_that_
 
 
 def test_an_unperturbed_row_acts_as_the_agent_and_a_perturbed_one_otherwise(policy):
-    agent = Agent(policy, SPEC, Sampler("ddim", 3))
+    agent = Agent(policy, SPEC, Solver("ddim", 3))
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (2, 1, 1))
     perturbed = PerturbedAgent(agent, [0.0, 0.5], [generator(5), generator(6)])
     acted = perturbed.act(observations, [generator(1), generator(1)])
@@ -136,7 +136,7 @@ def test_an_unperturbed_row_acts_as_the_agent_and_a_perturbed_one_otherwise(poli
 
 
 def test_rollouts_without_weight_follow_the_unperturbed_one_which_is_the_evaluated_one(policy):
-    agent = Agent(policy, SPEC, Sampler("ddim", 2))
+    agent = Agent(policy, SPEC, Solver("ddim", 2))
     found = perturbed_rollouts(agent, 100_000, (0.0, 0.5), 2, max_steps=20)
     alone = evaluate(agent, [100_000], seed=0, checkpoint=0, batch_size=5, max_steps=20)[0]
     assert len(found.rows) == 5 and found.block_paths().shape == (21, 5, 2)

@@ -18,8 +18,8 @@ from immiscible_policy.lab.modality import arms
 from immiscible_policy.lab.modality.arms import MEASURES, Arm, Rollout, difference, estimate, find_gaps, roll_out
 from immiscible_policy.lab.modality.plots import MODE_COLOURS, evolution_figure, paths_figure
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.sampling import Sampler
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 
 ON_TOP = [0, 2]  # starts whose agent stands before the top of the bar; in the others it stands before the stem's end
@@ -190,7 +190,7 @@ def test_paths_have_the_colour_of_their_mode_and_the_agents_end_at_the_quarter_t
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds of an untrained policy; only steps 10 and 20 are kept by both."""
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (8, 16), 8, 3, 4)
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (8, 16), 8, 3, 4)
     weights = build_policy(spec).state_dict()
     run = tmp_path_factory.mktemp("runs") / "vanilla"
     for seed, steps in ((0, (10, 20)), (1, (10, 20, 30))):
@@ -246,7 +246,7 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
         return json.loads((tmp_path / sampler / "modality.json").read_text())["arms"]
 
     both, (alone,) = found("ddim,renoise"), found("renoise")
-    assert used == [Sampler(name, 2) for name in ("ddim", "ddim", *["renoise"] * 4)]  # two seeds each
+    assert used == [Solver(name, 2) for name in ("ddim", "ddim", *["renoise"] * 4)]  # two seeds each
     assert [arm["name"] for arm in both] == [f"{run.name} ddim2", f"{run.name} renoise2"]
     assert both[1]["difference_to"] == both[0]["name"] and alone["difference_to"] is None
     assert all(both[1][key] == alone[key] for key in ("coverage", "counts", "seeds", "steps"))

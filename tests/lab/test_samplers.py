@@ -9,7 +9,7 @@ from immiscible_policy.lab import samplers
 from immiscible_policy.lab.samplers import Scheme, read_schemes, summarise
 from immiscible_policy.lab.training_law import TrainingLawAgent
 from immiscible_policy.noise import make_selector
-from immiscible_policy.policy.sampling import Sampler
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
@@ -42,29 +42,29 @@ def act(agent, rows=3):
 
 
 def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
-    policy.denoiser = AlwaysThere(policy, place=0.5)
+    policy.network = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "drafted", select))
+    acted = act(TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "drafted", select))
     assert acted.shape == (3, 8, 2) and acted == pytest.approx(0.75 * 512, abs=0.1)
     torch.testing.assert_close(torch.cat(shown), torch.full((3, 16, 2), 0.5), rtol=1e-4, atol=1e-4)
-    seen = policy.denoiser.seen
-    assert [t for _, t in seen] == [75, 50, 25, 0] * 2
+    seen = policy.network.seen
+    assert [t for _, t in seen] == [99, 74, 49, 24] * 2
     assert float(seen[0][0].std()) == pytest.approx(1, abs=0.2) and (seen[4][0] == 7).all()
 
 
 def test_renoised_meets_what_training_would_mix_at_every_step(policy):
-    policy.denoiser = AlwaysThere(policy, place=0.5)
+    policy.network = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "renoised", select))
+    acted = act(TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "renoised", select))
     assert acted == pytest.approx(0.75 * 512, abs=0.1) and len(shown) == 9  # 3 rows after each step but the last
-    for x, t in policy.denoiser.seen[1:]:
-        a = policy.noising.alphas_cumprod[t]
+    for x, t in policy.network.seen[1:]:
+        a = policy.path.alphas_cumprod[t]
         torch.testing.assert_close(x, torch.full_like(x, float(a.sqrt() * 0.5 + (1 - a).sqrt() * 7)), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("law", ["drafted", "renoised"])
 def test_a_row_depends_on_its_own_source_alone(policy, law):
-    agent = TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 3)), law, make_selector("knn", k=4))
+    agent = TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 3)), law, make_selector("knn", k=4))
     together, alone = act(agent, rows=3), act(agent, rows=1)
     assert together[:1] == pytest.approx(alone, abs=1e-2)
     assert np.abs(together[1] - together[0]).max() > 1
@@ -72,7 +72,7 @@ def test_a_row_depends_on_its_own_source_alone(policy, law):
 
 def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     """With vanilla noise the second pass starts from each source's next noise."""
-    agent = Agent(policy, SPEC, Sampler("ddim", 3))
+    agent = Agent(policy, SPEC, Solver("ddim", 3))
     drafted = act(TrainingLawAgent(agent, "drafted", make_selector("vanilla")), rows=2)
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (2, 1, 1))
     sources = generators(2)
@@ -81,14 +81,14 @@ def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     assert drafted == pytest.approx(agent.act(observations, sources), abs=1e-2)
 
 
-def test_plain_noise_makes_renoising_the_sampler_of_that_name(policy):
-    renoised = TrainingLawAgent(Agent(policy, SPEC, Sampler("ddim", 4)), "renoised", make_selector("vanilla"))
-    assert act(renoised) == pytest.approx(act(Agent(policy, SPEC, Sampler("renoise", 4))), abs=1e-2)
+def test_plain_noise_makes_renoising_the_solver_of_that_name(policy):
+    renoised = TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "renoised", make_selector("vanilla"))
+    assert act(renoised) == pytest.approx(act(Agent(policy, SPEC, Solver("renoise", 4))), abs=1e-2)
 
 
 def test_schemes_are_read_and_refused():
     assert read_schemes("ddim10,renoised5") == [Scheme("ddim", 10), Scheme("renoised", 5)]
-    for text in ("ddim", "euler10", "ddim0", "10", ""):
+    for text in ("ddim", "rk10", "ddim0", "10", ""):
         with pytest.raises(ValueError, match="write a scheme and its steps, such as ddim10"):
             read_schemes(text)
     with pytest.raises(ValueError, match="given twice"):

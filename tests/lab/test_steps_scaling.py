@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from immiscible_policy.cli import parse
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.lab import image_models, scaling, steps
 from immiscible_policy.lab.image_models import ImageTraining, image_model, require_models, train_image_model
-from immiscible_policy.lab.layers import Batch, measure_layers, relative_error
+from immiscible_policy.lab.layers import Batch, denoising, measure_layers, relative_error
 from immiscible_policy.lab.pixels import distance_to, pixel_features, tiled
 from immiscible_policy.noise import make_selector
+from immiscible_policy.path import Ddpm
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.store.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
@@ -35,11 +35,10 @@ def cifar(tmp_path_factory):
 
 def gaussian_layers(mean, std, count=10):
     """The layers of the exact denoiser for N(mean, std^2), on data of this law."""
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(count)
+    way = denoising(Ddpm(1000, betas="linear"), count, limit=1e9)
 
     def predict(x, t):
-        a2 = scheduler.alphas_cumprod[t][:, None]
+        a2 = way.path.alphas_cumprod[t.long()][:, None]
         return (1 - a2).sqrt() * (x - a2.sqrt() * mean) / (a2 * std**2 + 1 - a2)
 
     generator = torch.Generator().manual_seed(0)
@@ -49,15 +48,15 @@ def gaussian_layers(mean, std, count=10):
     halves = [
         Batch(*(each[rows] for each in (x, own, plain, start)), predict) for rows in (slice(1500), slice(1500, None))
     ]
-    return measure_layers(halves, scheduler, lambda samples: samples, reference), scheduler
+    return measure_layers(halves, way, lambda samples: samples, reference), way
 
 
 def test_the_error_of_the_exact_denoiser_is_the_posterior_spread():
     """For N(m, s^2) the best error is sqrt((1 - a) / (a s^2 + 1 - a)) of the spread: 1 in pure noise, 0 at the data."""
-    found, scheduler = gaussian_layers(mean=0.7, std=STD)
-    a = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
+    found, way = gaussian_layers(mean=0.7, std=STD)
+    a = np.array([step.alpha**2 for step in way.plan])
     expected = np.sqrt((1 - a) / (a * STD**2 + 1 - a))
-    assert found.t == scheduler.timesteps.tolist()
+    assert found.t == [step.t for step in way.plan]
     np.testing.assert_allclose(found.plain, expected, rtol=0.03)
     np.testing.assert_allclose(found.own, expected, rtol=0.03)
 
@@ -149,7 +148,7 @@ def test_steps_measures_what_the_models_predict(tmp_path, cifar, monkeypatch):
 
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
-    spec = PolicySpec("state", 5, 2, 16, 2, 8, 100, 1.0, (8, 16), 16, 3, 4)
+    spec = PolicySpec("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4)
     task = find_task("pusht")
     windows = task_windows(task, open_demonstrations(task), "state")
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDIMScheduler
+from immiscible_policy.policy.image import Pictured
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
@@ -15,16 +16,15 @@ from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.image import Pictured
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.policy.sampling import Sampler
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from tests.plugins.peers import each_lerobot, needs, peers
 from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet
 from tests.training.helpers import command, refused
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8)
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
 SEEING = replace(SPEC, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84))
 SPECS = [SPEC, replace(SPEC, obs="state", obs_dim=5, data_scale=1.5, obs_steps=3, action_steps=4)]
 
@@ -39,7 +39,7 @@ def ours(path, spec=SPEC):
     torch.manual_seed(0)
     policy = build_policy(spec, ranges(spec.obs_dim, 1), ranges(2, 2))
     ema = {name: value.clone() for name, value in policy.state_dict().items()}
-    model = {name: value + 0.1 if name.startswith("denoiser") else value for name, value in ema.items()}
+    model = {name: value + 0.1 if name.startswith("network") else value for name, value in ema.items()}
     save_checkpoint(path, spec_metadata(spec) | {"step": 7, "seed": 3}, {"model": model, "ema": ema})
     return path
 
@@ -54,7 +54,7 @@ def chunks(path, sampler=None):
         observation = Pictured(observation, images)
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     noise = torch.stack([torch.randn(16, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    return policy.sample(observation, sampler or Sampler("ddim", 10), generators), observation, noise
+    return policy.sample(observation, sampler or Solver("ddim", 10), generators), observation, noise
 
 
 def close(found, expected):
@@ -98,7 +98,7 @@ def test_the_published_network_loads_what_is_written_for_diffusion_policy(tmp_pa
         unet.load_state_dict({name.removeprefix("model."): value for name, value in names.items()}, strict=True)
         policy = build_policy(spec)
         policy.load_state_dict(read_checkpoint(path).tensors(here))
-        torch.testing.assert_close(unet(x, t, condition), policy.denoiser(x, t, condition), rtol=0, atol=1e-5)
+        torch.testing.assert_close(unet(x, t, condition), policy.network(x, t, condition), rtol=0, atol=1e-5)
         others = {name for name in state if name not in names}
         fields = {f"normalizer.params_dict.{key}.{part}" for key in ("obs", "action")
                   for part in ("scale", "offset", "input_stats.min", "input_stats.max")}  # fmt: skip

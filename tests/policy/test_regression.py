@@ -5,9 +5,14 @@ import torch
 
 from immiscible_policy.network.unet import ConditionalUnet1d
 from immiscible_policy.noise import make_selector
-from immiscible_policy.policy import DiffusionPolicy, Normalizer, Sampler
-from immiscible_policy.policy.regression import TIMES, RegressionPolicy, check_method
+from immiscible_policy.path import Regression
+from immiscible_policy.path.regression import MIP, REGRESSION
+from immiscible_policy.policy import Normalizer, NumberObserver, Policy
+from immiscible_policy.solver import Solver
 from immiscible_policy.training.batches import cut
+
+TIMES = {"regression": REGRESSION, "mip": MIP}
+DIRECT = Solver("direct", 1)
 
 LOW, HIGH = torch.tensor([0.0, 100.0]), torch.tensor([200.0, 400.0])
 """Range of the actions in px."""
@@ -24,11 +29,10 @@ class Affine(torch.nn.Module):
         return self.scale * x + step[:, None, None] / 100 + condition[:, :1, None]
 
 
-def make_policy(method, denoiser, data_scale=1.0) -> RegressionPolicy:
+def make_policy(method, denoiser, data_scale=1.0) -> Policy:
     unit = Normalizer(-torch.ones(3), torch.ones(3))
-    return RegressionPolicy(
-        denoiser, unit, Normalizer(LOW, HIGH), horizon=8, times=TIMES[method], data_scale=data_scale
-    )
+    path, action = Regression(TIMES[method]), Normalizer(LOW, HIGH)
+    return Policy(path, denoiser, NumberObserver(unit), action, horizon=8, data_scale=data_scale)
 
 
 def make_unet(seed: int = 0) -> ConditionalUnet1d:
@@ -55,25 +59,23 @@ def noised(policy, observation, action, seed: int = 3):
 @pytest.mark.parametrize("method", TIMES)
 @pytest.mark.parametrize("data_scale", [1.0, 2.5])
 def test_a_batch_by_hand(method, data_scale):
-    """The target is data_scale normalise(a); regression draws nothing, mip the noise of a vanilla diffusion batch."""
+    """The target is data_scale normalise(a); regression meets zeros, mip the target and a tenth of noise."""
     observation, action = windows(5)
-    generator = torch.Generator().manual_seed(3)
     policy = make_policy(method, Affine(0.0), data_scale)
-    batch = policy.noised(observation, action, make_selector("vanilla"), step=7, generator=generator)
-    torch.testing.assert_close(batch.target, data_scale * (2 * (action - LOW) / (HIGH - LOW) - 1))
-    assert torch.equal(batch.condition, observation.flatten(1))
-    same = torch.Generator().manual_seed(3)
-    if method == "regression":
-        assert not batch.noise.any() and torch.equal(generator.get_state(), same.get_state())
-    else:
-        assert torch.equal(batch.noise, torch.randn(5, 8, 2, generator=same))
+    batch = noised(policy, observation, action)
+    target = data_scale * (2 * (action - LOW) / (HIGH - LOW) - 1)
+    torch.testing.assert_close(batch.path.target, target)
+    assert torch.equal(batch.observed[0], observation.flatten(1))
+    noise = torch.randn(5, 8, 2, generator=torch.Generator().manual_seed(3))
+    met = 0.9 * target + 0.1 * noise if method == "mip" else torch.zeros_like(target)
+    torch.testing.assert_close(batch.path.noisy, met)
 
 
 def test_the_regression_loss_by_hand():
     """f(0, 0, c) = c, so the loss is the mean of (c - a)^2, whatever the network does with its input."""
     policy = make_policy("regression", Affine(7.0))
     batch = noised(policy, *windows(5))
-    by_hand = (batch.condition[:, :1, None] - batch.target).square().mean()
+    by_hand = (batch.observed[0][:, :1, None] - batch.path.target).square().mean()
     torch.testing.assert_close(policy.loss(batch), by_hand)
 
 
@@ -81,8 +83,8 @@ def test_the_mip_loss_by_hand():
     """With f = 2 x + t + c: mean (c - a)^2 + mean (2 (0.9 a + 0.1 z) + 0.9 + c - a)^2."""
     policy = make_policy("mip", Affine(2.0))
     batch = noised(policy, *windows(5))
-    a, z, c = batch.target, batch.noise, batch.condition[:, :1, None]
-    first, second = c - a, 2 * (0.9 * a + 0.1 * z) + 0.9 + c - a
+    a, met, c = batch.path.target, batch.path.noisy, batch.observed[0][:, :1, None]
+    first, second = c - a, 2 * met + 0.9 + c - a
     torch.testing.assert_close(policy.loss(batch), first.square().mean() + second.square().mean())
 
 
@@ -96,7 +98,7 @@ def test_the_network_reads_steps_0_and_90():
 
     policy = make_policy("mip", Watching(1.0))
     policy.loss(noised(policy, *windows(2)))
-    policy.sample(windows(2)[0], Sampler(), generators(range(2)))
+    policy.sample(windows(2)[0], DIRECT, generators(range(2)))
     assert seen == [[0, 0], [90, 90]] * 2
 
 
@@ -105,8 +107,8 @@ def test_micro_batches_have_the_loss_of_the_whole(method):
     policy = make_policy(method, Affine(2.0))
     batch = noised(policy, *windows(5))
     parts = cut(batch, 2)
-    assert [len(part.target) for part in parts] == [3, 2]
-    weighted = sum(policy.loss(part) * len(part.target) / 5 for part in parts)
+    assert [len(part.path.target) for part in parts] == [3, 2]
+    weighted = sum(policy.loss(part) * len(part.path.target) / 5 for part in parts)
     torch.testing.assert_close(weighted, policy.loss(batch))
 
 
@@ -114,9 +116,9 @@ def test_regression_acts_with_one_forward_pass():
     policy = make_policy("regression", make_unet(), data_scale=3.0)
     observation, _ = windows(4)
     with torch.no_grad():
-        predicted = policy.denoiser(torch.zeros(4, 8, 2), torch.zeros(4, dtype=torch.long), observation.flatten(1))
+        predicted = policy.network(torch.zeros(4, 8, 2), torch.zeros(4, dtype=torch.long), observation.flatten(1))
     assert predicted.abs().max() < 3, "nothing is clipped"
-    chunk = policy.sample(observation, Sampler(), generators(range(4)))
+    chunk = policy.sample(observation, DIRECT, generators(range(4)))
     torch.testing.assert_close(chunk, LOW + (HIGH - LOW) * (predicted / 3 + 1) / 2)
 
 
@@ -128,7 +130,7 @@ def test_mip_acts_with_two_passes(data_scale):
     c = observation[:, 0, 0]
     first = c.clamp(-data_scale, data_scale)
     a = (0.5 * 0.9 * first + 0.9 + c).clamp(-data_scale, data_scale)
-    chunk = policy.sample(observation, Sampler(), generators(range(5)))
+    chunk = policy.sample(observation, DIRECT, generators(range(5)))
     expected = LOW + (HIGH - LOW) * (a / data_scale + 1)[:, None, None] / 2
     torch.testing.assert_close(chunk, expected.expand(5, 8, 2), rtol=1e-5, atol=1e-3)
     assert chunk[..., 0].min() >= 0 and chunk[..., 0].max() <= 200 + 1e-3
@@ -136,23 +138,12 @@ def test_mip_acts_with_two_passes(data_scale):
 
 @pytest.mark.parametrize("method", TIMES)
 def test_acting_depends_on_the_observation_alone(method):
-    """Neither generators nor sampler enter: bit for bit the same chunks, and the generators stay as they were."""
+    """Neither generators nor the number of steps enter: bit for bit the same chunks."""
     policy = make_policy(method, make_unet())
     observation, _ = windows(3)
-    given = generators([1, 2, 3])
-    before = [g.get_state() for g in given]
-    chunk = policy.sample(observation, Sampler("ddim", 10), given)
-    assert torch.equal(chunk, policy.sample(observation, Sampler("ddpm", 100), generators([7, 8, 9])))
-    assert all(torch.equal(g.get_state(), state) for g, state in zip(given, before, strict=True))
+    chunk = policy.sample(observation, DIRECT, generators([1, 2, 3]))
+    assert torch.equal(chunk, policy.sample(observation, Solver("direct", 100), generators([7, 8, 9])))
     assert not torch.equal(chunk[0], chunk[1])
-
-
-def test_weights_have_the_names_of_the_diffusion_policy():
-    parts = (make_unet(), Normalizer(-torch.ones(3), torch.ones(3)), Normalizer(LOW, HIGH))
-    diffusion = DiffusionPolicy(*parts, horizon=8)
-    control = RegressionPolicy(*parts, horizon=8)
-    assert list(control.state_dict()) == list(diffusion.state_dict())
-    assert {name.partition(".")[0] for name in control.state_dict()} == {"denoiser", "observation", "action"}
 
 
 @pytest.mark.parametrize("method", TIMES)
@@ -181,7 +172,7 @@ def test_between_two_ways_it_takes_the_mean(method):
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     policy = make_policy(method, Linear())
-    optimizer = torch.optim.Adam(policy.denoiser.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(policy.network.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=600)
     for seed in range(600):
         observation, _, action = batch(256)
@@ -191,7 +182,7 @@ def test_between_two_ways_it_takes_the_mean(method):
         optimizer.step()
         schedule.step()
     observation, middle, action = batch(400)
-    chunk = policy.sample(observation, Sampler(), generators(range(400)))
+    chunk = policy.sample(observation, DIRECT, generators(range(400)))
     assert (chunk - middle).abs().mean() < 8
     assert (chunk - action).abs().mean() > 50, "the demonstrated chunks are 60 px away"
 
@@ -200,22 +191,3 @@ def test_between_two_ways_it_takes_the_mean(method):
 def test_a_scale_that_is_none_is_refused(data_scale):
     with pytest.raises(ValueError, match="data_scale=.*above 0"):
         make_policy("mip", Affine(1.0), data_scale)
-
-
-@pytest.mark.parametrize("times", [(), (0.5,), (0.0, 1.0), (0.0, -0.1)])
-def test_times_that_are_none_are_refused(times):
-    unit = Normalizer(-torch.ones(2), torch.ones(2))
-    with pytest.raises(ValueError, match="times=.*needs 0 first"):
-        RegressionPolicy(Affine(1.0), unit, unit, horizon=8, times=times)
-
-
-def test_selectors_images_and_unknown_methods_are_refused():
-    for method, noise, obs in [("diffusion", "knn", "image"), ("regression", "vanilla", "state")]:
-        check_method(method, noise=noise, obs=obs)
-    for method in TIMES:
-        with pytest.raises(ValueError, match=f"noise=knn: method={method} .* use noise=vanilla"):
-            check_method(method, noise="knn", obs="keypoints")
-        with pytest.raises(ValueError, match=f"obs=image: method={method} sees no images"):
-            check_method(method, noise="vanilla", obs="image")
-    with pytest.raises(ValueError, match="method=flow: known methods are diffusion, regression, mip"):
-        check_method("flow", noise="vanilla", obs="keypoints")

@@ -104,11 +104,11 @@ def test_ranges_that_are_none(text):
 
 def test_what_is_accepted_exists():
     """The options are checked before anything heavy is imported, so their choices are written out there."""
-    from immiscible_policy.policy.diffusion import Sampler
+    from immiscible_policy.solver import Solver
     from immiscible_policy.training.engine import ENGINES
 
     for name in ("ddim", "ddpm", "dpmpp", "renoise"):
-        assert Sampler(name, 1).name == compose_config([f"sampler={name}"]).solver
+        assert Solver(name, 1).name == compose_config([f"sampler={name}"]).solver
     assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
 
 

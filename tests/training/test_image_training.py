@@ -52,7 +52,7 @@ def results(run):
 
 
 def objective(windows, cameras=("img",), crop=84, seed=0):
-    spec = PolicySpec("image", 2, 2, 16, 2, 8, 100, 1.0, (16, 32), 16, 5, 8, EncoderSpec(cameras, 84, 16))
+    spec = PolicySpec("image", 2, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, EncoderSpec(cameras, 84, 16))
     torch.manual_seed(0)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     choice = make_selector("knn", k=2)

@@ -40,8 +40,8 @@ from immiscible_policy.lab.modality.modes import (
     total_variation,
     total_variation_floor,
 )
-from immiscible_policy.policy.diffusion import Sampler
 from immiscible_policy.recipes.robot_config import read_config
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.tasks import find_task, open_demonstrations
 
@@ -146,7 +146,7 @@ def measure(
     run: Path,
     kept: Mapping[int, Sequence[Checkpoint]],
     repetitions: int,
-    sampler: Sampler,
+    solver: Solver,
     device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
 ) -> Arm:
@@ -156,7 +156,7 @@ def measure(
         run: Run directory.
         kept: The checkpoints by training seed, the same steps for every seed.
         repetitions: Rollouts per start, R.
-        sampler: How to denoise.
+        solver: How to go from noise to actions.
         device: cpu or cuda.
         progress: Told what comes next.
 
@@ -169,7 +169,7 @@ def measure(
         rollouts.append([])
         for checkpoint in checkpoints:
             progress(f"{run.name}: seed {seed}, step {checkpoint.step}")
-            agent = load_agent(checkpoint, sampler, device)
+            agent = load_agent(checkpoint, solver, device)
             rollouts[-1].append(roll_out(agent, seed, checkpoint.step, repetitions))
     steps = [checkpoint.step for checkpoint in next(iter(kept.values()))]
     shape = (len(kept), len(steps), len(symmetric_starts()), repetitions)

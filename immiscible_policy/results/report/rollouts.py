@@ -11,7 +11,7 @@ import numpy as np
 
 from immiscible_envs.geometry import GOAL_POSE
 from immiscible_policy.commands.render_rollout import Frame, Recorder, Recording, draw_tile, tile, write_video
-from immiscible_policy.evaluation.agent import load_agent, sampler_of
+from immiscible_policy.evaluation.agent import load_agent, solver_of
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.results.report.gather import Arm, Evidence, by_start
 from immiscible_policy.results.report.words import signed
@@ -112,7 +112,7 @@ def best_kept(arm: Arm) -> tuple[int, Checkpoint] | None:
 
 
 def _act(arm: Arm, seed: int, checkpoint: Checkpoint, starts: list[int]) -> Acted:
-    agent = load_agent(checkpoint, sampler_of(checkpoint), resolve_device("auto"))
+    agent = load_agent(checkpoint, solver_of(checkpoint), resolve_device("auto"))
     recorder = Recorder()
     rows = evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
     return Acted(arm, checkpoint, seed, rows, recorder.recording(rows))

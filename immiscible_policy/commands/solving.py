@@ -1,0 +1,48 @@
+"""The options of every command that samples from a trained policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.evaluation.agent import solver_of
+from immiscible_policy.solver import Solver
+from immiscible_policy.store.checkpoint import Checkpoint
+
+OPTIONS = {
+    "solver": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M), euler, heun or renoise; absent: as in training"),
+    "sampler": Option(str, None, "the same as solver="),
+    "sampling_steps": Option(int, None, "network calls; absent: as in training"),
+    "spacing": Option(str, None, "trailing, or leading as published; absent: as in training"),
+    "eta": Option(float, None, "noise of solver=ddim, 0 to 1; absent: as in training"),
+}
+
+
+def solver_name(options: Mapping[str, Any]) -> str | None:
+    """What `solver=`, or `sampler=`, says.
+
+    Raises:
+        CommandError: If both are given.
+    """
+    if options["solver"] and options["sampler"]:
+        raise CommandError(
+            f"sampler={options['sampler']}: solver={options['solver']} is given, which is the same option"
+        )
+    return options["solver"] or options["sampler"]
+
+
+def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str | None = None) -> Solver:
+    """How a checkpoint samples: as in training, but for what the options say.
+
+    Args:
+        checkpoint: What is to act.
+        options: Values of `OPTIONS`.
+        name: A solver instead of the options'.
+
+    Raises:
+        ValueError: If a value is unknown or out of range.
+    """
+    return solver_of(
+        checkpoint, name or solver_name(options), options["sampling_steps"], options["spacing"], options["eta"]
+    )

@@ -1,0 +1,108 @@
+"""What a policy makes of its observations: the network's condition, and what selection compares.
+
+Shape legend: B samples, O observation steps, K cameras, H and W height and width, Do numbers per observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_policy.network.encoder import ImageEncoder, to_pixels
+from immiscible_policy.policy.normalizer import Normalizer
+
+THUMBNAIL = 8
+"""Side of the thumbnails by which selection tells pictures apart."""
+
+
+class Pictured(NamedTuple):
+    """Observations with pictures.
+
+    Attributes:
+        numbers: What needs no encoding, in its own units (B, O, Do).
+        images: Frames (B, O, K, H, W, 3) uint8.
+    """
+
+    numbers: Tensor
+    images: Tensor
+
+
+class Observer(Protocol):
+    """Makes of observations what network and selection need; every observer is a `torch.nn.Module` besides.
+
+    Attributes:
+        normalizer: Of an observation's numbers.
+    """
+
+    normalizer: Normalizer
+
+    @property
+    def encode(self) -> Callable[..., Tensor]:
+        """Makes the network's condition (B, G), with gradients, of the tensors that `prepare` returned."""
+        ...
+
+    def condition(self, observation: Any) -> Tensor:
+        """What selection compares (B, C): no parameters enter, so that batches can be prepared ahead."""
+        ...
+
+    def prepare(self, observation: Any) -> tuple[Tensor, ...]:
+        """What a training batch keeps of the observations, tensors with B rows: no parameters enter."""
+        ...
+
+
+class NumberObserver(nn.Module):
+    """Observations (B, O, Do) of numbers, normalised and flattened.
+
+    Args:
+        normalizer: Of one observation.
+    """
+
+    def __init__(self, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+
+    def condition(self, observation: Tensor) -> Tensor:
+        """Normalised numbers (B, O * Do)."""
+        return self.normalizer.normalize(observation).flatten(1)
+
+    def prepare(self, observation: Tensor) -> tuple[Tensor]:
+        """The same."""
+        return (self.condition(observation),)
+
+    def encode(self, numbers: Tensor) -> Tensor:
+        """The same."""
+        return numbers
+
+
+class ImageObserver(nn.Module):
+    """Observations with pictures (`Pictured`), encoded by a network that learns with the policy.
+
+    Args:
+        normalizer: Of an observation's numbers.
+        encoder: Makes features of normalised numbers (B, O, Do) and frames.
+    """
+
+    def __init__(self, normalizer: Normalizer, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.encoder = encoder
+
+    def condition(self, observation: Pictured) -> Tensor:
+        """Normalised numbers, and the newest frames as 8 x 8 thumbnails of -1..1 (B, O * Do + K * 192).
+
+        The encoder's features would tie the noise to the parameters, so that no batch could be prepared ahead.
+        """
+        newest = to_pixels(observation.images[:, -1]).flatten(0, 1)  # (B K, 3, H, W)
+        thumbnails = nn.functional.adaptive_avg_pool2d(newest, THUMBNAIL).reshape(len(observation.numbers), -1)
+        return torch.cat([self.normalizer.normalize(observation.numbers).flatten(1), thumbnails], dim=1)
+
+    def prepare(self, observation: Pictured) -> tuple[Tensor, Tensor]:
+        """Normalised numbers (B, O, Do), and the frames as bytes, a quarter of what float32 takes."""
+        return self.normalizer.normalize(observation.numbers), observation.images
+
+    def encode(self, numbers: Tensor, images: Tensor) -> Tensor:
+        """Features (B, O * (64 K + Do))."""
+        return self.encoder(numbers, images)
