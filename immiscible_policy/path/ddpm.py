@@ -63,8 +63,9 @@ class Ddpm:
         if betas not in BETAS:
             raise ValueError(f"betas={betas}: known schedules are {', '.join(BETAS)}")
         self.chain, self.prediction = chain, prediction
-        self.noising = DDPMScheduler(num_train_timesteps=chain, beta_schedule=betas, **BETAS[betas])
-        self.alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays on the CPU, where solvers read it
+        with torch.device("cpu"):  # whatever device a network is being built on
+            self.noising = DDPMScheduler(num_train_timesteps=chain, beta_schedule=betas, **BETAS[betas])
+            self.alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays there, where solvers read it
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
         """Uniform over the chain, int64."""

@@ -107,7 +107,7 @@ def test_chunks_from_given_noise_are_those_that_the_policy_samples(policy):
 
 
 def test_a_sampler_with_noise_of_its_own_is_refused(policy):
-    with pytest.raises(ValueError, match="sampler=ddpm: only ddim"):
+    with pytest.raises(ValueError, match="solver=ddpm adds noise"):
         chunk_generator(policy, torch.zeros(1, 2, 20), Solver("ddpm", 4))
 
 

@@ -142,7 +142,7 @@ def test_a_residual_run_takes_no_law_sampler(tmp_path, policy):
     [
         ({}, "needs runs="),
         ({"runs": "absent"}, "runs=absent"),
-        ({"runs": "x", "samplers": "euler10"}, "samplers=euler10"),
+        ({"runs": "x", "samplers": "rk10"}, "samplers=rk10"),
         ({"runs": "x", "starts": "first"}, "starts=first"),
     ],
 )

@@ -8,13 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDIMScheduler
-from immiscible_policy.policy.image import Pictured
 from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
+from immiscible_policy.policy import Pictured
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver

@@ -11,8 +11,9 @@ import pytest
 import torch
 import zarr
 
+from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
-from immiscible_policy.policy import EncoderSpec, Normalizer
+from immiscible_policy.policy import Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
