@@ -18,7 +18,6 @@ from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
-from immiscible_policy.image.export import ddim_scheduler
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
@@ -27,7 +26,6 @@ from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, 
 from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
-from immiscible_policy.path import Ddpm
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
