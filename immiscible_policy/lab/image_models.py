@@ -21,7 +21,7 @@ from torch import Tensor
 
 from immiscible_policy.cli import require_writable
 from immiscible_policy.image.build import PIXEL_STD, build_image_model, load_image_model
-from immiscible_policy.image.data import MemoryImages, load_cifar10
+from immiscible_policy.image.data import Images, load_cifar10
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.spec import ImageSpec, spec_metadata
 from immiscible_policy.noise import make_selector
@@ -160,7 +160,7 @@ def train_image_model(directory: Path, images: Tensor, training: ImageTraining) 
     select = make_selector(training.noise, **training.options)
     precision = "bf16" if native_bf16("cpu") else "fp32"
     origin = {"data_hash": hashlib.sha256(images.numpy().tobytes()).hexdigest(), "precision": precision}
-    held = MemoryImages(images, SIZE, origin["data_hash"])
+    held = Images(images, SIZE, origin["data_hash"])
     state, model = build_state(training)
     newest = _newest(directory, training)
     if newest is not None:

@@ -1,43 +1,25 @@
 """Which prompts images are trained with."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
+from immiscible_policy.image.data import Images
 from immiscible_policy.image.prompts import prompts_for
 
 
-@dataclass
-class Named:
+def named(names=None) -> Images:
     """Three images of four pixels, with names or without."""
-
-    names: list[str] | None = None
-    device: str = "cpu"
-    size: int = 2
-    content_hash: str = "abc"
-
-    def __len__(self):
-        return 3
-
-    def pixels(self, rows):
-        return rows.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8)
-
-    def prompts(self, rows):
-        return None if self.names is None else [self.names[row] for row in rows.tolist()]
-
-    def to(self, device):
-        return Named(self.names, device)
+    return Images(torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2), 2, "abc", names)
 
 
 ROWS = torch.tensor([2, 0])
-NAMED = Named(["cat", "bird", "ship"])
+NAMED = named(["cat", "bird", "ship"])
 
 
 def test_the_images_own_prompts():
     assert prompts_for(NAMED, "own").prompts(ROWS) == ["ship", "cat"]
     with pytest.raises(ValueError, match="prompts=own: these images have none"):
-        prompts_for(Named(), "own")
+        prompts_for(named(), "own")
 
 
 def test_none_hides_the_images_prompts():
@@ -54,7 +36,7 @@ def test_a_file_gives_a_prompt_per_image_and_an_empty_line_the_empty_prompt(tmp_
     assert images.prompts(torch.tensor([1])) == [""]
     assert torch.equal(images.pixels(ROWS), NAMED.pixels(ROWS))
     moved = images.to("meta")
-    assert moved.images.device == "meta" and moved.prompts(ROWS) == images.prompts(ROWS)
+    assert moved.pixels(ROWS).device.type == "meta" and moved.prompts(ROWS) == images.prompts(ROWS)
     assert moved.content_hash == images.content_hash != NAMED.content_hash
     file.write_text("a cat\n\na ship\n")
     assert prompts_for(NAMED, str(file)).content_hash != images.content_hash

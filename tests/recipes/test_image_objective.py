@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from immiscible_policy.image.data import MemoryImages, to_pixels
+from immiscible_policy.image.data import Images, to_pixels
 from immiscible_policy.noise import make_selector
 from immiscible_policy.recipes.image_objective import ImageObjective
 from tests.image.mixture import ALPHA_BARS
@@ -13,7 +13,7 @@ from tests.image.specs import model_of
 def objective(select, seed=0, **options) -> ImageObjective:
     stored = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = model_of("ddim", torch.nn.Linear(1, 1))
-    return ImageObjective(model, MemoryImages(stored, 8, "hash"), select, batch_size=8, seed=seed, **options)
+    return ImageObjective(model, Images(stored, 8, "hash"), select, batch_size=8, seed=seed, **options)
 
 
 def test_batches_are_a_function_of_seed_and_step():

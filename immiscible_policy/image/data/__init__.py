@@ -7,16 +7,14 @@
 A set whose pixels fit into `MEMORY_BYTES` is read whole; of a larger one, images are read when they are asked for.
 """
 
-from immiscible_policy.image.data.images import DiskImages, Images, MemoryImages
+from immiscible_policy.image.data.images import Images
 from immiscible_policy.image.data.load import DATASETS, MEMORY_BYTES, load_cifar10, load_images
 from immiscible_policy.image.data.pixels import shrink, to_bytes, to_pixels
 
 __all__ = [
     "DATASETS",
     "MEMORY_BYTES",
-    "DiskImages",
     "Images",
-    "MemoryImages",
     "load_cifar10",
     "load_images",
     "shrink",

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Shape:
 
 
 class Decoder:
-    """Decodes images of a listing in a few threads; safe to call from several others.
+    """Decodes images of a listing in a few threads; safe to call from several others, and to send to processes.
 
     Args:
         listing: Which images.
@@ -58,6 +59,12 @@ class Decoder:
     def __init__(self, listing: Listing, shape: Shape) -> None:
         self.listing, self.shape = listing, shape
         self._pool = ThreadPoolExecutor(THREADS, "decode")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoder, (self.listing, self.shape)
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
 
     def rows(self, rows: Sequence[int]) -> Tensor:
         """Images (B, 3, S, S), uint8.
@@ -80,7 +87,7 @@ class Decoder:
         Raises:
             ValueError: If one cannot be read or is not what the shape demands.
         """
-        count, side = len(self.listing.files), self.shape.size
+        count, side = len(self), self.shape.size
         images = torch.empty(count, 3, side, side, dtype=torch.uint8)
         console = Console(stderr=True)
         for start in track(range(0, count, CHUNK), "reading images", console=console, disable=not sys.stderr.isatty()):

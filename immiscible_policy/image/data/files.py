@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -102,6 +102,9 @@ class Zip:
         self._archive = zipfile.ZipFile(path)  # locks the file while a thread reads from it
         self._files = [info for info in self._archive.infolist() if not info.is_dir()]
         self._folders = {str(folder) for info in self._files for folder in PurePosixPath(info.filename).parents}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Zip, (self.path,)  # another process opens it anew
 
     def folders(self) -> set[str]:
         """Names of the folders at the top."""

@@ -63,7 +63,7 @@ def load_images(
         return in_memory(shrink(images, min(side, SIDE)), side, classes)
     listing = data.find(path, split).first(limit)
     decoder = Decoder(listing, Shape(side, data.exact))
-    if len(listing.files) * 3 * side**2 > MEMORY_BYTES:
+    if len(decoder) * 3 * side**2 > MEMORY_BYTES:
         return on_disk(decoder)
     return in_memory(cached(decoder), side, listing.texts)
 

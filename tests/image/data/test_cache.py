@@ -57,7 +57,7 @@ def test_other_limits_sizes_and_places_do_not_mix(folder, tmp_path, decodings):
     assert torch.equal(load_cifar10(folder, limit=3), everything[:3])
     assert torch.equal(load_cifar10(zipped(folder)), everything)
     write(tmp_path / "set" / "a.png", noise(0, 8, 8))
-    shapes = [load_images("folder", tmp_path / "set", size=size).stored.shape for size in (8, 4)]
+    shapes = [load_images("folder", tmp_path / "set", size=size).held.shape for size in (8, 4)]
     assert shapes == [(1, 3, 8, 8), (1, 3, 4, 4)]
 
 

@@ -140,7 +140,7 @@ def test_smaller_sizes_are_averaged_and_larger_ones_interpolated(folder):
     assert torch.equal(load_images("cifar10", folder, size=8).pixels(rows), shrink(written[rows], 8))
     larger = load_images("cifar10", folder, size=64)
     expected = torch.nn.functional.interpolate(written[rows].double(), scale_factor=2, mode="bicubic")
-    assert larger.size == 64 and larger.stored.shape[-1] == 32
+    assert larger.size == 64 and larger.held.shape[-1] == 32
     assert (larger.pixels(rows) - expected.clamp(0, 255)).abs().max() < 0.51
 
 

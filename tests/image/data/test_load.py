@@ -1,12 +1,14 @@
 """Laws of every data set: memory and disk agree, threads agree, limits cut, hashes tell changes."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from immiscible_policy.image.data import DATASETS, DiskImages, MemoryImages, load, load_images
+from immiscible_policy.image.data import DATASETS, load, load_images
+from immiscible_policy.image.data.decode import Decoder
 from tests.image.data.layouts import (
     noise,
     write,
@@ -52,10 +54,10 @@ def every(images):
 def test_memory_and_disk_hold_the_same(layouts, name, monkeypatch):
     held = load_images(name, layouts[name], size=16)
     monkeypatch.setattr(load, "MEMORY_BYTES", len(held) * 3 * 16 * 16)
-    assert isinstance(load_images(name, layouts[name], size=16), MemoryImages)
+    assert isinstance(load_images(name, layouts[name], size=16).held, torch.Tensor)
     monkeypatch.setattr(load, "MEMORY_BYTES", len(held) * 3 * 16 * 16 - 1)
     read = load_images(name, layouts[name], size=16)
-    assert isinstance(held, MemoryImages) and isinstance(read, DiskImages)
+    assert isinstance(held.held, torch.Tensor) and isinstance(read.held, Decoder)
     assert (len(read), read.size) == (len(held), held.size) == (len(held), 16)
     assert torch.equal(every(held)[0], every(read)[0]) and every(held)[1] == every(read)[1]
     assert every(held)[0].dtype == torch.uint8 and every(held)[0].is_contiguous()
@@ -165,6 +167,15 @@ def test_in_memory_every_pixel_counts(tmp_path):
     write(before, pixels, compress_level=0)
     assert before.stat().st_size == size and not after.exists()
     assert load_images("folder", tmp_path, size=8).content_hash not in hashes
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_another_process_receives_the_same_set(layouts, memory, monkeypatch):
+    monkeypatch.setattr(load, "MEMORY_BYTES", memory)
+    for path in (layouts["folder"], zipped(layouts["folder"])):
+        images = load_images("folder", path, size=8)
+        sent = pickle.loads(pickle.dumps(images))
+        assert torch.equal(every(sent)[0], every(images)[0]) and sent.content_hash == images.content_hash
 
 
 @pytest.mark.parametrize("memory", [2**30, 0])

@@ -66,7 +66,7 @@ def test_images_are_numbered_and_batches_change_nothing(images):
 
 
 def test_prompts_begin_again_where_there_are_fewer(images):
-    few = in_memory(images.stored[:4], 16, ["a", "b", "c", "d"])
+    few = in_memory(images.held[:4], 16, ["a", "b", "c", "d"])
     [drawn] = draw(Stub(lambda noise: noise), drawing(few, n=6))
     assert drawn.prompts == ["a", "b", "c", "d", "a", "b"]
 
@@ -74,11 +74,11 @@ def test_prompts_begin_again_where_there_are_fewer(images):
 def test_the_distance_of_a_set_to_itself_is_zero(images, extractor):
     """A model that returns the reference itself."""
     reference = make_reference(extractor, images, COUNT, 0)
-    pixels = iter(to_pixels(images.stored).split(64))
+    pixels = iter(to_pixels(images.held).split(64))
     found = measure(Stub(lambda noise: next(pixels)[: len(noise)]), drawing(images, n=2 * COUNT), extractor,
                     reference.statistics, None)  # fmt: skip
     assert found.distance == pytest.approx(0, abs=1e-4 * reference.noise)
-    assert torch.equal(found.shown, images.stored[:64])
+    assert torch.equal(found.shown, images.held[:64])
 
 
 def test_real_images_are_nearer_than_noise_and_a_model_of_noise_is_as_far_as_noise(images, extractor):
@@ -92,7 +92,7 @@ def test_the_floor_takes_images_from_the_reference_and_compares_them_with_the_re
     from immiscible_policy.image.evaluation.frechet import feature_distance
 
     order = torch.randperm(2 * COUNT, generator=torch_generator("cpu", "reference", 5))
-    features = extractor.features(images.stored)
+    features = extractor.features(images.held)
     by_hand = feature_distance(features[order[:COUNT]], features[order[COUNT:]])
     assert make_reference(extractor, images, COUNT, 5).floor == pytest.approx(by_hand, rel=1e-4)
     assert make_reference(extractor, images, 2 * COUNT - 50, 5).floor is None
@@ -101,7 +101,7 @@ def test_the_floor_takes_images_from_the_reference_and_compares_them_with_the_re
 @pytest.mark.parametrize(("n", "limit", "message"), [(96, 200, "samples=96"), (97, 96, "reference images=96")])
 def test_too_few_images_for_the_features_are_refused(images, extractor, n, limit, message):
     with pytest.raises(ValueError, match=f"{message}: the 96 features of classifier need 97 or more"):
-        make_reference(extractor, in_memory(images.stored[:limit], 16), n, 0)
+        make_reference(extractor, in_memory(images.held[:limit], 16), n, 0)
 
 
 def test_a_model_that_diverged_is_refused(images):
@@ -120,4 +120,4 @@ def test_clipscore_is_the_mean_over_images_and_needs_prompts(images, extractor):
     found = measure(Stub(lambda noise: noise), drawing(images), extractor, statistics, Length())
     assert found.clip_score == pytest.approx((10 * 9 + 90 * 10 + 50 * 11) / 150)
     with pytest.raises(ValueError, match="clip= needs prompts"):
-        measure(Stub(lambda noise: noise), drawing(in_memory(images.stored, 16)), extractor, statistics, Length())
+        measure(Stub(lambda noise: noise), drawing(in_memory(images.held, 16)), extractor, statistics, Length())
