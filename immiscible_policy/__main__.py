@@ -10,7 +10,7 @@ from immiscible_policy import cli
 
 COMMANDS = {
     "doctor": ("immiscible_policy.commands.doctor", "check versions, GPU, data, a checkpoint; each with its cure"),
-    "convert": ("immiscible_policy.plugins.bridge", "exchange checkpoints with Diffusion Policy and LeRobot"),
+    "convert": ("immiscible_policy.commands.convert", "exchange checkpoints with Diffusion Policy and LeRobot"),
 }
 """Module and one line of help of each command; a module is imported when its command is called."""
 

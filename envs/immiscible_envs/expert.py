@@ -1,32 +1,27 @@
 """A scripted expert that demonstrates PushT: pushes planned in closed form, executed in the simulation.
 
-Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a
-product with exp(i angle). In this file the block's frame has its origin at the centre of gravity.
+Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a product with
+exp(i angle). In this file the block's frame has its origin at the centre of gravity.
 
-One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves
-only while it is pushed. An agent that stays at one spot r of a face, whose inward normal is n, moves it by
-an impulse j along n; the spot moves along n by the depth d of the push::
+One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves only while it
+is pushed. An agent that stays at one spot r of a face, whose inward normal is n, moves it by an impulse j along n; the
+spot moves along n by the depth d of the push::
 
     velocity  v = n j / m        turn  w = (r x n) j / I        depth  d = j (1 / m + (r x n)^2 / I)
 
-In the block's frame v and w stay the same all along the push, so a push carries the block along an arc
-known in closed form. That is the model `search` plans with; the demonstrations themselves are what the
-simulation makes of the expert's actions.
+In the block's frame v and w stay the same all along the push, so a push carries the block along an arc known in closed
+form. That is the model `search` plans with; the demonstrations themselves are what the simulation makes of the actions.
 
-One plan. The agent leaves the block, goes around it without touching it, aligns with the spot, and pushes
-until the block is as near to the place it was meant to reach as this push can bring it::
+One plan. The agent leaves the block, goes around it without touching it, aligns with the spot, and pushes until the
+block is as near to the place it was meant to reach as this push can bring it. Then the search begins anew::
 
-    travel --> ready (MARGIN in front of the spot) --> push by depth d
+    block --search--> travel --> ready (MARGIN in front of the spot) --> push by depth d --> block --search--> ...
 
-One demonstration. The best sequence of a few pushes is searched, its first push followed, then searched anew::
-
-    block --search--> push --follow--> action + disturbance --step--> ... when the push ends, search again
-
-The disturbance is part of the action that is recorded: as in DART (Laskey et al., CoRL 2017) the
-demonstrations cover the states that a learner's small mistakes lead to, and replaying them stays exact.
+A disturbance is part of the action that is recorded: as in DART (Laskey et al., CoRL 2017) the demonstrations cover
+the states that a learner's small mistakes lead to, and replaying them stays exact.
 
 Shape legend: N states of the search, each (4,): x, y [px] of the block's centre of gravity, its angle [rad], and the
-number of the spot where the agent stands, -1 for wherever it is now.
+number of the spot where the agent stands, -1 for wherever it is now. M pushes from all of them.
 """
 
 from __future__ import annotations
@@ -168,13 +163,6 @@ def _lengths(start: Any, end: Any) -> Array:
     return np.where(passable(start, end), np.abs(end - start), np.inf)
 
 
-def _shortest(lengths: Array) -> Array:
-    """Lengths of the shortest ways between all pairs of nodes (Floyd, 1962)."""
-    for k in range(len(lengths)):
-        lengths = np.minimum(lengths, lengths[:, k, None] + lengths[None, k])
-    return lengths
-
-
 # Turning points of the ways around the block: three about each of its outer corners.
 NODES: Complex = np.array(
     [
@@ -183,9 +171,12 @@ NODES: Complex = np.array(
         for direction in (sx, 1j * sy, (sx + 1j * sy) / math.sqrt(2))
     ]
 )
-_NODE_TO_NODE = _lengths(NODES[:, None], NODES)
+_NODE_TO_NODE = _lengths(NODES[:, None], NODES)  # straight
 _NODE_TO_READY = _lengths(NODES[:, None], READY)  # straight
-_NODE_ON_TO_READY = (_shortest(_NODE_TO_NODE)[:, :, None] + _NODE_TO_READY).min(1)  # over other nodes
+_SHORTEST = _NODE_TO_NODE  # over other nodes (Floyd, 1962)
+for _k in range(len(NODES)):
+    _SHORTEST = np.minimum(_SHORTEST, _SHORTEST[:, _k, None] + _SHORTEST[None, _k])
+_NODE_ON_TO_READY = (_SHORTEST[:, :, None] + _NODE_TO_READY).min(1)
 _SPOT_TO_SPOT = 2 * MARGIN + np.minimum(
     _lengths(READY[:, None], READY), (_NODE_TO_READY.T[:, :, None] + _NODE_ON_TO_READY).min(1)
 )
@@ -260,20 +251,6 @@ class Episode:
         self.recording.step(self._command)
 
 
-class Pushes(NamedTuple):
-    """Every push that is possible from each of N states, M in all.
-
-    Attributes:
-        parent: (M,) which of the N states a push starts from.
-        state: (M, 4) where the model says that it ends.
-        effort: (M,) what it costs, in steps.
-    """
-
-    parent: NDArray[np.intp]
-    state: Array
-    effort: Array
-
-
 def search(pose: Pose, lookahead: int = LOOKAHEAD) -> Array:
     """Find the first push of the best sequence of pushes, by beam search in the model.
 
@@ -290,14 +267,14 @@ def search(pose: Pose, lookahead: int = LOOKAHEAD) -> Array:
     here = np.array([[pose.centre.real, pose.centre.imag, pose.angle, -1.0]])
     states, effort, first, best, least = here, np.zeros(1), np.empty((1, 4)), np.empty(0), np.inf
     for depth in range(lookahead):
-        pushes = possible_pushes(states, pose)
-        if not len(pushes.parent):
+        parent, states, steps = possible_pushes(states, pose)
+        if not len(parent):
             break
-        first = first[pushes.parent] if depth else pushes.state
-        effort = effort[pushes.parent] + pushes.effort
-        total = effort + remaining_steps(pushes.state)
+        first = first[parent] if depth else states
+        effort = effort[parent] + steps
+        total = effort + remaining_steps(states)
         kept = np.argsort(total, kind="stable")[:WIDTH]
-        states, effort, first = pushes.state[kept], effort[kept], first[kept]
+        states, effort, first = states[kept], effort[kept], first[kept]
         if total[kept[0]] < least:
             best, least = first[0], total[kept[0]]
     if not np.isfinite(least):
@@ -313,12 +290,15 @@ def remaining_steps(states: Array) -> Array:
     return 1.2 * distance + 20 * np.clip((distance - 1) / 2, 0, 1)
 
 
-def possible_pushes(states: Array, pose: Pose) -> Pushes:
+def possible_pushes(states: Array, pose: Pose) -> tuple[NDArray[np.intp], Array, Array]:
     """Every spot pushed by several depths, where walls leave the block and the agent room for it.
 
     Args:
         states: (N, 4).
         pose: Where the agent is now, for the states whose spot is -1.
+
+    Returns:
+        (M,) which of the N states a push starts from, (M, 4) where it ends, and (M,) its estimated steps.
     """
     spots = np.arange(len(SPOTS))[:, None]
     centre, angle = states[:, 0] + 1j * states[:, 1], states[:, 2]
@@ -339,7 +319,7 @@ def possible_pushes(states: Array, pose: Pose) -> Pushes:
     effort = SETTLE + travel[:, :, None] / TRAVEL_SPEED + depths / PUSH_SPEED
     chosen = np.nonzero(possible & np.isfinite(effort))
     end = [new_centre[chosen].real, new_centre[chosen].imag, new_angle[chosen], chosen[1].astype(np.float64)]
-    return Pushes(chosen[0], np.stack(end, axis=-1), effort[chosen])
+    return chosen[0], np.stack(end, axis=-1), effort[chosen]
 
 
 def _out_of_walls(centre: Complex, turned: Complex) -> Array:
@@ -409,10 +389,9 @@ def _ahead(way: list[complex], distance: float) -> complex:
 
 
 def follow(episode: Episode, target: Array) -> Iterator[Array]:
-    """Actions (2,) that go to the target's spot and push there while that brings the block nearer to the target.
+    """Actions (2,) that go to the spot of the target (4,) and push there while that brings the block nearer to it.
 
-    Every action leads the agent, by LEAD px on the way and PUSH_LEAD px in a push; it depends on the target (4,) and
-    the present state of the episode.
+    Every action leads the agent, by LEAD px on the way and PUSH_LEAD px in a push, and depends on the present state.
     """
     spot, centre, angle = int(target[3]), complex(target[0], target[1]), float(target[2])
     pushing, least, stalled = False, math.inf, 0

@@ -111,7 +111,10 @@ def coverage(pose: Sequence[float] | Array, goal: Sequence[float] | Array = GOAL
     for part in PARTS:
         moved = [(cos * x - sin * y + shift_x, sin * x + cos * y + shift_y) for x, y in part]
         for sides in SIDES:
-            overlap += _clipped_area(moved, sides)
+            polygon = moved
+            for side in sides:
+                polygon = _clip(polygon, side)
+            overlap += _area(polygon)
     return min(overlap / AREA, 1.0)
 
 
@@ -151,15 +154,9 @@ def mirror_state(state: ArrayLike, goal: ArrayLike = GOAL_POSE) -> Array:
     return np.concatenate([agent, block, angle], axis=-1)
 
 
-def _clipped_area(polygon: list[Point], sides: list[Side]) -> float:
-    for side in sides:
-        polygon = _clip(polygon, side)
-        if not polygon:
-            return 0.0
-    return _area(polygon)
-
-
 def _clip(polygon: list[Point], side: Side) -> list[Point]:
+    if not polygon:
+        return polygon
     axis, sign, bound = side
     kept = []
     start = polygon[-1]
@@ -176,6 +173,8 @@ def _clip(polygon: list[Point], side: Side) -> list[Point]:
 
 
 def _area(polygon: list[Point]) -> float:
+    if not polygon:
+        return 0.0
     origin_x, origin_y = polygon[0]
     twice, x, y = 0.0, 0.0, 0.0
     for end_x, end_y in polygon[1:]:

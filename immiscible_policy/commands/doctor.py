@@ -8,7 +8,8 @@ Legend: T steps in all, n steps of an episode.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from packaging.requirements import Requirement
 from torch import Tensor
 
@@ -27,12 +27,11 @@ from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, window_index
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.plugins.bridge import open_checkpoint
-from immiscible_policy.policy import Policy
-from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.policy import Policy, PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
 from immiscible_policy.tasks import Task, find_task
 
 USAGE = """\
@@ -59,15 +58,15 @@ BEYOND, WITHIN = 1.2, 0.5
 """Normalised data should reach farther than the second and not beyond the first."""
 CURES = {
     r" is (nan|inf|-inf) ": "repair the value, or leave the episode out: demos.select keeps the others",
-    r"should lie in 0\.\.|no span of pixels": "store positions in pixels of the workspace, not normalised, not shifted",
     r"pixels of 0\.\.1;": "multiply data/img by 255",
     r"pixels should be 0\.\.255": "store images as 0..255, as bytes or floats",
-    r"from where data/state puts it": "recompute data/keypoint with immiscible_envs.geometry.keypoints(state[:, 2:5])",
     r"is missing|truncated|cannot be decoded": "fetch or write the store again",
     r"episode_ends": "write meta/episode_ends as the running sum of the episodes' lengths",
     r"differ in length": "cut all arrays to the same steps",
 }
-"""What to do about what `demos validate` says, by a pattern in it."""
+"""What to do about what `demos validate` says, by a pattern in it; a task adds its own."""
+REWRITE = "write the store anew with immiscible_policy.demos.write_store, which checks it"
+"""What to do about anything else that it says."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Finding:
 
     Attributes:
         subject: What it is about.
-        said: What was found.
+        said: The result.
         cure: What to do about it if it is wrong, else empty.
     """
 
@@ -88,14 +87,14 @@ class Finding:
 def main(words: list[str]) -> int:
     """Run the command: 0 if nothing is wrong, else 1."""
     options = parse(words, OPTIONS, USAGE)
-    found = list(examine(options["data"], options["checkpoint"]))
-    for finding in found:
+    findings = list(examine(options["data"], options["checkpoint"]))
+    for finding in findings:
         print(f"{finding.subject:<10}  {'WRONG' if finding.cure else 'ok':<5}  {finding.said}")
         if finding.cure:
             print(f"{'':<10}  cure:  {finding.cure}")
-    wrong = sum(bool(finding.cure) for finding in found)
-    print(f"{wrong} of {len(found)} findings need a cure" if wrong else "nothing is wrong")
-    return int(wrong > 0)
+    wrong = sum(bool(finding.cure) for finding in findings)
+    print(f"{wrong} of {len(findings)} findings need a cure" if wrong else "nothing is wrong")
+    return int(bool(wrong))
 
 
 def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
@@ -109,8 +108,8 @@ def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
     yield from gpu_findings()
     opened = None
     if checkpoint is not None:
-        found, opened = open_policy(checkpoint)
-        yield from found
+        findings, opened = open_policy(checkpoint)
+        yield from findings
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
     task = find_task(**(config or {}).get("task", {"name": "pusht"}))
@@ -127,9 +126,8 @@ def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
     if data is None and config is None:
         yield Finding("normaliser", "not compared: the checkpoint does not say what it was trained on; data= names it")
         return
-    demos = readable(path, task)
-    if demos is not None:
-        yield from normaliser_findings(demos, task, *opened[1:])
+    with suppress(StoreError):  # which `store_findings` has reported
+        yield from normaliser_findings(open_store(path, task.columns), task, *opened[1:])
 
 
 def package_findings() -> Iterator[Finding]:
@@ -142,19 +140,16 @@ def package_findings() -> Iterator[Finding]:
         yield Finding("versions", f"{DISTRIBUTION} is not installed", "pip install -e . in the checkout")
         return
     for requirement in needed:
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield from _requirement_findings(requirement)
-
-
-def _requirement_findings(requirement: Requirement) -> Iterator[Finding]:
-    cure = f"pip install '{requirement.name}{requirement.specifier}'"
-    try:
-        installed = version(requirement.name)
-    except PackageNotFoundError:
-        yield Finding("versions", f"{requirement.name} is not installed", cure)
-        return
-    if not requirement.specifier.contains(installed, prereleases=True):
-        yield Finding("versions", f"{requirement.name} {installed} does not fit {requirement.specifier}", cure)
+        name, fitting = requirement.name, requirement.specifier
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(name)
+            text = "" if fitting.contains(installed, prereleases=True) else f"{name} {installed} does not fit {fitting}"
+        except PackageNotFoundError:
+            text = f"{name} is not installed"
+        if text:
+            yield Finding("versions", text, f"pip install '{name}{fitting}'")
 
 
 def gpu_findings() -> Iterator[Finding]:
@@ -176,20 +171,14 @@ def gpu_findings() -> Iterator[Finding]:
         yield Finding("GPU", f"none; training runs on {hardware()['cores']} CPU cores")
 
 
-def readable(path: Path, task: Task) -> Demonstrations | None:
-    """The demonstrations of a store, or None if it cannot be read, which `store_findings` says."""
-    try:
-        return open_store(path, task.columns)
-    except StoreError:
-        return None
-
-
 def store_findings(path: Path, task: Task) -> Iterator[Finding]:
     """What is wrong with a store: its values, what was padded, and whether its actions are those of their steps."""
-    wrong = [Finding("data", problem, cure(problem)) for problem in problems(path, task.columns, task.problems)]
-    yield from wrong
-    demos = readable(path, task)
-    if demos is None:
+    for problem in problems(path, task.columns, task.problems):
+        cures = (cure for pattern, cure in {**task.cures, **CURES}.items() if re.search(pattern, problem))
+        yield Finding("data", problem, next(cures, REWRITE))
+    try:
+        demos = open_store(path, task.columns)
+    except StoreError:
         return
     lengths = demos.lengths
     yield Finding(
@@ -202,14 +191,6 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
     position = task.commanded(demos)
     if position is not None:
         yield from offset_findings(demos, position, action)
-
-
-def cure(problem: str) -> str:
-    """What to do about a line of `demos validate`."""
-    for pattern, text in CURES.items():
-        if re.search(pattern, problem):
-            return text
-    return "write the store anew with immiscible_policy.demos.write_store, which checks it"
 
 
 def padding_findings(demos: Demonstrations, numbers: np.ndarray, action: np.ndarray) -> Iterator[Finding]:
@@ -280,41 +261,24 @@ def offset_errors(demos: Demonstrations, position: np.ndarray, action: np.ndarra
         action: (T, D), in the same units.
 
     Returns:
-        The error by offset, those without enough motion to tell left out; empty if no episode is long enough.
+        The error by offset; empty if no episode is long enough.
     """
     reach = max(SHIFTS) + 1
-    tables: dict[int, list[np.ndarray]] = {shift: [] for shift in SHIFTS}
-    targets = []
-    for steps in demos.episodes:
-        here, sent = position[steps].astype(np.float64), action[steps].astype(np.float64)
-        t = np.arange(reach, len(here) - reach)
-        if not len(t):
-            continue
-        targets.append(here[t + 1].ravel())
-        for shift, rows in tables.items():
-            columns = (here[t], here[t - 1], sent[t + shift], sent[t + shift - 1])
-            rows.append(np.stack([column.ravel() for column in columns] + [np.ones(here[t].size)], axis=1))
-    if not targets:
+    t = np.concatenate([np.arange(steps.start + reach, steps.stop - reach) for steps in demos.episodes])
+    if not len(t):
         return {}
-    target = np.concatenate(targets)
-    return {shift: _residual(np.concatenate(rows), target) for shift, rows in tables.items()}
+    p, a = position.astype(np.float64), action.astype(np.float64)
+    errors, target = {}, p[t + 1].ravel()  # (N,)
+    for shift in SHIFTS:
+        columns = (p[t], p[t - 1], a[t + shift], a[t + shift - 1], np.ones_like(p[t]))
+        table = np.stack([column.ravel() for column in columns], axis=1)  # (N, 5)
+        fitted = table @ np.linalg.lstsq(table, target, rcond=None)[0]
+        errors[shift] = float(np.sqrt(np.mean((target - fitted) ** 2)))
+    return errors
 
 
-def _residual(table: np.ndarray, target: np.ndarray) -> float:
-    """Root mean square error of the least-squares fit of target (N,) by the columns of table (N, C)."""
-    fitted = table @ np.linalg.lstsq(table, target, rcond=None)[0]
-    return float(np.sqrt(np.mean((target - fitted) ** 2)))
-
-
-Opened = tuple[Checkpoint, Policy, PolicySpec]
-
-
-def open_policy(path: Path) -> tuple[list[Finding], Opened | None]:
-    """Open a checkpoint and look at it.
-
-    Returns:
-        What was found, and what was opened; None if it cannot be.
-    """
+def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, PolicySpec] | None]:
+    """Open a checkpoint, None if it cannot be, and look at it."""
     try:
         checkpoint = open_checkpoint(path)
         policy, spec = load_policy(checkpoint)
@@ -323,47 +287,37 @@ def open_policy(path: Path) -> tuple[list[Finding], Opened | None]:
         return [Finding("checkpoint", str(error), action)], None
     sizes = f"obs={spec.obs}, horizon={spec.horizon}, down_dims={list(spec.down_dims)}"
     source = checkpoint.metadata.get("source", "ours")
-    found = [Finding("checkpoint", f"{path}: {source}, step {checkpoint.step}, {sizes}")]
-    found += [*weight_findings(policy), *config_findings(checkpoint, spec)]
-    return found, (checkpoint, policy, spec)
-
-
-def weight_findings(policy: Policy) -> Iterator[Finding]:
-    """Whether the weights are numbers."""
+    findings = [Finding("checkpoint", f"{path}: {source}, step {checkpoint.step}, {sizes}")]
     bad = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         text = f"{len(bad)} weights hold NaN or infinity, {bad[0]} first"
-        yield Finding(
-            "checkpoint", text, "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip=1"
-        )
+        action = "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip=1"
+        findings.append(Finding("checkpoint", text, action))
+    return [*findings, *config_findings(checkpoint, spec)], (checkpoint, policy, spec)
 
 
 def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Finding]:
     """Whether the policy is what its own record, and the run directory around it, say."""
     recorded: Mapping[str, Any] = checkpoint.metadata.get("config", {})
     yield from _differing("its metadata", recorded, vars(spec))
-    file = checkpoint.path.absolute().parent.parent.parent / "config.yaml"
-    if not file.is_file():
+    seed = run_of(checkpoint.path)
+    if seed is None:
         return
-    run = yaml.safe_load(file.read_text())
-    run = run if isinstance(run, dict) else {}
-    yield from _differing(str(file), run, vars(spec) | dict(recorded))
-    steps = run.get("steps")
+    run, config = seed.run, seed.run.config
+    yield from _differing(str(run), config, vars(spec) | dict(recorded))
+    steps = config.get("steps")
     if isinstance(steps, int) and checkpoint.step > steps:
-        text = f"step {checkpoint.step} lies beyond steps={steps} of {file}"
+        text = f"step {checkpoint.step} lies beyond steps={steps} of {run}"
         yield Finding("checkpoint", text, "the checkpoint is of another run; put it back, or evaluate it by itself")
 
 
 def _differing(place: str, said: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
     """Values that a place gives otherwise than they are; where it runs is no part of what it is."""
     for key in (said.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
-        if _plain(said[key]) != _plain(true[key]):
+        one, other = (tuple(value) if isinstance(value, list) else value for value in (said[key], true[key]))
+        if one != other:
             text = f"{place} says {key}={said[key]}, the checkpoint has {true[key]}"
             yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec: PolicySpec) -> Iterator[Finding]:
@@ -375,24 +329,23 @@ def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec:
     seen = np.unique(window_index(demos.episode_ends, layout).step[:, : spec.obs_steps])  # not the ends of episodes
     table = torch.from_numpy(task.observation(demos, spec.obs)[seen])
     action = torch.from_numpy(demos[task.action].astype(np.float32))
-    found = [
-        *_normalised_findings("observation", policy.observer.normalizer, table),
-        *_normalised_findings("action", policy.action, action),
-    ]
-    yield from found or [Finding("normaliser", f"fits {demos.path}")]
+    parts = (("observation", policy.observer.normalizer, table), ("action", policy.action, action))
+    misfits = [finding for part in parts for finding in misfit(*part)]
+    yield from misfits or [Finding("normaliser", f"fits {demos.path}")]
 
 
-def _normalised_findings(name: str, normaliser: Normalizer, values: Tensor) -> Iterable[Finding]:
+def misfit(name: str, normaliser: Normalizer, values: Tensor) -> Iterator[Finding]:
+    """Whether values (N, D) are of another size, reach beyond what the policy knows, or stay well within it."""
     if len(normaliser.scale) != values.shape[1]:
         text = f"the policy's {name} has {len(normaliser.scale)} numbers, the data's {values.shape[1]}"
-        return [Finding("normaliser", text, "use a checkpoint that was trained on data of this kind")]
+        yield Finding("normaliser", text, "use a checkpoint that was trained on data of this kind")
+        return
     reach = normaliser.normalize(values).abs().amax(dim=0)  # (D,)
     worst, least = int(reach.argmax()), int(reach.argmin())
-    cure = "evaluate with the data that it was trained on, or train anew; units or workspace differ"
+    action = "evaluate with the data that it was trained on, or train anew; units or workspace differ"
     if not reach[worst] <= BEYOND:
         text = f"{name}[{worst}] of the data reaches {reach[worst]:.3g} where the policy knows -1..1"
-        return [Finding("normaliser", text, cure)]
-    if reach[least] < WITHIN and values[:, least].amax() > values[:, least].amin():
+        yield Finding("normaliser", text, action)
+    elif reach[least] < WITHIN and values[:, least].amax() > values[:, least].amin():
         text = f"{name}[{least}] of the data stays within +-{reach[least]:.2g} of the policy's -1..1"
-        return [Finding("normaliser", text, cure)]
-    return []
+        yield Finding("normaliser", text, action)

@@ -1,33 +1,19 @@
-"""Checkpoints between projects: ours, Diffusion Policy's `.ckpt`, LeRobot's directories.
+"""Checkpoints of any project: ours, Diffusion Policy's `.ckpt`, LeRobot's directories.
 
-`open_checkpoint` takes any of them and gives what evaluation takes; `convert` writes any as any other. Loading
-executes nothing of what is read.
+Loading executes nothing of what is read.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, unknown
+from immiscible_policy.cli import CommandError, require_writable, unknown
 from immiscible_policy.evaluation.agent import load_policy, spec_metadata
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
-USAGE = """\
-usage: python -m immiscible_policy convert checkpoint=PATH to=ours|lerobot|diffusion_policy out=PATH
-
-Write a policy of one project for another; the policies give the same actions from the same noise.
-
-  python -m immiscible_policy convert checkpoint=runs/mine/seed_0/checkpoints/step_003000 to=lerobot out=for_lerobot
-  python -m immiscible_policy convert checkpoint=latest.ckpt to=ours out=from_diffusion_policy/step_000000
-"""
 FORMATS = ("ours", "lerobot", "diffusion_policy")
-OPTIONS = {
-    "checkpoint": Option(Path, REQUIRED, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
-    "to": Option(str, REQUIRED, "ours, lerobot or diffusion_policy"),
-    "out": Option(Path, REQUIRED, "what to create: a directory, and for diffusion_policy a file"),
-}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -59,20 +45,13 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
     if out.exists():
         raise CommandError(f"out={out} exists already; name another")
     require_writable("out", out)
-    found = open_checkpoint(checkpoint)
-    _, spec = load_policy(found)  # the weights fit, or one line says that they do not
+    source = open_checkpoint(checkpoint)
+    _, spec = load_policy(source)  # the weights fit, or one line says that they do not
     if to == "lerobot":
-        return write_lerobot(found, spec, out)
+        return write_lerobot(source, spec, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "diffusion_policy":
-        return write_diffusion_policy(found, spec, out)
-    metadata = {"step": found.step, "seed": found.metadata["seed"], "source": str(found.path.name)}
-    weights = {name: found.tensors(name) for name in ("model", "ema")}
+        return write_diffusion_policy(source, spec, out)
+    metadata = {"step": source.step, "seed": source.metadata["seed"], "source": str(source.path.name)}
+    weights = {name: source.tensors(name) for name in ("model", "ema")}
     save_checkpoint(out, spec_metadata(spec) | metadata, weights)
-
-
-def main(words: list[str]) -> None:
-    """Run the command."""
-    options = parse(words, OPTIONS, USAGE)
-    convert(options["checkpoint"], options["to"], options["out"])
-    print(f"wrote {options['out']}")

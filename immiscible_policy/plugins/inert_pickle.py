@@ -27,16 +27,10 @@ import torch._utils
 from immiscible_policy.cli import one_line
 from immiscible_policy.store.checkpoint import CheckpointError
 
-
-def _bytes(text: str, encoding: str) -> bytes:
-    """What protocol 2, which torch writes, makes bytes with."""
-    return text.encode("latin1")
-
-
 _PLAIN = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple)
 REBUILT: dict[tuple[str, str], Any] = {
     **{("builtins", kind.__name__): kind for kind in _PLAIN},
-    ("_codecs", "encode"): _bytes,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how protocol 2 makes bytes
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("torch", "Size"): torch.Size,
@@ -110,13 +104,6 @@ def _shielded(found: Any) -> Any:
     return found if isinstance(found, type) else lambda *args: found(*args)
 
 
-def _as_module() -> ModuleType:
-    """`Unpickler` in the shape in which torch takes it."""
-    module = ModuleType("inert_pickle")
-    module.Unpickler = Unpickler  # type: ignore[attr-defined]
-    return module
-
-
 def read_pickled(path: Path) -> Any:
     """Read what `torch.save` wrote, with whatever pickle module; tensors on the CPU, unknown objects `Inert`.
 
@@ -131,8 +118,10 @@ def read_pickled(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint; give a file of weights")
+    module = ModuleType("inert_pickle")  # the shape in which torch takes an unpickler
+    module.Unpickler = Unpickler  # type: ignore[attr-defined]
     try:
-        return torch.load(path, map_location="cpu", pickle_module=_as_module(), weights_only=False)
+        return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged pickle raises whatever its opcodes lead to

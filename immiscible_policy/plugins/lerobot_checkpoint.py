@@ -7,17 +7,23 @@
 
 The names (lerobot 0.4.4 and 0.6.1):
 
-    here                                 there
-    network.NAME                         diffusion.unet.NAME, in which
-      blocks.0, blocks.1                   conv1, conv2
-      down_modules.I.2.conv, up_...        down_modules.I.2, up_...
-      columns of cond_encoder.1.weight     in the order (agent, block) instead of that of the observation
-    observation, action                  statistics: min and max
-    data_scale                           clip_sample_range, and narrower min and max of the action
+    here                                   there
+    network.NAME                           diffusion.unet.NAME, in which
+      blocks.0, blocks.1                     conv1, conv2
+      down_modules.I.2.conv, up_...          down_modules.I.2, up_...
+      columns of cond_encoder.1.weight       in the order (agent, block) instead of that of the observation
+    observer.normalizer, action            statistics: min and max
+    data_scale                             clip_sample_range, and narrower min and max of the action
+    within observer.encoder.obs_nets.img   within diffusion.rgb_encoder (its 0, if each camera has one of its own)
+      backbone.conv1, bn1, layer1..4         backbone.0, 1, 4..7    (the others have no weights)
+      keypoints                              pool.nets              (and pool.pos_grid, the places of its pixels)
+      linear                                 out
 
 An observation of PushT is there split in two: `observation.state` is the agent's position, and
-`observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block
-(`lerobot_encoder`), whose 64 features come after the agent's position there, and before it here.
+`observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block,
+whose 64 features come after the agent's position there, and before it here. Pixels have to be mapped to -1..1, as here:
+by a mean and a deviation of 0.5, or from 0..1. Another map could be moved into the first convolution, but for the zeros
+that it pads its borders with.
 """
 
 from __future__ import annotations
@@ -34,43 +40,57 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.plugins.lerobot_encoder import (
-    IMAGE,
-    cameras,
-    encoder_config,
-    read_encoder,
-    read_encoder_spec,
-    write_encoder,
-)
+from immiscible_policy.network.encoder import KEYPOINTS, EncoderSpec
+from immiscible_policy.plugins import published
 from immiscible_policy.plugins.published import (
     AGENT_DIM,
+    CAMERA_ENCODER,
     FINAL_GROUPS,
+    NETWORK,
+    OBSERVATION,
+    RESNET_WIDTH,
     ForeignCheckpoint,
     agent_first,
     check_pixels,
+    encoder_names,
     exportable,
     foreign,
     lacks,
     observed,
+    places,
+    predicted,
+    renamed,
     reordered,
     require,
+    seen_side,
     under,
     whole,
     within,
 )
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import SIZE
+from immiscible_policy.tasks.pusht import CAMERA, SIZE
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
+IMAGE = "observation.image"
+"""LeRobot's name for PushT's camera."""
 SETTINGS = {
     "use_film_scale_modulation": True,
     "n_groups": FINAL_GROUPS,
     "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "epsilon",
     "clip_sample": True,
 }
+ENCODER_SETTINGS = {
+    "vision_backbone": "resnet18",
+    "resize_shape": None,
+    "use_group_norm": True,
+    "spatial_softmax_num_keypoints": KEYPOINTS,
+}
+WRITTEN = {"use_separate_rgb_encoder_per_camera": False, "pretrained_backbone_weights": None, "crop_is_random": True}
+"""What any value of is read: nothing depends on it, with one camera and weights that are there."""
+ENCODER = encoder_names("backbone.", "out.")
+THEIR_ENCODER, POSITIONS = "diffusion.rgb_encoder.", "pool.pos_grid"
 RENAMED = ((r"\.blocks\.0\.", ".conv1."), (r"\.blocks\.1\.", ".conv2."), (r"(modules\.\d+\.2)\.conv\.", r"\1."))
 BACK = (
     (r"\.conv1\.", ".blocks.0."),
@@ -98,14 +118,29 @@ def read_lerobot(path: Path) -> ForeignCheckpoint:
     except (KeyError, TypeError) as error:
         raise lacks(path, error) from None
     weights = _tensors(path / "model.safetensors")
-    unet = _ours(within("diffusion.unet.", weights), spec)
-    found = under("network.", unet) | read_encoder(weights) | _normalisers(path, config, spec)
-    return foreign(path, "LeRobot", spec, found)
+    unet = {_rename(name, BACK): value for name, value in within("diffusion.unet.", weights).items()}
+    theirs = within(f"{THEIR_ENCODER}0.", weights) or within(THEIR_ENCODER, weights)
+    back = {there: here for here, there in ENCODER.items()}
+    encoder = under(CAMERA_ENCODER, renamed({n: value for n, value in theirs.items() if n != POSITIONS}, back))
+    ordered = under(NETWORK, reordered(unet, agent_first(spec).argsort(), spec))
+    return foreign(path, "LeRobot", spec, ordered | encoder | _normalisers(path, config, spec))
 
 
 def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
-    sizes, encoder = _sizes(path, config), read_encoder_spec(path, config)
-    numbers = sizes[STATE] + sizes.get(BLOCK, 0)
+    features = config["input_features"] | config["output_features"]
+    seen = _cameras(features)
+    sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
+    if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != AGENT_DIM:
+        raise CheckpointError(
+            f"{path}: has {', '.join(features)}; PushT needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
+        )
+    if len(seen) > 1:
+        raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); PushT has one")
+    encoder, numbers = None, sizes[STATE] + sizes.get(BLOCK, 0)
+    if seen:
+        require(path, config, ENCODER_SETTINGS)
+        side = seen_side(path, features[seen[0]]["shape"][1:], config["crop_shape"])
+        encoder = EncoderSpec((CAMERA,), side, RESNET_WIDTH)
     return PolicySpec(
         obs="image" if encoder else observed(path, numbers),
         obs_dim=numbers,
@@ -114,8 +149,9 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
         obs_steps=whole(config["n_obs_steps"]),
         action_steps=whole(config["n_action_steps"]),
         diffusion_steps=whole(config["num_train_timesteps"]),
+        prediction=predicted(path, config["prediction_type"]),
         data_scale=float(config["clip_sample_range"]),
-        down_dims=tuple(whole(each) for each in config["down_dims"]),
+        down_dims=tuple(whole(channels) for channels in config["down_dims"]),
         step_embed_dim=whole(config["diffusion_step_embed_dim"]),
         kernel_size=whole(config["kernel_size"]),
         groups=config["n_groups"],
@@ -123,22 +159,9 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
     )
 
 
-def _sizes(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Numbers of the agent's position, the action, and of the block unless a camera sees it."""
-    features = config["input_features"] | config["output_features"]
-    seen = cameras(features)
-    sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
-    if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != AGENT_DIM:
-        raise CheckpointError(
-            f"{path}: has {', '.join(features)}; PushT needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
-        )
-    return sizes
-
-
-def _ours(unet: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
-    """A U-Net's tensors under their names here, for observations in the order used here."""
-    named = {_rename(name, BACK): value for name, value in unet.items()}
-    return reordered(named, agent_first(spec).argsort(), spec)
+def _cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The features that are pictures."""
+    return [name for name, feature in features.items() if feature.get("type") == "VISUAL"]
 
 
 def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -149,33 +172,26 @@ def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dict[str, Tensor]:
     """Scales and offsets from the statistics beside the weights."""
-    modes, stats = config.get("normalization_mapping", {}), _statistics(path)
+    steps = _json(path / "policy_preprocessor.json").get("steps", [])
+    files = [step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"]
+    if len(files) != 1 or Path(str(files[0])).name != files[0]:
+        raise CheckpointError(f"{path}: policy_preprocessor.json names no file of statistics")
+    modes, stats = config.get("normalization_mapping", {}), _tensors(path / files[0])
     features = config["input_features"] | config["output_features"]
     affine = {
         key: _affine(path, key, modes.get(feature["type"], "IDENTITY"), stats, feature["shape"][0])
         for key, feature in features.items()
     }
-    for camera in cameras(features):
+    for camera in _cameras(features):
         check_pixels(path, *affine.pop(camera))
-    action_scale, action_offset = (each / spec.data_scale for each in affine.pop(ACTION))
-    scale, offset = (torch.cat([affine[key][i] for key in (STATE, BLOCK) if key in affine]) for i in (0, 1))
+    action = [values / spec.data_scale for values in affine.pop(ACTION)]
+    observation = [torch.cat([affine[key][i] for key in (STATE, BLOCK) if key in affine]) for i in (0, 1)]
     if spec.encoder is None:
-        scale, offset = (each[agent_first(spec).argsort()] for each in (scale, offset))
-    return {
-        "observer.normalizer.scale": scale,
-        "observer.normalizer.offset": offset,
-        "action.scale": action_scale,
-        "action.offset": action_offset,
-    }
-
-
-def _statistics(path: Path) -> dict[str, Tensor]:
-    """The tensors of the normalising step, by `FEATURE.STATISTIC`."""
-    steps = _json(path / "policy_preprocessor.json").get("steps", [])
-    files = [step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"]
-    if len(files) != 1 or Path(str(files[0])).name != files[0]:
-        raise CheckpointError(f"{path}: policy_preprocessor.json names no file of statistics")
-    return _tensors(path / files[0])
+        observation = [values[agent_first(spec).argsort()] for values in observation]
+    parts = ("scale", "offset")
+    return under(OBSERVATION, dict(zip(parts, observation, strict=True))) | under(
+        published.ACTION, dict(zip(parts, action, strict=True))
+    )
 
 
 def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
@@ -215,24 +231,22 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     if spec.horizon % 2 ** len(spec.down_dims):
         raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
     weights = checkpoint.tensors("ema")
-    ordered = reordered(within("network.", weights), agent_first(spec), spec)
-    unet = {_rename(name, RENAMED): value for name, value in ordered.items()}
-    theirs = under("diffusion.unet.", unet) | (write_encoder(weights, spec.encoder) if spec.encoder else {})
-    out.mkdir(parents=True)
-    features = _features(spec)
-    _write_json(out / "config.json", _config(spec, features))
-    _write_tensors(out / "model.safetensors", theirs)
-    _write_processors(out, features, _ranges(weights, spec))
-
-
-def _features(spec: PolicySpec) -> dict[str, dict[str, Any]]:
+    ordered = reordered(within(NETWORK, weights), agent_first(spec), spec)
+    theirs = under("diffusion.unet.", {_rename(name, RENAMED): value for name, value in ordered.items()})
+    if spec.encoder:
+        positions = {POSITIONS: torch.stack(places(spec.encoder), dim=1)}
+        theirs |= under(THEIR_ENCODER, renamed(within(CAMERA_ENCODER, weights), ENCODER) | positions)
     seen = {IMAGE: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}}
     block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - AGENT_DIM]}}
-    return {
+    features = {
         STATE: {"type": "STATE", "shape": [AGENT_DIM]},
         **(seen if spec.encoder else block),
         ACTION: {"type": "ACTION", "shape": [spec.action_dim]},
     }
+    out.mkdir(parents=True)
+    _write_json(out / "config.json", _config(spec, features))
+    _write_tensors(out / "model.safetensors", theirs)
+    _write_processors(out, features, _ranges(weights, spec))
 
 
 def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -253,23 +267,26 @@ def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[st
         "noise_scheduler_type": "DDPM",
         "num_train_timesteps": spec.diffusion_steps,
         "clip_sample_range": spec.data_scale,
+        "prediction_type": spec.prediction,
     }
-    return sizes | SETTINGS | (encoder_config(spec.encoder) if spec.encoder else {})
+    if spec.encoder is None:
+        return sizes | SETTINGS
+    return sizes | SETTINGS | ENCODER_SETTINGS | WRITTEN | {"crop_shape": [spec.encoder.crop, spec.encoder.crop]}
 
 
 def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
     """Smallest and largest value of each feature: what is normalised to -1 and 1."""
     numbers = torch.arange(spec.obs_dim) if spec.encoder else agent_first(spec)  # beside pictures, the agent's alone
     parts = [
-        (STATE, "observer.normalizer", numbers[:AGENT_DIM], 1.0),
-        (BLOCK, "observer.normalizer", numbers[AGENT_DIM:], 1.0),
-        (ACTION, "action", torch.arange(spec.action_dim), spec.data_scale),
+        (STATE, OBSERVATION, numbers[:AGENT_DIM], 1.0),
+        (BLOCK, OBSERVATION, numbers[AGENT_DIM:], 1.0),
+        (ACTION, published.ACTION, torch.arange(spec.action_dim), spec.data_scale),
     ]
     ranges = {f"{IMAGE}.min": torch.zeros(3, 1, 1), f"{IMAGE}.max": torch.ones(3, 1, 1)} if spec.encoder else {}
     for key, here, rows, factor in parts:
         if not len(rows):
             continue
-        scale, offset = (factor * weights[f"{here}.{part}"][rows].double() for part in ("scale", "offset"))
+        scale, offset = (factor * weights[here + part][rows].double() for part in ("scale", "offset"))
         ranges[f"{key}.min"], ranges[f"{key}.max"] = ((-1 - offset) / scale).float(), ((1 - offset) / scale).float()
     return ranges
 

@@ -23,13 +23,17 @@ from immiscible_policy.tasks.pusht import CAMERA, SIZE
 
 OBSERVED = {20: "keypoints", 5: "state"}
 """What is observed, by the numbers of one observation."""
+PREDICTIONS = ("epsilon", "sample")
+"""What the network may predict, in diffusers' terms."""
 RESNET_WIDTH = 64
 """Channels of a ResNet-18's first stage."""
 REDUCTION = 32
 """How much smaller than the picture the last maps are."""
 FINAL_GROUPS = 8
 """Groups of the U-Net's last block, which in the other projects no option changes."""
-OURS = f"observer.encoder.obs_nets.{CAMERA}."
+NETWORK, OBSERVATION, ACTION = "network.", "observer.normalizer.", "action."
+"""Where the weights of the U-Net and the normalisers are here."""
+CAMERA_ENCODER = f"observer.encoder.obs_nets.{CAMERA}."
 """Where the weights of PushT's camera are here."""
 AGENT_DIM = 2
 """Numbers of the agent's position."""
@@ -89,15 +93,15 @@ def lacks(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: the configuration lacks {error}")
 
 
-def require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse a setting that the architecture here does not have.
 
     Raises:
         CheckpointError: Naming the first setting that differs.
     """
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise CheckpointError(f"{path}: {key}={found.get(key)}; only {key}={value} can be expressed here")
+        if config.get(key) != value:
+            raise CheckpointError(f"{path}: {key}={config.get(key)}; only {key}={value} can be expressed here")
 
 
 def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
@@ -108,21 +112,17 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
         spec: Its policy.
 
     Raises:
-        CheckpointError: If it does not diffuse, or sees or groups in a way that cannot be expressed.
+        CheckpointError: If it does not diffuse, or sees, predicts or groups in a way that cannot be expressed.
     """
+    path, encoder = checkpoint.path, spec.encoder
     if spec.method != "diffusion":
-        raise CheckpointError(
-            f"{checkpoint.path}: method={spec.method} does not diffuse; only a diffusion policy converts"
-        )
-    if spec.prediction != "epsilon":
-        raise CheckpointError(f"{checkpoint.path}: prediction={spec.prediction}; only prediction=epsilon converts")
-    if spec.encoder is not None:
-        _require_resnet(checkpoint.path, spec.encoder)
+        raise CheckpointError(f"{path}: method={spec.method} does not diffuse; only a diffusion policy converts")
+    if spec.prediction not in PREDICTIONS:
+        raise CheckpointError(f"{path}: prediction={spec.prediction}; only {' and '.join(PREDICTIONS)} convert")
     if spec.groups != FINAL_GROUPS:
-        raise CheckpointError(f"{checkpoint.path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
-
-
-def _require_resnet(path: Path, encoder: EncoderSpec) -> None:
+        raise CheckpointError(f"{path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
+    if encoder is None:
+        return
     seen_side(path, [SIZE, SIZE], [encoder.crop, encoder.crop])
     if encoder != EncoderSpec((CAMERA,), encoder.crop, RESNET_WIDTH):
         raise CheckpointError(
@@ -130,6 +130,17 @@ def _require_resnet(path: Path, encoder: EncoderSpec) -> None:
             f"shared_encoder={encoder.shared}; "
             f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH}, and here of PushT's one camera, {CAMERA}"
         )
+
+
+def predicted(path: Path, prediction: Any) -> str:
+    """The `prediction` of a setting `prediction_type`.
+
+    Raises:
+        CheckpointError: If it is another one.
+    """
+    if prediction not in PREDICTIONS:
+        raise CheckpointError(f"{path}: prediction_type={prediction}; only {' and '.join(PREDICTIONS)} convert")
+    return prediction
 
 
 def observed(path: Path, numbers: int) -> str:
@@ -194,13 +205,25 @@ def places(spec: EncoderSpec) -> tuple[Tensor, Tensor]:
     return x.flatten(), y.flatten()
 
 
+def encoder_names(backbone: str, linear: str) -> dict[str, str]:
+    """Where the parts of a camera's encoder are in another project, by where they are here.
+
+    Args:
+        backbone: Prefix there of the ResNet's stages, which are numbered; those left out have no weights.
+        linear: Prefix there of the last layer.
+    """
+    stages = {"conv1": 0, "bn1": 1} | {f"layer{i + 1}": i + 4 for i in range(4)}
+    named = {f"backbone.{stage}.": f"{backbone}{number}." for stage, number in stages.items()}
+    return named | {"keypoints.": "pool.nets.", "linear.": linear}
+
+
 def renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors with their prefixes exchanged; those without a known one keep their names."""
-    found = {}
+    result = {}
     for name, value in weights.items():
-        prefix = next((each for each in prefixes if name.startswith(each)), "")
-        found[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
-    return found
+        prefix = next((known for known in prefixes if name.startswith(known)), "")
+        result[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
+    return result
 
 
 def within(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ChosenNoise:
-    """An `add_noise` that chooses the noise before it adds it.
+    """An `add_noise` that chooses the noise before it adds it; a copy of the scheduler gets one of its own.
 
     Attributes:
         add_noise: The scheduler's own.

@@ -74,7 +74,7 @@ class ImmisciblePlan:
             raise ValueError("y0 labels rows of x0, which chosen noise replaces; leave y0 out")
         return self.select(x1, condition=y1), x1, None, y1
 
-    def get_map(self, x0: Tensor, x1: Tensor) -> NoReturn:
+    def get_map(self, *args: object, **options: object) -> NoReturn:
         """There is none.
 
         Raises:
@@ -82,13 +82,7 @@ class ImmisciblePlan:
         """
         raise ValueError("a selector makes new noise, so that there is no plan over the rows of x0; use sample_plan")
 
-    def sample_map(self, pi: object, batch_size: int, replace: bool = True) -> NoReturn:
-        """There is none, as there is no plan to draw from.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError("a selector makes new noise, so that there is no plan to draw from; use sample_plan")
+    sample_map = get_map
 
 
 def _check_shapes(x0: Tensor, x1: Tensor) -> None:

@@ -64,6 +64,10 @@ class PushT(Task):
         "n_contacts": Column((1,), required=False),
         CAMERA: Column((None, None, 3), required=False),
     }
+    cures = {
+        r"should lie in 0\.\.|no span of": "store positions in pixels of the workspace, not normalised, not shifted",
+        r"from where data/state puts": "recompute data/keypoint with immiscible_envs.geometry.keypoints(state[:, 2:5])",
+    }
     archive = Archive(
         "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip",
         "pusht_cchi_v7_replay.zarr",

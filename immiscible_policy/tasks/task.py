@@ -111,6 +111,7 @@ class Task(Protocol):
         fps: Steps per second, of demonstrations and videos.
         action: Key of the actions in the demonstrations.
         columns: Arrays that the demonstrations hold; if it names none, all that a store has are read.
+        cures: What to do about a line of `problems`, by a pattern in it.
         instruction: The task as one would tell a person to do it.
         ways: Equally good ways to do it, for the benchmark of modality; None if there are none.
     """
@@ -125,6 +126,7 @@ class Task(Protocol):
     fps: int = 10
     action: str = "action"
     columns: Mapping[str, Column] = {}
+    cures: Mapping[str, str] = {}
     instruction: str = ""
     ways: Ways | None = None
 

@@ -32,10 +32,11 @@ def test_search_plans_ahead() -> None:
         costs = []
         for lookahead in (1, 3):
             target = expert.search(pose, lookahead)
-            pushes = expert.possible_pushes(np.array([[pose.centre.real, pose.centre.imag, pose.angle, -1.0]]), pose)
-            index = np.flatnonzero((pushes.state == target).all(axis=1))[0]
-            after = expert.possible_pushes(pushes.state[index][None], pose)
-            costs.append(pushes.effort[index] + (after.effort + expert.remaining_steps(after.state)).min())
+            here = np.array([[pose.centre.real, pose.centre.imag, pose.angle, -1.0]])
+            _, states, steps = expert.possible_pushes(here, pose)
+            index = np.flatnonzero((states == target).all(axis=1))[0]
+            _, after, more = expert.possible_pushes(states[index][None], pose)
+            costs.append(steps[index] + (more + expert.remaining_steps(after)).min())
         gains.append(costs[0] - costs[1])
     assert max(gains) > 1
 

@@ -25,8 +25,14 @@ from tests.plugins.published_unet import PublishedUnet
 from tests.training.helpers import command, refused
 
 SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
+PUBLISHED = Solver("ddim", 10, spacing="leading")
+"""How the other projects sample."""
 SEEING = replace(SPEC, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84))
-SPECS = [SPEC, replace(SPEC, obs="state", obs_dim=5, data_scale=1.5, obs_steps=3, action_steps=4)]
+SPECS = [
+    SPEC,
+    replace(SPEC, obs="state", obs_dim=5, data_scale=1.5, obs_steps=3, action_steps=4),
+    replace(SPEC, prediction="sample"),
+]
 
 
 def ranges(dims, seed):
@@ -54,7 +60,7 @@ def chunks(path, sampler=None):
         observation = Pictured(observation, images)
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     noise = torch.stack([torch.randn(16, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    return policy.sample(observation, sampler or Solver("ddim", 10), generators), observation, noise
+    return policy.sample(observation, sampler or PUBLISHED, generators), observation, noise
 
 
 def close(found, expected):
@@ -163,7 +169,7 @@ def test_the_published_image_policy_acts_as_what_is_written_for_it(tmp_path):
 
 
 def their_view(observation):
-    return {"image": observation.images[:, :, 0].movedim(-1, 2) / 255, "agent_pos": observation.agent}
+    return {"image": observation.images[:, :, 0].movedim(-1, 2) / 255, "agent_pos": observation.numbers}
 
 
 def published_config(order=("image", "agent_pos"), crop=84):
@@ -291,7 +297,7 @@ def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):
     """What LeRobot's policy does, from the same observations and noise."""
     if isinstance(observation, Pictured):
         pixels = observation.images[:, :, 0].movedim(-1, 2) / 255
-        inputs = {"observation.state": observation.agent, "observation.image": pixels}
+        inputs = {"observation.state": observation.numbers, "observation.image": pixels}
     else:
         inputs = {
             "observation.state": observation[..., agent],
@@ -309,6 +315,7 @@ def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):
     [
         (SPECS[0], slice(18, 20), slice(0, 18)),
         (SPECS[1], slice(0, 2), slice(2, 5)),
+        (SPECS[2], slice(18, 20), slice(0, 18)),
         pytest.param(SEEING, None, None, marks=pytest.mark.slow),
     ],
 )
@@ -388,7 +395,7 @@ def written_for_lerobot(tmp_path):
     [
         ({"type": "act"}, "a policy of type act"),
         ({"use_film_scale_modulation": False}, "use_film_scale_modulation=False; only"),
-        ({"prediction_type": "sample"}, "prediction_type=sample; only prediction_type=epsilon"),
+        ({"prediction_type": "v_prediction"}, "prediction_type=v_prediction; only epsilon and sample convert"),
         ({"down_dims": [16, 64]}, "weights do not fit"),
         ({"horizon": None}, "the configuration lacks a whole number where it says None"),
         ({"input_features": {"observation.image": {"shape": [3, 96, 96]}}}, "PushT needs observation.state"),
@@ -445,6 +452,7 @@ def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, said):
     [
         (replace(SPEC, groups=4), "groups=4"),
         (replace(SPEC, method="regression"), "method=regression does not diffuse"),
+        (replace(SPEC, prediction="v_prediction"), "prediction=v_prediction; only epsilon and sample convert"),
         (replace(SEEING, encoder=EncoderSpec(("img",), 84, 16)), "encoder_width=16"),
         (replace(SEEING, encoder=EncoderSpec(("wrist",), 84, 16)), "cameras=wrist"),
         (replace(SEEING, encoder=EncoderSpec(("img",), 83, 16)), r"\[83, 83\] are seen"),
