@@ -36,11 +36,11 @@ from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 from immiscible_policy.tasks import find_task, open_demonstrations
 

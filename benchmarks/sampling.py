@@ -32,13 +32,13 @@ from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import SOLVERS, Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import read_checkpoint
 from immiscible_policy.training.options import resolve_device
@@ -214,10 +214,10 @@ def forward(policy: Policy, observation: torch.Tensor) -> Callable[[], torch.Ten
 def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
     """Mean reward with its 95 % interval over the starts, and mean coverage."""
     rows = evaluate(agent, starts, seed=0, checkpoint=0, max_steps=steps)
-    found = mean_interval(np.array([[row.max_reward for row in rows]]))
+    found = mean_interval(np.array([[row.metrics["reward"] for row in rows]]))
     ends = (found.low, found.high)
     bounds = [round(float(np.clip(end, 0, 1)), 4) if np.isfinite(end) else None for end in ends]
-    coverage = sum(row.max_coverage for row in rows) / len(rows)
+    coverage = sum(row.metrics["coverage"] for row in rows) / len(rows)
     return {"reward": round(found.estimate, 4), "reward_interval": bounds, "coverage": round(coverage, 4)}
 
 

@@ -29,9 +29,9 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
@@ -128,7 +128,7 @@ def roll_bank(policy: ActingPolicy, step: int, sampler: str, seeds: int, starts:
         evaluate(policy, [int(name) * STRIDE + seed for name in names], seed=seed, checkpoint=step, states=states)
         for seed in range(seeds)
     ]
-    return Bank(step, sampler, names.tolist(), np.array([[row.max_coverage for row in each] for each in rows]))
+    return Bank(step, sampler, names.tolist(), np.array([[row.metrics["coverage"] for row in each] for each in rows]))
 
 
 def read_bank(path: Path) -> Bank:

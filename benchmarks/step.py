@@ -28,7 +28,6 @@ from benchmarks.measuring import (
 )
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import build_policy
@@ -37,6 +36,7 @@ from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.seed import initial_state

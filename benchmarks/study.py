@@ -12,15 +12,15 @@ import numpy as np
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.evaluation.statistics import interval
-from immiscible_policy.provenance import provenance, run_origin, without_places
+from immiscible_policy.provenance import provenance, without_places
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import read_config
-from immiscible_policy.results.compare import as_json, compare, write_comparison
-from immiscible_policy.results.summary import METRICS, scores
+from immiscible_policy.results.compare import compare, content, write_comparison
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.store.rows import EpisodeRow, Run, read_run
-from immiscible_policy.store.run import SETTINGS_OF_PLACE
+from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
 
 USAGE = """\
 usage: python -m benchmarks study a=DIR [b=DIR|untrained=true] out=FILE.json
@@ -61,22 +61,22 @@ def study(a: Path, b: Path | None, untrained: bool, out: Path) -> dict[str, Any]
         raise ValueError(f"out={out}: name a file that ends in .json")
     if untrained and b is not None:
         raise ValueError("untrained=true: it belongs to A alone; leave b= out")
-    runs = {name: read_run(path) for name, path in (("a", a), ("b", b)) if path is not None}
-    arms = {name: {"run": run.dir.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
+    runs = {name: RunDirectory(path) for name, path in (("a", a), ("b", b)) if path is not None}
+    arms = {name: {"run": run.path.name, **_origin(run), "curves": _curves(run)} for name, run in runs.items()}
     if b is None:
         gained = {"gain": gain(runs["a"])} if untrained else {}
-        return {"arms": arms, "summary": json.loads((a / "summary.json").read_text()), **gained}
+        return {"arms": arms, "summary": runs["a"].summary, **gained}
     comparison = compare(runs["a"], runs["b"])
-    figures = as_json(comparison)
+    figures = json.dumps(content(comparison))
     for run in runs.values():
-        figures = figures.replace(json.dumps(str(run.dir)), json.dumps(run.dir.name))
+        figures = figures.replace(json.dumps(str(run.path)), json.dumps(run.path.name))
     beside = out.with_suffix("")
     write_comparison(beside, comparison, runs["a"], runs["b"])
     (beside / "comparison.json").unlink()  # it is in the file itself
     return {"arms": arms, "comparison": json.loads(figures)}
 
 
-def gain(run: Run) -> dict[str, Any]:
+def gain(run: RunDirectory) -> dict[str, Any]:
     """How much better the last checkpoints are than their networks before training.
 
     Paired by training seed and start, with the same sampling noise; intervals of `evaluation.statistics`.
@@ -84,14 +84,14 @@ def gain(run: Run) -> dict[str, Any]:
     Returns:
         By metric, `before` and `after` (means over seeds and starts) and `difference` with its interval.
     """
-    config = read_config(run.dir / "config.yaml")
+    config = read_config(run)
     recipe = RobotRecipe.prepare(config)
-    after = scores(run.seeds)
+    after = scores(run.episodes())
     rows = {seed: _untrained_rows(recipe, seed) for seed in after}
     found = {}
     for metric in ("coverage", "reward"):
         last = np.stack([each.values[metric][-1] for each in after.values()])
-        first = np.array([[getattr(row, f"max_{metric}") for row in rows[seed]] for seed in after])
+        first = np.array([[row.metrics[metric] for row in rows[seed]] for seed in after])
         means = {"before": float(first.mean()), "after": float(last.mean())}
         found[metric] = means | {"difference": asdict(interval([last - first]))}
     return found
@@ -103,14 +103,14 @@ def _untrained_rows(recipe: RobotRecipe, seed: int) -> list[EpisodeRow]:
     return evaluate(agent, recipe.starts, seed=seed, checkpoint=0)
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def _origin(run: RunDirectory) -> dict[str, Any]:
     """Where a run came from and its settings, without the places where its files happened to lie."""
     settings = {key: value for key, value in run.config.items() if key not in SETTINGS_OF_PLACE | {"data"}}
-    return {"origin": run_origin(run.dir), "settings": settings}
+    return {"origin": run.origin, "settings": settings}
 
 
-def _curves(run: Run) -> dict[str, Any]:
+def _curves(run: RunDirectory) -> dict[str, Any]:
     return {
-        str(seed): {"steps": found.steps, **{name: found.values[name].mean(axis=1).tolist() for name in METRICS}}
-        for seed, found in scores(run.seeds).items()
+        str(seed): {"steps": found.steps, **{name: found.values[name].mean(axis=1).tolist() for name in found.values}}
+        for seed, found in scores(run.episodes()).items()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -22,16 +21,6 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 def provenance() -> dict[str, Any]:
     """The origin of whatever this process measures, as JSON values."""
     return {"command": command(), "commit": commit(), "hardware": hardware(), "versions": versions()}
-
-
-def run_origin(directory: Path) -> dict[str, Any]:
-    """The origin that a run directory records, without the places where files happened to lie; empty if it has none."""
-    file = directory / "provenance.json"
-    if not file.exists():
-        return {}
-    origin = json.loads(file.read_text())
-    origin["data"]["path"] = Path(origin["data"]["path"]).name
-    return origin | {"command": without_places(origin["command"])}
 
 
 def command() -> str:

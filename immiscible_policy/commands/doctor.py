@@ -303,11 +303,11 @@ def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Findin
     seed = run_of(checkpoint.path)
     if seed is None:
         return
-    run, config = seed.run, seed.run.config
-    yield from _differing(str(run), config, vars(spec) | dict(recorded))
+    config = seed.run.config
+    yield from _differing(f"the run {seed.run.path}", config, vars(spec) | dict(recorded))
     steps = config.get("steps")
     if isinstance(steps, int) and checkpoint.step > steps:
-        text = f"step {checkpoint.step} lies beyond steps={steps} of {run}"
+        text = f"step {checkpoint.step} lies beyond steps={steps} of the run {seed.run.path}"
         yield Finding("checkpoint", text, "the checkpoint is of another run; put it back, or evaluate it by itself")
 
 

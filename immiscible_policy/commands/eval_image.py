@@ -17,8 +17,8 @@ from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import start_noise
 from immiscible_policy.image.evaluation.pictures import edits_figure
 from immiscible_policy.image.evaluation.report import Report, require_comparable, write_report
-from immiscible_policy.provenance import run_origin
 from immiscible_policy.results.writer import save_figure
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import resolve_device
 
 EDITED = 6
@@ -113,7 +113,9 @@ def _main(words: list[str]) -> None:
         evaluation.check(target)
     rows = {target.label: evaluation.rows(target) for target in targets}
     require_comparable(rows)
-    origins = {target.label: run_origin(target.directory) for target in targets if target.directory is not None}
+    origins = {
+        target.label: RunDirectory(target.directory).origin for target in targets if target.directory is not None
+    }
     report = Report(_title(plan), rows, evaluation.reference(targets[0]), origins)
     if out is None:
         return

@@ -15,7 +15,6 @@ from immiscible_envs.modes import MODES, symmetric_starts
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.commands import solving
-from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.lab.modality.arms import (
     MEASURES,
     MOST_REPETITIONS,
@@ -28,12 +27,14 @@ from immiscible_policy.lab.modality.arms import (
 from immiscible_policy.lab.modality.modes import Array, shares
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.provenance import provenance, run_origin, without_places
-from immiscible_policy.results.text import table
+from immiscible_policy.provenance import provenance, without_places
+from immiscible_policy.results.interval import figures, text
+from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory, runs_in
 from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
@@ -57,26 +58,28 @@ OPTIONS = {
     "device": Option(str, "cpu", "cpu or cuda"),
 }
 
+UNDECIDED = "nothing decided"
+
 PUBLISHED = (
     ("published: vanilla, 10 seeds", "0.976", "0.9516"),
     ("published: assignment, 10 seeds", "0.65", "0.9539"),
 )
 
 
-def find_runs(text: str, checkpoints: str) -> dict[Path, dict[int, list[Checkpoint]]]:
+def find_runs(names: str, checkpoints: str) -> dict[Path, dict[int, list[Checkpoint]]]:
     """The runs that were asked for, and of each the checkpoints that all of its seeds keep.
 
     Args:
-        text: Directories separated by commas, each a run or a directory of runs.
+        names: Directories separated by commas, each a run or a directory of runs.
         checkpoints: `all`, or `last` for the newest of these.
 
     Raises:
         CommandError: If a directory holds no run, two have one name, or the seeds of a run share no checkpoint.
     """
-    runs = [run for part in text.split(",") for run in _runs_in(Path(part).expanduser())]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise CommandError(f"runs={text}: two runs have the same name among {', '.join(names)}")
+    runs = [run for part in names.split(",") for run in _runs_in(Path(part).expanduser())]
+    called = [run.name for run in runs]
+    if len(set(called)) < len(called):
+        raise CommandError(f"runs={names}: two runs have the same name among {', '.join(called)}")
     return {run: _shared(run, checkpoints) for run in runs}
 
 
@@ -109,7 +112,7 @@ def markdown(arms: Sequence[Arm]) -> str:
         "balanced, 1 one way only). TV: total-variation distance to the training demonstrations that begin nearly "
         "upside down, undecided counted as a third mode. Floor: what pure chance gives with as many rollouts.",
         "",
-        *table(columns, rows),
+        table(columns, rows),
         "",
         "The published figures are from one symmetric start, their definition of the majority is not stated.",
         "",
@@ -118,9 +121,10 @@ def markdown(arms: Sequence[Arm]) -> str:
         "",
     ]
     if len(arms) > 1:
-        rows = [[arm.name, *(_signed(difference(arm, base, each)) for each in MEASURES)] for arm in arms[1:]]
+        differences = {arm.name: [difference(arm, base, each) for each in MEASURES] for arm in arms[1:]}
+        rows = [[name, *(text(each, "+.3f") or UNDECIDED for each in found)] for name, found in differences.items()]
         head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
-        lines += [head, "", *table(("run", *MEASURES), rows), ""]
+        lines += [head, "", table(("run", *MEASURES), rows), ""]
     return "\n".join(lines)
 
 
@@ -187,10 +191,9 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _runs_in(directory: Path) -> list[Path]:
-    if (directory / "config.yaml").is_file():
+    if RunDirectory(directory).exists:
         return [directory]
-    runs = [file.parent for file in directory.glob("*/config.yaml")]
-    runs.sort(key=lambda run: (run.name != "vanilla", run.name))
+    runs = sorted((run.path for run in runs_in(directory)), key=lambda run: (run.name != "vanilla", run.name))
     if not runs:
         raise CommandError(f"runs={directory}: neither a run (with config.yaml) nor a directory of runs")
     return runs
@@ -212,7 +215,8 @@ def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any
 
 def _shared(run: Path, checkpoints: str) -> dict[int, list[Checkpoint]]:
     """Of each seed the checkpoints whose steps every seed keeps."""
-    kept = {int(path.name.removeprefix("seed_")): list_checkpoints(path / "checkpoints") for path in run.glob("seed_*")}
+    directory = RunDirectory(run)
+    kept = {seed: directory.seed(seed).checkpoints() for seed in directory.seeds()}
     steps = sorted(set.intersection(*({each.step for each in found} for found in kept.values()))) if kept else []
     if not steps:
         raise CommandError(
@@ -226,7 +230,7 @@ def _arm_content(arm: Arm, base: Arm) -> dict[str, Any]:
     return {
         "name": arm.name,
         "run": Path(arm.path).name,
-        "origin": run_origin(Path(arm.path)),
+        "origin": RunDirectory(arm.path).origin,
         "seeds": arm.seeds,
         "steps": arm.steps,
         "gaps": arm.gaps,
@@ -236,7 +240,7 @@ def _arm_content(arm: Arm, base: Arm) -> dict[str, Any]:
         "shares": shares(arm.counts.sum((0, 2))).tolist(),
         **{each: _measure_content(arm, each) for each in MEASURES},
         "difference_to": None if arm is base else base.name,
-        "difference": {} if arm is base else {each: _plain(difference(arm, base, each)) for each in MEASURES},
+        "difference": {} if arm is base else {each: figures(difference(arm, base, each)) for each in MEASURES},
     }
 
 
@@ -247,14 +251,8 @@ def _measure_content(arm: Arm, name: str) -> list[dict[str, Any]]:
     for index, step in enumerate(arm.steps):
         by_seed = [_number(value) for value in values[:, index].mean(1)]
         chance = {} if floor is None else {"floor": _number(floor[index])}
-        content.append({"step": step, **_plain(estimate(values[:, index])), "by_seed": by_seed} | chance)
+        content.append({"step": step, **figures(estimate(values[:, index])), "by_seed": by_seed} | chance)
     return content
-
-
-def _plain(found: Interval | None) -> dict[str, Any]:
-    if found is None:
-        return {"mean": None, "low": None, "high": None, "over": None}
-    return {"mean": found.estimate, "low": _number(found.low), "high": _number(found.high), "over": found.over}
 
 
 def _number(value: float) -> float | None:
@@ -265,28 +263,13 @@ def _row(arm: Arm) -> list[str]:
     major, distance, coverage = (estimate(arm.values(each)[:, -1]) for each in MEASURES)
     floors = [arm.floor(each) for each in MEASURES[:2]]
     modes = " / ".join(f"{share:.1%}" for share in shares(arm.counts[:, -1].sum((0, 1))))
-    at = [_cell(major), _share(floors[0]), _cell(distance), _share(floors[1]), _cell(coverage)]
+    scored = [text(found, cut=(0.0, 1.0)) or UNDECIDED for found in (major, distance, coverage)]
+    at = [scored[0], _share(floors[0]), scored[1], _share(floors[1]), scored[2]]
     return [arm.name, str(len(arm.seeds)), f"{arm.steps[-1]:,}", modes, *at]
-
-
-def _cell(found: Interval | None) -> str:
-    if found is None:
-        return "nothing decided"
-    if math.isnan(found.low):
-        return f"{found.estimate:.3f}"
-    return f"{found.estimate:.3f} [{max(0.0, found.low):.3f}, {min(1.0, found.high):.3f}]"
 
 
 def _share(floor: Array | None) -> str:
     return "" if floor is None or math.isnan(floor[-1]) else f"{floor[-1]:.3f}"
-
-
-def _signed(found: Interval | None) -> str:
-    if found is None:
-        return "nothing decided"
-    if math.isnan(found.low):
-        return f"{found.estimate:+.3f}"
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _demonstrations(arm: Arm) -> str:

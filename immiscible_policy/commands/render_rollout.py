@@ -122,7 +122,7 @@ class Recorder:
             starts=np.array([row.start for row in rows]),
             states=np.stack(self._states)[held, episodes],
             coverage=np.maximum.accumulate(np.stack(self._coverage)[held, episodes], axis=0),
-            success=np.array([row.success for row in rows]),
+            success=np.array([bool(row.metrics["success"]) for row in rows]),
             last=last,
         )
 
@@ -281,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step, on_step=recorder.on_step
     )
     for row in rows:
-        outcome = "success" if row.success else "no success"
-        print(f"start {row.start}: {outcome} after {row.steps} steps, max coverage {row.max_coverage:.3f}")
+        outcome = "success" if row.metrics["success"] else "no success"
+        print(f"start {row.start}: {outcome} after {row.steps} steps, max coverage {row.metrics['coverage']:.3f}")
     pictures = frames(recorder.recording(rows), options["columns"], options["size"])
     if options["view"] == "human":
         show_window(pictures)

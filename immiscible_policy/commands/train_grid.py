@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -26,11 +26,13 @@ class Grid:
         name: The experiment, or what is swept.
         out: Directory of all arms.
         arms: Resolved options of each arm; the first is what the others are compared with.
+        published: What a paper reports, by metric, arm and kind.
     """
 
     name: str
     out: Path
     arms: dict[str, TrainConfig]
+    published: dict[str, Any] = field(default_factory=dict)
 
 
 def read_grid(words: Sequence[str]) -> Grid | None:
@@ -64,7 +66,7 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
     shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
-    grid = Grid(name, Path(out), {})
+    grid = Grid(name, Path(out), {}, {} if swept else written.get("published", {}))
     for arm, own in (chosen or _sweep(swept)).items():
         grid.arms[arm] = replace(compose_config([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
@@ -122,7 +124,8 @@ def train_grid(grid: Grid) -> None:
     recipes = {arm: RobotRecipe.prepare(options, load) for arm, options in grid.arms.items()}
     failures = _arm_after_arm(recipes) if config.launcher == "local" else _all_at_once(recipes)
     if not config.dry_run:
-        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), parse_range('seed', config.seed))}")
+        seeds = parse_range("seed", config.seed)
+        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, grid.published)}")
     if failures:
         raise CommandError("; ".join(failures))
 

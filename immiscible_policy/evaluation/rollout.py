@@ -147,11 +147,19 @@ def _roll_out(
     environment.close()
     return [
         EpisodeRow(
-            checkpoint, int(starts[i]), seed, bool(success[i]), float(best[i]), float(final[i]),
-            float(best_reward[i]), int(steps[i])
+            checkpoint,
+            int(starts[i]),
+            seed,
+            {
+                "coverage": float(best[i]),
+                "final_coverage": float(final[i]),
+                "reward": float(best_reward[i]),
+                "success": float(success[i]),
+            },
+            int(steps[i]),
         )
         for i in range(keep)
-    ]  # fmt: skip
+    ]
 
 
 def _seen(history: Sequence[NDArray[np.float64]], obs: str, keep: int) -> Any:

@@ -306,15 +306,15 @@ def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts:
         One or two sentences.
     """
     if excludes_zero:
-        return f"The interval excludes 0 with {_count(n_seeds, 'seed')} per arm and {_count(n_starts, 'start')}."
-    runs = f"these {_count(n_seeds, 'seed')} per arm"
+        return f"The interval excludes 0 with {count(n_seeds, 'seed')} per arm and {count(n_starts, 'start')}."
+    runs = f"these {count(n_seeds, 'seed')} per arm"
     by_starts = f"{_size(needed.starts, 'starts per seed')} with {runs}"
     if math.isnan(needed.seeds):
         return (
             f"To exclude 0 at this difference, conditional on these runs: {by_starts}. How many seeds, "
             "one seed per arm cannot tell."
         )
-    by_seeds = f"{_size(needed.seeds, 'seeds per arm')} on these {_count(n_starts, 'start')}"
+    by_seeds = f"{_size(needed.seeds, 'seeds per arm')} on these {count(n_starts, 'start')}"
     chance = " An experiment of that size succeeds about half the time."
     possible = math.isfinite(min(needed.starts, needed.seeds))
     return f"To exclude 0 at this difference: {by_starts}; or {by_seeds}.{chance if possible else ''}"
@@ -386,5 +386,6 @@ def _size(number: float, of: str) -> str:
     return f"{number:,.0f} {of}" if math.isfinite(number) else f"no number of {of} is enough"
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is one."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

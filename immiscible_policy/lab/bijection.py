@@ -28,7 +28,6 @@ from immiscible_policy.lab.perturbation import (
     perturbed_rollouts,
 )
 from immiscible_policy.lab.pixels import tiled
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
@@ -36,6 +35,7 @@ from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
@@ -257,7 +257,7 @@ def _rollout_figures(start: int, found: Rollouts) -> Document:
         "start": start,
         "block_displacement": found.block_displacement(),
         "coverage_change": found.coverage_change(),
-        "coverage": found.rows[0].max_coverage,
+        "coverage": found.rows[0].metrics["coverage"],
     }
 
 

@@ -149,7 +149,7 @@ class Rollouts(NamedTuple):
 
     def coverage_change(self) -> list[float]:
         """For each weight, the mean absolute difference of the maximal coverage from the unperturbed episode's."""
-        coverage = np.array([row.max_coverage for row in self.rows])
+        coverage = np.array([row.metrics["coverage"] for row in self.rows])
         change = np.abs(coverage[1:] - coverage[0])
         return change.reshape(len(self.weights), self.perturbations).mean(axis=1).tolist()
 

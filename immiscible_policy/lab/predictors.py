@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,16 +14,16 @@ from scipy.stats import spearmanr
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED, pusht_windows
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, panels
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.summary import scores
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
-from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
-from immiscible_policy.store.rows import read_run
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory, runs_in
 
 USAGE = """\
 usage: python -m immiscible_policy.lab predictors grid=DIR [KEY=VALUE ...]
@@ -88,14 +87,14 @@ def arms_of(grid: Path, early: int) -> dict[str, list[Checkpoint]]:
         CommandError: If there are fewer than four such arms, or an arm keeps no checkpoint of that step.
     """
     arms: dict[str, list[Checkpoint]] = {}
-    for directory in sorted(path.parent for path in grid.glob("*/config.yaml")):
-        if not (directory / "summary.json").exists():
+    for run in runs_in(grid):
+        if not run.is_finished():
             continue  # still in training
-        kept = [c for seed in sorted(directory.glob("seed_*")) for c in list_checkpoints(seed / "checkpoints")]
-        arms[directory.name] = [checkpoint for checkpoint in kept if checkpoint.step == early]
-        if not arms[directory.name]:
+        kept = [checkpoint for of_seed in run.checkpoints().values() for checkpoint in of_seed]
+        arms[run.name] = [checkpoint for checkpoint in kept if checkpoint.step == early]
+        if not arms[run.name]:
             steps = sorted({checkpoint.step for checkpoint in kept})
-            raise CommandError(f"early={early}: {directory} keeps steps {', '.join(map(str, steps))}")
+            raise CommandError(f"early={early}: {run.path} keeps steps {', '.join(map(str, steps))}")
     if len(arms) < 4:
         raise CommandError(f"grid={grid}: {len(arms)} finished arms there; an order needs four or more")
     return arms
@@ -117,9 +116,10 @@ def early_windows(checkpoints: Sequence[Checkpoint], options: Document) -> Any:
 
 def arm_figures(run: Path, checkpoints: Sequence[Checkpoint], early: int, windows: Any, seed: int) -> Document:
     """An arm's figures of the first minutes, and its coverage at the end, means over its seeds."""
-    rows = [_metrics(directory) for directory in sorted(run.glob("seed_*"))]
+    directory = RunDirectory(run)
+    rows = [directory.seed(number).metrics() for number in directory.seeds()]
     of_noise = [start_noise_figures(load_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
-    evaluated = list(scores(read_run(run).seeds).values())
+    evaluated = list(scores(directory.episodes()).values())
     curves, steps = [found.values["coverage"].mean(axis=1) for found in evaluated], evaluated[0].steps
     return {
         **{key: _audited(rows, key) for key in AUDIT},
@@ -157,10 +157,6 @@ def rank_correlation(arms: Mapping[str, Document], key: str, seed: int) -> Docum
 
 def _spearman(pairs: np.ndarray) -> float:
     return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
-
-
-def _metrics(seed_directory: Path) -> list[Document]:
-    return [json.loads(line) for line in (seed_directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def _at(rows: Sequence[Document], key: str, step: int) -> float:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.palette import colours, style
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table as markdown
 
 Document = dict[str, Any]
 """Measured figures as JSON values."""
@@ -52,12 +53,6 @@ def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
         rows: Figures; a cell whose figures are missing or None stays empty.
     """
     return markdown([*columns], [[cell(form, row) for form in columns.values()] for row in rows])
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are written already."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
 def cell(form: str, row: Mapping[str, Any]) -> str:

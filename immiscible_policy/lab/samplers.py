@@ -15,15 +15,17 @@ from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.starts import parse_starts
-from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.data import RUNS
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import own_selector, policy_checkpoints
 from immiscible_policy.lab.training_law import LAWS, TrainingLawAgent
 from immiscible_policy.noise.knn import KNN
 from immiscible_policy.noise.vanilla import Vanilla
 from immiscible_policy.palette import COLOURS, panels
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.interval import figures as figures_of
+from immiscible_policy.results.interval import text
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import SOLVERS, Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
@@ -46,7 +48,7 @@ OPTIONS = {
     "episodes": Option(int, 50, "starts"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds"),
 }
-METRICS = {"coverage": "max_coverage", "reward": "max_reward"}
+METRICS = ("coverage", "reward")
 Document = dict[str, Any]
 
 
@@ -82,7 +84,7 @@ def measure(options: Document) -> Findings:
     schemes = read_schemes(options["samplers"])
     starts = parse_starts(options["starts"], options["episodes"])
     policies = policy_checkpoints([Path(run) for run in options["runs"].split(",")])
-    seeds = {run: [seed_of(checkpoint) for checkpoint in each] for run, each in policies.items()}
+    seeds = {run: [checkpoint.metadata["seed"] for checkpoint in each] for run, each in policies.items()}
     agents = {
         (run, scheme): [_agent(checkpoint, scheme) for checkpoint in found]
         for run, found in policies.items()
@@ -135,7 +137,7 @@ def summarise(
         of_run = found.get((first, scheme)) if run != first else None
         of_sampler = found.get((run, schemes[0])) if scheme != schemes[0] else None
         results[run][scheme.text] = {
-            metric: {"score": _figures(mean_interval(own))}
+            metric: {"score": figures_of(mean_interval(own))}
             | _difference("from_run", own, of_run, metric, seeds[run] == seeds[first])
             | _difference("from_sampler", own, of_sampler, metric, True)
             for metric, own in found[run, scheme].items()
@@ -147,16 +149,7 @@ def _difference(name: str, own: Array, base: Scores | None, metric: str, same_se
     """The difference of scores (seeds, starts) from others, if there are any, by its name."""
     if base is None:
         return {}
-    return {name: _figures(interval(difference_arms(own, base[metric], same_seeds=same_seeds)))}
-
-
-def seed_of(checkpoint: Checkpoint) -> int:
-    """The training seed of a run's checkpoint, from where it lies."""
-    return int(checkpoint.path.parent.parent.name.removeprefix("seed_"))
-
-
-def _figures(found: Interval) -> Document:
-    return {"mean": found.estimate, "low": found.low, "high": found.high, "over": found.over}
+    return {name: figures_of(interval(difference_arms(own, base[metric], same_seeds=same_seeds)))}
 
 
 def _takes(checkpoint: Checkpoint, scheme: Scheme) -> bool:
@@ -185,8 +178,7 @@ def _scores(
         for agent, checkpoint, seed in zip(agents, checkpoints, seeds, strict=True)
     ]
     return {
-        metric: np.array([[getattr(row, field) for row in of_seed] for of_seed in rows])
-        for metric, field in METRICS.items()
+        metric: np.array([[row.metrics[metric] for row in of_seed] for of_seed in rows]) for metric in METRICS
     }
 
 
@@ -219,10 +211,7 @@ Differences are paired by training seed and start; an interval that holds 0 show
 
 
 def _cell(found: Document | None, kind: str) -> str:
-    if found is None or kind not in found["coverage"]:
-        return ""
-    each, number = found["coverage"][kind], "{:.3f}" if kind == "score" else "{:+.3f}"
-    return f"{number.format(each['mean'])} [{number.format(each['low'])}, {number.format(each['high'])}]"
+    return "" if found is None else text(found["coverage"].get(kind), ".3f" if kind == "score" else "+.3f")
 
 
 def draw(figures: Document) -> Figure:
@@ -237,8 +226,9 @@ def draw(figures: Document) -> Figure:
             ticks |= {steps for steps, _ in points}
             places = [steps * 1.025 ** (number - len(runs) / 2) for steps, _ in points]
             means = [score["mean"] for _, score in points]
-            spans = [[score["mean"] - score["low"] for _, score in points],
-                     [score["high"] - score["mean"] for _, score in points]]  # fmt: skip
+            ends = [(score["mean"], score["mean"]) if score["low"] is None else (score["low"], score["high"])
+                    for _, score in points]  # fmt: skip
+            spans = np.abs(np.reshape(ends, (-1, 2)) - np.reshape(means, (-1, 1))).T
             panel.errorbar(
                 places, means, spans, color=colour, marker="o", markersize=4, linewidth=1, capsize=2, label=run
             )

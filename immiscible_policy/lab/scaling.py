@@ -17,10 +17,10 @@ from immiscible_policy.image.build import PIXEL_STD
 from immiscible_policy.lab.data import IMAGES, MODELS, SEED, WITHOUT_CIFAR
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.lab.pixels import FEATURES, RealImages, distance_to, real_images, tiled
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 
 USAGE = """\

@@ -23,13 +23,14 @@ from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_w
 from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
 from immiscible_policy.lab.layers import Batch, Denoising, Layers, denoising, measure_layers, predicted_along_sampling
 from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.store.checkpoint import Checkpoint, newest_checkpoint
+from immiscible_policy.results.table import table
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory
 
 USAGE = """\
 usage: python -m immiscible_policy.lab steps [KEY=VALUE ...]
@@ -215,10 +216,9 @@ def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
         raise CommandError(f"runs= names {len(runs)} runs; at most {len(COLOURS)} can be told apart")
     found: dict[str, list[Checkpoint]] = {}
     for run in runs:
-        newest = [newest_checkpoint(seed / "checkpoints") for seed in sorted(run.glob("seed_*"))]
-        kept = [checkpoint for checkpoint in newest if checkpoint is not None]
+        kept = [of_seed[-1] for of_seed in RunDirectory(run).checkpoints().values()]
         if not kept:
-            raise CommandError(f"runs={run}: no seed_N/checkpoints there; name run directories of train_policy.py")
+            raise CommandError(f"runs={run} keeps no checkpoint; name run directories of train_policy.py")
         if run.name in found:
             raise CommandError(f"runs= names two runs called {run.name}")
         for checkpoint in kept:

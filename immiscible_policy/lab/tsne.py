@@ -20,13 +20,13 @@ from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, cifar_i
 from immiscible_policy.lab.image_models import SIZE, image_model, require_models
 from immiscible_policy.lab.layers import denoising, predicted_along_sampling
 from immiscible_policy.lab.mixture import mixing
-from immiscible_policy.lab.report import markdown as table
 from immiscible_policy.lab.steps import TRAININGS, policy_checkpoints
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 

@@ -16,6 +16,7 @@ from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.scores import mean_by_step, means, scores
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Regression
@@ -34,11 +35,11 @@ from immiscible_policy.recipes.noise import (
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
 from immiscible_policy.results.plots import learning_curves
-from immiscible_policy.results.summary import markdown, scores, summarize
+from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
-from immiscible_policy.store.rows import EpisodeRow, append_rows, read_rows, read_run
-from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import find_task, open_demonstrations, primary, task_windows
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -222,7 +223,7 @@ class RobotRecipe:
 
     def build(self, seed: int, directory: Path) -> Work:
         """One seed: evaluated on the task, its episodes in `episodes.csv`."""
-        config, policy, episodes = self.config, self.policy(seed), directory / "episodes.csv"
+        config, policy, place = self.config, self.policy(seed), RunDirectory(directory.parent).seed(seed)
         windows = self.windows.training.to(config.device)
 
         with torch.no_grad():
@@ -246,10 +247,13 @@ class RobotRecipe:
             with state.ema_weights():
                 rows = evaluate(Agent(policy, self.spec, self.solver), self.starts, seed=seed, checkpoint=state.step)
                 held_out = self._validation_loss(policy)
-            append_rows(episodes, rows)
-            return _means(rows) | held_out | _noise_audit(objective, state.step)
+            place.append_episodes(rows)
+            return means(rows) | {"episodes": len(rows)} | held_out | _noise_audit(objective, state.step)
 
-        return Work(policy, objective, spec_metadata(self.spec), score, lambda: _mean_coverage(episodes))
+        def by_step() -> dict[int, float]:
+            return mean_by_step(place.episodes(), primary(place.run.task).name)
+
+        return Work(policy, objective, spec_metadata(self.spec), score, by_step)
 
     def _validation_loss(self, policy: Policy) -> dict[str, float]:
         """Loss on the held-out windows, with the same vanilla noise at every step of training."""
@@ -263,13 +267,14 @@ class RobotRecipe:
         return {"validation_loss": sum(losses) / len(losses)}
 
     @staticmethod
-    def summarise(run: Path) -> str:
+    def summarise(directory: Path) -> str:
         """The run's summary and its learning curve; nothing before the first evaluation."""
-        if not any(run.glob("seed_*/episodes.csv")):
+        run = RunDirectory(directory)
+        if not run.is_evaluated:
             return ""
-        rows = read_run(run)
-        save_figure(learning_curves({run.name: scores(rows.seeds)}), run / "coverage.png")
-        return f"{markdown(run.name, summarize(rows))}\nsaved in {run}/summary.md, summary.json, coverage.png"
+        metrics = [metric.name for metric in run.metrics if metric.summarised]
+        save_figure(learning_curves({run.name: scores(run.episodes())}, metrics[:2]), run.path / f"{metrics[0]}.png")
+        return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {metrics[0]}.png"
 
 
 def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
@@ -296,22 +301,3 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     size = objective.order.batch_size
     mask = objective.mask(rows)
     return audit_row(objective.select, x, batch_size=size, condition=condition, mask=mask, step=step)
-
-
-def _means(rows: list[EpisodeRow]) -> dict[str, float]:
-    count = len(rows)
-    return {
-        "coverage": sum(row.max_coverage for row in rows) / count,
-        "reward": sum(row.max_reward for row in rows) / count,
-        "final_coverage": sum(row.final_coverage for row in rows) / count,
-        "success": sum(row.success for row in rows) / count,
-        "episodes": count,
-    }
-
-
-def _mean_coverage(episodes: Path) -> dict[int, float]:
-    """Mean coverage of each evaluated step."""
-    coverage: dict[int, list[float]] = {}
-    for row in read_rows(episodes) if episodes.exists() else []:
-        coverage.setdefault(row.checkpoint, []).append(row.max_coverage)
-    return {step: sum(values) / len(values) for step, values in coverage.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
 from immiscible_policy.training.options import Part, Schema, choice, number
 
@@ -49,9 +49,9 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
     return SCHEMA.compose(words)
 
 
-def read_config(path: Path) -> TrainConfig:
+def read_config(run: RunDirectory) -> TrainConfig:
     """The options of a run directory, as `Schema.read`."""
-    return SCHEMA.read(path)
+    return SCHEMA.read(run.path / "config.yaml")
 
 
 def fill(options: dict[str, Any]) -> None:

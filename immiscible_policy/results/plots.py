@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from immiscible_policy.evaluation.scores import Scores
 from immiscible_policy.evaluation.statistics import Array, Interval, mean_interval
 from immiscible_policy.palette import COLOURS, GREY
-from immiscible_policy.results.summary import Scores
+from immiscible_policy.results.interval import text
 
 LABELS = {
     "coverage": "max coverage of the goal (share)",
@@ -22,14 +23,14 @@ LABELS = {
 Runs = Mapping[str, Mapping[int, Scores]]
 
 
-def learning_curves(runs: Runs, metrics: Sequence[str] = ("coverage", "reward")) -> Figure:
+def learning_curves(runs: Runs, metrics: Sequence[str]) -> Figure:
     """Scores of several runs against training steps, one panel per metric.
 
     Thick: mean over seeds and starts. Band: its 95 % interval. Thin: each training seed.
 
     Args:
-        runs: Scores per training seed (as `summary.scores` arranges them) of each run, by label.
-        metrics: Metrics of `summary.METRICS`.
+        runs: Scores per training seed (as `evaluation.scores` arranges them) of each run, by label.
+        metrics: Names of metrics.
 
     Returns:
         The figure.
@@ -44,20 +45,21 @@ def learning_curves(runs: Runs, metrics: Sequence[str] = ("coverage", "reward"))
     return figure
 
 
-def comparison_figure(runs: Runs, differences: Mapping[str, Interval]) -> Figure:
+def comparison_figure(runs: Runs, differences: Mapping[str, Interval], metrics: Sequence[str]) -> Figure:
     """Learning curves of two runs, and the differences between them.
 
     Args:
         runs: As `learning_curves`.
         differences: Interval of A - B, by what is compared.
+        metrics: Names of at most two metrics.
 
     Returns:
         The figure.
     """
-    figure = _figure(3)
-    for axes, metric in zip(figure.axes, ("coverage", "reward"), strict=False):
+    figure = _figure(len(metrics) + 1)
+    for axes, metric in zip(figure.axes, metrics, strict=False):
         draw_curves(axes, runs, metric)
-    draw_differences(figure.axes[2], differences, " - ".join(runs))
+    draw_differences(figure.axes[-1], differences, " - ".join(runs))
     figure.suptitle(_counts(runs), fontsize=10, color=GREY, x=0.01, ha="left")
     return figure
 
@@ -108,7 +110,7 @@ def draw_curves(axes: Axes, runs: Runs, metric: str) -> None:
     Args:
         axes: Where to draw.
         runs: As `learning_curves`.
-        metric: One of `summary.METRICS`.
+        metric: Its name.
 
     Raises:
         ValueError: As `learning_curves`.
@@ -129,7 +131,7 @@ def draw_curves(axes: Axes, runs: Runs, metric: str) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.set_xlabel("training steps")
-    axes.set_title(LABELS[metric], fontsize=10, loc="left")
+    axes.set_title(LABELS.get(metric, metric), fontsize=10, loc="left")
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str) -> None:
@@ -146,7 +148,7 @@ def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str
         axes.plot([found.low, found.high], [height, height], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([found.estimate], [height], marker="o", color=colour, markersize=6)
         axes.annotate(
-            f"{name}  {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]",
+            f"{name}  {text(found, '+.3f')}",
             (0.02, height + 0.22),
             xycoords=("axes fraction", "data"),
             fontsize=8,

@@ -1,11 +1,7 @@
-"""One row per evaluated episode, and the run directory that keeps them.
+"""One row per evaluated episode.
 
-A run directory holds
-
-* `config.yaml`: the resolved configuration,
-* `seed_N/episodes.csv`: every episode of every evaluated checkpoint of training seed N,
-* `seed_N/fresh.csv` (optional): the best checkpoint again, on starts that did not choose it,
-* `summary.json` and `summary.md`: what `summary.summarize` derives from the rows.
+A file of episodes has the columns `checkpoint,start,seed`, those of the task's metrics (yes-or-no metrics first), and
+`steps`. It is only ever appended to.
 """
 
 from __future__ import annotations
@@ -14,13 +10,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
+from immiscible_policy.tasks.task import Metric
 
-HEADER = "checkpoint,start,seed,success,max_coverage,final_coverage,max_reward,steps"
+TOLERANCE = 1e-6
+"""So far may rounding carry a metric out of its range."""
 
 
 @dataclass(frozen=True)
@@ -31,54 +27,27 @@ class EpisodeRow:
         checkpoint: Training step of the evaluated weights.
         start: Seed that names the start state.
         seed: Training seed of the run.
-        success: Whether coverage passed the environment's threshold (0.95).
-        max_coverage: Largest covered share of the goal over the episode, in [0, 1].
-        final_coverage: Covered share after the last step, in [0, 1].
-        max_reward: Largest reward, clip(coverage / 0.95, 0, 1).
+        metrics: Value of each of the task's metrics, by name; a yes-or-no metric is 1 or 0.
         steps: Environment steps taken.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, which would poison every mean.
     """
 
     checkpoint: int
     start: int
     seed: int
-    success: bool
-    max_coverage: float
-    final_coverage: float
-    max_reward: float
+    metrics: dict[str, float]
     steps: int
 
     def __post_init__(self) -> None:
-        """Refuse numbers that would poison every mean.
-
-        Raises:
-            ValueError: If a score is NaN or infinite.
-        """
-        for name in ("max_coverage", "final_coverage", "max_reward"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} at checkpoint {self.checkpoint}, start "
-                    f"{self.start}: scores must be finite"
-                )
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value} at checkpoint {self.checkpoint}, start {self.start}: "
+                                 "metrics must be finite")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run directory says.
-
-    Attributes:
-        dir: The directory.
-        config: The resolved configuration.
-        seeds: Rows of each training seed, by seed.
-        fresh: Rows of checkpoints evaluated again on other starts, by seed; empty where there are none.
-    """
-
-    dir: Path
-    config: dict[str, Any]
-    seeds: dict[int, list[EpisodeRow]]
-    fresh: dict[int, list[EpisodeRow]] = field(default_factory=dict)
-
-
-def read_rows(path: Path) -> list[EpisodeRow]:
+def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
     """Read the episodes of one training seed.
 
     A last line without its newline was torn by a crash and is dropped. Where a (checkpoint, start) was
@@ -86,21 +55,23 @@ def read_rows(path: Path) -> list[EpisodeRow]:
 
     Args:
         path: A file that `append_rows` wrote.
+        metrics: The task's metrics.
 
     Returns:
-        One row per (checkpoint, start), in the order of first writing.
+        One row per (checkpoint, start), in the order of first writing; none if there is no such file.
 
     Raises:
-        ValueError: If the header or a whole line is not what `append_rows` writes.
-        OSError: If the file cannot be read.
+        ValueError: If the header or a whole line is not what `append_rows` writes for these metrics.
     """
-    header, *lines = Path(path).read_text().split("\n")[:-1] or [HEADER]
-    _check_header(header, path)
-    rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
+    if not path.exists():
+        return []
+    header, *lines = path.read_text().split("\n")[:-1] or [_header(metrics)]
+    _check_header(header, path, metrics)
+    rows = [_parse(line, metrics, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
     return list({(row.checkpoint, row.start): row for row in rows}.values())
 
 
-def append_rows(path: Path, rows: Iterable[EpisodeRow]) -> None:
+def append_rows(path: Path, rows: Iterable[EpisodeRow], metrics: Sequence[Metric]) -> None:
     """Append episodes so that a crash loses at most these rows, never an earlier one.
 
     All lines go out in one write, flushed to the disk before returning. What a crash left of an earlier
@@ -109,52 +80,25 @@ def append_rows(path: Path, rows: Iterable[EpisodeRow]) -> None:
     Args:
         path: The file; created with its header if absent.
         rows: Episodes to add.
+        metrics: The task's metrics.
 
     Raises:
-        ValueError: If the file is not one of episodes.
+        ValueError: If the file is not one of episodes of this task, or a value lies outside its metric's range.
         OSError: If it cannot be written.
     """
+    lines = [_format(row, metrics) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         file.seek(0)
         whole, newline, _ = file.read().rpartition(b"\n")
         file.truncate(len(whole) + len(newline))
         if newline:
-            _check_header(whole.decode().partition("\n")[0], path)
-        lines = ([] if newline else [HEADER]) + [_format(row) for row in rows]
+            _check_header(whole.decode().partition("\n")[0], path, metrics)
+        else:
+            lines.insert(0, _header(metrics))
         file.write("".join(line + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_run(directory: Path) -> Run:
-    """Read a run directory: its configuration and the rows of every training seed.
-
-    Seeds that have not been evaluated yet are left out.
-
-    Args:
-        directory: A directory with `config.yaml` and `seed_N/episodes.csv`.
-
-    Returns:
-        The run.
-
-    Raises:
-        ValueError: If it is not a run directory, or no episode has been evaluated in it.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is no directory; give a run's directory (with config.yaml and seed_N/)")
-    if not (directory / "config.yaml").is_file():
-        raise ValueError(f"{directory} is no run: it has no config.yaml{_runs_below(directory)}")
-    try:
-        config = yaml.safe_load((directory / "config.yaml").read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{directory / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{directory / 'config.yaml'} holds no settings; the run is torn, train it again")
-    seeds = _rows_by_seed(directory, "episodes.csv")
-    if not seeds:
-        raise ValueError(f"{directory} has no evaluated episodes (seed_N/episodes.csv); evaluate it first")
-    return Run(directory, config, seeds, _rows_by_seed(directory, "fresh.csv"))
 
 
 Table = dict[int, dict[int, EpisodeRow]]
@@ -190,47 +134,39 @@ def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[
     return list(usual), {seed: table for seed, table in whole.items() if table}
 
 
-def _rows_by_seed(directory: Path, name: str) -> dict[int, list[EpisodeRow]]:
-    paths = {_seed_number(path.parent): path for path in directory.glob(f"seed_*/{name}")}
-    rows = {seed: read_rows(paths[seed]) for seed in sorted(paths)}
-    return {seed: of_seed for seed, of_seed in rows.items() if of_seed}
+def _columns(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics in the order of their columns."""
+    return sorted(metrics, key=lambda metric: metric.reduce != "any")
 
 
-def _seed_number(directory: Path) -> int:
+def _header(metrics: Sequence[Metric]) -> str:
+    return ",".join(["checkpoint", "start", "seed", *(metric.column for metric in _columns(metrics)), "steps"])
+
+
+def _check_header(line: str, path: Path, metrics: Sequence[Metric]) -> None:
+    if line != _header(metrics):
+        raise ValueError(f"{path}: the first line is '{line[:80]}', not '{_header(metrics)}': no file of episodes")
+
+
+def _format(row: EpisodeRow, metrics: Sequence[Metric]) -> str:
+    numbers = [
+        (int if metric.reduce == "any" else float)(_checked(row.metrics[metric.name], metric))
+        for metric in _columns(metrics)
+    ]
+    return ",".join(map(repr, [int(row.checkpoint), int(row.start), int(row.seed), *numbers, int(row.steps)]))
+
+
+def _parse(line: str, metrics: Sequence[Metric], where: str) -> EpisodeRow:
     try:
-        return int(directory.name.removeprefix("seed_"))
-    except ValueError:
-        raise ValueError(f"{directory}: the name must be seed_N with a whole number N") from None
-
-
-def _runs_below(directory: Path) -> str:
-    runs = sorted(path.parent.name for path in directory.glob("*/config.yaml"))
-    return f"; it holds the runs {', '.join(runs)}: give one of them" if runs else ""
-
-
-def _check_header(line: str, path: Path) -> None:
-    if line != HEADER:
-        raise ValueError(f"{path}: the first line is '{line[:80]}', not '{HEADER}': no file of episodes")
-
-
-def _format(row: EpisodeRow) -> str:
-    kinds = (int, int, int, int, float, float, float, int)
-    return ",".join(repr(kind(value)) for kind, value in zip(kinds, astuple(row), strict=True))
-
-
-def _parse(line: str, where: str) -> EpisodeRow:
-    fields = line.split(",")
-    try:
-        checkpoint, start, seed, success, max_coverage, final_coverage, max_reward, steps = fields
-        return EpisodeRow(
-            int(checkpoint),
-            int(start),
-            int(seed),
-            bool(int(success)),
-            float(max_coverage),
-            float(final_coverage),
-            float(max_reward),
-            int(steps),
-        )
+        checkpoint, start, seed, *texts, steps = line.split(",")
+        pairs = zip(_columns(metrics), texts, strict=True)
+        values = {metric.name: _checked(float(text), metric) for metric, text in pairs}
+        return EpisodeRow(int(checkpoint), int(start), int(seed), values, int(steps))
     except ValueError as error:
         raise ValueError(f"{where} is damaged ('{line[:80]}': {error}); remove that line") from None
+
+
+def _checked(value: float, metric: Metric) -> float:
+    if not metric.low - TOLERANCE <= value <= metric.high + TOLERANCE:
+        raise ValueError(f"{metric.column}={value} is outside [{metric.low}, {metric.high}]")
+    return float(value)

@@ -39,6 +39,7 @@ from immiscible_policy.store.checkpoint import (
 )
 from immiscible_policy.store.metrics import MetricsFile, read_metrics
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
+from immiscible_policy.tasks import Metric, Task, find_task
 
 SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
 """Settings of a run that say where and how it is trained, not what."""
@@ -53,11 +54,13 @@ class Missing(NamedTuple):
     Attributes:
         seeds: Training seeds without a completely evaluated checkpoint.
         steps: By training seed, the checkpoints that were not evaluated completely; only seeds that lack some.
+        starts: Planned starts on which no checkpoint counts.
         unfinished: Training seeds whose last checkpoint was not evaluated completely, those of `seeds` among them.
     """
 
     seeds: list[int]
     steps: dict[int, list[int]]
+    starts: list[int]
     unfinished: list[int]
 
 
@@ -95,7 +98,7 @@ class RunDirectory:
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is no directory; give a run's directory (with {CONFIG} and {SEED}N/)")
         if not file.is_file():
-            below = ", ".join(run.name for run in find_runs(self.path))
+            below = ", ".join(run.name for run in runs_in(self.path))
             hint = f"; it holds the runs {below}: give one of them" if below else ""
             raise ValueError(f"{self.path} is no run: it has no {CONFIG}{hint}")
         try:
@@ -179,6 +182,23 @@ class RunDirectory:
 
     # Episodes
 
+    @property
+    def task(self) -> Task:
+        """The task that the run is evaluated on.
+
+        Raises:
+            ValueError: If its options name no task, or one that is unknown here.
+        """
+        task = self.config.get("task")
+        if not task:
+            raise ValueError(f"{self.path / CONFIG} names no task; a run without one has no episodes")
+        return find_task(task) if isinstance(task, str) else find_task(**task)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of its task, the most important first."""
+        return self.task.metrics
+
     def episodes(self) -> dict[int, list[EpisodeRow]]:
         """The episodes of every training seed that was evaluated.
 
@@ -205,15 +225,16 @@ class RunDirectory:
         Args:
             seeds: Training seeds that it should have; those of its options by default.
         """
-        _, tables = complete(self.episodes() if self.is_evaluated else {})
+        starts, tables = complete(self.episodes() if self.is_evaluated else {})
         evaluated = {number: list(table) for number, table in tables.items()}
         wanted = self.planned_seeds() if seeds is None else list(seeds)
-        plan = self.planned_steps() or sorted(set().union(*evaluated.values()))
+        plan = sorted(set(self.planned_steps()) or set().union(*evaluated.values()))
         lacking = {number: sorted(set(plan) - set(steps)) for number, steps in evaluated.items()}
         return Missing(
             seeds=sorted(set(wanted) - evaluated.keys()),
             steps={number: steps for number, steps in lacking.items() if steps},
-            unfinished=[number for number in wanted if plan[-1:] != evaluated.get(number, [])[-1:]],
+            starts=sorted(set(self.planned_starts()) - set(starts)),
+            unfinished=[number for number in wanted if evaluated.get(number, [0])[-1] < max(plan, default=1)],
         )
 
     def planned_seeds(self) -> list[int]:
@@ -222,12 +243,17 @@ class RunDirectory:
         return parse_range("seed", str(config["seed"])) if "seed" in config else self.seeds()
 
     def planned_steps(self) -> list[int]:
-        """Steps at which its options evaluate (`training.loop.Cadence.due`); empty where they do not say."""
+        """Steps at which its options evaluate (`training.loop.Schedule.due`); empty where they do not say."""
         config = self.config
-        every, steps = config.get("eval_every") or config.get("checkpoint_every"), config.get("steps")
-        if not steps:
-            return []
-        return sorted({*range(every, steps + 1, every), steps}) if every else []
+        steps = config.get("steps", 0)
+        every = config.get("eval_every") or config.get("checkpoint_every") or steps
+        return sorted({*range(every, steps + 1, every), steps}) if steps else []
+
+    def planned_starts(self) -> list[int]:
+        """Starts of its options; empty where they do not say."""
+        config = self.config
+        planned = {"task", "starts", "episodes"} <= config.keys()
+        return self.task.starts(str(config["starts"]), config["episodes"]) if planned else []
 
     # Summary
 
@@ -248,7 +274,7 @@ class RunDirectory:
         (self.path / SUMMARY).unlink(missing_ok=True)
 
     def _rows(self, read: Callable[[SeedDirectory], list[EpisodeRow]]) -> dict[int, list[EpisodeRow]]:
-        self.config  # noqa: B018  # refuses what is no run before its seeds are looked at
+        self.metrics  # noqa: B018  # refuses what is no run before its seeds are looked at
         rows = {number: read(self.seed(number)) for number in self.seeds()}
         return {number: of_seed for number, of_seed in rows.items() if of_seed}
 
@@ -274,7 +300,9 @@ class SeedDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CommandError(f"{self.path} is being trained by another process; wait for it or stop it") from None
+                raise CommandError(
+                    f"{self.path} is being trained by another process; wait for it or stop it"
+                ) from None
             yield
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -338,26 +366,26 @@ class SeedDirectory:
 
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""
-        return read_rows(self.path / EPISODES) if (self.path / EPISODES).exists() else []
+        return read_rows(self.path / EPISODES, self.run.metrics)
 
     def fresh(self) -> list[EpisodeRow]:
         """Its episodes on held-out starts."""
-        return read_rows(self.path / FRESH) if (self.path / FRESH).exists() else []
+        return read_rows(self.path / FRESH, self.run.metrics)
 
     def append_episodes(self, rows: Iterable[EpisodeRow]) -> None:
         """Add evaluated episodes."""
-        append_rows(self.path / EPISODES, rows)
+        append_rows(self.path / EPISODES, rows, self.run.metrics)
 
     def append_fresh(self, rows: Iterable[EpisodeRow]) -> None:
         """Add episodes on held-out starts."""
-        append_rows(self.path / FRESH, rows)
+        append_rows(self.path / FRESH, rows, self.run.metrics)
 
     def _complete(self) -> list[Path]:
         paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]
         return sorted(paths, key=lambda path: int(path.name.removeprefix(STEP)))
 
 
-def find_runs(directory: Path) -> list[RunDirectory]:
+def runs_in(directory: Path) -> list[RunDirectory]:
     """The runs that lie in a directory, by name."""
     return [RunDirectory(file.parent) for file in sorted(directory.glob(f"*/{CONFIG}"))]
 

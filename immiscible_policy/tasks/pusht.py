@@ -52,10 +52,10 @@ class PushT(Task):
     fps = CONTROL_HZ
     observations = ("keypoints", "state", "image")
     metrics = (
-        Metric("success", "success", "any", lambda reward, info: info["is_success"], summarised=False),
         Metric("coverage", "max_coverage", "max", lambda reward, info: info["coverage"]),
-        Metric("final_coverage", "final_coverage", "last", lambda reward, info: info["coverage"], summarised=False),
+        Metric("final_coverage", "final_coverage", "last", lambda reward, info: info["coverage"]),
         Metric("reward", "max_reward", "max", lambda reward, info: reward),
+        Metric("success", "success", "any", lambda reward, info: info["is_success"]),
     )
     columns = {
         "state": Column((5,), "f", names=("agent x", "agent y", "block x", "block y", "block angle")),

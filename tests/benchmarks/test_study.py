@@ -6,6 +6,7 @@ from benchmarks.study import study
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.driver import train_run
 from tests.training.helpers import write_small_store
 
@@ -30,14 +31,15 @@ def test_a_step_at_learning_rate_zero_gains_nothing(store, tmp_path):
     for metric in ("coverage", "reward"):
         assert found[metric]["before"] == found[metric]["after"]
         assert found[metric]["difference"]["estimate"] == 0
-    rows = read_rows(run / "seed_0/episodes.csv")
-    assert found["coverage"]["after"] == pytest.approx(sum(row.max_coverage for row in rows) / 3)
+    rows = read_rows(run / "seed_0/episodes.csv", PushT.metrics)
+    assert found["coverage"]["after"] == pytest.approx(sum(row.metrics["coverage"] for row in rows) / 3)
 
 
 def test_the_last_checkpoint_counts(store, tmp_path):
     run = trained(tmp_path / "run", store, "steps=4", "checkpoint_every=2", "lr=0.05")
     found = study(run, None, True, tmp_path / "study.json")["gain"]
-    last = [row.max_reward for row in read_rows(run / "seed_0/episodes.csv") if row.checkpoint == 4]
+    rows = read_rows(run / "seed_0/episodes.csv", PushT.metrics)
+    last = [row.metrics["reward"] for row in rows if row.checkpoint == 4]
     assert found["reward"]["after"] == pytest.approx(sum(last) / 3)
     estimate = found["reward"]["after"] - found["reward"]["before"]
     assert found["reward"]["difference"]["estimate"] == pytest.approx(estimate)

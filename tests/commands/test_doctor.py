@@ -210,8 +210,8 @@ def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_pat
     file.write_text(yaml.safe_dump(settings | {"horizon": 32, "steps": 50, "threads": 4}))
     said = sorted(finding.said for finding in wrong(doctor.open_policy(path)[0]))
     assert len(said) == 3
-    assert "says horizon=32, the checkpoint has 16" in said[0] and "says steps=50" in said[1]
-    assert "step 100 lies beyond steps=50" in said[2]
+    assert "step 100 lies beyond steps=50" in said[0]
+    assert "says horizon=32, the checkpoint has 16" in said[1] and "says steps=50" in said[2]
 
 
 def test_a_record_that_contradicts_itself_is_found(sound, tmp_path):

@@ -147,7 +147,7 @@ def test_named_runs():
         (["run=RUN", "edit=crop"], "unknown edit 'crop'"),
         (["run=RUN", "edit=inpaint", "originals=val"], "split=val"),
         (["run=RUN", "classifier=nowhere.safetensors"], "nowhere.safetensors is missing"),
-        (["run=nowhere"], "nowhere is no run directory"),
+        (["run=nowhere"], "nowhere is no directory; give a run's directory"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(run, words, message):

@@ -73,7 +73,7 @@ def recorded(n_steps: int = 6) -> Recording:
     for step in range(n_steps + 1):
         states = STATE + 5 * step * np.arange(1, 4)[:, None]
         recorder.on_step(step, states, np.array([0.1, 0.3, 0.2]) * (1 + step % 3), step >= ends)
-    rows = [EpisodeRow(500, 100 + i, 0, i != 1, 0.9, 0.9, 0.9, int(end)) for i, end in enumerate(ends)]
+    rows = [EpisodeRow(500, 100 + i, 0, {"success": float(i != 1)}, int(end)) for i, end in enumerate(ends)]
     return recorder.recording(rows)
 
 

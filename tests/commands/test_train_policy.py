@@ -21,6 +21,8 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.workers import in_thread
 from tests.training.helpers import ROOT, command, here, refused, tree, write_small_store
 
@@ -65,7 +67,7 @@ def test_a_run_directory_holds_what_is_promised(finished):
     ]  # fmt: skip
     header = (seed / "episodes.csv").read_text().splitlines()[0]
     assert header == "checkpoint,start,seed,success,max_coverage,final_coverage,max_reward,steps"
-    (row,) = read_rows(seed / "episodes.csv")
+    (row,) = read_rows(seed / "episodes.csv", PushT.metrics)
     assert (row.checkpoint, row.start, row.seed, row.steps) == (20, 100_000, 1, 300)
     steps = [json.loads(line)["step"] for line in (seed / "metrics.jsonl").read_text().splitlines()]
     assert steps == [5, 10, 15, 20, 20]
@@ -73,7 +75,7 @@ def test_a_run_directory_holds_what_is_promised(finished):
     for metric in ("coverage", "reward"):
         for kind in ("last10", "max"):
             assert {"mean", "low", "high"} <= summary["pooled"][metric][kind].keys()
-    assert summary["pooled"]["coverage"]["max"]["mean"] == row.max_coverage
+    assert summary["pooled"]["coverage"]["max"]["mean"] == row.metrics["coverage"]
     assert (out / "summary.md").read_text().strip() in printed
     assert (out / "coverage.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "provenance.json").read_text())["data"]["episodes"] == 4
@@ -111,6 +113,7 @@ def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store,
     words = [*FAST, "noise=knn", "k=2", "seed=1,2,3", f"data={store}", f"out={tmp_path}"]
     config = compose_config([*words, "wandb=offline"])
     recipe, events = RobotRecipe.prepare(config), []
+    RunDirectory(tmp_path).begin(config.to_yaml(), {})
     (tmp_path / "seed_2").mkdir()
     with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -222,7 +225,7 @@ def test_evaluation_of_a_checkpoint_repeats_what_training_recorded(finished, tmp
     out, csv = finished[0], tmp_path / "rows.csv"
     result = here("eval_policy.py", f"run={out}", "checkpoints=last", "episodes=1", f"out={csv}")
     assert result.returncode == 0, result.stderr
-    assert read_rows(csv) == read_rows(out / "seed_1" / "episodes.csv")
+    assert read_rows(csv, PushT.metrics) == read_rows(out / "seed_1" / "episodes.csv", PushT.metrics)
 
 
 def test_fresh_starts_enter_the_summary(finished, tmp_path):
@@ -230,7 +233,7 @@ def test_fresh_starts_enter_the_summary(finished, tmp_path):
     result = here("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2")
     assert result.returncode == 0, result.stderr
     assert "max_fresh" in json.loads((out / "summary.json").read_text())["pooled"]["coverage"]
-    assert [row.start for row in read_rows(out / "seed_1" / "fresh.csv")] == [200_000, 200_001]
+    assert [row.start for row in read_rows(out / "seed_1" / "fresh.csv", PushT.metrics)] == [200_000, 200_001]
 
 
 def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):
@@ -243,12 +246,12 @@ def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):
 
 def test_a_checkpoint_becomes_a_video_of_the_recorded_episode(finished, tmp_path):
     checkpoint = finished[0] / "seed_1" / "checkpoints" / "step_000020"
-    (row,) = read_rows(finished[0] / "seed_1" / "episodes.csv")
+    (row,) = read_rows(finished[0] / "seed_1" / "episodes.csv", PushT.metrics)
     result = here(
         "render_rollout.py", f"checkpoint={checkpoint}", f"out={tmp_path / 'a.mp4'}", "episodes=1", "sampling_steps=2"
     )
     assert result.returncode == 0, result.stderr
-    assert f"max coverage {row.max_coverage:.3f}" in result.stdout
+    assert f"max coverage {row.metrics['coverage']:.3f}" in result.stdout
     assert f"{row.steps + 1} frames" in result.stdout and (tmp_path / "a.mp4").stat().st_size > 1000
 
 

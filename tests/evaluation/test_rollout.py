@@ -57,8 +57,9 @@ def test_rows_equal_the_single_environment():
                 if done:
                     break
         assert (row.checkpoint, row.start, row.seed) == (50, start, 3)
-        assert row.max_coverage == max(coverage) and row.final_coverage == coverage[-1]
-        assert row.max_reward == max(rewards) and row.steps == len(rewards) and row.success == terminated
+        assert row.metrics["coverage"] == max(coverage) and row.metrics["final_coverage"] == coverage[-1]
+        assert row.metrics["reward"] == max(rewards) and row.metrics["success"] == terminated
+        assert row.steps == len(rewards)
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -66,7 +67,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     some = evaluate(PushThroughTheMiddle(), STARTS[2:], seed=0, checkpoint=0, batch_size=4)
     two_by_two = evaluate(PushThroughTheMiddle(), STARTS, seed=0, checkpoint=0, batch_size=2)
     assert some == every[2:] and two_by_two == every
-    assert len({row.max_coverage for row in every}) > 1
+    assert len({row.metrics["coverage"] for row in every}) > 1
 
 
 def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
@@ -108,22 +109,23 @@ def test_pictures_are_those_of_the_environment():
                 observation, reward, *_ = env.step(action)
                 history.append(observation)
                 rewards.append(reward)
-        assert rows[index].max_reward == max(rewards) and rows[index].steps == 17
+        assert rows[index].metrics["reward"] == max(rewards) and rows[index].steps == 17
     assert policy.seen[0]["image"].shape == (3, 2, 96, 96, 3)
     np.testing.assert_array_equal(policy.seen[2]["image"][2], policy.seen[2]["image"][1])  # the filling
 
 
 def test_standing_still_moves_nothing_and_takes_all_steps():
     (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
-    assert row.steps == 300 and not row.success
-    assert row.final_coverage == pytest.approx(row.max_coverage, abs=1e-6) and row.max_coverage > 0.1
-    assert row.max_reward == pytest.approx(row.max_coverage / 0.95, abs=1e-6)
+    assert row.steps == 300 and not row.metrics["success"]
+    assert row.metrics["coverage"] > 0.1
+    assert row.metrics["final_coverage"] == pytest.approx(row.metrics["coverage"], abs=1e-6)
+    assert row.metrics["reward"] == pytest.approx(row.metrics["coverage"] / 0.95, abs=1e-6)
 
 
 def test_a_success_ends_the_episode(monkeypatch):
     monkeypatch.setattr("immiscible_envs.vector.SUCCESS_COVERAGE", 0.1)  # start 100001 covers more than that
     (row,) = evaluate(Still(), [100_001], seed=0, checkpoint=0, batch_size=1)
-    assert row.success and row.steps == 1
+    assert row.metrics["success"] and row.steps == 1
 
 
 def test_the_policy_sees_the_last_two_observations():

@@ -140,7 +140,7 @@ def test_rollouts_without_weight_follow_the_unperturbed_one_which_is_the_evaluat
     found = perturbed_rollouts(agent, 100_000, (0.0, 0.5), 2, max_steps=20)
     alone = evaluate(agent, [100_000], seed=0, checkpoint=0, batch_size=5, max_steps=20)[0]
     assert len(found.rows) == 5 and found.block_paths().shape == (21, 5, 2)
-    assert found.rows[0].max_coverage == pytest.approx(alone.max_coverage, abs=1e-6)
+    assert found.rows[0].metrics["coverage"] == pytest.approx(alone.metrics["coverage"], abs=1e-6)
     assert found.block_displacement()[0] == pytest.approx(0, abs=1e-6)
     assert found.coverage_change()[0] == pytest.approx(0, abs=1e-6)
     agents = found.recording.states[:, :, :2]

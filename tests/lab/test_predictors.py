@@ -7,8 +7,9 @@ import pytest
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.lab import predictors
 from immiscible_policy.store.checkpoint import save_checkpoint
-from immiscible_policy.store.rows import EpisodeRow, append_rows
+from immiscible_policy.store.run import RunDirectory
 from tests.lab.small import SPEC, small_policy
+from tests.results.runs import episode
 
 OPTIONS = {key: option.default for key, option in predictors.OPTIONS.items()} | {"windows": 8, "early": 5}
 
@@ -38,12 +39,12 @@ def write_arm(directory, coverage, correlation, summary=True):
     for step in (5, 9):
         metadata = spec_metadata(SPEC) | {"step": step, "seed": 0}
         save_checkpoint(directory / "seed_0" / "checkpoints" / f"step_{step:06d}", metadata, {"ema": weights})
-    rows = [EpisodeRow(step, 3, 0, False, share * coverage, 0.0, 0.0, 300) for step, share in ((5, 0.5), (9, 1.0))]
-    append_rows(directory / "seed_0" / "episodes.csv", rows)
+    RunDirectory(directory).begin("task: pusht\nsteps: 9\n", {})
+    rows = [episode(0, step, 3, share * coverage) for step, share in ((5, 0.5), (9, 1.0))]
+    RunDirectory(directory).seed(0).append_episodes(rows)
     logged = [{"step": 4, "loss": 2.0}, {"step": 5, "noise/correlation": correlation, "noise/prior_shift": 0.1},
               {"step": 9, "loss": 1.0, "noise/correlation": 0.0, "noise/prior_shift": 0.0}]  # fmt: skip
     (directory / "seed_0" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    (directory / "config.yaml").write_text("steps: 9\n")
     if summary:
         (directory / "summary.json").write_text("{}")
 

@@ -31,8 +31,9 @@ def noisy(shift: float, rng_seed: int) -> Score:
 def write_whole_run(directory: Path, score: Score, noise: str, seeds=(0, 1, 2), **settings) -> Path:
     """A run with the settings and the origin that training records."""
     write_run(directory, score, seeds)
-    config = {"noise": {"name": noise}, "obs": "keypoints", "seed": "0..2", "steps": 1500, "eval_every": 500}
-    config |= {"starts": "100..105", "episodes": 6, "sampling_steps": 1, "out": str(directory)} | settings
+    config = {"task": "pusht", "noise": {"name": noise}, "obs": "keypoints", "seed": "0..2", "steps": 1500}
+    config |= {"eval_every": 500, "starts": "100..105", "episodes": 6, "sampling_steps": 1, "out": str(directory)}
+    config |= settings
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     data = {"path": "/somewhere/demos.zarr", "content_hash": "c0ffee" * 8, "episodes": 7}
     origin = {"command": f"python train_policy.py noise={noise} out={directory}", "commit": "abc1234", "data": data}

@@ -3,25 +3,32 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from immiscible_policy.store.rows import EpisodeRow, append_rows
+import yaml
+
+from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.store.run import RunDirectory
 
 Score = Callable[[int, int, int], float]
 
 
-def write_run(directory: Path, score: Score, seeds=(0, 1, 2), steps=(500, 1000, 1500), starts=range(100, 106)) -> Path:
-    """Write a run whose max coverage is score(seed, step, start)."""
-    directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text("noise: knn\n")
+def write_run(
+    directory: Path, score: Score, seeds=(0, 1, 2), steps=(500, 1000, 1500), starts=range(100, 106), **settings
+) -> RunDirectory:
+    """Write a PushT run whose max coverage is score(seed, step, start)."""
+    run = RunDirectory(directory)
+    run.begin(yaml.safe_dump({"task": "pusht", "noise": "knn"} | settings), {})
     for seed in seeds:
         for step in steps:
-            (directory / f"seed_{seed}").mkdir(exist_ok=True)
-            append_rows(
-                directory / f"seed_{seed}" / "episodes.csv",
-                [episode(seed, step, start, score(seed, step, start)) for start in starts],
-            )
-    return directory
+            run.seed(seed).append_episodes(episode(seed, step, start, score(seed, step, start)) for start in starts)
+    return run
 
 
 def episode(seed: int, step: int, start: int, coverage: float) -> EpisodeRow:
     """An episode whose scores follow from its max coverage."""
-    return EpisodeRow(step, start, seed, coverage > 0.95, coverage, coverage / 2, min(1.0, coverage / 0.95), 300)
+    metrics = {
+        "coverage": coverage,
+        "final_coverage": coverage / 2,
+        "reward": min(1.0, coverage / 0.95),
+        "success": float(coverage > 0.95),
+    }
+    return EpisodeRow(step, start, seed, metrics, 300)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.results.compare import Comparison, compare, main, markdown, verdict
-from immiscible_policy.store.rows import append_rows, read_run
+from immiscible_policy.commands.compare_policies import main
+from immiscible_policy.results.compare import Comparison, compare, markdown, verdict
+from immiscible_policy.store.run import RunDirectory
 from tests.results.runs import Score, episode, write_run
 
 
@@ -19,8 +20,8 @@ def noisy(shift: float, rng_seed: int) -> Score:
 
 
 def compared(tmp_path: Path, score_a: Score, score_b: Score, **of_b) -> Comparison:
-    a = read_run(write_run(tmp_path / "a", score_a))
-    b = read_run(write_run(tmp_path / "b", score_b, **of_b))
+    a = write_run(tmp_path / "a", score_a)
+    b = write_run(tmp_path / "b", score_b, **of_b)
     return compare(a, b)
 
 
@@ -39,13 +40,13 @@ def test_a_difference_that_is_there_is_found(tmp_path: Path) -> None:
 def test_a_null_result_is_said_plainly(tmp_path: Path) -> None:
     headline = compared(tmp_path, noisy(0.0, 0), noisy(0.0, 1)).headline
     assert not headline.difference.excludes_zero
-    assert "no difference is shown" in verdict(headline)
+    assert "no difference detected" in verdict(headline)
     assert "To exclude 0 at this difference" in headline.needed_words
 
 
 def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:
-    a = read_run(write_run(tmp_path / "a", noisy(0.1, 0)))
-    b = read_run(write_run(tmp_path / "b", noisy(0.0, 1)))
+    a = write_run(tmp_path / "a", noisy(0.1, 0))
+    b = write_run(tmp_path / "b", noisy(0.0, 1))
     for one, other in zip(compare(a, b).results, compare(b, a).results, strict=True):
         assert one.difference.estimate == pytest.approx(-other.difference.estimate)
         assert one.difference.low == pytest.approx(-other.difference.high)
@@ -55,7 +56,7 @@ def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:
 
 
 def test_a_run_equals_itself(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a", noisy(0.0, 0)))
+    run = write_run(tmp_path / "a", noisy(0.0, 0))
     for result in compare(run, run).results:
         assert (result.difference.low, result.difference.high) == (0.0, 0.0)
         assert result.over_episodes.p == 1.0
@@ -92,8 +93,8 @@ def test_only_common_checkpoints_and_starts_count_and_the_rest_is_named(tmp_path
 
 
 def test_one_seed_each_is_conditional(tmp_path: Path) -> None:
-    a = read_run(write_run(tmp_path / "a", noisy(0.3, 0), seeds=[0]))
-    b = read_run(write_run(tmp_path / "b", noisy(0.0, 1), seeds=[0]))
+    a = write_run(tmp_path / "a", noisy(0.3, 0), seeds=[0])
+    b = write_run(tmp_path / "b", noisy(0.0, 1), seeds=[0])
     found = compare(a, b)
     assert found.headline.difference.over == "starts"
     assert "conditional on these runs" in verdict(found.headline)
@@ -104,18 +105,17 @@ def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, lambda seed, step, start: step / 2000) for name in "ab"]
     for run, score in zip(runs, (0.8, 0.6), strict=True):
         for seed in range(3):
-            append_rows(run / f"seed_{seed}" / "fresh.csv", [episode(seed, 1500, start, score) for start in (7, 8)])
-    found = compare(*map(read_run, runs))
+            run.seed(seed).append_fresh(episode(seed, 1500, start, score) for start in (7, 8))
+    found = compare(*runs)
     kinds = [result.kind for result in found.results if result.metric == "coverage"]
     assert kinds == ["last10", "max", "max_fresh"]
     assert found.results[2].difference.estimate == pytest.approx(0.2)
 
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
-    for name, settings in (("a", "noise: knn\nlr: 1\nout: x\n"), ("b", "noise: vanilla\nlr: 1\nout: y\n")):
-        write_run(tmp_path / name, noisy(0, 0))
-        (tmp_path / name / "config.yaml").write_text(settings)
-    found = compare(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
+    a = write_run(tmp_path / "a", noisy(0, 0), noise="knn", lr=1, out="x")
+    b = write_run(tmp_path / "b", noisy(0, 0), noise="vanilla", lr=1, out="y")
+    found = compare(a, b)
     assert "Settings that differ: noise knn against vanilla." in found.notes
 
 
@@ -144,7 +144,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     content = json.loads((tmp_path / "c.json").read_text())
     assert (tmp_path / "out" / "comparison.json").read_text() == (tmp_path / "c.json").read_text()
     assert content["results"][0]["difference"]["low"] > 0 and content["paired"] is True
-    found = compare(read_run(tmp_path / "knn"), read_run(tmp_path / "vanilla"))
+    found = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla"))
     assert (tmp_path / "out" / "comparison.md").read_text() == markdown(found)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_a_mistake_is_refused_and_creates_nothing(tmp_path: Path, words: list[str], message: str) -> None:
-    run = write_run(tmp_path / "run", noisy(0, 0))
+    run = write_run(tmp_path / "run", noisy(0, 0)).path
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
         main([word.format(run=run, absent=tmp_path / "absent") for word in words])
@@ -169,7 +169,7 @@ def test_a_mistake_is_refused_and_creates_nothing(tmp_path: Path, words: list[st
 
 
 def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
-    script = "from immiscible_policy.results.compare import main; main()"
+    script = "from immiscible_policy.commands.compare_policies import main; main()"
     words = [f"a={tmp_path / 'absent'}", f"b={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
@@ -180,8 +180,7 @@ def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
 def test_data_are_compared_by_their_content_wherever_they_lay(tmp_path: Path) -> None:
     for name, content in (("a", "c0ffee" * 8), ("b", "c0ffee" * 8), ("c", "decade" * 8)):
         run = write_run(tmp_path / name, lambda seed, step, start: 0.5)
-        (run / "config.yaml").write_text(f"data: /somewhere/{name}.zarr\n")
-        (run / "provenance.json").write_text(json.dumps({"data": {"content_hash": content}}))
-    a, b, c = (read_run(tmp_path / name) for name in "abc")
+        run.begin(f"task: pusht\ndata: /somewhere/{name}.zarr\n", {"data": {"content_hash": content}})
+    a, b, c = (RunDirectory(tmp_path / name) for name in "abc")
     assert "No setting differs." in compare(a, b).notes
     assert "Settings that differ: data of content c0ffeec0ffee against of content decadedecade." in compare(a, c).notes

@@ -6,16 +6,22 @@ import pytest
 import yaml
 
 from immiscible_policy.results.grid import write_grid
+from immiscible_policy.training.options import read_file
 from tests.results.runs import write_run
 
 GAIN = {"vanilla": 0.0, "knn_k2": 0.1}
 SECONDS = 2.0  # of every metrics row
 
 
+def plan(directory, steps):
+    config = {"task": "pusht", "steps": steps, "noise": {"name": directory.name}}
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+
+
 def write_arm(directory, gain, seeds=(0, 1, 2), steps=(500, 1000, 1500), trained=1500):
     """Coverage rises by 0.2 every 500 steps and by `gain` everywhere; seeds lie 0.02 apart."""
-    write_run(directory, lambda seed, step, start: 0.2 * step / 500 + gain + 0.02 * seed, seeds, steps)
-    (directory / "config.yaml").write_text(yaml.safe_dump({"steps": trained, "noise": {"name": directory.name}}))
+    write_run(directory, lambda seed, step, start: max(0.0, 0.2 * step / 500 + gain + 0.02 * seed), seeds, steps)
+    plan(directory, trained)
     for seed in seeds:
         rows = [{"step": step, "loss": 0.1, "seconds": SECONDS} for step in range(250, 1501, 250)]
         rows.append({"step": 1500, "coverage": 0.6, "noise/correlation": 0.1 * (seed + 1), "noise/prior_shift": gain})
@@ -31,7 +37,7 @@ def grid(tmp_path):
 
 
 def found(grid, arms=tuple(GAIN), seeds=(0, 1, 2), name="table2"):
-    text = write_grid(grid, name, list(arms), list(seeds))
+    text = write_grid(grid, name, list(arms), list(seeds), read_file(f"experiment/{name}").get("published"))
     assert (grid / f"{name}.md").read_text() == text
     return json.loads((grid / f"{name}.json").read_text()), text
 
@@ -58,7 +64,7 @@ def test_scores_and_paired_differences(grid):
 
 def test_the_last_checkpoint_is_not_the_largest(grid):
     write_run(grid / "falls", lambda seed, step, start: 0.9 - 0.2 * step / 500, (0, 1, 2), (500, 1000, 1500))
-    (grid / "falls" / "config.yaml").write_text(yaml.safe_dump({"steps": 1500, "noise": {"name": "falls"}}))
+    plan(grid / "falls", 1500)
     falls = found(grid, (*GAIN, "falls"))[0]["arms"]["falls"]
     assert [falls["scores"]["coverage"][kind]["mean"] for kind in ("last10", "last", "max")] == pytest.approx(
         [0.5, 0.3, 0.7]

@@ -6,18 +6,19 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from immiscible_policy.evaluation.scores import Scores, scores
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
 from immiscible_policy.results.plots import comparison_figure, learning_curves
-from immiscible_policy.results.summary import Scores, scores
 from immiscible_policy.results.writer import save_figure
-from immiscible_policy.store.rows import read_run
 from tests.results.runs import write_run
+
+METRICS = ["coverage", "reward"]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> dict[int, Scores]:
     rng = np.random.default_rng(0)
-    return scores(read_run(write_run(tmp_path / "run", lambda *_: 0.4 + 0.2 * rng.random())).seeds)
+    return scores(write_run(tmp_path / "run", lambda *_: 0.4 + 0.2 * rng.random()).episodes())
 
 
 def test_curves_show_the_mean_its_interval_and_every_seed(run: dict[int, Scores]) -> None:
@@ -37,7 +38,7 @@ def test_curves_show_the_mean_its_interval_and_every_seed(run: dict[int, Scores]
 
 
 def test_labels_of_curves_that_end_together_are_kept_apart(run: dict[int, Scores]) -> None:
-    figure = learning_curves({name: run for name in ("knn", "linear", "vanilla")})
+    figure = learning_curves({name: run for name in ("knn", "linear", "vanilla")}, METRICS)
     for axes in figure.axes:
         heights = sorted(text.xy[1] for text in axes.texts)
         assert len(heights) == 3 and np.diff(heights).min() > 0.05
@@ -45,7 +46,7 @@ def test_labels_of_curves_that_end_together_are_kept_apart(run: dict[int, Scores
 
 def test_differences_are_drawn_about_zero(run: dict[int, Scores]) -> None:
     differences = {"won": Interval(0.2, 0.1, 0.3, "starts"), "open": Interval(0.0, -0.1, 0.1, "starts")}
-    axes = comparison_figure({"A": run, "B": run}, differences).axes[2]
+    axes = comparison_figure({"A": run, "B": run}, differences, METRICS).axes[2]
     spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert [0.1, 0.3] in spans and [-0.1, 0.1] in spans
     assert axes.get_xlim()[0] == -axes.get_xlim()[1]
@@ -54,7 +55,7 @@ def test_differences_are_drawn_about_zero(run: dict[int, Scores]) -> None:
 
 def test_a_picture_is_a_png_and_always_the_same(run: dict[int, Scores], tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
-        save_figure(learning_curves({"knn": run}), tmp_path / name)
+        save_figure(learning_curves({"knn": run}, METRICS), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     picture = imageio.imread(tmp_path / "one.png")
     assert picture.shape[0] > 400 and picture.std() > 5
@@ -62,9 +63,9 @@ def test_a_picture_is_a_png_and_always_the_same(run: dict[int, Scores], tmp_path
 
 def test_what_cannot_be_drawn_is_refused(run: dict[int, Scores], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 runs"):
-        learning_curves({})
+        learning_curves({}, METRICS)
     with pytest.raises(ValueError, match="9 runs cannot be told apart"):
-        learning_curves({str(index): run for index in range(9)})
+        learning_curves({str(index): run for index in range(9)}, METRICS)
     apart = {0: run[0].at([500], run[0].starts), 1: run[1].at([1000], run[1].starts)}
     with pytest.raises(ValueError, match="share no evaluated checkpoint"):
-        learning_curves({"knn": apart})
+        learning_curves({"knn": apart}, METRICS)

@@ -12,16 +12,16 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from immiscible_policy.commands.compare_policies import main as compare_main
 from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.results.compare import compare
-from immiscible_policy.results.compare import main as compare_main
 from immiscible_policy.results.report.__main__ import main
 from immiscible_policy.results.report.figures import curves, mode_bars, start_bars, ticks
 from immiscible_policy.results.report.gather import StartDifference, by_start, curve, gather, names
 from immiscible_policy.results.report.page import render
 from immiscible_policy.results.report.rollouts import best_kept, chosen_starts
 from immiscible_policy.results.report.words import certainty, headline, outcome, setting, verdict
-from immiscible_policy.store.rows import append_rows, read_run
+from immiscible_policy.store.run import RunDirectory
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.runs import Score, episode
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 def pair(tmp_path: Path, score_a: Score, score_b: Score, **of_a):
     b = write_whole_run(tmp_path / "vanilla", score_b, "vanilla")
     a = write_whole_run(tmp_path / "knn", score_a, "knn", **of_a)
-    return gather([read_run(b), read_run(a)])
+    return gather([RunDirectory(b), RunDirectory(a)])
 
 
 def page(evidence) -> str:
@@ -78,7 +78,7 @@ def text(html: str) -> str:
 def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
     (pairing,) = evidence.pairings
-    found = compare(read_run(tmp_path / "knn"), read_run(tmp_path / "vanilla")).headline
+    found = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla")).headline
     sentence = verdict(pairing)
     assert sentence.startswith("knn is better than vanilla: ") and sentence == headline(evidence)
     assert f"{found.a.estimate:.3f} against {found.b.estimate:.3f}" in sentence
@@ -89,7 +89,7 @@ def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
 
 def test_exchanging_the_runs_turns_the_verdict(tmp_path: Path) -> None:
     pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
-    runs = [read_run(tmp_path / name) for name in ("vanilla", "knn")]
+    runs = [RunDirectory(tmp_path / name) for name in ("vanilla", "knn")]
     (one,), (other,) = gather(runs, 0).pairings, gather(runs, 1).pairings
     assert (outcome(one), outcome(other)) == ("better", "worse")
     assert (one.arm.name, other.arm.name) == ("knn", "vanilla")
@@ -107,7 +107,7 @@ def test_one_seed_each_claims_nothing_about_other_seeds(tmp_path: Path) -> None:
         write_whole_run(tmp_path / name, noisy(shift, 0), name, seeds=[0], seed=0)
         for name, shift in (("a", 0), ("b", 0.3))
     ]
-    evidence = gather([read_run(run) for run in runs])
+    evidence = gather([RunDirectory(run) for run in runs])
     assert "other training seeds are not covered" in headline(evidence)
     assert not any(arm.gaps for arm in evidence.arms)
 
@@ -118,7 +118,7 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
         write_whole_run(tmp_path / name, noisy(shift, index), name)
         for index, (name, shift) in enumerate(shifts.items())
     ]
-    evidence = gather([read_run(run) for run in runs])
+    evidence = gather([RunDirectory(run) for run in runs])
     assert headline(evidence).startswith(
         "Of 3 runs against vanilla: 1 better (good), 1 worse (bad), 1 with no difference shown (same)."
     )
@@ -127,7 +127,7 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
 
 
 def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
-    run = read_run(write_whole_run(tmp_path / "knn", lambda seed, step, start: 0.4 + seed / 10, "knn"))
+    run = RunDirectory(write_whole_run(tmp_path / "knn", lambda seed, step, start: 0.4 + seed / 10, "knn"))
     evidence = gather([run])
     # means 0.4, 0.5, 0.6: standard error 0.1 / sqrt(3), t(2) = 4.303
     assert headline(evidence).startswith("knn covers 0.500 of the goal on average (95 % interval 0.252 to 0.748)")
@@ -137,10 +137,11 @@ def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
 def test_runs_without_common_ground_are_shown_with_the_reason(tmp_path: Path) -> None:
     pair(tmp_path, noisy(0, 0), noisy(0, 1))
     for seed in (0, 1, 2):
-        path = tmp_path / "knn" / f"seed_{seed}" / "episodes.csv"
-        path.unlink()
-        append_rows(path, [episode(seed, 7, start, 0.5) for start in range(100, 106)])
-    evidence = gather([read_run(tmp_path / name) for name in ("vanilla", "knn")])
+        (tmp_path / "knn" / f"seed_{seed}" / "episodes.csv").unlink()
+        RunDirectory(tmp_path / "knn").seed(seed).append_episodes(
+            episode(seed, 7, start, 0.5) for start in range(100, 106)
+        )
+    evidence = gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")])
     reason = "knn against vanilla tells nothing: knn and vanilla share no checkpoint; evaluate both at the same steps."
     assert headline(evidence) == reason
     assert reason in text(page(evidence)) and str(tmp_path) not in page(evidence)
@@ -170,7 +171,7 @@ def test_what_is_missing_is_named_on_the_first_screen(tmp_path: Path, of_a: dict
 
 
 def test_a_curve_has_the_interval_of_every_point(tmp_path: Path) -> None:
-    run = read_run(write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000 + (seed - 1) / 10, "knn"))
+    run = RunDirectory(write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000 + (seed - 1) / 10, "knn"))
     found = curve(gather([run]).reference, "coverage")
     assert found.steps == [500, 1000, 1500]
     assert [each.estimate for each in found.means] == pytest.approx([0.25, 0.5, 0.75])
@@ -190,7 +191,7 @@ def test_starts_average_to_the_verdict(tmp_path: Path) -> None:
 
 def test_dots_and_bars_stand_where_their_numbers_say(tmp_path: Path) -> None:
     run = write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000, "knn")
-    dots = Page(curves({"a": curve(gather([read_run(run)]).reference, "coverage")}, "coverage")).all("circle")
+    dots = Page(curves({"a": curve(gather([RunDirectory(run)]).reference, "coverage")}, "coverage")).all("circle")
     assert [(dot["cx"], dot["cy"]) for dot in dots] == [
         ("33.33%", "75.00%"),
         ("66.67%", "50.00%"),
@@ -261,7 +262,7 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     bad = '<img src=x onerror=alert(1)>&"'
     run = write_whole_run(tmp_path / bad, noisy(0, 0), "knn", note="</script><b>")
     other = write_whole_run(tmp_path / "vanilla", noisy(0, 1), "vanilla")
-    found = Page(page(gather([read_run(other), read_run(run)])))
+    found = Page(page(gather([RunDirectory(other), RunDirectory(run)])))
     assert found.open == [] and not found.all("img") and len(found.all("script")) == 1 and not found.all("b")
 
 
@@ -292,7 +293,7 @@ def test_modes_have_a_tab_only_where_they_were_counted(tmp_path: Path) -> None:
     arm |= {"majority": measure, "total_variation": measure, "coverage": [{**measure[0], "mean": None}]}
     modes = ["clockwise", "counter-clockwise", "undecided"]
     (tmp_path / "modality.json").write_text(json.dumps({"modes": modes, "arms": [{"name": "knn"} | arm]}))
-    html = page(gather([read_run(tmp_path / name) for name in ("vanilla", "knn")]))
+    html = page(gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")]))
     shown = text(html)
     assert "tab-modes" in html and "clockwise 70 %, counter-clockwise 20 %, undecided 10 %" in shown
     assert "clockwise 50 %, counter-clockwise 50 %, undecided 0 %" in shown  # the demonstrations
@@ -305,7 +306,7 @@ def test_the_noise_audit_is_the_last_of_each_seed(tmp_path: Path) -> None:
         lines = [{"step": 500, "noise/variance": 5.0}, {"step": 1500, "noise/variance": last}, {"step": 1500}]
         path = tmp_path / "knn" / f"seed_{seed}" / "metrics.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 20')
-    shown = text(page(gather([read_run(tmp_path / name) for name in ("vanilla", "knn")])))
+    shown = text(page(gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")])))
     assert "variance of all numbers1" in shown and "0.92 [0.8703, 0.9697]" in shown  # 4.303 * 0.02 / sqrt(3)
     assert "knn, step 1,500" in shown and "No audit was recorded for vanilla." in shown
 
@@ -379,6 +380,6 @@ def test_a_mistake_is_refused_and_creates_nothing(
 
 
 def test_more_runs_than_colours_are_refused(tmp_path: Path) -> None:
-    run = read_run(write_whole_run(tmp_path / "run", noisy(0, 0), "knn"))
+    run = RunDirectory(write_whole_run(tmp_path / "run", noisy(0, 0), "knn"))
     with pytest.raises(ValueError, match="9 runs in one report"):
         gather([run] * 9)

@@ -9,7 +9,7 @@ import pytest
 
 from immiscible_policy.results.report.gather import gather
 from immiscible_policy.results.report.page import render
-from immiscible_policy.store.rows import read_run
+from immiscible_policy.store.run import RunDirectory
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.test_report import ORIGIN
 
@@ -38,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, name in enumerate(("vanilla", "linear_with_a_very_long_name_indeed_0123456789")):
         run = write_whole_run(place / name, noisy(-0.2 * index, index), name.split("_")[0], seeds=(0, 1)[: 2 - index])
         keep_checkpoint(run, 0, 1500)
-        runs.append(read_run(run))
+        runs.append(RunDirectory(run))
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch, steps=40)
         (place / "report.html").write_text(render(gather(runs), ORIGIN, videos=1))

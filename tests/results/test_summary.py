@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.evaluation.statistics import mean_interval
-from immiscible_policy.results.summary import METRICS, scores, summarize
-from immiscible_policy.store.rows import append_rows, read_run
+from immiscible_policy.results.summary import summarize
 from tests.results.runs import episode, write_run
 
 
@@ -18,7 +18,7 @@ def rising(seed: int, step: int, start: int) -> float:
 
 def test_last10_and_max_are_as_defined(tmp_path: Path) -> None:
     steps = range(500, 6001, 500)
-    summary = summarize(read_run(write_run(tmp_path / "run", rising, steps=steps)))
+    summary = summarize(write_run(tmp_path / "run", rising, steps=steps))
     by_start = 0.025  # mean of (start - 100) / 100
     assert summary["pooled"]["coverage"]["last10"]["mean"] == pytest.approx(0.1 + 0.375 + by_start)
     assert summary["pooled"]["coverage"]["max"]["mean"] == pytest.approx(0.1 + 0.6 + by_start)
@@ -30,10 +30,10 @@ def test_last10_and_max_are_as_defined(tmp_path: Path) -> None:
 
 def test_every_metric_has_its_own_reading(tmp_path: Path) -> None:
     coverage = {0: 0.2, 1: 0.95, 2: 0.97}
-    run = read_run(write_run(tmp_path / "run", lambda seed, *_: coverage[seed], steps=[500]))
+    run = write_run(tmp_path / "run", lambda seed, *_: coverage[seed], steps=[500])
     pooled = summarize(run)["pooled"]
     values = np.array(list(coverage.values()))
-    assert set(pooled) == set(METRICS)
+    assert list(pooled) == ["coverage", "final_coverage", "reward", "success"]
     assert pooled["coverage"]["max"]["mean"] == pytest.approx(values.mean())
     assert pooled["reward"]["max"]["mean"] == pytest.approx(np.minimum(1, values / 0.95).mean())
     assert pooled["success"]["max"]["mean"] == pytest.approx(1 / 3)
@@ -42,7 +42,7 @@ def test_every_metric_has_its_own_reading(tmp_path: Path) -> None:
 
 def test_each_seed_has_its_own_best_checkpoint(tmp_path: Path) -> None:
     best = {0: 500, 1: 1500, 2: 1000}
-    run = read_run(write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == best[seed] else 0.3))
+    run = write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == best[seed] else 0.3)
     summary = summarize(run)
     assert summary["pooled"]["coverage"]["max"]["checkpoint"] == [500, 1500, 1000]
     assert summary["pooled"]["coverage"]["max"]["mean"] == pytest.approx(0.9)
@@ -53,60 +53,56 @@ def test_each_seed_has_its_own_best_checkpoint(tmp_path: Path) -> None:
 def test_intervals_are_those_of_the_scores_cut_to_what_is_possible(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = {seed: rng.random(6) / 2 for seed in range(3)}
-    run = read_run(write_run(tmp_path / "run", lambda seed, _, start: table[seed][start - 100], steps=[500]))
+    run = write_run(tmp_path / "run", lambda seed, _, start: table[seed][start - 100], steps=[500])
     found = summarize(run)["pooled"]["coverage"]["last10"]
     expected = mean_interval(np.stack(list(table.values())))
     assert found["low"] == pytest.approx(max(0, expected.low)) and found["high"] == pytest.approx(expected.high)
     assert found["bootstrap"][0] < found["mean"] < found["bootstrap"][1]
     assert found["over"] == "seeds and starts"
-    far = read_run(write_run(tmp_path / "far", lambda seed, *_: [0.0, 0.5, 1.0][seed], steps=[500]))
+    far = write_run(tmp_path / "far", lambda seed, *_: [0.0, 0.5, 1.0][seed], steps=[500])
     cut = summarize(far)["pooled"]["coverage"]["last10"]
     assert (cut["low"], cut["high"]) == (0.0, 1.0)
 
 
 def test_one_seed_is_labelled_as_conditional(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", rising, seeds=[4]))
+    run = write_run(tmp_path / "run", rising, seeds=[4])
     summary = summarize(run)
     assert summary["pooled"]["coverage"]["last10"]["over"] == "starts"
     assert summary["pooled"] == summary["seeds"]["4"]
-    assert "Pooled: for new starts, conditional on these runs" in (run.dir / "summary.md").read_text()
+    assert "Pooled: for new starts, conditional on these runs" in (run.path / "summary.md").read_text()
 
 
 def test_files_say_what_is_returned_and_depend_on_the_rows_alone(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", rising))
+    run = write_run(tmp_path / "run", rising)
     summary = summarize(run)
-    first = (run.dir / "summary.json").read_bytes()
+    first = (run.path / "summary.json").read_bytes()
     assert json.loads(first) == summary
     summarize(run)
-    assert (run.dir / "summary.json").read_bytes() == first
-    text = (run.dir / "summary.md").read_text()
+    assert (run.path / "summary.json").read_bytes() == first
+    text = (run.path / "summary.md").read_text()
     assert "3 training seeds (0, 1, 2), 6 starts" in text
     assert f"| pooled, last10 | {summary['pooled']['coverage']['last10']['mean']:.3f} [" in text
-    assert sorted(path.name for path in run.dir.glob("summary*")) == ["summary.json", "summary.md"]
+    assert sorted(path.name for path in run.path.glob("summary*")) == ["summary.json", "summary.md"]
 
 
 def test_incomplete_and_extra_evaluations_do_not_change_the_starts(tmp_path: Path) -> None:
-    directory = write_run(tmp_path / "run", rising)
-    rows = directory / "seed_1" / "episodes.csv"
-    append_rows(rows, [episode(1, 2000, start, 1.0) for start in range(100, 103)])  # cut short
-    append_rows(rows, [episode(1, 1500, start, 1.0) for start in range(106, 200)])  # more than the others have
-    found = scores(read_run(directory).seeds)
+    run = write_run(tmp_path / "run", rising)
+    run.seed(1).append_episodes(episode(1, 2000, start, 1.0) for start in range(100, 103))  # cut short
+    run.seed(1).append_episodes(episode(1, 1500, start, 1.0) for start in range(106, 200))  # more than the others
+    found = scores(run.episodes())
     assert found[1].steps == [500, 1000, 1500] and found[1].starts == list(range(100, 106))
     assert found[1].values["coverage"].max() < 0.5
 
 
 def test_fresh_starts_show_what_choosing_the_best_checkpoint_flatters(tmp_path: Path) -> None:
-    directory = write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == 1000 else 0.5)
+    run = write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == 1000 else 0.5)
     for seed in range(3):
-        append_rows(
-            directory / f"seed_{seed}" / "fresh.csv",
-            [episode(seed, 1000, start, 0.7) for start in range(900, 910)],
-        )
-    summary = summarize(read_run(directory))
+        run.seed(seed).append_fresh(episode(seed, 1000, start, 0.7) for start in range(900, 910))
+    summary = summarize(run)
     assert summary["pooled"]["coverage"]["max_fresh"]["mean"] == pytest.approx(0.7)
     assert summary["seeds"]["1"]["reward"]["max_fresh"]["mean"] == pytest.approx(0.7 / 0.95)
-    assert "| pooled, max_fresh | 0.700" in (directory / "summary.md").read_text()
-    (directory / "seed_2" / "fresh.csv").unlink()
-    assert "max_fresh" not in summarize(read_run(directory))["pooled"]["coverage"]
-    append_rows(directory / "seed_2" / "fresh.csv", [episode(2, 500, 900, 0.7)])  # not the best checkpoint
-    assert "max_fresh" not in summarize(read_run(directory))["seeds"]["2"]["coverage"]
+    assert "| pooled, max_fresh | 0.700" in (run.path / "summary.md").read_text()
+    (run.path / "seed_2" / "fresh.csv").unlink()
+    assert "max_fresh" not in summarize(run)["pooled"]["coverage"]
+    run.seed(2).append_fresh([episode(2, 500, 900, 0.7)])  # not the best checkpoint
+    assert "max_fresh" not in summarize(run)["seeds"]["2"]["coverage"]

@@ -33,7 +33,7 @@ def own_module(tmp_path, monkeypatch):
 def test_a_built_in_name():
     task = find_task("pusht")
     assert isinstance(task, PushT) and primary(task).column == "max_coverage"
-    assert [metric.column for metric in task.metrics] == ["success", "max_coverage", "final_coverage", "max_reward"]
+    assert [metric.column for metric in task.metrics] == ["max_coverage", "final_coverage", "max_reward", "success"]
 
 
 def test_a_dotted_path_with_options(own_module):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.tasks.pusht import PushT
 from tests.training.helpers import here, refused, tree, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=3",
@@ -45,13 +46,13 @@ def test_a_control_starts_from_the_weights_of_diffusion_and_learns_something_els
 def test_evaluation_repeats_what_training_recorded_whatever_the_sampler(finished, tmp_path):
     """A control draws nothing when it acts, so sampler and sampling steps change nothing."""
     out, _ = finished
-    recorded = [row for row in read_rows(out / "seed_0/episodes.csv") if row.checkpoint == 6]
+    recorded = [row for row in read_rows(out / "seed_0/episodes.csv", PushT.metrics) if row.checkpoint == 6]
     for i, words in enumerate((["sampling_steps=10"], ["sampler=ddpm", "sampling_steps=100"])):
         target = tmp_path / f"{i}.csv"
         checkpoint = out / "seed_0/checkpoints/step_000006"
         result = here("eval_policy.py", f"checkpoint={checkpoint}", f"out={target}", "episodes=2", *words)
         assert result.returncode == 0, result.stderr
-        assert read_rows(target) == recorded and len(recorded) == 2
+        assert read_rows(target, PushT.metrics) == recorded and len(recorded) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.display import FEW, Display
 from immiscible_policy.training.driver import begin, conclude, train_run
 from immiscible_policy.training.launchers import job as jobs
@@ -72,7 +73,7 @@ def result(run, seed):
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     measured = [{key: row[key] for key in row if key in ("step", "loss", "coverage", "noise/cost")} for row in rows]
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} == files.keys()
-    return [each.step for each in checkpoints], files, measured, read_rows(directory / "episodes.csv")
+    return [each.step for each in checkpoints], files, measured, read_rows(directory / "episodes.csv", PushT.metrics)
 
 
 @pytest.fixture

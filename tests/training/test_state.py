@@ -1,14 +1,10 @@
 """Training state, checkpoints, batches: laws in memory."""
 
-import errno
-import json
-import os
 
 import pytest
 import torch
 
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.store import checkpoint as checkpoints
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.loop import Cadence, TrainingDiverged, train
 from immiscible_policy.training.state import TrainState
@@ -155,82 +151,3 @@ def test_a_batch_may_be_larger_than_the_data():
 def test_seeds_differ_by_purpose_and_number():
     seeds = {derive_seed(purpose, a, b) for purpose in ("noise", "order") for a in range(20) for b in range(20)}
     assert len(seeds) == 800 and all(0 <= seed < 2**63 for seed in seeds)
-
-
-def tensors(value=1.0):
-    return {name: {"w": torch.full((4,), value)} for name in ("model", "ema", "optimizer")}
-
-
-def save(path, step, value=1.0):
-    checkpoints.save_checkpoint(path / f"step_{step:06d}", {"step": step, "seed": 0}, tensors(value))
-
-
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    save(tmp_path, 5, 2.5)
-    found = checkpoints.read_checkpoint(tmp_path / "step_000005")
-    assert found.step == 5 and found.resumable
-    assert torch.equal(found.tensors("ema")["w"], torch.full((4,), 2.5))
-
-
-def test_only_the_newest_can_be_resumed_and_last_and_best_are_kept(tmp_path):
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step)
-        checkpoints.tidy(tmp_path, "last+best", {1: 0.1, 2: 0.9, 3: 0.9})
-    assert [c.step for c in checkpoints.list_checkpoints(tmp_path)] == [2, 4]
-    assert [c.resumable for c in checkpoints.list_checkpoints(tmp_path)] == [False, True]
-
-
-def test_keep_all_keeps_all(tmp_path):
-    for step in (1, 2, 3):
-        save(tmp_path, step)
-        checkpoints.tidy(tmp_path, "all", {})
-    assert [c.step for c in checkpoints.list_checkpoints(tmp_path)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("calls_before", range(4))
-def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_debris(tmp_path, monkeypatch, calls_before):
-    save(tmp_path, 1)
-    calls, fsync = [], os.fsync
-
-    def full(handle):
-        calls.append(handle)
-        if len(calls) > calls_before:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="step_000002 was not saved: No space left on device"):
-        save(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001"]
-    monkeypatch.undo()
-    assert checkpoints.read_checkpoint(tmp_path / "step_000001").tensors("model")["w"].tolist() == [1.0] * 4
-
-
-@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damage_is_noticed(tmp_path, name, damage):
-    save(tmp_path, 1)
-    file = tmp_path / "step_000001" / f"{name}.safetensors"
-    content = bytearray(file.read_bytes())
-    if damage == "truncate":
-        file.write_bytes(content[:-3])
-    elif damage == "flip":
-        content[-1] ^= 1
-        file.write_bytes(content)
-    else:
-        file.unlink()
-    with pytest.raises(checkpoints.CheckpointError, match=f"{name}.safetensors"):
-        checkpoints.read_checkpoint(tmp_path / "step_000001").tensors(name)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 99, "step": 1, "sha256": {}}'])
-def test_damaged_metadata_is_one_line(tmp_path, content):
-    save(tmp_path, 1)
-    (tmp_path / "step_000001" / "metadata.json").write_text(content)
-    with pytest.raises(checkpoints.CheckpointError, match="metadata.json"):
-        checkpoints.read_checkpoint(tmp_path / "step_000001")
-
-
-def test_metadata_is_plain_json(tmp_path):
-    save(tmp_path, 1)
-    assert json.loads((tmp_path / "step_000001" / "metadata.json").read_text())["step"] == 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError
@@ -31,7 +30,8 @@ from immiscible_policy.image.evaluation.rows import ImageRow, read_image_rows, w
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.prompts import prompts_for
 from immiscible_policy.image.spec import ImageSpec, read_spec
-from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
+from immiscible_policy.store.run import RunDirectory, run_of
 
 ROWS = "frechet.csv"
 BEST, NONE = "best", "none"
@@ -144,7 +144,8 @@ class Evaluation:
         rows = [self._row(target, checkpoint) for checkpoint in target.checkpoints]
         if target.directory is None:
             return rows
-        stored = [row for path in sorted(target.directory.glob(f"seed_*/{ROWS}")) for row in read_image_rows(path)]
+        run = RunDirectory(target.directory)
+        stored = [row for seed in run.seeds() for row in read_image_rows(run.seed(seed).path / ROWS)]
         return [row for row in stored if row.setting == rows[0].setting]
 
     def reference(self, target: Target) -> Reference:
@@ -259,10 +260,9 @@ def find_run(label: str, directory: Path, plan: Plan) -> Target:
         CommandError: If it is no run, keeps none, or nothing says where its data lie.
         CheckpointError: If its first checkpoint is of no image model.
     """
-    if not (directory / "config.yaml").is_file():
-        raise CommandError(f"{directory} is no run directory (it has no config.yaml)")
-    seeds = sorted(directory.glob("seed_*"), key=lambda path: (len(path.name), path.name))
-    kept = [checkpoint for seed in seeds for checkpoint in list_checkpoints(seed / "checkpoints")]
+    run = RunDirectory(directory)
+    run.config  # noqa: B018  # refuses what is no run
+    kept = [checkpoint for of_seed in run.checkpoints().values() for checkpoint in of_seed]
     if not kept:
         raise CommandError(f"{directory} keeps no checkpoint (seed_N/checkpoints/step_XXXXXX); train it first")
     return Target(label, directory, kept, _source(label, directory, kept[0], plan))
@@ -276,9 +276,8 @@ def find_checkpoint(path: Path, plan: Plan) -> Target:
         CheckpointError: If it is missing, damaged, or of no image model.
     """
     checkpoint = read_checkpoint(path)
-    parents = list(path.absolute().parents)
-    inside = parents[0].name == "checkpoints" and (parents[2] / "config.yaml").is_file()
-    directory = parents[2] if inside else None
+    seed = run_of(path)
+    directory = None if seed is None else seed.run.path
     label = path.absolute().name if directory is None else directory.name
     return Target(label, directory, [checkpoint], _source(str(path), directory, checkpoint, plan))
 
@@ -286,7 +285,7 @@ def find_checkpoint(path: Path, plan: Plan) -> Target:
 def _source(name: str, directory: Path | None, checkpoint: Checkpoint, plan: Plan) -> Source:
     """Where images come from: the plan's word, else the run's own configuration; only Stable Diffusion has prompts."""
     spec = read_spec(checkpoint)
-    config = {} if directory is None else yaml.safe_load((directory / "config.yaml").read_text())
+    config = {} if directory is None else RunDirectory(directory).config
     data = plan.data or config.get("data")
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")

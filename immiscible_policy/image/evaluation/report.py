@@ -17,7 +17,8 @@ from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
 from immiscible_policy.provenance import provenance, without_places
-from immiscible_policy.results.text import table
+from immiscible_policy.results.interval import text
+from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import finite, save_figure
 from immiscible_policy.store.atomic import write_atomically
 
@@ -131,10 +132,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"# {report.title}", "", *_facts(report), "", *_summary_table(report), "", *_steps_table(report)]
+    lines = [f"# {report.title}", "", *_facts(report), "", _summary_table(report), "", _steps_table(report)]
     if len(report.rows) > 1:
         first = next(iter(report.rows))
-        lines += ["", f"## Against {first}", "", *_against_table(report), ""]
+        lines += ["", f"## Against {first}", "", _against_table(report), ""]
         lines += [f"- {sentence(label, first, found)}" for label, found in report.against.items()]
     return "\n".join(lines) + "\n"
 
@@ -148,17 +149,10 @@ def sentence(label: str, first: str, found: Against) -> str:
         seeds = ", ".join(f"seed {each.seed} (target {each.target:.3f}, until step {each.last:,})" for each in missed)
         return f"{label}: not reached in {len(missed)} of {len(found.reached)} seeds, {seeds}; no mean is given."
     assert found.speedup is not None
-    span = interval_text(found.speedup, "{:.2f}")
+    span = text(found.speedup, ".2f")
     verdict = _verdict(found.speedup)
     what = f"speed-up to the best of {first} (its steps over those of {label}, geometric mean over seeds)"
     return f"{label}: {what} {span}; {verdict}."
-
-
-def interval_text(found: Interval, form: str = "{:.3f}") -> str:
-    """An estimate with its interval, where there is one."""
-    if math.isnan(found.low):
-        return form.format(found.estimate)
-    return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
 def _verdict(speedup: Interval) -> str:
@@ -182,37 +176,37 @@ def _facts(report: Report) -> list[str]:
     ]
 
 
-def _summary_table(report: Report) -> list[str]:
+def _summary_table(report: Report) -> str:
     rows = []
     for label, seeds in report.seeds.items():
         curve = report.curves[label]
         smallest = over_seeds(np.array([best(distances)[0] for distances in seeds.values()]))
-        cells = [label, str(len(seeds)), interval_text(curve.intervals[-1]), interval_text(smallest)]
+        cells = [label, str(len(seeds)), text(curve.intervals[-1]), text(smallest)]
         rows.append([*cells, _clip(report.rows[label], curve.steps[-1])])
     header = ["run", "seeds", "last checkpoint [95 %]", "smallest per seed [95 %]", "CLIPScore, last"]
     return table(header, rows)
 
 
-def _steps_table(report: Report) -> list[str]:
+def _steps_table(report: Report) -> str:
     curves = report.curves
     steps = sorted({step for curve in curves.values() for step in curve.steps})
     found = {label: dict(zip(curve.steps, curve.intervals, strict=True)) for label, curve in curves.items()}
-    rows = [[f"{step:,}", *(interval_text(of[step]) if step in of else "-" for of in found.values())] for step in steps]
+    rows = [[f"{step:,}", *(text(of[step]) if step in of else "-" for of in found.values())] for step in steps]
     return table(["step", *(f"{label} [95 %]" for label in curves)], rows)
 
 
-def _against_table(report: Report) -> list[str]:
+def _against_table(report: Report) -> str:
     rows = []
     for label, found in report.against.items():
         steps = ", ".join(
             f"{each.at:,} / {each.reached:,}" if each.reached else "not reached" for each in found.reached
         )
-        speedup = "-" if found.speedup is None else interval_text(found.speedup, "{:.2f}")
+        speedup = "-" if found.speedup is None else text(found.speedup, ".2f")
         rows.append(
             [
                 label,
-                f"{interval_text(found.difference, '{:+.3f}')} at {found.step:,}",
-                interval_text(found.best, "{:+.3f}"),
+                f"{text(found.difference, '+.3f')} at {found.step:,}",
+                text(found.best, "+.3f"),
                 steps,
                 speedup,
             ]
@@ -228,7 +222,7 @@ def _against_table(report: Report) -> list[str]:
 
 def _clip(rows: Sequence[ImageRow], step: int) -> str:
     scores = [row.clip_score for row in rows if row.checkpoint == step and row.clip_score is not None]
-    return interval_text(over_seeds(np.array(scores)), "{:.2f}") if scores else "-"
+    return text(over_seeds(np.array(scores)), ".2f") if scores else "-"
 
 
 def _number(value: float | None) -> str:

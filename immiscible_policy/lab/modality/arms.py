@@ -43,6 +43,7 @@ from immiscible_policy.lab.modality.modes import (
 from immiscible_policy.recipes.robot_config import read_config
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task, open_demonstrations
 
 MOST_REPETITIONS = 10_000
@@ -138,7 +139,7 @@ def roll_out(policy: ActingPolicy, seed: int, checkpoint: int, repetitions: int)
         watched = recorder.recording(rows).states
         for index, ((start, _), row) in enumerate(zip(group, rows, strict=True)):
             path = watched[: row.steps + 1, index]
-            found.append(Rollout(start, path, int(classify(path[:, 4])), row.max_coverage))
+            found.append(Rollout(start, path, int(classify(path[:, 4])), row.metrics["coverage"]))
     return found
 
 
@@ -184,7 +185,7 @@ def measure(
 
 def find_gaps(run: Path, seeds: Sequence[int], steps: Sequence[int]) -> list[str]:
     """Training seeds and steps that a run's configuration asks for and that are not there, in words."""
-    config = read_config(run / "config.yaml")
+    config = read_config(RunDirectory(run))
     missing = sorted(set(parse_range("seed", config.seed)) - set(seeds))
     gaps = [f"no checkpoint of seed {', '.join(map(str, missing))}"] if missing else []
     unfinished = f"the last step that every seed keeps is {steps[-1]:,} of {config.steps:,}"
@@ -197,7 +198,7 @@ def training_modes(run: Path) -> Counts:
     Raises:
         ValueError: If they cannot be read, or none begins there.
     """
-    config = read_config(run / "config.yaml")
+    config = read_config(RunDirectory(run))
     task = find_task(**config.task)
     demos = open_demonstrations(task, config.data)
     demos = demos.select(split_episodes(demos.n_episodes, config.validation, config.train_episodes)[0])

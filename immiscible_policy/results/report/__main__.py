@@ -10,7 +10,7 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.results.report.gather import names
 from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
 from immiscible_policy.results.report.page import write_report
-from immiscible_policy.store.rows import Run, read_run
+from immiscible_policy.store.run import RunDirectory, runs_in
 
 USAGE = """\
 write a report of runs: one HTML file with everything in it
@@ -43,25 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_command(main)
     options = parse(argv, OPTIONS, USAGE)
     require_page("out", options["out"])
-    runs = [read_run(path) for path in directories(options["runs"])]
+    runs = directories(options["runs"])
     reference = _reference(runs, options["against"])
     size = write_report(runs, options["out"], reference=reference, videos=options["videos"])
     print(f"{options['out']}: {len(runs)} run{'s' * (len(runs) > 1)}, {size / 1e6:.1f} MB")
     return 0
 
 
-def directories(text: str) -> list[Path]:
+def directories(text: str) -> list[RunDirectory]:
     """Run directories from their names; a directory that is no run stands for the runs in it."""
-    paths = [Path(part).expanduser() for part in text.split(",")]
-    return [run for path in paths for run in ([path] if (path / "config.yaml").exists() else _runs_in(path) or [path])]
+    named = [RunDirectory(Path(part).expanduser()) for part in text.split(",")]
+    return [run for each in named for run in ([each] if each.exists else runs_in(each.path) or [each])]
 
 
-def _runs_in(directory: Path) -> list[Path]:
-    return sorted(config.parent for config in directory.glob("*/config.yaml"))
-
-
-def _reference(runs: Sequence[Run], against: str | None) -> int:
-    known = names([run.dir for run in runs])
+def _reference(runs: Sequence[RunDirectory], against: str | None) -> int:
+    known = names([run.path for run in runs])
     if against is None:
         return next((index for index, run in enumerate(runs) if _is_vanilla(run)), 0)
     if against not in known:
@@ -69,7 +65,7 @@ def _reference(runs: Sequence[Run], against: str | None) -> int:
     return known.index(against)
 
 
-def _is_vanilla(run: Run) -> bool:
+def _is_vanilla(run: RunDirectory) -> bool:
     noise = run.config.get("noise")
     return (noise.get("name") if isinstance(noise, dict) else noise) == "vanilla"
 

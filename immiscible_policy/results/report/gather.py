@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.cli import parse_range
-from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.evaluation.scores import Scores, common_steps, scores
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.compare import Comparison, compare
-from immiscible_policy.results.summary import Scores, scores
-from immiscible_policy.store.rows import Run
+from immiscible_policy.store.run import RunDirectory
 
 AUDIT = "noise/"
 MEASURES = ("majority", "total_variation", "coverage")
@@ -58,7 +56,7 @@ class Arm:
     """
 
     name: str
-    run: Run
+    run: RunDirectory
     scores: dict[int, Scores]
     gaps: list[str]
     origin: dict[str, Any]
@@ -133,7 +131,7 @@ class StartDifference:
     difference: Interval
 
 
-def gather(runs: Sequence[Run], reference: int = 0) -> Evidence:
+def gather(runs: Sequence[RunDirectory], reference: int = 0) -> Evidence:
     """Arrange runs for a report and compare each with the reference.
 
     Args:
@@ -149,14 +147,14 @@ def gather(runs: Sequence[Run], reference: int = 0) -> Evidence:
     if not 1 <= len(runs) <= len(COLOURS):
         raise ValueError(f"{len(runs)} runs in one report; give 1 to {len(COLOURS)}")
     ordered = [runs[reference], *(run for index, run in enumerate(runs) if index != reference)]
-    named = names([run.dir for run in ordered])
-    tables = [scores(run.seeds) for run in ordered]
+    named = names([run.path for run in ordered])
+    tables = [scores(run.episodes()) for run in ordered]
     for run, table in zip(ordered, tables, strict=True):
         if not table:
-            raise ValueError(f"{run.dir} has no complete checkpoint to report; evaluate it first")
+            raise ValueError(f"{run.path} has no complete checkpoint to report; evaluate it first")
     union = sorted(set().union(*tables))
     arms = [
-        Arm(name, run, table, gaps(run, table, union), _origin(run.dir), _audits(run), _modes(run.dir))
+        Arm(name, run, table, gaps(run, table, union), run.provenance, _audits(run), _modes(run.path))
         for name, run, table in zip(named, ordered, tables, strict=True)
     ]
     return Evidence(arms, [_pairing(arm, arms[0]) for arm in arms[1:]])
@@ -176,7 +174,7 @@ def names(directories: Sequence[Path]) -> list[str]:
     return ["/".join(each[-depth:]) for each in parts]
 
 
-def gaps(run: Run, by_seed: Mapping[int, Scores], seeds_of_all: Sequence[int]) -> list[str]:
+def gaps(run: RunDirectory, by_seed: Mapping[int, Scores], seeds_of_all: Sequence[int]) -> list[str]:
     """What a run lacks: seeds that it or others were to have, checkpoints and starts that its settings name.
 
     Args:
@@ -187,21 +185,18 @@ def gaps(run: Run, by_seed: Mapping[int, Scores], seeds_of_all: Sequence[int]) -
     Returns:
         One phrase per lack, to follow "lacks"; empty for a complete run.
     """
-    found = []
-    planned = parse_range("seed", str(run.config["seed"])) if "seed" in run.config else []
-    missing = sorted(set(planned) - by_seed.keys())
-    if missing:
-        found.append(f"{_numbers('seed', missing)} of its own plan")
-    elsewhere = sorted(set(seeds_of_all) - by_seed.keys() - set(missing))
+    missing = run.missing()
+    elsewhere = sorted(set(seeds_of_all) - by_seed.keys() - set(missing.seeds))
+    found = [f"{_numbers('seed', missing.seeds)} of its own plan"] if missing.seeds else []
     if elsewhere:
         found.append(f"{_numbers('seed', elsewhere)}, which other runs have")
-    steps = _planned_steps(run.config) or sorted(set().union(*(table.steps for table in by_seed.values())))
-    for seed, table in by_seed.items():
-        late = sorted(set(steps) - set(table.steps))
-        if late:
-            found.append(f"{_numbers('checkpoint', late)} of seed {seed}")
-    starts = set(_planned_starts(run.config)) - set(next(iter(by_seed.values())).starts)
-    return [*found, f"{len(starts)} of its planned starts"] if starts else found
+    found += [f"{_numbers('checkpoint', steps)} of seed {seed}" for seed, steps in missing.steps.items()]
+    return [*found, f"{len(missing.starts)} of its planned starts"] if missing.starts else found
+
+
+def metric_names(arm: Arm) -> list[str]:
+    """The metrics that the run's task summarises, the primary one first."""
+    return [metric.name for metric in arm.run.metrics if metric.summarised]
 
 
 def curve(arm: Arm, metric: str) -> Curve:
@@ -211,9 +206,9 @@ def curve(arm: Arm, metric: str) -> Curve:
         ValueError: If the seeds share no checkpoint.
     """
     tables = arm.scores.values()
-    steps = sorted(set.intersection(*(set(table.steps) for table in tables)))
+    steps = common_steps(arm.scores)
     if not steps:
-        raise ValueError(f"the seeds of {arm.run.dir} share no evaluated checkpoint; evaluate them at the same steps")
+        raise ValueError(f"the seeds of {arm.run.path} share no evaluated checkpoint; evaluate them at the same steps")
     values = np.stack([table.at(steps, table.starts).values[metric] for table in tables])  # (S, C, N)
     return Curve(steps, [mean_interval(values[:, index]) for index in range(len(steps))], values.mean(2))
 
@@ -241,31 +236,15 @@ def _pairing(arm: Arm, reference: Arm) -> Pairing:
     try:
         return Pairing(arm, reference, compare(arm.run, reference.run))
     except ValueError as error:  # no common start or checkpoint: the reader is told, by name instead of by place
-        places = {str(each.run.dir): each.name for each in (arm, reference)}
+        places = {str(each.run.path): each.name for each in (arm, reference)}
         refusal = str(error)
         for place in sorted(places, key=len, reverse=True):
             refusal = refusal.replace(place, places[place])
         return Pairing(arm, reference, None, refusal)
 
 
-def _planned_steps(config: Mapping[str, Any]) -> list[int]:
-    """Steps at which the settings evaluate (`training.loop.Cadence.due`); empty where they do not say."""
-    every = config.get("eval_every") or config.get("checkpoint_every")
-    if not every or "steps" not in config:
-        return []
-    return sorted({*range(every, config["steps"] + 1, every), config["steps"]})
-
-
-def _planned_starts(config: Mapping[str, Any]) -> list[int]:
-    return parse_starts(str(config["starts"]), config["episodes"]) if {"starts", "episodes"} <= config.keys() else []
-
-
 def _numbers(noun: str, numbers: Sequence[int]) -> str:
     return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-
-
-def _origin(directory: Path) -> dict[str, Any]:
-    return _json(directory / "provenance.json") or {}
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -284,13 +263,11 @@ def _modes(directory: Path) -> Modes | None:
     return None
 
 
-def _audits(run: Run) -> dict[int, dict[str, float]]:
+def _audits(run: RunDirectory) -> dict[int, dict[str, float]]:
     """The last audit of each seed, from `metrics.jsonl`."""
     found = {}
-    for seed in run.seeds:
-        path = run.dir / f"seed_{seed}" / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        audited = [row for row in map(json.loads, lines) if any(key.startswith(AUDIT) for key in row)]
+    for seed in run.seeds():
+        audited = [row for row in run.seed(seed).metrics() if any(key.startswith(AUDIT) for key in row)]
         if audited:
             last = audited[-1]
             found[seed] = {"step": last["step"]} | {

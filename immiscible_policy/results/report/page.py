@@ -16,16 +16,16 @@ from immiscible_policy.results.report.gather import Evidence, gather
 from immiscible_policy.results.report.rollouts import roll_out
 from immiscible_policy.results.report.words import headline, title
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.store.rows import Run
+from immiscible_policy.store.run import RunDirectory
 
 DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "5 5")
 
 
-def write_report(runs: Sequence[Run], out: Path, *, reference: int, videos: int) -> int:
+def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, videos: int) -> int:
     """Write a report of runs: one HTML file that needs nothing else.
 
     Args:
-        runs: The runs, as `rows.read_run` reads them.
+        runs: The runs.
         out: The file.
         reference: Index of the run that the others are compared with.
         videos: Number of starts to roll out; 0 for none.

@@ -15,7 +15,7 @@ from immiscible_policy.evaluation.agent import load_agent, solver_of
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.results.report.gather import Arm, Evidence, by_start
 from immiscible_policy.results.report.words import signed
-from immiscible_policy.store.checkpoint import Checkpoint, list_checkpoints
+from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.training.options import resolve_device
 
@@ -104,7 +104,7 @@ def best_kept(arm: Arm) -> tuple[int, Checkpoint] | None:
     kept = [
         (float(table.values["coverage"][table.steps.index(checkpoint.step)].mean()), seed, checkpoint)
         for seed, table in arm.scores.items()
-        for checkpoint in list_checkpoints(arm.run.dir / f"seed_{seed}" / "checkpoints")
+        for checkpoint in arm.run.seed(seed).checkpoints()
         if checkpoint.step in table.steps
     ]
     best = max(kept, key=lambda each: each[0], default=None)
@@ -120,8 +120,8 @@ def _act(arm: Arm, seed: int, checkpoint: Checkpoint, starts: list[int]) -> Acte
 
 def _outcomes(acted: Sequence[Acted], index: int) -> list[str]:
     return [
-        f"{each.arm.name}: {'success' if row.success else 'no success'} after {row.steps} steps, max coverage "
-        f"{row.max_coverage:.2f}"
+        f"{each.arm.name}: {'success' if row.metrics['success'] else 'no success'} after {row.steps} steps, "
+        f"max coverage {row.metrics['coverage']:.2f}"
         for each in acted
         for row in [each.rows[index]]
     ]

@@ -11,12 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from immiscible_policy.evaluation.scores import LAST
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
 from immiscible_policy.provenance import without_places
-from immiscible_policy.results.compare import Comparison, Result, settings
+from immiscible_policy.results.compare import Comparison, Result
 from immiscible_policy.results.plots import LABELS
 from immiscible_policy.results.report import figures
-from immiscible_policy.results.report.gather import MEASURES, Arm, Curve, Evidence, Modes, Pairing, by_start, curve
+from immiscible_policy.results.report.gather import (
+    MEASURES,
+    Arm,
+    Curve,
+    Evidence,
+    Modes,
+    Pairing,
+    by_start,
+    curve,
+    metric_names,
+)
 from immiscible_policy.results.report.rollouts import SIZE, Acted, Clip
 from immiscible_policy.results.report.words import (
     certainty,
@@ -32,7 +43,6 @@ from immiscible_policy.results.report.words import (
     verdict,
     won,
 )
-from immiscible_policy.results.summary import LAST, METRICS
 
 KINDS = {
     "last10": f"mean of the last {LAST} checkpoints, or of all where there are fewer",
@@ -96,7 +106,8 @@ def summary(evidence: Evidence) -> Section:
 
 def curves(evidence: Evidence) -> Section:
     """Every metric against training steps, as a chart and as a table."""
-    parts = [f"<div>{_chart(evidence, metric)}{_curve_table(evidence, metric)}</div>" for metric in METRICS]
+    metrics = metric_names(evidence.reference)
+    parts = [f"<div>{_chart(evidence, metric)}{_curve_table(evidence, metric)}</div>" for metric in metrics]
     return Section("curves", "Curves", f'<div class="beside">{"".join(parts)}</div>')
 
 
@@ -267,7 +278,7 @@ def _marked(pairing: Pairing) -> str:
 def _alone_table(arm: Arm) -> str:
     rows: list[Row] = [
         [metric, _share(mean_interval(np.stack([found.last10(metric) for found in arm.scores.values()])))]
-        for metric in METRICS
+        for metric in metric_names(arm)
     ]
     return table(f"Scores of {arm.name}, {KINDS['last10']}; 95 % intervals in brackets", ["", arm.name], rows)
 
@@ -430,7 +441,7 @@ def _audited_steps(arm: Arm) -> str:
 
 
 def _differing_keys(arms: Sequence[Arm]) -> list[str]:
-    found = [settings(arm.run) for arm in arms]
+    found = [arm.run.settings for arm in arms]
     return [key for key in sorted(set().union(*found)) if any(each.get(key) != found[0].get(key) for each in found[1:])]
 
 
@@ -438,7 +449,7 @@ def _differing_settings(arms: Sequence[Arm]) -> str:
     if len(arms) == 1:
         return ""
     keys = _differing_keys(arms)
-    rows: list[Row] = [[key, *(setting(settings(arm.run).get(key)) for arm in arms)] for key in keys]
+    rows: list[Row] = [[key, *(setting(arm.run.settings.get(key)) for arm in arms)] for key in keys]
     caption = "Settings that differ between the runs"
     return table(caption, ["", *(arm.name for arm in arms)], rows) if rows else "<p>No setting differs.</p>"
 
@@ -455,7 +466,7 @@ def _origin(arm: Arm) -> str:
     }
     command = f"<pre><code>{escape(without_places(origin['command']))}</code></pre>" if "command" in origin else ""
     unknown = "" if origin else "<p>The run has no provenance.json: its command and data are not known.</p>"
-    resolved = yaml.safe_dump(settings(arm.run), sort_keys=False)
+    resolved = yaml.safe_dump(arm.run.settings, sort_keys=False)
     config = _details(f"All settings of {arm.name}", f"<pre><code>{escape(resolved)}</code></pre>")
     return f"<h3>{escape(arm.name)}</h3>{unknown}{command}{_facts(known)}{config}"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from immiscible_policy.evaluation.scores import LAST
 from immiscible_policy.evaluation.statistics import Interval, SignTest, mean_interval
 from immiscible_policy.results.compare import Comparison
 from immiscible_policy.results.report.gather import Evidence, Pairing
-from immiscible_policy.results.summary import LAST
 
 
 def signed(value: float) -> str:

@@ -1,0 +1,87 @@
+"""`python compare_policies.py`: two runs over the same starts and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.cli import run as run_command
+from immiscible_policy.results.compare import Comparison, cells, columns, compare, content, verdict, write_comparison
+from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.run import RunDirectory
+
+USAGE = """\
+compare two runs over the same starts and checkpoints
+
+  python compare_policies.py a=runs/knn b=runs/vanilla
+  python compare_policies.py a=runs/knn b=runs/vanilla out=comparison json=comparison.json
+  python compare_policies.py a=runs/knn b=runs/vanilla report=report.html
+"""
+OPTIONS = {
+    "a": Option(Path, REQUIRED, "run directory A"),
+    "b": Option(Path, REQUIRED, "run directory B"),
+    "out": Option(Path, None, "directory for comparison.json, comparison.md and comparison.png"),
+    "json": Option(Path, None, "file for the comparison as JSON"),
+    "report": Option(page_file, None, "page with everything in it: curves, episodes, rollouts, noise, commands"),
+    "videos": VIDEOS,
+}
+WIDTH = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `compare_policies.py`.
+
+    Args:
+        argv: Words of the command line; those of the process by default, with errors reported in one line.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: For a mistake in argv, or runs that cannot be compared.
+    """
+    if argv is None:
+        run_command(main)
+    options = parse(argv, OPTIONS, USAGE)
+    if options["out"] is not None and options["out"].is_file():
+        raise CommandError(f"out={options['out']} is a file; give a directory")
+    if options["json"] is not None and options["json"].is_dir():
+        raise CommandError(f"json={options['json']} is a directory; give a file")
+    if options["report"] is not None:
+        require_page("report", options["report"])
+    a, b = RunDirectory(options["a"]), RunDirectory(options["b"])
+    comparison = compare(a, b)
+    show(comparison)
+    if options["out"] is not None:
+        write_comparison(options["out"], comparison, a, b)
+    if options["json"] is not None:
+        write_atomically(options["json"], (json.dumps(content(comparison), indent=2) + "\n").encode())
+    if options["report"] is not None:
+        from immiscible_policy.results.report.page import write_report  # needs Jinja and the rollouts
+
+        write_report([b, a], options["report"], reference=0, videos=options["videos"])
+    return 0
+
+
+def show(comparison: Comparison) -> None:
+    """Print the comparison, at least WIDTH columns wide where nobody looks at the terminal's edge."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(WIDTH, console.width))
+    console.print(f"A = {comparison.a}\nB = {comparison.b}")
+    for note in comparison.notes:
+        console.print(f"- {note}")
+    table = Table(box=None, header_style="bold")
+    for index, column in enumerate(columns(comparison)):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for result in comparison.results:
+        table.add_row(*cells(result), style="bold" if result is comparison.headline else None)
+    console.print(table)
+    console.print(verdict(comparison.headline))
+    console.print(comparison.headline.needed_words)

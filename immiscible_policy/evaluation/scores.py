@@ -1,0 +1,128 @@
+"""A run's scores: its episodes arranged by checkpoint and start, and what is read off them.
+
+* A checkpoint's score is the mean of a metric over starts.
+* `last10` is the mean score of the last ten evaluated checkpoints, or of all where there are fewer.
+* `max` is the largest score of any checkpoint. It is chosen *because* it is large, so it flatters the run.
+* `max_fresh` is that checkpoint's score on held-out starts, where `fresh.csv` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from immiscible_policy.evaluation.statistics import Array
+from immiscible_policy.store.rows import EpisodeRow, complete
+from immiscible_policy.store.run import RunDirectory
+
+LAST = 10
+KINDS = ("last10", "max", "max_fresh")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one training seed at every completely evaluated checkpoint.
+
+    Attributes:
+        steps: Training steps of the checkpoints, ascending (C,).
+        starts: Seeds of the starts, ascending (N,).
+        values: Per metric, an array (C, N).
+    """
+
+    steps: list[int]
+    starts: list[int]
+    values: dict[str, Array]
+
+    def at(self, steps: Sequence[int], starts: Sequence[int]) -> Scores:
+        """The scores at some of the checkpoints and starts."""
+        rows = np.ix_([self.steps.index(step) for step in steps], [self.starts.index(start) for start in starts])
+        return Scores(list(steps), list(starts), {name: table[rows] for name, table in self.values.items()})
+
+    def last(self, metric: str) -> Array:
+        """The last checkpoint, per start (N,)."""
+        return self.values[metric][-1]
+
+    def last10(self, metric: str) -> Array:
+        """Mean over the last ten checkpoints, per start (N,)."""
+        return self.values[metric][-LAST:].mean(0)
+
+    def best(self, metric: str) -> tuple[int, Array]:
+        """Step of the checkpoint of the largest mean (the earliest of equals), and its scores (N,)."""
+        index = int(np.argmax(self.values[metric].mean(1)))
+        return self.steps[index], self.values[metric][index]
+
+
+Table = Mapping[int, Scores]
+"""Scores by training seed, all over the same starts."""
+
+
+def scores(rows: Mapping[int, Sequence[EpisodeRow]]) -> dict[int, Scores]:
+    """Arrange episodes by training seed, checkpoint and start; what is incomplete is left out (`store.rows.complete`).
+
+    Args:
+        rows: Episodes of each training seed.
+
+    Returns:
+        Scores of each seed, all over the same starts.
+    """
+    starts, tables = complete(rows)
+    return {seed: Scores(list(table), starts, _values(table, starts)) for seed, table in tables.items()}
+
+
+def _values(table: Mapping[int, Mapping[int, EpisodeRow]], starts: Sequence[int]) -> dict[str, Array]:
+    names = next(row for by_start in table.values() for row in by_start.values()).metrics
+    return {
+        name: np.array([[by_start[start].metrics[name] for start in starts] for by_start in table.values()])
+        for name in names
+    }
+
+
+def stacked(table: Table, metric: str, kind: str) -> Array:
+    """Scores of one kind, `last`, `last10` or `max`: (seeds, starts)."""
+    readings = {"last": Scores.last, "last10": Scores.last10, "max": lambda found, metric: found.best(metric)[1]}
+    return np.stack([readings[kind](found, metric) for found in table.values()])
+
+
+def best_steps(table: Table, metric: str) -> dict[int, int]:
+    """Of each training seed the step of the checkpoint that `max` reads."""
+    return {seed: found.best(metric)[0] for seed, found in table.items()}
+
+
+def common_steps(*tables: Table) -> list[int]:
+    """Checkpoints at which every training seed was evaluated completely, ascending."""
+    return sorted(set.intersection(*(set(found.steps) for table in tables for found in table.values())))
+
+
+def fresh_scores(run: RunDirectory, chosen: Mapping[int, int], metric: str) -> dict[int, Array]:
+    """Scores of each seed's chosen checkpoint on held-out starts.
+
+    Args:
+        run: The run.
+        chosen: Step of the chosen checkpoint of each seed.
+        metric: Name of the metric.
+
+    Returns:
+        By start that all seeds share, the scores of the seeds (S,); empty where some seed has none.
+    """
+    fresh = run.fresh()
+    tables = [
+        {row.start: row.metrics[metric] for row in fresh.get(seed, []) if row.checkpoint == step}
+        for seed, step in chosen.items()
+    ]
+    starts = sorted(set.intersection(*map(set, tables)))
+    return {start: np.array([table[start] for table in tables]) for start in starts}
+
+
+def means(rows: Sequence[EpisodeRow]) -> dict[str, float]:
+    """Mean of every metric over episodes."""
+    return {name: sum(row.metrics[name] for row in rows) / len(rows) for name in rows[0].metrics}
+
+
+def mean_by_step(rows: Sequence[EpisodeRow], metric: str) -> dict[int, float]:
+    """Mean of a metric over the episodes of each checkpoint, complete or not."""
+    by_step: dict[int, list[EpisodeRow]] = {}
+    for row in rows:
+        by_step.setdefault(row.checkpoint, []).append(row)
+    return {step: means(of_step)[metric] for step, of_step in by_step.items()}

@@ -1,0 +1,51 @@
+"""The one way an interval is written: as text, and as JSON values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from immiscible_policy.evaluation.statistics import Interval
+
+Range = tuple[float, float]
+"""Smallest and largest possible value."""
+
+
+def text(found: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+    """An estimate with its interval, such as `0.812 [0.790, 0.834]`.
+
+    Args:
+        found: The interval, or what `figures` made of one. None where nothing is known.
+        form: Format of the numbers; `+.3f` for differences.
+        cut: Range of the numbers; the brackets are cut to it.
+
+    Returns:
+        The text: the estimate alone where there is no interval, and nothing for None.
+    """
+    if found is None:
+        return ""
+    estimate = found.estimate if isinstance(found, Interval) else found["mean"]
+    return f"{estimate:{form}} {brackets(found, form, cut)}".rstrip()
+
+
+def brackets(found: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+    """The interval alone, such as `[0.790, 0.834]`; nothing where there is none."""
+    if found is None:
+        return ""
+    low, high = (found.low, found.high) if isinstance(found, Interval) else (found["low"], found["high"])
+    if low is None or math.isnan(low):
+        return ""
+    if cut is not None:
+        low, high = max(cut[0], low), min(cut[1], high)
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def figures(found: Interval | None, cut: Range | None = None) -> dict[str, Any]:
+    """An interval as JSON values {mean, low, high, over}; None for what is unknown, for ends that are missing too."""
+    if found is None:
+        return {"mean": None, "low": None, "high": None, "over": None}
+    low, high = (None, None) if math.isnan(found.low) else (found.low, found.high)
+    if cut is not None and low is not None and high is not None:
+        low, high = max(cut[0], low), min(cut[1], high)
+    return {"mean": found.estimate, "low": low, "high": high, "over": found.over}

@@ -1,0 +1,173 @@
+"""A run directory says what it holds and what is missing; nobody else has to know what it is called."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.checkpoint import CheckpointError
+from immiscible_policy.store.run import RunDirectory, run_of, runs_in
+from tests.results.runs import episode, write_run
+
+PLAN = {"seed": "0..2", "steps": 1500, "eval_every": 500, "starts": "100..105", "episodes": 6}
+
+
+def half(seed: int, step: int, start: int) -> float:
+    return 0.5
+
+
+def planned(directory: Path, **written) -> RunDirectory:
+    """A run whose options say what it should have."""
+    run = write_run(directory, half, **written)
+    run.begin(yaml.safe_dump(run.config | PLAN), {})
+    return run
+
+
+def save(run: RunDirectory, seed: int, step: int) -> None:
+    tensors = {name: {"w": torch.zeros(1)} for name in ("model", "ema", "optimizer")}
+    run.seed(seed).save({"step": step, "seed": seed}, tensors)
+
+
+def test_a_run_is_read_by_seed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, half, seeds=(10, 2), steps=(500,), starts=(1,), noise={"name": "knn", "k": 2})
+    run.seed(2).append_fresh([episode(2, 500, 7, 0.5)])
+    (tmp_path / "seed_3").mkdir()
+    assert run.config == {"noise": {"name": "knn", "k": 2}, "task": "pusht"}
+    assert run.seeds() == [2, 3, 10]
+    assert run.episodes() == {2: [episode(2, 500, 1, 0.5)], 10: [episode(10, 500, 1, 0.5)]}
+    assert run.fresh() == {2: [episode(2, 500, 7, 0.5)]} and run.seed(3).episodes() == []
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no directory"):
+        RunDirectory(tmp_path / "absent").episodes()
+    (tmp_path / "arm").mkdir()
+    with pytest.raises(ValueError, match="has no config.yaml"):
+        RunDirectory(tmp_path).episodes()
+    (tmp_path / "arm" / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match="it holds the runs arm: give one of them"):
+        RunDirectory(tmp_path).episodes()
+    for content, message in (
+        ("", "holds no settings; the run is torn"),
+        ("{", "config.yaml is damaged"),
+        ("seed: [0]\n", "names no task"),
+        ("task: pusht\n", "no evaluated episodes"),
+    ):
+        (tmp_path / "arm" / "config.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            RunDirectory(tmp_path / "arm").episodes()
+    (tmp_path / "arm" / "seed_x").mkdir()
+    with pytest.raises(ValueError, match="seed_x: the name must be seed_N"):
+        RunDirectory(tmp_path / "arm").seeds()
+
+
+def test_what_is_missing_of_the_plan_is_counted_once(tmp_path: Path) -> None:
+    whole = planned(tmp_path / "whole")
+    assert not any(whole.missing()) and whole.missing([0, 7]).seeds == [7] == whole.missing([0, 7]).unfinished
+    less = planned(tmp_path / "less", seeds=(0,), starts=range(100, 104))
+    less.seed(1).append_episodes(episode(1, step, start, 0.5) for step in (500, 1500) for start in range(100, 104))
+    less.seed(2).append_episodes(episode(2, 500, start, 0.5) for start in range(100, 104))
+    found = less.missing()
+    assert (found.seeds, found.starts) == ([], [104, 105])
+    assert found.steps == {1: [1000], 2: [1000, 1500]} and found.unfinished == [2]
+    unplanned = write_run(tmp_path / "unplanned", half, seeds=(0, 1), steps=(10, 20))
+    unplanned.seed(1).append_episodes([episode(1, 30, start, 0.5) for start in range(100, 106)])
+    assert unplanned.missing().steps == {0: [30]} and unplanned.missing().unfinished == [0]
+
+
+def test_a_run_is_finished_that_has_its_last_checkpoints_and_a_summary(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    for seed in range(3):
+        assert not run.is_finished() and not run.seed(seed).is_finished(1500)
+        save(run, seed, 1500)
+    assert not run.is_finished()
+    run.write_summary({"pooled": {}}, "# text")
+    assert run.is_finished() and run.summary == {"pooled": {}}
+    assert not run.is_finished([0, 1, 2, 3]) and not run.is_finished(steps=2000)
+    run.forget_summary()
+    assert not run.is_finished() and run.summary is None
+
+
+def test_checkpoints_are_known_by_seed_and_step(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", half)
+    for seed, step in ((1, 500), (1, 2_000_000), (10, 500)):
+        save(run, seed, step)
+    assert {seed: [kept.step for kept in of_seed] for seed, of_seed in run.checkpoints().items()} == {
+        1: [500, 2_000_000], 10: [500]}  # fmt: skip
+    newest = run.seed(1).newest()
+    assert newest is not None and newest.step == 2_000_000 and run.seed(2).newest() is None
+    assert run.seed(1).checkpoint(500).path == tmp_path / "run/seed_1/checkpoints/step_000500"
+    with pytest.raises(CheckpointError, match="step 1000 was not kept"):
+        run.seed(1).checkpoint(1000)
+    place = run_of(newest.path)
+    assert place is not None and (place.number, place.run.path) == (1, tmp_path / "run")
+    assert run_of(tmp_path / "step_000500") is None
+
+
+def test_a_seed_is_trained_by_one_process(tmp_path: Path) -> None:
+    seed = write_run(tmp_path, half).seed(0)
+    with seed.lock(), pytest.raises(CommandError, match="is being trained by another process"):
+        with seed.lock():
+            pass
+    with seed.lock():
+        pass
+
+
+def test_a_run_begins_only_where_nothing_is(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_free and not run.exists
+    run.path.mkdir()
+    (run.path / ".config.yaml.x7").write_text("of a start that was cut short")
+    (run.path / "provenance.json").write_text("{}")
+    assert run.is_free
+    (run.path / "notes.txt").write_text("mine")
+    assert not run.is_free
+    run.begin("task: pusht\n", {"command": "python"})
+    assert run.exists and [found.name for found in runs_in(tmp_path)] == ["run"]
+
+
+def test_the_origin_names_no_place(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    data = {"path": "/some/where/demos.zarr", "content_hash": "c0ffee" * 8}
+    run.begin("data: /some/where/demos.zarr\nlr: 1\nout: x\n", {"command": "python a.py out=/b/c", "data": data})
+    assert run.origin == {"command": "python a.py out=c", "data": data | {"path": "demos.zarr"}}
+    assert run.settings == {"data": "of content c0ffeec0ffee", "lr": 1} and run.data_hash == "c0ffee" * 8
+    assert write_run(tmp_path / "bare", half).origin == {}
+
+
+def test_metrics_drop_a_torn_line_and_the_future_of_a_resumed_run(tmp_path: Path) -> None:
+    seed = write_run(tmp_path, half).seed(0)
+    assert seed.metrics() == []
+    file = seed.append_metrics(0)
+    for step in (1, 2, 3):
+        file.record({"step": step, "loss": 1 / 3})
+    file.close()
+    with open(seed.path / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 4, "lo')
+    assert [row["step"] for row in seed.metrics()] == [1, 2, 3]
+    seed.append_metrics(2).close()
+    assert seed.metrics() == [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 1 / 3}]
+    (seed.path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
+        seed.metrics()
+
+
+def test_an_atomic_write_leaves_the_file_alone_until_it_is_whole(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomically(path, b"first")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+    with pytest.raises(OSError, match="power cut"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_a_summary_is_json(tmp_path: Path) -> None:
+    run = write_run(tmp_path, half)
+    run.write_summary({"a": [1.5]}, "text")
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": [1.5]}
+    assert (tmp_path / "summary.md").read_text() == "text"
