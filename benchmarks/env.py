@@ -151,16 +151,18 @@ def time_steps(
         versions = peer.ask("build", built)["versions"]
         candidates[PEER] = lambda: float(peer.ask("step", {"episodes": episodes}))
     seconds = take_turns(candidates, turns)
-    told = simulate(few.starts, few.actions)
+    simulated = simulate(few.starts, few.actions)
     figures = {
         "episodes": {
             "count": episodes,
             "steps": few.actions.shape[1],
-            "share_with_contact": round(float((told.n_contacts[:, 1:] > 0).mean()), 4),
+            "share_with_contact": round(float((simulated.n_contacts[:, 1:] > 0).mean()), 4),
         },
-        "steps_per_s": {name: round(1 / float(np.median(found))) for name, found in seconds.items()},
+        "steps_per_s": {name: round(1 / float(np.median(turns))) for name, turns in seconds.items()},
         "over_one_environment": _times_as_fast(seconds, PLAIN),
-        "largest_difference_px": {"simulate and one environment": _apart(told.states[:, 1:], one_environment(few)[1])},
+        "largest_difference_px": {
+            "simulate and one environment": _apart(simulated.states[:, 1:], one_environment(few)[1])
+        },
         "curves": {"counts": list(counts), "threads": list(threads)},
     }
     if peer is not None:
@@ -222,7 +224,7 @@ def time_coverage(poses: int, turns: int, seed: int, peer: Peer | None) -> Figur
     if peer is not None:
         candidates["shapely"] = lambda: float(peer.ask("coverage", {"poses": block.tolist(), "calls": 1})["seconds"])
     seconds = take_turns(candidates, turns)
-    figures: Figures = {"us": {name: round(1e6 * float(np.median(found)), 3) for name, found in seconds.items()}}
+    figures: Figures = {"us": {name: round(1e6 * float(np.median(turns)), 3) for name, turns in seconds.items()}}
     if peer is not None:
         theirs = np.array(peer.ask("coverage", {"poses": block.tolist(), "calls": 1})["values"])
         figures["shapely_over"] = _times_as_fast(seconds, "shapely")
@@ -315,21 +317,21 @@ Largest difference of the states over {episodes["count"]} episodes, px and rad: 
 {_evaluation_text(figures["evaluation"])}"""
 
 
-def _coverage_text(found: Figures) -> str:
-    theirs = found.get("shapely_over", {})
-    rows = [[name, short(us), short(found["us"].get("shapely")), short(theirs.get(name)), short(FLOOR_COVERAGE),
-             short(us / FLOOR_COVERAGE)] for name, us in found["us"].items() if name != "shapely"]  # fmt: skip
+def _coverage_text(figures: Figures) -> str:
+    theirs = figures.get("shapely_over", {})
+    rows = [[name, short(us), short(figures["us"].get("shapely")), short(theirs.get(name)), short(FLOOR_COVERAGE),
+             short(us / FLOOR_COVERAGE)] for name, us in figures["us"].items() if name != "shapely"]  # fmt: skip
     header = ["coverage", "ours, us", "shapely, us", "shapely / ours", "floor (prototype), us", "ours / floor"]
-    if "largest_difference" not in found:
+    if "largest_difference" not in figures:
         return table(header, rows) + "\n"
-    return f"{table(header, rows)}\n\nLargest difference from shapely: {found['largest_difference']:.2g}.\n"
+    return f"{table(header, rows)}\n\nLargest difference from shapely: {figures['largest_difference']:.2g}.\n"
 
 
-def _evaluation_text(found: Figures) -> str:
+def _evaluation_text(figures: Figures) -> str:
     return (
-        f"Evaluation of {found['starts']} starts x {found['steps']} steps, network of CPU size, 10 DDIM steps, "
-        f"{where('cpu', found['threads'])}: {found['seconds']:.2f} s,\nof which the simulation and everything else "
-        f"but the network takes {100 * found['share_of_simulation']:.1f} %."
+        f"Evaluation of {figures['starts']} starts x {figures['steps']} steps, network of CPU size, 10 DDIM steps, "
+        f"{where('cpu', figures['threads'])}: {figures['seconds']:.2f} s,\nof which the simulation and everything else "
+        f"but the network takes {100 * figures['share_of_simulation']:.1f} %."
     )
 
 

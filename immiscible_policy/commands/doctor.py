@@ -35,7 +35,7 @@ from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
 from immiscible_policy.tasks import Task, find_task
 
 USAGE = """\
-usage: python -m immiscible_policy doctor [data=STORE] [checkpoint=PATH]
+usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
 
 Check versions and GPU, a data set (the embedded one unless data= names another), and a checkpoint: against its
 configuration, and its normaliser against the data. Prints each finding with its cure; exit code 1 if one is wrong.
@@ -45,6 +45,7 @@ configuration, and its normaliser against the data. Prints each finding with its
 """
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
+    "task": Option(str, None, "the task that the data shows; none: the one of the checkpoint, or pusht"),
     "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"
@@ -87,7 +88,7 @@ class Finding:
 def main(words: list[str]) -> int:
     """Run the command: 0 if nothing is wrong, else 1."""
     options = parse(words, OPTIONS, USAGE)
-    findings = list(examine(options["data"], options["checkpoint"]))
+    findings = list(examine(options["data"], options["checkpoint"], options["task"]))
     for finding in findings:
         print(f"{finding.subject:<10}  {'WRONG' if finding.cure else 'ok':<5}  {finding.said}")
         if finding.cure:
@@ -97,13 +98,8 @@ def main(words: list[str]) -> int:
     return int(bool(wrong))
 
 
-def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
-    """Look at everything.
-
-    Args:
-        data: A store of demonstrations; None: the one that the checkpoint was trained on, or the embedded one.
-        checkpoint: A checkpoint of any project, or None.
-    """
+def examine(data: Path | None, checkpoint: Path | None, named: str | None = None) -> Iterator[Finding]:
+    """Look at the installation, a checkpoint of any project, and a store; None: what the checkpoint was trained on."""
     yield from package_findings()
     yield from gpu_findings()
     opened = None
@@ -112,7 +108,7 @@ def examine(data: Path | None, checkpoint: Path | None) -> Iterator[Finding]:
         yield from findings
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
-    task = find_task(**(config or {}).get("task", {"name": "pusht"}))
+    task = find_task(**{"name": named} if named else (config or {}).get("task", {"name": "pusht"}))
     path = data or (Path(recorded) if recorded else task.demonstrations())
     if path is None:
         yield Finding("data", f"not examined: task={task.name} has no demonstrations of its own; data= names them")
@@ -160,9 +156,9 @@ def gpu_findings() -> Iterator[Finding]:
         except RuntimeError as error:
             cure = "install a build of PyTorch for this GPU and driver; device=cpu trains meanwhile"
             yield Finding("GPU", f"{hardware()['gpu']} does not compute ({str(error).splitlines()[0]})", cure)
-            return
-        gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
-        yield Finding("GPU", f"{hardware()['gpu']}, {gigabytes:.0f} GiB, CUDA {torch.version.cuda}")
+        else:
+            gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
+            yield Finding("GPU", f"{hardware()['gpu']}, {gigabytes:.0f} GiB, CUDA {torch.version.cuda}")
     elif Path("/dev/nvidia0").exists():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU alone"
         cure = "install a build of PyTorch for CUDA that the driver supports (nvidia-smi names it)"
@@ -196,10 +192,7 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
 def padding_findings(demos: Demonstrations, numbers: np.ndarray, action: np.ndarray) -> Iterator[Finding]:
     """Whether steps were repeated to make episodes equally long, and whether episodes are too short for a window.
 
-    Args:
-        demos: The demonstrations.
-        numbers: (T, Do) what a policy sees.
-        action: (T, Da).
+    A step is repeated if neither what a policy sees of it (T, Do) nor its action (T, Da) changes.
     """
     tails = np.array([repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes])
     padded = int((tails >= REPEATED).sum())
@@ -210,19 +203,13 @@ def padding_findings(demos: Demonstrations, numbers: np.ndarray, action: np.ndar
             "cut each episode after its last change and write meta/episode_ends anew; windows are padded when cut",
         )
     counts = Layout().n_windows(demos.lengths)
-    if (counts == 0).any():
-        short = int((counts == 0).sum())
+    if short := int((counts == 0).sum()):
         text = f"{short} of {demos.n_episodes} episodes are shorter than a window and are never trained on"
         yield Finding("padding", text, "record longer episodes, or train with a smaller horizon=")
 
 
 def repeated_steps(numbers: np.ndarray, action: np.ndarray) -> int:
-    """How many steps at the end of an episode are equal to the last one, which does not count.
-
-    Args:
-        numbers: (n, Do) what a policy sees.
-        action: (n, Da).
-    """
+    """How many steps at the end of an episode, (n, Do) and (n, Da), are equal to the last one, which does not count."""
     rows = np.concatenate([numbers, action], axis=1)
     changes = np.flatnonzero((rows != rows[-1]).any(axis=1))
     return len(rows) - 1 - (int(changes[-1]) + 1 if len(changes) else 0)
@@ -236,32 +223,24 @@ def offset_findings(demos: Demonstrations, position: np.ndarray, action: np.ndar
         return
     best = min(errors, key=lambda shift: errors[shift])
     said = ", ".join(f"{shift:+d}: {error:.3g}" for shift, error in errors.items())
+    law = f"moves the agent from t to t + 1 (error by offset {said})"
     if best == 0 or errors[best] >= CLEARER * errors[0]:
-        yield Finding("offset", f"action[t] moves the agent from t to t + 1 (error by offset [px] {said})")
+        yield Finding("offset", f"action[t] {law}")
         return
-    late, steps = ("early", -best) if best < 0 else ("late", best)
+    steps, late = f"{abs(best)} step{'s' * (abs(best) > 1)}", "early" if best < 0 else "late"
     yield Finding(
         "offset",
-        f"the actions come {steps} {'step' if steps == 1 else 'steps'} too {late}: action[t{best:+d}] moves the agent "
-        f"from t to t + 1 (error by offset [px] {said})",
+        f"the actions come {steps} too {late}: action[t{best:+d}] {law}",
         f"store action[t{best:+d}] as action[t] within each episode and drop the steps that are left without one",
     )
 
 
 def offset_errors(demos: Demonstrations, position: np.ndarray, action: np.ndarray) -> dict[int, float]:
-    """How badly the action at each offset explains where the agent goes, root mean square [px].
+    """How badly the action at each offset explains where the agent goes, root mean square in the position's unit.
 
     A position controller moves the agent by a linear law: p[t+1] = c . (p[t], p[t-1], a[t], a[t-1], 1). The law is
     fitted by least squares with a[t + s], a[t - 1 + s] for each offset s, on the same steps; at the true offset it
-    fits best, whatever the controller's gains.
-
-    Args:
-        demos: The demonstrations.
-        position: (T, D) what the actions command.
-        action: (T, D), in the same units.
-
-    Returns:
-        The error by offset; empty if no episode is long enough.
+    fits best, whatever the controller's gains. Position and action are (T, D); empty if no episode is long enough.
     """
     reach = max(SHIFTS) + 1
     t = np.concatenate([np.arange(steps.start + reach, steps.stop - reach) for steps in demos.episodes])

@@ -99,9 +99,9 @@ class Unpickler(pickle.Unpickler):
         return type(name, (Inert,), {"origin": f"{module}.{name}"})
 
 
-def _shielded(found: Any) -> Any:
+def _shielded(named: Any) -> Any:
     """A function in a wrapper of its own: a pickle can set attributes of what it names, here of the wrapper alone."""
-    return found if isinstance(found, type) else lambda *args: found(*args)
+    return named if isinstance(named, type) else lambda *args: named(*args)
 
 
 def read_pickled(path: Path) -> Any:

@@ -95,5 +95,5 @@ def distances(action: Tensor, plain: Tensor, noise: Tensor, real: Tensor) -> dic
         where chosen noise is nearer.
     """
     action, real = action.cpu(), real.cpu()
-    before, after = (float(pair_distance(action, each.cpu(), real).mean()) for each in (plain, noise))
+    before, after = (float(pair_distance(action, drawn.cpu(), real).mean()) for drawn in (plain, noise))
     return {"pair_distance": after, "pair_distance_change_percent": 100 * (after / before - 1)}

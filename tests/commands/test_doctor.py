@@ -283,3 +283,4 @@ def test_the_commands_are_listed(capsys):
 def test_mistakes_are_one_line():
     assert "did you mean 'doctor'" in refused(here("-m", "immiscible_policy", "docter"))
     assert "unknown option 'date'" in refused(here("-m", "immiscible_policy", "doctor", "date=x"))
+    assert "did you mean 'pusht'" in refused(here("-m", "immiscible_policy", "doctor", "task=puhst"))
