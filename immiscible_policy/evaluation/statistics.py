@@ -16,7 +16,7 @@ starts are paired and whose seeds are not. The functions below take arms, so tha
     half^2 = t(S - 1)^2 (var_seed / S + var_rest / (S N)) + t(N - 1)^2 var_start / N.
 
 The bracket is estimated by the variance of the seed means over S (two arms: summed, with Welch's degrees of
-freedom); var_start by the variance of the start means less their share of var_rest, never below 0.
+freedom); var_start by the variance of the start means minus their share of var_rest, never below 0.
 
 *Measured* share of simulated experiments whose 95 % interval holds the truth (50 starts, normal model, 3,000
 experiments each for this interval, 1,000 for the bootstrap; tests/evaluation/test_statistics.py repeats it):
@@ -132,23 +132,12 @@ class Needed:
 
 
 def mean_interval(values: Array, level: float = LEVEL) -> Interval:
-    """Mean of scores with its interval (module docstring).
-
-    Args:
-        values: Scores (seeds, starts).
-        level: Confidence level.
-
-    Returns:
-        The grand mean and its interval. One seed: over starts alone, conditional on the run.
-
-    Raises:
-        ValueError: If values is not a finite, non-empty two-dimensional array.
-    """
+    """Mean of scores (seeds, starts) with its interval; `interval` of one arm."""
     return interval([values], level)
 
 
 def difference_arms(a: Array, b: Array, *, same_seeds: bool) -> list[Array]:
-    """Arms of the difference A - B, on the same starts.
+    """Arms of the difference A - B.
 
     Args:
         a: Scores (seeds, starts).
@@ -185,8 +174,9 @@ def interval(arms: Arms, level: float = LEVEL) -> Interval:
     _check(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     estimate = float(sum(arm.mean() for arm in arms))
-    half, over = _half_width(components(arms), sizes, n_starts, level), _varies(sizes, n_starts)
-    return Interval(estimate, estimate - half, estimate + half, over)
+    half = _half_width(components(arms), sizes, n_starts, level)
+    varied = [name for name, varies in (("seeds", min(sizes) > 1), ("starts", n_starts > 1)) if varies]
+    return Interval(estimate, estimate - half, estimate + half, " and ".join(varied) or "nothing")
 
 
 def components(arms: Arms) -> Components:
@@ -195,12 +185,6 @@ def components(arms: Arms) -> Components:
     With MS_rest the residual mean square of an arm: var_rest = MS_rest, var_seed = var(seed means) -
     MS_rest / N (kept where it is below 0, as var_seed + var_rest / N must be the variance of the seed means),
     and var_start = max(0, var(start means of the sum) - sum over arms of MS_rest / S).
-
-    Args:
-        arms: Arrays (seeds, starts) over the same starts.
-
-    Returns:
-        The components.
 
     Raises:
         ValueError: As `interval`.
@@ -218,11 +202,6 @@ def components(arms: Arms) -> Components:
 def two_level_bootstrap(arms: Arms, rng: np.random.Generator, resamples: int = 4000) -> Array:
     """Resample seeds (each arm its own) and starts (common to all seeds, as they are in the experiment).
 
-    Args:
-        arms: Arrays (seeds, starts) over the same starts.
-        rng: Source of the resampling.
-        resamples: Number of bootstrap experiments.
-
     Returns:
         The sum of the arms' means in each bootstrap experiment (resamples,).
 
@@ -230,24 +209,17 @@ def two_level_bootstrap(arms: Arms, rng: np.random.Generator, resamples: int = 4
         ValueError: As `interval`.
     """
     _check(arms)
-    by_start = _resampled_weights(arms[0].shape[1], resamples, rng)
-    total = np.zeros(resamples)
-    for arm in arms:
-        by_seed = _resampled_weights(len(arm), resamples, rng)
-        total += np.sum((by_seed @ arm) * by_start, axis=1)
-    return total
+
+    def weights(n: int) -> Array:
+        """How often each of n units is drawn in n draws with replacement, over n: (resamples, n)."""
+        return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+    by_start = weights(arms[0].shape[1])
+    return np.sum([np.sum((weights(len(arm)) @ arm) * by_start, axis=1) for arm in arms], axis=0)
 
 
 def percentile_interval(samples: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The central share `level` of bootstrap samples.
-
-    Args:
-        samples: Bootstrap statistics (resamples,).
-        level: Confidence level.
-
-    Returns:
-        Lower and upper end.
-    """
+    """Ends of the central share `level` of bootstrap samples (resamples,)."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -284,17 +256,17 @@ def episodes_needed(arms: Arms, level: float = LEVEL) -> Needed:
     Raises:
         ValueError: As `interval`.
     """
-    found = components(arms)
+    observed = components(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     distance = abs(float(sum(arm.mean() for arm in arms)))
-    starts = _smallest(lambda n: _half_width(found, sizes, n, level) < distance)
+    starts = _smallest(lambda n: _half_width(observed, sizes, n, level) < distance)
     if min(sizes) == 1:
         return Needed(starts, math.nan)
-    return Needed(starts, _smallest(lambda s: _half_width(found, [s] * len(arms), n_starts, level) < distance))
+    return Needed(starts, _smallest(lambda s: _half_width(observed, [s] * len(arms), n_starts, level) < distance))
 
 
 def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts: int) -> str:
-    """Say in words what `episodes_needed` found.
+    """Say in words what `episodes_needed` returned.
 
     Args:
         needed: Its result.
@@ -305,41 +277,42 @@ def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts:
     Returns:
         One or two sentences.
     """
+    seeds, starts = count(n_seeds, "seed"), count(n_starts, "start")
     if excludes_zero:
-        return f"The interval excludes 0 with {count(n_seeds, 'seed')} per arm and {count(n_starts, 'start')}."
-    runs = f"these {count(n_seeds, 'seed')} per arm"
-    by_starts = f"{_size(needed.starts, 'starts per seed')} with {runs}"
+        return f"The interval excludes 0 with {seeds} per arm and {starts}."
+    by_starts = f"{_size(needed.starts, 'starts per seed')} with these {seeds} per arm"
     if math.isnan(needed.seeds):
         return (
-            f"To exclude 0 at this difference, conditional on these runs: {by_starts}. How many seeds, "
+            f"To exclude 0 at this difference, conditional on these runs: {by_starts}. How many seeds it takes, "
             "one seed per arm cannot tell."
         )
-    by_seeds = f"{_size(needed.seeds, 'seeds per arm')} on these {count(n_starts, 'start')}"
-    chance = " An experiment of that size succeeds about half the time."
+    by_seeds = f"{_size(needed.seeds, 'seeds per arm')} on these {starts}"
     possible = math.isfinite(min(needed.starts, needed.seeds))
-    return f"To exclude 0 at this difference: {by_starts}; or {by_seeds}.{chance if possible else ''}"
+    chance = " An experiment of that size succeeds about half the time." if possible else ""
+    return f"To exclude 0 at this difference: {by_starts}; or {by_seeds}.{chance}"
 
 
-def _half_width(found: Components, sizes: Sequence[int], n_starts: int, level: float) -> float:
-    """Half-width of the interval for given components, seeds per arm and starts; NaN where nothing varies."""
+def count(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is one."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _half_width(observed: Components, sizes: Sequence[int], n_starts: int, level: float) -> float:
+    """Half-width of the interval for given components, seeds per arm and starts; NaN where nothing varies.
+
+    Degrees of freedom of the sum of the arms' estimated variances by Welch (1947).
+    """
     by_starts = 0.0
     if n_starts > 1:
-        by_starts = _quantile(n_starts - 1, level) ** 2 * found.starts / n_starts
+        by_starts = _quantile(n_starts - 1, level) ** 2 * observed.starts / n_starts
     if min(sizes) == 1:
         return math.sqrt(by_starts) if n_starts > 1 else math.nan
-    variances = [
-        max(0.0, seed + rest / n_starts) / size for seed, rest, size in zip(found.seeds, found.rest, sizes, strict=True)
-    ]
-    by_seeds = _quantile(_welch(variances, sizes), level) ** 2 * sum(variances)
-    return math.sqrt(by_seeds + by_starts)
-
-
-def _welch(variances: Sequence[float], sizes: Sequence[int]) -> float:
-    """Degrees of freedom of a sum of estimated variances (Welch 1947)."""
-    total = sum(variances)
-    if total == 0:
-        return min(sizes) - 1
-    return total**2 / sum(variance**2 / (size - 1) for variance, size in zip(variances, sizes, strict=True))
+    triples = zip(observed.seeds, observed.rest, sizes, strict=True)
+    variances = [max(0.0, seed + rest / n_starts) / size for seed, rest, size in triples]
+    total, degrees = sum(variances), float(min(sizes) - 1)
+    if total > 0:
+        degrees = total**2 / sum(variance**2 / (size - 1) for variance, size in zip(variances, sizes, strict=True))
+    return math.sqrt(_quantile(degrees, level) ** 2 * total + by_starts)
 
 
 def _quantile(degrees: float, level: float) -> float:
@@ -355,21 +328,11 @@ def _variance(values: Array) -> float:
     return float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _resampled_weights(n: int, resamples: int, rng: np.random.Generator) -> Array:
-    """How often each of n units is drawn in n draws with replacement, over n: (resamples, n)."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-
 def _smallest(enough: Callable[[int], bool]) -> float:
     """Smallest size from 2 that is enough, for a condition that stays true once it is; infinite past MOST."""
     sizes = range(2, MOST)
-    found = bisect.bisect_left(sizes, True, key=enough)
-    return float(sizes[found]) if found < len(sizes) else math.inf
-
-
-def _varies(sizes: Sequence[int], n_starts: int) -> str:
-    seeds, starts = min(sizes) > 1, n_starts > 1
-    return "seeds and starts" if seeds and starts else "seeds" if seeds else "starts" if starts else "nothing"
+    place = bisect.bisect_left(sizes, True, key=enough)
+    return float(sizes[place]) if place < len(sizes) else math.inf
 
 
 def _check(arms: Arms) -> None:
@@ -382,10 +345,5 @@ def _check(arms: Arms) -> None:
         raise ValueError("scores hold NaN or infinite values; every score must be finite")
 
 
-def _size(number: float, of: str) -> str:
-    return f"{number:,.0f} {of}" if math.isfinite(number) else f"no number of {of} is enough"
-
-
-def count(n: int, noun: str) -> str:
-    """A number with its noun, in the plural where it is one."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _size(number: float, unit: str) -> str:
+    return f"{number:,.0f} {unit}" if math.isfinite(number) else f"no number of {unit} is enough"

@@ -151,7 +151,8 @@ def verdict(result: Result) -> str:
         return f"{result.name}: {difference}; {found.meaning}, so nothing can be concluded."
     span = f"{difference}, 95 % interval {brackets(found, '+.4f')} {found.meaning}"
     if not found.excludes_zero:
-        return f"{result.name}: no difference detected. {span}; every value in it, 0 among them, fits the data."
+        half = (found.high - found.low) / 2
+        return f"{result.name}: no difference detected ({half:.3f} could have been). {span}; 0 is in it."
     better, worse = "AB" if found.estimate > 0 else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
 
