@@ -19,8 +19,8 @@ COLOURS = ("#2257f7", "#cb7505", "#097265", "#af6dbe", "#a54a05", "#1994f7", "#7
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (1, 2.5)), (0, (9, 3)), "-")
 """The line style that goes with each colour, for readers who see no colour."""
 BLUE, AMBER, TEAL, PINK, RUST, SKY, VIOLET, BASELINE = COLOURS
-INK, GREY, GRID, DARK = "#1a1d21", "#555b63", "#d5d9de", "#15181c"
-"""Text, quiet text and reference lines, grid lines, and the background of a dark page."""
+INK, GREY, FAINT, GRID, DARK = "#1a1d21", "#555b63", "#8c9096", "#d5d9de", "#15181c"
+"""Text, quiet text and reference lines, what is not significant, grid lines, and the background of a dark page."""
 NAMED = {
     "vanilla": BASELINE,
     "knn": BLUE,
@@ -38,11 +38,12 @@ NAMED = {
 """Colours of selectors, and of methods and image models."""
 
 
-def colours(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
+def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -> dict[str, str]:
     """A colour for every label: that of the selector or method it names first, or the next one that is free.
 
     Args:
-        labels: What is drawn together; a mapping says which selector or method each label stands for.
+        labels: What is drawn together.
+        selectors: The selector or method that each label stands for, where the label does not say it.
 
     Returns:
         Colours by label, no two alike.
@@ -50,7 +51,7 @@ def colours(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     Raises:
         ValueError: If there are more labels than colours.
     """
-    names = dict(labels) if isinstance(labels, Mapping) else {label: label for label in labels}
+    names = {label: (selectors or {}).get(label, label) for label in labels}
     if len(names) > len(COLOURS):
         raise ValueError(f"{len(names)} runs cannot be told apart in one picture; draw 1 to {len(COLOURS)}")
     taken: dict[str, str] = {}
@@ -62,14 +63,8 @@ def colours(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     return {label: taken.get(label) or next(free) for label in names}
 
 
-def colour_of(difference: tuple[float, float]) -> str:
-    """Ink for an interval that excludes 0, grey for one that holds it."""
-    low, high = difference
-    return INK if low > 0 or high < 0 else "#8c9096"
-
-
 def panels(
-    columns: int, rows: int = 1, *, title: str = "", width: float = 4.9, height: float = 3.9
+    columns: int, rows: int = 1, *, title: str = "", width: float = 4.9, height: float = 3.9, grid: str = "y"
 ) -> tuple[Figure, list[Axes]]:
     """A figure of plain panels, left to right and down, under one line of text.
 
@@ -79,6 +74,7 @@ def panels(
         title: The line of text.
         width: Inches of a panel.
         height: Inches of a panel.
+        grid: Direction of the values, as in `style`.
 
     Returns:
         The figure and its panels.
@@ -86,7 +82,7 @@ def panels(
     figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
     for panel in axes:
-        style(panel)
+        style(panel, grid)
     if title:
         figure.suptitle(title, fontsize=10, color=GREY, x=0.01, ha="left")
     return figure, axes

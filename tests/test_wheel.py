@@ -70,8 +70,8 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     configs = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     store = {f"immiscible_policy/{path.relative_to(ROOT)}" for path in (ROOT / "data").rglob("*") if path.is_file()}
     assert sources <= names and configs <= names and store <= names
-    pages = {f"immiscible_policy/results/report/page.{kind}" for kind in ("html", "css", "js")}
-    assert pages <= names
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "immiscible_policy").rglob("templates/*")}
+    assert templates <= names and len(templates) >= 6
     assert len(configs) >= 9 and len(store) >= 10
     assert {"immiscible_envs/published_starts.json", "immiscible_envs.pth"} <= names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.results.compare import Comparison, cells, columns, compare, content, verdict, write_comparison
 from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
+from immiscible_policy.results.writer import as_json
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options["out"] is not None:
         write_comparison(options["out"], comparison, a, b)
     if options["json"] is not None:
-        write_atomically(options["json"], (json.dumps(content(comparison), indent=2) + "\n").encode())
+        write_atomically(options["json"], as_json(content(comparison)))
     if options["report"] is not None:
         from immiscible_policy.results.report.page import write_report  # needs Jinja and the rollouts
 

@@ -16,7 +16,7 @@ from immiscible_policy.image.evaluation.evaluate import BEST, Evaluation, Plan, 
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import start_noise
 from immiscible_policy.image.evaluation.pictures import edits_figure
-from immiscible_policy.image.evaluation.report import Report, require_comparable, write_report
+from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import resolve_device
@@ -116,12 +116,12 @@ def _main(words: list[str]) -> None:
     origins = {
         target.label: RunDirectory(target.directory).origin for target in targets if target.directory is not None
     }
-    report = Report(_title(plan), rows, evaluation.reference(targets[0]), origins)
+    results = ImageResults(_title(plan), rows, evaluation.reference(targets[0]), origins)
     if out is None:
         return
     name = "frechet" if plan.edit is None else plan.edit
-    print("", write_report(out, name, report), sep="\n")
-    written = [f"{name}.json", f"{name}.md", f"{name}.png"]
+    print("", write_report(out, name, results), sep="\n")
+    written = [f"{name}.json", f"{name}.md", f"{name}.png", f"{name}.html"]
     if plan.edit is not None:
         title = "known pixels kept, the others filled in"
         save_figure(edits_figure(_edits(evaluation, targets), title), out / f"{plan.edit}_images.png")

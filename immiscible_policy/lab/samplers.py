@@ -177,9 +177,7 @@ def _scores(
         evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step)
         for agent, checkpoint, seed in zip(agents, checkpoints, seeds, strict=True)
     ]
-    return {
-        metric: np.array([[row.metrics[metric] for row in of_seed] for of_seed in rows]) for metric in METRICS
-    }
+    return {metric: np.array([[row.metrics[metric] for row in of_seed] for of_seed in rows]) for metric in METRICS}
 
 
 def describe(figures: Document) -> str:

@@ -34,7 +34,7 @@ from immiscible_policy.recipes.noise import (
 )
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
-from immiscible_policy.results.plots import learning_curves
+from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
@@ -272,9 +272,11 @@ class RobotRecipe:
         run = RunDirectory(directory)
         if not run.is_evaluated:
             return ""
-        metrics = [metric.name for metric in run.metrics if metric.summarised]
-        save_figure(learning_curves({run.name: scores(run.episodes())}, metrics[:2]), run.path / f"{metrics[0]}.png")
-        return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {metrics[0]}.png"
+        metrics = [metric for metric in run.metrics if metric.summarised]
+        selectors, picture = {run.name: selector_of(run)}, f"{metrics[0].name}.png"
+        curves = learning_curves({run.name: scores(run.episodes())}, metrics[:2], selectors=selectors)
+        save_figure(curves, run.path / picture)
+        return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {picture}"
 
 
 def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:

@@ -26,7 +26,7 @@ from immiscible_policy.evaluation.statistics import (
     two_level_bootstrap,
 )
 from immiscible_policy.results.interval import brackets, text
-from immiscible_policy.results.plots import comparison_figure
+from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import finite, write_result
 from immiscible_policy.store.run import RunDirectory
@@ -193,11 +193,16 @@ def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunD
         a: Run A.
         b: Run B.
     """
-    runs = {f"A {_name(comparison.a)}": scores(a.episodes()), f"B {_name(comparison.b)}": scores(b.episodes())}
-    shown = [metric.name for metric in a.metrics if metric.summarised][:2]
-    differences = {result.name: result.difference for result in comparison.results if result.metric in shown}
-    picture = comparison_figure(runs, differences, shown)
-    write_result(out / "comparison", content(comparison), markdown(comparison), picture, origin={})
+    runs = {f"A {_name(comparison.a)}": a, f"B {_name(comparison.b)}": b}
+    shown = [metric for metric in a.metrics if metric.summarised][:2]
+    names = {metric.name for metric in shown}
+    picture = learning_curves(
+        {label: scores(run.episodes()) for label, run in runs.items()},
+        shown,
+        differences={result.name: result.difference for result in comparison.results if result.metric in names},
+        selectors={label: selector_of(run) for label, run in runs.items()},
+    )
+    write_result(out / "comparison", content(comparison), markdown(comparison), picture)
 
 
 def columns(comparison: Comparison) -> list[str]:

@@ -20,10 +20,11 @@ from immiscible_policy.evaluation.scores import Scores, Table, common_steps, sco
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.interval import figures, text
-from immiscible_policy.results.plots import arms_figure, learning_curves
+from immiscible_policy.results.plots import arms_figure, learning_curves, selector_of
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import write_result
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import Metric
 
 SHARES = (0.80, 0.90, 0.95)
 AUDIT = ("noise/distance_percent", "noise/correlation", "noise/prior_shift", "noise/squared_norm")
@@ -71,21 +72,22 @@ def _scores(run: RunDirectory, seeds: Sequence[int]) -> dict[int, Scores]:
     return {seed: found for seed, found in scores(run.episodes()).items() if seed in seeds}
 
 
-def _summarised(run: RunDirectory) -> list[str]:
-    return [metric.name for metric in run.metrics if metric.summarised]
+def _summarised(run: RunDirectory) -> list[Metric]:
+    return [metric for metric in run.metrics if metric.summarised]
 
 
 def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str) -> Figure:
     """Learning curves of a few arms; of more than there are colours, their scores and differences."""
     metrics = _summarised(runs[next(iter(tables))])
     if len(tables) <= len(COLOURS) or first not in tables:
-        return learning_curves(dict(list(tables.items())[: len(COLOURS)]), metrics[:2])
-    last = {arm: stacked(found, metrics[0], "last") for arm, found in tables.items()}
+        shown = dict(list(tables.items())[: len(COLOURS)])
+        return learning_curves(shown, metrics[:2], selectors={arm: selector_of(runs[arm]) for arm in shown})
+    last = {arm: stacked(found, metrics[0].name, "last") for arm, found in tables.items()}
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
         {arm: mean_interval(values) for arm, values in last.items()},
         {arm: _paired(values, last[first]) for arm, values in last.items() if arm != first},
-        f"{metrics[0]}, last checkpoint",
+        metrics[0],
         first,
     )
 
@@ -97,7 +99,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
 
 def _arm(run: RunDirectory, found: Table, first: Table | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
-    metrics = _summarised(run)
+    metrics = [metric.name for metric in _summarised(run)]
     values = {metric: {kind: stacked(found, metric, kind) for kind in KINDS} for metric in metrics}
     arm: Document = {
         "missing_seeds": [],

@@ -42,16 +42,18 @@ def write_result(
     Returns:
         The files.
     """
-    record = finite({**(origin_here() if origin is None else origin), **figures})
-    files = {
-        ".json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
-        ".md": f"{text.strip()}\n".encode(),
-    }
+    files = {".json": as_json(figures, origin), ".md": f"{text.strip()}\n".encode()}
     if picture is not None:
         files[".png"] = png(picture)
     for suffix, content in files.items():
         write_atomically(path.with_name(path.name + suffix), content)
     return [path.with_name(path.name + suffix) for suffix in files]
+
+
+def as_json(figures: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> bytes:
+    """A result as JSON, its origin first; arguments as `write_result`."""
+    record = finite({**(origin_here() if origin is None else origin), **figures})
+    return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

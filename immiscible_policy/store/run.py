@@ -300,9 +300,7 @@ class SeedDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CommandError(
-                    f"{self.path} is being trained by another process; wait for it or stop it"
-                ) from None
+                raise CommandError(f"{self.path} is being trained by another process; wait for it or stop it") from None
             yield
 
     def checkpoints(self) -> list[Checkpoint]:

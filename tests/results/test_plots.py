@@ -8,11 +8,14 @@ import pytest
 
 from immiscible_policy.evaluation.scores import Scores, scores
 from immiscible_policy.evaluation.statistics import Interval, mean_interval
-from immiscible_policy.results.plots import comparison_figure, learning_curves
+from immiscible_policy.palette import NAMED
+from immiscible_policy.results.plots import learning_curves
 from immiscible_policy.results.writer import save_figure
+from immiscible_policy.tasks import Metric
 from tests.results.runs import write_run
 
-METRICS = ["coverage", "reward"]
+COVERAGE = Metric("coverage", "max_coverage", "max", lambda reward, info: info["coverage"])
+METRICS = [COVERAGE, Metric("reward", "max_reward", "max", lambda reward, info: reward)]
 
 
 @pytest.fixture
@@ -22,9 +25,9 @@ def run(tmp_path: Path) -> dict[int, Scores]:
 
 
 def test_curves_show_the_mean_its_interval_and_every_seed(run: dict[int, Scores]) -> None:
-    figure = learning_curves({"knn": run}, ["coverage"])
+    figure = learning_curves({"knn": run}, [COVERAGE])
     (axes,) = figure.axes
-    *thin, thick = axes.lines
+    *thin, thick = [line for line in axes.lines if len(line.get_xdata()) == 3]
     table = np.stack([found.values["coverage"] for found in run.values()])
     assert [list(line.get_ydata()) for line in thin] == [list(of_seed) for of_seed in table.mean(2)]
     assert thick.get_ydata() == pytest.approx(table.mean((0, 2)))
@@ -35,6 +38,24 @@ def test_curves_show_the_mean_its_interval_and_every_seed(run: dict[int, Scores]
     assert heights.min() == pytest.approx(max(0, min(each.low for each in shown)))
     assert heights.max() == pytest.approx(min(1, max(each.high for each in shown)))
     assert "3 seeds x 6 starts" in figure.get_suptitle()
+    tips = [line.get_gid() for line in axes.lines if line.get_gid()]
+    assert len(tips) == 3 and tips[0].startswith(f"tip knn, step 500: {shown[0].estimate:.3f} [")
+
+
+def test_a_run_has_the_colour_of_its_selector(run: dict[int, Scores]) -> None:
+    by_label = learning_curves({"linear": run, "knn": run}, [COVERAGE]).axes[0].lines
+    assert {line.get_label(): line.get_color() for line in by_label if line.get_label() in NAMED} == {
+        "linear": NAMED["linear"],
+        "knn": NAMED["knn"],
+    }
+    (axes,) = learning_curves({"monday": run}, [COVERAGE], selectors={"monday": "c2ot"}).axes
+    assert axes.lines[-1].get_color() == NAMED["c2ot"]
+
+
+def test_an_unbounded_metric_is_drawn_to_its_own_scale(run: dict[int, Scores]) -> None:
+    length = Metric("coverage", "length", "sum", lambda reward, info: reward, 0.0, np.inf)
+    (axes,) = learning_curves({"knn": run}, [length]).axes
+    assert axes.get_ylim()[1] < 1 and axes.get_title("left") == "coverage (sum over the episode)"
 
 
 def test_labels_of_curves_that_end_together_are_kept_apart(run: dict[int, Scores]) -> None:
@@ -46,7 +67,7 @@ def test_labels_of_curves_that_end_together_are_kept_apart(run: dict[int, Scores
 
 def test_differences_are_drawn_about_zero(run: dict[int, Scores]) -> None:
     differences = {"won": Interval(0.2, 0.1, 0.3, "starts"), "open": Interval(0.0, -0.1, 0.1, "starts")}
-    axes = comparison_figure({"A": run, "B": run}, differences, METRICS).axes[2]
+    axes = learning_curves({"A": run, "B": run}, METRICS, differences=differences).axes[2]
     spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert [0.1, 0.3] in spans and [-0.1, 0.1] in spans
     assert axes.get_xlim()[0] == -axes.get_xlim()[1]

@@ -2,30 +2,31 @@
 
 import base64
 import json
-import math
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from xml.etree import ElementTree
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 
 from immiscible_policy.commands.compare_policies import main as compare_main
-from immiscible_policy.evaluation.statistics import Interval
+from immiscible_policy.palette import NAMED
 from immiscible_policy.results.compare import compare
 from immiscible_policy.results.report.__main__ import main
-from immiscible_policy.results.report.figures import curves, mode_bars, start_bars, ticks
-from immiscible_policy.results.report.gather import StartDifference, by_start, curve, gather, names
+from immiscible_policy.results.report.charts import curve_chart, start_chart, svg
+from immiscible_policy.results.report.evidence import by_start, gather, names
 from immiscible_policy.results.report.page import render
 from immiscible_policy.results.report.rollouts import best_kept, chosen_starts
-from immiscible_policy.results.report.words import certainty, headline, outcome, setting, verdict
+from immiscible_policy.results.report.words import confidence, headline, outcome, setting, verdict
 from immiscible_policy.store.run import RunDirectory
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.runs import Score, episode
+from tests.test_palette import contrast_ratio
 
-ORIGIN = {"command": "python report.py runs=/a/b,/c/d", "commit": "abc", "versions": {"python": "3.11"}}
+ORIGIN = {"command": "python report.py runs=b,d", "commit": "abc", "versions": {"python": "3.11"}}
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -77,28 +78,28 @@ def text(html: str) -> str:
 
 def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
-    (pairing,) = evidence.pairings
+    (contrast,) = evidence.contrasts
     found = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla")).headline
-    sentence = verdict(pairing)
+    sentence = verdict(contrast, evidence.task.measured)
     assert sentence.startswith("knn is better than vanilla: ") and sentence == headline(evidence)
     assert f"{found.a.estimate:.3f} against {found.b.estimate:.3f}" in sentence
     assert f"+{found.difference.estimate:.3f} (95 % interval +{found.difference.low:.3f}" in sentence
     assert "for new training seeds and new starts" in sentence
-    assert "higher in 3 of 3 seeds (sign test, p = 0.25); 3 seeds cannot give less than 0.25" in certainty(pairing)
+    assert "higher in 3 of 3 seeds (sign test, p = 0.25); with 3 seeds p cannot be below 0.25" in confidence(contrast)
 
 
 def test_exchanging_the_runs_turns_the_verdict(tmp_path: Path) -> None:
     pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
     runs = [RunDirectory(tmp_path / name) for name in ("vanilla", "knn")]
-    (one,), (other,) = gather(runs, 0).pairings, gather(runs, 1).pairings
+    (one,), (other,) = gather(runs, 0).contrasts, gather(runs, 1).contrasts
     assert (outcome(one), outcome(other)) == ("better", "worse")
-    assert (one.arm.name, other.arm.name) == ("knn", "vanilla")
+    assert (one.run.name, other.run.name) == ("knn", "vanilla")
 
 
 def test_a_null_result_is_said_as_plainly(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.0, 0), noisy(0.0, 1))
-    assert headline(evidence).startswith("No difference is shown between knn and vanilla: ")
-    assert "0 is in the interval, so either may be better" in certainty(evidence.pairings[0])
+    assert headline(evidence).startswith("No difference detected between knn and vanilla: ")
+    assert "The interval contains 0: either run may be better." in confidence(evidence.contrasts[0])
     assert "To exclude 0 at this difference" in text(page(evidence))
 
 
@@ -109,7 +110,7 @@ def test_one_seed_each_claims_nothing_about_other_seeds(tmp_path: Path) -> None:
     ]
     evidence = gather([RunDirectory(run) for run in runs])
     assert "other training seeds are not covered" in headline(evidence)
-    assert not any(arm.gaps for arm in evidence.arms)
+    assert not any(run.gaps for run in evidence.runs)
 
 
 def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
@@ -120,17 +121,17 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
     ]
     evidence = gather([RunDirectory(run) for run in runs])
     assert headline(evidence).startswith(
-        "Of 3 runs against vanilla: 1 better (good), 1 worse (bad), 1 with no difference shown (same)."
+        "3 runs against vanilla: 1 better (good), 1 worse (bad), 1 with no difference detected (same)."
     )
     shown = text(page(evidence))
-    assert all(verdict(each) in shown for each in evidence.pairings)
+    assert all(verdict(each, evidence.task.measured) in shown for each in evidence.contrasts)
 
 
 def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "knn", lambda seed, step, start: 0.4 + seed / 10, "knn"))
     evidence = gather([run])
     # means 0.4, 0.5, 0.6: standard error 0.1 / sqrt(3), t(2) = 4.303
-    assert headline(evidence).startswith("knn covers 0.500 of the goal on average (95 % interval 0.252 to 0.748)")
+    assert headline(evidence).startswith("knn: mean coverage of the goal 0.500 (95 % interval 0.252 to 0.748)")
     assert "there is nothing to pair" in page(evidence)
 
 
@@ -142,14 +143,14 @@ def test_runs_without_common_ground_are_shown_with_the_reason(tmp_path: Path) ->
             episode(seed, 7, start, 0.5) for start in range(100, 106)
         )
     evidence = gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")])
-    reason = "knn against vanilla tells nothing: knn and vanilla share no checkpoint; evaluate both at the same steps."
+    reason = "knn and vanilla cannot be compared: knn and vanilla share no checkpoint; evaluate both at the same steps."
     assert headline(evidence) == reason
     assert reason in text(page(evidence)) and str(tmp_path) not in page(evidence)
 
 
 def test_a_complete_grid_carries_no_warning(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0, 0), noisy(0, 1))
-    assert [arm.gaps for arm in evidence.arms] == [[], []]
+    assert [run.gaps for run in evidence.runs] == [[], []]
     assert "Incomplete" not in page(evidence)
 
 
@@ -164,7 +165,7 @@ def test_a_complete_grid_carries_no_warning(tmp_path: Path) -> None:
 )
 def test_what_is_missing_is_named_on_the_first_screen(tmp_path: Path, of_a: dict, lack: str) -> None:
     evidence = pair(tmp_path, noisy(0, 0), noisy(0, 1), **of_a)
-    assert any(lack in gap for gap in evidence.arms[1].gaps) and evidence.arms[0].gaps == []
+    assert any(lack in gap for gap in evidence.runs[1].gaps) and evidence.runs[0].gaps == []
     shown = text(page(evidence))
     assert 0 < shown.index("Incomplete: knn lacks") < shown.index("Scores of knn and vanilla")
     assert lack in shown
@@ -172,7 +173,8 @@ def test_what_is_missing_is_named_on_the_first_screen(tmp_path: Path, of_a: dict
 
 def test_a_curve_has_the_interval_of_every_point(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000 + (seed - 1) / 10, "knn"))
-    found = curve(gather([run]).reference, "coverage")
+    evidence = gather([run])
+    found = evidence.curves(evidence.metrics[0])["a"]
     assert found.steps == [500, 1000, 1500]
     assert [each.estimate for each in found.means] == pytest.approx([0.25, 0.5, 0.75])
     half = 4.302652729696142 * 0.1 / np.sqrt(3)
@@ -181,41 +183,47 @@ def test_a_curve_has_the_interval_of_every_point(tmp_path: Path) -> None:
 
 
 def test_starts_average_to_the_verdict(tmp_path: Path) -> None:
-    (pairing,) = pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1)).pairings
-    found = by_start(pairing)
+    (contrast,) = pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1)).contrasts
+    found = by_start(contrast, "coverage")
     assert [each.start for each in found] == list(range(100, 106))
     mean = np.mean([each.difference.estimate for each in found])
-    assert mean == pytest.approx(pairing.comparison.headline.difference.estimate)
+    assert mean == pytest.approx(contrast.comparison.headline.difference.estimate)
     assert all(each.difference.over == "seeds" for each in found)
 
 
-def test_dots_and_bars_stand_where_their_numbers_say(tmp_path: Path) -> None:
-    run = write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000, "knn")
-    dots = Page(curves({"a": curve(gather([RunDirectory(run)]).reference, "coverage")}, "coverage")).all("circle")
-    assert [(dot["cx"], dot["cy"]) for dot in dots] == [
-        ("33.33%", "75.00%"),
-        ("66.67%", "50.00%"),
-        ("100.00%", "25.00%"),
+def test_points_and_bars_carry_their_numbers(tmp_path: Path) -> None:
+    evidence = pair(tmp_path, lambda seed, step, start: step / 2000, lambda seed, step, start: 0.5 - (start - 102) / 10)
+    drawn = ElementTree.fromstring(svg(curve_chart(evidence, evidence.metrics[0]), "a-"))
+    tips = [title.text for title in drawn.iter("title")]
+    assert [tip for tip in tips if tip.startswith("knn")] == [
+        f"knn, step {step:,}: {step / 2000:.3f} [{step / 2000:.3f}, {step / 2000:.3f}]" for step in (500, 1000, 1500)
     ]
-    found = [
-        StartDifference(start, 0.5 + value, 0.5, Interval(value, math.nan, math.nan, "nothing"))
-        for start, value in enumerate((-0.1, 0.2))
+    bars = ElementTree.fromstring(svg(start_chart(evidence, evidence.contrasts[0]), "b-"))
+    groups = [group for group in bars.iter("g") if group.find("title") is not None]
+    assert [group.find("title").text.split(" (")[0] for group in groups] == [
+        f"start {start}: {value}"
+        for start, value in zip(
+            range(105, 99, -1),
+            ("+0.300", "+0.200", "+0.100", "+0.000", "\N{MINUS SIGN}0.100", "\N{MINUS SIGN}0.200"),
+            strict=True,
+        )
     ]
-    bars = Page(start_bars(found, "a", "b", colour=3)).all("rect")
-    assert [(bar["class"], float(bar["y"]), float(bar["height"])) for bar in bars] == [("c3", 0, 50), ("c0", 50, 25)]
-    stack = Page(mode_bars({"a": {"left": 0.5, "right": 0.3, "none": 0.2}}, "modes")).all("rect")
-    assert [(bar["class"], bar["x"], bar["width"]) for bar in stack] == [
-        ("c0", "0.00%", "50.00%"), ("c1", "50.00%", "30.00%"), ("rest", "80.00%", "20.00%")]  # fmt: skip
+    fills = [group.find("path").get("style") for group in groups]
+    assert all(NAMED["knn"] in fill for fill in fills[:3]) and all(NAMED["vanilla"] in fill for fill in fills[4:])
+
+
+def test_a_chart_takes_the_colours_of_the_page_and_is_always_the_same(tmp_path: Path) -> None:
+    evidence = pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1))
+    one, two = (svg(curve_chart(evidence, evidence.metrics[0]), prefix) for prefix in ("c-", "c-"))
+    assert one == two and "var(--text)" in one and "var(--line)" in one
+    assert not re.search("#ffffff|#000000|<style|<metadata|xmlns|<image", one)
+    ids, used = re.findall(r' id="([^"]+)"', one), re.findall(r'(?:href="|url\()#([^")]+)', one)
+    assert set(used) == set(ids) and all(name.startswith("c-") for name in ids)
 
 
 def test_two_runs_of_one_name_are_told_apart() -> None:
     assert names([Path("/x/knn"), Path("/x/vanilla")]) == ["knn", "vanilla"]
     assert names([Path("/x/a/knn"), Path("/x/b/knn")]) == ["a/knn", "b/knn"]
-
-
-def test_ticks_are_round_and_few() -> None:
-    assert ticks(3000) == [0, 1000, 2000, 3000] and ticks(126_000) == [0, 50_000, 100_000] and ticks(1) == [0, 1]
-    assert all(len(ticks(longest)) <= 6 for longest in range(1, 5000, 7))
 
 
 def test_settings_read_as_a_person_writes_them() -> None:
@@ -228,14 +236,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     for tag, attributes in Page(html).elements:
         for name in ("src", "href", "srcset", "poster", "action", "xlink:href"):
             value = attributes.get(name)
-            assert value is None or value.startswith("data:"), f"<{tag} {name}={value}>"
-    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
+            assert value is None or value.startswith(("data:", "#")), f"<{tag} {name}={value}>"
+    assert not re.search(r"https?://|@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(", html)
     assert "default-src 'none'" in html
 
 
 def test_the_page_names_no_place_of_this_machine(tmp_path: Path) -> None:
     html = page(pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1)))
-    assert str(tmp_path) not in html and "/somewhere" not in html and "/a/b" not in html
+    assert str(tmp_path) not in html and "/somewhere" not in html
     for expected in ("python train_policy.py noise=knn out=knn", "c0ffee" * 8, "abc1234", "runs=b,d"):
         assert expected in html
 
@@ -252,9 +260,9 @@ def test_the_page_is_whole_and_labelled(tmp_path: Path) -> None:
     assert len(tabs) == 6 and {tab["aria-controls"] for tab in tabs} == {each["id"] for each in found.all("section")}
     assert len(found.all("table")) == len(found.all("caption")) >= 7
     assert all(each.get("scope") in ("col", "row") for each in found.all("th"))
-    for svg in found.all("svg"):
-        drawn = svg.get("role") == "img" and svg.get("aria-label")
-        assert drawn or svg.get("aria-hidden") == "true"
+    for drawing in found.all("svg"):
+        drawn = drawing.get("role") == "img" and drawing.get("aria-label")
+        assert drawn or drawing.get("aria-hidden") == "true"
     assert all(each.get("aria-label") and each.get("tabindex") == "0" for each in found.by_role("region"))
 
 
@@ -266,22 +274,13 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert found.open == [] and not found.all("img") and len(found.all("script")) == 1 and not found.all("b")
 
 
-def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours (WCAG 2.2)."""
-    linear = np.array([[int(each[i : i + 2], 16) / 255 for i in (1, 3, 5)] for each in (one, other)])
-    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
-    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
-    return float((high + 0.05) / (low + 0.05))
-
-
 def test_text_stands_out_by_day_and_by_night() -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    css = (files("immiscible_policy.results.report") / "page.css").read_text()
+    css = (files("immiscible_policy.results.report") / "templates" / "page.css").read_text()
     themes = [dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in css.split("@media (prefers-color", 1)]
     for theme in themes:
         for colour in ("text", "quiet", "accent"):
             for ground in ("page", "raised", "warning"):
-                assert contrast(theme[colour], theme[ground]) >= 4.5, (colour, ground)
+                assert contrast_ratio(theme[colour], theme[ground]) >= 4.5, (colour, ground)
     assert len(themes) == 2 and themes[0] != themes[1]
 
 
@@ -316,14 +315,14 @@ def test_rollouts_are_of_the_best_kept_checkpoint_on_ranked_starts(tmp_path: Pat
         return 0.2 * (step == 1000) + 0.1 * (seed == 1) + (start - 100) / 100
 
     evidence = pair(tmp_path, rising, lambda seed, step, start: 0.0)
-    assert best_kept(evidence.arms[1]) is None
+    assert best_kept(evidence.runs[1], "coverage") is None
     assert "no run keeps a checkpoint" in render(evidence, ORIGIN, videos=3)
     for seed, step in ((0, 1000), (1, 500), (1, 1000), (2, 1500)):
         keep_checkpoint(tmp_path / "knn", seed, step)
-    seed, checkpoint = best_kept(evidence.arms[1])
+    seed, checkpoint = best_kept(evidence.runs[1], "coverage")
     assert (seed, checkpoint.step) == (1, 1000)
     assert list(chosen_starts(evidence, 3)) == [105, 103, 100] and len(chosen_starts(evidence, 99)) == 6
-    assert chosen_starts(evidence, 1)[105].startswith("rank 1 of 6 by knn minus vanilla")
+    assert chosen_starts(evidence, 1)[105].startswith("rank 1 of 6 by knn \N{MINUS SIGN} vanilla")
 
 
 def test_a_video_shows_all_runs_from_one_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +339,7 @@ def test_a_video_shows_all_runs_from_one_start(tmp_path: Path, monkeypatch: pyte
     assert kind == "data:video/mp4;base64"
     (tmp_path / "clip.mp4").write_bytes(base64.b64decode(content))
     assert imageio.imread(tmp_path / "clip.mp4", plugin="FFMPEG").shape == (5, 256 + 23 + 1, 2 * 256, 3)
-    assert "vanilla: no success after 4 steps" in html
+    assert "vanilla, 4 steps: coverage " in html and ", no success" in html
 
 
 def test_compare_writes_a_report_and_so_does_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from immiscible_policy.results.report.gather import gather
+from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.results.report.page import render
 from immiscible_policy.store.run import RunDirectory
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
@@ -66,7 +66,7 @@ def visible(page) -> list[str]:
 
 
 def test_the_first_screen_answers(page) -> None:
-    for what in (".verdict", ".warning", "#summary table", "#summary .plot"):
+    for what in (".verdict", ".warning", "#summary table", "#summary figure svg[role=img]"):
         box = page.locator(what).first.bounding_box()
         assert box["y"] + min(box["height"], 200) < DESKTOP["height"], what
     assert "is worse than vanilla" in page.locator(".verdict").inner_text()

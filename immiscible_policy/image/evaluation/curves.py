@@ -22,26 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
+from immiscible_policy.results.plots import Curve
 
 Distances = Mapping[int, float]
 """Distance by checkpoint, of one training seed."""
 Seeds = Mapping[int, Distances]
 """The same by training seed, of one run."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run's distances at the checkpoints that all its seeds share.
-
-    Attributes:
-        steps: The checkpoints, K of them.
-        values: Distances (seeds, K).
-        intervals: Mean over seeds with its interval, K of them.
-    """
-
-    steps: list[int]
-    values: Array
-    intervals: list[Interval]
 
 
 @dataclass(frozen=True)

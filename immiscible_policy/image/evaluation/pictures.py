@@ -14,8 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from immiscible_policy.image.evaluation.curves import Curve, Reached
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.image.evaluation.curves import Reached
+from immiscible_policy.palette import GREY, colours, panels
+from immiscible_policy.results.plots import Curve, draw_curves
+from immiscible_policy.results.report.charts import HEIGHT, WIDTH
 from immiscible_policy.store.atomic import write_atomically
 
 ENLARGED = 64
@@ -81,57 +83,58 @@ def curves_figure(
     Raises:
         ValueError: If there are more runs than colours.
     """
-    if len(curves) > len(COLOURS):
-        raise ValueError(f"{len(curves)} runs cannot be told apart in one picture; draw 1 to {len(COLOURS)}")
-    colours = dict(zip(curves, COLOURS, strict=False))
-    figure = Figure(figsize=(9.4 if reached else 6.0, 4.2), dpi=130, layout="constrained")
-    panels = figure.subplots(1, 2, width_ratios=(1.7, 1), squeeze=False)[0] if reached else [figure.subplots()]
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    _draw_curves(panels[0], curves, colours, floor)
+    figure, axes = panels(2 if reached else 1, width=4.9 if reached else 6.0, height=4.2)
+    _draw_distances(axes[0], curves, floor)
+    axes[0].legend(fontsize=8, frameon=False)
     if reached:
-        _draw_speedups(panels[1], reached, colours)
-        panels[1].set_title(f"speed-up to the best of {next(iter(curves))}, per seed", fontsize=10, loc="left")
-    seeds = ", ".join(f"{label}: {len(curve.values)}" for label, curve in curves.items())
+        _draw_speedups(axes[1], reached, colours(curves))
+        axes[1].set_title(f"speed-up to the best of {next(iter(curves))}, per seed", fontsize=10, loc="left")
+    seeds = ", ".join(f"{label}: {len(curve.seeds)}" for label, curve in curves.items())
     figure.suptitle(f"{title}. Seeds: {seeds}", fontsize=9, color=GREY, x=0.01, ha="left")
     return figure
 
 
-def _draw_curves(axes: Axes, curves: Mapping[str, Curve], colours: Mapping[str, str], floor: float | None) -> None:
-    for label, curve in curves.items():
-        ends = [(found.low, found.high) for found in curve.intervals]
-        low, high = np.array(ends).T.clip(min=curve.values.min() / 2)  # an interval may reach below 0
-        axes.fill_between(curve.steps, low, high, color=colours[label], alpha=0.13, linewidth=0)
-        axes.plot(curve.steps, curve.values.T, color=colours[label], linewidth=0.7, alpha=0.5)
-        mean = [found.estimate for found in curve.intervals]
-        axes.plot(curve.steps, mean, color=colours[label], linewidth=2.2, marker="o", markersize=3.5, label=label)
+def distance_figure(curves: Mapping[str, Curve], floor: float | None) -> Figure:
+    """Distances of several runs against training steps, small, for a page that has its own legend.
+
+    Args:
+        curves: By run.
+        floor: Distance between real images, or None.
+
+    Raises:
+        ValueError: If there are more runs than colours.
+    """
+    figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
+    _draw_distances(axes, curves, floor)
+    axes.set_title("", loc="left")
+    return figure
+
+
+def _draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None) -> None:
+    """Distances on a log scale, with that of real images and the first run's best."""
+    colour, first = colours(curves), next(iter(curves))
+    smallest = min(curve.seeds.min() for curve in curves.values())
+    draw_curves(axes, curves, colour, low=smallest / 2)  # an interval may reach below 0
     if floor is not None:
         axes.axhline(floor, color=GREY, linewidth=1, linestyle="--", label="real images")
-    first = next(iter(curves))
-    smallest = min(found.estimate for found in curves[first].intervals)
-    axes.axhline(smallest, color=colours[first], linewidth=1, linestyle=":", label=f"best mean of {first}")
+    best = min(mean.estimate for mean in curves[first].means)
+    axes.axhline(best, color=colour[first], linewidth=1, linestyle=":", label=f"best mean of {first}")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", which="both", color="#EEEEEE", linewidth=0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("training steps")
     axes.set_title("squared distance to real images (log scale)", fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False)
 
 
-def _draw_speedups(axes: Axes, reached: Mapping[str, Sequence[Reached]], colours: Mapping[str, str]) -> None:
-    for place, (label, found) in enumerate(reached.items()):
-        ratios = [each.ratio for each in found if each.ratio is not None]
-        axes.plot([place] * len(ratios), ratios, "o", color=colours[label], markersize=7, alpha=0.7)
-        missing = len(found) - len(ratios)
-        if missing:
-            note = f"{missing} of {len(found)} seeds: not reached"
+def _draw_speedups(axes: Axes, reached: Mapping[str, Sequence[Reached]], colour: Mapping[str, str]) -> None:
+    for place, (label, seeds) in enumerate(reached.items()):
+        ratios = [seed.ratio for seed in seeds if seed.ratio is not None]
+        axes.plot([place] * len(ratios), ratios, "o", color=colour[label], markersize=7, alpha=0.7)
+        if len(ratios) < len(seeds):
+            note = f"{len(seeds) - len(ratios)} of {len(seeds)} seeds: not reached"
             axes.annotate(note, (place, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color=GREY)
     axes.axhline(1, color=GREY, linewidth=1)
     axes.set_xlim(-0.6, len(reached) - 0.4)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1.0))
     axes.set_xticks(range(len(reached)), list(reached))
     axes.set_ylabel("its steps / steps needed (1: no sooner)", fontsize=8)

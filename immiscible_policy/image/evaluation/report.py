@@ -1,30 +1,33 @@
-"""Measured runs as text, JSON and a picture: distances over training, and runs against the first of them."""
+"""Measured runs as text, JSON, a picture and a page: distances over training, and runs against the first of them."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.statistics import Interval
-from immiscible_policy.image.evaluation.curves import Against, Curve, Seeds, against, best, make_curve, over_seeds
+from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
 from immiscible_policy.image.evaluation.measure import Reference
-from immiscible_policy.image.evaluation.pictures import curves_figure
+from immiscible_policy.image.evaluation.pictures import curves_figure, distance_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
-from immiscible_policy.provenance import provenance, without_places
+from immiscible_policy.palette import colours
 from immiscible_policy.results.interval import text
+from immiscible_policy.results.plots import Curve
+from immiscible_policy.results.report.charts import Chart
+from immiscible_policy.results.report.page import fill
+from immiscible_policy.results.report.tables import PageTable, Rows
 from immiscible_policy.results.table import table
-from immiscible_policy.results.writer import finite, save_figure
+from immiscible_policy.results.writer import origin_here, write_result
 from immiscible_policy.store.atomic import write_atomically
 
 
 @dataclass(frozen=True)
-class Report:
+class ImageResults:
     """What was measured.
 
     Attributes:
@@ -44,30 +47,25 @@ class Report:
         """What all rows have in common."""
         return next(iter(self.rows.values()))[0].setting
 
-    @property
+    @cached_property
     def seeds(self) -> dict[str, Seeds]:
-        """Distances by run, training seed and checkpoint."""
-        return {label: by_seed(rows) for label, rows in self.rows.items()}
+        """Distances by run, training seed and checkpoint, seeds and checkpoints ascending."""
+        by_run: dict[str, dict[int, dict[int, float]]] = {label: {} for label in self.rows}
+        for label, rows in self.rows.items():
+            for row in sorted(rows, key=lambda row: (row.seed, row.checkpoint)):
+                by_run[label].setdefault(row.seed, {})[row.checkpoint] = row.distance
+        return by_run  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def curves(self) -> dict[str, Curve]:
-        """Curves by run."""
+        """Distances against training steps, by run."""
         return {label: make_curve(label, seeds) for label, seeds in self.seeds.items()}
 
-    @property
+    @cached_property
     def against(self) -> dict[str, Against]:
         """Every run but the first, against the first."""
         first, *others = self.seeds.items()
         return {label: against(first[1], seeds) for label, seeds in others}
-
-
-def by_seed(rows: Sequence[ImageRow]) -> dict[int, dict[int, float]]:
-    """Distances by training seed and checkpoint, both rising."""
-    ordered = sorted(rows, key=lambda row: (row.seed, row.checkpoint))
-    found: dict[int, dict[int, float]] = {}
-    for row in ordered:
-        found.setdefault(row.seed, {})[row.checkpoint] = row.distance
-    return found
 
 
 def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
@@ -77,165 +75,171 @@ def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
         ValueError: If a setting differs.
     """
     (first, reference), *others = ((label, settings(of_run[0])) for label, of_run in rows.items())
-    for label, found in others:
-        differing = [
-            f"{key} {found[key]} against {reference[key]}" for key in reference if found[key] != reference[key]
-        ]
+    for label, own in others:
+        differing = [f"{key} {own[key]} against {reference[key]}" for key in reference if own[key] != reference[key]]
         if differing:
             raise ValueError(f"{label} cannot be compared with {first}: {'; '.join(differing)}")
 
 
-def write_report(out: Path, name: str, report: Report) -> str:
-    """Write NAME.json, NAME.md and NAME.png.
+def write_report(out: Path, name: str, results: ImageResults) -> str:
+    """Write NAME.json, NAME.md, NAME.png and NAME.html.
 
     Args:
         out: Directory, created if absent.
         name: Of the files.
-        report: What was measured.
+        results: What was measured.
 
     Returns:
         The text.
     """
-    text = markdown(report)
-    write_atomically(out / f"{name}.json", (json.dumps(as_json(report), indent=2, allow_nan=False) + "\n").encode())
-    write_atomically(out / f"{name}.md", text.encode())
-    reached = {label: found.reached for label, found in report.against.items()}
-    figure = curves_figure(report.curves, reached, title=report.title, floor=report.reference.floor)
-    save_figure(figure, out / f"{name}.png")
-    return text
+    written, origin = markdown(results), origin_here()
+    reached = {label: comparison.reached for label, comparison in results.against.items()}
+    figure = curves_figure(results.curves, reached, title=results.title, floor=results.reference.floor)
+    write_result(out / name, as_json(results), written, figure, origin=origin)
+    write_atomically(out / f"{name}.html", page(results, origin).encode())
+    return written
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values; what is unknown is null."""
-    origin = provenance()
+def as_json(results: ImageResults) -> dict[str, Any]:
+    """The results as JSON values."""
+    measured = ("seed", "checkpoint", "distance", "clip_score")
     runs = {
         label: {
-            "origin": report.origins.get(label, {}),
-            "curve": _curve(report.curves[label]),
-            "rows": [_measured(row) for row in rows],
+            "origin": results.origins.get(label, {}),
+            "curve": [
+                {"step": step, **asdict(mean)}
+                for step, mean in zip(results.curves[label].steps, results.curves[label].means, strict=True)
+            ],
+            "rows": [{key: getattr(row, key) for key in measured} for row in rows],
         }
-        for label, rows in report.rows.items()
+        for label, rows in results.rows.items()
     }
-    anchors = {"n": report.reference.n, "real_images": report.reference.floor, "plain_noise": report.reference.noise}
-    return finite(
-        {
-            **origin,
-            "command": without_places(origin["command"]),
-            "distance": report.title,
-            "settings": settings(report.setting),
-            "reference": anchors,
-            "runs": runs,
-            "against_first": {label: _against(found) for label, found in report.against.items()},
-        }
+    reference = results.reference
+    return {
+        "distance": results.title,
+        "settings": settings(results.setting),
+        "reference": {"n": reference.n, "real_images": reference.floor, "plain_noise": reference.noise},
+        "runs": runs,
+        "against_first": {
+            label: asdict(found) | {"reached": [asdict(seed) | {"ratio": seed.ratio} for seed in found.reached]}
+            for label, found in results.against.items()
+        },
+    }
+
+
+def markdown(results: ImageResults) -> str:
+    """The results as Markdown."""
+    lines = "\n".join(f"- {fact}" for fact in facts(results))
+    parts = [f"# {results.title}", lines, *map(_markdown_table, tables(results))]
+    if len(results.rows) > 1:
+        shown = against_table(results)
+        verdicts = "\n".join(f"- {line}" for line in sentences(results))
+        parts += [f"## {shown.caption}", _markdown_table(shown), verdicts]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(results: ImageResults, origin: Mapping[str, Any]) -> str:
+    """The results as a page like that of the policies."""
+    first, *others = results.rows
+    colour = colours(results.rows)
+    ends = "; ".join(f"{label}: {text(curve.means[-1])}" for label, curve in results.curves.items())
+    chart = Chart(
+        f"{results.title} (log scale)",
+        distance_figure(results.curves, results.reference.floor),
+        f"{results.title} at the last checkpoint: {ends}.",
+        {label: (colour[label], "") for label in results.curves},
+        "Thick: mean over seeds. Band: its 95 % interval. Thin: each training seed. Dashed: real images. "
+        f"Dotted: best mean of {first}.",
+    )
+    return fill(
+        "images.html",
+        package="immiscible_policy.image.evaluation",
+        title=f"{', '.join(others)} against {first}" if others else first,
+        description=" ".join(sentences(results)) or f"{results.title} at the last checkpoint: {ends}.",
+        chart=chart,
+        facts_of=facts(results),
+        tables=tables(results),
+        against=against_table(results) if others else None,
+        origins=results.origins,
+        origin=origin,
     )
 
 
-def markdown(report: Report) -> str:
-    """The report as Markdown."""
-    lines = [f"# {report.title}", "", *_facts(report), "", _summary_table(report), "", _steps_table(report)]
-    if len(report.rows) > 1:
-        first = next(iter(report.rows))
-        lines += ["", f"## Against {first}", "", _against_table(report), ""]
-        lines += [f"- {sentence(label, first, found)}" for label, found in report.against.items()]
-    return "\n".join(lines) + "\n"
+def facts(results: ImageResults) -> list[str]:
+    """What was measured, and what distances mean."""
+    at, ends = results.setting, results.reference
+    edit = "" if at.edit == "none" else f"; {at.edit}: images of {at.originals} whose rest the model fills in"
+    floor = "unknown (too few reference images)" if ends.floor is None else f"{ends.floor:.3f}"
+    return [
+        f"Squared Fréchet distance on the {at.dims} features of {at.features} (weights {at.weights}, {at.resize}).",
+        f"{at.n:,} images per checkpoint, {at.sampling_steps} sampling steps, the same start noises for all "
+        f"(noise_seed {at.noise_seed}){edit}.",
+        f"Reference: {at.reference} {at.split}, {at.reference_n:,} images at {at.size}x{at.size} "
+        f"(content {at.reference_hash}).",
+        f"As many real images: {floor}. As many images of plain noise: {ends.noise:.3f}.",
+    ]
+
+
+def tables(results: ImageResults) -> list[PageTable]:
+    """The last and the smallest distance of each run, and all of them by step."""
+    rows: Rows = []
+    for label, seeds in results.seeds.items():
+        last = results.curves[label].steps[-1]
+        smallest = over_seeds(np.array([best(distances)[0] for distances in seeds.values()]))
+        clip = [row.clip_score for row in results.rows[label] if row.checkpoint == last and row.clip_score is not None]
+        spoken = text(over_seeds(np.array(clip)), ".2f") if clip else "-"
+        rows.append([label, str(len(seeds)), text(results.curves[label].means[-1]), text(smallest), spoken])
+    columns = ["run", "seeds", "last checkpoint [95 %]", "smallest per seed [95 %]", "CLIPScore, last"]
+    by_run = [dict(zip(curve.steps, curve.means, strict=True)) for curve in results.curves.values()]
+    by_step: Rows = [
+        [f"{step:,}", *(text(means.get(step)) or "-" for means in by_run)] for step in sorted(set().union(*by_run))
+    ]
+    heads = ["step", *(f"{label} [95 %]" for label in results.curves)]
+    return [PageTable(results.title, columns, rows), PageTable(f"{results.title} at each checkpoint", heads, by_step)]
+
+
+def against_table(results: ImageResults) -> PageTable:
+    """Differences from the first run, and how much sooner its best distance was reached."""
+    rows: Rows = [
+        [
+            label,
+            f"{text(found.difference, '+.3f')} at {found.step:,}",
+            text(found.best, "+.3f"),
+            ", ".join(f"{seed.at:,} / {seed.reached:,}" if seed.reached else "not reached" for seed in found.reached),
+            text(found.speedup, ".2f") or "-",
+        ]
+        for label, found in results.against.items()
+    ]
+    differences = ["difference, last [95 %]", "difference, smallest [95 %]"]
+    columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95 %]"]
+    return PageTable(f"Against {next(iter(results.rows))}", columns, rows)
+
+
+def sentences(results: ImageResults) -> list[str]:
+    """For every run but the first, when it reached the first one's best distance."""
+    first = next(iter(results.rows))
+    return [sentence(label, first, found) for label, found in results.against.items()]
 
 
 def sentence(label: str, first: str, found: Against) -> str:
     """When a run reached the first one's best distance, in words."""
-    missed = [each for each in found.reached if each.reached is None]
+    missed = [seed for seed in found.reached if seed.reached is None]
     if not found.reached:
         return f"{label} and {first} have no training seed in common: no steps to {first}'s best can be paired."
     if missed:
-        seeds = ", ".join(f"seed {each.seed} (target {each.target:.3f}, until step {each.last:,})" for each in missed)
+        seeds = ", ".join(f"seed {seed.seed} (target {seed.target:.3f}, until step {seed.last:,})" for seed in missed)
         return f"{label}: not reached in {len(missed)} of {len(found.reached)} seeds, {seeds}; no mean is given."
     assert found.speedup is not None
-    span = text(found.speedup, ".2f")
-    verdict = _verdict(found.speedup)
+    if math.isnan(found.speedup.low):
+        verdict = "one seed, so no interval and no conclusion"
+    elif found.speedup.low > 1:
+        verdict = "sooner, 1 is not in the interval"
+    else:
+        late = found.speedup.high < 1
+        verdict = "later, 1 is not in the interval" if late else "no difference detected, 1 is in the interval"
     what = f"speed-up to the best of {first} (its steps over those of {label}, geometric mean over seeds)"
-    return f"{label}: {what} {span}; {verdict}."
+    return f"{label}: {what} {text(found.speedup, '.2f')}; {verdict}."
 
 
-def _verdict(speedup: Interval) -> str:
-    if math.isnan(speedup.low):
-        return "one seed, so no interval and no conclusion"
-    if speedup.low > 1:
-        return "sooner, 1 is not in the interval"
-    return "later, 1 is not in the interval" if speedup.high < 1 else "no difference is shown, 1 is in the interval"
-
-
-def _facts(report: Report) -> list[str]:
-    at, ends = report.setting, report.reference
-    drawn = f"{at.n:,} images per checkpoint, {at.sampling_steps} sampling steps, the same start noises for all"
-    edit = "" if at.edit == "none" else f"; {at.edit}: images of {at.originals} whose rest the model fills in"
-    return [
-        f"- Squared Fréchet distance on the {at.dims} features of {at.features} (weights {at.weights}, {at.resize}).",
-        f"- {drawn} (noise_seed {at.noise_seed}){edit}.",
-        f"- Reference: {at.reference} {at.split}, {at.reference_n:,} images at {at.size}x{at.size} "
-        f"(content {at.reference_hash}).",
-        f"- As many real images: {_number(ends.floor)}. As many images of plain noise: {_number(ends.noise)}.",
-    ]
-
-
-def _summary_table(report: Report) -> str:
-    rows = []
-    for label, seeds in report.seeds.items():
-        curve = report.curves[label]
-        smallest = over_seeds(np.array([best(distances)[0] for distances in seeds.values()]))
-        cells = [label, str(len(seeds)), text(curve.intervals[-1]), text(smallest)]
-        rows.append([*cells, _clip(report.rows[label], curve.steps[-1])])
-    header = ["run", "seeds", "last checkpoint [95 %]", "smallest per seed [95 %]", "CLIPScore, last"]
-    return table(header, rows)
-
-
-def _steps_table(report: Report) -> str:
-    curves = report.curves
-    steps = sorted({step for curve in curves.values() for step in curve.steps})
-    found = {label: dict(zip(curve.steps, curve.intervals, strict=True)) for label, curve in curves.items()}
-    rows = [[f"{step:,}", *(text(of[step]) if step in of else "-" for of in found.values())] for step in steps]
-    return table(["step", *(f"{label} [95 %]" for label in curves)], rows)
-
-
-def _against_table(report: Report) -> str:
-    rows = []
-    for label, found in report.against.items():
-        steps = ", ".join(
-            f"{each.at:,} / {each.reached:,}" if each.reached else "not reached" for each in found.reached
-        )
-        speedup = "-" if found.speedup is None else text(found.speedup, ".2f")
-        rows.append(
-            [
-                label,
-                f"{text(found.difference, '+.3f')} at {found.step:,}",
-                text(found.best, "+.3f"),
-                steps,
-                speedup,
-            ]
-        )
-    header = [
-        "run",
-        "difference, last [95 %]",
-        "difference, smallest [95 %]",
-        "steps to its best: first / run, per seed",
-    ]
-    return table([*header, "speed-up [95 %]"], rows)
-
-
-def _clip(rows: Sequence[ImageRow], step: int) -> str:
-    scores = [row.clip_score for row in rows if row.checkpoint == step and row.clip_score is not None]
-    return text(over_seeds(np.array(scores)), ".2f") if scores else "-"
-
-
-def _number(value: float | None) -> str:
-    return "unknown (too few reference images)" if value is None else f"{value:.3f}"
-
-
-def _curve(curve: Curve) -> list[dict[str, Any]]:
-    return [{"step": step, **asdict(found)} for step, found in zip(curve.steps, curve.intervals, strict=True)]
-
-
-def _measured(row: ImageRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ("seed", "checkpoint", "distance", "clip_score")}
-
-
-def _against(found: Against) -> dict[str, Any]:
-    return asdict(found) | {"reached": [asdict(each) | {"ratio": each.ratio} for each in found.reached]}
+def _markdown_table(shown: PageTable) -> str:
+    return table(shown.columns, [[str(cell) for cell in row] for row in shown.rows])

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from immiscible_policy.noise.audit.statistics import pair_distance
+from immiscible_policy.palette import BASELINE, BLUE, INK, panels
 
 if TYPE_CHECKING:
     from immiscible_policy.noise.audit.measure import Audit
 
-PLAIN, SELECTED, LAW, GREY = "#0072B2", "#D55E00", "#000000", "#555555"  # Okabe and Ito (2008)
+PLAIN, SELECTED, LAW = BASELINE, BLUE, INK
 BINS = 48
 MOST_NUMBERS = 500_000
 """A histogram shows no more when it is made of more numbers."""
@@ -23,17 +24,13 @@ MOST_NUMBERS = 500_000
 
 def audit_figure(audit: Audit) -> Figure:
     """Draw an audit: distances, marginal density, norms, and the variance left in the training target."""
-    figure = Figure(figsize=(10.4, 7.4), dpi=130, layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    for axes, draw in zip(panels, (_distances, _marginal, _norms, _target), strict=True):
-        draw(axes, audit)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8)
     pairs = audit.batches * audit.batch_size
     counts = f"{pairs:,} pairs in {audit.batches} batches of {audit.batch_size}, {audit.dims:,} numbers each"
-    figure.suptitle(counts, fontsize=9, color=GREY, x=0.01, ha="left")
+    figure, grid = panels(2, 2, title=counts, width=5.2, height=3.7)
+    for axes, draw in zip(grid, (_distances, _marginal, _norms, _target), strict=True):
+        draw(axes, audit)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -81,7 +78,7 @@ def _target(axes: Axes, audit: Audit) -> None:
     for label, values, colour in rows:
         axes.plot(places, np.asarray(values)[order], color=colour, marker="o", linewidth=2, label=label)
     axes.set_xticks(places, [f"{levels[index]:g}" for index in order])
-    axes.set_title("What no denoiser can tell: variance of the noise given x_t", fontsize=10, loc="left")
+    axes.set_title("Variance of the noise given x_t, which no denoiser can remove", fontsize=10, loc="left")
     axes.set_xlabel("alpha_bar (left: little noise, right: much)", fontsize=9)
     axes.set_ylabel("variance per number", fontsize=9)
 

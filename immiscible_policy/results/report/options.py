@@ -1,4 +1,4 @@
-"""The words of the command line that make a report: `compare_policies.py` and `evaluation.report` share them."""
+"""The options of a report, which `compare_policies.py` takes as well."""
 
 from __future__ import annotations
 

@@ -1,24 +1,24 @@
-"""The page: sections put into page.html with its style and its script, all in one file."""
+"""The page: `templates/report.html` filled in, with its style and its script in the same file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
+import base64
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from immiscible_policy.palette import COLOURS
-from immiscible_policy.provenance import provenance
-from immiscible_policy.results.report import sections
-from immiscible_policy.results.report.gather import Evidence, gather
+import yaml
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from immiscible_policy.results.report import charts, tables, words
+from immiscible_policy.results.report.evidence import Evidence, differing_settings, gather
 from immiscible_policy.results.report.rollouts import roll_out
-from immiscible_policy.results.report.words import headline, title
+from immiscible_policy.results.writer import origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory
 
-DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "5 5")
+PACKAGE = "immiscible_policy.results.report"
 
 
 def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, videos: int) -> int:
@@ -36,65 +36,53 @@ def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, vid
     Raises:
         ValueError: If the runs cannot be reported, or a checkpoint that is to be rolled out is damaged.
     """
-    origin = provenance()
-    evidence = gather(runs, reference)
-    content = render(evidence, origin, videos).encode()
+    origin = origin_here()
+    content = render(gather(runs, reference), origin, videos).encode()
     write_atomically(out, content)
     return len(content)
 
 
-def render(evidence: Evidence, origin: dict[str, Any], videos: int) -> str:
-    """The page's HTML.
+def render(evidence: Evidence, origin: Mapping[str, Any], videos: int) -> str:
+    """The report's HTML.
 
     Args:
         evidence: What it reports.
-        origin: Provenance of the report itself.
+        origin: Origin of the report itself.
         videos: Number of starts to roll out.
-
-    Returns:
-        HTML.
     """
     clips, acted = roll_out(evidence, videos) if videos else ([], [])
-    shown = [
-        sections.summary(evidence),
-        sections.curves(evidence),
-        sections.episodes(evidence),
-        sections.rollouts(evidence, clips, acted),
-        *sections.modes(evidence),
-        sections.noise(evidence),
-        sections.reproduce(evidence, origin),
-    ]
-    return Template(_part("page.html")).substitute(
-        title=escape(title(evidence)),
-        description=escape(headline(evidence)),
-        style=_part("page.css") + _colours(),
-        script=_part("page.js"),
-        tabs="".join(_tab(section) for section in shown),
-        panels="".join(_panel(section) for section in shown),
+    observations = sorted({str(run.run.config["obs"]) for run in evidence.runs if "obs" in run.run.config})
+    return fill(
+        "report.html",
+        charts=charts,
+        tables=tables,
+        words=words,
+        title=words.title(evidence),
+        description=words.headline(evidence),
+        observations=" and ".join(observations),
+        differing_settings=differing_settings,
+        evidence=evidence,
+        origin=origin,
+        clips=clips,
+        acted=acted,
     )
 
 
-def _part(name: str) -> str:
-    return (files("immiscible_policy.results.report") / name).read_text()
+def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
+    """A page from a template that extends `base.html`; all text in it is escaped.
 
-
-def _colours() -> str:
-    """One class per run: its colour, black being what text is on a dark page, and its line style."""
-    return "".join(
-        f".c{index} {{ --colour: {'var(--text)' if colour == '#000000' else colour}; --dash: {dash}; }}\n"
-        for index, (colour, dash) in enumerate(zip(COLOURS, DASHES, strict=True))
-    )
-
-
-def _tab(section: sections.Section) -> str:
-    return (
-        f'<button type="button" role="tab" id="tab-{section.id}" aria-controls="{section.id}">'
-        f"{escape(section.title)}</button>"
-    )
-
-
-def _panel(section: sections.Section) -> str:
-    return (
-        f'<section id="{section.id}" aria-labelledby="heading-{section.id}">'
-        f'<h2 id="heading-{section.id}">{escape(section.title)}</h2>{section.content}</section>'
-    )
+    Args:
+        template: Name of a file in the folder `templates` of the package.
+        package: The package.
+        **content: What the template asks for; whatever is missing is an error.
+    """
+    numbers = count()
+    loader = ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {
+        "svg": lambda chart: charts.svg(chart, f"chart{next(numbers)}-"),
+        "base64": lambda content: base64.b64encode(content).decode(),
+        "yaml": lambda values: yaml.safe_dump(values, sort_keys=False),
+        "listed": lambda values: ", ".join(f"{key} {words.setting(value)}" for key, value in values.items()),
+    }
+    return environment.get_template(template).render(content)

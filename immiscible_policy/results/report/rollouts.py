@@ -13,7 +13,7 @@ from immiscible_envs.geometry import GOAL_POSE
 from immiscible_policy.commands.render_rollout import Frame, Recorder, Recording, draw_tile, tile, write_video
 from immiscible_policy.evaluation.agent import load_agent, solver_of
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.results.report.gather import Arm, Evidence, by_start
+from immiscible_policy.results.report.evidence import Evidence, ReportedRun, by_start
 from immiscible_policy.results.report.words import signed
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
@@ -34,12 +34,14 @@ class Clip:
         rank: Why this start is shown.
         outcomes: What each run did, in words, in the order of the tiles.
         mp4: The video (H.264).
+        width: Its pixels across.
     """
 
     start: int
     rank: str
     outcomes: list[str]
     mp4: bytes
+    width: int
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class Acted:
     """What one run did from the shown starts.
 
     Attributes:
-        arm: The run.
+        run: The run.
         checkpoint: Its best kept checkpoint.
         seed: The training seed of that checkpoint.
         rows: One per start.
         recording: What happened.
     """
 
-    arm: Arm
+    run: ReportedRun
     checkpoint: Checkpoint
     seed: int
     rows: list[EpisodeRow]
@@ -75,56 +77,69 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
         ValueError: If a checkpoint is damaged or not known to this version.
     """
     ranks = chosen_starts(evidence, videos)
-    acted = [_act(arm, *best, list(ranks)) for arm in evidence.arms if (best := best_kept(arm))]
+    acted = []
+    for run in evidence.runs:
+        best = best_kept(run, evidence.metrics[0].name)
+        if best is not None:
+            seed, checkpoint = best
+            agent, recorder = load_agent(checkpoint, solver_of(checkpoint), resolve_device("auto")), Recorder()
+            rows = evaluate(agent, list(ranks), seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
+            acted.append(Acted(run, checkpoint, seed, rows, recorder.recording(rows)))
     if not acted:
         return [], []
-    clips = [Clip(start, rank, _outcomes(acted, i), _mp4(acted, i)) for i, (start, rank) in enumerate(ranks.items())]
+    width = SIZE * min(2, len(acted))
+    clips = [
+        Clip(start, rank, _outcomes(evidence, acted, index), _mp4(acted, index), width)
+        for index, (start, rank) in enumerate(ranks.items())
+    ]
     return clips, acted
 
 
 def chosen_starts(evidence: Evidence, videos: int) -> dict[int, str]:
-    """Starts at even ranks from the greatest to the smallest difference (one run: coverage), and which rank it is."""
-    pairing = next((each for each in evidence.pairings if each.comparison), None)
-    if pairing is None:
+    """Starts at even ranks, by the first comparison's differences (one run: by score), and which rank each has."""
+    metric = evidence.metrics[0].name
+    contrast = next((contrast for contrast in evidence.contrasts if contrast.comparison), None)
+    if contrast is None:
         table = next(iter(evidence.reference.scores.values()))
-        values, what = dict(zip(table.starts, table.last10("coverage"), strict=True)), "mean coverage"
+        values = dict(zip(table.starts, table.last10(metric), strict=True))
+        measure = f"mean {metric.replace('_', ' ')}"
     else:
-        values = {each.start: each.difference.estimate for each in by_start(pairing)}
-        what = f"{pairing.arm.name} minus {pairing.reference.name}, mean over seeds and last checkpoints"
+        values = {item.start: item.difference.estimate for item in by_start(contrast, metric)}
+        names = f"{contrast.run.name} \N{MINUS SIGN} {contrast.reference.name}"
+        measure = f"{names}, mean over seeds and last checkpoints"
     ordered = sorted(values, key=lambda start: (-values[start], start))
     places = sorted({round(place) for place in np.linspace(0, len(ordered) - 1, min(videos, len(ordered)))})
     return {
-        ordered[place]: f"rank {place + 1} of {len(ordered)} by {what}: {signed(values[ordered[place]])}"
+        ordered[place]: f"rank {place + 1} of {len(ordered)} by {measure}: {signed(values[ordered[place]])}"
         for place in places
     }
 
 
-def best_kept(arm: Arm) -> tuple[int, Checkpoint] | None:
-    """Seed and checkpoint of the largest mean coverage among those on disk; None where none is kept."""
+def best_kept(run: ReportedRun, metric: str) -> tuple[int, Checkpoint] | None:
+    """Seed and checkpoint of the largest mean among those on disk; None where none is kept."""
     kept = [
-        (float(table.values["coverage"][table.steps.index(checkpoint.step)].mean()), seed, checkpoint)
-        for seed, table in arm.scores.items()
-        for checkpoint in arm.run.seed(seed).checkpoints()
+        (float(table.values[metric][table.steps.index(checkpoint.step)].mean()), seed, checkpoint)
+        for seed, table in run.scores.items()
+        for checkpoint in run.run.seed(seed).checkpoints()
         if checkpoint.step in table.steps
     ]
-    best = max(kept, key=lambda each: each[0], default=None)
-    return best and (best[1], best[2])
+    best = max(kept, key=lambda candidate: candidate[0], default=None)
+    return best and best[1:]
 
 
-def _act(arm: Arm, seed: int, checkpoint: Checkpoint, starts: list[int]) -> Acted:
-    agent = load_agent(checkpoint, solver_of(checkpoint), resolve_device("auto"))
-    recorder = Recorder()
-    rows = evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
-    return Acted(arm, checkpoint, seed, rows, recorder.recording(rows))
-
-
-def _outcomes(acted: Sequence[Acted], index: int) -> list[str]:
-    return [
-        f"{each.arm.name}: {'success' if row.metrics['success'] else 'no success'} after {row.steps} steps, "
-        f"max coverage {row.metrics['coverage']:.2f}"
-        for each in acted
-        for row in [each.rows[index]]
-    ]
+def _outcomes(evidence: Evidence, acted: Sequence[Acted], index: int) -> list[str]:
+    """What each run came to: its metrics at the end of the episode."""
+    said = []
+    for act in acted:
+        row = act.rows[index]
+        values = [
+            ("" if row.metrics[metric.name] else "no ") + metric.name.replace("_", " ")
+            if metric.reduce == "any"
+            else f"{metric.name.replace('_', ' ')} {row.metrics[metric.name]:.2f}"
+            for metric in evidence.metrics
+        ]
+        said.append(f"{act.run.name}, {row.steps} steps: {', '.join(values)}")
+    return said
 
 
 def _mp4(acted: Sequence[Acted], index: int) -> bytes:
@@ -135,18 +150,14 @@ def _mp4(acted: Sequence[Acted], index: int) -> bytes:
 
 
 def _frames(acted: Sequence[Acted], index: int) -> Iterator[Frame]:
-    """One picture per step until the last run is done; who is done stays as it ended."""
-    for step in range(max(each.rows[index].steps for each in acted) + 1):
-        yield tile(np.stack([_tile(each, index, step) for each in acted]), columns=2)
-
-
-def _tile(acted: Acted, index: int, step: int) -> Frame:
-    shown, last = acted.recording, int(acted.recording.last[index])
-    step = min(step, last)
-    label = f"{_short(acted.arm.name)}   {shown.coverage[step, index]:.2f}"
-    success = bool(shown.success[index]) and step == last
-    return draw_tile(shown.states[step, index], GOAL_POSE, label, success, SIZE)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+    """One picture per step until the last run is done; a finished run stays as it ended."""
+    for step in range(max(act.rows[index].steps for act in acted) + 1):
+        tiles = []
+        for act in acted:
+            shown, last = act.recording, int(act.recording.last[index])
+            now, name = min(step, last), act.run.name
+            name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+            label = f"{name}   {shown.coverage[now, index]:.2f}"
+            success = bool(shown.success[index]) and now == last
+            tiles.append(draw_tile(shown.states[now, index], GOAL_POSE, label, success, SIZE))
+        yield tile(np.stack(tiles), columns=2)

@@ -1,4 +1,4 @@
-"""The verdict in plain sentences, a null result as plainly as a win, and how numbers are written."""
+"""The verdict in plain sentences; no difference is said as plainly as a win."""
 
 from __future__ import annotations
 
@@ -9,113 +9,112 @@ from typing import Any
 import numpy as np
 
 from immiscible_policy.evaluation.scores import LAST
-from immiscible_policy.evaluation.statistics import Interval, SignTest, mean_interval
+from immiscible_policy.evaluation.statistics import SignTest, count, mean_interval
 from immiscible_policy.results.compare import Comparison
-from immiscible_policy.results.report.gather import Evidence, Pairing
+from immiscible_policy.results.interval import brackets
+from immiscible_policy.results.report.evidence import Contrast, Evidence
+
+BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "no difference detected", "cannot be decided"
 
 
 def signed(value: float) -> str:
     """A difference: +0.012, or with a true minus sign."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return minus(f"{value:+.3f}")
 
 
-def signed_span(found: Interval) -> str:
-    """The interval of a difference; empty where there is none."""
-    return "" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
-
-
-def share_span(found: Interval) -> str:
-    """The interval of a share, cut to [0, 1]; empty where there is none."""
-    return "" if math.isnan(found.low) else f"[{max(0.0, found.low):.3f}, {min(1.0, found.high):.3f}]"
+def minus(text: str) -> str:
+    """Numbers with true minus signs."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def title(evidence: Evidence) -> str:
     """What was compared."""
-    arms = [arm.name for arm in evidence.arms]
-    return f"{', '.join(arms[1:])} against {arms[0]}" if len(arms) > 1 else arms[0]
-
-
-def subject(evidence: Evidence) -> str:
-    """What is measured, for someone who has never seen it."""
-    seen = " and ".join(sorted({str(arm.run.config["obs"]) for arm in evidence.arms if "obs" in arm.run.config}))
-    return (
-        f"PushT{f' from {seen}' if seen else ''}. Coverage: the largest share of the goal that the T covers in an "
-        "episode, 0 to 1."
-    )
+    first, *others = (run.name for run in evidence.runs)
+    return f"{', '.join(others)} against {first}" if others else first
 
 
 def headline(evidence: Evidence) -> str:
     """The verdict on all runs."""
-    if not evidence.pairings:
-        return _alone(evidence)
-    if len(evidence.pairings) == 1:
-        return verdict(evidence.pairings[0])
-    told = ", ".join(
-        f"{len(names)} {words} ({', '.join(names)})"
-        for kind, words in {
-            "better": "better",
-            "worse": "worse",
-            "no difference shown": "with no difference shown",
-            "cannot be told": "of which nothing can be told",
-        }.items()
-        if (names := [pairing.arm.name for pairing in evidence.pairings if outcome(pairing) == kind])
+    if not evidence.contrasts:
+        run, metric = evidence.reference, evidence.metrics[0]
+        mean = mean_interval(np.stack([table.last10(metric.name) for table in run.scores.values()]))
+        ends = brackets(mean, cut=(metric.low, metric.high)).strip("[]").replace(", ", " to ")
+        ends = ends and f" (95 % interval {ends})"
+        return f"{run.name}: mean {evidence.task.measured} {mean.estimate:.3f}{ends}, {mean.meaning}."
+    if len(evidence.contrasts) == 1:
+        return verdict(evidence.contrasts[0], evidence.task.measured)
+    phrases = {BETTER: "better", WORSE: "worse", OPEN: "with no difference detected", UNKNOWN: "undecided"}
+    parts = ", ".join(
+        f"{len(names)} {phrase} ({', '.join(names)})"
+        for kind, phrase in phrases.items()
+        if (names := [contrast.run.name for contrast in evidence.contrasts if outcome(contrast) == kind])
     )
     return (
-        f"Of {len(evidence.pairings)} runs against {evidence.reference.name}: {told}. Mean coverage of the goal, 95 % "
-        "intervals, each comparison on its own."
+        f"{len(evidence.contrasts)} runs against {evidence.reference.name}: {parts}. Mean {evidence.task.measured}, "
+        "95 % intervals, each comparison on its own."
     )
 
 
-def outcome(pairing: Pairing) -> str:
-    """What a comparison says about A: better, worse, no difference shown, or cannot be told."""
-    found = pairing.comparison.headline.difference if pairing.comparison else None
-    if found is None or math.isnan(found.low):
-        return "cannot be told"
-    if not found.excludes_zero:
-        return "no difference shown"
-    return "better" if found.estimate > 0 else "worse"
+def outcome(contrast: Contrast) -> str:
+    """What a comparison says about A: one of the four words above."""
+    difference = contrast.comparison.headline.difference if contrast.comparison else None
+    if difference is None or math.isnan(difference.low):
+        return UNKNOWN
+    if not difference.excludes_zero:
+        return OPEN
+    return BETTER if difference.estimate > 0 else WORSE
 
 
-def verdict(pairing: Pairing) -> str:
-    """Which of two runs is better, by how much, and with what interval, in one sentence."""
-    a, b = pairing.arm.name, pairing.reference.name
-    if pairing.comparison is None:
-        return f"{a} against {b} tells nothing: {pairing.refusal}."
-    result = pairing.comparison.headline
-    found = result.difference
-    means = f"mean coverage of the goal {result.a.estimate:.3f} against {result.b.estimate:.3f}"
-    if math.isnan(found.low):
-        return f"Nothing can be concluded about {a} and {b}: {means}, with {found.meaning}."
+def verdict(contrast: Contrast, measured: str) -> str:
+    """Which of two runs is better, by how much, and with what interval, in one sentence.
+
+    Args:
+        contrast: The two.
+        measured: What their mean is of, such as "coverage of the goal".
+    """
+    a, b = contrast.run.name, contrast.reference.name
+    if contrast.comparison is None:
+        return f"{a} and {b} cannot be compared: {contrast.refusal}."
+    result = contrast.comparison.headline
+    difference = result.difference
+    means = f"mean {measured} {result.a.estimate:.3f} against {result.b.estimate:.3f}"
+    if math.isnan(difference.low):
+        return f"Nothing can be concluded about {a} and {b}: {means}; {difference.meaning}."
     opening = {
-        "better": f"{a} is better than {b}",
-        "worse": f"{a} is worse than {b}",
-        "no difference shown": f"No difference is shown between {a} and {b}",
-    }[outcome(pairing)]
-    span = f"{signed(found.low)} to {signed(found.high)}"
-    return f"{opening}: {means}, a difference of {signed(found.estimate)} (95 % interval {span}, {found.meaning})."
+        BETTER: f"{a} is better than {b}",
+        WORSE: f"{a} is worse than {b}",
+        OPEN: f"No difference detected between {a} and {b}",
+    }[outcome(contrast)]
+    ends = f"{signed(difference.low)} to {signed(difference.high)}"
+    return f"{opening}: {means}, difference {signed(difference.estimate)} (95 % interval {ends}, {difference.meaning})."
 
 
-def certainty(pairing: Pairing) -> str:
-    """How sure a verdict is, beside its interval: agreement of the seeds, and what more would take."""
-    if pairing.comparison is None or outcome(pairing) == "cannot be told":
+def confidence(contrast: Contrast) -> str:
+    """How far a verdict can be trusted, beside its interval: agreement of the seeds, and what more would take."""
+    if contrast.comparison is None or outcome(contrast) == UNKNOWN:
         return ""
-    result = pairing.comparison.headline
+    result = contrast.comparison.headline
+    seeds = ""
+    if result.over_seeds is not None:
+        test = result.over_seeds
+        n = test.wins + test.losses + test.ties
+        smallest = f"; with {n} seeds p cannot be below {2.0 ** (1 - n):.2g}" if 1 < n < 6 else ""
+        seeds = f" {contrast.run.name} is {won(test, 'seeds')}{smallest}."
     if result.difference.excludes_zero:
-        return f"0 is not in the interval{_seeds_won(pairing)}."
-    return f"0 is in the interval, so either may be better{_seeds_won(pairing)}. {result.needed_words}"
+        return f"The interval excludes 0.{seeds}"
+    return f"The interval contains 0: either run may be better.{seeds} {result.needed_words}"
 
 
-def measured(found: Comparison) -> str:
+def basis(comparison: Comparison) -> str:
     """How much a comparison rests on."""
-    seeds = f"{_count(len(found.seeds_a), 'training seed')} against {len(found.seeds_b)}"
-    if len(found.seeds_a) == len(found.seeds_b):
-        seeds = f"{_count(len(found.seeds_a), 'training seed')} of each"
-    last = found.checkpoints[-LAST:]
+    a, b = len(comparison.seeds_a), len(comparison.seeds_b)
+    seeds = f"{count(a, 'training seed')} each" if a == b else f"{count(a, 'training seed')} against {b}"
+    last = comparison.checkpoints[-LAST:]
     steps = f"steps {last[0]:,} to {last[-1]:,}" if len(last) > 1 else f"step {last[0]:,}"
-    by = "seed and start" if found.paired else "start only"
+    by = "seed and start" if comparison.paired else "start only"
     return (
-        f"{seeds}, {_count(len(found.starts), 'start')}, mean of the last {_count(len(last), 'common checkpoint')} "
-        f"({steps}), paired by {by}"
+        f"{seeds}, {count(len(comparison.starts), 'start')}, mean of the last "
+        f"{count(len(last), 'common checkpoint')} ({steps}), paired by {by}"
     )
 
 
@@ -140,23 +139,3 @@ def setting(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)
-
-
-def _alone(evidence: Evidence) -> str:
-    arm = evidence.reference
-    found = mean_interval(np.stack([table.last10("coverage") for table in arm.scores.values()]))
-    span = f" (95 % interval {share_span(found).strip('[]').replace(', ', ' to ')})" if share_span(found) else ""
-    return f"{arm.name} covers {found.estimate:.3f} of the goal on average{span}, {found.meaning}."
-
-
-def _seeds_won(pairing: Pairing) -> str:
-    test = pairing.comparison.headline.over_seeds if pairing.comparison else None
-    if test is None:
-        return ""
-    n = test.wins + test.losses + test.ties
-    most = f"; {n} seeds cannot give less than {2.0 ** (1 - n):.2g}" if 1 < n < 6 else ""
-    return f"; {pairing.arm.name} is {won(test, 'seeds')}{most}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -53,8 +53,8 @@ def test_the_interval_over_seeds_is_students():
 def test_a_curve_has_the_checkpoints_that_all_seeds_share():
     curve = make_curve("a", {0: VANILLA, 1: {200: 7.0, 300: 6.0}})
     assert curve.steps == [200, 300]
-    assert curve.values.tolist() == [[5, 4], [7, 6]]
-    assert [found.estimate for found in curve.intervals] == [6, 5]
+    assert curve.seeds.tolist() == [[5, 4], [7, 6]]
+    assert [found.estimate for found in curve.means] == [6, 5]
     with pytest.raises(ValueError, match="seeds of a share no measured checkpoint"):
         make_curve("a", {0: {100: 1.0}, 1: {200: 1.0}})
 

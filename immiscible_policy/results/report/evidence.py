@@ -1,0 +1,232 @@
+"""What a set of runs says, as the report needs it: scores, comparisons, audits, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from immiscible_policy.evaluation.scores import Scores, scores
+from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
+from immiscible_policy.palette import COLOURS, colours
+from immiscible_policy.results.compare import Comparison, compare
+from immiscible_policy.results.plots import Curve, score_curve, selector_of
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import Metric, Task
+
+AUDIT = "noise/"
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """One run of the report.
+
+    Attributes:
+        name: The directory's name, with its parent's where that alone does not tell two runs apart.
+        run: The directory.
+        scores: Scores of each training seed that has a complete checkpoint.
+        gaps: What the run should hold and does not, as phrases.
+        audits: The last noise audit of each seed, by quantity; empty where none was recorded.
+        modes: The run's part of a `modality.json` in it or beside it, and the `names` of the behaviours, of which the
+            last stands for undecided rollouts; empty where nobody counted.
+    """
+
+    name: str
+    run: RunDirectory
+    scores: dict[int, Scores]
+    gaps: list[str]
+    audits: dict[int, dict[str, float]]
+    modes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A run against the reference.
+
+    Attributes:
+        run: The run, A of the comparison.
+        reference: The reference, B.
+        comparison: What the two show, or None where they have nothing in common.
+        refusal: Why not, then.
+    """
+
+    run: ReportedRun
+    reference: ReportedRun
+    comparison: Comparison | None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a report is about.
+
+    Attributes:
+        task: What all the runs are scored on.
+        runs: The runs, the reference first.
+        contrasts: Every other run against the reference.
+    """
+
+    task: Task
+    runs: list[ReportedRun]
+    contrasts: list[Contrast]
+
+    @property
+    def reference(self) -> ReportedRun:
+        """The run that the others are compared with."""
+        return self.runs[0]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The metrics that the task summarises, the primary one first."""
+        return [metric for metric in self.task.metrics if metric.summarised]
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """Colour of each run: that of its selector, where no run before it has the same."""
+        selectors = {run.name: selector_of(run.run) for run in self.runs}
+        return colours(selectors, selectors)
+
+    def curves(self, metric: Metric) -> dict[str, Curve]:
+        """A metric of every run against training steps."""
+        return {run.name: score_curve(str(run.run.path), run.scores, metric.name) for run in self.runs}
+
+
+class StartDifference(NamedTuple):
+    """Means of A and B at one start, and A - B; the interval is over training seeds, where there are several."""
+
+    start: int
+    a: float
+    b: float
+    difference: Interval
+
+
+def gather(runs: Sequence[RunDirectory], reference: int = 0) -> Evidence:
+    """Arrange runs for a report and compare each with the reference.
+
+    Args:
+        runs: The runs, at most as many as there are colours.
+        reference: Index of the run that the others are compared with.
+
+    Returns:
+        The evidence; runs that have nothing in common are kept, with the reason.
+
+    Raises:
+        ValueError: If there are too few or too many runs, one twice, one without a complete checkpoint, or runs of
+            different tasks.
+    """
+    if not 1 <= len(runs) <= len(COLOURS):
+        raise ValueError(f"{len(runs)} runs in one report; give 1 to {len(COLOURS)}")
+    ordered = [runs[reference], *(run for index, run in enumerate(runs) if index != reference)]
+    labels = names([run.path for run in ordered])
+    tables = [scores(run.episodes()) for run in ordered]
+    for run, table in zip(ordered, tables, strict=True):
+        if not table:
+            raise ValueError(f"{run.path} has no complete checkpoint to report; evaluate it first")
+    task, *others = (run.task for run in ordered)
+    for label, other in zip(labels[1:], others, strict=True):
+        if other.name != task.name:
+            raise ValueError(f"{label} is of task {other.name}, {labels[0]} of task {task.name}; report them apart")
+    union = sorted(set().union(*tables))
+    reported = [
+        ReportedRun(label, run, table, gaps(run, table, union), audits(run), _modes(run))
+        for label, run, table in zip(labels, ordered, tables, strict=True)
+    ]
+    return Evidence(task, reported, [_contrast(run, reported[0]) for run in reported[1:]])
+
+
+def names(directories: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many last parts as tell the paths apart.
+
+    Raises:
+        ValueError: If a path is given twice.
+    """
+    parts = [directory.resolve().parts for directory in directories]
+    repeated = [path for path, count in Counter(parts).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{Path(*repeated[0])} is given twice; name each run once")
+    depth = next(n for n in range(1, 100) if len({path[-n:] for path in parts}) == len(parts))
+    return ["/".join(path[-depth:]) for path in parts]
+
+
+def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int]) -> list[str]:
+    """What a run lacks: seeds that it or others were to have, checkpoints and starts that its settings plan.
+
+    Args:
+        run: The run.
+        table: Its complete scores.
+        seeds_of_all: Training seeds of all runs in the report.
+
+    Returns:
+        One phrase per lack, to follow "lacks"; empty for a complete run.
+    """
+    missing = run.missing()
+    lacks = [f"{_numbers('seed', missing.seeds)} of its own plan"] if missing.seeds else []
+    elsewhere = sorted(set(seeds_of_all) - table.keys() - set(missing.seeds))
+    if elsewhere:
+        lacks.append(f"{_numbers('seed', elsewhere)}, which other runs have")
+    lacks += [f"{_numbers('checkpoint', steps)} of seed {seed}" for seed, steps in missing.steps.items()]
+    return [*lacks, f"{len(missing.starts)} of its planned starts"] if missing.starts else lacks
+
+
+def audits(run: RunDirectory) -> dict[int, dict[str, float]]:
+    """The last noise audit of each seed, by quantity, with its step."""
+    last = {}
+    for seed in run.seeds():
+        rows = [row for row in run.seed(seed).metrics() if any(key.startswith(AUDIT) for key in row)]
+        for row in rows[-1:]:
+            values = {key.removeprefix(AUDIT): value for key, value in row.items() if key.startswith(AUDIT)}
+            last[seed] = {"step": row["step"]} | {key: value for key, value in values.items() if value is not None}
+    return last
+
+
+def by_start(contrast: Contrast, metric: str) -> list[StartDifference]:
+    """Differences, mean over the last checkpoints, at every common start; empty where the two were not compared."""
+    comparison = contrast.comparison
+    if comparison is None:
+        return []
+    a, b = (
+        np.stack([table.at(comparison.checkpoints, comparison.starts).last10(metric) for table in run.scores.values()])
+        for run in (contrast.run, contrast.reference)
+    )
+    return [
+        StartDifference(start, float(a[:, i].mean()), float(b[:, i].mean()), interval(arms))
+        for i, start in enumerate(comparison.starts)
+        for arms in [difference_arms(a[:, [i]], b[:, [i]], same_seeds=comparison.paired)]
+    ]
+
+
+def differing_settings(runs: Sequence[ReportedRun]) -> list[str]:
+    """Settings that are not the same in all runs."""
+    settings = [run.run.settings for run in runs]
+    keys = sorted(set().union(*settings))
+    return [key for key in keys if any(of_run.get(key) != settings[0].get(key) for of_run in settings[1:])]
+
+
+def _contrast(run: ReportedRun, reference: ReportedRun) -> Contrast:
+    try:
+        return Contrast(run, reference, compare(run.run, reference.run))
+    except ValueError as error:  # no common start or checkpoint: the page says so, with names in place of paths
+        refusal = str(error)
+        for place, name in sorted(((str(each.run.path), each.name) for each in (run, reference)), reverse=True):
+            refusal = refusal.replace(place, name)
+        return Contrast(run, reference, None, refusal)
+
+
+def _modes(run: RunDirectory) -> dict[str, Any]:
+    """The run's part of the `modality.json` in it, beside it, or in a directory `modality` beside it."""
+    beside = run.path.resolve().parent
+    for file in (place / "modality.json" for place in (run.path, beside, beside / "modality")):
+        content = json.loads(file.read_text()) if file.exists() else {"arms": []}
+        for arm in content["arms"]:
+            if arm["name"] == run.name:
+                return arm | {"names": content["modes"]}
+    return {}
+
+
+def _numbers(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

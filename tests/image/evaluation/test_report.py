@@ -1,0 +1,44 @@
+"""The page of measured images says what the text says, and needs nothing else."""
+
+import numpy as np
+import pytest
+
+from immiscible_policy.image.evaluation.measure import Reference
+from immiscible_policy.image.evaluation.report import ImageResults, markdown, page, sentences
+from immiscible_policy.image.evaluation.rows import ImageRow
+from tests.results.test_report import ORIGIN, Page, text
+
+SETTING = (1000, "digits", "abc", 16, "none", "cifar10", "test", "dead", 900, 16, "best", 0, *["none"] * 4)
+
+
+def rows(scale: float) -> list[ImageRow]:
+    """Distances that fall with the steps, of three seeds."""
+    rng = np.random.default_rng(0)
+    return [
+        ImageRow(step, seed, scale * 100 / step + 0.01 * rng.random(), None, *SETTING)
+        for seed in range(3)
+        for step in (100, 200, 400)
+    ]
+
+
+@pytest.fixture
+def results() -> ImageResults:
+    """A run and another that reaches its best at half the steps."""
+    runs = {"vanilla": rows(1.0), "<knn>": rows(0.49)}
+    return ImageResults("Fréchet distance", runs, Reference(None, 900, 0.1, 12.0), {"vanilla": {"commit": "abc1234"}})
+
+
+def test_the_page_says_what_the_text_says(results: ImageResults) -> None:
+    html = page(results, ORIGIN)
+    shown, written = text(html), markdown(results)
+    assert sentences(results) and all(line in shown and line in written for line in sentences(results))
+    assert "speed-up to the best of vanilla" in shown and "2.00 [2.00, 2.00]" in shown and "abc1234" in shown
+    assert "As many real images: 0.100." in shown
+    found = Page(html)
+    assert found.open == [] and "<knn>" not in html and len(found.by_role("tab")) == 3
+    assert all("http" not in str(value) for _, attributes in found.elements for value in attributes.values())
+
+
+def test_one_run_alone_has_a_page(results: ImageResults) -> None:
+    alone = ImageResults(results.title, {"vanilla": rows(1.0)}, results.reference, {})
+    assert "Fréchet distance at the last checkpoint: vanilla: 0.2" in text(page(alone, ORIGIN))
