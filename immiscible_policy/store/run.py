@@ -18,7 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,13 +49,13 @@ SEED, STEP = "seed_", "step_"
 
 
 class Missing(NamedTuple):
-    """What a run's evaluation lacks of what its settings plan.
+    """What a run's evaluation lacks of what its options plan.
 
     Attributes:
         seeds: Training seeds without a completely evaluated checkpoint.
-        steps: By training seed, the checkpoints that were not evaluated completely; only seeds that lack some.
-        starts: Planned starts on which no checkpoint counts.
-        unfinished: Training seeds whose last checkpoint was not evaluated completely, those of `seeds` among them.
+        steps: By training seed, the checkpoints that were not evaluated completely, if any.
+        starts: Starts that no complete evaluation has.
+        unfinished: Training seeds whose last checkpoint was not evaluated completely.
     """
 
     seeds: list[int]
@@ -146,8 +146,6 @@ class RunDirectory:
         leftovers = (PROVENANCE, f".{PROVENANCE}.", f".{CONFIG}.")
         return not self.path.exists() or all(path.name.startswith(leftovers) for path in self.path.iterdir())
 
-    # Training seeds and their checkpoints
-
     def seed(self, number: int) -> SeedDirectory:
         """The directory of a training seed."""
         return SeedDirectory(self, number)
@@ -180,8 +178,6 @@ class RunDirectory:
         steps = self.config["steps"] if steps is None else steps
         return (self.path / SUMMARY).is_file() and all(self.seed(number).is_finished(steps) for number in seeds)
 
-    # Episodes
-
     @property
     def task(self) -> Task:
         """The task that the run is evaluated on.
@@ -205,14 +201,14 @@ class RunDirectory:
         Raises:
             ValueError: If this is no run directory, or no episode has been evaluated in it.
         """
-        rows = self._rows(lambda seed: seed.episodes())
+        rows = self._rows(EPISODES)
         if not rows:
             raise ValueError(f"{self.path} has no evaluated episodes ({SEED}N/{EPISODES}); evaluate it first")
         return rows
 
     def fresh(self) -> dict[int, list[EpisodeRow]]:
         """The episodes on held-out starts, of every training seed that has some."""
-        return self._rows(lambda seed: seed.fresh())
+        return self._rows(FRESH)
 
     @property
     def is_evaluated(self) -> bool:
@@ -225,37 +221,26 @@ class RunDirectory:
         Args:
             seeds: Training seeds that it should have; those of its options by default.
         """
+        config = self.config
         starts, tables = complete(self.episodes() if self.is_evaluated else {})
         evaluated = {number: list(table) for number, table in tables.items()}
         wanted = self.planned_seeds() if seeds is None else list(seeds)
-        plan = sorted(set(self.planned_steps()) or set().union(*evaluated.values()))
-        lacking = {number: sorted(set(plan) - set(steps)) for number, steps in evaluated.items()}
+        last = config.get("steps") or max((step for steps in evaluated.values() for step in steps), default=1)
+        every = config.get("eval_every") or config.get("checkpoint_every")  # as `training.loop.Cadence`
+        between = range(every, last, every) if every else set().union(*evaluated.values())
+        lacking = {number: sorted({*between, last} - set(steps)) for number, steps in evaluated.items()}
+        planned = self.task.starts(str(config["starts"]), config["episodes"]) if "starts" in config else []
         return Missing(
             seeds=sorted(set(wanted) - evaluated.keys()),
             steps={number: steps for number, steps in lacking.items() if steps},
-            starts=sorted(set(self.planned_starts()) - set(starts)),
-            unfinished=[number for number in wanted if evaluated.get(number, [0])[-1] < max(plan, default=1)],
+            starts=sorted(set(planned) - set(starts)),
+            unfinished=[number for number in wanted if evaluated.get(number, [0])[-1] < last],
         )
 
     def planned_seeds(self) -> list[int]:
         """Training seeds of its options; those that it has where the options do not say."""
         config = self.config
         return parse_range("seed", str(config["seed"])) if "seed" in config else self.seeds()
-
-    def planned_steps(self) -> list[int]:
-        """Steps at which its options evaluate (`training.loop.Schedule.due`); empty where they do not say."""
-        config = self.config
-        steps = config.get("steps", 0)
-        every = config.get("eval_every") or config.get("checkpoint_every") or steps
-        return sorted({*range(every, steps + 1, every), steps}) if steps else []
-
-    def planned_starts(self) -> list[int]:
-        """Starts of its options; empty where they do not say."""
-        config = self.config
-        planned = {"task", "starts", "episodes"} <= config.keys()
-        return self.task.starts(str(config["starts"]), config["episodes"]) if planned else []
-
-    # Summary
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -273,9 +258,9 @@ class RunDirectory:
         """Remove `summary.json` before training goes on: where there is one, it is about all seeds."""
         (self.path / SUMMARY).unlink(missing_ok=True)
 
-    def _rows(self, read: Callable[[SeedDirectory], list[EpisodeRow]]) -> dict[int, list[EpisodeRow]]:
-        self.metrics  # noqa: B018  # refuses what is no run before its seeds are looked at
-        rows = {number: read(self.seed(number)) for number in self.seeds()}
+    def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
+        metrics = self.metrics
+        rows = {number: read_rows(self.seed(number).path / name, metrics) for number in self.seeds()}
         return {number: of_seed for number, of_seed in rows.items() if of_seed}
 
 
