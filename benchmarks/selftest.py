@@ -31,6 +31,7 @@ from immiscible_policy.evaluation.statistics import (
 )
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.results.interval import text
 from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
@@ -380,7 +381,7 @@ Step {bank["step"]:,}, {bank["sampler"]}, {starts} starts x {seeds} sampling see
 
 
 def _cell(share: Figures) -> str:
-    return f"{share['share']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+    return text({"mean": share["share"], "low": share["low"], "high": share["high"]}, ".1%")
 
 
 def _picture(figures: Figures) -> Figure:

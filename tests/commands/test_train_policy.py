@@ -21,6 +21,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.workers import in_thread
 from tests.training.helpers import ROOT, command, here, refused, tree, write_small_store
