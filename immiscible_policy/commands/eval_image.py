@@ -12,13 +12,12 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, edit_mask
 from immiscible_policy.image.evaluation.clip import ClipScore
-from immiscible_policy.image.evaluation.evaluate import BEST, Evaluation, Plan, Target, find_checkpoint, find_run
+from immiscible_policy.image.evaluation.evaluate import Evaluation, Plan, Target, find_checkpoint, find_run
 from immiscible_policy.image.evaluation.features import make_extractor
-from immiscible_policy.image.evaluation.measure import start_noise
+from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, start_noise
 from immiscible_policy.image.evaluation.pictures import edits_figure
 from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
 from immiscible_policy.results.writer import save_figure
-from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import resolve_device
 
 EDITED = 6
@@ -55,14 +54,14 @@ def named_runs(text: str) -> dict[str, Path]:
     return runs
 
 
-def sampling_steps(text: str) -> int | str:
-    """Read a number of sampling steps, or `best`.
+def sampling_steps(text: str) -> int | None:
+    """Read a number of sampling steps, or `best`, which is None.
 
     Raises:
         ValueError: If it is neither.
     """
-    if text == BEST:
-        return BEST
+    if text == "best":
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise ValueError("use 1 or more, or best")
     return int(text)
@@ -74,8 +73,11 @@ OPTIONS = {
     "checkpoint": Option(Path, None, "a single checkpoint"),
     "samples": Option(int, 2000, "images per checkpoint; 50,000 for published FIDs"),
     "sampling_steps": Option(
-        sampling_steps, BEST, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
+        sampling_steps, None, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
+    "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise; by default the model's own"),
+    "spacing": Option(str, "trailing", "grid of the solver's times; or leading"),
+    "eta": Option(float, 0.0, "noise of solver=ddim: 0 none, 1 as much as DDPM"),
     "features": Option(str, "classifier", "classifier or inception"),
     "classifier": Option(Path, None, "weights of another classifier than the package's"),
     "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),
@@ -105,7 +107,8 @@ def _main(words: list[str]) -> None:
     _check(options)
     plan = _plan(options)
     targets = _targets(options, plan)
-    out = options["out"] or (targets[0].directory if len(targets) == 1 else Path("frechet"))
+    own = targets[0].run.path if targets[0].run is not None else None
+    out: Path | None = options["out"] or (own if len(targets) == 1 else Path("frechet"))
     if out is not None:
         require_writable("out", out / "x")
     evaluation = Evaluation(plan, lambda line: print(line, flush=True))
@@ -113,19 +116,17 @@ def _main(words: list[str]) -> None:
         evaluation.check(target)
     rows = {target.label: evaluation.rows(target) for target in targets}
     require_comparable(rows)
-    origins = {
-        target.label: RunDirectory(target.directory).origin for target in targets if target.directory is not None
-    }
+    origins = {target.label: target.run.origin for target in targets if target.run is not None}
     results = ImageResults(_title(plan), rows, evaluation.reference(targets[0]), origins)
     if out is None:
         return
-    name = "frechet" if plan.edit is None else plan.edit
+    name = "frechet" if plan.drawing.edit is None else plan.drawing.edit
     print("", write_report(out, name, results), sep="\n")
     written = [f"{name}.json", f"{name}.md", f"{name}.png", f"{name}.html"]
-    if plan.edit is not None:
+    if plan.drawing.edit is not None:
         title = "known pixels kept, the others filled in"
-        save_figure(edits_figure(_edits(evaluation, targets), title), out / f"{plan.edit}_images.png")
-        written.append(f"{plan.edit}_images.png")
+        save_figure(edits_figure(_edits(evaluation, targets), title), out / f"{plan.drawing.edit}_images.png")
+        written.append(f"{plan.drawing.edit}_images.png")
     print(f"saved {', '.join(written)} in {out}")
 
 
@@ -147,16 +148,18 @@ def _plan(options: dict[str, Any]) -> Plan:
         options["features"], classifier=options["classifier"], inception=options["inception"], device=device
     )
     return Plan(
+        drawing=Drawing(
+            options["samples"],
+            SolverWords(options["solver"], options["sampling_steps"], options["spacing"], options["eta"]),
+            options["noise_seed"],
+            options["batch_size"],
+            device,
+            options["edit"],
+        ),
         extractor=extractor,
         clip=None if options["clip"] is None else ClipScore(options["clip"], device),
-        n=options["samples"],
-        steps=None if options["sampling_steps"] == BEST else options["sampling_steps"],
-        seed=options["noise_seed"],
-        batch_size=options["batch_size"],
-        device=device,
         split=options["reference"],
         limit=options["reference_samples"],
-        edit=options["edit"],
         originals=options["originals"],
         data=options["data"],
         dataset=options["dataset"],
@@ -173,17 +176,17 @@ def _targets(options: dict[str, Any], plan: Plan) -> list[Target]:
 
 
 def _title(plan: Plan) -> str:
-    kind = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}[plan.edit]
+    kind = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}[plan.drawing.edit]
     return f"{plan.extractor.title}{kind}"
 
 
 def _edits(evaluation: Evaluation, targets: list[Target]) -> dict[str, torch.Tensor]:
     """Originals, what is left of them with noise in the gap, and every run's edits of them."""
-    assert evaluation.plan.edit is not None
+    assert evaluation.plan.drawing.edit is not None
     rows = torch.arange(EDITED)
     originals = evaluation.conditions(targets[0].source).pixels(rows)
     size = originals.shape[-1]
-    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.seed))
-    mask = edit_mask(evaluation.plan.edit, size)
+    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.drawing.seed))
+    mask = edit_mask(evaluation.plan.drawing.edit, size)
     columns = {"original": originals, "masked": torch.where(mask, noise, originals)}
     return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

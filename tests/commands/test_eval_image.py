@@ -73,6 +73,9 @@ def test_every_checkpoint_is_measured_once_with_its_settings(run, capsys):
     assert capsys.readouterr().out.count("measured before") == 4 and rows(run) == before
     _main([f"run={run}", *QUICK, "noise_seed=1"])
     assert len(rows(run)) == 4 and rows(run)[:2] == before
+    _main([f"run={run}", *QUICK, "solver=ddpm", "spacing=leading"])
+    assert len(rows(run)) == 6 and rows(run)[4]["sampling_steps"] == "2 leading ddpm"
+    assert rows(run)[4]["distance"] != before[0]["distance"]
 
 
 def test_a_checkpoint_alone_gives_the_value_that_its_run_gives(run):
@@ -148,6 +151,9 @@ def test_named_runs():
         (["run=RUN", "edit=inpaint", "originals=val"], "split=val"),
         (["run=RUN", "classifier=nowhere.safetensors"], "nowhere.safetensors is missing"),
         (["run=nowhere"], "nowhere is no directory; give a run's directory"),
+        (["run=RUN", "solver=rk4"], "solver=rk4: known solvers are"),
+        (["run=RUN", "sampling_steps=2", "solver=heun"], "sampling_steps=2: solver=heun"),
+        (["run=RUN", "solver=ddpm", "eta=0.5"], "eta=0.5: solver=ddpm has no eta"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(run, words, message):

@@ -1,11 +1,11 @@
-"""Every checkpoint of a run measured once: rows in `seed_N/frechet.csv`, samples as pictures beside them."""
+"""Every checkpoint of a run measured once: rows beside its seed's results, samples as pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor
 from immiscible_policy.image.evaluation.measure import (
     Drawing,
-    Quality,
     Reference,
     draw,
     make_reference,
@@ -26,15 +25,13 @@ from immiscible_policy.image.evaluation.measure import (
     require_prompts,
 )
 from immiscible_policy.image.evaluation.pictures import save_tiles
-from immiscible_policy.image.evaluation.rows import ImageRow, read_image_rows, write_image_rows
+from immiscible_policy.image.evaluation.rows import ROWS, ImageRow, read_image_rows, write_image_rows
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.image.prompts import prompts_for
+from immiscible_policy.image.prompts import NONE, prompts_for
 from immiscible_policy.image.spec import ImageSpec, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
-from immiscible_policy.store.run import RunDirectory, run_of
+from immiscible_policy.store.run import RunDirectory, SeedDirectory, run_of
 
-ROWS = "frechet.csv"
-BEST, NONE = "best", "none"
 HASH = 16
 """Digits of a SHA-256 that rows keep."""
 
@@ -44,16 +41,11 @@ class Plan:
     """How images are drawn and what they are compared with, the same for every run.
 
     Attributes:
+        drawing: How images are drawn.
         extractor: Its features are compared.
         clip: For CLIPScore, or None.
-        n: Images per checkpoint.
-        steps: Sampling steps; None for the model's own best.
-        seed: Names the start noises.
-        batch_size: Images at a time.
-        device: Of the models.
         split: Part of the data set that is the reference.
         limit: Only the first so many reference images; None for all.
-        edit: `inpaint`, `outpaint` or None.
         originals: Part of the data set that is edited.
         data: Path of the data set; None for what the run was trained on.
         dataset: Its name; None likewise.
@@ -61,16 +53,11 @@ class Plan:
         pretrained: Where the ready-made parts of Stable Diffusion lie; None for where they lay in training.
     """
 
+    drawing: Drawing
     extractor: Extractor
     clip: ClipScore | None
-    n: int
-    steps: int | None
-    seed: int
-    batch_size: int
-    device: str
     split: str
     limit: int | None
-    edit: str | None
     originals: str
     data: Path | None
     dataset: str | None
@@ -79,14 +66,7 @@ class Plan:
 
 
 class Source(NamedTuple):
-    """Where the images of a run come from.
-
-    Attributes:
-        dataset: A name that `load_images` knows.
-        data: Its path.
-        size: Side of the images.
-        prompts: Source of prompts, as `prompts_for` takes it.
-    """
+    """Where the images of a run come from: name and path of a data set, side of its images, source of prompts."""
 
     dataset: str
     data: str
@@ -99,13 +79,13 @@ class Target(NamedTuple):
 
     Attributes:
         label: How it is named.
-        directory: The run, or None for a checkpoint outside of one.
+        run: The run, or None for a checkpoint outside of one.
         checkpoints: Seed by seed, oldest first.
         source: Where its images come from.
     """
 
     label: str
-    directory: Path | None
+    run: RunDirectory | None
     checkpoints: list[Checkpoint]
     source: Source
 
@@ -116,12 +96,12 @@ class Evaluation:
 
     Args:
         plan: How.
-        tell: Receives a line about what happens.
+        report: Receives a line about what happens.
     """
 
     plan: Plan
-    tell: Callable[[str], None]
-    _images: dict[tuple[Source, str, int | None], Images] = field(default_factory=dict)
+    report: Callable[[str], None]
+    _images: dict[Any, Images] = field(default_factory=dict)
     _references: dict[Source, Reference] = field(default_factory=dict)
 
     def check(self, target: Target) -> None:
@@ -130,10 +110,10 @@ class Evaluation:
         Raises:
             ValueError: If data are unusable, there are too few images for the features, or the model cannot draw.
         """
-        require_enough(self.plan.extractor, self._reference_images(target.source), self.plan.n)
+        require_enough(self.plan.extractor, self._reference_images(target.source), self.plan.drawing.n)
         if self.plan.clip is not None:
             require_prompts(self.conditions(target.source))
-        self._images_of(target, target.checkpoints[0], 1)
+        self._draw(target, target.checkpoints[0], 1)
 
     def rows(self, target: Target) -> list[ImageRow]:
         """Measure what is not measured yet; all rows of this plan, also of checkpoints that are gone.
@@ -142,11 +122,10 @@ class Evaluation:
             ValueError: As `check`, or if a checkpoint is damaged.
         """
         rows = [self._row(target, checkpoint) for checkpoint in target.checkpoints]
-        if target.directory is None:
+        if target.run is None:
             return rows
-        run = RunDirectory(target.directory)
-        stored = [row for seed in run.seeds() for row in read_image_rows(run.seed(seed).path / ROWS)]
-        return [row for row in stored if row.setting == rows[0].setting]
+        files = [target.run.seed(number).path / ROWS for number in target.run.seeds()]
+        return [row for file in files for row in read_image_rows(file) if row.setting == rows[0].setting]
 
     def reference(self, target: Target) -> Reference:
         """The reference of a run, measured.
@@ -154,65 +133,67 @@ class Evaluation:
         Raises:
             ValueError: As `rows`.
         """
-        source = target.source
+        source, drawing = target.source, self.plan.drawing
         if source not in self._references:
             images = self._reference_images(source)
-            self._references[source] = make_reference(self.plan.extractor, images, self.plan.n, self.plan.seed)
+            self._references[source] = make_reference(self.plan.extractor, images, drawing.n, drawing.seed)
         return self._references[source]
 
     def first_images(self, target: Target, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that the last checkpoint of the first seed draws or edits."""
-        of_first = [each for each in target.checkpoints if each.path.parent == target.checkpoints[0].path.parent]
-        return self._images_of(target, of_first[-1], n)
+        first = target.checkpoints[0].path.parent
+        return self._draw(target, [kept for kept in target.checkpoints if kept.path.parent == first][-1], n)
 
     def conditions(self, source: Source) -> Images:
         """Originals and prompts of what is drawn."""
-        plan = self.plan
-        images = self._load(source, plan.originals) if plan.edit else self._reference_images(source)
+        edited = self.plan.drawing.edit is not None
+        images = self._load(source, self.plan.originals, None) if edited else self._reference_images(source)
         return prompts_for(images, source.prompts)
 
-    def _images_of(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
+    def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
-        drawing = self._drawing(target, n)
-        return torch.cat([drawn.images.cpu() for drawn in draw(self._model(checkpoint), drawing)])
+        drawing = replace(self.plan.drawing, n=n)
+        drawn = draw(self._model(checkpoint), drawing, self.conditions(target.source))
+        return torch.cat([images.cpu() for images, _ in drawn])
 
     def _row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
-        asked, path = self._asked(target.source, checkpoint), checkpoint.path.parents[1] / ROWS
-        known = [] if target.directory is None else read_image_rows(path)
+        plan, asked, seed = self.plan, self._asked(target.source, checkpoint), run_of(checkpoint.path)
+        known = [] if seed is None else read_image_rows(seed.path / ROWS)
         name = f"{target.label}: seed {asked.seed}, step {asked.checkpoint}"
         for row in known:
             if row.asked == asked:
-                self.tell(f"{name}: {row.distance:.3f}, measured before")
+                self.report(f"{name}: {row.distance:.3f}, measured before")
                 return row
-        quality = self._measure(target, checkpoint)
+        quality = measure(
+            self._model(checkpoint),
+            plan.drawing,
+            self.conditions(target.source),
+            plan.extractor,
+            self.reference(target).statistics,
+            plan.clip,
+        )
         row = replace(asked, distance=quality.distance, clip_score=quality.clip_score)
-        self.tell(f"{name}: {row.distance:.3f}")
-        if target.directory is not None:
-            write_image_rows(path, [*known, row])
-            picture = f"{self.plan.edit or 'measured'}_{checkpoint.path.name}.png"
-            save_tiles(path.parent / "samples" / picture, quality.shown)
+        self.report(f"{name}: {row.distance:.3f}")
+        if seed is not None:
+            write_image_rows(seed.path / ROWS, [*known, row])
+            picture = f"{plan.drawing.edit or 'measured'}_{checkpoint.path.name}.png"
+            save_tiles(seed.path / "samples" / picture, quality.shown)
         return row
-
-    def _measure(self, target: Target, checkpoint: Checkpoint) -> Quality:
-        plan, statistics = self.plan, self.reference(target).statistics
-        drawing = self._drawing(target, plan.n)
-        return measure(self._model(checkpoint), drawing, plan.extractor, statistics, plan.clip)
 
     def _model(self, checkpoint: Checkpoint) -> ImageModel:
         """A checkpoint's model on its device."""
-        model, _ = load_image_model(checkpoint, pretrained=self.plan.pretrained)
-        return model.to(self.plan.device)
+        return load_image_model(checkpoint, pretrained=self.plan.pretrained)[0].to(self.plan.drawing.device)
 
     def _asked(self, source: Source, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
-        plan, images = self.plan, self._reference_images(source)
+        plan, drawing, images = self.plan, self.plan.drawing, self._reference_images(source)
         return ImageRow(
             checkpoint=checkpoint.step,
             seed=checkpoint.metadata.get("seed", 0),
             distance=0.0,
             clip_score=None,
-            n=plan.n,
+            n=drawing.n,
             features=plan.extractor.name,
             weights=plan.extractor.weights[:HASH],
             dims=plan.extractor.dims,
@@ -222,34 +203,21 @@ class Evaluation:
             reference_hash=images.content_hash[:HASH],
             reference_n=len(images),
             size=source.size,
-            sampling_steps=BEST if plan.steps is None else str(plan.steps),
-            noise_seed=plan.seed,
-            edit=plan.edit or NONE,
-            originals=plan.originals if plan.edit else NONE,
+            sampling_steps=drawing.solver.words,
+            noise_seed=drawing.seed,
+            edit=drawing.edit or NONE,
+            originals=plan.originals if drawing.edit else NONE,
             prompts=without_places(source.prompts),
             clip=NONE if plan.clip is None else without_places(plan.clip.source),
-        )
-
-    def _drawing(self, target: Target, n: int) -> Drawing:
-        plan = self.plan
-        return Drawing(
-            n,
-            (None, plan.steps, "trailing", 0.0),
-            plan.seed,
-            plan.batch_size,
-            plan.device,
-            plan.edit,
-            self.conditions(target.source),
         )
 
     def _reference_images(self, source: Source) -> Images:
         return self._load(source, self.plan.split, self.plan.limit)
 
-    def _load(self, source: Source, split: str, limit: int | None = None) -> Images:
+    def _load(self, source: Source, split: str, limit: int | None) -> Images:
         key = (source, split, limit)
         if key not in self._images:
-            found = load_images(source.dataset, source.data, split=split, size=source.size, limit=limit)
-            self._images[key] = found
+            self._images[key] = load_images(source.dataset, source.data, split=split, size=source.size, limit=limit)
         return self._images[key]
 
 
@@ -262,10 +230,10 @@ def find_run(label: str, directory: Path, plan: Plan) -> Target:
     """
     run = RunDirectory(directory)
     run.config  # noqa: B018  # refuses what is no run
-    kept = [checkpoint for of_seed in run.checkpoints().values() for checkpoint in of_seed]
+    kept = [checkpoint for checkpoints in run.checkpoints().values() for checkpoint in checkpoints]
     if not kept:
-        raise CommandError(f"{directory} keeps no checkpoint (seed_N/checkpoints/step_XXXXXX); train it first")
-    return Target(label, directory, kept, _source(label, directory, kept[0], plan))
+        raise CommandError(f"{directory} keeps no checkpoint; train it first")
+    return Target(label, run, kept, _source(label, run, kept[0], plan))
 
 
 def find_checkpoint(path: Path, plan: Plan) -> Target:
@@ -275,17 +243,16 @@ def find_checkpoint(path: Path, plan: Plan) -> Target:
         CommandError: If nothing says where its data lie.
         CheckpointError: If it is missing, damaged, or of no image model.
     """
-    checkpoint = read_checkpoint(path)
-    seed = run_of(path)
-    directory = None if seed is None else seed.run.path
-    label = path.absolute().name if directory is None else directory.name
-    return Target(label, directory, [checkpoint], _source(str(path), directory, checkpoint, plan))
+    checkpoint, seed = read_checkpoint(path), run_of(path)
+    run = seed.run if isinstance(seed, SeedDirectory) else None
+    label = path.absolute().name if run is None else run.name
+    return Target(label, run, [checkpoint], _source(str(path), run, checkpoint, plan))
 
 
-def _source(name: str, directory: Path | None, checkpoint: Checkpoint, plan: Plan) -> Source:
-    """Where images come from: the plan's word, else the run's own configuration; only Stable Diffusion has prompts."""
+def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, plan: Plan) -> Source:
+    """Where images come from: the plan's word, else the run's own options; only Stable Diffusion has prompts."""
     spec = read_spec(checkpoint)
-    config = {} if directory is None else RunDirectory(directory).config
+    config = {} if run is None else run.config
     data = plan.data or config.get("data")
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")

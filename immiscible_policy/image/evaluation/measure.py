@@ -25,40 +25,42 @@ SHOWN = 64
 REFERENCE_BATCH = 500
 
 
+class SolverWords(NamedTuple):
+    """What `ImageModel.choose` takes: a solver, the model's own wherever nothing is said."""
+
+    name: str | None = None
+    steps: int | None = None
+    spacing: str = "trailing"
+    eta: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """As in `50 leading ddim` sampling steps; `best` for the model's own number."""
+        spacing = "" if self.spacing == "trailing" else self.spacing
+        eta = f"eta {self.eta:g}" if self.eta else ""
+        return " ".join(filter(None, (str(self.steps or "best"), spacing, self.name, eta)))
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How images are drawn from a model.
 
     Attributes:
         n: Number of images.
-        solver: Words of `ImageModel.choose`.
+        solver: How the model samples.
         seed: Names the start noises.
         batch_size: Images at a time. It changes nothing but rounding, except for samplers that draw more than start
             noises, or choose their steps by the error of a batch.
-        device: Of the model.
+        device: The model's device.
         edit: `inpaint` or `outpaint` to fill in originals, None to draw whole images.
-        conditions: Gives prompts and originals; image i takes row i, over again where there are fewer rows.
     """
 
     n: int
-    solver: tuple[str | None, int | None, str, float]
+    solver: SolverWords
     seed: int
     batch_size: int
     device: str
     edit: str | None
-    conditions: Images
-
-
-class Drawn(NamedTuple):
-    """Images drawn from a model.
-
-    Attributes:
-        images: (B, 3, S, S), uint8.
-        prompts: One per image, or None.
-    """
-
-    images: Tensor
-    prompts: list[str] | None
 
 
 class Reference(NamedTuple):
@@ -96,34 +98,48 @@ def start_noise(shape: tuple[int, int, int], rows: Tensor, seed: int) -> Tensor:
 
     Two models of equal shape start from the same noises, in batches of any size, and more images add to fewer.
     """
-    return torch.stack([_one_noise(shape, seed, row) for row in rows.tolist()])
+    seeds = [derive_seed("start noise", seed, row) for row in rows.tolist()]
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in seeds])
 
 
-def draw(model: ImageModel, drawing: Drawing) -> Iterator[Drawn]:
+def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tuple[Tensor, list[str] | None]]:
     """Draw images in batches.
 
+    Args:
+        model: What draws them.
+        drawing: How.
+        conditions: Gives prompts and originals; image i takes row i, over again where there are fewer rows.
+
+    Yields:
+        Images (B, 3, S, S), uint8, and their prompts, or None.
+
     Raises:
-        ValueError: If the model cannot draw in so many steps, cannot edit, or draws NaN.
+        ValueError: If the model has no such solver, cannot edit, or draws NaN.
     """
     solver = model.choose(*drawing.solver)
-    for rows in torch.arange(drawing.n).split(drawing.batch_size):
-        of = rows % len(drawing.conditions)
-        prompts = drawing.conditions.prompts(of)
-        noise = start_noise(model.noise_shape, rows, drawing.seed).to(drawing.device)
-        generator = torch_generator(drawing.device, "sampling", drawing.seed, int(rows[0]))
+    for numbers in torch.arange(drawing.n).split(drawing.batch_size):
+        rows = numbers % len(conditions)
+        prompts = conditions.prompts(rows)
+        noise = start_noise(model.noise_shape, numbers, drawing.seed).to(drawing.device)
+        generator = torch_generator(drawing.device, "sampling", drawing.seed, int(numbers[0]))
         if drawing.edit is None:
             images = model.sample(noise, solver, prompts=prompts, generator=generator).images
         else:
-            originals = to_pixels(drawing.conditions.pixels(of).to(drawing.device))
+            originals = to_pixels(conditions.pixels(rows).to(drawing.device))
             mask = edit_mask(drawing.edit, originals.shape[-1])
             images = fill_in(model, originals, mask, noise, solver, prompts=prompts, generator=generator)
         if not images.isfinite().all():
             raise ValueError("the model draws NaN or infinite pixels; its training diverged")
-        yield Drawn(to_bytes(images), prompts)
+        yield to_bytes(images), prompts
 
 
 def measure(
-    model: ImageModel, drawing: Drawing, extractor: Extractor, reference: FeatureStatistics, clip: ClipScore | None
+    model: ImageModel,
+    drawing: Drawing,
+    conditions: Images,
+    extractor: Extractor,
+    reference: FeatureStatistics,
+    clip: ClipScore | None,
 ) -> Quality:
     """Draw images and compare them with the reference.
 
@@ -131,15 +147,15 @@ def measure(
         ValueError: If CLIPScore is asked for without prompts, or as `draw`.
     """
     if clip is not None:
-        require_prompts(drawing.conditions)
+        require_prompts(conditions)
     features: list[Tensor] = []
     scores: list[Tensor] = []
     shown: list[Tensor] = []
-    for images, prompts in draw(model, drawing):
+    for images, prompts in draw(model, drawing, conditions):
         features.append(extractor.features(images).float().cpu())
         if clip is not None and prompts is not None:
             scores.append(clip.scores(images, prompts))
-        if sum(len(part) for part in shown) < SHOWN:
+        if sum(map(len, shown)) < SHOWN:
             shown.append(images.cpu())
     distance = frechet_distance(*feature_statistics(torch.cat(features)), *reference)
     return Quality(distance, float(torch.cat(scores).mean()) if scores else None, torch.cat(shown)[:SHOWN])
@@ -163,10 +179,9 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
     require_enough(extractor, images, n)
     rows = torch.arange(len(images))
     features = features_of(extractor, (images.pixels(part) for part in rows.split(REFERENCE_BATCH)))
-    statistics = feature_statistics(features)
-    shuffled = torch.randperm(len(rows), generator=torch_generator("cpu", "reference", seed))
-    floor = None
+    statistics, floor = feature_statistics(features), None
     if len(rows) - n > extractor.dims:
+        shuffled = torch.randperm(len(rows), generator=torch_generator("cpu", "reference", seed))
         drawn, others = (feature_statistics(features[part]) for part in (shuffled[:n], shuffled[n:]))
         floor = frechet_distance(*drawn, *others)
     shape = (3, images.size, images.size)
@@ -193,10 +208,5 @@ def require_prompts(conditions: Images) -> None:
     Raises:
         ValueError: If there are none.
     """
-    if conditions.prompts(torch.zeros(1, dtype=torch.int64)) is None:
+    if conditions.texts is None:
         raise ValueError("clip= needs prompts, and these images have none; see prompts=")
-
-
-def _one_noise(shape: tuple[int, int, int], seed: int, row: int) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed("start noise", seed, row))
-    return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""One row per measured checkpoint, with everything that its value depends on: `seed_N/frechet.csv`."""
+"""One row per measured checkpoint, with everything that its value depends on: `frechet.csv` of each seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from immiscible_policy.store.atomic import write_atomically
 
+ROWS = "frechet.csv"
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
@@ -39,7 +40,7 @@ class ImageRow:
         reference_hash: First 16 digits of the reference's content hash.
         reference_n: Reference images.
         size: Side of generated and reference images.
-        sampling_steps: Steps, or `best` for the model's own.
+        sampling_steps: Steps and solver, or `best` for the model's own.
         noise_seed: Names the start noises.
         edit: `none`, `inpaint` or `outpaint`.
         originals: Split of the edited images; `none` where none are.
@@ -79,6 +80,9 @@ class ImageRow:
         return replace(self.asked, checkpoint=0, seed=0)
 
 
+COLUMNS = [field.name for field in fields(ImageRow)]
+
+
 def read_image_rows(path: Path) -> list[ImageRow]:
     """Read rows; none if there is no such file.
 
@@ -89,16 +93,23 @@ def read_image_rows(path: Path) -> list[ImageRow]:
         return []
     with open(path, newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
-    if header != _names():
-        raise ValueError(f"{path}: the first line is '{','.join(header)[:80]}', not '{','.join(_names())[:80]}...'")
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
+    if header != COLUMNS:
+        raise ValueError(f"{path}: the first line is '{','.join(header)[:80]}', not '{','.join(COLUMNS)[:80]}...'")
+    parsers, rows = [PARSERS[str(field.type)] for field in fields(ImageRow)], []
+    for number, line in enumerate(lines, start=2):
+        try:
+            rows.append(ImageRow(*(parse(value) for parse, value in zip(parsers, line, strict=True))))
+        except ValueError as error:
+            where = f"{path}, line {number}"
+            raise ValueError(f"{where} is damaged ('{','.join(line)[:80]}': {error}); remove that line") from None
+    return rows
 
 
 def write_image_rows(path: Path, rows: Sequence[ImageRow]) -> None:
     """Write rows, all of them or none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_names())
+    writer.writerow(COLUMNS)
     writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
     write_atomically(path, text.getvalue().encode())
 
@@ -107,15 +118,3 @@ def settings(row: ImageRow) -> dict[str, object]:
     """What a value depends on besides its checkpoint, as JSON values."""
     measured = ("checkpoint", "seed", "distance", "clip_score")
     return {name: value for name, value in asdict(row).items() if name not in measured}
-
-
-def _names() -> list[str]:
-    return [field.name for field in fields(ImageRow)]
-
-
-def _parse(values: list[str], where: str) -> ImageRow:
-    try:
-        pairs = zip(fields(ImageRow), values, strict=True)
-        return ImageRow(*(PARSERS[str(field.type)](value) for field, value in pairs))
-    except ValueError as error:
-        raise ValueError(f"{where} is damaged ('{','.join(values)[:80]}': {error}); remove that line") from None

@@ -8,19 +8,15 @@ import pytest
 import torch
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.commands.train_classifier import _main, read_labelled
 from immiscible_policy.image.evaluation.classifier import (
     BUNDLED,
     Classifier,
-    ClassifierObjective,
     ClassifierSpec,
-    ClassifierTraining,
-    _main,
-    accuracy,
     load_classifier,
-    read_labelled,
     save_classifier,
-    train_classifier,
 )
+from immiscible_policy.recipes.classifier import ClassifierObjective, ClassifierTraining, accuracy, train_classifier
 from tests.conftest import ROOT
 from tests.image.folders import write_images
 

@@ -8,7 +8,7 @@ import torch
 from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.data.images import in_memory
 from immiscible_policy.image.evaluation.features import make_extractor
-from immiscible_policy.image.evaluation.measure import Drawing, draw, make_reference, measure, start_noise
+from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, draw, make_reference, measure, start_noise
 from immiscible_policy.image.model import ImageSample
 from immiscible_policy.randomness import torch_generator
 
@@ -24,8 +24,11 @@ class Stub:
     def __init__(self, rule):
         self.rule, self.seen = rule, []
 
-    def sample(self, noise, steps, *, prompts=None, generator=None):
-        self.seen.append(SimpleNamespace(noise=noise, steps=steps, prompts=prompts))
+    def choose(self, *words):
+        return words
+
+    def sample(self, noise, solver, *, prompts=None, generator=None):
+        self.seen.append(SimpleNamespace(noise=noise, solver=solver, prompts=prompts))
         return ImageSample(self.rule(noise), noise.unsqueeze(0), torch.zeros(1))
 
 
@@ -43,10 +46,9 @@ def images():
     return in_memory(pictures, 16, [f"picture {number}" for number in range(2 * COUNT)])
 
 
-def drawing(images, **changes) -> Drawing:
-    return Drawing(
-        **dict(n=COUNT, steps=5, seed=0, batch_size=64, device="cpu", edit=None, conditions=images) | changes
-    )
+def drawing(**changes) -> Drawing:
+    asked = dict(n=COUNT, solver=SolverWords(steps=5), seed=0, batch_size=64, device="cpu", edit=None)
+    return Drawing(**asked | changes)
 
 
 def test_a_start_noise_is_a_function_of_its_number_and_the_seed():
@@ -59,23 +61,23 @@ def test_a_start_noise_is_a_function_of_its_number_and_the_seed():
 
 def test_images_are_numbered_and_batches_change_nothing(images):
     model = Stub(lambda noise: (noise / 3).clamp(-1, 1))
-    small, large = ([*draw(model, drawing(images, batch_size=size))] for size in (17, 150))
-    assert torch.equal(torch.cat([part.images for part in small]), large[0].images)
-    assert [prompt for part in small for prompt in part.prompts] == [f"picture {number}" for number in range(COUNT)]
-    assert {each.steps for each in model.seen} == {5}
+    small, large = ([*draw(model, drawing(batch_size=size), images)] for size in (17, 150))
+    assert torch.equal(torch.cat([part for part, _ in small]), large[0][0])
+    assert [prompt for _, prompts in small for prompt in prompts] == [f"picture {number}" for number in range(COUNT)]
+    assert {call.solver for call in model.seen} == {(None, 5, "trailing", 0.0)}
 
 
 def test_prompts_begin_again_where_there_are_fewer(images):
     few = in_memory(images.held[:4], 16, ["a", "b", "c", "d"])
-    [drawn] = draw(Stub(lambda noise: noise), drawing(few, n=6))
-    assert drawn.prompts == ["a", "b", "c", "d", "a", "b"]
+    [(_, prompts)] = draw(Stub(lambda noise: noise), drawing(n=6), few)
+    assert prompts == ["a", "b", "c", "d", "a", "b"]
 
 
 def test_the_distance_of_a_set_to_itself_is_zero(images, extractor):
     """A model that returns the reference itself."""
     reference = make_reference(extractor, images, COUNT, 0)
     pixels = iter(to_pixels(images.held).split(64))
-    found = measure(Stub(lambda noise: next(pixels)[: len(noise)]), drawing(images, n=2 * COUNT), extractor,
+    found = measure(Stub(lambda noise: next(pixels)[: len(noise)]), drawing(n=2 * COUNT), images, extractor,
                     reference.statistics, None)  # fmt: skip
     assert found.distance == pytest.approx(0, abs=1e-4 * reference.noise)
     assert torch.equal(found.shown, images.held[:64])
@@ -84,7 +86,7 @@ def test_the_distance_of_a_set_to_itself_is_zero(images, extractor):
 def test_real_images_are_nearer_than_noise_and_a_model_of_noise_is_as_far_as_noise(images, extractor):
     reference = make_reference(extractor, images, COUNT, 0)
     assert 0 < reference.floor < reference.noise / 10
-    found = measure(Stub(lambda noise: 0.5 * noise), drawing(images), extractor, reference.statistics, None)
+    found = measure(Stub(lambda noise: 0.5 * noise), drawing(), images, extractor, reference.statistics, None)
     assert found.distance == pytest.approx(reference.noise)
 
 
@@ -106,7 +108,7 @@ def test_too_few_images_for_the_features_are_refused(images, extractor, n, limit
 
 def test_a_model_that_diverged_is_refused(images):
     with pytest.raises(ValueError, match="draws NaN"):
-        next(draw(Stub(lambda noise: noise / 0), drawing(images)))
+        next(draw(Stub(lambda noise: noise / 0), drawing(), images))
 
 
 def test_clipscore_is_the_mean_over_images_and_needs_prompts(images, extractor):
@@ -117,7 +119,21 @@ def test_clipscore_is_the_mean_over_images_and_needs_prompts(images, extractor):
             return torch.tensor([float(len(prompt)) for prompt in prompts])
 
     statistics = make_reference(extractor, images, COUNT, 0).statistics
-    found = measure(Stub(lambda noise: noise), drawing(images), extractor, statistics, Length())
+    found = measure(Stub(lambda noise: noise), drawing(), images, extractor, statistics, Length())
     assert found.clip_score == pytest.approx((10 * 9 + 90 * 10 + 50 * 11) / 150)
     with pytest.raises(ValueError, match="clip= needs prompts"):
-        measure(Stub(lambda noise: noise), drawing(in_memory(images.held, 16)), extractor, statistics, Length())
+        bare = in_memory(images.held, 16)
+        measure(Stub(lambda noise: noise), drawing(), bare, extractor, statistics, Length())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (SolverWords(), "best"),
+        (SolverWords(steps=50), "50"),
+        (SolverWords("ddpm", 100, "leading"), "100 leading ddpm"),
+        (SolverWords("ddim", None, "trailing", 0.5), "best ddim eta 0.5"),
+    ],
+)
+def test_rows_say_how_images_were_sampled(words, said):
+    assert words.words == said

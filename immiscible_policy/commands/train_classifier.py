@@ -1,0 +1,103 @@
+"""`python -m immiscible_policy.commands.train_classifier`: the features that a classifier Fréchet distance compares."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
+from immiscible_policy.cli import run as run_command
+from immiscible_policy.image.data import load_images
+from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec, save_classifier
+from immiscible_policy.provenance import command, versions, without_places
+from immiscible_policy.recipes.classifier import ClassifierTraining, accuracy, train_classifier
+from immiscible_policy.training.options import native_bf16
+
+USAGE = """\
+usage: python -m immiscible_policy.commands.train_classifier data=PATH out=FILE.safetensors [KEY=VALUE ...]
+
+Train the small CIFAR-10 classifier whose features a classifier Fréchet distance compares. The one for 16x16 pixels is
+part of the package; `python eval_image.py ... classifier=FILE.safetensors` uses another.
+
+  python -m immiscible_policy.commands.train_classifier data=cifar10.zip size=32 out=classifier_32.safetensors
+"""
+OPTIONS = {
+    "data": Option(
+        Path, REQUIRED, "CIFAR-10 with its classes: an image folder, a zip of one, or torchvision's directory"
+    ),
+    "out": Option(Path, REQUIRED, "the file of weights to write; NAME.json goes beside NAME.safetensors"),
+    "size": Option(int, 16, "side that the images are averaged to"),
+    "epochs": Option(int, ClassifierTraining.epochs, "passes over the training images"),
+    "seed": Option(int, 0, "seed of weights, order and augmentation"),
+}
+
+
+class LabelledImages(NamedTuple):
+    """A split of CIFAR-10.
+
+    Attributes:
+        images: (N, 3, S, S), uint8.
+        labels: Numbers (N,) of their classes in the order of the alphabet.
+        content_hash: Of images and classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    content_hash: str
+
+
+def read_labelled(data: Path, split: str, size: int) -> LabelledImages:
+    """Read a split of CIFAR-10 with its classes.
+
+    Raises:
+        ValueError: If it cannot be read, or has not ten classes.
+    """
+    images = load_images("cifar10", data, split=split, size=size)
+    rows = torch.arange(len(images))
+    named = images.prompts(rows) or []
+    classes = {name: number for number, name in enumerate(sorted(set(named)))}
+    if len(classes) != CLASSES:
+        raise ValueError(f"data={data}: {split} has {len(classes)} classes; CIFAR-10 has {CLASSES}")
+    return LabelledImages(images.pixels(rows), torch.tensor([classes[name] for name in named]), images.content_hash)
+
+
+def main() -> None:
+    """Console entry point."""
+    run_command(_main)
+
+
+def _main(words: list[str]) -> None:
+    options = parse(words, OPTIONS, USAGE)
+    out: Path = options["out"]
+    if out.suffix != ".safetensors":
+        raise CommandError(f"out={out}: a classifier's name must end in .safetensors")
+    require_writable("out", out)
+    training = ClassifierTraining(
+        epochs=options["epochs"], seed=options["seed"], precision="bf16" if native_bf16("cpu") else "fp32"
+    )
+    learnt, unseen = (read_labelled(options["data"], split, options["size"]) for split in ("train", "test"))
+    torch.set_num_threads(1)  # the weights' bits depend on it
+    model = train_classifier(learnt.images, learnt.labels, ClassifierSpec(options["size"]), training, _show)
+    score = accuracy(model, unseen.images, unseen.labels)
+    about = {
+        "test_accuracy": score,
+        "training": asdict(training),
+        "data": {"dataset": "cifar10", "split": "train", "content_hash": learnt.content_hash},
+        "command": without_places(command()),
+        "versions": versions(),
+    }
+    digest = save_classifier(out, model, about)
+    print(f"test accuracy {score:.1%}; saved {out} (sha256 {digest[:12]}) and {out.with_suffix('.json')}")
+
+
+def _show(row: dict[str, Any]) -> None:
+    if "loss" in row:
+        print(f"step {row['step']}: loss {row['loss']:.3f} ({row['rate']:.1f} steps/s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

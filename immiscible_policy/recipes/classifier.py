@@ -1,0 +1,144 @@
+"""Training the small CIFAR-10 classifier of `image.evaluation.classifier` with the project's loop.
+
+Shape legend: B images, S pixels along a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_policy.image.data import to_pixels
+from immiscible_policy.image.evaluation.classifier import Classifier, ClassifierSpec
+from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.training.batches import ShuffledOrder
+from immiscible_policy.training.loop import Cadence, train
+from immiscible_policy.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class ClassifierTraining:
+    """How a classifier is trained; every value decides the result.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        lr: Peak learning rate of AdamW; warm-up over the first tenth, then cosine to zero.
+        weight_decay: Of AdamW.
+        smoothing: Of the labels.
+        seed: Of weights, order, flips and shifts.
+        precision: Of the forward pass: fp32, or bf16 where the processor multiplies it natively.
+    """
+
+    epochs: int = 16
+    batch_size: int = 128
+    lr: float = 5e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.05
+    seed: int = 0
+    precision: str = "fp32"
+
+
+class Labelled(NamedTuple):
+    """A training batch.
+
+    Attributes:
+        pixels: (B, 3, S, S) in [-1, 1].
+        labels: Class numbers (B,).
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+
+class ClassifierObjective:
+    """Cross entropy on images that are flipped and shifted at random; batches are functions of (seed, step).
+
+    Args:
+        model: What is trained.
+        images: Training images (N, 3, S, S), uint8.
+        labels: Class numbers (N,).
+        training: How.
+    """
+
+    def __init__(self, model: Classifier, images: Tensor, labels: Tensor, training: ClassifierTraining) -> None:
+        self.model, self.labels, self.training = model, labels, training
+        self.margin = max(1, images.shape[-1] // 10)
+        self.padded = nn.functional.pad(images, (self.margin,) * 4)
+        self.order = ShuffledOrder(len(images), training.batch_size, training.seed)
+
+    def batches(self, step: int) -> list[Labelled]:
+        """The batch of a training step."""
+        rows = self.order.rows(step)
+        generator = torch_generator("cpu", "augmentation", self.training.seed, step)
+        shifts = torch.randint(2 * self.margin + 1, (2, len(rows), 1), generator=generator)
+        mirrored = torch.rand(len(rows), 1, generator=generator) < 0.5
+        side = torch.arange(self.padded.shape[-1] - 2 * self.margin)
+        down, across = shifts + side  # (B, S) each
+        across = torch.where(mirrored, across.flip(-1), across)
+        cut = self.padded[rows[:, None, None], :, down[:, :, None], across[:, None, :]]  # (B, S, S, 3)
+        return [Labelled(to_pixels(cut.permute(0, 3, 1, 2)), self.labels[rows])]
+
+    def loss(self, batch: Labelled) -> Tensor:
+        """Cross entropy with smoothed labels, a scalar."""
+        logits = self.model(batch.pixels).float()
+        return nn.functional.cross_entropy(logits, batch.labels, label_smoothing=self.training.smoothing)
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    spec: ClassifierSpec,
+    training: ClassifierTraining,
+    record: Callable[[dict[str, Any]], None],
+) -> Classifier:
+    """Train a classifier with the project's loop; a function of its arguments.
+
+    The learning rate ends at zero, so the last weights are taken, without an average over steps.
+
+    Args:
+        images: Training images (N, 3, S, S), uint8.
+        labels: Class numbers (N,), int64.
+        spec: Sizes of the network.
+        training: How.
+        record: Receives a row of metrics every epoch.
+
+    Returns:
+        The classifier, in evaluation mode.
+    """
+    torch.manual_seed(derive_seed("weights", training.seed))  # torch's initialisers draw from the global stream alone
+    per_epoch = max(1, len(images) // training.batch_size)
+    steps = training.epochs * per_epoch
+    state = TrainState(
+        Classifier(spec),
+        lr=training.lr,
+        betas=(0.9, 0.999),
+        weight_decay=training.weight_decay,
+        warmup_steps=steps // 10,
+        steps=steps,
+        ema_power=0.75,
+        ema_max=0.0,
+    )
+    model = state.model
+    assert isinstance(model, Classifier)
+    train(
+        state,
+        ClassifierObjective(model, images, labels, training),
+        Cadence(steps, log_every=per_epoch, eval_every=steps, checkpoint_every=steps),
+        precision=training.precision,
+        record=record,
+        evaluate=lambda state: {},
+        save=lambda state: None,
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Share of images (N, 3, S, S), uint8, whose class (N,) a classifier names."""
+    named = [model(to_pixels(part)).argmax(dim=1) for part in images.split(500)]
+    return float((torch.cat(named) == labels).float().mean())
