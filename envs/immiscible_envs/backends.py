@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -118,7 +119,9 @@ def _fault() -> str | None:
         passed = _remembered()
         if not passed.exists():
             check()
-            _remember(passed)
+            with suppress(OSError):  # nowhere to write: every process checks for itself
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                passed.touch()
     except Exception as error:  # whatever keeps it from running: the plain backend has the same results
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return None
@@ -168,11 +171,3 @@ def _remembered() -> Path:
     digest = hashlib.sha256("\n".join(facts + sources).encode()).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "immiscible-policy" / f"pusht-backend-{digest[:16]}"
-
-
-def _remember(passed: Path) -> None:
-    try:
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        passed.touch()
-    except OSError:
-        pass  # nowhere to write: every process checks for itself

@@ -57,10 +57,13 @@ def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int =
     for part in (BAR, STEM):
         pygame.draw.polygon(canvas, GOAL_COLOR, _pixels(place(part, goal_pose)))
     for part in (BAR, STEM):
-        _draw_part(canvas, _pixels(place(part, values[2:])))
-    _draw_agent(canvas, _pixels(values[None, :2])[0])
-    for start, end in pairwise([*WALL_CORNERS, WALL_CORNERS[0]]):
-        _draw_segment(canvas, _pixel(*start), _pixel(*end), round(WALL_RADIUS), WALL_COLOR)
+        corners = _pixels(place(part, values[2:]))
+        pygame.draw.polygon(canvas, _lighter(BLOCK_COLOR), corners)
+        _draw_outline(canvas, corners, OUTLINE, BLOCK_COLOR)
+    (center,) = _pixels(values[None, :2])
+    pygame.draw.circle(canvas, AGENT_COLOR, center, round(AGENT_RADIUS))
+    pygame.draw.circle(canvas, _lighter(AGENT_COLOR), center, round(AGENT_RADIUS) - RIM)
+    _draw_outline(canvas, _pixels(np.array(WALL_CORNERS)), round(WALL_RADIUS), WALL_COLOR)
     return resize(pygame.surfarray.pixels3d(canvas).transpose(1, 0, 2), size)
 
 
@@ -144,40 +147,21 @@ class Window:
             pygame.display.quit()
 
 
-def _draw_agent(canvas: pygame.Surface, center: Pixel) -> None:
-    pygame.draw.circle(canvas, AGENT_COLOR, center, round(AGENT_RADIUS))
-    pygame.draw.circle(canvas, _lighter(AGENT_COLOR), center, round(AGENT_RADIUS) - RIM)
-
-
-def _draw_part(canvas: pygame.Surface, corners: list[Pixel]) -> None:
-    pygame.draw.polygon(canvas, _lighter(BLOCK_COLOR), corners)
+def _draw_outline(canvas: pygame.Surface, corners: list[Pixel], radius: int, color: Color) -> None:
+    """Draw a polygon's sides with round ends, as wide as two radii."""
     for start, end in pairwise([*corners, corners[0]]):
-        _draw_segment(canvas, start, end, OUTLINE, BLOCK_COLOR)
-
-
-def _draw_segment(canvas: pygame.Surface, start: Pixel, end: Pixel, radius: int, color: Color) -> None:
-    """Draw a line with round ends, as wide as two radii."""
-    pygame.draw.line(canvas, color, start, end, 2 * radius)
-    length = math.dist(start, end)
-    across_x = round(radius * abs(end[1] - start[1]) / length)
-    across_y = round(radius * abs(end[0] - start[0]) / length)
-    corners = [
-        (start[0] - across_x, start[1] - across_y),
-        (start[0] + across_x, start[1] + across_y),
-        (end[0] + across_x, end[1] + across_y),
-        (end[0] - across_x, end[1] - across_y),
-    ]
-    pygame.draw.polygon(canvas, color, corners)
-    pygame.draw.circle(canvas, color, start, radius)
-    pygame.draw.circle(canvas, color, end, radius)
-
-
-def _pixel(x: float, y: float) -> Pixel:
-    return round(x), round(y)
+        pygame.draw.line(canvas, color, start, end, 2 * radius)
+        length = math.dist(start, end)
+        x = round(radius * abs(end[1] - start[1]) / length)
+        y = round(radius * abs(end[0] - start[0]) / length)
+        at_start, at_end = ([(px - x, py - y), (px + x, py + y)] for px, py in (start, end))
+        pygame.draw.polygon(canvas, color, at_start + at_end[::-1])
+        pygame.draw.circle(canvas, color, start, radius)
+        pygame.draw.circle(canvas, color, end, radius)
 
 
 def _pixels(points: Array) -> list[Pixel]:
-    return [_pixel(x, y) for x, y in points.tolist()]
+    return [(round(x), round(y)) for x, y in points.tolist()]
 
 
 def _lighter(color: Color) -> Color:

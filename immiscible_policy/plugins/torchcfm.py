@@ -54,20 +54,13 @@ class ImmisciblePlan:
     def sample_plan_with_labels(
         self, x0: Tensor, x1: Tensor, y0: Tensor | None = None, y1: Tensor | None = None, replace: bool = True
     ) -> tuple[Tensor, Tensor, None, Tensor | None]:
-        """As `sample_plan`, with labels.
-
-        Args:
-            x0: Noise (B, ...), of which only the shape matters.
-            x1: Data (B, ...).
-            y0: None: noise has no labels.
-            y1: Labels of the data (B, ...), the selector's condition, or None.
-            replace: Without effect: every row of x1 occurs once.
+        """As `sample_plan`, with labels: y1 (B, ...), those of the data, are the selector's condition.
 
         Returns:
             The chosen noise (B, ...), x1, None, and y1.
 
         Raises:
-            ValueError: If the shapes differ, y0 is given, or the selector cannot use x1 or y1.
+            ValueError: If the shapes differ, y0 is given (noise has no labels), or the selector cannot use x1 or y1.
         """
         _check_shapes(x0, x1)
         if y0 is not None:
