@@ -14,10 +14,10 @@ from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.evaluation.statistics import interval
-from immiscible_policy.provenance import provenance, without_places
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import read_config
 from immiscible_policy.results.compare import compare, content, write_comparison
+from immiscible_policy.results.writer import as_json, origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
@@ -39,9 +39,8 @@ OPTIONS = {
 def run(words: list[str]) -> None:
     """Summarise or compare what command-line words name."""
     options = parse(words, OPTIONS, USAGE)
-    origin = provenance()
-    figures = {**origin, "command": without_places(origin["command"]), **study(**options)}
-    write_atomically(options["out"], (json.dumps(figures, indent=2) + "\n").encode())
+    origin = origin_here()
+    write_atomically(options["out"], as_json(study(**options), origin))
     print(f"saved in {options['out']}")
 
 

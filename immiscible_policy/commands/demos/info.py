@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
+from immiscible_policy.palette import AMBER, BASELINE, BLUE, INK, style
 from immiscible_policy.tasks import Task, Ways, find_task
 
 FORMATS = (".png", ".pdf", ".svg")
-WAY_COLOURS = ("#2f6db3", "#e08214", "#8a8a8a")
-INK = "#333333"
+WAY_COLOURS = (BLUE, AMBER, BASELINE)
 BACKGROUND = 512
 """Side of the scene that paths are drawn on [px]."""
 
@@ -104,10 +104,10 @@ def draw(demos: Demonstrations, task: Task, ways: Ways) -> Figure:
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         axes.set_title(f"{name}: starts (dots) and paths, over the first scene", fontsize=11, color=INK)
     lengths = below.subplots()
-    lengths.hist(demos.lengths, bins=30, color="#8a8a8a")
+    lengths.hist(demos.lengths, bins=30, color=BASELINE)
     lengths.axvline(float(np.median(demos.lengths)), color=INK, linewidth=0.8)
     lengths.set(xlabel=f"episode length [steps of {1 / task.fps:g} s]; line: median", ylabel="episodes")
-    lengths.spines[["top", "right"]].set_visible(False)
+    style(lengths)
     handles = [Line2D([], [], color=colour, linewidth=3) for colour in WAY_COLOURS[: len(ways.names)]]
     figure.legend(handles, ways.names, loc="outside lower center", ncols=len(ways.names), frameon=False)
     return figure
