@@ -40,7 +40,7 @@ class Schedule:
             if value is None and name == "stop":
                 continue
             if not is_whole(value) or value < 0:
-                raise ValueError(f"{name}={value}: needs a number of training steps, 0 or more")
+                raise ValueError(f"{name}={value}: needs training steps (500), or on the command line epochs (50ep)")
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop={self.stop}: must come after start={self.start}, or nothing is selected")
 

@@ -19,6 +19,7 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import mean_by_step, means, scores
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
+from immiscible_policy.noise.audit import audit
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -26,7 +27,6 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import (
     NoiseOptions,
-    audit_row,
     counted,
     diffusion_levels,
     noise_options,
@@ -300,6 +300,13 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
     x = policy.clean(windows.action[rows])
     condition = policy.observer.condition(objective.observed(windows[rows], step))
-    size = objective.order.batch_size
-    mask = objective.mask(rows)
-    return audit_row(objective.select, x, batch_size=size, condition=condition, mask=mask, step=step)
+    found = audit(
+        objective.select,
+        x,
+        batch_size=own.batch_size,
+        batches=AUDITED,
+        condition=condition,
+        mask=objective.mask(rows),
+        step=step,
+    )
+    return found.metrics()

@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_fit(monkeypatch):
     """Potentials change the time of a selection and nothing else, so a short fit will do."""
-    monkeypatch.setattr("immiscible_policy.recipes.noise.fit_potentials", partial(fit_potentials, steps=20))
+    monkeypatch.setattr("immiscible_policy.noise.assignment.fit_potentials", partial(fit_potentials, steps=20))
 
 
 def noise(words, steps=5000, steps_per_epoch=95.0):
@@ -120,7 +120,7 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
         (["noise=c2ot", "weight=.inf"], "weight=.inf: needs a number"),
         (["noise=c2ot", "weight=abc"], "weight=abc"),
         (["noise=c2ot", "ratio=null"], "ratio=None"),
-        (["noise=knn", "start=3days"], r"start=3days: needs training steps \(500\) or epochs \(50ep\)"),
+        (["noise=knn", "start=3days"], r"start=3days: needs training steps \(500\), or on the command line epochs"),
         (["noise=knn", "stop=0"], "stop=0: must come after start=0"),
         (["noise=linear", "potentials=maybe"], "potentials=maybe: use auto, true or false"),
         (["noise=c2ot", "ratio=7"], "ratio=7"),

@@ -116,64 +116,53 @@ class Audit:
         """Every figure as JSON values; what could not be measured is None."""
         return {each.name: _json_values(getattr(self, each.name)) for each in fields(self) if each.name != "pairs"}
 
+    def metrics(self) -> dict[str, float | None]:
+        """The figures that a training records, as `noise/...`."""
+        variances = zip(self.target.alpha_bars, self.target.selected, strict=True)
+        return {
+            "noise/distance_percent": self.distance.percent,
+            "noise/squared_norm": self.selected.squared_norm,
+            "noise/variance": self.selected.variance,
+            "noise/ks": self.ks.statistic,
+            "noise/correlation": self.correlation.row_means,
+            "noise/prior_shift": self.prior_shift,
+            "noise/selection_ms": 1e3 * self.seconds,
+        } | {f"noise/target_variance_{level:g}": variance for level, variance in variances}
+
     def table(self) -> str:
         """Every figure as aligned text, beside the range that plain noise keeps to in 95 % of cases."""
-        return "\n".join([*self._heading(), "", *self._law(), "", *self._target(), "", *self._rest()])
+        count, (low, high) = self.batches * self.batch_size, self.distance.interval
+        lines = [
+            f"{count:,} pairs: {self.batches} batches of {self.batch_size} samples, {self.dims:,} numbers each",
+            f"distance of sample and noise: {self.distance.vanilla:.4f} plain, {self.distance.selected:.4f} selected, "
+            f"{self.distance.percent:+.2f} % [{low:+.2f}, {high:+.2f}]",
+            f"\n{'law of the noise':<32}{'plain':>12}{'selected':>12}     plain noise, 95 % (*: outside)",
+        ]
+        ranges = plain_ranges(count, self.dims)
+        for name, label in LABELS.items():
+            lines.append(_row(label, getattr(self.vanilla, name), getattr(self.selected, name), *ranges[name]))
+        lines.append(_row("KS distance to N(0, 1)", None, self.ks.statistic, 0, self.ks.critical))
+        if self.gaussian is None:
+            lines.append(f"  KL of the fitted Gaussian: not measured, it needs more than {self.dims:,} pairs")
+        else:
+            kl, floor, spread = self.gaussian.kl, self.gaussian.floor, 1.96 * self.gaussian.deviation
+            lines.append(_row("KL of the fitted Gaussian (nats)", None, kl, floor - spread, floor + spread))
+        target, shift = self.target, self.prior_shift
+        lines.append(f"\n{'variance of the noise given x_t':<32}{'plain':>12}{'selected':>12}     (at most; per number)")
+        for level, plain, selected in zip(target.alpha_bars, target.vanilla, target.selected, strict=True):
+            lines.append(f"  alpha_bar {level:<20g}{plain:>12.4f}{selected:>12.4f}")
+        lines.append(f"\ncorrelation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
+                     f"{self.correlation.row_means:+.4f} of the means")  # fmt: skip
+        if shift is not None:
+            length = self.selected.squared_norm**0.5
+            lines.append(f"mean noise of a condition: length {shift:.3f} at least, of {length:.2f}; plain noise has 0")
+        return "\n".join([*lines, f"time of a selection: {1e3 * self.seconds:.3f} ms (median)"])
 
     def plot(self) -> Figure:
         """Draw distances, marginal density, norms and target variance, plain beside selected."""
         from immiscible_policy.noise.audit.plot import audit_figure
 
         return audit_figure(self)
-
-    def _heading(self) -> list[str]:
-        pairs = self.batches * self.batch_size
-        low, high = self.distance.interval
-        return [
-            f"{pairs:,} pairs: {self.batches} batches of {self.batch_size} samples, {self.dims:,} numbers each",
-            f"distance of sample and noise: {self.distance.vanilla:.4f} plain, {self.distance.selected:.4f} selected, "
-            f"{self.distance.percent:+.2f} % [{low:+.2f}, {high:+.2f}]",
-        ]
-
-    def _law(self) -> list[str]:
-        ranges = plain_ranges(self.batches * self.batch_size, self.dims)
-        rows = [f"{'law of the noise':<32}{'plain':>12}{'selected':>12}     plain noise, 95 % (*: outside)"]
-        for name, (low, high) in ranges.items():
-            plain, found = getattr(self.vanilla, name), getattr(self.selected, name)
-            mark = " " if low <= found <= high else "*"
-            rows.append(f"  {LABELS[name]:<30}{plain:>12.4f}{found:>12.4f}{mark}    {low:.4f} to {high:.4f}")
-        mark = " " if self.ks.statistic <= self.ks.critical else "*"
-        rows.append(f"  {'KS distance to N(0, 1)':<42}{self.ks.statistic:>12.4f}{mark}    0 to {self.ks.critical:.4f}")
-        return [*rows, self._kl()]
-
-    def _kl(self) -> str:
-        if self.gaussian is None:
-            return f"  KL of the fitted Gaussian: not measured, it needs more than {self.dims:,} pairs"
-        kl, floor, spread = self.gaussian.kl, self.gaussian.floor, 1.96 * self.gaussian.deviation
-        mark = " " if abs(kl - floor) <= spread else "*"
-        label = "KL of the fitted Gaussian (nats)"
-        return f"  {label:<42}{kl:>12.4f}{mark}    {floor - spread:.4f} to {floor + spread:.4f}"
-
-    def _target(self) -> list[str]:
-        rows = [f"{'variance of the noise given x_t':<32}{'plain':>12}{'selected':>12}     (at most; per number)"]
-        found = zip(self.target.alpha_bars, self.target.vanilla, self.target.selected, strict=True)
-        return [*rows, *(f"  alpha_bar {ab:<20g}{plain:>12.4f}{selected:>12.4f}" for ab, plain, selected in found)]
-
-    def _rest(self) -> list[str]:
-        return [
-            f"correlation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
-            f"{self.correlation.row_means:+.4f} of the means",
-            *self._shift(),
-            f"time of a selection: {1e3 * self.seconds:.3f} ms (median)",
-        ]
-
-    def _shift(self) -> list[str]:
-        if self.prior_shift is None:
-            return []
-        length = self.selected.squared_norm**0.5
-        return [
-            f"mean noise of a condition: length {self.prior_shift:.3f} at least, of {length:.2f}; plain noise has 0"
-        ]
 
 
 LABELS = {
@@ -186,6 +175,13 @@ LABELS = {
     "smallest_variance": "smallest variance of one",
     "largest_variance": "largest variance of one",
 }
+
+
+def _row(label: str, plain: float | None, selected: float, low: float, high: float) -> str:
+    """A line of the table: figures of plain and of selected noise, and the range that plain noise keeps to."""
+    mark = " " if low <= selected <= high else "*"
+    shown = f"{plain:>12.4f}" if plain is not None else " " * 12
+    return f"  {label:<30}{shown}{selected:>12.4f}{mark}    {low:.4f} to {high:.4f}"
 
 
 @torch.no_grad()
@@ -260,17 +256,7 @@ def distance_change(
     step: int | None = None,
     generator: torch.Generator | None = None,
 ) -> DistanceChange:
-    """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4).
-
-    Args:
-        select: As `audit`.
-        x: As `audit`.
-        batch_size: As `audit`.
-        batches: As `audit`.
-        condition: As `audit`.
-        mask: As `audit`.
-        step: As `audit`.
-        generator: As `audit`.
+    """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4); arguments as `audit`.
 
     Raises:
         ValueError: As `audit`.
