@@ -20,10 +20,11 @@ from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.prompts import NONE, prompts_for
 from immiscible_policy.image.spec import ImageSpec, Spec, StableDiffusionSpec, read_spec, spec_metadata
 from immiscible_policy.noise import make_selector
+from immiscible_policy.noise.audit import audit
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.image_objective import ImageObjective
-from immiscible_policy.recipes.noise import NoiseOptions, audit_row, noise_options
+from immiscible_policy.recipes.noise import NoiseOptions, noise_options
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import newest_checkpoint
@@ -72,11 +73,10 @@ class ImageRecipe:
             model = build_image_model(spec)
             _require_same_parts(Path(str(config.out)), spec)
         solver(config, model)
-        noise = {key: value for key, value in config.noise.items() if key != "potentials"}
         images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
-        per_epoch = len(images) / config.batch_size
-        options = noise_options(noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
+        size = config.batch_size
+        options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
         return cls(config, images, spec, sum(p.numel() for p in model.denoiser.parameters()), options)
 
     @property
@@ -115,7 +115,7 @@ class ImageRecipe:
         objective = ImageObjective(
             model,
             self.images.to(config.device),
-            self.noise.selector(),
+            self.noise.select,
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             flip=config.flip,
@@ -232,7 +232,8 @@ def noise_audit(objective: ImageObjective, step: int) -> dict[str, float | None]
     x = torch.cat([clean for clean, _ in seen])
     conditions = [condition for _, condition in seen if condition is not None]
     condition = torch.cat(conditions) if conditions else None
-    return audit_row(objective.select, x, batch_size=objective.order.batch_size, condition=condition, step=step)
+    own = objective.order.batch_size
+    return audit(objective.select, x, batch_size=own, batches=AUDITED, condition=condition, step=step).metrics()
 
 
 def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: Path) -> None:

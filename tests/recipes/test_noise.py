@@ -82,25 +82,37 @@ def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, w
 
 
 def test_epochs_become_steps():
-    assert noise(["noise=idp26"]).options["start"] == 4750
-    assert noise(["noise=knn", "start=2.5ep", "ramp=1ep", "stop=40ep"]).options | {"start": 0} == {
-        "k": 2, "nearest": "distance", "form": "auto", "start": 0, "ramp": 95, "stop": 3800,
-    }  # fmt: skip
-    assert noise(["noise=knn", "start=7"]).options["start"] == 7
+    assert noise(["noise=idp26"]).select.schedule == Schedule(4750)
+    in_epochs = noise(["noise=knn", "start=2.5ep", "ramp=1ep", "stop=40ep"]).select
+    assert in_epochs == make_selector("knn", start=238, ramp=95, stop=3800)
+    assert noise(["noise=knn", "start=7"]).select.schedule == Schedule(7)
+
+
+def test_a_selector_from_elsewhere_is_fitted_and_reads_epochs(tmp_path, monkeypatch):
+    (tmp_path / "own_recipe.py").write_text(
+        "class Own:\n"
+        "    def __init__(self, start=0, shift=None):\n"
+        "        self.start, self.shift = start, shift\n"
+        "    def fitted(self, x):\n"
+        "        return Own(self.start, x.mean())\n"
+        "    def __call__(self, x, *, condition=None, mask=None, step=None, generator=None):\n"
+        "        return x + self.shift\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    select = noise(["noise=own_recipe:Own", "noise.start=2ep"]).build(torch.full((4, 2), 3.0))
+    assert select.start == 190 and torch.equal(select(torch.zeros(2, 2)), torch.full((2, 2), 3.0))
 
 
 def test_potentials_are_fitted_where_they_save_time():
-    assert noise(["noise=linear"]).potentials and not noise(["noise=linear"], steps=999).potentials
-    assert noise(["noise=linear", "potentials=true"], steps=10).potentials
-    assert not noise(["noise=linear", "potentials=false"]).potentials
-    assert not noise(["noise=linear", "start=4500"]).potentials
+    assert noise(["noise=linear"]).fit and not noise(["noise=linear"], steps=999).fit
+    assert noise(["noise=linear", "potentials=true"], steps=10).fit
+    assert not noise(["noise=linear", "potentials=false"]).fit
+    assert not noise(["noise=linear", "start=4500"]).fit
 
 
 @pytest.mark.parametrize("name", ["linear", "idp26"])
 def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
-    plain = objective(
-        store, noise_options({"name": name}, steps=10, batch_size=16, steps_per_epoch=1).build(torch.zeros(4, 2))
-    )
+    plain = objective(store, noise_options({"name": name}, steps=10, batch_size=16, steps_per_epoch=1).select)
     actions = plain.policy.clean(plain.windows.action)
     options = noise_options({"name": name, "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
     select = options.build(actions)

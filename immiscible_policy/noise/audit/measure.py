@@ -148,7 +148,8 @@ class Audit:
             kl, floor, spread = self.gaussian.kl, self.gaussian.floor, 1.96 * self.gaussian.deviation
             lines.append(_row("KL of the fitted Gaussian (nats)", None, kl, floor - spread, floor + spread))
         target, shift = self.target, self.prior_shift
-        lines.append(f"\n{'variance of the noise given x_t':<32}{'plain':>12}{'selected':>12}     (at most; per number)")
+        heads = f"{'plain':>12}{'selected':>12}"
+        lines.append(f"\n{'variance of the noise given x_t':<32}{heads}     (at most; per number)")
         for level, plain, selected in zip(target.alpha_bars, target.vanilla, target.selected, strict=True):
             lines.append(f"  alpha_bar {level:<20g}{plain:>12.4f}{selected:>12.4f}")
         lines.append(f"\ncorrelation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
