@@ -75,9 +75,7 @@ def make_path(spec: PolicySpec) -> Path:
     return PATHS[spec.method](spec)
 
 
-def build_policy(
-    spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None
-) -> Policy:
+def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
     Raises:

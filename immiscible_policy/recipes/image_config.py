@@ -47,6 +47,7 @@ class ImageConfig(DiffusionConfig):
     guidance: float
     gradient_checkpointing: bool
     frozen_precision: str
+    sampling_steps: int | None = number("[1, inf)")
     samples: int = number("[1, inf)")
 
 

@@ -20,6 +20,5 @@ class DiffusionConfig(RunConfig):
     data_scale: float = number("(0, inf)")
     prediction: str = choice("epsilon", "sample", "v_prediction")
     solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct")
-    sampling_steps: int | None = number("[1, inf)")
     spacing: str = choice("trailing", "leading")
     eta: float = number("[0, 1]")

@@ -40,6 +40,7 @@ class TrainConfig(DiffusionConfig):
     step_embed_dim: int
     kernel_size: int
     groups: int
+    sampling_steps: int = number("[1, inf)")
     episodes: int = number("[1, inf)")
     starts: str
 

@@ -55,8 +55,9 @@ def test_levels_reach_the_batches(store):
     def chosen(x, **_):
         return torch.full_like(x, 7.0)
 
-    (batch,) = objective(store, chosen, levels=range(50)).batches(0)
-    assert torch.equal((batch.noise == 7).all(dim=(1, 2)), batch.t < 50) and 0 < (batch.t < 50).sum() < 16
+    ((sample, _),) = objective(store, chosen, levels=range(50)).batches(0)
+    low = sample.t < 50
+    assert torch.equal((sample.target == 7).all(dim=(1, 2)), low) and 0 < low.sum() < 16
 
 
 def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_potentials(store):
@@ -71,7 +72,7 @@ def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_poten
     assert all(torch.allclose(a, b) for a, b in zip(select.select.potentials.weights, same.weights, strict=True))
     cold = ForResidual(make_selector("linear"), expected)
     first, second = (objective(store, each).batches(3)[0] for each in (select, cold))
-    assert torch.equal(first.noise, second.noise)
+    assert torch.equal(first.path.target, second.path.target)
 
 
 @pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "mask=padding"])
@@ -119,7 +120,7 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
     assert isinstance(select, Assignment) and select.potentials is not None
     warm = objective(store, select)
     for step in range(5):
-        assert torch.equal(plain.batches(step)[0].noise, warm.batches(step)[0].noise)
+        assert torch.equal(plain.batches(step)[0].path.target, warm.batches(step)[0].path.target)
 
 
 @pytest.mark.parametrize(
