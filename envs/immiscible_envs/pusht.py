@@ -161,7 +161,8 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         """
         self._simulation.step(checked_actions(action, (2,)))
         observation, info = self._present(self._simulation.state)
-        return observation, reward(info["coverage"]), info["is_success"], False, info
+        reward = min(max(info["coverage"] / SUCCESS_COVERAGE, 0.0), 1.0)
+        return observation, reward, info["is_success"], False, info
 
     def render(self) -> Any:
         """The workspace as a (512, 512, 3) uint8 picture; in human mode it is shown in a window instead."""
@@ -229,7 +230,9 @@ def choose_start(options: Mapping[str, Any], random: np.random.Generator, defaul
         raise ValueError("reset options state and legacy_seed both name a start; give one of them")
     goal = checked_goal(options["goal_pose"]) if "goal_pose" in options else default_goal
     if "state" in options:
-        return Start(checked_state(options["state"]), "angle_first", goal)
+        state = finite(options["state"], (5,), "option state")
+        inside(state[:4], STATE_LOW[:4], STATE_HIGH[:4], "option state (positions)")
+        return Start(state, "angle_first", goal)
     if "legacy_seed" in options:
         return Start(legacy_starts([options["legacy_seed"]])[0], "position_first", goal)
     return Start(random_start(random), "angle_first", goal)
@@ -239,13 +242,6 @@ def random_start(random: np.random.Generator) -> Array:
     """Draw a start (5,) with the published distribution: agent x, y, block x, y in px, angle in rad."""
     agent, block = random.integers(*AGENT_RANGE, size=2), random.integers(*BLOCK_RANGE, size=2)
     return np.array([*agent, *block, random.standard_normal() * 2 * np.pi - np.pi], dtype=np.float64)
-
-
-def checked_state(state: Any) -> Array:
-    """Read a start state (5,): agent in the workspace, block within the observation's bounds, any angle."""
-    values = finite(state, (5,), "option state")
-    inside(values[:4], STATE_LOW[:4], STATE_HIGH[:4], "option state (positions)")
-    return values
 
 
 def checked_goal(goal_pose: Any) -> Array:
@@ -267,11 +263,6 @@ def checked_goals(goal_pose: Any, count: int, name: str) -> Array:
 def checked_actions(action: Any, shape: tuple[int | None, ...]) -> Array:
     """Read finite commands of a shape and move those outside the workspace to its edge."""
     return np.clip(finite(action, shape, "action"), 0.0, WORKSPACE)
-
-
-def reward(covered: float) -> float:
-    """The reward of a coverage, clip(coverage / 0.95, 0, 1)."""
-    return min(max(covered / SUCCESS_COVERAGE, 0.0), 1.0)
 
 
 def observe(state: Array, obs_type: str, goal_pose: Array) -> Observation:

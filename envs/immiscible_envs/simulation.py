@@ -108,11 +108,6 @@ class Simulation:
         return np.array([*self.agent.position, *block.position, block.angle % math.tau])
 
     @property
-    def velocity(self) -> Array:
-        """(2,) float64: the agent's velocity, px/s."""
-        return np.array(self.agent.velocity)
-
-    @property
     def n_contacts(self) -> int:
         """Contact points per substep of the last control step, rounded up; 0 after a reset.
 

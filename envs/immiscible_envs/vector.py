@@ -231,12 +231,11 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         return [render_state(state, goal, size) for state, goal in zip(states, self._goals, strict=True)]
 
     def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        entries = np.asarray(seed, dtype=object)
         if seed is None:
             return [None] * self.num_envs
-        entries = np.asarray(seed, dtype=object)
         if entries.ndim == 0:
-            first = _checked_seed(seed)
-            return [first + row for row in range(self.num_envs)]
+            return [_checked_seed(seed) + row for row in range(self.num_envs)]
         if len(entries) != self.num_envs:
             raise ValueError(f"seed has {len(entries)} entries for num_envs={self.num_envs}; give one per row")
         return [None if entry is None else _checked_seed(entry) for entry in entries]

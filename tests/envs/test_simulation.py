@@ -16,7 +16,7 @@ def trajectory(simulation, start, actions, order="angle_first"):
     rows = [simulation.state]
     for action in actions:
         simulation.step(action)
-        rows.append(np.append(simulation.state, [*simulation.velocity, simulation.n_contacts]))
+        rows.append(np.append(simulation.state, [*simulation.agent.velocity, simulation.n_contacts]))
     return np.concatenate(rows)
 
 
@@ -57,7 +57,7 @@ def test_reset_returns_the_start_it_was_given():
         simulation.reset(start)
         np.testing.assert_allclose(simulation.state[:4], start[:4], rtol=0, atol=1e-9)
         assert simulation.state[4] == pytest.approx(start[4] % (2 * np.pi), abs=1e-12)
-        assert simulation.n_contacts == 0 and not simulation.velocity.any()
+        assert simulation.n_contacts == 0 and simulation.agent.velocity == (0, 0)
 
 
 def test_position_first_turns_the_block_about_its_centre_of_gravity():
@@ -90,7 +90,7 @@ def test_a_free_agent_follows_its_difference_equation():
             velocity = velocity + (STIFFNESS * (target - position) - FRICTION * velocity) * DT
             position = position + velocity * DT
         np.testing.assert_allclose(simulation.state[:2], position, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(simulation.velocity, velocity, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(simulation.agent.velocity, velocity, rtol=0, atol=1e-9)
     np.testing.assert_allclose(simulation.state[2:], (400.0, 300.0, 0.0), atol=1e-9)  # nobody touched it
 
 
@@ -125,7 +125,7 @@ def test_walls_hold_the_block():
 
 
 def test_moment_of_inertia_is_twice_the_bars():
-    moment = Simulation()._block.moment
+    moment = Simulation().block.moment
     assert moment == 2 * pymunk.moment_for_poly(1.0, BAR.tolist())
     assert moment != pytest.approx(sum(pymunk.moment_for_poly(1.0, part.tolist()) for part in (BAR, STEM)))
 
