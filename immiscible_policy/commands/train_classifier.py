@@ -12,9 +12,9 @@ from torch import Tensor
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.image.data import load_images
-from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec, save_classifier
+from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec
 from immiscible_policy.provenance import command, versions, without_places
-from immiscible_policy.recipes.classifier import ClassifierTraining, accuracy, train_classifier
+from immiscible_policy.recipes.classifier import ClassifierTraining, accuracy, save_classifier, train_classifier
 from immiscible_policy.training.options import native_bf16
 
 USAGE = """\

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffusers.pipelines.consistency_models.pipeline_consistency_models import ConsistencyModelPipeline
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -33,7 +32,7 @@ from diffusers import {pipeline}
 pipeline = {pipeline}.from_pretrained(".")
 noise = torch.randn(4, 3, {size}, {size}, generator=torch.Generator().manual_seed(0))
 
-{timesteps}
+pipeline.scheduler.set_timesteps({timesteps})
 x = {start}
 with torch.no_grad():
     for t in pipeline.scheduler.timesteps:
@@ -58,26 +57,6 @@ UNEVEN = (
 )
 
 
-class Export(NamedTuple):
-    """A model in diffusers' words, and the lines of the README that differ between methods.
-
-    Attributes:
-        title: Names the method.
-        pipeline: Network and scheduler.
-        timesteps: Sets the scheduler's steps.
-        start: The start noise as the scheduler takes it.
-        seen: What the network is shown of x.
-        call: How the pipeline itself is called.
-    """
-
-    title: str
-    pipeline: DiffusionPipeline
-    timesteps: str
-    start: str
-    seen: str
-    call: str
-
-
 def export_diffusers(model: ImageModel, directory: Path | str) -> None:
     """Write a model, with the weights it holds now, as a directory that plain diffusers loads.
 
@@ -91,17 +70,40 @@ def export_diffusers(model: ImageModel, directory: Path | str) -> None:
         model: What is written; its EMA weights are the ones wanted.
         directory: Created if absent; files of the same names are replaced.
     """
+    path, unet, limit = model.path, model.denoiser, model.coder.limit
     if not isinstance(model.coder, PixelCoder):
         from immiscible_policy.image.stable_diffusion import save_pipeline
 
-        assert isinstance(model.path, Ddpm)
-        save_pipeline(model, ddim_scheduler(model.path, None), directory)
-        return
-    export, scale = _export(model), model.data_scale
-    export.pipeline.save_pretrained(directory, safe_serialization=True)
-    about = export._asdict() | {"pipeline": type(export.pipeline).__name__}
-    call = export.call if scale == 1 else SCALED.format(scale=scale)
-    text = README.format(**about | {"call": call}, size=model.coder.size, scale=scale)
+        assert isinstance(path, Ddpm)
+        return save_pipeline(model, ddim_scheduler(path, None), directory)
+    pipeline: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
+    lines = {"start": "noise", "seen": "x"}
+    if isinstance(path, Ddpm):
+        pipeline = DDIMPipeline(unet, ddim_scheduler(path, limit))  # type: ignore[arg-type]
+        lines |= {"title": "DDIM", "timesteps": str(STEPS), "call": WHOLE.format(steps=STEPS)}
+    elif isinstance(path, Consistency):
+        scheduler: Any = CMStochasticIterativeScheduler(
+            num_train_timesteps=MOST_STEPS,
+            sigma_min=SIGMA_MIN,
+            sigma_max=SIGMA_MAX,
+            sigma_data=path.sigma_data,
+            rho=RHO,
+            clip_denoised=limit == 1,
+        )
+        pipeline = ConsistencyModelPipeline(unet, scheduler)  # type: ignore[arg-type]
+        lines["start"] = "noise * pipeline.scheduler.init_noise_sigma"
+        lines["seen"] = "pipeline.scheduler.scale_model_input(x, t)"
+        lines |= {"title": "Consistency model", "timesteps": "1", "call": WHOLE.format(steps=1)}
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(TIME_SCALE), invert_sigmas=True)
+        pipeline = DDPMPipeline(unet, scheduler)  # type: ignore[arg-type]
+        grid = f"sigmas=[1 - i / {STEPS} for i in range({STEPS})]"
+        lines |= {"title": "Flow matching", "timesteps": grid, "call": UNEVEN}
+    pipeline.save_pretrained(directory, safe_serialization=True)
+    scale, name = model.data_scale, type(pipeline).__name__
+    if scale != 1:
+        lines["call"] = SCALED.format(scale=scale)
+    text = README.format(**lines, pipeline=name, size=model.coder.size, scale=scale)
     (Path(directory) / "README.md").write_text(text)
 
 
@@ -117,49 +119,3 @@ def ddim_scheduler(path: Ddpm, limit: float | None) -> DDIMScheduler:
     clip: dict[str, Any] = {"clip_sample": limit is not None, "clip_sample_range": 1.0 if limit is None else limit}
     grid: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
     return DDIMScheduler(**chain, **clip, **grid, prediction_type=path.prediction)
-
-
-def consistency_scheduler(path: Consistency, limit: float) -> CMStochasticIterativeScheduler:
-    """The diffusers scheduler of our levels and parametrisation; it clips to pixels of data_scale 1."""
-    return CMStochasticIterativeScheduler(
-        num_train_timesteps=MOST_STEPS,
-        sigma_min=SIGMA_MIN,
-        sigma_max=SIGMA_MAX,
-        sigma_data=path.sigma_data,
-        rho=RHO,
-        clip_denoised=limit == 1,
-    )
-
-
-def _export(model: ImageModel) -> Export:
-    unet: Any = model.denoiser
-    scheduler: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
-    if isinstance(model.path, Ddpm):
-        scheduler = ddim_scheduler(model.path, model.coder.limit)
-        return Export(
-            title="DDIM",
-            pipeline=DDIMPipeline(unet, scheduler),
-            timesteps=f"pipeline.scheduler.set_timesteps({STEPS})",
-            start="noise",
-            seen="x",
-            call=WHOLE.format(steps=STEPS),
-        )
-    if isinstance(model.path, Consistency):
-        scheduler = consistency_scheduler(model.path, model.coder.limit)
-        return Export(
-            title="Consistency model",
-            pipeline=ConsistencyModelPipeline(unet, scheduler),
-            timesteps="pipeline.scheduler.set_timesteps(1)",
-            start="noise * pipeline.scheduler.init_noise_sigma",
-            seen="pipeline.scheduler.scale_model_input(x, t)",
-            call=WHOLE.format(steps=1),
-        )
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(TIME_SCALE), invert_sigmas=True)
-    return Export(
-        title="Flow matching",
-        pipeline=DDPMPipeline(unet, scheduler),
-        timesteps=f"pipeline.scheduler.set_timesteps(sigmas=[1 - i / {STEPS} for i in range({STEPS})])",
-        start="noise",
-        seen="x",
-        call=UNEVEN,
-    )

@@ -43,14 +43,7 @@ class ImageSample(NamedTuple):
 
 
 class TextSample(NamedTuple):
-    """Points on their paths, as `PathSample`, with the text that the network sees beside them.
-
-    Attributes:
-        noisy: x_t (B, C, H, W).
-        target: What the network is to predict (B, C, H, W).
-        t: Times (B,), in the units of the path.
-        text: Token embeddings of the prompts (B, L, E).
-    """
+    """A `PathSample` of images, and the token embeddings (B, L, E) that the network sees beside it."""
 
     noisy: Tensor
     target: Tensor
@@ -70,16 +63,8 @@ class Text(NamedTuple):
     pooled: Tensor
 
 
-class Part(Protocol):
-    """What a model holds without training or saving it, and moves along with its own weights."""
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
-        ...
-
-
-class Coder(Part, Protocol):
-    """What pixels become before they are noised.
+class Coder(Protocol):
+    """What pixels become before they are noised; held by a model without being trained or saved.
 
     Attributes:
         size: Side S of the images.
@@ -101,12 +86,20 @@ class Coder(Part, Protocol):
         """Pixels (B, 3, S, S), clipped to [-1, 1], of clean samples (B, C, H, W)."""
         ...
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
+        ...
 
-class TextEncoder(Part, Protocol):
-    """Embeds prompts."""
+
+class TextEncoder(Protocol):
+    """Embeds prompts; held as a coder is."""
 
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embeddings of some prompts, float32."""
+        ...
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """As a coder's."""
         ...
 
 

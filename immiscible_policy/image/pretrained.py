@@ -89,10 +89,7 @@ def pretrained_hash(directory: Path) -> str:
 def load_denoiser(directory: Path, init: str, latent_size: int) -> UNet2DConditionModel:
     """The U-Net: with fresh weights from torch's global stream (`scratch`), or with its own (`pretrained`).
 
-    Args:
-        directory: From `find_pretrained`.
-        init: `scratch` or `pretrained`.
-        latent_size: Side of the latents that it will see; recorded in its config, which pipelines read.
+    Its config, which pipelines read, records the side of the latents that it will see.
 
     Raises:
         ValueError: If a weight is missing.
@@ -106,24 +103,12 @@ def load_denoiser(directory: Path, init: str, latent_size: int) -> UNet2DConditi
 
 
 def load_vae(directory: Path) -> AutoencoderKL:
-    """The autoencoder, float32.
-
-    Raises:
-        ValueError: If a weight is missing.
-    """
+    """The autoencoder, float32; raises ValueError if a weight is missing."""
     return _whole("vae", AutoencoderKL.from_pretrained(directory / "vae", **HOW, low_cpu_mem_usage=False))
 
 
 def load_text(directory: Path, precision: str) -> ClipText:
-    """Tokenizer and text encoder, float32.
-
-    Args:
-        directory: From `find_pretrained`.
-        precision: Arithmetic, see `ClipText`.
-
-    Raises:
-        ValueError: If a weight is missing.
-    """
+    """Tokenizer and text encoder, float32, in arithmetic of a precision; raises ValueError if a weight is missing."""
     encoder = _whole("text_encoder", CLIPTextModel.from_pretrained(directory / "text_encoder", **HOW))
     return ClipText(CLIPTokenizer.from_pretrained(directory / "tokenizer"), encoder, precision=precision)
 

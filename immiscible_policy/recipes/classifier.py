@@ -5,16 +5,21 @@ Shape legend: B images, S pixels along a side.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.evaluation.classifier import Classifier, ClassifierSpec
 from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.state import TrainState
@@ -142,3 +147,22 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of images (N, 3, S, S), uint8, whose class (N,) a classifier names."""
     named = [model(to_pixels(part)).argmax(dim=1) for part in images.split(500)]
     return float((torch.cat(named) == labels).float().mean())
+
+
+def save_classifier(path: Path, model: Classifier, about: dict[str, Any]) -> str:
+    """Write a classifier's weights, and beside them a JSON file with its sizes and what is known of it.
+
+    Args:
+        path: The file of weights, NAME.safetensors.
+        model: The classifier.
+        about: JSON values to keep with it.
+
+    Returns:
+        The weights' SHA-256.
+    """
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    digest = hashlib.sha256(content).hexdigest()
+    record = {"classifier": asdict(model.spec), "sha256": digest, **about}
+    write_atomically(path, content)
+    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    return digest

@@ -33,23 +33,15 @@ def cached(decoder: Decoder) -> Tensor:
     kept = Path(home) / "immiscible-policy" / f"images-{key[:32]}.npy"
     if kept.exists():
         return torch.from_numpy(np.load(kept, allow_pickle=False))
-    images = decoder.all()
+    images, part = decoder.all(), kept.with_name(f"{kept.name}.{os.getpid()}.part")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _write(images, kept)
-    except OSError as error:
-        print(f"decoded images are not kept for the next run: {error}", file=sys.stderr)
-    return images
-
-
-def _write(images: Tensor, kept: Path) -> None:
-    """Write a file that appears whole or not at all."""
-    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
+        with part.open("wb") as file:  # too large to be held twice, as `write_atomically` would
             np.save(file, images.numpy())
-            file.flush()
             os.fsync(file.fileno())
         part.replace(kept)
-    finally:
-        part.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"decoded images are not kept for the next run: {error}", file=sys.stderr)
+        if part.is_file():
+            part.unlink()
+    return images

@@ -99,20 +99,21 @@ class Decoder:
         label = self.listing.label(row)
         try:
             with Image.open(io.BytesIO(self.listing.read(row))) as image:
-                _require(label, image, self.shape)
+                self._require(label, image)
                 return _square(image, self.shape.size)
         except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile):  # what Pillow and zipfile say to damaged files
             raise ValueError(f"{label} cannot be read as an image; is the download complete?") from None
 
-
-def _require(label: str, image: Image.Image, shape: Shape) -> None:
-    if shape.rgb and image.mode != "RGB":
-        raise ValueError(f"{label} has mode {image.mode} (grayscale is L); images must be RGB")
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{label} has mode {image.mode}, more than 8 bits a pixel; convert it to 8-bit RGB")
-    if shape.exact is not None and image.size != shape.exact:
-        wanted = "x".join(map(str, shape.exact))
-        raise ValueError(f"{label} has {image.width}x{image.height} pixels; the published images have {wanted}")
+    def _require(self, label: str, image: Image.Image) -> None:
+        """Refuse an image that is not what the shape demands."""
+        shape = self.shape
+        if shape.rgb and image.mode != "RGB":
+            raise ValueError(f"{label} has mode {image.mode} (grayscale is L); images must be RGB")
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{label} has mode {image.mode}, more than 8 bits a pixel; convert it to 8-bit RGB")
+        if shape.exact is not None and image.size != shape.exact:
+            wanted = "x".join(map(str, shape.exact))
+            raise ValueError(f"{label} has {image.width}x{image.height} pixels; the published images have {wanted}")
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -37,30 +37,8 @@ class ImageFile(NamedTuple):
         return PurePosixPath(self.name).parent.name
 
 
-class Source(Protocol):
-    """Holds images; `read` may be called from several threads."""
-
-    path: Path
-
-    def folders(self) -> set[str]:
-        """Names of the folders at the top."""
-        ...
-
-    def has(self, folder: str) -> bool:
-        """Whether it holds a folder of that name, `/` between folders."""
-        ...
-
-    def images(self, folder: str) -> Iterator[ImageFile]:
-        """All images at any depth below a folder, in any order; hidden files and folders are left out."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Content of the file of that name, `/` between folders."""
-        ...
-
-
 class Folder:
-    """A directory."""
+    """A directory of images; `read` may be called from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,11 +48,11 @@ class Folder:
         return {entry.name for entry in self.path.iterdir() if entry.is_dir()}
 
     def has(self, folder: str) -> bool:
-        """Whether it holds a folder of that name."""
+        """Whether it holds a folder of that name, `/` between folders."""
         return (self.path / folder).is_dir()
 
     def images(self, folder: str) -> Iterator[ImageFile]:
-        """All images at any depth below a folder."""
+        """All images at any depth below a folder, in any order; hidden files and folders are left out."""
         top = self.path / folder
         for directory, folders, names in os.walk(top, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -91,7 +69,7 @@ class Folder:
 
 
 class Zip:
-    """A zip archive, which stays open.
+    """A zip archive of images, which stays open; it answers as a folder does, and may be sent to processes.
 
     Raises:
         zipfile.BadZipFile: If the file is not a zip archive.
@@ -125,6 +103,9 @@ class Zip:
     def read(self, name: str) -> bytes:
         """Content of a file."""
         return self._archive.read(name)
+
+
+Source = Folder | Zip
 
 
 def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.store.atomic import write_atomically
 
 CLASSES = 10
 BUNDLED = Path(__file__).with_name("classifier_16.safetensors")
@@ -86,27 +84,8 @@ def _convolution(before: int, after: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
 
 
-def save_classifier(path: Path, model: Classifier, about: dict[str, Any]) -> str:
-    """Write a classifier's weights, and beside them a JSON file with its sizes and what is known of it.
-
-    Args:
-        path: The file of weights, NAME.safetensors.
-        model: The classifier.
-        about: JSON values to keep with it.
-
-    Returns:
-        The weights' SHA-256.
-    """
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
-    digest = hashlib.sha256(content).hexdigest()
-    record = {"classifier": asdict(model.spec), "sha256": digest, **about}
-    write_atomically(path, content)
-    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
-    return digest
-
-
 def load_classifier(path: Path) -> tuple[Classifier, str]:
-    """Read what `save_classifier` wrote.
+    """Read what `recipes.classifier.save_classifier` wrote.
 
     Returns:
         The classifier in evaluation mode, and its weights' SHA-256.

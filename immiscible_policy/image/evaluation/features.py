@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class ClassifierFeatures:
     """Features of the project's CIFAR-10 classifier; images are brought to its size by averaging areas.
 
     Args:
-        path: Weights that `classifier.save_classifier` wrote.
+        path: Weights that `commands.train_classifier` wrote.
         device: Where it computes.
 
     Raises:
@@ -65,9 +65,7 @@ class ClassifierFeatures:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.model, self.weights = load_classifier(path)
         self.model.to(device)
-        self.device = device
-        self.size = self.model.spec.size
-        self.dims = self.model.spec.widths[-1]
+        self.device, self.size, self.dims = device, self.model.spec.size, self.model.spec.widths[-1]
         self.title = f"classifier Fréchet distance (CIFAR-10 ResNet, {self.dims} dims)"
         self.resize = f"area average to {self.size}x{self.size}"
 
@@ -97,13 +95,19 @@ class InceptionFeatures:
     resize = "bilinear to 299x299, as TensorFlow 1 has it"
 
     def __init__(self, path: Path | None = None, device: str = "cpu") -> None:
-        network = _inception_class()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:  # a torchvision of another build raises RuntimeError
+            raise ValueError(
+                f"features=inception needs torch-fidelity and the torchvision built for torch {torch.__version__} "
+                f"({one_line(error)}): pip install torch-fidelity torchvision, or use features=classifier"
+            ) from None
         path = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
         self.weights = _require_plain_weights(path)
         self.title = "FID" if self.weights.startswith(INCEPTION_HASH) else "Fréchet distance (Inception, other weights)"
         self.device = device
         try:
-            self.model = network("inception-v3-compat", ["2048"], str(path)).to(device)
+            self.model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
         except RuntimeError:
             raise ValueError(f"inception={path} holds no weights of torch-fidelity's InceptionV3") from None
 
@@ -116,13 +120,7 @@ class InceptionFeatures:
 def make_extractor(
     name: str, *, classifier: Path | None = None, inception: Path | None = None, device: str = "cpu"
 ) -> Extractor:
-    """An extractor by name.
-
-    Args:
-        name: One of `EXTRACTORS`.
-        classifier: Weights of another classifier than the package's.
-        inception: Weights of InceptionV3; None for where torch keeps its downloads.
-        device: Where it computes.
+    """An extractor by name, with other weights than the package's classifier or torch's downloads where they are named.
 
     Raises:
         ValueError: If the name is unknown, or what it needs is not there.
@@ -139,17 +137,6 @@ def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([extractor.features(batch).float().cpu() for batch in batches])
 
 
-def _inception_class() -> Any:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # a torchvision of another build raises RuntimeError
-        raise ValueError(
-            f"features=inception needs torch-fidelity and the torchvision built for torch {torch.__version__} "
-            f"({one_line(error)}): pip install torch-fidelity torchvision, or use features=classifier"
-        ) from None
-    return FeatureExtractorInceptionV3
-
-
 def _require_plain_weights(path: Path) -> str:
     """The SHA-256 of a file of weights, which must hold nothing but tensors."""
     if not path.is_file():
@@ -157,8 +144,7 @@ def _require_plain_weights(path: Path) -> str:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises whatever the bytes lead to
-        raise ValueError(
-            f"inception={path} is no file of weights ({type(error).__name__}); download it again"
-        ) from None
+        what = type(error).__name__
+        raise ValueError(f"inception={path} is no file of weights ({what}); download it again") from None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -58,24 +58,10 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     Raises:
         ValueError: If the sizes do not agree.
     """
-    m1, m2, c1, c2 = (np.asarray(each, np.float64) for each in (mean1, mean2, cov1, cov2))
+    m1, m2, c1, c2 = (np.asarray(values, np.float64) for values in (mean1, mean2, cov1, cov2))
     if not m1.shape == m2.shape or not c1.shape == c2.shape == (len(m1), len(m1)):
         raise ValueError(f"means {m1.shape} and {m2.shape}, covariances {c1.shape} and {c2.shape} do not agree")
-    root = _root(c1)
+    values, vectors = np.linalg.eigh(c1)  # rounding may have made eigenvalues slightly negative
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ c2 @ root).clip(min=0)
     return float(np.square(m1 - m2).sum() + np.trace(c1) + np.trace(c2) - 2 * np.sqrt(cross).sum())
-
-
-def feature_distance(features1: ArrayLike, features2: ArrayLike) -> float:
-    """Squared Fréchet distance between two sets of features (N1, D) and (N2, D).
-
-    Raises:
-        ValueError: If a set has fewer than two rows or values that are not finite, or the sizes do not agree.
-    """
-    return frechet_distance(*feature_statistics(features1), *feature_statistics(features2))
-
-
-def _root(cov: Array) -> Array:
-    """The symmetric square root of a covariance (D, D); rounding may have made eigenvalues slightly negative."""
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

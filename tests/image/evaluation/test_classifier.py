@@ -14,9 +14,14 @@ from immiscible_policy.image.evaluation.classifier import (
     Classifier,
     ClassifierSpec,
     load_classifier,
-    save_classifier,
 )
-from immiscible_policy.recipes.classifier import ClassifierObjective, ClassifierTraining, accuracy, train_classifier
+from immiscible_policy.recipes.classifier import (
+    ClassifierObjective,
+    ClassifierTraining,
+    accuracy,
+    save_classifier,
+    train_classifier,
+)
 from tests.conftest import ROOT
 from tests.image.folders import write_images
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from immiscible_policy.image.evaluation.features import make_extractor
-from immiscible_policy.image.evaluation.frechet import feature_distance
 from tests.conftest import ROOT
+from tests.image.evaluation.distances import feature_distance
 
 PEER = """
 import json, sys, numpy as np, torch

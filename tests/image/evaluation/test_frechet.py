@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from immiscible_policy.image.evaluation.frechet import feature_distance, feature_statistics, frechet_distance
+from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
+from tests.image.evaluation.distances import feature_distance
 
 
 def covariance(rng, size, rank=None):

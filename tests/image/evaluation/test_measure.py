@@ -11,6 +11,7 @@ from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, draw, make_reference, measure, start_noise
 from immiscible_policy.image.model import ImageSample
 from immiscible_policy.randomness import torch_generator
+from tests.image.evaluation.distances import feature_distance
 
 SHAPE = (3, 16, 16)
 COUNT = 150
@@ -91,8 +92,6 @@ def test_real_images_are_nearer_than_noise_and_a_model_of_noise_is_as_far_as_noi
 
 
 def test_the_floor_takes_images_from_the_reference_and_compares_them_with_the_rest(images, extractor):
-    from immiscible_policy.image.evaluation.frechet import feature_distance
-
     order = torch.randperm(2 * COUNT, generator=torch_generator("cpu", "reference", 5))
     features = extractor.features(images.held)
     by_hand = feature_distance(features[order[:COUNT]], features[order[COUNT:]])
