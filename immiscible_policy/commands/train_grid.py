@@ -145,6 +145,7 @@ def _arm_after_arm(recipes: Mapping[str, RobotRecipe]) -> list[str]:
 def _all_at_once(recipes: Mapping[str, RobotRecipe]) -> list[str]:
     """Launch the jobs of all arms together; returns a line for each arm that failed."""
     from immiscible_policy.recipes.robot import RobotRecipe
+    from immiscible_policy.store.run import RunDirectory
     from immiscible_policy.training.driver import begin, conclude
     from immiscible_policy.training.launchers import launch
     from immiscible_policy.training.launchers.job import open_jobs
@@ -161,7 +162,8 @@ def _all_at_once(recipes: Mapping[str, RobotRecipe]) -> list[str]:
     failed = launch(first.config, [job for arm in jobs.values() for job in arm], first.shown)
     for arm, own in jobs.items():
         with _noted(arm, failures):
-            conclude(RobotRecipe, Path(str(recipes[arm].config.out)), [failed[job] for job in own if job in failed])
+            run = RunDirectory(str(recipes[arm].config.out))
+            conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
     return failures
 
 

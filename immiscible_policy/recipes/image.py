@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +25,7 @@ from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.recipes.noise import NoiseOptions, noise_options
 from immiscible_policy.solver import Solver
-from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.store.checkpoint import newest_checkpoint
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import cut, size
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -71,7 +69,7 @@ class ImageRecipe:
                 model = build_image_model(spec)
         else:
             model = build_image_model(spec)
-            _require_same_parts(Path(str(config.out)), spec)
+            _require_same_parts(RunDirectory(str(config.out)), spec)
         solver(config, model)
         images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
@@ -109,9 +107,9 @@ class ImageRecipe:
         with weights_of(seed):
             return build_image_model(self.spec).to(self.config.device)
 
-    def build(self, seed: int, directory: Path) -> Work:
+    def build(self, seed: SeedDirectory) -> Work:
         """One seed: it draws samples at every evaluation, and exports the model at the end."""
-        config, model = self.config, self.model(seed)
+        config, model = self.config, self.model(seed.number)
         objective = ImageObjective(
             model,
             self.images.to(config.device),
@@ -119,35 +117,35 @@ class ImageRecipe:
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             flip=config.flip,
-            seed=seed,
+            seed=seed.number,
         )
 
         def evaluate(state: TrainState) -> dict[str, Any]:
             state.model.eval()
             measured = fixed_loss(objective, config) | noise_audit(objective, state.step)
             with state.ema_weights():
-                draw_samples(model, self.images, config, directory / "samples" / f"step_{state.step:06d}.png")
+                draw_samples(model, self.images, config, seed.path / "samples" / f"step_{state.step:06d}.png")
                 if state.step == config.steps:
-                    export_diffusers(model, directory / "diffusers")
+                    export_diffusers(model, seed.path / "diffusers")
             return measured
 
         return Work(model, objective, spec_metadata(self.spec), evaluate, dict)
 
     @staticmethod
-    def summarise(run: Path) -> str:
-        """What each seed's metrics come to, as `summary.json`; nothing before the first evaluation."""
-        seeds = {path.parent.name: _summary(path) for path in sorted(run.glob("seed_*/metrics.jsonl"))}
-        seeds = {name: summary for name, summary in seeds.items() if summary}
+    def summarise(run: RunDirectory) -> str:
+        """What each seed's metrics come to; nothing before the first evaluation."""
+        summaries = {run.seed(number).path.name: _summary(run.seed(number)) for number in run.seeds()}
+        seeds = {name: summary for name, summary in summaries.items() if summary}
         if not seeds:
             return ""
-        write_atomically(run / "summary.json", (json.dumps({"seeds": seeds}, indent=2) + "\n").encode())
+        run.write_summary({"seeds": seeds})
         lines = [
             f"{name}: step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
             f"(first measured {summary['first_fixed_loss']:.4f}), {summary['images_per_second']:,.0f} images/s"
             for name, summary in seeds.items()
         ]
-        return "\n".join([*lines, f"samples in {run}/seed_*/samples, metrics in seed_*/metrics.jsonl; measure with "
-                                  f"python eval_image.py run={run}"])  # fmt: skip
+        return "\n".join([*lines, f"samples in {run.path}/seed_*/samples; measure with "
+                                  f"python eval_image.py run={run.path}"])  # fmt: skip
 
 
 def image_spec(config: ImageConfig) -> Spec:
@@ -181,10 +179,10 @@ def solver(config: ImageConfig, model: ImageModel) -> Solver | None:
     return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
 
 
-def _require_same_parts(run: Path, spec: Spec) -> None:
+def _require_same_parts(run: RunDirectory, spec: Spec) -> None:
     """Refuse to train on beside other ready-made parts than those that a run began with."""
-    for checkpoints in run.glob("seed_*/checkpoints"):
-        newest = newest_checkpoint(checkpoints)
+    for number in run.seeds():
+        newest = run.seed(number).newest()
         if newest is not None and read_spec(newest) != spec:
             raise ValueError(
                 f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or name "
@@ -253,17 +251,16 @@ def first_share(config: ImageConfig) -> float:
     return float(np.minimum(1 - (1.0 + n) ** -config.ema_power, config.ema_max).prod())
 
 
-def _summary(metrics: Path) -> dict[str, Any]:
+def _summary(seed: SeedDirectory) -> dict[str, Any]:
     """First and last loss of a seed, and its speed."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = seed.metrics()
     evaluated = [row for row in rows if "fixed_loss" in row]
     if not evaluated:
         return {}
-    config = SCHEMA.read(metrics.parent.parent / "config.yaml")
     rates = sorted(row["rate"] for row in rows if "rate" in row)
     return {
         "step": evaluated[-1]["step"],
         "first_fixed_loss": evaluated[0]["fixed_loss"],
         "fixed_loss": evaluated[-1]["fixed_loss"],
-        "images_per_second": rates[len(rates) // 2] * config.batch_size,
+        "images_per_second": rates[len(rates) // 2] * seed.run.config["batch_size"],
     }

@@ -38,7 +38,7 @@ from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.tasks import find_task, open_demonstrations, primary, task_windows
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.recipe import Work
@@ -221,9 +221,9 @@ class RobotRecipe:
             policy = build_policy(self.spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
             return policy.to(self.config.device)
 
-    def build(self, seed: int, directory: Path) -> Work:
-        """One seed: evaluated on the task, its episodes in `episodes.csv`."""
-        config, policy, place = self.config, self.policy(seed), RunDirectory(directory.parent).seed(seed)
+    def build(self, seed: SeedDirectory) -> Work:
+        """One seed, evaluated on the task."""
+        config, policy = self.config, self.policy(seed.number)
         windows = self.windows.training.to(config.device)
 
         with torch.no_grad():
@@ -237,7 +237,7 @@ class RobotRecipe:
             choice,
             batch_size=config.batch_size,
             accumulate=config.accumulate,
-            seed=seed,
+            seed=seed.number,
             counted=None if self.counted is None else self.counted.to(config.device),
             levels=self.levels,
             crop=config.crop,
@@ -245,13 +245,15 @@ class RobotRecipe:
 
         def score(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
-                rows = evaluate(Agent(policy, self.spec, self.solver), self.starts, seed=seed, checkpoint=state.step)
+                rows = evaluate(
+                    Agent(policy, self.spec, self.solver), self.starts, seed=seed.number, checkpoint=state.step
+                )
                 held_out = self._validation_loss(policy)
-            place.append_episodes(rows)
+            seed.append_episodes(rows)
             return means(rows) | {"episodes": len(rows)} | held_out | _noise_audit(objective, state.step)
 
         def by_step() -> dict[int, float]:
-            return mean_by_step(place.episodes(), primary(place.run.task).name)
+            return mean_by_step(seed.episodes(), primary(seed.run.task).name)
 
         return Work(policy, objective, spec_metadata(self.spec), score, by_step)
 
@@ -267,9 +269,8 @@ class RobotRecipe:
         return {"validation_loss": sum(losses) / len(losses)}
 
     @staticmethod
-    def summarise(directory: Path) -> str:
+    def summarise(run: RunDirectory) -> str:
         """The run's summary and its learning curve; nothing before the first evaluation."""
-        run = RunDirectory(directory)
         if not run.is_evaluated:
             return ""
         metrics = [metric for metric in run.metrics if metric.summarised]

@@ -52,7 +52,7 @@ def compose_config(words: Sequence[str]) -> TrainConfig:
 
 def read_config(run: RunDirectory) -> TrainConfig:
     """The options of a run directory, as `Schema.read`."""
-    return SCHEMA.read(run.path / "config.yaml")
+    return SCHEMA.read(run)
 
 
 def fill(options: dict[str, Any]) -> None:

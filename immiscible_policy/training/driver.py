@@ -5,23 +5,21 @@ It trains anything that is a `Recipe`, and knows nothing of what a recipe is mad
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
 from immiscible_policy.provenance import provenance
-from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs
 from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import joined, process_group, require_shares
 from immiscible_policy.training.recipe import Recipe
-from immiscible_policy.training.seed import is_finished, train_seed
+from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.workers import train_seeds
 
 NAMED = 5
@@ -43,16 +41,16 @@ def train_run(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recip
     """
     seeds = parse_range("seed", config.seed)
     require_shares(config.batch_size, config.accumulate, seeds)
-    directory = Path(str(config.out))
+    run = RunDirectory(str(config.out))
     if process_group().rank > 0:
-        if not config.dry_run and not is_finished(config, directory, seeds[0]):
+        if not config.dry_run and not run.seed(seeds[0]).is_finished(config.steps):
             with joined(config.device):
-                train_seed(kind.prepare(config), directory, seeds[0], lambda event: None)
+                train_seed(kind.prepare(config), run.seed(seeds[0]), lambda event: None)
         return
     require_launcher(config)
     recipe = begin(kind, config, prepare)
     if recipe is not None:
-        conclude(kind, directory, _train(recipe, directory, seeds))
+        conclude(kind, run, _train(recipe, run, seeds))
 
 
 def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] | None = None) -> Recipe | None:
@@ -66,36 +64,32 @@ def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] |
         OSError: If something cannot be written.
     """
     seeds = parse_range("seed", config.seed)
-    directory = Path(str(config.out))
-    resuming = _check_directory(kind, directory, config)
-    print(f"out={directory}", flush=True)
-    finished = resuming and all(is_finished(config, directory, seed) for seed in seeds)
-    if finished and (directory / "summary.json").exists():
+    run = RunDirectory(str(config.out))
+    resuming = _check_directory(kind, run, config)
+    print(f"out={run.path}", flush=True)
+    if resuming and run.is_finished(seeds, config.steps):
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = prepare() if prepare else kind.prepare(config)
     if resuming:
-        _check_data(directory, recipe.data)
+        _check_data(run, recipe.data)
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
         return None
-    directory.mkdir(parents=True, exist_ok=True)
     if not resuming:
-        origin = json.dumps({**provenance(), "data": recipe.data}, indent=2) + "\n"
-        write_atomically(directory / "provenance.json", origin.encode())
-        write_atomically(directory / "config.yaml", config.to_yaml().encode())
-    (directory / "summary.json").unlink(missing_ok=True)  # it stands for all seeds together
+        run.begin(config.to_yaml(), {**provenance(), "data": recipe.data})
+    run.forget_summary()
     return recipe
 
 
-def conclude(kind: type[Recipe], directory: Path, failures: Sequence[str]) -> None:
+def conclude(kind: type[Recipe], run: RunDirectory, failures: Sequence[str]) -> None:
     """Summarise a run whose seeds were trained, or failed.
 
     Raises:
         CommandError: If there are failures: their lines, once the others are summarised.
     """
-    summary = kind.summarise(directory)
+    summary = kind.summarise(run)
     if summary:
         print(f"\n{summary}")
     if failures:
@@ -103,40 +97,38 @@ def conclude(kind: type[Recipe], directory: Path, failures: Sequence[str]) -> No
         raise CommandError("; ".join([*failures[:NAMED], *more]))
 
 
-def _train(recipe: Recipe, directory: Path, seeds: list[int]) -> list[str]:
+def _train(recipe: Recipe, run: RunDirectory, seeds: list[int]) -> list[str]:
     """Train the seeds that are not finished; a single one here, several side by side. Returns why seeds failed."""
     config = recipe.config
     if config.launcher != "local":
         return list(launch(config, open_jobs(recipe, seeds), recipe.shown).values())
-    unfinished = [seed for seed in seeds if not is_finished(config, directory, seed)]
-    with Display(unfinished, config.steps, recipe.shown) as display:
+    unfinished = [run.seed(seed) for seed in seeds if not run.seed(seed).is_finished(config.steps)]
+    with Display([seed.number for seed in unfinished], config.steps, recipe.shown) as display:
         if len(seeds) > 1:
-            return list(train_seeds(recipe, directory, unfinished, display.show).values())
+            return list(train_seeds(recipe, unfinished, display.show).values())
         for seed in unfinished:
             with joined(config.device):
-                train_seed(recipe, directory, seed, display.show)
+                train_seed(recipe, seed, display.show)
         return []
 
 
-def _check_directory(kind: type[Recipe], directory: Path, config: RunConfig) -> bool:
+def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -> bool:
     """Refuse to write over anything; return whether there is a run to resume.
 
     Raises:
         CommandError: If the directory holds something else, a run without `resume=true`, or a run of other settings.
     """
+    directory = run.path
     require_writable("out", directory)
-    if not directory.exists():
-        return False
-    if not directory.is_dir():
+    if directory.exists() and not directory.is_dir():
         raise CommandError(f"out={directory} is a file; name a directory")
-    if not (directory / "config.yaml").exists():
-        own = ("provenance.json", ".provenance.json.", ".config.yaml.")  # of a start that was cut short
-        if not all(path.name.startswith(own) for path in directory.iterdir()):
+    if not run.exists:
+        if not run.is_free:
             raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
         return False
     if not config.resume:
         raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
-    earlier = kind.schema.read(directory / "config.yaml").identity
+    earlier = kind.schema.read(run).identity
     for key, value in config.identity.items():
         if earlier[key] != value:
             raise CommandError(
@@ -146,13 +138,12 @@ def _check_directory(kind: type[Recipe], directory: Path, config: RunConfig) -> 
     return True
 
 
-def _check_data(directory: Path, data: dict[str, Any]) -> None:
+def _check_data(run: RunDirectory, data: dict[str, Any]) -> None:
     """Refuse to resume on data whose content has changed."""
-    recorded = json.loads((directory / "provenance.json").read_text())["data"]["content_hash"]
-    content = data["content_hash"]
-    if recorded != content:
+    recorded, content = run.data_hash, data["content_hash"]
+    if recorded is not None and recorded != content:
         raise CommandError(
-            f"data={data['path']} has changed since the run in {directory} began (content {content[:12]}, "
+            f"data={data['path']} has changed since the run in {run.path} began (content {content[:12]}, "
             f"then {recorded[:12]}); restore the data or name another out="
         )
 

@@ -41,22 +41,8 @@ class Objective(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """Carries out training steps; `waited` counts the seconds in which training stood still for want of a batch."""
-
-    waited: float
-
-    def step(self) -> Tensor:
-        """One training step; its mean loss, a scalar on the device."""
-        ...
-
-    def close(self) -> None:
-        """Release what the engine holds."""
-        ...
-
-
-def make_engine(name: str, state: TrainState, objective: Objective, last: int, precision: str) -> Engine:
-    """The engine of that name, ready for the steps from `state.step` to `last`.
+def make_engine(name: str, state: TrainState, objective: Objective, last: int, precision: str) -> Eager:
+    """What carries out steps, by its name, ready for the steps from `state.step` to `last`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -103,7 +89,7 @@ class Gradients:
 
 
 class Eager:
-    """One operation after another.
+    """One operation after another; `waited` counts the seconds in which training stood still for want of a batch.
 
     Args:
         state: Changed in place.
@@ -145,32 +131,20 @@ class Captured(Eager):
     Only the batch, the learning rate and the EMA's share change between replays, all of them in place. On the CPU the
     same work runs uncaptured.
 
-    Args:
-        state: Changed in place.
-        batch: The micro-batches of the coming step, every time of the same shapes.
-        gradients: Forward and backward.
-        close: Ends whatever prepares the batches.
+    Every batch has the shapes of the first.
     """
 
-    def __init__(
-        self,
-        state: TrainState,
-        batch: Callable[[], Sequence[Batch]],
-        gradients: Gradients,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(state, batch, gradients, close)
-        self._buffers: Sequence[Batch] = ()
-        self._loss = torch.zeros((), device=gradients.device)
-        self._replay: Callable[[], None] | None = None
+    _replay: Callable[[], None] | None = None
 
     def step(self) -> Tensor:
         """One training step; its mean loss, in a tensor that the next step overwrites."""
         batches = self._next()
         if self._replay is None:
-            self._buffers = [clone(batch) for batch in batches]
+            self._batches = [clone(batch) for batch in batches]
+            self._buffers = tensors(self._batches)
+            self._loss = torch.zeros((), device=self.gradients.device)
             self._replay = self._capture()
-        for buffer, values in zip(tensors(self._buffers), tensors(list(batches)), strict=True):
+        for buffer, values in zip(self._buffers, tensors(list(batches)), strict=True):
             buffer.copy_(values)
         self.state.set_dropout()
         self.state.set_rates()
@@ -178,20 +152,20 @@ class Captured(Eager):
         self.state.step += 1
         return self._loss
 
-    def _work(self) -> None:
-        """What is captured."""
-        self._loss.copy_(self.gradients(self._buffers))
-        self.state.update()
-
     def _capture(self) -> Callable[[], None]:
         """Rehearse, undo, capture; returns what replays the work."""
+
+        def work() -> None:
+            self._loss.copy_(self.gradients(self._batches))
+            self.state.update()
+
         if can_compile(self.gradients.device):
             self.gradients.loss = torch.compile(self.gradients.loss, dynamic=False)
         if self.gradients.device.type == "cuda":
-            return capture(self._work, self.gradients.device, self.state.rehearsal())[0]
+            return capture(work, self.gradients.device, self.state.rehearsal())[0]
         with self.state.rehearsal():
-            self._work()
-        return self._work
+            work()
+        return work
 
 
 def can_compile(device: torch.device) -> bool:

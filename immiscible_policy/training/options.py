@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from immiscible_policy.cli import UNSAID, CommandError, Option, help_text, one_line, parse_range, split_words, unknown
 from immiscible_policy.extensions import defaults, describe, find_factory, registered
-from immiscible_policy.store.run import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
 from immiscible_policy.training.processes import process_group
 
 CLUSTERS = ("submitit", "ray")
@@ -198,18 +198,17 @@ class Schema(Generic[Config]):
         config.out = config.out or f"runs/{self._name(config, given)}"
         return config
 
-    def read(self, path: Path) -> Config:
-        """Read the resolved options of a run directory's `config.yaml`.
+    def read(self, run: RunDirectory) -> Config:
+        """Read the resolved options of a run directory.
 
         Raises:
-            CommandError: If the file is missing, damaged or of another version.
+            ValueError: If they are missing, damaged or of another version.
         """
+        values = run.config
         try:
-            return self.typed(yaml.safe_load(path.read_text()), {})
-        except FileNotFoundError:
-            raise CommandError(f"{path} is missing; is {path.parent} a run directory?") from None
-        except Exception as error:  # yaml has many
-            raise CommandError(f"{path} is damaged: {one_line(error)}") from None
+            return self.typed(values, {})
+        except (CommandError, OmegaConfBaseException) as error:
+            raise CommandError(f"the options of {run.path} are damaged: {one_line(error)}") from None
 
     def typed(self, values: Mapping[str, Any], given: Mapping[str, str]) -> Config:
         """Fill the schema; `given` are the words as typed, for messages."""

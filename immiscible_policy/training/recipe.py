@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from torch import nn
 
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.engine import Objective
 from immiscible_policy.training.options import Schema
 from immiscible_policy.training.state import TrainState
@@ -72,17 +72,12 @@ class Recipe(Protocol):
         """Lines that say what will happen, for people."""
         ...
 
-    def build(self, seed: int, directory: Path) -> Work:
-        """Build one seed.
-
-        Args:
-            seed: Training seed; weights and batches are functions of it.
-            directory: Where the seed keeps its results.
-        """
+    def build(self, seed: SeedDirectory) -> Work:
+        """Build one seed; weights and batches are functions of its number."""
         ...
 
     @staticmethod
-    def summarise(run: Path) -> str:
+    def summarise(run: RunDirectory) -> str:
         """Write the run's summary from what its seeds wrote, and return what to print."""
         ...
 

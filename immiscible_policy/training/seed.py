@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,36 +12,23 @@ import torch
 from immiscible_policy.capture import ALONE, use_device
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
-from immiscible_policy.store.checkpoint import alone, newest_checkpoint, save_checkpoint, tidy
-from immiscible_policy.store.metrics import MetricsFile
+from immiscible_policy.store.run import SeedDirectory
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import process_group
-from immiscible_policy.training.recipe import Listener, Recipe, Work
+from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.wandb_run import WandbRun
 
 
-def seed_directory(run: Path, seed: int) -> Path:
-    """Where a training seed keeps its results."""
-    return run / f"seed_{seed}"
-
-
-def is_finished(config: RunConfig, run: Path, seed: int) -> bool:
-    """Whether a seed has its last checkpoint."""
-    newest = newest_checkpoint(seed_directory(run, seed) / "checkpoints")
-    return newest is not None and newest.step >= config.steps
-
-
-def train_seed(recipe: Recipe, run: Path, seed: int, listen: Listener) -> TrainState:
+def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
     """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
 
     Of several processes that train it together, the first alone writes and says something.
 
     Args:
         recipe: What is trained.
-        run: The run directory.
-        seed: Training seed.
+        seed: The seed and where it keeps its results.
         listen: Receives what happens.
 
     Returns:
@@ -54,68 +41,41 @@ def train_seed(recipe: Recipe, run: Path, seed: int, listen: Listener) -> TrainS
     config: RunConfig = recipe.config
     torch.set_num_threads(config.threads or 1)
     use_device(config.device)
-    directory = seed_directory(run, seed)
-    checkpoints = directory / "checkpoints"
-    if process_group().rank > 0:
-        work, state = _build(recipe, directory, seed)
-        _train(config, work, state, lambda row: None, lambda state: {}, lambda state: None)
-        return state
-    with alone(directory):
-        work, state = _build(recipe, directory, seed)
-        listen({"event": "started", "seed": seed, "step": state.step})
-        metrics = MetricsFile(directory / "metrics.jsonl", state.step)
-        name, run_id = f"{run.name}-seed{seed}", f"{derive_seed(str(run.resolve()), seed):016x}"
-        wandb = WandbRun(config.wandb, directory, run_id, name, config.identity | {"train_seed": seed})
-        data_hash = recipe.data["content_hash"]
-        origin = {"seed": seed, "config": config.identity, "data_hash": data_hash, "versions": versions()}
+    first = process_group().rank == 0
+    with seed.lock() if first else nullcontext():
+        work = recipe.build(seed)
+        state = initial_state(config, work.model, seed.number)
+        newest = seed.newest()
+        if newest is not None:
+            state.restore(newest.step, newest.tensors)
+        cadence = Cadence(
+            config.steps, config.log_every, config.eval_every or config.checkpoint_every, config.checkpoint_every
+        )
+        run = partial(train, state, work.objective, cadence, precision=config.precision, engine=config.engine)
+        if not first:
+            run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None)
+            return state
+
+        listen({"event": "started", "seed": seed.number, "step": state.step})
+        metrics = seed.append_metrics(state.step)
+        name, run_id = f"{seed.run.name}-seed{seed.number}", derive_seed(str(seed.run.path.resolve()), seed.number)
+        wandb = WandbRun(config.wandb, seed.path, f"{run_id:016x}", name, config.identity | {"train_seed": seed.number})
+        origin = {"seed": seed.number, "config": config.identity, "data_hash": recipe.data["content_hash"]}
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)
             wandb.record(row)
-            listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed, **row})
+            listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed.number, **row})
 
         def save(state: TrainState) -> None:
-            metadata = work.metadata | origin | {"step": state.step}
-            save_checkpoint(checkpoints / f"step_{state.step:06d}", metadata, state.tensors())
-            tidy(checkpoints, config.keep, work.scores())
+            seed.save(work.metadata | origin | {"versions": versions(), "step": state.step}, state.tensors())
+            seed.tidy(config.keep, work.scores())
 
-        _train(config, work, state, record, work.evaluate, save)
+        run(record=record, evaluate=work.evaluate, save=save)
         metrics.close()
         wandb.close()
-        listen({"event": "finished", "seed": seed, "step": state.step})
+        listen({"event": "finished", "seed": seed.number, "step": state.step})
         return state
-
-
-def _build(recipe: Recipe, directory: Path, seed: int) -> tuple[Work, TrainState]:
-    """A seed's work, and its state as the newest checkpoint has it."""
-    work = recipe.build(seed, directory)
-    state = initial_state(recipe.config, work.model, seed)
-    newest = newest_checkpoint(directory / "checkpoints")
-    if newest is not None:
-        state.restore(newest.step, newest.tensors)
-    return work, state
-
-
-def _train(
-    config: RunConfig,
-    work: Work,
-    state: TrainState,
-    record: Callable[[dict[str, Any]], None],
-    evaluate: Callable[[TrainState], dict[str, Any]],
-    save: Callable[[TrainState], None],
-) -> None:
-    """Hand the work to the loop, as the options say."""
-    eval_every = config.eval_every or config.checkpoint_every
-    train(
-        state,
-        work.objective,
-        Cadence(config.steps, config.log_every, eval_every, config.checkpoint_every),
-        precision=config.precision,
-        record=record,
-        evaluate=evaluate,
-        save=save,
-        engine=config.engine,
-    )
 
 
 @contextmanager

@@ -21,15 +21,16 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
 from immiscible_policy.cli import run as run_command
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
-from immiscible_policy.training.seed import seed_directory, train_seed
+from immiscible_policy.training.seed import train_seed
 
 PIPED = "-"
 """Says to a worker that its recipe comes through its standard input."""
@@ -58,14 +59,9 @@ class Job(NamedTuple):
         return f"{self.run.name}/{self.seed}"
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> SeedDirectory:
         """Where the seed keeps its results."""
-        return seed_directory(self.run, self.seed)
-
-    @property
-    def events(self) -> Path:
-        """The file that a launched job appends its events to."""
-        return self.directory / "events.jsonl"
+        return RunDirectory(self.run).seed(self.seed)
 
 
 class Ending(NamedTuple):
@@ -80,13 +76,12 @@ class Ending(NamedTuple):
     killed: bool
 
 
-def train_seeds(recipe: Recipe, run: Path, seeds: list[int], listen: Listener) -> dict[int, str]:
+def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) -> dict[int, str]:
     """Train seeds, at most `config.parallel` at once: in processes on the CPU, in threads on a GPU.
 
     Args:
         recipe: What is trained.
-        run: The run directory.
-        seeds: Training seeds.
+        seeds: The seeds of its run.
         listen: Receives every seed's events; called from several threads.
 
     Returns:
@@ -99,32 +94,31 @@ def train_seeds(recipe: Recipe, run: Path, seeds: list[int], listen: Listener) -
             raise RuntimeError("stopped")
         listen(event)
 
-    def train_one(seed: int) -> str | None:
+    def train_one(seed: SeedDirectory) -> str | None:
         if config.device != "cpu":
-            return in_thread(recipe, run, seed, heard)
-        job = Job(recipe_name(type(recipe)), run, seed, config.wandb, Path.cwd())
+            return in_thread(recipe, seed, heard)
+        job = Job(recipe_name(type(recipe)), seed.run.path, seed.number, config.wandb, Path.cwd())
         return in_process(job, listen, recipe).failure
 
     with ThreadPoolExecutor(config.parallel) as pool:
         try:
-            return {seed: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
+            return {seed.number: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
         except KeyboardInterrupt:
             stopped.set()  # a thread cannot be killed; it ends with its next event
             raise
 
 
-def in_thread(recipe: Recipe, run: Path, seed: int, listen: Listener) -> str | None:
+def in_thread(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> str | None:
     """Train a seed in this thread and, on a GPU, a stream of its own; returns why it failed, or None."""
     try:
         use_device(recipe.config.device)
         with own_stream(recipe.config.device):
-            train_seed(recipe, run, seed, listen)
+            train_seed(recipe, seed, listen)
         return None
     except Exception as error:  # whatever it is, the other seeds go on
-        log_path = _log_path(seed_directory(run, seed))
-        with open(log_path, "a") as log:
+        with _log(seed, "a") as log:
             traceback.print_exc(file=log)
-        return f"seed {seed} failed: {one_line(error)} (see {log_path})"
+        return f"seed {seed.number} failed: {one_line(error)} (see {seed.log})"
 
 
 def own_stream(device: str) -> AbstractContextManager[object]:
@@ -140,9 +134,8 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
         listen: Receives its events.
         recipe: What is trained; None: the worker prepares it from the run's options.
     """
-    log_path = _log_path(job.directory)
     words = [job.recipe, str(job.run), str(job.seed), job.wandb, *([] if recipe is None else [PIPED])]
-    with open(log_path, "ab") as log:
+    with _log(job.directory, "ab") as log:
         begin = log.tell()
         worker = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, *words],
@@ -160,15 +153,16 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
         code = worker.wait()
     if code == 0:
         return Ending(None, False)
-    said = log_path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    said = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {log_path})", code < 0)
+    return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {job.directory.log})", code < 0)
 
 
-def _log_path(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / "log.txt"
+def _log(seed: SeedDirectory, mode: str) -> IO[Any]:
+    """A seed's log, open."""
+    seed.path.mkdir(parents=True, exist_ok=True)
+    return open(seed.log, mode)
 
 
 def _work(words: list[str]) -> None:
@@ -180,15 +174,16 @@ def _work(words: list[str]) -> None:
     # Events go to the pipe alone; whatever libraries print goes to the log.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    name, run, seed, wandb, *source = words
+    name, path, seed, wandb, *source = words
+    run = RunDirectory(path)
     if source == [PIPED]:
         recipe: Recipe = pickle.load(sys.stdin.buffer)
     else:
         kind = find_recipe(name)
-        config = kind.schema.read(Path(run) / "config.yaml")
+        config = kind.schema.read(run)
         config.wandb = wandb
         recipe = kind.prepare(config)
-    train_seed(recipe, Path(run), int(seed), lambda event: print(json.dumps(event), file=events))
+    train_seed(recipe, run.seed(int(seed)), lambda event: print(json.dumps(event), file=events))
 
 
 def _die_with_parent() -> None:

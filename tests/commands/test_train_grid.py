@@ -7,8 +7,11 @@ import yaml
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.recipes import robot
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.tasks import open_demonstrations
+from immiscible_policy.training import driver, workers
 from immiscible_policy.training.options import config_dir
 from tests.training.helpers import here, refused, tree, write_small_store
 
@@ -127,6 +130,28 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     assert result.stdout.count("finished already") == 2
     assert {arm: tree(tmp_path / "grid" / arm) for arm in before} == before
     assert "| linear | 0." in result.stdout and "incomplete" not in result.stdout
+
+
+def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch):
+    """Two arms of two seeds each: the store is opened by the check, and is gone when the workers start."""
+    store, opened = write_small_store(tmp_path / "small.zarr"), []
+
+    def counting(task, data):
+        opened.append(data)
+        return open_demonstrations(task, data)
+
+    def without_store(*arguments):
+        if store.exists():
+            store.rename(tmp_path / "away.zarr")
+        return workers.train_seeds(*arguments)
+
+    monkeypatch.setattr(robot, "open_demonstrations", counting)
+    monkeypatch.setattr(driver, "train_seeds", without_store)
+    words = ("experiment=ksweep", "arms=vanilla,linear", *TINY[:-1], "seed=0..1", f"data={store}")
+    result = here("train_policy.py", *words, f"out={tmp_path / 'grid'}")
+    assert result.returncode == 0, result.stderr
+    assert opened == [str(store)] and not store.exists()
+    assert json.loads((tmp_path / "grid/ksweep.json").read_text())["arms"]["linear"]["missing_seeds"] == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from immiscible_policy.recipes.image import ImageRecipe, first_share, image_spec
 from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.store.checkpoint import list_checkpoints, save_checkpoint
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.seed import initial_state, train_seed
 from tests.image.folders import write_images
 from tests.image.tiny import tiny_stable_diffusion
@@ -77,9 +78,9 @@ def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tm
         recipe = ImageRecipe.prepare(config)
         if name == "cut":
             with pytest.raises(Stopped):
-                train_seed(recipe, tmp_path / name, 0, stop)
+                train_seed(recipe, RunDirectory(tmp_path / name).seed(0), stop)
             assert len(list_checkpoints(tmp_path / name / "seed_0/checkpoints")) == 1
-        train_seed(recipe, tmp_path / name, 0, lambda event: None)
+        train_seed(recipe, RunDirectory(tmp_path / name).seed(0), lambda event: None)
         runs[name] = weights(tmp_path / name)
     assert runs["cut"] == runs["whole"]
 

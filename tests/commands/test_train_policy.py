@@ -117,8 +117,8 @@ def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store,
     (tmp_path / "seed_2").mkdir()
     with open(tmp_path / "seed_2" / ".lock", "w") as lock, ThreadPoolExecutor(3) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        train = partial(in_thread, recipe, tmp_path, listen=events.append)
-        failures = list(pool.map(train, (1, 2, 3)))
+        train = partial(in_thread, recipe, listen=events.append)
+        failures = list(pool.map(train, map(RunDirectory(tmp_path).seed, (1, 2, 3))))
     assert failures[0] is failures[2] is None and weights(tmp_path, 1) == weights(out, 1) != weights(tmp_path, 3)
     assert failures[1].startswith("seed 2 failed: ") and "another process" in failures[1]
     assert "another process" in (tmp_path / "seed_2" / "log.txt").read_text()

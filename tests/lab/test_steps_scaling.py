@@ -8,17 +8,21 @@ import torch
 
 from immiscible_policy.cli import parse
 from immiscible_policy.evaluation.agent import spec_metadata
+from immiscible_policy.image.data import load_cifar10
 from immiscible_policy.image.evaluation.frechet import feature_statistics
-from immiscible_policy.lab import image_models, scaling, steps
-from immiscible_policy.lab.image_models import ImageTraining, image_model, require_models, train_image_model
+from immiscible_policy.lab import scaling, steps
+from immiscible_policy.lab.image_models import ImageTraining, image_model, require_models
 from immiscible_policy.lab.layers import Batch, denoising, measure_layers, relative_error
 from immiscible_policy.lab.pixels import distance_to, pixel_features, tiled
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.store.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from immiscible_policy.recipes.image import ImageRecipe
+from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
+from immiscible_policy.training.driver import begin
 from tests.image.folders import write_images
 
 STD, DIMS = 0.3, 6
@@ -93,43 +97,23 @@ def test_pixel_features_are_averages_and_tiles_keep_their_places():
     assert [int(grid[row, column, 0]) for row in (9, 27) for column in (9, 27)] == [0, 255, 255, 0]
 
 
-def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(image_models, "CHECKPOINT_EVERY", 2)
-    training = replace(TINY, noise="knn", options={"k": 4})
-    train_image_model(tmp_path / "whole", images, training)
-
-    def stop_at_three(name, **options):
-        select = make_selector(name, **options)
-
-        def stopping(x, step, **given):
-            if step == 3:
-                raise KeyboardInterrupt
-            return select(x, step=step, **given)
-
-        return stopping
-
-    monkeypatch.setattr(image_models, "make_selector", stop_at_three)
-    with pytest.raises(KeyboardInterrupt):
-        train_image_model(tmp_path / "resumed", images, training)
-    assert newest_checkpoint(tmp_path / "resumed").step == 2
-    monkeypatch.setattr(image_models, "make_selector", make_selector)
-    with pytest.raises(ValueError, match="another data_hash"):
-        train_image_model(tmp_path / "resumed", images.flip(0), training)
-    train_image_model(tmp_path / "resumed", images, training)
-    for name in ("model", "ema", "optimizer"):
-        whole, resumed = (newest_checkpoint(tmp_path / run).tensors(name) for run in ("whole", "resumed"))
-        assert whole.keys() == resumed.keys()
-        assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
-
-
 def test_a_trained_model_is_kept_and_another_training_of_its_name_refused(tmp_path, cifar):
     first = image_model(tmp_path, cifar, TINY)
     again = image_model(tmp_path, tmp_path / "not read", TINY)
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
     assert not first.training
-    with pytest.raises(ValueError, match="another steps, lr"):
+    with pytest.raises(ValueError, match="another steps, lr, warmup_steps, eval_every"):
         image_model(tmp_path, cifar, replace(TINY, steps=8, lr=1e-4))
+
+
+def test_an_interrupted_training_goes_on(tmp_path, cifar):
+    training = replace(TINY, noise="knn", options={"k": 4})
+    whole = image_model(tmp_path / "whole", cifar, training)
+    config = training.config(tmp_path / "cut", cifar)
+    assert (config.noise["k"], config.warmup_steps, config.clip, config.seed) == (4, 3, None, "0")
+    begin(ImageRecipe, config)
+    resumed = image_model(tmp_path / "cut", cifar, training)
+    assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_steps_measures_what_the_models_predict(tmp_path, cifar, monkeypatch):
@@ -196,12 +180,12 @@ def test_models_that_cannot_be_had_are_refused_before_any_is_trained(tmp_path, c
         require_models(tmp_path, tmp_path / "nowhere", wanted)
     with pytest.raises(ValueError, match="another lr"):
         require_models(tmp_path, cifar, [wanted[0], replace(TINY, lr=1e-4)])
-    newest = newest_checkpoint(tmp_path / TINY.name)
+    newest = RunDirectory(tmp_path / TINY.name).seed(0).newest()
     (newest.path / "ema.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="corrupt"):
         require_models(tmp_path, cifar, wanted)
     save_checkpoint(newest.path, {"step": 6}, {})  # of something else
-    with pytest.raises(ValueError, match="another noise"):
+    with pytest.raises(ValueError, match="describes no image model"):
         require_models(tmp_path, cifar, wanted)
     assert sorted(each.name for each in tmp_path.iterdir()) == [TINY.name]
 
@@ -236,7 +220,7 @@ def test_scaling_compares_samples_with_real_images(tmp_path, cifar, monkeypatch)
     assert 0 < figures["frechet_floor"] < figures["frechet_plain_noise"]
     model = image_model(tmp_path, cifar, replace(TINY, data_std=2.0))
     start = torch.randn(200, 3, 16, 16, generator=scaling.torch_generator("cpu", "scaling", 0))
-    test = pixel_features(image_models.load_cifar10(cifar, "test", size=16).float() / 127.5 - 1)
+    test = pixel_features(load_cifar10(cifar, "test", size=16).float() / 127.5 - 1)
     expected = distance_to(feature_statistics(test), model.sample(start, model.choose(steps=2)).images)
     assert figures["rows"][1]["frechet"] == pytest.approx(expected, rel=1e-5)
     assert f"{expected:.2f}" in text

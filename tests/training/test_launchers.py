@@ -19,6 +19,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.display import FEW, Display
 from immiscible_policy.training.driver import begin, conclude, train_run
@@ -111,7 +112,7 @@ def test_a_grids_jobs_are_shown_together_and_what_fails_is_named_by_its_arm(untr
 def test_a_thousand_failures_are_no_longer_a_line_than_six():
     kind = type("Silent", (RobotRecipe,), {"summarise": staticmethod(lambda run: "")})
     with pytest.raises(CommandError) as caught:
-        conclude(kind, Path("run"), [f"seed {seed} failed" for seed in range(1000)])
+        conclude(kind, RunDirectory("run"), [f"seed {seed} failed" for seed in range(1000)])
     assert str(caught.value).endswith("seed 4 failed; and 995 more")
 
 
@@ -188,16 +189,16 @@ def test_where_it_runs_does_not_change_what_a_run_is():
 
 def new_job(tmp_path):
     job = Job("m:Class", tmp_path / "run", 3, "disabled", tmp_path)
-    job.directory.mkdir(parents=True)
+    job.directory.path.mkdir(parents=True)
     return job
 
 
 def test_events_are_shown_once_whole_and_to_the_last(tmp_path, monkeypatch):
     job, seen = new_job(tmp_path), []
-    job.events.write_text('{"event": "earlier"}\n')
+    job.directory.events.write_text('{"event": "earlier"}\n')
     display = type("Seen", (), {"show": staticmethod(seen.append)})
     monkeypatch.setattr(view, "LOOK_EVERY", 0.01)
-    with view.shown([job], display), open(job.events, "a") as events:
+    with view.shown([job], display), open(job.directory.events, "a") as events:
         for text in ('{"event": "a"}\n{"eve', 'nt": "b"}\n', '{"event": "to', '\n{"event": "c"}\n', '{"event": "d"'):
             events.write(text)
             events.flush()
@@ -214,7 +215,7 @@ def test_a_job_waits_for_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
         happened.append("released")
         fcntl.flock(lock, fcntl.LOCK_UN)
 
-    with open(job.directory / ".lock", "w") as lock:
+    with open(job.directory.path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Timer(0.2, release).start()
         jobs.train_job(job)

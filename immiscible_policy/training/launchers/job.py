@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 
 from immiscible_policy.cli import CommandError, one_line
-from immiscible_policy.store.checkpoint import alone
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.recipe import Recipe, recipe_name
-from immiscible_policy.training.seed import is_finished
 from immiscible_policy.training.workers import Ending, Job, in_process
 
 PATIENCE = 300.0
@@ -28,27 +27,26 @@ Outcomes = Iterator[tuple[Job, str | None]]
 def open_jobs(recipe: Recipe, seeds: Sequence[int]) -> list[Job]:
     """The jobs of a run, but for seeds that are finished."""
     config = recipe.config
-    run = Path(config.out).resolve()
-    jobs = (Job(recipe_name(type(recipe)), run, seed, config.wandb, Path.cwd()) for seed in seeds)
-    return [job for job in jobs if not is_finished(config, run, job.seed)]
+    run = RunDirectory(Path(config.out).resolve())
+    unfinished = [seed for seed in seeds if not run.seed(seed).is_finished(config.steps)]
+    return [Job(recipe_name(type(recipe)), run.path, seed, config.wandb, Path.cwd()) for seed in unfinished]
 
 
 def train_job(job: Job) -> Ending:
     """Run a job on this machine, in a process of its own, its events appended to its file."""
-    job.directory.mkdir(parents=True, exist_ok=True)
     _await_lock(job.directory)
-    with open(job.events, "a", buffering=1) as events:
+    with open(job.directory.events, "a", buffering=1) as events:
         events.write("\n")  # whoever wrote here before may have died within a line
 
         return in_process(job, lambda event: print(json.dumps(event), file=events))
 
 
-def _await_lock(directory: Path) -> None:
+def _await_lock(seed: SeedDirectory) -> None:
     """Wait until nobody trains a seed, or for so long that its worker may say that somebody does."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
-            with alone(directory):
+            with seed.lock():
                 return
         except CommandError:
             time.sleep(1)

@@ -49,7 +49,7 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
             try:
                 yield job, ray.get(ended)
             except ray.exceptions.RayError as error:
-                yield job, f"seed {job.seed} failed: {_last_line(str(error))} (see {job.directory})"
+                yield job, f"seed {job.seed} failed: {_last_line(str(error))} (see {job.directory.path})"
     finally:
         ray.shutdown()
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.workers import Job
@@ -18,7 +17,7 @@ LOOK_EVERY = 1.0
 @contextmanager
 def shown(jobs: Sequence[Job], display: Display) -> Iterator[None]:
     """A context in which a thread shows the events that jobs add, from now on to the last."""
-    seen = {job: _size(job.events) for job in jobs}
+    seen = {job: _size(job) for job in jobs}
     over = threading.Event()
 
     def watch() -> None:
@@ -36,30 +35,19 @@ def shown(jobs: Sequence[Job], display: Display) -> Iterator[None]:
 
 
 def _look(seen: dict[Job, int], display: Display) -> None:
-    """Show what has been added since the last look."""
+    """Show what has been added since the last look, up to the last line break."""
     for job, begin in seen.items():
-        if _size(job.events) > begin:
-            new = _whole_lines(job.events, begin)
-            seen[job] = begin + len(new)
-            for line in new.splitlines():
-                _show(job, line, display)
+        if _size(job) <= begin:
+            continue
+        with open(job.directory.events, "rb") as file:
+            file.seek(begin)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        seen[job] = begin + len(whole) + len(newline)
+        for line in whole.splitlines():
+            with suppress(ValueError):  # empty, or torn by the death of the machine that wrote it
+                display.show(json.loads(line) | {"seed": job.name})
 
 
-def _show(job: Job, line: bytes, display: Display) -> None:
-    try:
-        event = json.loads(line)
-    except ValueError:  # empty, or torn by the death of the machine that wrote it
-        return
-    display.show(event | {"seed": job.name})
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _whole_lines(path: Path, begin: int) -> bytes:
-    """What a file holds from a position on, up to its last line break."""
-    with open(path, "rb") as file:
-        file.seek(begin)
-        new = file.read()
-    return new[: new.rfind(b"\n") + 1]
+def _size(job: Job) -> int:
+    events = job.directory.events
+    return events.stat().st_size if events.exists() else 0

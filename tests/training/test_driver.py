@@ -1,0 +1,91 @@
+"""The driver trains whatever is a recipe: prepared once, here or in processes, resumed, refused in one line."""
+
+import pytest
+import torch
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.training.driver import train_run
+from immiscible_policy.training.recipe import find_recipe, recipe_name
+from tests.training.toy_recipe import WORDS, ToyRecipe
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "points").touch()
+    return tmp_path / "points"
+
+
+def train(data, out, *words, **options):
+    train_run(ToyRecipe, compose_config([*WORDS, f"data={data}", f"out={out}", *words]), **options)
+    return RunDirectory(out)
+
+
+def weights(run, seed):
+    newest = run.seed(seed).newest()
+    return newest.step, {name: newest.tensors(name) for name in ("model", "ema", "optimizer")}
+
+
+def same(one, other):
+    (step, ours), (other_step, theirs) = one, other
+    return step == other_step and all(
+        torch.equal(ours[kind][name], theirs[kind][name]) for kind in ours for name in ours[kind]
+    )
+
+
+def test_a_recipe_is_found_by_its_name():
+    assert recipe_name(ToyRecipe) == "tests.training.toy_recipe:ToyRecipe"
+    assert find_recipe(recipe_name(ToyRecipe)) is ToyRecipe
+
+
+def test_seeds_in_processes_share_one_preparation_and_equal_seeds_alone(data, tmp_path, capsys):
+    together = train(data, tmp_path / "together", "seed=0..2", "parallel=3")
+    assert data.read_text() == "prepared\n"
+    assert together.summary["slopes"].keys() == {"0", "1", "2"} and "3 lines" in capsys.readouterr().out
+    alone = train(data, tmp_path / "alone", "seed=1")
+    assert same(weights(alone, 1), weights(together, 1)) and not same(weights(alone, 1), weights(together, 2))
+    assert "slope" in capsys.readouterr().out
+
+
+def test_launched_jobs_prepare_for_themselves_and_equal_the_others(data, tmp_path):
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    launched = train(data, tmp_path / "launched", "seed=0..1", "launcher=joblib", "parallel=2")
+    assert data.read_text() == 3 * "prepared\n"  # the check, and a job for each seed
+    assert same(weights(launched, 1), weights(train(data, tmp_path / "alone", "seed=1"), 1))
+
+
+def test_a_recipe_that_exists_is_not_prepared_again(data, tmp_path):
+    config = compose_config([*WORDS, f"data={data}", f"out={tmp_path / 'run'}"])
+    recipe = ToyRecipe.prepare(config)
+    train_run(ToyRecipe, config, lambda: recipe)
+    assert data.read_text() == "prepared\n" and RunDirectory(tmp_path / "run").is_finished()
+
+
+def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
+    run = train(data, tmp_path / "run")
+    data.unlink()
+    train(data, tmp_path / "run", "resume=true")
+    assert "finished already" in capsys.readouterr().out and run.is_finished()
+    with pytest.raises(CommandError, match="holds a run already; continue it with resume=true"):
+        train(data, tmp_path / "run")
+    with pytest.raises(CommandError, match="batch_size=5 differs from the run in"):
+        train(data, tmp_path / "run", "resume=true", "batch_size=5")
+
+
+def test_what_a_recipe_refuses_creates_nothing(tmp_path):
+    for words in ((), ("seed=0..1",), ("dry_run=true",)):
+        with pytest.raises(ValueError, match="there is nothing"):
+            train(tmp_path / "nowhere", tmp_path / "run", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_seeds_failure_is_named_and_the_others_are_trained(data, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    whole = train(data, tmp_path / "whole", "seed=0..1")
+    train(data, run.path, "seed=0..1")
+    for seed in (0, 1):
+        (run.seed(seed).newest().path / "metadata.json").unlink()
+    with run.seed(0).lock(), pytest.raises(CommandError, match=r"^seed 0 failed \(exit code 2\): .* another process"):
+        train(data, run.path, "seed=0..1", "resume=true")
+    assert same(weights(run, 1), weights(whole, 1)) and run.seed(0).newest().step == 4
