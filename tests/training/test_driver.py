@@ -1,5 +1,7 @@
 """The driver trains whatever is a recipe: prepared once, here or in processes, resumed, refused in one line."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -15,6 +17,14 @@ from tests.training.toy_recipe import WORDS, ToyRecipe
 def data(tmp_path):
     (tmp_path / "points").touch()
     return tmp_path / "points"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Two seeds, each in a process of its own, and the data that they were prepared from."""
+    place = tmp_path_factory.mktemp("together")
+    (place / "points").touch()
+    return train(place / "points", place / "run", "seed=0..1", "parallel=2"), place / "points"
 
 
 def train(data, out, *words, **options):
@@ -39,20 +49,20 @@ def test_a_recipe_is_found_by_its_name():
     assert find_recipe(recipe_name(ToyRecipe)) is ToyRecipe
 
 
-def test_seeds_in_processes_share_one_preparation_and_equal_seeds_alone(data, tmp_path, capsys):
-    together = train(data, tmp_path / "together", "seed=0..2", "parallel=3")
-    assert data.read_text() == "prepared\n"
-    assert together.summary["slopes"].keys() == {"0", "1", "2"} and "3 lines" in capsys.readouterr().out
+def test_seeds_in_processes_share_one_preparation_and_equal_a_seed_alone(together, data, tmp_path, capsys):
+    run, prepared = together
+    assert prepared.read_text() == "prepared\n" and run.summary["slopes"].keys() == {"0", "1"}
     alone = train(data, tmp_path / "alone", "seed=1")
-    assert same(weights(alone, 1), weights(together, 1)) and not same(weights(alone, 1), weights(together, 2))
-    assert "slope" in capsys.readouterr().out
+    assert same(weights(alone, 1), weights(run, 1)) and not same(weights(alone, 1), weights(run, 0))
+    said = capsys.readouterr().out
+    assert "data:   four points" in said and "slope " in said and said.endswith("\n1 lines\n")
 
 
-def test_launched_jobs_prepare_for_themselves_and_equal_the_others(data, tmp_path):
+def test_a_launched_job_prepares_for_itself_and_equals_the_others(together, data, tmp_path):
     pytest.importorskip("joblib", reason="joblib is not installed")
-    launched = train(data, tmp_path / "launched", "seed=0..1", "launcher=joblib", "parallel=2")
-    assert data.read_text() == 3 * "prepared\n"  # the check, and a job for each seed
-    assert same(weights(launched, 1), weights(train(data, tmp_path / "alone", "seed=1"), 1))
+    launched = train(data, tmp_path / "launched", "seed=1", "launcher=joblib")
+    assert data.read_text() == 2 * "prepared\n"  # the check, and the job
+    assert same(weights(launched, 1), weights(together[0], 1))
 
 
 def test_a_recipe_that_exists_is_not_prepared_again(data, tmp_path):
@@ -69,8 +79,8 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out and run.is_finished()
     with pytest.raises(CommandError, match="holds a run already; continue it with resume=true"):
         train(data, tmp_path / "run")
-    with pytest.raises(CommandError, match="batch_size=5 differs from the run in"):
-        train(data, tmp_path / "run", "resume=true", "batch_size=5")
+    with pytest.raises(CommandError, match="lr=0.5 differs from the run in"):
+        train(data, tmp_path / "run", "resume=true", "lr=0.5")
 
 
 def test_what_a_recipe_refuses_creates_nothing(tmp_path):
@@ -80,12 +90,11 @@ def test_what_a_recipe_refuses_creates_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_seeds_failure_is_named_and_the_others_are_trained(data, tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    whole = train(data, tmp_path / "whole", "seed=0..1")
-    train(data, run.path, "seed=0..1")
+def test_one_seeds_failure_is_named_and_the_others_are_trained(together, tmp_path):
+    whole, _ = together
+    run = RunDirectory(shutil.copytree(whole.path, tmp_path / "run"))
     for seed in (0, 1):
         (run.seed(seed).newest().path / "metadata.json").unlink()
     with run.seed(0).lock(), pytest.raises(CommandError, match=r"^seed 0 failed \(exit code 2\): .* another process"):
-        train(data, run.path, "seed=0..1", "resume=true")
+        train(whole.config["data"], run.path, "seed=0..1", "resume=true")
     assert same(weights(run, 1), weights(whole, 1)) and run.seed(0).newest().step == 4

@@ -66,7 +66,8 @@ class ToyRecipe:
     def build(self, seed) -> Work:
         with weights_of(seed.number):
             model = torch.nn.Linear(1, 1)
-        return Work(model, Line(model, seed.number), {"line": True}, lambda state: {"slope": float(model.weight)}, dict)
+        objective = Line(model, seed.number)
+        return Work(model, objective, {"line": True}, lambda state: {"slope": model.weight.item()}, dict)
 
     @staticmethod
     def summarise(run) -> str:
