@@ -130,12 +130,6 @@ class RobotRecipe:
     """
 
     schema: ClassVar = SCHEMA
-    shown: ClassVar = {
-        "coverage": "coverage {:.3f}",
-        "reward": "reward {:.3f}",
-        "success": "success {:.0%}",
-        "episodes": "({} starts)",
-    }
 
     config: TrainConfig
     windows: Data
@@ -158,7 +152,7 @@ class RobotRecipe:
             ValueError: If a setting or the data is unusable; one line says which.
         """
         _check_method(config)
-        solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
+        solver = Solver(str(config.solver), config.sampling_steps or Solver.steps, config.spacing, config.eta)
         layout = Layout(config.horizon, config.obs_steps, config.action_steps)
         starts = find_task(**config.task).starts(config.starts, config.episodes)
         data = load(DataOptions(
@@ -198,6 +192,12 @@ class RobotRecipe:
         """What provenance says of the demonstrations."""
         path, digest, episodes, *_ = self.windows
         return {"path": str(path), "content_hash": digest, "episodes": episodes}
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The task's metrics, and how many starts they are means over."""
+        metrics = [metric.name for metric in find_task(**self.config.task).metrics if metric.summarised]
+        return {name: f"{name} {{:.3f}}" for name in metrics} | {"episodes": "({} starts)"}
 
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
