@@ -152,7 +152,7 @@ class RobotRecipe:
             ValueError: If a setting or the data is unusable; one line says which.
         """
         _check_method(config)
-        solver = Solver(str(config.solver), config.sampling_steps or Solver.steps, config.spacing, config.eta)
+        solver = Solver(str(config.solver), config.sampling_steps or 10, config.spacing, config.eta)
         layout = Layout(config.horizon, config.obs_steps, config.action_steps)
         starts = find_task(**config.task).starts(config.starts, config.episodes)
         data = load(DataOptions(
