@@ -30,6 +30,7 @@ from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import finite, write_result
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import summarised
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,7 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     paired = list(of_a) == list(of_b)
     results = [
         _result(metric.name, kind, values_a, values_b, paired)
-        for metric in a.metrics
-        if metric.summarised
+        for metric in summarised(a.task)
         for kind, values_a, values_b in _readings(a, b, of_a, of_b, metric.name)
     ]
     notes = [
@@ -194,7 +194,7 @@ def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunD
         b: Run B.
     """
     runs = {f"A {_name(comparison.a)}": a, f"B {_name(comparison.b)}": b}
-    shown = [metric for metric in a.metrics if metric.summarised][:2]
+    shown = summarised(a.task)[:2]
     names = {metric.name for metric in shown}
     picture = learning_curves(
         {label: scores(run.episodes()) for label, run in runs.items()},

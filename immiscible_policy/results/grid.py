@@ -24,7 +24,7 @@ from immiscible_policy.results.plots import arms_figure, learning_curves, select
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import write_result
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric
+from immiscible_policy.tasks import summarised
 
 SHARES = (0.80, 0.90, 0.95)
 AUDIT = ("noise/distance_percent", "noise/correlation", "noise/prior_shift", "noise/squared_norm")
@@ -72,13 +72,9 @@ def _scores(run: RunDirectory, seeds: Sequence[int]) -> dict[int, Scores]:
     return {seed: found for seed, found in scores(run.episodes()).items() if seed in seeds}
 
 
-def _summarised(run: RunDirectory) -> list[Metric]:
-    return [metric for metric in run.metrics if metric.summarised]
-
-
 def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str) -> Figure:
     """Learning curves of a few arms; of more than there are colours, their scores and differences."""
-    metrics = _summarised(runs[next(iter(tables))])
+    metrics = summarised(runs[next(iter(tables))].task)
     if len(tables) <= len(COLOURS) or first not in tables:
         shown = dict(list(tables.items())[: len(COLOURS)])
         return learning_curves(shown, metrics[:2], selectors={arm: selector_of(runs[arm]) for arm in shown})
@@ -99,7 +95,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
 
 def _arm(run: RunDirectory, found: Table, first: Table | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
-    metrics = [metric.name for metric in _summarised(run)]
+    metrics = [metric.name for metric in summarised(run.task)]
     values = {metric: {kind: stacked(found, metric, kind) for kind in KINDS} for metric in metrics}
     arm: Document = {
         "missing_seeds": [],

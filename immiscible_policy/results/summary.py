@@ -25,7 +25,7 @@ from immiscible_policy.evaluation.statistics import (
 from immiscible_policy.results import interval
 from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric
+from immiscible_policy.tasks import Metric, summarised
 
 
 def summarize(run: RunDirectory) -> dict[str, Any]:
@@ -86,7 +86,7 @@ Brackets: 95 % intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"
 
 
 def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
-    return {metric.name: _metric_block(run, by_seed, metric) for metric in run.metrics if metric.summarised}
+    return {metric.name: _metric_block(run, by_seed, metric) for metric in summarised(run.task)}
 
 
 def _metric_block(run: RunDirectory, by_seed: Table, metric: Metric) -> dict[str, Any]:

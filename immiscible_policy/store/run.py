@@ -119,8 +119,7 @@ class RunDirectory:
     @property
     def provenance(self) -> dict[str, Any]:
         """What `provenance.json` records; empty where there is none."""
-        file = self.path / PROVENANCE
-        return json.loads(file.read_text()) if file.exists() else {}
+        return _read_json(self.path / PROVENANCE) or {}
 
     @property
     def data_hash(self) -> str | None:
@@ -245,8 +244,7 @@ class RunDirectory:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The content of `summary.json`, if it was written."""
-        file = self.path / SUMMARY
-        return json.loads(file.read_text()) if file.exists() else None
+        return _read_json(self.path / SUMMARY)
 
     def write_summary(self, summary: Mapping[str, Any], text: str | None = None) -> None:
         """Write what the run came to, for programs and, where there is a text, for people."""
@@ -368,6 +366,13 @@ class SeedDirectory:
         return sorted(paths, key=lambda path: int(path.name.removeprefix(STEP)))
 
 
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text()) if file.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({one_line(error)}); restore it, or delete it") from None
+
+
 def runs_in(directory: Path) -> list[RunDirectory]:
     """The runs that lie in a directory, by name."""
     return [RunDirectory(file.parent) for file in sorted(directory.glob(f"*/{CONFIG}"))]
@@ -375,8 +380,6 @@ def runs_in(directory: Path) -> list[RunDirectory]:
 
 def run_of(checkpoint: Path) -> SeedDirectory | None:
     """The seed of a run that a checkpoint lies in; None for one that lies elsewhere."""
-    parents = checkpoint.absolute().parents
-    if len(parents) < 3 or parents[0].name != CHECKPOINTS or not parents[1].name.startswith(SEED):
-        return None
-    run = RunDirectory(parents[2])
-    return run.seed(int(parents[1].name.removeprefix(SEED))) if run.exists else None
+    seed = checkpoint.absolute().parent.parent
+    run, number = RunDirectory(seed.parent), seed.name.removeprefix(SEED)
+    return run.seed(int(number)) if number.isdecimal() and run.exists else None

@@ -8,7 +8,9 @@ from immiscible_policy.tasks.task import (
     find_task,
     open_demonstrations,
     primary,
+    summarised,
     task_windows,
 )
 
-__all__ = ["Metric", "Observed", "Task", "Ways", "find_task", "open_demonstrations", "primary", "task_windows"]
+__all__ = ["Metric", "Observed", "Task", "Ways", "find_task", "open_demonstrations", "primary", "summarised",
+           "task_windows"]  # fmt: skip

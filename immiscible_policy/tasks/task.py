@@ -245,9 +245,14 @@ class Task(Protocol):
         raise ValueError(f"task={self.name} cannot be drawn: it has no renderer")
 
 
+def summarised(task: Task) -> list[Metric]:
+    """The metrics that summaries and comparisons show, the primary one first."""
+    return [metric for metric in task.metrics if metric.summarised]
+
+
 def primary(task: Task) -> Metric:
     """The metric that checkpoints are chosen by and runs are compared on."""
-    return next(metric for metric in task.metrics if metric.summarised)
+    return summarised(task)[0]
 
 
 def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstrations:

@@ -138,6 +138,9 @@ def test_the_origin_names_no_place(tmp_path: Path) -> None:
     assert run.origin == {"command": "python a.py out=c", "data": data | {"path": "demos.zarr"}}
     assert run.settings == {"data": "of content c0ffeec0ffee", "lr": 1} and run.data_hash == "c0ffee" * 8
     assert write_run(tmp_path / "bare", half).origin == {}
+    (run.path / "provenance.json").write_text("{")
+    with pytest.raises(ValueError, match="provenance.json is damaged"):
+        run.origin  # noqa: B018
 
 
 def test_metrics_drop_a_torn_line_and_the_future_of_a_resumed_run(tmp_path: Path) -> None:

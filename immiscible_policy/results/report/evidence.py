@@ -17,7 +17,7 @@ from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, Task
+from immiscible_policy.tasks import Metric, Task, summarised
 
 AUDIT = "noise/"
 
@@ -83,7 +83,7 @@ class Evidence:
     @property
     def metrics(self) -> list[Metric]:
         """The metrics that the task summarises, the primary one first."""
-        return [metric for metric in self.task.metrics if metric.summarised]
+        return summarised(self.task)
 
     @property
     def colours(self) -> dict[str, str]:
