@@ -43,7 +43,7 @@ class ImageRecipe:
         config: The resolved options.
         images: The training images.
         spec: The model's sizes.
-        parameters: Of the network that trains.
+        parameters: Number of parameters that train.
         noise: How the noise is chosen.
     """
 
