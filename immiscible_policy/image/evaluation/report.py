@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,17 @@ from immiscible_policy.results.interval import text
 from immiscible_policy.results.plots import Curve
 from immiscible_policy.results.report.charts import Chart
 from immiscible_policy.results.report.page import fill
-from immiscible_policy.results.report.tables import PageTable, Rows
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import origin_here, write_result
 from immiscible_policy.store.atomic import write_atomically
+
+
+class Columns(NamedTuple):
+    """A table of text: what it shows, its header, its rows."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -130,11 +137,11 @@ def as_json(results: ImageResults) -> dict[str, Any]:
 def markdown(results: ImageResults) -> str:
     """The results as Markdown."""
     lines = "\n".join(f"- {fact}" for fact in facts(results))
-    parts = [f"# {results.title}", lines, *map(_markdown_table, tables(results))]
+    parts = [f"# {results.title}", lines, *(table(shown.header, shown.rows) for shown in tables(results))]
     if len(results.rows) > 1:
         shown = against_table(results)
         verdicts = "\n".join(f"- {line}" for line in sentences(results))
-        parts += [f"## {shown.caption}", _markdown_table(shown), verdicts]
+        parts += [f"## {shown.caption}", table(shown.header, shown.rows), verdicts]
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,9 +187,9 @@ def facts(results: ImageResults) -> list[str]:
     ]
 
 
-def tables(results: ImageResults) -> list[PageTable]:
+def tables(results: ImageResults) -> list[Columns]:
     """The last and the smallest distance of each run, and all of them by step."""
-    rows: Rows = []
+    rows: list[list[str]] = []
     for label, seeds in results.seeds.items():
         last = results.curves[label].steps[-1]
         smallest = over_seeds(np.array([best(distances)[0] for distances in seeds.values()]))
@@ -191,16 +198,16 @@ def tables(results: ImageResults) -> list[PageTable]:
         rows.append([label, str(len(seeds)), text(results.curves[label].means[-1]), text(smallest), spoken])
     columns = ["run", "seeds", "last checkpoint [95 %]", "smallest per seed [95 %]", "CLIPScore, last"]
     by_run = [dict(zip(curve.steps, curve.means, strict=True)) for curve in results.curves.values()]
-    by_step: Rows = [
+    by_step: list[list[str]] = [
         [f"{step:,}", *(text(means.get(step)) or "-" for means in by_run)] for step in sorted(set().union(*by_run))
     ]
     heads = ["step", *(f"{label} [95 %]" for label in results.curves)]
-    return [PageTable(results.title, columns, rows), PageTable(f"{results.title} at each checkpoint", heads, by_step)]
+    return [Columns(results.title, columns, rows), Columns(f"{results.title} at each checkpoint", heads, by_step)]
 
 
-def against_table(results: ImageResults) -> PageTable:
+def against_table(results: ImageResults) -> Columns:
     """Differences from the first run, and how much sooner its best distance was reached."""
-    rows: Rows = [
+    rows: list[list[str]] = [
         [
             label,
             f"{text(found.difference, '+.3f')} at {found.step:,}",
@@ -212,7 +219,7 @@ def against_table(results: ImageResults) -> PageTable:
     ]
     differences = ["difference, last [95 %]", "difference, smallest [95 %]"]
     columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95 %]"]
-    return PageTable(f"Against {next(iter(results.rows))}", columns, rows)
+    return Columns(f"Against {next(iter(results.rows))}", columns, rows)
 
 
 def sentences(results: ImageResults) -> list[str]:
@@ -239,7 +246,3 @@ def sentence(label: str, first: str, found: Against) -> str:
         verdict = "later, 1 is not in the interval" if late else "no difference detected, 1 is in the interval"
     what = f"speed-up to the best of {first} (its steps over those of {label}, geometric mean over seeds)"
     return f"{label}: {what} {text(found.speedup, '.2f')}; {verdict}."
-
-
-def _markdown_table(shown: PageTable) -> str:
-    return table(shown.columns, [[str(cell) for cell in row] for row in shown.rows])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text as Label
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from immiscible_policy.palette import DASHES, GREY, GRID, INK, panels
+from immiscible_policy.palette import BASELINE, DASHES, GREY, GRID, INK, colours, panels
 from immiscible_policy.results.plots import draw_curves, title_of
 from immiscible_policy.results.report.evidence import Contrast, Evidence, by_start
 from immiscible_policy.results.report.words import signed
@@ -89,6 +89,11 @@ def start_chart(evidence: Evidence, contrast: Contrast) -> Chart:
     description = f"{title}. {a} is higher at {higher} of {len(ordered)} starts; differences run from "
     description += f"{signed(values[0])} to {signed(values[-1])}."
     return Chart(title, figure, description, {f"{name} is higher": (evidence.colours[name], "") for name in (a, b)})
+
+
+def share_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each behaviour; the last one stands for undecided rollouts and is grey."""
+    return colours(names[:-1]) | {names[-1]: BASELINE}
 
 
 def svg(chart: Chart, prefix: str) -> Markup:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from immiscible_policy.evaluation.scores import Scores, scores
-from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
+from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
@@ -42,6 +42,22 @@ class ReportedRun:
     gaps: list[str]
     audits: dict[int, dict[str, float]]
     modes: dict[str, Any]
+
+    def mean(self, metric: Metric) -> Interval:
+        """A metric, mean over the last checkpoints, with its interval."""
+        return mean_interval(np.stack([table.last10(metric.name) for table in self.scores.values()]))
+
+    @property
+    def audited(self) -> dict[str, Interval]:
+        """What the audits measured, mean over seeds."""
+        keys = dict.fromkeys(key for audit in self.audits.values() for key in audit if key != "step")
+        values = {key: [audit[key] for audit in self.audits.values() if key in audit] for key in keys}
+        return {key: mean_interval(np.array(of_key)[:, None]) for key, of_key in values.items()}
+
+    @property
+    def audited_steps(self) -> str:
+        """The steps of the audits."""
+        return " and ".join(sorted({f"{audit['step']:,}" for audit in self.audits.values()}))
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,10 @@ class Evidence:
     def metrics(self) -> list[Metric]:
         """The metrics that the task summarises, the primary one first."""
         return summarised(self.task)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of a name."""
+        return next(metric for metric in self.metrics if metric.name == name)
 
     @property
     def colours(self) -> dict[str, str]:
@@ -224,7 +244,7 @@ def _modes(run: RunDirectory) -> dict[str, Any]:
         content = json.loads(file.read_text()) if file.exists() else {"arms": []}
         for arm in content["arms"]:
             if arm["name"] == run.name:
-                return arm | {"names": content["modes"]}
+                return arm | {"names": content["modes"], "demonstrated": tuple(arm["demonstrated"])}
     return {}
 
 

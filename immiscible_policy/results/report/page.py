@@ -11,12 +11,17 @@ from typing import Any
 import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from immiscible_policy.results.report import charts, tables, words
-from immiscible_policy.results.report.evidence import Evidence, differing_settings, gather
+from immiscible_policy.evaluation.scores import LAST
+from immiscible_policy.evaluation.statistics import Interval
+from immiscible_policy.results.interval import brackets
+from immiscible_policy.results.plots import title_of
+from immiscible_policy.results.report import charts, words
+from immiscible_policy.results.report.evidence import Evidence, by_start, differing_settings, gather
 from immiscible_policy.results.report.rollouts import roll_out
 from immiscible_policy.results.writer import origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import Metric
 
 PACKAGE = "immiscible_policy.results.report"
 
@@ -55,7 +60,8 @@ def render(evidence: Evidence, origin: Mapping[str, Any], videos: int) -> str:
     return fill(
         "report.html",
         charts=charts,
-        tables=tables,
+        by_start=by_start,
+        LAST=LAST,
         words=words,
         title=words.title(evidence),
         description=words.headline(evidence),
@@ -80,9 +86,23 @@ def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
     loader = ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
+        "spoken": lambda name: name.replace("_", " "),
+        "title_of": title_of,
+        "number": _number,
+        "brackets": _brackets,
+        "reach": words.reach,
         "svg": lambda chart: charts.svg(chart, f"chart{next(numbers)}-"),
         "base64": lambda content: base64.b64encode(content).decode(),
         "yaml": lambda values: yaml.safe_dump(values, sort_keys=False),
         "listed": lambda values: ", ".join(f"{key} {words.setting(value)}" for key, value in values.items()),
     }
     return environment.get_template(template).render(content)
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    return words.minus(f"{value:{form}}")
+
+
+def _brackets(interval: Interval, form: str = ".3f", metric: Metric | None = None) -> str:
+    """An interval alone, cut to the metric's range."""
+    return words.minus(brackets(interval, form, None if metric is None else (metric.low, metric.high)))

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from immiscible_policy.evaluation.scores import LAST
-from immiscible_policy.evaluation.statistics import SignTest, count, mean_interval
-from immiscible_policy.results.compare import Comparison
+from immiscible_policy.evaluation.statistics import SignTest, count
+from immiscible_policy.results.compare import Comparison, Result
 from immiscible_policy.results.interval import brackets
 from immiscible_policy.results.report.evidence import Contrast, Evidence
 
@@ -37,7 +35,7 @@ def headline(evidence: Evidence) -> str:
     """The verdict on all runs."""
     if not evidence.contrasts:
         run, metric = evidence.reference, evidence.metrics[0]
-        mean = mean_interval(np.stack([table.last10(metric.name) for table in run.scores.values()]))
+        mean = run.mean(metric)
         ends = brackets(mean, cut=(metric.low, metric.high)).strip("[]").replace(", ", " to ")
         ends = ends and f" (95 % interval {ends})"
         return f"{run.name}: mean {evidence.task.measured} {mean.estimate:.3f}{ends}, {mean.meaning}."
@@ -122,6 +120,18 @@ def won(test: SignTest, what: str) -> str:
     """A sign test in words: how often A is higher."""
     ties = f", {test.ties} ties" if test.ties else ""
     return f"higher in {test.wins} of {test.wins + test.losses + test.ties} {what}{ties} (sign test, {p_value(test.p)})"
+
+
+def needed(result: Result) -> str:
+    """How many starts, or how many seeds, would exclude 0."""
+    sizes = (result.needed.starts, result.needed.seeds)
+    return ", ".join("unknown" if math.isnan(n) else "never" if math.isinf(n) else f"{n:,.0f}" for n in sizes)
+
+
+def reach(results: Sequence[Result]) -> float:
+    """The value at the right end of bars that show the intervals of these differences."""
+    ends = [abs(end) for result in results for end in (result.difference.low, result.difference.high)]
+    return 1.05 * max([1e-3, *(end for end in ends if not math.isnan(end))])
 
 
 def p_value(p: float) -> str:
