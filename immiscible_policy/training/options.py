@@ -123,19 +123,32 @@ class Part:
         plain = {key: value for key, value in found.items() if value is None or isinstance(value, str | float | int)}
         return plain | read_file(f"{self.word}/{name}")
 
-    def choose(self, name: str, given: Mapping[str, str]) -> dict[str, Any]:
-        """`name` and options as config.yaml holds them; the constructor checks them later.
+    def choose(self, default: Mapping[str, Any], name: str | None, words: dict[str, str]) -> dict[str, Any]:
+        """`name` and options as config.yaml holds them; the constructor checks their values later.
+
+        Args:
+            default: What holds if no word says otherwise.
+            name: What the word names, or None.
+            words: Further words and their texts; those that are this part's are taken out.
 
         Raises:
-            CommandError: For an option that is not one of the part's.
+            CommandError: For an option that is not the part's, or given twice.
         """
-        factory = find_factory(self.word, self.group, name, self.built_in)
-        known = list(defaults(factory))
-        for key, text in given.items():
+        chosen, own = name or str(default["name"]), {}
+        known = defaults(find_factory(self.word, self.group, chosen, self.built_in))
+        bare = known.keys() | {key for sibling in self.built_in for key in self.options(sibling)} if self.bare else ()
+        for key in list(words):
+            word, _, option = key.rpartition(".")
+            if word == self.word or (not word and option in bare):
+                if option in own:
+                    raise CommandError(f"{option}= is given twice (it is {self.word}.{option}=)")
+                own[option] = words.pop(key)
+        for key, text in own.items():
             if key not in known:
                 takes = f"it takes {', '.join(known)}" if known else "it takes no options"
-                raise CommandError(f"{key}={text}: {self.word}={name} has no {key}; {takes}")
-        return {"name": name, **self.options(name), **{key: read_value(key, text) for key, text in given.items()}}
+                raise CommandError(f"{key}={text}: {self.word}={chosen} has no {key}; {takes}")
+        values = {key: read_value(key, text) for key, text in own.items()}
+        return {"name": chosen} | self.options(chosen) | (dict(default) if name is None else {}) | values
 
     def help(self, name: str, taken: Collection[str]) -> dict[str, Option]:
         """The options of a built-in name for `--help`; those whose bare word is taken are written with the dot."""
@@ -247,7 +260,8 @@ class Schema(Generic[Config]):
         """Words that hold several values (`k=2,4`) where a single one has no comma, and these values."""
         several = {}
         for key, text in given.items():
-            free = self._is_text(key) and "choices" not in self.fields[key].metadata
+            of = self.fields.get(key)
+            free = of is not None and of.type.startswith("str") and "choices" not in of.metadata
             if "," in text and not free and not text.startswith(("[", "{")):
                 several[key] = text.split(",")
         return several
@@ -255,64 +269,37 @@ class Schema(Generic[Config]):
     def _composed(self, given: Mapping[str, str]) -> Config:
         """The resolved options of words."""
         base = read_file(COMMON) | read_file(self.base)
-        asked = {**base, **given}
-        device = resolve_device(str(asked["device"]), str(asked["launcher"]))
-        preset = {"scale": "cpu" if device == "cpu" else "paper"} | dict(given)
-        chosen: dict[str, dict[str, str]] = {part.word: {} for part in self.parts}
-        texts, loose, overrides = {}, {}, []
-        for key, text in preset.items():
-            word, _, option = key.partition(".")
-            if word in chosen and option:
-                chosen[word][option] = text
-            elif key in self.groups:
-                names = group_choices(self.groups[key])
-                if text not in names:
-                    raise CommandError(unknown(key, text, names))
-                overrides.append(f"{self.groups[key]}={text}")
-            elif self._is_text(key):
-                texts[key] = None if text == "null" else text
-            elif key in self.fields and key not in chosen:
-                if self.fields[key].type.startswith("list") and not text.startswith("["):
-                    raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
-                read_value(key, text)  # refuses what Hydra's grammar would
-                overrides.append(f"{key}={text}")
-            elif key not in chosen:
-                loose[key] = text
-        for directory, pair in self.presets.items():
-            name = "_".join(str({**base, **preset}[key]) for key in pair)
-            if name in group_choices(directory):
-                overrides.append(f"{directory}={name}")
-        composed: Any = OmegaConf.to_container(_composition(self.base, tuple(overrides)))
-        plain = {key: value for key, value in composed.items() if key not in OF_GRIDS}
+        device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
+        said = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
+        files = {directory: said[word] for word, directory in self.groups.items() if said[word]}
+        for word, directory in self.groups.items():
+            if said[word] and said[word] not in group_choices(directory):
+                raise CommandError(unknown(word, said[word], group_choices(directory)))
+        pairs = {directory: f"{said[first]}_{said[second]}" for directory, (first, second) in self.presets.items()}
+        files |= {directory: name for directory, name in pairs.items() if name in group_choices(directory)}
+        composed: Any = OmegaConf.to_container(_composition(self.base, tuple(files.items())))
+        values = {key: value for key, value in composed.items() if key not in OF_GRIDS}
+        loose = {key: text for key, text in given.items() if key not in (*self.groups, *self.fields)}
         for part in self.parts:
-            own = dict(plain[part.word])
-            name = given.get(part.word, own.pop("name"))
-            self._sort_loose(part, name, loose, chosen[part.word])
-            chosen_options = part.choose(name, chosen[part.word])
-            plain[part.word] = chosen_options | (own if part.word not in given else {})
-        if loose:
-            raise CommandError(unknown("option", next(iter(loose)), self._words()))
-        for key in ("data", "out"):
-            if texts.get(key):
-                texts[key] = str(Path(str(texts[key])).expanduser())
-        plain |= texts
-        self.fill(plain)
-        config = self.typed(plain, given)
+            values[part.word] = part.choose(values[part.word], given.get(part.word), loose)
+        for key in loose:
+            raise CommandError(unknown("option", key, self._words()))
+        words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
+        values |= {key: self._value(key, given[key]) for key in given if key in words}
+        self.fill(values)
+        config = self.typed(values, given)
         _resolve(config, device)
         return config
 
-    def _is_text(self, key: str) -> bool:
-        """Whether an option's value is text, which may hold anything."""
-        return key in self.fields and self.fields[key].type.startswith("str")
-
-    def _sort_loose(self, part: Part, name: str, loose: dict[str, str], own: dict[str, str]) -> None:
-        """Move bare words that are options of a part, or of its siblings, to the part's own."""
-        for key in [key for key in loose if part.bare]:
-            if key in own:
-                raise CommandError(f"{key}= is given twice (it is {part.word}.{key}=)")
-            names = {name, *part.built_in}
-            if any(key in defaults(find_factory(part.word, part.group, each, part.built_in)) for each in names):
-                own[key] = loose.pop(key)
+    def _value(self, key: str, text: str) -> Any:
+        """The value of an option that is no part."""
+        kind = self.fields[key].type
+        if kind.startswith("str"):  # text may hold anything
+            path = str(Path(text).expanduser()) if key in ("data", "out") else text
+            return None if text == "null" else path
+        if kind.startswith("list") and not text.startswith("["):
+            raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
+        return read_value(key, text)
 
     def _words(self) -> list[str]:
         """Every word that may be written, for suggestions."""
@@ -351,11 +338,11 @@ class Schema(Generic[Config]):
 
 
 @lru_cache(maxsize=256)
-def _composition(base: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A base and the files that overrides pick, composed by Hydra."""
+def _composition(base: str, files: tuple[tuple[str, str], ...]) -> DictConfig:
+    """A base and a file of each directory, composed by Hydra."""
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose(base, overrides=list(overrides))
+            return compose(base, overrides=[f"{directory}={name}" for directory, name in files])
     except (HydraException, OmegaConfBaseException) as error:
         raise CommandError(one_line(error)) from None
 

@@ -144,3 +144,8 @@ def test_long_names_are_cut_and_stay_apart():
     words = [f"data={'x' * 200}"], [f"data={'x' * 201}"]
     outs = [ROBOTS.compose(each).out for each in words]
     assert outs[0] != outs[1] and all(len(out) < 200 for out in outs)
+
+
+def test_the_default_model_of_images_has_its_network():
+    assert IMAGES.compose(["data=x", "scale=cpu"]) == IMAGES.compose(["data=x", "scale=cpu", "model=ddim"])
+    assert IMAGES.compose(["data=x", "scale=cpu"]).channels == [32, 48, 64]
