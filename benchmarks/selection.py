@@ -1,7 +1,7 @@
 """What selection costs: every selector by batch, KNN beside the literal form, assignment beside scipy and torchcfm.
 
-Milliseconds for the noise of a batch, drawing it included. All candidates of a table take turns in one run; figures are
-medians over the turns, ratios medians of the paired ratios. Assignment's solvers run on the CPU on any device.
+Milliseconds for the noise of a batch, drawing it included. All candidates of a table take turns in one run; figures
+are medians over the turns, ratios medians of the paired ratios. Assignment's solvers run on the CPU on any device.
 
 - The floor is `torch.randn` of the samples' shape. *literal* draws all k candidates; ours draws whichever is cheaper,
   these or the winner alone, with the same law.
@@ -10,7 +10,8 @@ medians over the turns, ratios medians of the paired ratios. Assignment's solver
 - *potentials* are fitted to the samples beforehand; *reduced*: row and column minima subtracted first, the selector's
   default. All solvers are exact; their costs are given.
 - Published (Improved Immiscible Diffusion, arXiv 2505.18521, Table 5; D and k not stated, A5000 in the paper, A6000 in
-  its repository): batches of 128, 256, 512, 1,024 take assignment 5.4, 6.7, 8.8, 22.8 ms and KNN 0.2, 0.2, 0.3, 0.7 ms.
+  its repository): batches of 128, 256, 512, 1,024 take assignment 5.4, 6.7, 8.8, 22.8 ms and KNN 0.2, 0.2, 0.3, 0.7
+  ms.
 - An empty cell: a smaller batch had taken longer than patience=, or too many numbers to draw.
 
   python -m benchmarks selection

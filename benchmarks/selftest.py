@@ -1,4 +1,21 @@
-"""Does a comparison find a difference where there is none, and does it find one that is there?"""
+"""How often a comparison of a policy with itself shows a difference, and how often it finds one that was planted.
+
+A bank is the score of one checkpoint from the published starts under independent sampling seeds. A comparison draws
+two disjoint handfuls of its seeds, as if they were two runs, and asks what compare_policies.py asks: does the 95 %
+interval of A - B exclude 0? Then B is made worse by a known difference. A bank that does not exist yet is rolled out
+from the checkpoint at its place in checkpoint=, and written. Banks vary in sampling noise alone; what training seeds
+add is in tests/evaluation/test_statistics.py.
+
+- *Rejected*: share whose interval excludes 0 though nothing differs. *Bank*: how far one bank of so few seeds moves it
+  (standard deviation, simulated); no resampling makes it smaller.
+- *Detected*: share that excludes 0 after every episode of B has lost the planted difference (none below 0). *Student*:
+  power of the t test for normal seed means that vary as the bank's.
+- *Needed*: seeds per run from `episodes_needed`, at which about half should be detected.
+- Brackets: 95 % intervals of the resampling (Clopper and Pearson).
+
+  python -m benchmarks selftest bank=bank.json checkpoint=runs/mine/seed_0/checkpoints/step_003000
+  python -m benchmarks selftest bank=bank.json comparisons=10000
+"""
 
 from __future__ import annotations
 
@@ -29,27 +46,13 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
+from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.palette import COLOURS, GREY, panels
-from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.interval import text
-from immiscible_policy.results.table import table
+from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
 
-USAGE = """\
-usage: python -m benchmarks selftest bank=FILE[,FILE...] [KEY=VALUE ...]
-
-How often a comparison of a policy with itself shows a difference, and how often it finds one that was planted.
-
-A bank is the coverage of one checkpoint from the 50 published starts under independent sampling seeds. A comparison
-draws two disjoint handfuls of its seeds, as if they were two runs, and asks what compare_policies.py asks: does the
-95 % interval of A - B exclude 0? Then B is made worse by a known difference. A bank that does not exist yet is rolled
-out from the checkpoint at its place in checkpoint=, and written.
-
-  python -m benchmarks selftest bank=bank.json checkpoint=runs/mine/seed_0/checkpoints/step_003000
-  python -m benchmarks selftest bank=bank.json comparisons=10000
-"""
 LEVEL = 0.05
 """Share of comparisons of equals that may show a difference."""
 STRIDE = 10_000
@@ -57,6 +60,15 @@ STRIDE = 10_000
 PAIRINGS = {"paired": True, "unpaired": False}
 """Whether a comparison pairs the seeds of A and B, as it does where both runs have the same."""
 
+COLUMNS = {
+    "": "{pairing}",
+    "seeds per run": "{seeds}",
+    "rejected": "{rejected:.1%}",
+    "bank": "{deviation_of_banks:.1%}",
+    "detected": "{found:.1%}",
+    "Student": "{student_power:.1%}",
+    "needed": "{needed_seeds:d}",
+}
 Figures = dict[str, Any]
 
 
@@ -99,6 +111,12 @@ class Share:
         """Its 95 % Monte-Carlo interval (Clopper and Pearson, 1934)."""
         ends = stats.binomtest(self.found, self.of).proportion_ci(0.95)
         return float(ends.low), float(ends.high)
+
+    @property
+    def figures(self) -> Figures:
+        """The share with its interval, as JSON values."""
+        low, high = self.error
+        return {"found": self.found, "of": self.of, "mean": self.estimate, "low": low, "high": high}
 
     def low(self, bank_deviation: float) -> float:
         """Lower 95 % end for the law that the bank is a draw from, normal approximation.
@@ -264,10 +282,10 @@ def examine(bank: Bank, sizes: Sequence[int], difference: float, count: int, see
                     "pairing": pairing,
                     "seeds": size,
                     "needed_seeds": int(needed) if math.isfinite(needed) else None,
-                    "rejected": _figures(null),
+                    "rejected": null.figures,
                     "deviation_of_banks": spread,
                     "at_most_5_percent": null.low(spread) <= LEVEL,
-                    "found": _figures(power),
+                    "found": power.figures,
                     "student_power": student_power(a.mean(1), planted, size, same_seeds=same_seeds),
                 }
             )
@@ -303,7 +321,7 @@ def measure(options: dict[str, Any]) -> Findings:
         "comparisons": options["comparisons"],
         "banks": {name: examine(bank, sizes, *asked) for name, bank in banks.items()},
     }
-    return Findings(figures, _text(figures), _picture(figures))
+    return Findings(figures, describe(figures), draw(figures))
 
 
 def _banks(options: dict[str, Any]) -> dict[str, Bank]:
@@ -329,66 +347,41 @@ def _banks(options: dict[str, Any]) -> dict[str, Bank]:
     return {file.stem: banks[file] for file in files}
 
 
-def _figures(share: Share) -> Figures:
-    low, high = share.error
-    return {"found": share.found, "of": share.of, "share": share.estimate, "low": low, "high": high}
-
-
-def _text(figures: Figures) -> str:
+def describe(figures: Figures) -> str:
+    """The verdict, and a table for each bank."""
     cells = [cell for bank in figures["banks"].values() for cell in bank["cells"]]
     kept = all(cell["at_most_5_percent"] for cell in cells)
     verdict = "At most 5 % within Monte-Carlo error everywhere" if kept else "**More than 5 % somewhere**"
     beyond = sum(cell["rejected"]["low"] > LEVEL for cell in cells)
     parts = [
         f"""\
-## Self-test of the comparison
-
-One policy against itself: {figures["comparisons"]:,} comparisons of each kind, runs of a few sampling seeds drawn
-without replacement from a bank, paired by seed or not.
-
-*rejected*: share whose 95 % interval excludes 0 though nothing differs. *bank*: how far one bank of so few seeds moves
-that share (standard deviation, simulated); no resampling makes it smaller. *found*: share that excludes 0 after every
-episode of B has lost {figures["difference"]:g} of coverage (none below 0). *Student*: power of the t test for normal
-seed means that vary as the bank's. *needed*: seeds per run from `episodes_needed`, at which about half should be found.
-Brackets: 95 % intervals of the resampling.
-
-{verdict}, the bank's own draw included; the largest share of rejections is
-{max(cell["rejected"]["share"] for cell in cells):.1%}. By the resampling alone {beyond} of {len(cells)} are above 5 %.
-
-The banks vary in sampling noise alone. What training seeds add is in tests/evaluation/test_statistics.py."""
+{figures["comparisons"]:,} comparisons of each kind; planted: {figures["difference"]:g} of the score. {verdict}, the
+bank's own draw included; the largest share of rejections is {max(cell["rejected"]["mean"] for cell in cells):.1%}. By
+the resampling alone {beyond} of {len(cells)} are above 5 %."""
     ]
-    parts += [_bank_text(name, bank) for name, bank in figures["banks"].items()]
+    for name, bank in figures["banks"].items():
+        seeds, starts = len(bank["coverage"]), len(bank["starts"])
+        parts.append(f"""\
+### {name}
+
+Step {bank["step"]:,}, {bank["sampler"]}, {starts} starts x {seeds} sampling seeds: mean score
+{bank["mean_coverage"]:.3f}, standard deviation {bank["deviation_within_start"]:.3f} within a start and
+{bank["deviation_of_seed_means"]:.4f} between the means of seeds. Planted, after clipping: {bank["planted"]:.4f}.""")
+        parts.append(table(COLUMNS, bank["cells"]))
     return "\n\n".join(parts)
 
 
-def _bank_text(name: str, bank: Figures) -> str:
-    header = ["", "seeds per run", "rejected", "bank", "found", "Student", "needed"]
-    rows = [
-        [cell["pairing"], str(cell["seeds"]), _cell(cell["rejected"]), f"{cell['deviation_of_banks']:.1%}",
-         _cell(cell["found"]), f"{cell['student_power']:.1%}",
-         "-" if cell["needed_seeds"] is None else str(cell["needed_seeds"])]
-        for cell in bank["cells"]
-    ]  # fmt: skip
-    seeds, starts = len(bank["coverage"]), len(bank["starts"])
-    return f"""\
-### {name}
-
-Step {bank["step"]:,}, {bank["sampler"]}, {starts} starts x {seeds} sampling seeds: mean coverage
-{bank["mean_coverage"]:.3f}, standard deviation {bank["deviation_within_start"]:.3f} within a start and
-{bank["deviation_of_seed_means"]:.4f} between the means of seeds. Planted, after clipping: {bank["planted"]:.4f}.
-
-{table(header, rows)}"""
-
-
-def _cell(share: Figures) -> str:
-    return text({"mean": share["share"], "low": share["low"], "high": share["high"]}, ".1%")
-
-
-def _picture(figures: Figures) -> Figure:
+def draw(figures: Figures) -> Figure:
+    """Shares of rejections and of detections against seeds per run, for every bank and pairing."""
     title = (
         f"{figures['comparisons']:,} comparisons each; bars: 95 %, for the resampling and, on the left, for the bank"
     )
     figure, axes = panels(2, title=title)
+    plain(axes[0], "nothing differs: share that shows a difference\n(dashed: 5 %)", "sampling seeds per run")
+    points = f"{100 * figures['difference']:g} points"
+    plain(
+        axes[1], f"B is {points} worse (lines: Student's t test,\ndotted paired, dashed unpaired)", axes[0].get_xlabel()
+    )
     styles = {"paired": ("o", ":", -0.1), "unpaired": ("s", "--", 0.1)}
     for colour, (name, bank) in zip(COLOURS, figures["banks"].items(), strict=False):
         for pairing, (marker, line, offset) in styles.items():
@@ -400,46 +393,31 @@ def _picture(figures: Figures) -> Figure:
             axes[1].plot(sizes, [cell["student_power"] for cell in cells], line, color=colour, linewidth=1)
     axes[0].axhline(LEVEL, color=GREY, linewidth=1, linestyle="--")
     axes[0].set_ylim(0, 0.12)
-    axes[0].set_title(
-        "share of comparisons that show a difference:\nnothing differs (dashed: 5 %)", fontsize=9, loc="left"
-    )
     axes[1].set_ylim(0, 1.02)
-    axes[1].set_title(
-        f"B is {100 * figures['difference']:g} points worse (lines: Student's t test,\ndotted paired, dashed unpaired)",
-        fontsize=9,
-        loc="left",
-    )
     for panel in axes:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        panel.set_xlabel("sampling seeds per run", fontsize=9)
-    axes[0].legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    legend(axes[0], "upper left")
     return figure
 
 
 def _draw_shares(axes: Axes, at: Array, cells: Sequence[Figures], key: str, look: Figures) -> None:
     """Shares of one kind against seeds per run, with their 95 % intervals."""
-    middle = np.array([cell[key]["share"] for cell in cells])
+    middle = np.array([cell[key]["mean"] for cell in cells])
     ends = np.array([[cell[key]["low"] for cell in cells], [cell[key]["high"] for cell in cells]])
     bank = np.array([1.96 * cell["deviation_of_banks"] if key == "rejected" else 0.0 for cell in cells])
-    filled = look["color"] if look["marker"] == "o" else "white"
-    axes.errorbar(
-        at, middle, yerr=np.hypot(ends - middle, bank), linestyle="", markerfacecolor=filled, markersize=5, capsize=2,
-        **look,
-    )  # fmt: skip
+    filled, span = look["color"] if look["marker"] == "o" else "white", np.hypot(ends - middle, bank)
+    axes.errorbar(at, middle, span, linestyle="", markerfacecolor=filled, markersize=5, capsize=2, **look)
 
 
-EXPERIMENT = Experiment(
-    USAGE,
-    measure,
-    {
-        "bank": Option(str, "runs/benchmarks/bank.json", "files of banks, separated by commas"),
-        "checkpoint": Option(str, None, "checkpoints to roll out where a bank does not exist, in the order of bank="),
-        "seeds": Option(int, 20, "sampling seeds of a new bank"),
-        "sampling_steps": Option(int, 10, "DDIM steps of a new bank"),
-        "sizes": Option(str, "3..5", "seeds per run"),
-        "difference": Option(float, 0.05, "coverage that every episode of B loses"),
-        "comparisons": Option(int, 2000, "comparisons of each kind"),
-        "seed": Option(int, 0, "seed of the draws"),
-    },
-)
+OPTIONS = {
+    "bank": Option(str, "runs/benchmarks/bank.json", "files of banks, separated by commas"),
+    "checkpoint": Option(str, None, "checkpoints to roll out where a bank does not exist, in the order of bank="),
+    "seeds": Option(int, 20, "sampling seeds of a new bank"),
+    "sampling_steps": Option(int, 10, "DDIM steps of a new bank"),
+    "sizes": Option(str, "3..5", "seeds per run"),
+    "difference": Option(float, 0.05, "score that every episode of B loses"),
+    "comparisons": Option(int, 2000, "comparisons of each kind"),
+    "seed": Option(int, 0, "seed of the draws"),
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -1,4 +1,20 @@
-"""The training step beside the bare network and LeRobot's: what selection, noising, batches and EMA add."""
+"""A training step with every kind of noise, beside the bare network and LeRobot's DiffusionPolicy.
+
+Milliseconds per step. All alternate in one run; figures are medians over the turns, ratios medians of the paired
+ratios. Cost curves follow, against batch size and width.
+
+- The floor, *bare network*: forward, mean squared error, backward and AdamW, on tensors that are there already.
+- *Ours*: a step of `train_policy.py`: gathering the batch, choosing the noise, forward, backward, AdamW, learning
+  rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
+  captured graph.
+- *LeRobot*, of the same sizes, batch, precision and threads: its processors, forward, backward, clipping of the
+  gradients, Adam and the learning rate. It has no EMA; loading data is not counted.
+- The paper-size network at batch 256 has a floor of 1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU:
+  0.454 TFLOP, 2.8 GB).
+
+  python -m benchmarks step python -m benchmarks step device=cuda scale=paper seeds=2 python -m benchmarks step batch=64
+  noise=vanilla,linear peers=none
+"""
 
 from __future__ import annotations
 
@@ -15,19 +31,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.drawing import log_axes
-from benchmarks.measuring import (
-    QUICK,
-    medians,
-    ratio,
-    ratios,
-    require_positive,
-    short,
-    take_turns,
-    timed,
-    where,
-)
+from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
+from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.policy.build import build_policy
@@ -35,26 +42,12 @@ from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
-from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.table import table
+from immiscible_policy.results.experiment import Findings
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.seed import initial_state
 from immiscible_policy.training.workers import own_stream
 
-USAGE = """\
-usage: python -m benchmarks step [KEY=VALUE ...]
-
-A training step with every kind of noise, beside the bare network and LeRobot's DiffusionPolicy.
-
-The floor is the bare network: forward, mean squared error, backward and AdamW on tensors that are there already. Ours
-is what `train_policy.py` does for a step, with either engine. LeRobot's has the same sizes, batch, precision and
-threads, its batch in memory. All alternate in one run; cost curves follow, against batch size and width.
-
-  python -m benchmarks step
-  python -m benchmarks step device=cuda scale=paper seeds=2
-  python -m benchmarks step batch=64 noise=vanilla,linear peers=none
-"""
 NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot")
 PEER = "lerobot"
 CURVES = ("vanilla fast", "linear fast")
@@ -66,7 +59,14 @@ UNCOUNTED = {"cpu": 2, "cuda": 32}
 COUNTED = {"cpu": 2, "cuda": 64}
 ENDLESS = 10**9
 """Steps of the training of which a few are timed."""
-FLOOR_PAPER = "1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU: 0.454 TFLOP, 2.8 GB)"
+COLUMNS = {
+    "noise, engine": "{name}",
+    "ours, ms": "{ms:.3g}",
+    "LeRobot, ms": "{lerobot:.3g}",
+    "LeRobot / ours": "{lerobot_over:.3g}",
+    "floor (bare network), ms": "{bare:.3g}",
+    "ours / floor": "{over:.3f}",
+}
 
 Figures = dict[str, Any]
 
@@ -103,7 +103,7 @@ def measure(options: dict[str, Any]) -> Findings:
         }
     if options["seeds"] > 1:
         figures["seeds"] = seeds_together(options)
-    return Findings(figures, _text(figures), _picture(figures))
+    return Findings(figures, describe(figures), draw(figures))
 
 
 def configure(options: dict[str, Any], batch: int | None, width: int | None) -> TrainConfig:
@@ -313,118 +313,65 @@ def _known(key: str, text: str, names: Sequence[str]) -> list[str]:
     return asked
 
 
-def _text(figures: Figures) -> str:
+def describe(figures: Figures) -> str:
+    """Every kind of noise beside the floor, what assignment and engine add, and the cost curves."""
     network, ms, over = figures["network"], figures["ms_per_step"], figures["ratio_to_bare"]
-    theirs = figures.get("lerobot_over", {})
+    shared = {"lerobot": ms.get("LeRobot"), "bare": ms["bare"]}
     rows = [
-        [
-            name,
-            short(ms[name]),
-            short(ms.get("LeRobot")),
-            short(theirs.get(name)),
-            short(ms["bare"]),
-            f"{over[name]:.3f}",
-        ]
+        {"name": name, "ms": ms[name], "lerobot_over": figures.get("lerobot_over", {}).get(name), "over": over[name]}
+        | shared
         for name in over
         if name != "LeRobot"
     ]
-    header = ["noise, engine", "ours, ms", "LeRobot, ms", "LeRobot / ours", "floor (bare network), ms", "ours / floor"]
-    parts = [
-        f"""\
-## Training step
-
-Milliseconds per training step on {figures["device"]}: U-Net of {network["parameters"]:,} parameters
-({"/".join(map(str, network["down_dims"]))}), batch {network["batch_size"]}, horizon {network["horizon"]},
-{network["precision"]}. Medians over turns in alternation; ratios are medians of the paired ratios.
-
-- The floor, *bare network*: forward, mean squared error, backward and AdamW, on tensors that are there already.
-- *ours*: a step of `train_policy.py`: gathering the batch ({figures["batch_assembly_ms"]} ms alone), choosing the
-  noise, forward, backward, AdamW, learning rate, EMA. *eager*: one after another; *fast*: batches are prepared in a
-  thread beside, and on a GPU the rest is one captured graph.
-{_lerobot_line(figures)}
-""",
-        table(header, rows),
-        _assignment_line(figures["assignment_adds"]),
-        _engines_line(figures["eager_over_fast"]),
-    ]
-    if network["down_dims"][0] >= 256:
-        parts.append(f"Floor of this network, by arithmetic and memory: {FLOOR_PAPER}.\n")
-    parts += [_curve_table(figures["curves"][key], key) for key in ("batch", "width")]
+    peer = figures.get("lerobot")
+    versions = ", ".join(f"{name} {version}" for name, version in peer["versions"].items()) if peer else ""
+    adds = [f"{100 * share:+.1f} % with engine={engine}" for engine, share in figures["assignment_adds"].items()]
+    engines = [f"{noise} {value:.2f}" for noise, value in figures["eager_over_fast"].items()]
+    about = (
+        f"{figures['device']}: U-Net of {network['parameters']:,} parameters "
+        f"({'/'.join(map(str, network['down_dims']))}), batch {network['batch_size']}, horizon {network['horizon']}, "
+        f"{network['precision']}. Gathering a batch takes {figures['batch_assembly_ms']} ms. "
+        + (f"LeRobot: {versions}; {peer['parameters']:,} parameters." if peer else "LeRobot did not take part.")
+    )
+    parts = [about, table(COLUMNS, rows)]
+    parts += [f"Linear assignment over vanilla: {', '.join(adds)}."] if adds else []
+    parts += [f"eager / fast: {', '.join(engines)}."] if engines else []
+    for axis, what in (("batch", "batch size"), ("width", "width (channels of the first level)")):
+        curve = figures["curves"][axis]
+        names = list(next(iter(curve.values()))["ms_per_step"])
+        columns = {axis: "{at}", "parameters": "{parameters:,}"}
+        columns |= {name: f"{{ms_per_step[{name}]:.3g}}" for name in names}
+        parts.append(f"Milliseconds per step against {what}")
+        parts.append(table(columns, [{"at": f"{int(at):,}", **point} for at, point in curve.items()]))
     if "seeds" in figures:
-        parts.append(_seeds_line(figures["seeds"]))
-    return "\n".join(parts)
+        found = figures["seeds"]
+        one, several = found["steps_per_s"].values()
+        parts.append(
+            f"{found['seeds']} seeds at once: {several:.2f} steps/s in all, one after another {one:.2f}: "
+            f"{found['together_over_in_turn']:.2f} times as fast."
+        )
+    return "\n\n".join(parts)
 
 
-def _lerobot_line(figures: Figures) -> str:
-    if "lerobot" not in figures:
-        return "- LeRobot did not take part."
-    found = figures["lerobot"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (
-        f"- *LeRobot* ({versions}; {found['parameters']:,} parameters): its processors, forward,\n"
-        "  backward, clipping of the gradients, Adam and the learning rate. It has no EMA; loading data is not counted."
-    )
-
-
-def _assignment_line(adds: dict[str, float]) -> str:
-    said = ", ".join(f"{100 * share:+.1f} % with engine={engine}" for engine, share in adds.items())
-    return f"\nLinear assignment over vanilla: {said}.\n" if said else ""
-
-
-def _engines_line(times: dict[str, float]) -> str:
-    said = ", ".join(f"{noise} {value:.2f}" for noise, value in times.items())
-    return f"eager / fast: {said}.\n" if said else ""
-
-
-def _curve_table(curve: Figures, axis: str) -> str:
-    names = list(next(iter(curve.values()))["ms_per_step"])
-    rows = [[f"{int(at):,}", f"{point['parameters']:,}", *(short(point["ms_per_step"][name]) for name in names)]
-            for at, point in curve.items()]  # fmt: skip
-    what = "batch size" if axis == "batch" else "width (channels of the first level)"
-    return f"Milliseconds per step against {what}\n\n{table([axis, 'parameters', *names], rows)}\n"
-
-
-def _seeds_line(found: Figures) -> str:
-    one, several = found["steps_per_s"].values()
-    return (
-        f"{found['seeds']} seeds at once: {several:.2f} steps/s in all, one after another {one:.2f}: "
-        f"{found['together_over_in_turn']:.2f} times as fast.\n"
-    )
-
-
-def _picture(figures: Figures) -> Figure:
+def draw(figures: Figures) -> Figure:
+    """Every step over the bare network's, and the cost curves."""
     network = figures["network"]
     title = f"training step: {figures['device']}, {network['parameters']:,} parameters, batch {network['batch_size']}"
     figure, axes = panels(3, title=f"{title}, {network['precision']}")
-    _draw_ratios(axes[0], figures["ratio_to_bare"])
-    for each, (key, label) in zip(
-        axes[1:], {"batch": "batch size", "width": "width, channels of the first level"}.items(), strict=True
-    ):
-        _draw_curve(each, figures["curves"][key])
-        each.set_xlabel(label, fontsize=9)
-        each.set_ylabel("milliseconds per step", fontsize=9)
-    axes[1].legend(fontsize=8, frameon=False)
+    plain(axes[0], "", "step time over the bare network's")
+    names = list(reversed(figures["ratio_to_bare"]))
+    over = [figures["ratio_to_bare"][name] for name in names]
+    kinds = {"LeRobot": COLOURS[1], "fast": COLOURS[0], "eager": COLOURS[5]}
+    bars = axes[0].barh(names, [value - 1 for value in over], left=1, color=[kinds[name.split()[-1]] for name in names])
+    axes[0].bar_label(bars, fmt="{:.3f}", padding=4, fontsize=8)
+    axes[0].axvline(1, color=GREY, linewidth=1)
+    axes[0].grid(visible=False)
+    axes[0].margins(x=0.25)
+    for panel, (axis, label) in zip(axes[1:], {"batch": "batch size", "width": "width"}.items(), strict=True):
+        plain(panel, "", label, "milliseconds per step")
+        _draw_curve(panel, figures["curves"][axis])
+    legend(axes[1])
     return figure
-
-
-def _draw_ratios(axes: Axes, over: dict[str, float]) -> None:
-    names = list(reversed(over))
-    colours = [
-        COLOURS[1] if name == "LeRobot" else COLOURS[0] if name.endswith("fast") else COLOURS[5] for name in names
-    ]
-    axes.axvline(1, color=GREY, linewidth=1)
-    axes.hlines(range(len(names)), 1, [over[name] for name in names], colors=colours, linewidth=2)
-    axes.scatter([over[name] for name in names], range(len(names)), color=colours, s=28, zorder=3)
-    for height, name in enumerate(names):
-        away, side = (6, "left") if over[name] >= 1 else (-6, "right")
-        axes.annotate(
-            f"{over[name]:.3f}", (over[name], height), (away, 0), textcoords="offset points", fontsize=8, va="center",
-            ha=side,
-        )  # fmt: skip
-    axes.set_yticks(range(len(names)), names)
-    axes.grid(visible=False)
-    axes.margins(x=0.2)
-    axes.set_xlabel("step time over the bare network's", fontsize=9)
 
 
 def _draw_curve(axes: Axes, curve: Figures) -> None:
@@ -437,26 +384,21 @@ def _draw_curve(axes: Axes, curve: Figures) -> None:
     log_axes(axes, at)
 
 
-EXPERIMENT = Experiment(
-    USAGE,
-    measure,
-    {
-        "noise": Option(str, "all", f"all, or some of {', '.join(NOISES)}"),
-        "engine": Option(str, "all", f"all, or one of {', '.join(ENGINES)}"),
-        "scale": Option(str, "cpu", "cpu or paper: size of the network"),
-        "device": Option(str, "cpu", "cpu or cuda"),
-        "precision": Option(str, "auto", "auto, fp32 or bf16"),
-        "threads": Option(int, 1, "CPU threads"),
-        "batch": Option(int, None, "windows per step; none: the scale's"),
-        "width": Option(
-            int, None, "channels of the first level, the next have 2 and 4 times as many; none: the scale's"
-        ),
-        "batches": Option(str, "64,128,256,512,1024", "batch sizes of the cost curve"),
-        "widths": Option(str, "32,64,128", "widths of the cost curve"),
-        "turns": Option(int, 12, "turns of each candidate; a third as many in the curves"),
-        "steps": Option(int, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
-        "seeds": Option(int, 1, "also train so many seeds, at once and one at a time"),
-        "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
-        "quick": QUICK,
-    },
-)
+OPTIONS = {
+    "noise": Option(str, "all", f"all, or some of {', '.join(NOISES)}"),
+    "engine": Option(str, "all", f"all, or one of {', '.join(ENGINES)}"),
+    "scale": Option(str, "cpu", "cpu or paper: size of the network"),
+    "device": Option(str, "cpu", "cpu or cuda"),
+    "precision": Option(str, "auto", "auto, fp32 or bf16"),
+    "threads": Option(int, 1, "CPU threads"),
+    "batch": Option(int, None, "windows per step; none: the scale's"),
+    "width": Option(int, None, "channels of the first level, then 2 and 4 times as many; none: the scale's"),
+    "batches": Option(str, "64,128,256,512,1024", "batch sizes of the cost curve"),
+    "widths": Option(str, "32,64,128", "widths of the cost curve"),
+    "turns": Option(int, 12, "turns of each candidate; a third as many in the curves"),
+    "steps": Option(int, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
+    "seeds": Option(int, 1, "also train so many seeds, at once and one at a time"),
+    "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
+    "quick": QUICK,
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

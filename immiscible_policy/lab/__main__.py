@@ -8,8 +8,8 @@ from immiscible_policy.cli import run
 from immiscible_policy.results.experiment import Experiments
 
 NAMES = (
-    "selectors", "distances", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy",
-    "samplers", "predictors", "grids",
+    "selectors", "distances", "clusters", "gaussianity", "tsne", "bijection", "steps", "toy", "solvers",
+    "predictors", "grids",
 )  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.lab", NAMES, Path("runs/analysis"))
 

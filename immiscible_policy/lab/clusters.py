@@ -1,8 +1,8 @@
 """How far apart the noises lie that a selector chooses for different images, with the floor that chance alone gives.
 
-For each of P CIFAR-10 images, n noises are selected and averaged. The table has the Euclidean distance between two such
-averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch for
-one noise of an image, so it gets fewer.
+For each of P CIFAR-10 images, n noises are selected and averaged. The table has the Euclidean distance between two
+such averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch
+for one noise of an image, so it gets fewer.
 
 - *Floor*: sqrt(2 D / n), what independent plain noise gives with no effect at all: 0.78 for 10,000 noises of 3,072
   numbers, most of the published vanilla figure. No definition that we found gives its spread of 0.06.
@@ -107,19 +107,7 @@ def repeated_noise(select: Selector, pictures: Tensor, n: int, generator: torch.
 def assigned_noise(
     select: Selector, images: Tensor, count: int, size: int, n: int, generator: torch.Generator
 ) -> Tensor:
-    """Choose n noises for each of the first images, in n batches with ever other companions.
-
-    Args:
-        select: The selector.
-        images: All images (N, ...).
-        count: How many of the first images stay in every batch, P.
-        size: Images in a batch, at most N.
-        n: Batches.
-        generator: Source of randomness.
-
-    Returns:
-        Noise (P, n, ...).
-    """
+    """Choose n noises (P, n, ...) for the first P = count images, in n batches of a size with ever other companions."""
     chosen = []
     for _ in range(n):
         companions = count + torch.randperm(len(images) - count, generator=generator)[: size - count]

@@ -38,8 +38,6 @@ def whole(text: str) -> int:
     return int(text)
 
 
-MODELS = Option(Path, Path("runs/analysis/models"), "directory of the small image models, trained if absent")
-RUNS = Option(str, None, "run directories of PushT policies, RUN,RUN,...; steps compares with the first")
 SEED = Option(whole, 0, "seed of every random choice")
 
 

@@ -1,8 +1,8 @@
 """How much nearer to its sample each selector brings the noise, on CIFAR-10, latents-sized fields and PushT actions.
 
 Change of the mean Euclidean distance |x - noise| against plain noise, in percent, with 95 % intervals over batches
-(arXiv 2505.18521, Table 4; for assignment arXiv 2406.12303). Plain and selected noise are measured on the same samples,
-so the floor is 0. KNN takes the nearest of k noises, assignment pairs a batch of B with its own B noises.
+(arXiv 2505.18521, Table 4; for assignment arXiv 2406.12303). Plain and selected noise are measured on the same
+samples, so the floor is 0. KNN takes the nearest of k noises, assignment pairs a batch of B with its own B noises.
 
 - *Closed form*: KNN's distance depends on |x| and D alone; the expected change is an integral over measured lengths.
 - *Latents-sized fields* stand in for Stable Diffusion's latents (4 x 32 x 32): Gaussian fields of unit variance with
@@ -22,16 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import Option
-from immiscible_policy.lab.data import (
-    DATA,
-    IMAGES,
-    SEED,
-    WITHOUT_CIFAR,
-    cifar_images,
-    latent_fields,
-    pusht_actions,
-    root_mean_square,
-)
+from immiscible_policy.lab import data as lab_data
 from immiscible_policy.lab.laws import expected_change
 from immiscible_policy.lab.report import Document, curves, legend, log2, plain, program, require, table
 from immiscible_policy.noise import make_selector
@@ -55,7 +46,7 @@ SCALED = ((CIFAR, "knn", 4), (CIFAR, "knn", 8), (CIFAR, "linear", 128), (LATENTS
 """Selectors with a published figure, measured at every scale."""
 COLUMNS = {
     "selector": "{label}",
-    "measured [%]": "{percent:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]",
+    "measured [%]": "{change:+.2f}",
     "closed form": "{expected:+.2f}",
     "published": "{published:+.2f}",
 }
@@ -65,23 +56,26 @@ def measure(options: Document) -> Findings:
     """Measure the change of distance on all data there are."""
     require(options, batches=(2, 1000))
     batches, seed, store, images = (options[key] for key in ("batches", "seed", "data", "images"))
-    data = {LATENTS: latent_fields(2048, torch_generator("cpu", "latents", seed)), PUSHT: pusht_actions(store)}
+    data = {
+        LATENTS: lab_data.latent_fields(2048, torch_generator("cpu", "latents", seed)),
+        PUSHT: lab_data.pusht_actions(store),
+    }
     if images is not None:
-        pixels = cifar_images(images, 4096)
-        data = {CIFAR: pixels, CIFAR_UNIT: pixels / root_mean_square(pixels), **data}
+        pixels = lab_data.cifar_images(images, 4096)
+        data = {CIFAR: pixels, CIFAR_UNIT: pixels / lab_data.root_mean_square(pixels), **data}
     rows = []
     for name, x in data.items():
         repeats = batches if x[0].numel() > 1000 else 8 * batches  # PushT's few numbers allow more batches
         rows += [change_of("knn", k, name, x, 2 * repeats, seed) for k in KS]
         rows += [change_of("linear", size, name, x, repeats, seed) for size in SIZES]
     scales = [
-        change_of(name, size, label, rms / root_mean_square(data[label]) * data[label], batches, seed)
+        change_of(name, size, label, rms / lab_data.root_mean_square(data[label]) * data[label], batches, seed)
         for label, name, size in SCALED
         if label in data
         for rms in SCALES
     ]
     figures = {
-        "data": {name: {"dims": x[0].numel(), "rms": root_mean_square(x)} for name, x in data.items()},
+        "data": {name: {"dims": x[0].numel(), "rms": lab_data.root_mean_square(x)} for name, x in data.items()},
         "pusht": store.name if store else "embedded",
         "rows": rows,
         "scales": scales,
@@ -101,7 +95,7 @@ def change_of(name: str, size: int, data: str, x: Tensor, batches: int, seed: in
         seed: Seed of batches and noise.
 
     Returns:
-        The change in `percent` with its `interval`, KNN's closed form (`expected`), the papers' figure (`published`),
+        The `change` in percent as an interval, KNN's closed form (`expected`), the papers' figure (`published`),
         and the `best` of ours: the closed form where there is one.
     """
     select = make_selector("knn", k=size) if name == "knn" else make_selector(name)
@@ -114,9 +108,8 @@ def change_of(name: str, size: int, data: str, x: Tensor, batches: int, seed: in
         "name": name,
         "size": size,
         "label": f"KNN k={size}" if name == "knn" else f"assignment B={size}",
-        "rms": root_mean_square(x),
-        "percent": change.percent,
-        "interval": change.interval,
+        "rms": lab_data.root_mean_square(x),
+        "change": {"mean": change.percent, "low": change.interval[0], "high": change.interval[1]},
         "expected": expected,
         "best": change.percent if expected is None else expected,
         "published": PUBLISHED[data].get((name, size)),
@@ -125,7 +118,7 @@ def change_of(name: str, size: int, data: str, x: Tensor, batches: int, seed: in
 
 def describe(figures: Document) -> str:
     """A table for each kind of data, and one over the scales."""
-    parts = [] if CIFAR in figures["data"] else [f"CIFAR-10 was not measured: {WITHOUT_CIFAR}."]
+    parts = [] if CIFAR in figures["data"] else [f"CIFAR-10 was not measured: {lab_data.WITHOUT_CIFAR}."]
     for name, about in figures["data"].items():
         source = f" ({figures['pusht']})" if name == PUSHT else ""
         parts.append(f"{name}{source}: D = {about['dims']:,}, root mean square {about['rms']:.2f}")
@@ -169,8 +162,8 @@ def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
         ("linear", COLOURS[1], "assignment, batch of B"),
     ):
         shown = [row for row in rows if row["name"] == name]
-        sizes, values = [row["size"] for row in shown], np.array([row["percent"] for row in shown])
-        error = np.abs(np.array([row["interval"] for row in shown]) - values[:, None]).T
+        sizes, values = [row["size"] for row in shown], np.array([row["change"]["mean"] for row in shown])
+        error = np.abs([[row["change"][end] for row in shown] for end in ("low", "high")] - values)
         axes.errorbar(sizes, values, yerr=error, fmt="o", color=colour, markersize=4, label=label)
         axes.plot(sizes, [row["best"] for row in shown], color=colour, linewidth=1.2)
     known = {row["size"]: row["published"] for row in rows if row["published"] is not None}
@@ -182,9 +175,9 @@ def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
 
 
 OPTIONS = {
-    "images": IMAGES,
-    "data": DATA,
+    "images": lab_data.IMAGES,
+    "data": lab_data.DATA,
     "batches": Option(int, 8, "random batches per figure; KNN twice, PushT 8 times as many"),
-    "seed": SEED,
+    "seed": lab_data.SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

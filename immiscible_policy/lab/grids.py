@@ -26,7 +26,6 @@ from immiscible_policy.store.run import SETTINGS_OF_PLACE
 KINDS = ("last10", "last")
 UNNAMED = SETTINGS_OF_PLACE | {"experiment", "arms", "data", "seed", "checkpoint_every", "eval_every"}
 """Words of a grid's command that do not name its setting."""
-INTERVAL = "{difference[%s][mean]:+.3f} [{difference[%s][low]:+.3f}, {difference[%s][high]:+.3f}]"
 
 
 def measure(options: Document) -> Findings:
@@ -95,7 +94,7 @@ def describe(figures: Document) -> str:
     columns |= {"first arm, last": "{first[last][mean]:.3f}", f"{figures['arm']}, last": "{arm[last][mean]:.3f}"}
     lines = []
     for kind in KINDS:
-        columns[f"difference, {kind}"] = INTERVAL.replace("%s", kind)
+        columns[f"difference, {kind}"] = f"{{difference[{kind}]:+.3f}}"
         differences = [row["difference"][kind] for row in rows]
         better, worse = sum(found["low"] > 0 for found in differences), sum(found["high"] < 0 for found in differences)
         lines.append(f"- {kind}: better in {better} of {len(rows)} settings, worse in {worse}.")

@@ -10,12 +10,14 @@ A program's docstring is its usage and, without the examples, the text above its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.palette import colours, style
+from immiscible_policy.results import interval
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table as markdown
 
@@ -49,7 +51,8 @@ def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table: the first column to the left, numbers to the right.
 
     Args:
-        columns: By header, how a cell is written from a row, such as `{mean:.3f} [{low:+.3f}, {high:+.3f}]`.
+        columns: By header, how a cell is written from a row, such as `{arm}` or `{scores[last]:+.3f}`; an interval
+            {mean, low, high} is written as every interval is.
         rows: Figures; a cell whose figures are missing or None stays empty.
     """
     return markdown([*columns], [[cell(form, row) for form in columns.values()] for row in rows])
@@ -58,9 +61,16 @@ def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
 def cell(form: str, row: Mapping[str, Any]) -> str:
     """A cell of `table`."""
     try:
-        return form.format_map(row).strip()
+        return _Cells().vformat(form, (), row).strip()
     except (KeyError, TypeError):
         return ""
+
+
+class _Cells(Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Mapping):
+            return interval.text(value, format_spec)
+        return str(super().format_field(value, format_spec))
 
 
 def require(options: Document, **bounds: tuple[float, float]) -> None:

@@ -1,12 +1,34 @@
-"""What each denoising layer predicts, for models trained with vanilla and with selected noise."""
+"""Shows what each denoising layer predicts: its error, and how near it comes to real data.
+
+What a network says at a network call implies a clean sample x_0 (Figure 3 a, b, d and equation 2 of Improved
+Immiscible Diffusion, arXiv 2505.18521). No published figures stand beside ours: models, resolution and features
+differ.
+
+- *Error*: root mean square error of x_0 against the true clean sample, real data noised to the layer's level, once
+  with noise of the model's own selector (what training shows it) and once with plain Gaussian noise (what sampling
+  starts from), in units of the data's spread: 1 is the error of always predicting the mean. For vanilla the two differ
+  by chance alone.
+- *Distance from the final sample*: the same unit, along sampling (DDIM, 20 calls) from plain noise.
+- *Fréchet distance*: squared, of the x_0 that a layer predicts along sampling to real data: on the numbers of the
+  chunk for actions, on the features of the project's classifier for images (not FID). The *floor* is what as many real
+  samples score: for actions those windows' own chunks against all others, for images training images against test
+  images.
+
+An error above 1 at the noisiest layers is a network that has not converged, divided by a small alpha. An error with a
+model's own noise below vanilla's shows how much of x_0 the choice of noise gives away. It is no gain in itself: where
+the error with plain noise lies far above, the network reads x_0 off noise that says nothing about it.
+
+  python -m immiscible_policy.lab steps runs=runs/vanilla,runs/knn
+  python train_image.py model=ddim noise=knn k=8 data=CIFAR10 out=runs/images/knn
+  python -m immiscible_policy.lab steps images=CIFAR10 image_runs=runs/images/vanilla,runs/images/knn
+"""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,388 +38,259 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import load_policy, read_spec
+from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
+from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
+from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.lab.data import DATA, IMAGES, MODELS, RUNS, SEED, pusht_windows
-from immiscible_policy.lab.image_models import SIZE, ImageTraining, image_model, require_models
-from immiscible_policy.lab.layers import Batch, Denoising, Layers, denoising, measure_layers, predicted_along_sampling
-from immiscible_policy.lab.pixels import FEATURES, pixel_features, real_images, tiled
-from immiscible_policy.noise import SELECTORS, Selector, make_selector
+from immiscible_policy.lab import runs as lab_runs
+from immiscible_policy.lab.data import DATA, IMAGES, SEED
+from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
+from immiscible_policy.lab.report import Document, legend, plain, program, require, table
+from immiscible_policy.noise import Selector
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.table import table
+from immiscible_policy.results.experiment import Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory
 
-USAGE = """\
-usage: python -m immiscible_policy.lab steps [KEY=VALUE ...]
-
-Shows what each denoising layer predicts, vanilla beside selected noise: its error, and how near it comes to real data.
-
-A layer's noise prediction implies a clean sample (Figure 3 a, b, d and equation 2 of Improved Immiscible Diffusion,
-arXiv 2505.18521). On CIFAR-10 averaged to 16x16 the models are small, trained here when absent (four minutes each on
-one core) and kept in models=. For PushT, runs= names run directories of train_policy.py; every seed is measured.
-
-  python -m immiscible_policy.lab steps images=cifar10-jpeg.zip
-  python -m immiscible_policy.lab steps runs=runs/vanilla,runs/knn
-  python -m immiscible_policy.lab steps images=cifar10-jpeg.zip runs=runs/vanilla,runs/knn n=2000
-"""
-TRAININGS = {
-    "vanilla": ImageTraining(),
-    "KNN k=8": ImageTraining("knn", {"k": 8}),
-    "assignment": ImageTraining("linear"),
-}
 LAYERS = 20
+SOLVER = Solver("ddim", LAYERS)
 STRIP = 3
 """Start noises whose predicted images are drawn, at every second layer."""
-SHOWN = (0.9, 0.7, 0.5, 0.3, 0.1)
-"""Shares of the chain at which the tables stand."""
+SHOWN = (2, 6, 10, 14, 18)
+"""Layers at which the tables stand; the last one is the sample."""
 QUANTITIES = {
-    "own": "error of x_0 from noised real data, noise of the model's own selector",
-    "plain": "error of x_0 from noised real data, plain noise",
-    "final": "distance of x_0 from the final sample, along sampling",
-    "frechet": "squared Fréchet distance of x_0 to real data, along sampling",
+    "own": "Error of x_0 from noised real data, noise of the model's own selector",
+    "plain": "Error of x_0 from noised real data, plain noise",
+    "final": "Distance of x_0 from the final sample, along sampling",
+    "frechet": "Squared Fréchet distance of x_0 to real data, along sampling",
 }
+Section = dict[str, Any]
+"""One kind of data: `frechet_floor`, and `layers` by label, one entry for each training seed."""
 
 
-class Section(NamedTuple):
-    """One kind of data and all models of it.
-
-    Attributes:
-        title: Name of the data.
-        about: What was measured, Markdown.
-        layers: What was measured, per label: one entry for each training seed.
-        floor: Squared Fréchet distance of as many real samples to the other real ones.
-        chain: Length of the noising chain.
-        strips: Predicted images (STRIP * LAYERS / 2, 3, S, S) per label; empty for actions.
-    """
-
-    title: str
-    about: str
-    layers: Mapping[str, list[Layers]]
-    floor: float
-    chain: int
-    strips: Mapping[str, Tensor]
-
-
-def measure(options: dict[str, Any]) -> Findings:
-    """Measure the layers of image models, of policies, or of both."""
-    images, runs, n, seed = (options[key] for key in ("images", "runs", "n", "seed"))
-    if images is None and runs is None:
-        raise CommandError("steps needs images=PATH (CIFAR-10), runs=DIR,DIR (trained PushT policies), or both")
-    if n < 200:
-        raise CommandError(f"n={n}: a Fréchet distance needs 200 samples or more")
-    policies = policy_checkpoints([Path(run) for run in runs.split(",")]) if runs else {}
-    _require_comparable(policies)
-    if images:
-        require_models(options["models"], images, TRAININGS.values())
-    measured = [policy_section(policies, options["data"], n, seed)] if policies else []  # image models may take long
-    sections = [image_section(images, options["models"], n, seed), *measured] if images else measured
-    figures = {section.title: _figures(section) for section in sections}
-    return Findings({"n": n, **figures}, _text(sections, n), _picture(sections))
+def measure(options: Document) -> Findings:
+    """Measure the layers of policies, of image models, or of both."""
+    if not options["runs"] and not options["image_runs"]:
+        raise CommandError("steps needs runs=DIR,DIR (policies), image_runs=DIR,DIR (image models), or both")
+    if options["image_runs"] and not options["images"]:
+        raise CommandError("image_runs= needs images=PATH, the CIFAR-10 that the models were trained on")
+    require(options, n=(200, np.inf))  # a Fréchet distance needs them
+    policies = lab_runs.newest_policies(options["runs"])
+    models = lab_runs.newest_image_models(options["image_runs"])
+    _require_comparable(policies, models)
+    figures, strips = {}, {}
+    if policies:
+        figures["actions"] = policy_section(policies, options["data"], options["n"], options["seed"])
+    if models:
+        loaded = {label: lab_runs.image_model(checkpoint) for label, checkpoint in models.items()}
+        figures["images"] = image_section(models, loaded, options["images"], options["n"], options["seed"])
+        strips = {label: _strip(model, options["seed"]) for label, model in loaded.items()}
+    return Findings({"n": options["n"], **figures}, describe(figures), draw(figures, strips))
 
 
-def image_section(images: Path, models: Path, n: int, seed: int) -> Section:
-    """Measure the layers of the small image models on test images."""
-    real = real_images(images, n, torch_generator("cpu", "steps real", seed))
-    layers, strips = {}, {}
-    for label, training in TRAININGS.items():
-        model = image_model(models, images, training)
-        way = denoising(model.path, LAYERS, model.data_scale)
-        select = make_selector(training.noise, **training.options)
-        batches = image_batches(model, real.pixels[:n], select, training.batch_size, seed)
-        features = _unscaled(pixel_features, model.data_scale)
-        layers[label] = [measure_layers(batches, way, features, real.statistics)]
-        strips[label] = _strip(model, way, seed)
-    about = (
-        f"Models of about 0.7 M parameters, {TRAININGS['vanilla'].steps:,} steps at batch "
-        f"{TRAININGS['vanilla'].batch_size}, one seed. Error: on {n:,} test images. Fréchet distance: on {FEATURES} of "
-        f"{n:,} samples against the test images (it is not FID); floor: {n:,} training images."
-    )
-    return Section(f"CIFAR-10, {SIZE}x{SIZE}", about, layers, real.floor, 1000, strips)
-
-
-def image_batches(model: ImageModel, pixels: Tensor, select: Selector, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Test images with their noises, in batches of the size that the selector saw in training."""
-    common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
-    for part in pixels.split(batch_size):
-        x = model.data_scale * part
-        plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every model
-        yield Batch(x, select(x, generator=own), plain, start, model.network())
-
-
-def policy_section(checkpoints: Mapping[str, list[Checkpoint]], data: Path | None, n: int, seed: int) -> Section:
-    """Measure the layers of policies on windows of demonstrations."""
-    measured = {label: [measure_policy(each, data, n, seed) for each in found] for label, found in checkpoints.items()}
-    about = (
-        f"Normalised action chunks, {n:,} windows of the demonstrations drawn at random; the "
-        "policies may have been trained on them. Sampling sees the windows' observations. Fréchet distance: on the "
-        f"numbers of the chunk, {n:,} samples against the chunks of all other windows; floor: the {n:,} windows' real "
-        "chunks. Means over training seeds."
-    )
-    layers = {label: [each.layers for each in found] for label, found in measured.items()}
-    first = next(iter(measured.values()))[0]
-    return Section("PushT actions", about, layers, first.floor, first.chain, {})
-
-
-class MeasuredPolicy(NamedTuple):
-    """What `measure_policy` finds; `floor` and `chain` as in `Section`."""
-
-    layers: Layers
-    floor: float
-    chain: int
-
-
-def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> MeasuredPolicy:
-    """Measure the layers of a policy on n windows of demonstrations."""
-    policy, spec = load_policy(checkpoint)
-    windows = pusht_windows(data, spec)
-    order = torch.randperm(len(windows), generator=torch_generator("cpu", "steps windows", seed))
-    if len(order) < 2 * n:
-        raise CommandError(f"n={n}: the demonstrations have {len(order):,} windows; choose at most half")
-    chunks = policy.action.normalize(windows.action).flatten(1)  # (N, 32)
-    chosen, others = (feature_statistics(chunks[rows]) for rows in (order[:n], order[n:]))
-    layers = measure_layers(
-        policy_batches(policy, windows[order[:n]], checkpoint, seed),
-        denoising(policy.path, LAYERS, policy.data_scale),
-        _unscaled(lambda x: x.flatten(1), policy.data_scale),
-        others,
-    )
-    return MeasuredPolicy(layers, frechet_distance(*chosen, *others), spec.diffusion_steps)
-
-
-def policy_batches(policy: Policy, windows: Windows, checkpoint: Checkpoint, seed: int) -> Iterator[Batch]:
-    """Windows with their noises, in batches of the size that the selector saw in training."""
-    select, batch_size = own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
-    common, own = (torch_generator("cpu", name, seed) for name in ("steps common", "steps own"))
-    for rows in torch.arange(len(windows)).split(batch_size):
-        batch = windows[rows]
-        condition = policy.observer.condition(batch.obs)
-        x = policy.clean(batch.action)
-        plain, start = (torch.randn(x.shape, generator=common) for _ in range(2))  # the same for every policy
-        chosen = select(x, condition=condition, generator=own)
-        seen = policy.encode(batch.obs)
-        yield Batch(x, chosen, plain, start, lambda noisy, t, c=seen: policy.network(noisy, t, c))  # type: ignore[misc]
-
-
-def own_selector(checkpoint: Checkpoint) -> Selector:
-    """The selector that a policy was trained with, at full strength: without its schedule.
-
-    Potentials are left out as well: they change its speed alone.
-
-    Raises:
-        CommandError: If the checkpoint names none, or if noise was chosen for residuals, whose prediction no
-            checkpoint keeps.
-    """
-    config = checkpoint.metadata.get("config", {})
-    recorded = config.get("noise", {})
-    if config.get("select_for", "action") != "action":
-        raise CommandError(
-            f"{checkpoint.path}: trained with select_for={config['select_for']}; needs select_for=action"
-        )
-    if recorded.get("name") not in SELECTORS:
-        known = ", ".join(SELECTORS)
-        raise CommandError(f"{checkpoint.path}: trained with noise={recorded.get('name')}; steps knows {known}")
-    ignored = ("name", "potentials", "start", "stop", "ramp")
-    return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
-
-
-def policy_checkpoints(runs: list[Path]) -> dict[str, list[Checkpoint]]:
-    """The newest checkpoint of every seed of some run directories, by the directory's name; all of them can be loaded.
-
-    Raises:
-        CommandError: If a directory has none, two have the same name, or there are more than colours.
-        CheckpointError: If one is damaged.
-    """
-    if len(runs) > len(COLOURS):
-        raise CommandError(f"runs= names {len(runs)} runs; at most {len(COLOURS)} can be told apart")
-    found: dict[str, list[Checkpoint]] = {}
-    for run in runs:
-        kept = [of_seed[-1] for of_seed in RunDirectory(run).checkpoints().values()]
-        if not kept:
-            raise CommandError(f"runs={run} keeps no checkpoint; name run directories of train_policy.py")
-        if run.name in found:
-            raise CommandError(f"runs= names two runs called {run.name}")
-        for checkpoint in kept:
-            load_policy(checkpoint)  # a damaged one is found before the others are measured
-        found[run.name] = kept
-    return found
-
-
-def _require_comparable(policies: Mapping[str, list[Checkpoint]]) -> None:
-    """Refuse policies without a selector, and those whose layers or chunks cannot stand side by side."""
-    checkpoints = [each for found in policies.values() for each in found]
-    for checkpoint in checkpoints:
-        own_selector(checkpoint)
-    for key in ("horizon", "action_dim", "diffusion_steps"):
-        values = sorted({checkpoint.metadata["policy"][key] for checkpoint in checkpoints})
+def _require_comparable(policies: lab_runs.Newest, models: Mapping[str, Checkpoint]) -> None:
+    """Refuse models without a selector, and policies whose layers or chunks cannot stand side by side."""
+    checkpoints = [checkpoint for seeds in policies.values() for checkpoint in seeds.values()]
+    for checkpoint in (*checkpoints, *models.values()):
+        lab_runs.own_selector(checkpoint)
+    specs = [read_spec(checkpoint) for checkpoint in checkpoints]
+    for key in ("horizon", "action_dim", "method", "diffusion_steps"):
+        values = sorted({getattr(spec, key) for spec in specs})
         if len(values) > 1:
             raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
 
 
-def _unscaled(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
-    """The same features of samples that are diffused at a scale."""
-    return lambda x: features(x / scale)
+def policy_section(policies: lab_runs.Newest, data: Path | None, n: int, seed: int) -> Section:
+    """The layers of policies on n windows of the demonstrations, which they may have been trained on."""
+    layers = {run: [measure_policy(c, data, n, seed) for c in seeds.values()] for run, seeds in policies.items()}
+    return {
+        "frechet_floor": next(iter(layers.values()))[0][1],
+        "layers": {run: [found._asdict() for found, _ in of_run] for run, of_run in layers.items()},
+    }
 
 
-def _strip(model: ImageModel, way: Denoising, seed: int) -> Tensor:
-    """Predicted images of every second layer, a row for each start noise, the noisiest layer first."""
-    start = torch.randn(STRIP, 3, SIZE, SIZE, generator=torch_generator("cpu", "steps strip", seed))
-    predicted = predicted_along_sampling(model.network(), way, start) / model.data_scale
-    return predicted[1::2].transpose(0, 1).flatten(0, 1)
+def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Layers, float]:
+    """The layers of a policy, and the floor of its Fréchet distance."""
+    policy, spec = load_policy(checkpoint)
+    chosen, others = lab_runs.drawn_windows(data, spec, n, seed, key="n")
+    if len(others) < n:
+        raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
+    real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
+    found = measure_layers(
+        policy_batches(
+            policy, chosen, lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"], seed
+        ),
+        policy.path,
+        SOLVER.plan(policy.path),
+        policy.data_scale,
+        lambda x: x.flatten(1) / policy.data_scale,
+        reference,
+    )
+    return found, frechet_distance(*real, *reference)
 
 
-def _figures(section: Section) -> dict[str, Any]:
-    per_label = {label: [each._asdict() for each in found] for label, found in section.layers.items()}
-    return {"frechet_floor": section.floor, "layers": per_label}
+def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int, seed: int) -> Iterator[Batch]:
+    """Windows with their noises, in batches of the size that the selector saw in training."""
+    for rows in torch.arange(len(windows)).split(size):
+        batch = windows[rows]
+        condition = policy.encode(batch.obs)
+
+        def network(noisy: Tensor, t: Tensor, condition: Tensor = condition) -> Tensor:
+            return policy.network(noisy, t, condition)
+
+        observed = policy.observer.condition(batch.obs)
+        yield _batch(policy.clean(batch.action), select, network, seed, int(rows[0]), condition=observed)
 
 
-def _mean(found: list[Layers], quantity: str) -> list[float]:
-    """A quantity of each layer, averaged over training seeds."""
-    return [mean(values) for values in zip(*(getattr(each, quantity) for each in found), strict=True)]
-
-
-def _text(sections: list[Section], n: int) -> str:
-    parts = [_section_text(section) for section in sections]
-    return f"""\
-## What each denoising layer predicts
-
-The noise that a network predicts at step t implies a clean sample,
-x_0 = (x_t - sqrt(1 - alpha-bar_t) eps) / sqrt(alpha-bar_t), clipped as the sampler clips it (equation 2 and Figure 3 a,
-b, d of arXiv 2505.18521). No published figures stand beside ours: size of the models, resolution and features differ.
-Our definitions:
-
-- *Error*: root mean square error of x_0 against the true clean sample, real data noised to step t, once with noise of
-  the model's own selector (what training shows it) and once with plain Gaussian noise (what sampling starts from), in
-  units of the data's spread: 1 is the error of always predicting the mean.
-- *Distance from the final sample*: the same unit, along DDIM sampling (eta = 0, {LAYERS} steps) from plain noise.
-- *Fréchet distance*: squared, of the x_0 that layer predicts along sampling to real data, on the features named below.
-  The *floor* is what as many real samples score.
-- For vanilla both noises are plain, drawn twice: the two errors of vanilla differ by chance alone.
-
-At the noisiest layers the formula divides by a small sqrt(alpha-bar_t), so small errors of a network that has not
-converged become saturated pixels there; an error above 1 is that, not a finding about miscibility.
-
-An error with a model's own noise below vanilla's shows how much of x_0 the choice of noise gives away. It is no gain in
-itself: sampling starts from plain noise. Where the error with plain noise lies far above, the network reads x_0 off
-noise that says nothing about it: it then misses the law of the data, and under a condition such as an observation it
-obeys the noise instead (C2OT, arXiv 2503.10636).
-
-{chr(10).join(parts)}"""
-
-
-def _section_text(section: Section) -> str:
-    tables = []
-    for quantity, meaning in QUANTITIES.items():
-        rows = []
-        for label, found in section.layers.items():
-            values = dict(zip(found[0].t, _mean(found, quantity), strict=True))
-            steps = [min(values, key=lambda t: abs(t - share * section.chain)) for share in SHOWN]
-            last = [values[found[0].t[-1]]] if quantity == "frechet" else []
-            rows.append([_counted(label, found), *(f"{values[t]:.3f}" for t in steps), *(f"{v:.3f}" for v in last)])
-        header = ["model", *(f"t = {t}" for t in steps), *(["sample"] if quantity == "frechet" else [])]
-        if quantity == "frechet":
-            rows.append(["floor", *[""] * len(steps), f"{section.floor:.3f}"])
-        tables.append(f"{meaning[0].upper()}{meaning[1:]}:\n\n{table(header, rows)}\n")
-    about = textwrap.fill(section.about, 120)
-    return f"### {section.title}\n\n{about}\n\n{_against_vanilla(section)}\n" + "\n".join(tables)
-
-
-def _counted(label: str, found: list[Layers]) -> str:
-    return f"{label} ({len(found)} seeds)" if len(found) > 1 else label
-
-
-def _against_vanilla(section: Section) -> str:
-    """How each model's first half of the layers and its samples differ from the first model's, in words."""
-    first, *others = section.layers
-    lines = []
-    for label in others:
-        own, plain = (_change(section, quantity, label, first) for quantity in ("own", "plain"))
-        before, after = (_ends(section.layers[each]) for each in (first, label))
-        line = (
-            f"- **{label}** against {first}: error over the noisier half of the layers {own:+.1f} % with its own "
-            f"noise, {plain:+.1f} % with plain noise; Fréchet distance of the samples {after} against {before}."
+def image_section(
+    models: Mapping[str, Checkpoint], loaded: Mapping[str, ImageModel], images: Path, n: int, seed: int
+) -> Section:
+    """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
+    size, extractor = next(iter(loaded.values())).coder.size, make_extractor("classifier")
+    test, training = (load_cifar10(images, split, size=size) for split in ("test", "train"))
+    if min(len(test), len(training)) < n:
+        raise CommandError(f"n={n}: images={images} holds {min(len(test), len(training)):,} images of a split")
+    reference = feature_statistics(extractor.features(test))
+    layers = {}
+    for label, model in loaded.items():
+        select, size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
+        found = measure_layers(
+            _image_batches(model, to_pixels(test[:n]), select, size, seed),
+            model.path,
+            SOLVER.plan(model.path),
+            model.coder.limit,
+            lambda x, model=model: extractor.features(to_bytes(model.coder.decode(x))),  # type: ignore[misc]
+            reference,
         )
-        lines.append(textwrap.fill(line, 120, subsequent_indent="  "))
-    return "\n".join(lines) + "\n"
+        layers[label] = [found._asdict()]
+    floor = frechet_distance(*feature_statistics(extractor.features(training[:n])), *reference)
+    return {"frechet_floor": floor, "layers": layers}
 
 
-def _ends(found: list[Layers]) -> str:
-    """The samples' Fréchet distance, of several seeds also its range."""
-    values = [each.frechet[-1] for each in found]
-    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
+def _image_batches(model: ImageModel, pixels: Tensor, select: Selector, size: int, seed: int) -> Iterator[Batch]:
+    for number, part in enumerate(pixels.split(size)):
+        x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
+        yield _batch(x, select, model.network(), seed, number)
 
 
-def _change(section: Section, quantity: str, label: str, first: str) -> float:
-    """Change of a quantity's mean over the noisier half of the layers [%]."""
-    new, old = (mean(_mean(section.layers[each], quantity)[: LAYERS // 2]) for each in (label, first))
-    return 100 * (new / old - 1)
+def _batch(
+    x: Tensor,
+    select: Selector,
+    network: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    number: int,
+    condition: Tensor | None = None,
+) -> Batch:
+    """Clean samples with their noises; plain noise and start are the same for every model."""
+    common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
+    noise, start = (torch.randn(x.shape, generator=common) for _ in range(2))
+    return Batch(x, select(x, condition=condition, generator=own), noise, start, network)
 
 
-def _picture(sections: list[Section]) -> Figure:
-    heights = [height for section in sections for height in ((3.7, 1.8) if section.strips else (3.7,))]
+def _strip(model: ImageModel, seed: int) -> Tensor:
+    """Predicted images of every second layer, uint8, a row for each start noise, the noisiest layer first."""
+    start = torch.randn(STRIP, *model.noise_shape, generator=torch_generator("cpu", "steps strip", seed))
+    plan = SOLVER.plan(model.path)
+    predicted = predicted_along_sampling(model.network(), model.path, plan, start, model.coder.limit)
+    return to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
+
+
+def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
+    """A quantity of each layer, averaged over training seeds."""
+    return [mean(values) for values in zip(*(found[quantity] for found in seeds), strict=True)]
+
+
+def describe(sections: Mapping[str, Section]) -> str:
+    """The tables of every kind of data."""
+    return "\n\n".join(_section_text(title, section) for title, section in sections.items())
+
+
+def _section_text(title: str, section: Section) -> str:
+    layers = section["layers"]
+    t = next(iter(layers.values()))[0]["t"]
+    parts = [f"### {title.capitalize()}", _half_table(section)]
+    for quantity, meaning in QUANTITIES.items():
+        columns = {"model": "{label}", "seeds": "{seeds}", **{f"t = {t[i]:g}": f"{{values[{i}]:.3f}}" for i in SHOWN}}
+        columns["sample"] = f"{{values[{LAYERS - 1}]:.3f}}"
+        rows: list[Document] = [{"label": run, "seeds": len(seeds), "values": over_seeds(seeds, quantity)}
+                for run, seeds in layers.items()]  # fmt: skip
+        if quantity == "frechet":
+            rows.append({"label": "floor", "values": {LAYERS - 1: section["frechet_floor"]}})
+        parts += [f"{meaning}:", table(columns, rows)]
+    return "\n\n".join(parts)
+
+
+def _half_table(section: Section) -> str:
+    """Every model against the first: errors over the noisier half of the layers, and the samples' Fréchet distance."""
+
+    def half(seeds: list[Document], quantity: str) -> float:
+        return mean(over_seeds(seeds, quantity)[: LAYERS // 2])
+
+    first = next(iter(section["layers"].values()))
+    rows = [
+        {
+            "label": run,
+            "samples": [found["frechet"][-1] for found in seeds],
+            "own": 100 * (half(seeds, "own") / half(first, "own") - 1),
+            "plain": 100 * (half(seeds, "plain") / half(first, "plain") - 1),
+        }
+        for run, seeds in section["layers"].items()
+    ]
+    columns = {
+        "over the noisier half, against the first": "{label}",
+        "error, own noise [%]": "{own:+.1f}",
+        "error, plain noise [%]": "{plain:+.1f}",
+        "Fréchet distance of samples": "{distance:.3f} ({low:.3f} to {high:.3f})",
+    }
+    for row in rows:
+        row |= {"distance": mean(row["samples"]), "low": min(row["samples"]), "high": max(row["samples"])}
+    return table(columns, rows)
+
+
+def draw(sections: Mapping[str, Section], strips: Mapping[str, Tensor]) -> Figure:
+    """Error, distance from the final sample and Fréchet distance of every layer; below, predicted images."""
+    heights = [3.7] * len(sections) + [1.8] * bool(strips)
     figure = Figure(figsize=(14.7, sum(heights)), dpi=130, layout="constrained")
-    rows: Iterator[Any] = iter(np.ravel(np.array(figure.subfigures(len(heights), 1, height_ratios=heights))))
-    for section in sections:
-        _curves(list(next(rows).subplots(1, 3)), section)
-        if section.strips:
-            axes = next(rows).subplots(1, len(section.strips))
-            for each, (label, images) in zip(axes, section.strips.items(), strict=True):
-                _draw_strip(each, label, images)
+    rows = np.ravel(np.array(figure.subfigures(len(heights), 1, height_ratios=heights)))
+    for row, (title, section) in zip(rows, sections.items(), strict=False):
+        _draw_layers(list(row.subplots(1, 3)), title, section)
+    if strips:
+        for axes, (label, images) in zip(np.ravel(rows[-1].subplots(1, len(strips))), strips.items(), strict=True):
+            axes.imshow(tile(images, LAYERS // 2), interpolation="nearest")
+            axes.axis("off")
+            axes.set_title(f"{label}: x_0 at every second layer, from {STRIP} start noises", fontsize=8, loc="left")
     return figure
 
 
-def _curves(axes: list[Axes], section: Section) -> None:
-    """Error, distance from the final sample, and Fréchet distance of every layer."""
-    for colour, (label, found) in zip(COLOURS, section.layers.items(), strict=False):
-        t = found[0].t
-        axes[0].plot(t, _mean(found, "own"), color=colour, linewidth=1.8, label=f"{_counted(label, found)}, own noise")
-        axes[0].plot(t, _mean(found, "plain"), color=colour, linewidth=1.2, linestyle=":")
-        for each, quantity in zip(axes[1:], ("final", "frechet"), strict=True):
-            each.plot(t, _mean(found, quantity), color=colour, linewidth=1.8, label=label)
-            for seed in found if len(found) > 1 else []:
-                each.plot(t, getattr(seed, quantity), color=colour, linewidth=0.6, alpha=0.6)
-    axes[0].plot([], [], color=GREY, linestyle=":", linewidth=1.2, label="dotted: plain noise")
+def _draw_layers(axes: list[Axes], title: str, section: Section) -> None:
+    names = ("error, noised real data (dotted: plain noise)", "distance from the final sample", "Fréchet distance²")
+    for panel, name in zip(axes, names, strict=True):
+        plain(panel, f"{title}: {name}", "layer (left: noise, right: clean)", "1 = always predicting the mean")
+    at = range(1, LAYERS + 1)
+    for colour, (run, seeds) in zip(COLOURS, section["layers"].items(), strict=False):
+        axes[0].plot(at, over_seeds(seeds, "own"), color=colour, linewidth=1.8, label=run)
+        axes[0].plot(at, over_seeds(seeds, "plain"), color=colour, linewidth=1.2, linestyle=":")
+        for panel, quantity in zip(axes[1:], ("final", "frechet"), strict=True):
+            panel.plot(at, over_seeds(seeds, quantity), color=colour, linewidth=1.8, label=run)
+            for found in seeds if len(seeds) > 1 else []:
+                panel.plot(at, found[quantity], color=colour, linewidth=0.6, alpha=0.6)
     axes[0].axhline(1, color=GREY, linewidth=0.8)
-    axes[2].axhline(section.floor, color=GREY, linewidth=1, linestyle="--", label="floor: real samples")
-    axes[2].set_yscale("log")
-    titles = (
-        "error of predicted x_0, noised real data",
-        "distance from the final sample",
-        "Fréchet distance², per layer",
-    )
-    for each, title in zip(axes, titles, strict=True):
-        each.set_title(f"{section.title}: {title}", fontsize=9, loc="left")
-        each.set_xlabel("diffusion step t (left: noise, right: clean)", fontsize=8)
-        each.invert_xaxis()
-        each.spines[["top", "right"]].set_visible(False)
-        each.tick_params(which="both", labelsize=8)
-        each.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-        each.legend(fontsize=7, frameon=False)
-    for each in axes[:2]:
-        each.set_ylabel("1 = always predicting the mean", fontsize=8)
-        each.set_ylim(bottom=0)
+    axes[2].axhline(section["frechet_floor"], color=GREY, linewidth=1, linestyle="--", label="floor: real samples")
+    axes[2].set(yscale="log", ylabel="")
+    for panel in axes:
+        legend(panel)
 
 
-def _draw_strip(axes: Axes, label: str, images: Tensor) -> None:
-    axes.imshow(tiled(images, LAYERS // 2).numpy(), interpolation="nearest")
-    axes.axis("off")
-    axes.set_title(f"{label}: x_0 at every second layer, from the same {STRIP} start noises", fontsize=8, loc="left")
-
-
-EXPERIMENT = Experiment(
-    USAGE,
-    measure,
-    {
-        "images": IMAGES,
-        "models": MODELS,
-        "runs": RUNS,
-        "data": DATA,
-        "n": Option(int, 2000, "samples for each model"),
-        "seed": SEED,
-    },
-)
+OPTIONS = {
+    "runs": lab_runs.RUNS,
+    "data": DATA,
+    "image_runs": lab_runs.IMAGE_RUNS,
+    "images": IMAGES,
+    "n": Option(int, 2000, "samples for each model"),
+    "seed": SEED,
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -1,9 +1,9 @@
 """Shows miscibility, selection and mode collapse on six modes in the plane, in about a minute on a CPU.
 
 Modes on a circle of radius 2, each 0.12 wide; five hold 19 % of the data, one 5 %. A small network learns the way from
-N(0, I) to them. The picture follows Figure 11 of Improved Immiscible Diffusion (arXiv 2505.18521): what training pairs,
-what the network then generates, and what becomes of conditional data (the left or the right three modes, both from
-N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
+N(0, I) to them. The picture follows Figure 11 of Improved Immiscible Diffusion (arXiv 2505.18521): what training
+pairs, what the network then generates, and what becomes of conditional data (the left or the right three modes, both
+from N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
 
 - *Noise mixed*: share of the noises of a batch whose nearest other noise belongs to another mode.
 - *Pairs that cross*: share of the pairs of straight lines from noise to data that cross; a least-distance assignment
@@ -74,13 +74,7 @@ Figures = dict[str, float]
 
 
 class Arm(NamedTuple):
-    """One way to train.
-
-    Attributes:
-        name: What the picture calls it.
-        path: Between data and noise.
-        select: Chooses the noise.
-    """
+    """One way to train: what the picture calls it, the path between data and noise, and what chooses the noise."""
 
     name: str
     path: Path

@@ -26,12 +26,7 @@ TIMES = 1000.0
 
 
 class Net(nn.Module):
-    """Three hidden layers on position, time and condition.
-
-    Args:
-        conditions: Numbers of condition, C.
-        width: Units of a hidden layer.
-    """
+    """Three hidden layers on position, time and a condition of C numbers."""
 
     def __init__(self, conditions: int, width: int = 128) -> None:
         super().__init__()
@@ -54,16 +49,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ToyObjective:
-    """The path's loss on batches of a mixture; each batch is a function of (seed, step).
-
-    Attributes:
-        net: What is trained.
-        path: Between data and noise.
-        mixture: The data.
-        select: Chooses the noise.
-        batch_size: Points per step.
-        seed: Training seed.
-    """
+    """The path's loss on batches of a mixture; each batch is a function of (seed, step)."""
 
     net: Net
     path: Path
@@ -89,20 +75,7 @@ class ToyObjective:
 def train_net(
     path: Path, mixture: Mixture, select: Selector, *, steps: int, early: int, batch_size: int, seed: int
 ) -> dict[int, Net]:
-    """Train a network with the project's one loop.
-
-    Args:
-        path: Between data and noise.
-        mixture: The data.
-        select: Chooses the noise.
-        steps: Length of the training.
-        early: An earlier step at which to look as well.
-        batch_size: Points per step.
-        seed: Training seed.
-
-    Returns:
-        The network with its EMA weights after `early` and after all steps.
-    """
+    """Train a network with the project's one loop: its EMA weights after `early` and after all steps."""
     conditions = mixture.one_hot(torch.zeros(1, dtype=torch.long)).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("toy weights", seed))  # torch's initialisers draw from the global stream alone
@@ -128,18 +101,10 @@ def train_net(
 
 @torch.no_grad()
 def generate(net: nn.Module, path: Path, noise: Tensor, condition: Tensor, steps: int, limit: float) -> Tensor:
-    """Go from noise to data with the path's default solver.
-
-    Args:
-        net: Predicts what the path asks for.
-        path: Between data and noise.
-        noise: Starts (N, 2).
-        condition: Conditions (N, C).
-        steps: Network calls.
-        limit: Largest coordinate of the data.
+    """Go from start noises (N, 2) to data with the path's default solver, under conditions (N, C).
 
     Returns:
-        The paths (steps + 1, N, 2), noise first, samples last.
+        The paths (steps + 1, N, 2), noise first, samples last, within the limit.
     """
     plan, points = Solver(path.solvers[0], steps).plan(path), []
 

@@ -2,25 +2,23 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, spec_metadata
-from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.lab import bijection
 from immiscible_policy.lab.perturbation import (
     Perturbed,
-    PerturbedAgent,
+    PerturbedPolicy,
     chunk_generator,
     linear_displacement,
     perturb,
     perturbed_results,
-    perturbed_rollouts,
 )
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
+from immiscible_policy.store.run import RunDirectory
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
 OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
@@ -106,8 +104,8 @@ def test_chunks_from_given_noise_are_those_that_the_policy_samples(policy):
     assert torch.allclose(policy.action.unnormalize(generate(noise)), expected, atol=1e-3)
 
 
-def test_a_sampler_with_noise_of_its_own_is_refused(policy):
-    with pytest.raises(ValueError, match="solver=ddpm adds noise"):
+def test_a_solver_with_noise_of_its_own_is_refused(policy):
+    with pytest.raises(ValueError, match="solver=ddpm: it adds noise"):
         chunk_generator(policy, torch.zeros(1, 2, 20), Solver("ddpm", 4))
 
 
@@ -125,26 +123,22 @@ def test_start_noise_figures_tell_a_policy_that_follows_its_noise_from_one_that_
     assert ignores["rmse_random"] == pytest.approx(ignores["rmse_mean"], rel=0.05)
 
 
-def test_an_unperturbed_row_acts_as_the_agent_and_a_perturbed_one_otherwise(policy):
-    agent = Agent(policy, SPEC, Solver("ddim", 3))
-    observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (2, 1, 1))
-    perturbed = PerturbedAgent(agent, [0.0, 0.5], [generator(5), generator(6)])
-    acted = perturbed.act(observations, [generator(1), generator(1)])
-    expected = agent.act(observations, [generator(1), generator(1)])
-    assert np.allclose(acted[0], expected[0], atol=1e-3)
-    assert np.abs(acted[1] - expected[1]).max() > 1
+def test_an_unperturbed_row_samples_as_the_policy_and_a_perturbed_one_otherwise(policy):
+    observation = (512 * torch.rand(1, 2, 20, generator=generator())).expand(2, -1, -1)
+    perturbed = PerturbedPolicy(policy, [0.0, 0.5], [generator(5), generator(6)])
+    sampled = perturbed.sample(observation, Solver("ddim", 3), [generator(1), generator(1)])
+    expected = policy.sample(observation, Solver("ddim", 3), [generator(1), generator(1)])
+    assert torch.allclose(sampled[0], expected[0], atol=1e-3)
+    assert (sampled[1] - expected[1]).abs().max() > 1
 
 
-def test_rollouts_without_weight_follow_the_unperturbed_one_which_is_the_evaluated_one(policy):
-    agent = Agent(policy, SPEC, Solver("ddim", 2))
-    found = perturbed_rollouts(agent, 100_000, (0.0, 0.5), 2, max_steps=20)
-    alone = evaluate(agent, [100_000], seed=0, checkpoint=0, batch_size=5, max_steps=20)[0]
-    assert len(found.rows) == 5 and found.block_paths().shape == (21, 5, 2)
-    assert found.rows[0].metrics["coverage"] == pytest.approx(alone.metrics["coverage"], abs=1e-6)
-    assert found.block_displacement()[0] == pytest.approx(0, abs=1e-6)
-    assert found.coverage_change()[0] == pytest.approx(0, abs=1e-6)
-    agents = found.recording.states[:, :, :2]
-    assert np.abs(agents[:, 3:] - agents[:, :1]).max() > 1  # the perturbed ones went elsewhere
+def test_episodes_of_a_policy_that_ignores_its_noise_score_the_same(policy, run, monkeypatch):
+    monkeypatch.setattr(bijection, "ROLLOUT_WEIGHTS", (0.5, 1.0))
+    policy.network = AlwaysThere(policy, place=0.2)
+    monkeypatch.setattr(bijection, "load_policy", lambda checkpoint: (policy, SPEC))
+    checkpoint = RunDirectory(run).seed(0).newest()
+    change = bijection.score_change(checkpoint, Solver("ddim", 2), 100_000, 2, max_steps=9)
+    assert change == pytest.approx([0, 0])
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------
@@ -153,6 +147,8 @@ def test_rollouts_without_weight_follow_the_unperturbed_one_which_is_the_evaluat
 @pytest.fixture
 def run(tmp_path, policy):
     metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"noise": {"name": "vanilla"}}}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.yaml").write_text("seed: 0,1\n")
     weights = policy.state_dict()
     for seed in (0, 1):
         directory = tmp_path / "small" / f"seed_{seed}" / "checkpoints" / "step_000007"
@@ -164,10 +160,10 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
     options = OPTIONS | {"runs": str(run)}
     first, again = bijection.measure(options), bijection.measure(options)
     assert first.figures == again.figures and first.text == again.text
-    found = first.figures["policies"]["small"]
-    assert [len(each["rollouts"]) for each in found] == [1, 0]
-    assert all(each["chunk_displacement"][0] < 1e-3 < each["chunk_displacement"][-1] for each in found)
-    assert found[0]["chunk_displacement"] == found[1]["chunk_displacement"]  # the same weights, the same noises
+    seeds = first.figures["policies"]["small"]
+    assert [list(found["score_change"]) for found in seeds] == [[100_000], []]
+    assert all(found["chunk_displacement"][0] < 1e-3 < found["chunk_displacement"][-1] for found in seeds)
+    assert seeds[0]["chunk_displacement"] == seeds[1]["chunk_displacement"]  # the same weights, the same noises
 
 
 @pytest.mark.parametrize(
@@ -177,7 +173,6 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
         ({"runs": "absent"}, "runs=absent"),
         ({"runs": "x", "perturbations": 0}, "perturbations=0"),
         ({"runs": "x", "sampling_steps": 0}, "sampling_steps=0"),
-        ({"runs": "x", "starts": "first"}, "starts=first"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(change, message):
@@ -186,5 +181,11 @@ def test_bad_options_are_refused_in_one_line(change, message):
 
 
 def test_more_windows_than_there_are_are_refused(run):
-    with pytest.raises(ValueError, match="windows=10000000: the demonstrations have"):
+    with pytest.raises(ValueError, match="windows=10000000: use 1 to .* as many windows as the demonstrations have"):
         bijection.measure(OPTIONS | {"runs": str(run), "windows": 10_000_000})
+
+
+def test_unknown_starts_are_refused_before_anything_is_measured(run, monkeypatch):
+    monkeypatch.setattr(bijection, "measure_policy", lambda *_: pytest.fail("a policy was measured"))
+    with pytest.raises(ValueError, match="starts=first"):
+        bijection.measure(OPTIONS | {"runs": str(run), "starts": "first"})

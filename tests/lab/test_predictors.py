@@ -70,5 +70,5 @@ def test_what_cannot_be_ordered_is_refused(tmp_path):
         write_arm(tmp_path / arm, 0.5, 0.1)
     with pytest.raises(ValueError, match="early=7: .*keeps steps 5, 9"):
         predictors.measure(OPTIONS | {"grid": tmp_path, "early": 7})
-    with pytest.raises(ValueError, match="windows=1: use 2 to"):
+    with pytest.raises(ValueError, match="windows=1: use 2 or more"):
         predictors.measure(OPTIONS | {"grid": tmp_path, "windows": 1})

@@ -1,19 +1,19 @@
-"""Other samplers, and those that follow the law of training: against hand-made denoisers, and on small policies."""
+"""Other solvers, and those that follow the law of training: against hand-made denoisers, and on small policies."""
 
 import numpy as np
 import pytest
 import torch
 
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
-from immiscible_policy.lab import samplers
-from immiscible_policy.lab.samplers import Scheme, read_schemes, summarise
-from immiscible_policy.lab.training_law import TrainingLawAgent
+from immiscible_policy.lab import solvers
+from immiscible_policy.lab.solvers import Scheme, read_schemes, summarise
+from immiscible_policy.lab.training_law import TrainingLawPolicy
 from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
-OPTIONS = {key: option.default for key, option in samplers.OPTIONS.items()}
+OPTIONS = {key: option.default for key, option in solvers.OPTIONS.items()}
 
 
 def generators(rows, seed=0):
@@ -36,6 +36,10 @@ def recording(chosen):
     return select, shown
 
 
+def law_agent(policy, select, law, calls):
+    return Agent(TrainingLawPolicy(policy, select, law), SPEC, Scheme(law, calls).solver)
+
+
 def act(agent, rows=3):
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (rows, 1, 1))
     return agent.act(observations, generators(rows))
@@ -44,7 +48,7 @@ def act(agent, rows=3):
 def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
     policy.network = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "drafted", select))
+    acted = act(law_agent(policy, select, "drafted", 4))
     assert acted.shape == (3, 8, 2) and acted == pytest.approx(0.75 * 512, abs=0.1)
     torch.testing.assert_close(torch.cat(shown), torch.full((3, 16, 2), 0.5), rtol=1e-4, atol=1e-4)
     seen = policy.network.seen
@@ -55,7 +59,7 @@ def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
 def test_renoised_meets_what_training_would_mix_at_every_step(policy):
     policy.network = AlwaysThere(policy, place=0.5)
     select, shown = recording(7.0)
-    acted = act(TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "renoised", select))
+    acted = act(law_agent(policy, select, "renoised", 4))
     assert acted == pytest.approx(0.75 * 512, abs=0.1) and len(shown) == 9  # 3 rows after each step but the last
     for x, t in policy.network.seen[1:]:
         a = policy.path.alphas_cumprod[t]
@@ -64,7 +68,7 @@ def test_renoised_meets_what_training_would_mix_at_every_step(policy):
 
 @pytest.mark.parametrize("law", ["drafted", "renoised"])
 def test_a_row_depends_on_its_own_source_alone(policy, law):
-    agent = TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 3)), law, make_selector("knn", k=4))
+    agent = law_agent(policy, make_selector("knn", k=4), law, 3)
     together, alone = act(agent, rows=3), act(agent, rows=1)
     assert together[:1] == pytest.approx(alone, abs=1e-2)
     assert np.abs(together[1] - together[0]).max() > 1
@@ -73,7 +77,7 @@ def test_a_row_depends_on_its_own_source_alone(policy, law):
 def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     """With vanilla noise the second pass starts from each source's next noise."""
     agent = Agent(policy, SPEC, Solver("ddim", 3))
-    drafted = act(TrainingLawAgent(agent, "drafted", make_selector("vanilla")), rows=2)
+    drafted = act(law_agent(policy, make_selector("vanilla"), "drafted", 3), rows=2)
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (2, 1, 1))
     sources = generators(2)
     for source in sources:
@@ -82,58 +86,61 @@ def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
 
 
 def test_plain_noise_makes_renoising_the_solver_of_that_name(policy):
-    renoised = TrainingLawAgent(Agent(policy, SPEC, Solver("ddim", 4)), "renoised", make_selector("vanilla"))
+    renoised = law_agent(policy, make_selector("vanilla"), "renoised", 4)
     assert act(renoised) == pytest.approx(act(Agent(policy, SPEC, Solver("renoise", 4))), abs=1e-2)
 
 
 def test_schemes_are_read_and_refused():
-    assert read_schemes("ddim10,renoised5") == [Scheme("ddim", 10), Scheme("renoised", 5)]
-    for text in ("ddim", "rk10", "ddim0", "10", ""):
-        with pytest.raises(ValueError, match="write a scheme and its steps, such as ddim10"):
+    read = read_schemes("ddim10,ddim10-leading,renoised5")
+    assert read == [Scheme("ddim", 10), Scheme("ddim", 10, "leading"), Scheme("renoised", 5)]
+    assert [scheme.text for scheme in read] == ["ddim10", "ddim10-leading", "renoised5"]
+    assert [scheme.solver for scheme in read] == [
+        Solver("ddim", 10), Solver("ddim", 10, "leading"), Solver("renoise", 5),
+    ]  # fmt: skip
+    for text in ("ddim", "rk10", "ddim0", "10", "", "ddim10-trailing"):
+        with pytest.raises(ValueError, match="write a solver and its network calls, such as ddim10"):
             read_schemes(text)
     with pytest.raises(ValueError, match="given twice"):
         read_schemes("ddim10,ddpm5,ddim10")
 
 
 def test_differences_by_hand():
-    ten = Scheme("ddim", 10)
+    ten, five = Scheme("ddim", 10), Scheme("ddim", 5)
     base, other = np.array([[0.2, 0.4], [0.4, 0.6]]), np.array([[0.3, 0.5], [0.5, 0.7]])
-    found = {("a", ten): {"coverage": base}, ("b", ten): {"coverage": other}}
-    paired = summarise(found, {"a": [0, 1], "b": [0, 1]}, [ten])["runs"]
-    assert paired["a"]["ddim10"]["coverage"]["score"]["mean"] == pytest.approx(0.4)
-    assert list(paired["a"]["ddim10"]["coverage"]) == ["score"]
-    difference = paired["b"]["ddim10"]["coverage"]["from_run"]
+    scores = {("a", ten): base, ("b", ten): other}
+    paired = summarise(scores, {"a": [0, 1], "b": [0, 1]}, [ten])["runs"]
+    assert paired["a"]["ddim10"]["score"]["mean"] == pytest.approx(0.4) and list(paired["a"]["ddim10"]) == ["score"]
+    difference = paired["b"]["ddim10"]["from_run"]
     assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
-    five = Scheme("ddim", 5)
-    of_sampler = summarise(
-        {("a", ten): {"coverage": base}, ("a", five): {"coverage": other}}, {"a": [0, 1]}, [ten, five]
-    )
-    assert of_sampler["runs"]["a"]["ddim5"]["coverage"]["from_sampler"]["mean"] == pytest.approx(0.1)
-    unpaired = summarise(found, {"a": [0, 1], "b": [2, 3]}, [ten])["runs"]["b"]["ddim10"]["coverage"]["from_run"]
+    of_solver = summarise({("a", ten): base, ("a", five): other}, {"a": [0, 1]}, [ten, five])["runs"]
+    assert of_solver["a"]["ddim5"]["from_solver"]["mean"] == pytest.approx(0.1)
+    unpaired = summarise(scores, {"a": [0, 1], "b": [2, 3]}, [ten])["runs"]["b"]["ddim10"]["from_run"]
     assert unpaired["mean"] == pytest.approx(0.1) and unpaired["low"] < 0 < unpaired["high"]
 
 
 def write_run(directory, policy, noise, **config):
     metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"noise": noise, **config}}
     weights = policy.state_dict()
+    directory.mkdir()
+    (directory / "config.yaml").write_text("seed: 0\n")
     save_checkpoint(directory / "seed_0" / "checkpoints" / "step_000007", metadata, {"model": weights, "ema": weights})
     return str(directory)
 
 
-def test_the_experiment_rolls_out_every_run_under_every_sampler_it_takes(tmp_path, policy):
+def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path, policy):
     runs = [write_run(tmp_path / "vanilla", policy, {"name": "vanilla"}),
             write_run(tmp_path / "linear", policy, {"name": "linear"})]  # fmt: skip
-    found = samplers.measure(OPTIONS | {"runs": ",".join(runs), "samplers": "ddim1,renoised1", "episodes": 2})
+    found = solvers.measure(OPTIONS | {"runs": ",".join(runs), "solvers": "ddim1,renoised1", "episodes": 2})
     results = found.figures["runs"]
     assert list(results["vanilla"]) == ["ddim1", "renoised1"] and list(results["linear"]) == ["ddim1"]
-    same = results["linear"]["ddim1"]["coverage"]["from_run"]  # the same weights, starts and noises
+    same = results["linear"]["ddim1"]["from_run"]  # the same weights, starts and noises
     assert same["mean"] == same["low"] == same["high"] == 0
     assert "| linear | +0.000 [+0.000, +0.000] |  |" in found.text
 
 
-def test_a_residual_run_takes_no_law_sampler(tmp_path, policy):
+def test_a_residual_run_takes_no_solver_of_its_law(tmp_path, policy):
     run = write_run(tmp_path / "residual", policy, {"name": "knn", "k": 2}, select_for="residual")
-    found = samplers.measure(OPTIONS | {"runs": run, "samplers": "ddim1,drafted1", "episodes": 1})
+    found = solvers.measure(OPTIONS | {"runs": run, "solvers": "ddim1,drafted1", "episodes": 1})
     assert list(found.figures["runs"]["residual"]) == ["ddim1"]
 
 
@@ -142,10 +149,16 @@ def test_a_residual_run_takes_no_law_sampler(tmp_path, policy):
     [
         ({}, "needs runs="),
         ({"runs": "absent"}, "runs=absent"),
-        ({"runs": "x", "samplers": "rk10"}, "samplers=rk10"),
-        ({"runs": "x", "starts": "first"}, "starts=first"),
+        ({"runs": "x", "solvers": "rk10"}, "solvers=rk10"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=message):
-        samplers.measure(OPTIONS | change)
+        solvers.measure(OPTIONS | change)
+
+
+def test_unknown_starts_are_refused_before_anything_is_rolled_out(tmp_path, policy, monkeypatch):
+    monkeypatch.setattr(solvers, "rolled_out", lambda *_: pytest.fail("a policy was rolled out"))
+    run = write_run(tmp_path / "vanilla", policy, {"name": "vanilla"})
+    with pytest.raises(ValueError, match="starts=first"):
+        solvers.measure(OPTIONS | {"runs": run, "starts": "first"})

@@ -1,0 +1,141 @@
+"""Finished runs as the laboratory takes them: their newest checkpoints, their selectors, and windows to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.demos.windows import Windows
+from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.image.build import load_image_model
+from immiscible_policy.image.model import ImageModel
+from immiscible_policy.lab.data import pusht_windows
+from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.palette import COLOURS
+from immiscible_policy.policy import PolicySpec
+from immiscible_policy.randomness import torch_generator
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import Task, find_task, primary
+
+RUNS = Option(str, None, "run directories of train_policy.py, RUN,RUN,...; the first is what others are compared with")
+IMAGE_RUNS = Option(str, None, "run directories of train_image.py, RUN,RUN,...; the first seed of each")
+
+Newest = dict[str, dict[int, Checkpoint]]
+"""The newest checkpoint of every training seed of each run, by the run's name."""
+
+
+def newest_policies(runs: str | None) -> Newest:
+    """The policies of `runs=`, all of which can be loaded; none for None."""
+    return _newest("runs", runs, load_policy)
+
+
+def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
+    """The image models of `image_runs=`, the first seed of each run."""
+    return {run: next(iter(seeds.values())) for run, seeds in _newest("image_runs", runs, load_image_model).items()}
+
+
+def image_model(checkpoint: Checkpoint) -> ImageModel:
+    """The model of a checkpoint, in evaluation mode."""
+    return load_image_model(checkpoint)[0]
+
+
+def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Newest:
+    """The newest checkpoints of the runs that an option names.
+
+    Raises:
+        CommandError: If a directory has none, two have the same name, or there are more than colours.
+        CheckpointError: If one is damaged.
+    """
+    found: Newest = {}
+    for path in map(Path, runs.split(",") if runs else []):
+        run = RunDirectory(path)
+        seeds = run.seeds() if run.exists else []
+        newest = {seed: run.seed(seed).newest() for seed in seeds}
+        kept = {seed: checkpoint for seed, checkpoint in newest.items() if checkpoint is not None}
+        if not kept:
+            raise CommandError(f"{key}={path}: no checkpoint there; name run directories")
+        if run.name in found:
+            raise CommandError(f"{key}= names two runs called {run.name}")
+        for checkpoint in kept.values():
+            load(checkpoint)  # a damaged one is noticed before the others are measured
+        found[run.name] = kept
+    if len(found) > len(COLOURS):
+        raise CommandError(f"{key}= names {len(found)} runs; at most {len(COLOURS)} can be told apart")
+    return found
+
+
+def task_of(checkpoint: Checkpoint) -> Task:
+    """The task that a checkpoint was trained for; PushT where it names none."""
+    task = checkpoint.metadata.get("config", {}).get("task") or "pusht"
+    return find_task(task) if isinstance(task, str) else find_task(**task)
+
+
+def starts_of(seeds: Mapping[int, Checkpoint], text: str, episodes: int) -> list[int]:
+    """The starts that some words name on the task of a run's checkpoints."""
+    return task_of(next(iter(seeds.values()))).starts(text, episodes)
+
+
+def rolled_out(
+    checkpoint: Checkpoint, agent: Agent, starts: Sequence[int], seed: int = 0, **options: Any
+) -> NDArray[np.float64]:
+    """Scores (starts,), the task's primary metric, of a checkpoint's agent from the starts.
+
+    Args:
+        checkpoint: What acts.
+        agent: How it acts.
+        starts: Start seeds.
+        seed: Its training seed.
+        **options: Further options of `evaluate`.
+    """
+    rows = evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step, **options)
+    return np.array([row.metrics[primary(task_of(checkpoint)).name] for row in rows])
+
+
+def own_selector(checkpoint: Checkpoint) -> Selector:
+    """The selector that a checkpoint was trained with, at full strength: without its schedule.
+
+    Potentials are left out as well: they change its speed alone.
+
+    Raises:
+        CommandError: If the checkpoint names none, or if noise was chosen for residuals, whose prediction no
+            checkpoint keeps.
+        ValueError: If the selector is unknown here.
+    """
+    config = checkpoint.metadata.get("config", {})
+    recorded = config.get("noise", {})
+    if config.get("select_for", "action") != "action":
+        raise CommandError(
+            f"{checkpoint.path}: trained with select_for={config['select_for']}; needs select_for=action"
+        )
+    if "name" not in recorded:
+        raise CommandError(f"{checkpoint.path}: names no noise that it was trained with")
+    ignored = ("name", "potentials", "start", "stop", "ramp")
+    return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
+
+
+def drawn_windows(data: Path | None, spec: PolicySpec, count: int, seed: int, *, key: str) -> tuple[Windows, Windows]:
+    """Windows of the demonstrations, drawn by the seed, and all others.
+
+    Args:
+        data: Demonstrations; None for the embedded ones.
+        spec: The policy that is to see them.
+        count: How many.
+        seed: Seed of the draw.
+        key: The option that `count` comes from.
+
+    Raises:
+        CommandError: If there are not as many.
+    """
+    windows = pusht_windows(data, spec)
+    if not 1 <= count <= len(windows):
+        raise CommandError(f"{key}={count}: use 1 to {len(windows):,}, as many windows as the demonstrations have")
+    order = torch.randperm(len(windows), generator=torch_generator("cpu", "lab windows", seed))
+    return windows[order[:count]], windows[order[count:]]

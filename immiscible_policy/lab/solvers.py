@@ -1,0 +1,197 @@
+"""Rolls the newest checkpoints of runs out under many solvers; compares runs, and solvers, with the first in pairs.
+
+Score: the task's primary metric, mean over training seeds and starts, with its 95 % interval; the newest checkpoint of
+each seed. Differences from the first run under the same solver, and from the first solver of the same run, are paired
+by training seed and start.
+
+A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless it ends in
+`-leading`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained with, for runs
+of noise=vanilla and noise=knn (`lab/training_law.py`): `drafted` in twice the calls; with plain noise `drafted` starts
+anew, and `renoised` is the control.
+
+  python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn
+  python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn solvers=ddim10,ddim10-leading,renoise10
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
+from immiscible_policy.lab.report import Document, plain, program, table
+from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, starts_of
+from immiscible_policy.lab.training_law import LAWS, TrainingLawPolicy
+from immiscible_policy.palette import COLOURS, panels
+from immiscible_policy.policy import Policy
+from immiscible_policy.results.experiment import Findings
+from immiscible_policy.results.interval import figures as interval_figures
+from immiscible_policy.solver import SOLVERS, Solver
+from immiscible_policy.store.checkpoint import Checkpoint
+
+KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
+
+
+class Scheme(NamedTuple):
+    """A solver as written: a key of `SOLVERS` or `LAWS`, network calls, and the spacing of their times."""
+
+    name: str
+    steps: int
+    spacing: str = "trailing"
+
+    @property
+    def text(self) -> str:
+        """As on the command line."""
+        return f"{self.name}{self.steps}" + "-leading" * (self.spacing == "leading")
+
+    @property
+    def solver(self) -> Solver:
+        """What samples, or what the law's way is built on."""
+        return Solver(LAWS.get(self.name, self.name), self.steps, self.spacing)
+
+
+def measure(options: Document) -> Findings:
+    """Roll every run out under every solver that it takes.
+
+    Raises:
+        ValueError: If an option is unusable, or a run cannot be read.
+    """
+    if not options["runs"]:
+        raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
+    schemes = read_schemes(options["solvers"])
+    policies = newest_policies(options["runs"])
+    starts = starts_of(next(iter(policies.values())), options["starts"], options["episodes"])
+    agents = {
+        (run, scheme): {seed: make_agent(checkpoint, scheme) for seed, checkpoint in seeds.items()}
+        for run, seeds in policies.items()
+        for scheme in schemes
+        if all(takes(checkpoint, scheme) for checkpoint in seeds.values())
+    }  # built, and so checked, before the first is rolled out
+    scores: dict[tuple[str, Scheme], Array] = {}
+    torch.set_num_threads(1)
+    for (run, scheme), seeds in agents.items():
+        scores[run, scheme] = np.array(
+            [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in seeds.items()]
+        )
+        print(f"{run}  {scheme.text}  score {scores[run, scheme].mean():.3f}", flush=True)
+    figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, schemes) | {
+        "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
+        "starts": len(starts),
+        "options": {key: value for key, value in options.items() if key != "runs"},
+    }
+    return Findings(figures, describe(figures), draw(figures))
+
+
+def read_schemes(text: str) -> list[Scheme]:
+    """Read `ddim10,ddim10-leading,renoised10`.
+
+    Raises:
+        CommandError: If a name or a number of calls is unusable, or one is given twice.
+    """
+    schemes = []
+    for word in text.split(","):
+        parts = re.fullmatch(r"([a-z]+)(\d+)(-leading)?", word)
+        if not parts or parts[1] not in (*SOLVERS, *LAWS) or not int(parts[2]):
+            known = ", ".join(f"{name}10" for name in (*SOLVERS, *LAWS))
+            raise CommandError(f"solvers={word}: write a solver and its network calls, such as {known}")
+        schemes.append(Scheme(parts[1], int(parts[2]), "leading" if parts[3] else "trailing"))
+    if len(set(schemes)) < len(schemes):
+        raise CommandError(f"solvers={text}: a solver is given twice")
+    return schemes
+
+
+def takes(checkpoint: Checkpoint, scheme: Scheme) -> bool:
+    """Whether a solver means anything for a policy: those of `LAWS` need a selector that chooses within a sample."""
+    config = checkpoint.metadata.get("config", {})
+    selected = config.get("select_for", "action") == "action"
+    return scheme.name not in LAWS or (selected and config.get("noise", {}).get("name") in ("vanilla", "knn"))
+
+
+def make_agent(checkpoint: Checkpoint, scheme: Scheme) -> Agent:
+    """A policy that samples as written."""
+    policy, spec = load_policy(checkpoint)
+    if scheme.name in LAWS:
+        policy = cast(Policy, TrainingLawPolicy(policy, own_selector(checkpoint), scheme.name))
+    return Agent(policy, spec, scheme.solver)
+
+
+def summarise(
+    scores: Mapping[tuple[str, Scheme], Array], seeds: Mapping[str, list[int]], schemes: Sequence[Scheme]
+) -> Document:
+    """Means, and differences from the first run and from the first solver, by run and solver.
+
+    Args:
+        scores: Scores (seeds, starts) of each run under each solver that it takes.
+        seeds: The training seeds of the runs, the first of which is compared with.
+        schemes: The solvers, the first of which is compared with.
+    """
+    first = next(iter(seeds))
+    results: Document = {run: {} for run in seeds}
+    for (run, scheme), own in scores.items():
+        found = {"score": interval_figures(mean_interval(own))}
+        if run != first and (first, scheme) in scores:
+            arms = difference_arms(own, scores[first, scheme], same_seeds=seeds[run] == seeds[first])
+            found["from_run"] = interval_figures(interval(arms))
+        if scheme != schemes[0] and (run, schemes[0]) in scores:
+            arms = difference_arms(own, scores[run, schemes[0]], same_seeds=True)
+            found["from_solver"] = interval_figures(interval(arms))
+        results[run][scheme.text] = found
+    return {"compared_with": first, "solver_compared_with": schemes[0].text, "runs": results}
+
+
+def describe(figures: Document) -> str:
+    """Tables of scores and of both kinds of differences, where there are any."""
+    runs, parts = figures["runs"], [f"{figures['starts']} starts."]
+    schemes = list(dict.fromkeys(scheme for found in runs.values() for scheme in found))
+    for kind, title in KINDS.items():
+        rows = [
+            {"run": run, **{scheme: values[kind] for scheme, values in found.items() if kind in values}}
+            for run, found in runs.items()
+        ]
+        title = title.format(first=figures["compared_with"], solver=figures["solver_compared_with"])
+        form = ".3f" if kind == "score" else "+.3f"
+        columns = {title: "{run}", **{scheme: f"{{{scheme}:{form}}}" for scheme in schemes}}
+        if any(len(row) > 1 for row in rows):
+            parts.append(table(columns, [row for row in rows if len(row) > 1]))
+    return "\n\n".join(parts)
+
+
+def draw(figures: Document) -> Figure:
+    """Score against network calls for each solver, a colour for each run; the runs a little apart."""
+    points: dict[str, dict[str, dict[int, Document]]] = {}
+    for run, found in figures["runs"].items():
+        for scheme, values in found.items():
+            name, steps, leading = cast(re.Match[str], re.fullmatch(r"([a-z]+)(\d+)(.*)", scheme)).groups()
+            points.setdefault(name + leading, {}).setdefault(run, {})[int(steps)] = values["score"]
+    figure, axes = panels(len(points), title=f"{figures['starts']} starts; bars: 95 % intervals")
+    for panel, (name, by_run) in zip(axes, points.items(), strict=True):
+        plain(panel, name, "network calls", "score")
+        for number, (run, by_steps) in enumerate(by_run.items()):
+            at = sorted(by_steps)
+            places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
+            score = {key: np.array([by_steps[steps][key] for steps in at], float) for key in ("mean", "low", "high")}
+            spans = [score["mean"] - score["low"], score["high"] - score["mean"]]
+            look: dict[str, Any] = {"color": COLOURS[list(figures["runs"]).index(run)], "capsize": 2, "label": run}
+            panel.errorbar(places, score["mean"], spans, marker="o", markersize=4, linewidth=1, **look)
+        ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
+        panel.set(xscale="log", ylim=(0, 1), xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
+        panel.set_xticks(ticks, [str(steps) for steps in ticks])
+        panel.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
+    return figure
+
+
+OPTIONS = {
+    "runs": RUNS,
+    "solvers": Option(str, "ddim10,ddim5,ddim16,ddpm100,dpmpp2,dpmpp5,dpmpp10", "solvers with their network calls"),
+    "episodes": Option(int, 50, "starts"),
+    "starts": Option(str, "legacy", "legacy, fresh, or start seeds"),
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
