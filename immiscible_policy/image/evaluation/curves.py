@@ -110,15 +110,14 @@ def against(first: Seeds, other: Seeds) -> Against:
     step, paired = max(steps), list(first) == list(other)
     common = sorted(first.keys() & other.keys())
     reached = [reach(seed, first[seed], other[seed]) for seed in common]
+    other_there, first_there = ([{step: distances[step]} for distances in run.values()] for run in (other, first))
     return Against(
-        _difference(
-            [{step: each[step]} for each in other.values()], [{step: each[step]} for each in first.values()], paired
-        ),
-        step,
-        _difference(list(other.values()), list(first.values()), paired),
-        paired,
-        reached,
-        geometric_mean([each.ratio for each in reached]),
+        difference=_difference(other_there, first_there, paired),
+        step=step,
+        best=_difference(list(other.values()), list(first.values()), paired),
+        paired=paired,
+        reached=reached,
+        speedup=geometric_mean([seed.ratio for seed in reached]),
     )
 
 
@@ -134,8 +133,8 @@ def geometric_mean(ratios: list[float | None]) -> Interval | None:
     known = [ratio for ratio in ratios if ratio is not None]
     if not known or len(known) < len(ratios):
         return None
-    found = over_seeds(np.log(known))
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), found.over)
+    mean = over_seeds(np.log(known))
+    return Interval(math.exp(mean.estimate), math.exp(mean.low), math.exp(mean.high), mean.over)
 
 
 def _difference(other: list[Distances], first: list[Distances], paired: bool) -> Interval:

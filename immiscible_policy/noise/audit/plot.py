@@ -52,9 +52,9 @@ def _marginal(axes: Axes, audit: Audit) -> None:
     grid = np.linspace(-4.5, 4.5, 300)
     axes.plot(grid, stats.norm.pdf(grid), color=LAW, linewidth=1.4, label="N(0, 1)")
     axes.set_xlim(-4.5, 4.5)
-    found = audit.selected
-    said = f"Single numbers: mean {found.mean:+.3f}, variance {found.variance:.3f}, KS {audit.ks.statistic:.4f}"
-    axes.set_title(said, fontsize=10, loc="left")
+    mean, variance = audit.selected.mean, audit.selected.variance
+    title = f"Single numbers: mean {mean:+.3f}, variance {variance:.3f}, KS {audit.ks.statistic:.4f}"
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("one number of the noise", fontsize=9)
 
 
@@ -65,8 +65,8 @@ def _norms(axes: Axes, audit: Audit) -> None:
     low, high = stats.chi2.ppf([1e-4, 1 - 1e-4], audit.dims)
     grid = np.linspace(low, high, 300)
     axes.plot(grid, stats.chi2.pdf(grid, audit.dims), color=LAW, linewidth=1.4, label=f"chi-squared({audit.dims:,})")
-    said = f"Squared norm: {audit.vanilla.squared_norm:,.2f} plain, {audit.selected.squared_norm:,.2f} selected"
-    axes.set_title(said, fontsize=10, loc="left")
+    title = f"Squared norm: {audit.vanilla.squared_norm:,.2f} plain, {audit.selected.squared_norm:,.2f} selected"
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("squared norm of the noise of one sample", fontsize=9)
 
 
