@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.recipes.noise import NoiseOptions, noise_options
+from immiscible_policy.recipes.options import options_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import cut, size
@@ -156,18 +157,12 @@ def image_spec(config: ImageConfig) -> Spec:
     """
     if config.model != "sd":
         training_steps = config.steps if config.model == "consistency" else None
-        return ImageSpec(**_options(config, ImageSpec), training_steps=training_steps)
+        return ImageSpec(**options_of(config, ImageSpec), training_steps=training_steps)
     try:
         from immiscible_policy.image.stable_diffusion import pinned
     except ImportError as error:
         raise ValueError(f"model=sd needs {error.name}: pip install 'immiscible-policy[sd]'") from None
-    return pinned(StableDiffusionSpec(**_options(config, StableDiffusionSpec)))
-
-
-def _options(config: ImageConfig, kind: type[Spec]) -> dict[str, Any]:
-    """Those options that a kind of spec has; lists become tuples."""
-    values = {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return pinned(StableDiffusionSpec(**options_of(config, StableDiffusionSpec)))
 
 
 def solver(config: ImageConfig, model: ImageModel) -> Solver | None:

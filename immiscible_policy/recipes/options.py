@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from immiscible_policy.noise.registry import GROUP, SELECTORS
@@ -22,3 +22,9 @@ class DiffusionConfig(RunConfig):
     solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct")
     spacing: str = choice("trailing", "leading")
     eta: float = number("[0, 1]")
+
+
+def options_of(config: RunConfig, kind: type[Any]) -> dict[str, Any]:
+    """Those options that are fields of a dataclass as well; lists become tuples."""
+    values = {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -33,6 +33,7 @@ from immiscible_policy.recipes.noise import (
     require_selection,
 )
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
+from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
@@ -166,21 +167,10 @@ class RobotRecipe:
         require_selection(noise.name, {key: getattr(config, key) for key, plain in defaults.items()
                                        if getattr(config, key) != plain})  # fmt: skip
         spec = PolicySpec(
-            obs=config.obs,
+            **options_of(config, PolicySpec),
             obs_dim=windows.obs.shape[-1],
             action_dim=windows.action.shape[-1],
-            horizon=config.horizon,
-            obs_steps=config.obs_steps,
-            action_steps=config.action_steps,
-            diffusion_steps=config.diffusion_steps,
-            data_scale=config.data_scale,
-            down_dims=tuple(config.down_dims),
-            step_embed_dim=config.step_embed_dim,
-            kernel_size=config.kernel_size,
-            groups=config.groups,
             encoder=_encoder_spec(config, windows),
-            method=config.method,
-            prediction=config.prediction,
         )
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)

@@ -71,8 +71,12 @@ def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] |
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = prepare() if prepare else kind.prepare(config)
-    if resuming:
-        _check_data(run, recipe.data)
+    began, content = run.data_hash if resuming else None, recipe.data["content_hash"]
+    if began not in (None, content):
+        raise CommandError(
+            f"data={recipe.data['path']} has changed since the run in {run.path} began (content {content[:12]}, "
+            f"then {str(began)[:12]}); restore the data or name another out="
+        )
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
@@ -136,16 +140,6 @@ def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -
                 "resume it with its own settings or name another out="
             )
     return True
-
-
-def _check_data(run: RunDirectory, data: dict[str, Any]) -> None:
-    """Refuse to resume on data whose content has changed."""
-    recorded, content = run.data_hash, data["content_hash"]
-    if recorded is not None and recorded != content:
-        raise CommandError(
-            f"data={data['path']} has changed since the run in {run.path} began (content {content[:12]}, "
-            f"then {recorded[:12]}); restore the data or name another out="
-        )
 
 
 def _options(config: RunConfig, seeds: list[int]) -> str:

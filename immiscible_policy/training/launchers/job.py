@@ -63,19 +63,16 @@ def needs(config: RunConfig, cpus: str, gpus: str) -> dict[str, Any]:
     Raises:
         CommandError: If the file `job_options` is missing, or holds something else than names and values.
     """
-    own: dict[str, Any] = {cpus: config.threads}
+    asked: dict[str, Any] = {cpus: config.threads}
     if config.device != "cpu":
-        own[gpus] = 1
-    return own | _job_options(config.job_options)
-
-
-def _job_options(name: str | None) -> dict[str, Any]:
+        asked[gpus] = 1
+    name = config.job_options
     if name is None:
-        return {}
+        return asked
     try:
-        options = yaml.safe_load(Path(name).expanduser().read_text())
+        own = yaml.safe_load(Path(name).expanduser().read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"job_options={name} cannot be read: {one_line(error)}") from None
-    if not isinstance(options, dict):
+    if not isinstance(own, dict):
         raise CommandError(f"job_options={name} holds no options; write lines such as 'timeout_min: 600'")
-    return options
+    return asked | own
