@@ -15,7 +15,7 @@ from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.training.ahead import Ahead
-from immiscible_policy.training.batches import ShuffledOrder
+from immiscible_policy.training.batches import ShuffledOrder, tensors
 from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.seed import initial_state
@@ -214,7 +214,8 @@ def test_batches_prepared_in_threads_are_those_of_the_main_thread(store, noise):
     ahead = Ahead(objective.batches, 3, 20, CPU, workers=3)
     for step in range(3, 20):
         prepared = ahead.next()[0]
-        assert all(torch.equal(a, b) for a, b in zip(prepared, objective.batches(step)[0], strict=True))
+        directly = objective.batches(step)[0]
+        assert all(torch.equal(a, b) for a, b in zip(tensors(prepared), tensors(directly), strict=True))
     ahead.close()
 
 
