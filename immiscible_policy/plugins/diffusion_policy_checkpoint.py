@@ -189,11 +189,6 @@ def write_diffusion_policy(checkpoint: Checkpoint, spec: PolicySpec, out: Path) 
 
     It holds weights, normalisers and the policy's part of the configuration; not the workspace's other settings.
 
-    Args:
-        checkpoint: What to write.
-        spec: Its policy.
-        out: File to create.
-
     Raises:
         CheckpointError: If the policy has no counterpart there.
     """

@@ -219,11 +219,6 @@ def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: 
 def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     """Write a directory for LeRobot's `DiffusionPolicy.from_pretrained`, with its processors: the EMA weights.
 
-    Args:
-        checkpoint: What to write.
-        spec: Its policy.
-        out: Directory to create.
-
     Raises:
         CheckpointError: If the policy has no counterpart there.
     """

@@ -64,15 +64,7 @@ class ForeignCheckpoint(Checkpoint):
 def foreign(
     path: Path, source: str, spec: PolicySpec, weights: Mapping[str, Tensor], step: int = 0
 ) -> ForeignCheckpoint:
-    """Wrap weights as a checkpoint.
-
-    Args:
-        path: Where they came from.
-        source: The project.
-        spec: The policy's sizes.
-        weights: By their names here.
-        step: Training steps done, where known.
-    """
+    """Wrap weights, by their names here, as a checkpoint of the project `source`, trained for `step` steps if known."""
     metadata = {"policy": asdict(spec), "step": step, "seed": 0, "sha256": {}, "source": source}
     return ForeignCheckpoint(path, metadata, dict(weights))
 
@@ -105,11 +97,7 @@ def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 
 
 def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
-    """Refuse a policy that another project has no words for.
-
-    Args:
-        checkpoint: What is written.
-        spec: Its policy.
+    """Refuse a checkpoint whose policy another project has no words for.
 
     Raises:
         CheckpointError: If it does not diffuse, or sees, predicts or groups in a way that cannot be expressed.
