@@ -3,7 +3,8 @@
 Importing this package registers its environments with Gymnasium: at once if Gymnasium has been imported, otherwise as
 soon as it is. Gymnasium 1.0 stopped reading entry points, so an installation imports this package when the interpreter
 starts (`immiscible_envs.pth`): `gymnasium.make("immiscible/PushT-v0")` needs no import of ours, in spawned workers too.
-That costs a start about a millisecond: nothing but importlib is imported here.
+That costs a start about a millisecond: nothing but importlib is imported here. Where no such file is read,
+`gymnasium.make("immiscible_envs:immiscible/PushT-v0")` imports it, or `import immiscible_envs` does.
 """
 
 import sys

@@ -61,6 +61,16 @@ def test_an_installation_registers_without_an_import_of_ours(tmp_path):
     assert run(code, cwd=tmp_path) == "made"
 
 
+def test_where_no_start_up_file_is_read_gymnasiums_prefix_imports_it():
+    """As with `python -S`, or a package that was copied into place."""
+    code = (
+        "import sys; sys.meta_path[:] = [h for h in sys.meta_path if 'Register' not in str(h)]\n"
+        "sys.modules.pop('immiscible_envs', None); import gymnasium\n"
+        "print(gymnasium.make('immiscible_envs:immiscible/PushT-v0').spec.id)"
+    )
+    assert run(code) == "immiscible/PushT-v0"
+
+
 SPAWN = """
 import functools
 import gymnasium
