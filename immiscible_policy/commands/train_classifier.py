@@ -42,7 +42,7 @@ class LabelledImages(NamedTuple):
     Attributes:
         images: (N, 3, S, S), uint8.
         labels: Numbers (N,) of their classes in the order of the alphabet.
-        content_hash: Of images and classes.
+        content_hash: Hash of images and classes.
     """
 
     images: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -39,16 +40,7 @@ def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
         if getattr(spec, name) not in known:
             raise ValueError(f"{name}={getattr(spec, name)}: known are {', '.join(known)}")
     coder = PixelCoder(spec.size, spec.data_scale)
-    unet = image_unet(
-        spec.size,
-        channels=spec.channels,
-        layers=spec.layers,
-        attention=spec.attention,
-        groups=spec.groups,
-        head_channels=spec.head_channels,
-        dropout=spec.dropout,
-        layout=spec.layout,
-    )
+    unet = image_unet(**{name: getattr(spec, name) for name in signature(image_unet).parameters})
     if spec.model == "ddim":
         with torch.device("cpu"):  # where solvers read its numbers, also of a model that is built without memory
             path = Ddpm(spec.diffusion_steps, betas="linear", prediction=spec.prediction)

@@ -99,7 +99,7 @@ class TextEncoder(Protocol):
         ...
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """As a coder's."""
+        """Apply what moves a module's tensors."""
         ...
 
 

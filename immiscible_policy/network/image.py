@@ -25,9 +25,9 @@ def image_unet(
     layers: int,
     attention: Sequence[bool],
     groups: int,
-    head_channels: int = 8,
-    dropout: float = 0.0,
-    layout: str = "diffusers",
+    head_channels: int,
+    dropout: float,
+    layout: str,
 ) -> UNet2DModel:
     """Build a U-Net with fresh weights from torch's global stream.
 

@@ -33,10 +33,10 @@ class ClassifierTraining:
         epochs: Passes over the training images.
         batch_size: Images per step.
         lr: Peak learning rate of AdamW; warm-up over the first tenth, then cosine to zero.
-        weight_decay: Of AdamW.
-        smoothing: Of the labels.
-        seed: Of weights, order, flips and shifts.
-        precision: Of the forward pass: fp32, or bf16 where the processor multiplies it natively.
+        weight_decay: AdamW's weight decay.
+        smoothing: Smoothing of the labels.
+        seed: Seed of weights, order, flips and shifts.
+        precision: Precision of the forward pass: fp32, or bf16 where the processor multiplies it natively.
     """
 
     epochs: int = 16

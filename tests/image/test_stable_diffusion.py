@@ -10,7 +10,7 @@ import torch
 from immiscible_policy.image.latents import Latents
 from immiscible_policy.image.model import ImageModel, TextSample
 from immiscible_policy.image.pretrained import load_chain, load_text, load_vae
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.solver import Solver
 from tests.image.tiny import tiny_stable_diffusion
 
@@ -189,6 +189,27 @@ def test_nearest_of_64_noises_enters(model):
     chosen = noised(model, make_selector("knn", k=64), count=64).target
     distances = [(noise - seen.x).flatten(1).norm(dim=1).mean() for noise in (chosen, plain)]
     assert float(distances[0] / distances[1]) < 0.95
+
+
+@PREDICTIONS
+@pytest.mark.parametrize("data_scale", [1.0, 2.0])
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_allowed_combinations_train_and_sample(model, selector, data_scale, prediction):
+    """Three steps on the same noise and times, then every solver; c2ot pairs by prompt."""
+    model, losses = model(prediction=prediction, data_scale=data_scale, guidance=2.0), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        loss = model.loss(noised(model, make_selector(selector), prompts=NAMES))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    start = torch.randn(2, 4, 8, 8, generator=generator(1))
+    for solver in model.path.solvers:
+        sample = model.sample(start, model.choose(solver, 3), prompts=["cat", "bird"], generator=generator(2))
+        assert sample.images.shape == (2, 3, 64, 64) and sample.predicted.shape == (3, 2, 4, 8, 8)
+        assert sample.images.isfinite().all()
 
 
 def test_noising_is_a_function_of_the_generator(model):

@@ -96,24 +96,20 @@ class Decoder:
 
     def _one(self, row: int) -> np.ndarray:
         """Pixels (S, S, 3) of an image."""
-        label = self.listing.label(row)
+        label, shape = self.listing.label(row), self.shape
         try:
             with Image.open(io.BytesIO(self.listing.read(row))) as image:
-                self._require(label, image)
-                return _square(image, self.shape.size)
+                if shape.rgb and image.mode != "RGB":
+                    raise ValueError(f"{label} has mode {image.mode} (grayscale is L); images must be RGB")
+                if image.mode.startswith(("I", "F")):
+                    mode = image.mode
+                    raise ValueError(f"{label} has mode {mode}, more than 8 bits a pixel; convert it to 8-bit RGB")
+                if shape.exact is not None and image.size != shape.exact:
+                    wanted, (width, height) = "x".join(map(str, shape.exact)), image.size
+                    raise ValueError(f"{label} has {width}x{height} pixels; the published images have {wanted}")
+                return _square(image, shape.size)
         except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile):  # what Pillow and zipfile say to damaged files
             raise ValueError(f"{label} cannot be read as an image; is the download complete?") from None
-
-    def _require(self, label: str, image: Image.Image) -> None:
-        """Refuse an image that is not what the shape demands."""
-        shape = self.shape
-        if shape.rgb and image.mode != "RGB":
-            raise ValueError(f"{label} has mode {image.mode} (grayscale is L); images must be RGB")
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"{label} has mode {image.mode}, more than 8 bits a pixel; convert it to 8-bit RGB")
-        if shape.exact is not None and image.size != shape.exact:
-            wanted = "x".join(map(str, shape.exact))
-            raise ValueError(f"{label} has {image.width}x{image.height} pixels; the published images have {wanted}")
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:

@@ -58,7 +58,7 @@ class Dataset:
     """A data set as it is published.
 
     Attributes:
-        name: As people write it.
+        name: Its name in messages.
         splits: Its parts.
         wanted: What to download, from where, and how it must lie.
         find: (path, split) -> its images.

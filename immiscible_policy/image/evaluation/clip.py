@@ -56,8 +56,8 @@ class ClipScore:
         length = self.model.config.text_config.max_position_embeddings
         words = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         views = self.processor(images=list(images.cpu()), return_tensors="pt")
-        found = self.model(**words.to(self.device), **views.to(self.device))
-        return clip_scores(found.image_embeds, found.text_embeds).cpu()
+        embedded = self.model(**words.to(self.device), **views.to(self.device))
+        return clip_scores(embedded.image_embeds, embedded.text_embeds).cpu()
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:

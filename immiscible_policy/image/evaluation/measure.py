@@ -171,7 +171,7 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
         extractor: Its features are compared.
         images: The reference.
         n: Images that models will draw.
-        seed: Of the draw, and of the noise.
+        seed: Seed of the draw and of the noise.
 
     Raises:
         ValueError: If there are fewer images, or fewer drawn, than the covariance of D features needs, D + 1.
