@@ -40,7 +40,7 @@ from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
-from immiscible_policy.tasks import find_task, open_demonstrations, primary, task_windows
+from immiscible_policy.tasks import find_task, open_demonstrations, primary, summarised, task_windows
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -263,7 +263,7 @@ class RobotRecipe:
         """The run's summary and its learning curve; nothing before the first evaluation."""
         if not run.is_evaluated:
             return ""
-        metrics = [metric for metric in run.metrics if metric.summarised]
+        metrics = summarised(run.task)
         selectors, picture = {run.name: selector_of(run)}, f"{metrics[0].name}.png"
         curves = learning_curves({run.name: scores(run.episodes())}, metrics[:2], selectors=selectors)
         save_figure(curves, run.path / picture)

@@ -9,13 +9,11 @@ checkpoints/step_000500/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, one_line
+from immiscible_policy.cli import one_line
 
 FORMAT = 1
 METADATA = "metadata.json"
@@ -101,7 +99,11 @@ def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[st
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(error.errno, f"{path} was not saved: {error.strerror}; earlier checkpoints are intact") from None
-    _flush_directory(path.parent)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -125,64 +127,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, metadata)
 
 
-def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """All complete checkpoints of a seed, oldest first."""
-    found = (read_checkpoint(path) for path in directory.glob("step_*") if (path / METADATA).is_file())
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a seed; None before the first. Older ones are not looked at."""
-    complete = [path for path in directory.glob("step_*") if (path / METADATA).is_file()]
-    return read_checkpoint(max(complete, key=lambda path: int(path.name.removeprefix("step_")))) if complete else None
-
-
-def tidy(directory: Path, keep: str, scores: Mapping[int, float]) -> None:
-    """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
-
-    Args:
-        directory: A seed's checkpoints.
-        keep: `all` or `last+best`.
-        scores: Score of each evaluated step; the best of those on disk is kept, the earliest where several are.
-    """
-    for draft in directory.glob(".step_*.draft"):
-        shutil.rmtree(draft)
-    checkpoints = list_checkpoints(directory)
-    scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in scores]
-    best = max(scored, key=lambda step: (scores[step], -step), default=None)
-    for checkpoint in checkpoints[:-1]:
-        (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
-        if keep == "last+best" and checkpoint.step != best:
-            doomed = checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.path.name}.draft"))
-            shutil.rmtree(doomed)  # killed in here, the next tidying ends it
-
-
 def _write(file: Path, content: bytes) -> None:
     with open(file, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Hold the lock of a training's directory, which the system releases even when this process is killed.
-
-    Raises:
-        CommandError: If another process holds it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(f"{directory} is being trained by another process; wait for it or stop it") from None
-        yield

@@ -39,7 +39,7 @@ from immiscible_policy.store.checkpoint import (
 )
 from immiscible_policy.store.metrics import MetricsFile, read_metrics
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
-from immiscible_policy.tasks import Metric, Task, find_task
+from immiscible_policy.tasks import Task, find_task
 
 SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
 """Settings of a run that say where and how it is trained, not what."""
@@ -189,11 +189,6 @@ class RunDirectory:
             raise ValueError(f"{self.path / CONFIG} names no task; a run without one has no episodes")
         return find_task(task) if isinstance(task, str) else find_task(**task)
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of its task, the most important first."""
-        return self.task.metrics
-
     def episodes(self) -> dict[int, list[EpisodeRow]]:
         """The episodes of every training seed that was evaluated.
 
@@ -257,7 +252,7 @@ class RunDirectory:
         (self.path / SUMMARY).unlink(missing_ok=True)
 
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
-        metrics = self.metrics
+        metrics = self.task.metrics
         rows = {number: read_rows(self.seed(number).path / name, metrics) for number in self.seeds()}
         return {number: of_seed for number, of_seed in rows.items() if of_seed}
 
@@ -347,19 +342,19 @@ class SeedDirectory:
 
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""
-        return read_rows(self.path / EPISODES, self.run.metrics)
+        return read_rows(self.path / EPISODES, self.run.task.metrics)
 
     def fresh(self) -> list[EpisodeRow]:
         """Its episodes on held-out starts."""
-        return read_rows(self.path / FRESH, self.run.metrics)
+        return read_rows(self.path / FRESH, self.run.task.metrics)
 
     def append_episodes(self, rows: Iterable[EpisodeRow]) -> None:
         """Add evaluated episodes."""
-        append_rows(self.path / EPISODES, rows, self.run.metrics)
+        append_rows(self.path / EPISODES, rows, self.run.task.metrics)
 
     def append_fresh(self, rows: Iterable[EpisodeRow]) -> None:
         """Add episodes on held-out starts."""
-        append_rows(self.path / FRESH, rows, self.run.metrics)
+        append_rows(self.path / FRESH, rows, self.run.task.metrics)
 
     def _complete(self) -> list[Path]:
         paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]

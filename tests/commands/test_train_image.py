@@ -11,7 +11,7 @@ from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.recipes.image import ImageRecipe, first_share, image_spec
 from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.recipes.image_objective import ImageObjective
-from immiscible_policy.store.checkpoint import list_checkpoints, save_checkpoint
+from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.seed import initial_state, train_seed
 from tests.image.folders import write_images
@@ -44,7 +44,7 @@ def train(out, images, *words):
 
 
 def weights(out, seed=0):
-    last = list_checkpoints(out / f"seed_{seed}/checkpoints")[-1]
+    last = RunDirectory(out).seed(seed).newest()
     return {name: (last.path / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")}
 
 
@@ -79,7 +79,7 @@ def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tm
         if name == "cut":
             with pytest.raises(Stopped):
                 train_seed(recipe, RunDirectory(tmp_path / name).seed(0), stop)
-            assert len(list_checkpoints(tmp_path / name / "seed_0/checkpoints")) == 1
+            assert len(RunDirectory(tmp_path / name).seed(0).checkpoints()) == 1
         train_seed(recipe, RunDirectory(tmp_path / name).seed(0), lambda event: None)
         runs[name] = weights(tmp_path / name)
     assert runs["cut"] == runs["whole"]
@@ -105,7 +105,7 @@ def test_a_selector_changes_what_is_learned_and_nothing_that_is_drawn_beside_it(
 
 
 def test_plain_diffusers_loads_the_averaged_weights(finished):
-    checkpoint = list_checkpoints(finished / "seed_0/checkpoints")[-1]
+    checkpoint = RunDirectory(finished).seed(0).newest()
     model, _ = load_image_model(checkpoint)
     pipeline = DiffusionPipeline.from_pretrained(str(finished / "seed_0/diffusers"))
     for name, weight in pipeline.unet.state_dict().items():

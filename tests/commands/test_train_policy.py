@@ -19,7 +19,6 @@ import zarr
 
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
-from immiscible_policy.store.checkpoint import list_checkpoints
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks.pusht import PushT
@@ -52,7 +51,7 @@ def finished(store, tmp_path_factory):
 
 
 def weights(run, seed=1):
-    checkpoint = list_checkpoints(run / f"seed_{seed}" / "checkpoints")[-1]
+    checkpoint = RunDirectory(run).seed(seed).newest()
     return {name: (checkpoint.path / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")}
 
 
@@ -325,7 +324,7 @@ def test_changed_data_is_refused_on_resume(tmp_path):
     path = write_small_store(tmp_path / "s.zarr")
     words = (*FAST, f"data={path}", f"out={tmp_path / 'run'}")
     assert here("train_policy.py", *words).returncode == 0
-    checkpoint = list_checkpoints(tmp_path / "run" / "seed_0" / "checkpoints")[-1]
+    checkpoint = RunDirectory(tmp_path / "run").seed(0).newest()
     (checkpoint.path / "metadata.json").unlink()
     zarr.open_group(path, mode="r+")["data/action"][3, 0] += 1
     assert "has changed" in refused(here("train_policy.py", *words, "resume=true"))
@@ -334,7 +333,7 @@ def test_changed_data_is_refused_on_resume(tmp_path):
 def test_a_corrupt_checkpoint_is_named(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
-    file = list_checkpoints(copy / "seed_1" / "checkpoints")[-1].path / "ema.safetensors"
+    file = RunDirectory(copy).seed(1).newest().path / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     line = refused(here("eval_policy.py", f"run={copy}", "episodes=1", "checkpoints=last"))
     assert "ema.safetensors" in line and "corrupt" in line

@@ -9,7 +9,7 @@ from immiscible_policy.evaluation.agent import load_policy, solver_of, spec_meta
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.solver import Solver
-from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError, list_checkpoints, save_checkpoint
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
 
 BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))
@@ -18,7 +18,7 @@ SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wri
 def written(directory, spec, policy_metadata):
     weights = build_policy(spec).state_dict()
     save_checkpoint(directory / "step_000001", {"policy": policy_metadata, "step": 1}, {"ema": weights})
-    return list_checkpoints(directory)[-1], weights
+    return read_checkpoint(directory / "step_000001"), weights
 
 
 @pytest.mark.parametrize("spec", [BLIND, SEEING])

@@ -17,10 +17,7 @@ from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import Grid, train_grid
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
-from immiscible_policy.store.checkpoint import list_checkpoints
-from immiscible_policy.store.rows import read_rows
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.training.display import FEW, Display
 from immiscible_policy.training.driver import begin, conclude, train_run
 from immiscible_policy.training.launchers import job as jobs
@@ -68,13 +65,13 @@ def small_grid(store, out, *words):
 
 def result(run, seed):
     """Everything that a seed yields and that does not tell the time; of its last checkpoint the bytes."""
-    directory = Path(run) / f"seed_{seed}"
-    checkpoints = list_checkpoints(directory / "checkpoints")
+    directory = RunDirectory(run).seed(seed)
+    checkpoints = directory.checkpoints()
     files = {path.name: path.read_bytes() for path in checkpoints[-1].path.glob("*.safetensors")}
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    measured = [{key: row[key] for key in row if key in ("step", "loss", "coverage", "noise/cost")} for row in rows]
+    kept = ("step", "loss", "coverage", "noise/cost")
+    measured = [{key: row[key] for key in row if key in kept} for row in directory.metrics()]
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} == files.keys()
-    return [each.step for each in checkpoints], files, measured, read_rows(directory / "episodes.csv", PushT.metrics)
+    return [each.step for each in checkpoints], files, measured, directory.episodes()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from immiscible_policy.store.checkpoint import list_checkpoints
+from immiscible_policy.store.run import RunDirectory
 from tests.training.helpers import ROOT, here, refused, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",
@@ -54,7 +54,7 @@ def together(size, *words):
 
 
 def trained(out):
-    checkpoint = list_checkpoints(out / "seed_0/checkpoints")[-1]
+    checkpoint = RunDirectory(out).seed(0).newest()
     rows = [json.loads(line) for line in (out / "seed_0/metrics.jsonl").read_text().splitlines()]
     return checkpoint.tensors("model"), [row["loss"] for row in rows if "loss" in row]
 
@@ -93,7 +93,7 @@ def test_when_a_process_dies_the_first_says_so_and_what_is_left_can_be_resumed(s
     _, said = first.communicate(timeout=60)
     other.communicate()
     assert first.returncode == 2 and said.strip().splitlines()[-1] == LOST
-    last = list_checkpoints(tmp_path / "run/seed_0/checkpoints")[-1]
+    last = RunDirectory(tmp_path / "run").seed(0).newest()
     assert last.resumable and last.tensors("model").keys() == last.tensors("ema").keys() and last.tensors("optimizer")
     plan = here("train_policy.py", *words, "resume=true", "dry_run=true")
     assert plan.returncode == 0 and plan.stderr == "", plan.stderr
@@ -129,7 +129,7 @@ def test_under_torchrun_a_killed_training_ends_with_a_line_and_resumes_to_the_sa
     os.kill(started(cut, 1), signal.SIGKILL)
     _, said = cut.communicate(timeout=60)
     assert cut.returncode != 0 and [line for line in said.splitlines() if line.startswith("error: ")] == [LOST], said
-    assert list_checkpoints(tmp_path / "cut/seed_0/checkpoints")[-1].step < 200
+    assert RunDirectory(tmp_path / "cut").seed(0).newest().step < 200
     again = torchrun(*words, f"out={tmp_path / 'cut'}", "resume=true")
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "resume seed 0 at step" in out, said
