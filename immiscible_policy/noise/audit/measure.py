@@ -64,18 +64,26 @@ class Pairs(NamedTuple):
     for assignment the plain noise is the selected one before it was dealt out.
 
     Attributes:
-        x: Samples (R, B, ...).
+        rows: Which samples each batch holds (R, B).
+        x: The samples (R, B, ...).
         plain: Plain noise for them (R, B, ...).
         noise: Selected noise for them (R, B, ...).
         mask: What the selector was told to measure (R, B, ...), or None for all.
         seconds: Duration of each selection (R,).
     """
 
+    rows: Tensor
     x: Tensor
     plain: Tensor
     noise: Tensor
     mask: Tensor | None
     seconds: tuple[float, ...]
+
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Distance of every sample to its plain and to its selected noise (R, B) each."""
+        x, mask = self.x.flatten(0, 1), None if self.mask is None else self.mask.flatten(0, 1)
+        plain, selected = (pair_distance(x, noise.flatten(0, 1), mask) for noise in (self.plain, self.noise))
+        return plain.view_as(self.rows), selected.view_as(self.rows)
 
 
 @dataclass(frozen=True)
@@ -216,8 +224,8 @@ def audit(
     """
     require_levels(alpha_bars)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    rows = _batches(x, batch_size, batches, condition, mask, generator)
-    pairs = _draw(select, x, rows, condition, mask, step, generator)
+    pairs = _draw(select, x, batch_size, batches, condition, mask, step, generator)
+    rows = pairs.rows
     noise, count, dims = pairs.noise.flatten(0, 1).flatten(1), rows.numel(), x[0].numel()
     few, of_pairs = rows[0, :TARGET_ROWS], _take(condition, rows.flatten())
     return Audit(
@@ -263,8 +271,7 @@ def distance_change(
         ValueError: As `audit`.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    rows = _batches(x, batch_size, batches, condition, mask, generator)
-    return _change(_draw(select, x, rows, condition, mask, step, generator))
+    return _change(_draw(select, x, batch_size, batches, condition, mask, step, generator))
 
 
 @torch.no_grad()
@@ -290,48 +297,40 @@ def selection_seconds(
     return median(_timed(call, x.device)[1] for _ in range(repeats))
 
 
-def _batches(
+def _draw(
+    select: Selector,
     x: Tensor,
     batch_size: int,
     batches: int,
     condition: Tensor | None,
     mask: Tensor | None,
+    step: int | None,
     generator: torch.Generator,
-) -> Tensor:
-    """Rows of each batch (R, B), after refusing what cannot be measured."""
+) -> Pairs:
+    """Pairs of random batches, after refusing what cannot be measured."""
     require_samples(x, condition, mask)
     if batch_size < 2 or batches < 2:
         raise ValueError(f"batch_size={batch_size}, batches={batches}: an audit needs 2 or more of each")
     device = generator.device
-    rows = [torch.randperm(len(x), generator=generator, device=device)[:batch_size] for _ in range(batches)]
-    return torch.stack(rows).to(x.device)
-
-
-def _draw(
-    select: Selector,
-    x: Tensor,
-    rows: Tensor,
-    condition: Tensor | None,
-    mask: Tensor | None,
-    step: int | None,
-    generator: torch.Generator,
-) -> Pairs:
+    orders = [torch.randperm(len(x), generator=generator, device=device)[:batch_size] for _ in range(batches)]
+    rows = torch.stack(orders).to(x.device)
     masks = None if mask is None else mask.expand(x.shape)[rows]
     plain, noise, seconds = [], [], []
     for number, row in enumerate(rows):
-        batch, of_batch = x[row], None if masks is None else masks[number]
         state = generator.get_state()
-        plain.append(draw(batch, generator))
+        plain.append(draw(x[row], generator))
         generator.set_state(state)
-        call = partial(select, batch, condition=_take(condition, row), mask=of_batch, step=step, generator=generator)
+        own = None if masks is None else masks[number]
+        call = partial(select, x[row], condition=_take(condition, row), mask=own, step=step, generator=generator)
         chosen, duration = _timed(call, x.device)
         noise.append(chosen)
         seconds.append(duration)
-    return Pairs(x[rows], torch.stack(plain), torch.stack(noise), masks, tuple(seconds))
+    return Pairs(rows, x[rows], torch.stack(plain), torch.stack(noise), masks, tuple(seconds))
 
 
 def _change(pairs: Pairs) -> DistanceChange:
-    plain, selected = (_distances(pairs, noise).mean(dim=1) for noise in (pairs.plain, pairs.noise))  # (R,)
+    """Mean distances, and the interval of their ratio."""
+    plain, selected = (distances.mean(dim=1) for distances in pairs.distances())  # (R,)
     ratio = float(selected.mean() / plain.mean())
     percent = 100 * (ratio - 1)
     error = float((selected - ratio * plain).std() / plain.mean()) / math.sqrt(len(plain))
@@ -339,29 +338,21 @@ def _change(pairs: Pairs) -> DistanceChange:
     return DistanceChange(float(plain.mean()), float(selected.mean()), percent, (percent - half, percent + half))
 
 
-def _distances(pairs: Pairs, noise: Tensor) -> Tensor:
-    """Distances (R, B)."""
-    mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
-    return pair_distance(pairs.x.flatten(0, 1), noise.flatten(0, 1), mask).unflatten(0, noise.shape[:2])
-
-
 def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if condition is None else condition[rows.to(condition.device)]
 
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    """What a call returns, and its seconds including the work it left running on a CUDA device."""
-    _wait(device)
-    start = time.perf_counter()
+    """What a call returns, and its seconds including the work that this thread left running on a CUDA device."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        return time.perf_counter()
+
+    start = now()
     result = call()
-    _wait(device)
-    return result, time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    """Wait for this thread's work on a CUDA device, not for what other threads do there."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    return result, now() - start
 
 
 def _json_values(value: Any) -> Any:
