@@ -10,8 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.inputs import check, is_whole
-
 DistanceName = Literal["euclidean", "sqeuclidean"]
 ConditionName = Literal["cosine", "sqeuclidean"]
 SMALLEST_STD = 1e-6
@@ -28,21 +26,6 @@ def check_distance(cost: str) -> None:
     """
     if cost not in ("euclidean", "sqeuclidean"):
         raise ValueError(f"cost={cost}: known distances are euclidean and sqeuclidean")
-
-
-def check_fit(windows: Tensor, cost: str, steps: int, batch_size: int) -> None:
-    """Refuse what nothing can be fitted to.
-
-    Raises:
-        ValueError: If windows are not finite floating-point samples (N, ...), or an option is out of range.
-    """
-    check(windows, None, None)
-    if not torch.isfinite(windows).all():
-        raise ValueError("windows contains NaN or infinity; clean the data before fitting")
-    check_distance(cost)
-    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
-        if not is_whole(value) or value < least:
-            raise ValueError(f"{name}={value}: needs a whole number, {least} or more")
 
 
 def distances(x: Tensor, noise: Tensor, mask: Tensor | None, cost: DistanceName) -> Tensor:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.costs import DistanceName, check_fit, distances
+from immiscible_policy.noise.costs import DistanceName, check_distance, distances
+from immiscible_policy.noise.inputs import check, is_whole
 
 HIDDEN = 32
 
@@ -76,7 +77,13 @@ def fit_potentials(
     Raises:
         ValueError: If windows are not finite floating-point samples, or an option is out of range.
     """
-    check_fit(windows, cost, steps, batch_size)
+    check(windows, None, None)
+    check_distance(cost)
+    if not torch.isfinite(windows).all():
+        raise ValueError("windows contains NaN or infinity; clean the data before fitting")
+    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name}={value}: needs a whole number, {least} or more")
     generator = generator or torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
         return _fit(windows.detach().flatten(1).float().clone(), cost, steps, batch_size, lr, generator)

@@ -274,29 +274,6 @@ def distance_change(
     return _change(_draw(select, x, batch_size, batches, condition, mask, step, generator))
 
 
-@torch.no_grad()
-def selection_seconds(
-    select: Selector,
-    x: Tensor,
-    repeats: int = 10,
-    *,
-    condition: Tensor | None = None,
-    mask: Tensor | None = None,
-    step: int | None = None,
-    generator: torch.Generator | None = None,
-) -> float:
-    """Median seconds of one selection for the batch x, over `repeats` calls after one that is not counted.
-
-    Raises:
-        ValueError: If repeats < 1, or as the selector.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: needs 1 or more")
-    call = partial(select, x, condition=condition, mask=mask, step=step, generator=generator)
-    call()
-    return median(_timed(call, x.device)[1] for _ in range(repeats))
-
-
 def _draw(
     select: Selector,
     x: Tensor,

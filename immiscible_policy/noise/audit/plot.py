@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from immiscible_policy.noise.audit.statistics import pair_distance
 from immiscible_policy.palette import BASELINE, BLUE, INK, panels
 
 if TYPE_CHECKING:
@@ -35,10 +34,7 @@ def audit_figure(audit: Audit) -> Figure:
 
 
 def _distances(axes: Axes, audit: Audit) -> None:
-    pairs = audit.pairs
-    mask = None if pairs.mask is None else pairs.mask.flatten(0, 1)
-    x = pairs.x.flatten(0, 1)
-    plain, selected = (pair_distance(x, e.flatten(0, 1), mask).cpu().numpy() for e in (pairs.plain, pairs.noise))
+    plain, selected = (distances.flatten().cpu().numpy() for distances in audit.pairs.distances())
     _histograms(axes, {"plain noise": (plain, PLAIN), "selected": (selected, SELECTED)})
     change, (low, high) = audit.distance.percent, audit.distance.interval
     axes.set_title(f"Distance to the sample: {change:+.2f} % [{low:+.2f}, {high:+.2f}]", fontsize=10, loc="left")
