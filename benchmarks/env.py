@@ -34,15 +34,15 @@ from immiscible_envs.batch import BatchSimulation, simulate
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.evaluation.agent import Agent
-from immiscible_policy.evaluation.rollout import ENVIRONMENT, evaluate
-from immiscible_policy.evaluation.starts import parse_starts
+from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table
 from immiscible_policy.solver import Solver
-from immiscible_policy.tasks import find_task, open_demonstrations
+from immiscible_policy.tasks import Observed, find_task, open_demonstrations
+from immiscible_policy.tasks.pusht import ENVIRONMENT
 
 USAGE = """\
 usage: python -m benchmarks env [KEY=VALUE ...]
@@ -243,10 +243,10 @@ class TimedAgent:
         self.agent, self.seconds = agent, 0.0
         self.obs, self.obs_steps = agent.obs, agent.obs_steps
 
-    def act(self, observations: NDArray[np.float64], generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
+    def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """What the policy does, timed."""
         start = time.perf_counter()
-        actions = self.agent.act(observations, generators)
+        actions = self.agent.act(observed, generators)
         self.seconds += time.perf_counter() - start
         return actions
 
@@ -259,7 +259,8 @@ def time_evaluation(starts: int, steps: int, threads: int) -> Figures:
     recipe = RobotRecipe.prepare(config)
     agent = TimedAgent(Agent(recipe.policy(0).eval(), recipe.spec, Solver("ddim", 10)))
     started = time.perf_counter()
-    evaluate(agent, parse_starts("legacy", starts), seed=0, checkpoint=0, batch_size=starts, max_steps=steps)
+    task = find_task("pusht")
+    evaluate(task, agent, task.starts("legacy", starts), seed=0, checkpoint=0, batch_size=starts, max_steps=steps)
     seconds = time.perf_counter() - started
     torch.set_num_threads(before)
     return {

@@ -39,7 +39,6 @@ from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.starts import parse_starts
 from immiscible_policy.evaluation.statistics import mean_interval
 from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.palette import COLOURS, GREY, panels
@@ -51,6 +50,7 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.interval import figures as interval_figures
 from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import read_checkpoint
+from immiscible_policy.tasks import find_task
 from immiscible_policy.training.options import resolve_device
 
 QUICK_SIZES: dict[str, Any] = {
@@ -97,7 +97,7 @@ def measure(options: dict[str, Any]) -> Findings:
     with Peer("lerobot", options["threads"]) if takes_part else nullcontext() as peer:
         cells = [cell for count in envs for cell in time_chunks(policy, spec, solvers, count, options["turns"], peer)]
     if options["checkpoint"] is not None:
-        starts = parse_starts("legacy", options["starts"])
+        starts = find_task("pusht").starts("legacy", options["starts"])
         scores = {
             (solver.name, solver.steps): scored(Agent(policy, spec, solver), starts, options["evaluated"])
             for solver in solvers
@@ -262,7 +262,7 @@ def forward(policy: Policy, observation: Tensor) -> Callable[[], Tensor]:
 
 def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
     """Mean reward with its 95 % interval over the starts, and mean coverage."""
-    rows = evaluate(agent, starts, seed=0, checkpoint=0, max_steps=steps)
+    rows = evaluate(find_task("pusht"), agent, starts, seed=0, checkpoint=0, max_steps=steps)
     reward = interval_figures(mean_interval(np.array([[row.metrics["reward"] for row in rows]])), (0, 1))
     return {"reward": reward, "coverage": sum(row.metrics["coverage"] for row in rows) / len(rows)}
 

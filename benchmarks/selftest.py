@@ -52,6 +52,7 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import read_checkpoint
+from immiscible_policy.tasks import find_task
 
 LEVEL = 0.05
 """Share of comparisons of equals that may show a difference."""
@@ -143,8 +144,9 @@ def roll_bank(policy: ActingPolicy, step: int, sampler: str, seeds: int, starts:
     """
     names, states = published_starts()
     names, states = names[:starts], states[:starts]
+    task, begin = find_task("pusht"), {"state": states}
     rows = [
-        evaluate(policy, [int(name) * STRIDE + seed for name in names], seed=seed, checkpoint=step, states=states)
+        evaluate(task, policy, [int(name) * STRIDE + seed for name in names], seed=seed, checkpoint=step, options=begin)
         for seed in range(seeds)
     ]
     return Bank(step, sampler, names.tolist(), np.array([[row.metrics["coverage"] for row in each] for each in rows]))

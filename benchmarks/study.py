@@ -21,6 +21,7 @@ from immiscible_policy.results.writer import as_json, origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
+from immiscible_policy.tasks import find_task
 
 USAGE = """\
 usage: python -m benchmarks study a=DIR [b=DIR|untrained=true] out=FILE.json
@@ -99,7 +100,7 @@ def gain(run: RunDirectory) -> dict[str, Any]:
 def _untrained_rows(recipe: RobotRecipe, seed: int) -> list[EpisodeRow]:
     """Episodes of a seed's network before its first step."""
     agent = Agent(recipe.policy(seed).eval(), recipe.spec, recipe.solver)
-    return evaluate(agent, recipe.starts, seed=seed, checkpoint=0)
+    return evaluate(find_task(**recipe.config.task), agent, recipe.starts, seed=seed, checkpoint=0)
 
 
 def _origin(run: RunDirectory) -> dict[str, Any]:

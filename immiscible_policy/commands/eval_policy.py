@@ -62,7 +62,7 @@ def _main(words: list[str]) -> int:
     for number, checkpoint in enumerate(chosen, start=1):
         agent = load_agent(checkpoint, solver, options["device"])
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
-            found = evaluate(agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
+            found = evaluate(task, agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
         if options["out"]:
             append_rows(options["out"], found, task.metrics)
         rows += found

@@ -20,20 +20,6 @@ COMMANDS = {
 """Module and one line of help of each command; a module is imported when its command is called."""
 
 
-def dispatch(words: Sequence[str]) -> int | None:
-    """Call the command that the first word names with the words after it.
-
-    Raises:
-        CommandError: If it is missing or unknown.
-    """
-    return cli.dispatch(words, COMMANDS, usage())
-
-
-def usage() -> str:
-    """List the commands."""
-    return cli.commands_text("immiscible_policy.demos", COMMANDS)
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, or 2 after one line on stderr about the mistake.
 
@@ -41,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: Words after the program's name; by default those it was started with.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    cli.run(lambda _: dispatch(words))
+    cli.run(lambda _: cli.dispatch(words, COMMANDS, cli.commands_text("immiscible_policy.demos", COMMANDS)))
 
 
 if __name__ == "__main__":

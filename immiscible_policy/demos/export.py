@@ -93,8 +93,9 @@ def export(
         write_steps(draft / "data" / place, own, shown)
         write_episodes(draft / "meta/episodes" / place, own, shown, setup.instruction)
         write_tasks(draft / "meta/tasks.parquet", setup.instruction)
-        write_json(draft / "meta/stats.json", statistics(columns, pictures))
-        write_json(draft / "meta/info.json", info(columns, pictures, features, setup, demos.n_episodes))
+        described = info(columns, pictures, features, setup, demos.n_episodes)
+        for name, content in (("stats", statistics(columns, pictures)), ("info", described)):
+            (draft / f"meta/{name}.json").write_text(json.dumps(content, indent=4) + "\n")
         draft.rename(out)
 
 
@@ -190,15 +191,11 @@ def table(columns: Columns, pictures: Columns) -> Any:
     }
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     for key, frames in pictures.items():
-        arrays[key] = pyarrow.array([{"bytes": png(frame), "path": None} for frame in frames], kind)
+        files = [io.BytesIO() for _ in frames]
+        for frame, file in zip(frames, files, strict=True):
+            Image.fromarray(frame).save(file, format="png")
+        arrays[key] = pyarrow.array([{"bytes": file.getvalue(), "path": None} for file in files], kind)
     return pyarrow.table(arrays)
-
-
-def png(frame: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 as a PNG file, without loss."""
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, format="png")
-    return file.getvalue()
 
 
 def write_episodes(path: Path, own: Sequence[Columns], pictures: Sequence[Columns], instruction: str) -> None:
@@ -244,8 +241,3 @@ def write_tasks(path: Path, instruction: str) -> None:
         "pandas_version": "2.0.0",
     }
     pyarrow_parquet("export").write_table(rows.replace_schema_metadata({"pandas": json.dumps(described)}), path)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that people can read, too."""
-    path.write_text(json.dumps(value, indent=4) + "\n")

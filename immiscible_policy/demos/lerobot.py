@@ -54,12 +54,19 @@ def convert(
     if out.exists():
         raise CommandError(f"{out}: exists already; choose another path or remove it first")
     info = read_info(path, fps)
-    widths = {name: math.prod(feature["shape"]) for name, feature in info["features"].items() if _is_numeric(feature)}
-    own = [name for name in widths if name.startswith(OWN)]
-    read = read_columns(path, {name: widths[name] for name in own or widths if name not in BOOKKEEPING})
+    widths = {
+        name: math.prod(feature["shape"])
+        for name, feature in info["features"].items()
+        if name not in BOOKKEEPING and feature.get("dtype", "float32").startswith(("float", "int", "uint", "bool"))
+    }
+    own = {name.removeprefix(OWN): width for name, width in widths.items() if name.startswith(OWN)}
+    read = read_columns(path, {OWN + key: width for key, width in own.items()} or widths)
     ends = episode_ends(path, read, info)
     try:
-        arrays = _own_arrays({name: read[name] for name in own}, columns) if own else from_features(read)
+        arrays = {
+            key: read[OWN + key].reshape(-1, *(columns.get(key, Column()).shape or (width,)))
+            for key, width in own.items()
+        } or from_features(read)
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from None
     attrs = {"source": f"LeRobot dataset {path.resolve().name}, format {info['codebase_version']}"}
@@ -152,19 +159,6 @@ def episode_ends(path: Path, columns: dict[str, np.ndarray], info: dict[str, Any
         if info.get(what, count) != count:
             raise StoreError(f"{path}: {what} should be {info[what]}, the parquet files hold {count}")
     return ends
-
-
-def _is_numeric(feature: Mapping[str, Any]) -> bool:
-    return str(feature.get("dtype", "float32")).startswith(("float", "int", "uint", "bool"))
-
-
-def _own_arrays(stored: Arrays, columns: Mapping[str, Column]) -> Arrays:
-    """The arrays of the store that a dataset was exported from, in the shapes of its columns."""
-    arrays = {}
-    for name, values in stored.items():
-        row = columns.get(name.removeprefix(OWN), Column()).shape or values.shape[1:]
-        arrays[name.removeprefix(OWN)] = values.reshape(len(values), *(n or 0 for n in row))
-    return arrays
 
 
 def _read_file(file: Path, parquet: Any, widths: Mapping[str, int]) -> Arrays:

@@ -15,9 +15,7 @@ from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-
-Observations = NDArray[np.float64] | dict[str, NDArray[Any]]
-"""The last observations of B episodes: an array, or for `obs_type="image"` a dictionary of them."""
+from immiscible_policy.tasks import Observed
 
 
 class Agent:
@@ -37,22 +35,17 @@ class Agent:
         self.policy, self.spec, self.solver = policy, spec, solver
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
 
-    def act(self, observations: Observations, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
-        """Actions to execute (B, action_steps, 2) in px, given the last observations (B, obs_steps, Do).
-
-        Observations with pictures are a dictionary of `image` (B, obs_steps, H, W, 3) and `agent_pos`.
-        """
-        chunk = self.policy.sample(self._tensors(observations), self.solver, generators)
+    def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
+        """Actions to execute (B, action_steps, A), in the environment's units."""
+        device = self.policy.action.scale.device
+        numbers = torch.from_numpy(observed.numbers).float().to(device)
+        seen: Any = numbers
+        if self.spec.encoder is not None:
+            frames = [torch.from_numpy(observed.frames[camera]) for camera in self.spec.encoder.cameras]
+            seen = Pictured(numbers, torch.stack(frames, dim=2).to(device))
+        chunk = self.policy.sample(seen, self.solver, generators)
         first = self.spec.obs_steps - 1
         return chunk[:, first : first + self.spec.action_steps].double().cpu().numpy()
-
-    def _tensors(self, observations: Observations) -> Any:
-        """Observations as the policy takes them, on its device."""
-        device = self.policy.action.scale.device
-        if not isinstance(observations, dict):
-            return torch.from_numpy(observations).float().to(device)
-        agent = torch.from_numpy(observations["agent_pos"]).float().to(device)
-        return Pictured(agent, torch.from_numpy(observations["image"]).to(device).unsqueeze(2))  # of one camera
 
 
 def spec_metadata(spec: PolicySpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rolling a policy out: the one evaluation function.
+"""Rolling a policy out: the one evaluation function, for any task.
 
 Time in an episode, with 2 observation steps and 8 action steps; the policy sees the last two observations, denoises
 a chunk, and executes the part of it that begins now:
@@ -13,25 +13,22 @@ a chunk, and executes the part of it that begins now:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-import immiscible_envs
-from immiscible_envs.rendering import render_state
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.tasks import Metric, Observed, Task
 
-ENVIRONMENT = "immiscible/PushT-v0"
 BATCH = 50
 
-OnStep = Callable[[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], None]
-"""Called as on_step(step, states (N, 5), coverage (N,), done (N,)) after the reset (step 0) and every step."""
+Array = NDArray[Any]
+OnStep = Callable[[int, Array, dict[str, Array], Array], None]
+"""Called as on_step(step, scenes (N, ...), metrics so far, each (N,), done (N,)) after the reset and every step."""
 
 
 class ActingPolicy(Protocol):
@@ -40,21 +37,52 @@ class ActingPolicy(Protocol):
     obs: str
     obs_steps: int
 
-    def act(self, observations: Any, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
-        """Actions to execute (B, n, 2) in px, given the last observations (B, obs_steps, Do), or a dictionary."""
+    def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> Array:
+        """Actions to execute (B, n, A) of B episodes, in the environment's units."""
         ...
 
 
+class Tally:
+    """The metrics of N episodes so far.
+
+    Attributes:
+        values: By name of the metric, (N,).
+    """
+
+    def __init__(self, metrics: Sequence[Metric], count: int, info: Mapping[str, Array]) -> None:
+        """Begin with what the reset says; only a `max` looks at it."""
+        unknown = np.full(count, np.nan)
+        self._metrics = metrics
+        self.values = {
+            metric.name: np.array(metric.read(unknown, info), np.float64) if metric.reduce == "max" else np.zeros(count)
+            for metric in metrics
+        }
+
+    def update(self, reward: Array, info: Mapping[str, Array], active: NDArray[np.bool_]) -> None:
+        """Count a step of the episodes that are not over."""
+        for metric in self._metrics:
+            so_far, now = self.values[metric.name], np.asarray(metric.read(reward, info), np.float64)
+            match metric.reduce:
+                case "max":
+                    now = np.fmax(so_far, now)
+                case "any":
+                    now = np.maximum(so_far, now != 0)
+                case "sum":
+                    now = so_far + now
+            self.values[metric.name] = np.where(active, now, so_far)
+
+
 def evaluate(
+    task: Task,
     policy: ActingPolicy,
     starts: Sequence[int],
     *,
     seed: int,
     checkpoint: int,
     batch_size: int = BATCH,
-    max_steps: int = immiscible_envs.MAX_EPISODE_STEPS,
+    max_steps: int | None = None,
     on_step: OnStep | None = None,
-    states: NDArray[np.float64] | None = None,
+    options: Mapping[str, Array] | None = None,
 ) -> list[EpisodeRow]:
     """Roll a policy out from a list of starts.
 
@@ -63,114 +91,81 @@ def evaluate(
     thrown away), so that a row does not depend on how many others were asked for.
 
     Args:
+        task: What the policy acts in.
         policy: Chooses the actions.
-        starts: Start seeds (N,), by the published mapping.
+        starts: Start seeds (N,), which the task turns into beginnings of episodes.
         seed: Training seed, recorded in the rows.
         checkpoint: Training step, recorded in the rows.
         batch_size: Episodes rolled out at once.
-        max_steps: Steps after which an episode ends.
+        max_steps: Steps after which an episode ends; by default the task's.
         on_step: Watches all episodes step by step; needs N <= batch_size.
-        states: Where the episodes begin (N, 5), agent x, y, block x, y [px], angle [rad], instead of where the
-            published mapping puts them; `starts` then only names the episodes, and so their sampling noise.
+        options: Reset options, N rows each, that say where the episodes begin instead; `starts` then only names the
+            episodes, and so their sampling noise.
 
     Returns:
         One row per start, in the order of the starts.
 
     Raises:
-        ValueError: If there is no start, more starts to watch than one batch holds, or not a state per start.
+        ValueError: If there is no start, more starts to watch than one batch holds, or not a row of options per start.
     """
     if not len(starts):
         raise ValueError("starts is empty: there is nothing to evaluate")
     if on_step and len(starts) > batch_size:
         raise ValueError(f"{len(starts)} starts are more than the {batch_size} that can be watched at once")
-    if states is not None and np.shape(states) != (len(starts), 5):
-        raise ValueError(f"states of shape {np.shape(states)} for {len(starts)} starts; give one state (5,) per start")
+    for key, values in (options or {}).items():
+        if len(values) != len(starts):
+            raise ValueError(f"{key} of shape {np.shape(values)} for {len(starts)} starts; give one row per start")
     rows: list[EpisodeRow] = []
     for first in range(0, len(starts), batch_size):
-        last = min(first + batch_size, len(starts)) - 1
-        filled = np.minimum(np.arange(first, first + batch_size), last)
-        names = [starts[index] for index in filled]
-        options = {"legacy_seed": np.array(names)} if states is None else {"state": states[filled]}
-        rows += _roll_out(policy, names, options, seed, checkpoint, max_steps, on_step, keep=last + 1 - first)
+        keep = min(batch_size, len(starts) - first)
+        filled = first + np.minimum(np.arange(batch_size), keep - 1)
+        names = [int(starts[index]) for index in filled]
+        begin = {key: values[filled] for key, values in options.items()} if options else task.reset_options(names)
+        metrics, steps = _roll_out(task, policy, names, begin, keep, max_steps or task.max_steps, on_step)
+        rows += [
+            EpisodeRow(
+                checkpoint, names[i], seed, {name: float(values[i]) for name, values in metrics.items()}, int(steps[i])
+            )
+            for i in range(keep)
+        ]
     return rows
 
 
 def _roll_out(
+    task: Task,
     policy: ActingPolicy,
     starts: list[int],
-    options: dict[str, NDArray[Any]],
-    seed: int,
-    checkpoint: int,
+    options: dict[str, Array],
+    keep: int,
     max_steps: int,
     on_step: OnStep | None,
-    keep: int,
-) -> list[EpisodeRow]:
-    """Roll one batch out; rows and watching only for the first `keep` episodes."""
+) -> tuple[dict[str, Array], Array]:
+    """Metrics by name, and steps, of a batch (N,), rolled out until the first `keep` episodes are over."""
     count = len(starts)
-    environment = gymnasium.make_vec(
-        ENVIRONMENT,
-        num_envs=count,
-        vectorization_mode="vector_entry_point",
-        obs_type="state" if policy.obs == "image" else policy.obs,
-        autoreset_mode=AutoresetMode.DISABLED,  # rows go on after their ends, which count once
-    )
+    environment = task.make(count, policy.obs)
     generators = [torch_generator("cpu", "rollout", start) for start in starts]
-    observation, info = environment.reset(options=options)
+    observation, info = environment.reset(seed=starts, options=options)  # type: ignore[arg-type]
     history = deque([observation] * policy.obs_steps, maxlen=policy.obs_steps)
-    best, final, best_reward = info["coverage"].copy(), info["coverage"].copy(), np.zeros(count)
-    success, steps, done = np.zeros(count, bool), np.zeros(count, int), np.zeros(count, bool)
+    tally, steps, done = Tally(task.metrics, count, info), np.zeros(count, int), np.zeros(count, bool)
 
-    def watch(step: int, observation: NDArray[np.float64]) -> None:
+    def watch(step: int) -> None:
         if on_step:
-            states = np.concatenate([observation[:, -2:] if policy.obs == "keypoints" else observation[:, :2],
-                                     info["block_pose"]], axis=1)  # fmt: skip
-            on_step(step, states[:keep], info["coverage"][:keep], done[:keep].copy())
+            scenes = task.scenes(observation, info, policy.obs)
+            on_step(step, scenes[:keep], {name: so_far[:keep] for name, so_far in tally.values.items()}, done[:keep])
 
-    watch(0, observation)
+    watch(0)
     step = 0
     while step < max_steps and not done[:keep].all():
-        actions = policy.act(_seen(history, policy.obs, keep), generators)  # (N, n, 2)
+        actions = policy.act(task.look(history, policy.obs, keep), generators)  # (N, n, A)
         for action in actions.transpose(1, 0, 2):
-            observation, reward, terminated, _, info = environment.step(action)
+            observation, reward, terminated, truncated, info = environment.step(action)
             history.append(observation)
             step += 1
-            active = ~done
-            best = np.where(active, np.maximum(best, info["coverage"]), best)
-            best_reward = np.where(active, np.maximum(best_reward, reward), best_reward)
-            final = np.where(active, info["coverage"], final)
-            steps += active
-            success |= active & info["is_success"]
-            done |= terminated | (step >= max_steps)
-            watch(step, observation)
+            tally.update(reward, info, ~done)
+            steps += ~done
+            done = done | terminated | truncated | (step >= max_steps)
+            watch(step)
             if done[:keep].all():
                 break
     environment.close()
-    return [
-        EpisodeRow(
-            checkpoint,
-            int(starts[i]),
-            seed,
-            {
-                "coverage": float(best[i]),
-                "final_coverage": float(final[i]),
-                "reward": float(best_reward[i]),
-                "success": float(success[i]),
-            },
-            int(steps[i]),
-        )
-        for i in range(keep)
-    ]
-
-
-def _seen(history: Sequence[NDArray[np.float64]], obs: str, keep: int) -> Any:
-    """The last observations of a batch, oldest first along axis 1.
-
-    Pictures are drawn from the states only here, when the policy looks, and not at every step; and only those of the
-    first `keep` rows, which the filling repeats.
-    """
-    observations = np.stack(history, axis=1)
-    if obs != "image":
-        return observations
-    pictures = np.stack([[render_state(state) for state in states] for states in observations[:keep]])
-    filled = np.minimum(np.arange(len(observations)), keep - 1)
-    return {"image": pictures[filled], "agent_pos": observations[..., :2]}
+    return tally.values, steps

@@ -23,7 +23,7 @@ from immiscible_policy.policy import PolicySpec
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Task, find_task, primary
+from immiscible_policy.tasks import Task, primary, recorded_task
 
 RUNS = Option(str, None, "run directories of train_policy.py, RUN,RUN,...; the first is what others are compared with")
 IMAGE_RUNS = Option(str, None, "run directories of train_image.py, RUN,RUN,...; the first seed of each")
@@ -74,8 +74,7 @@ def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Ne
 
 def task_of(checkpoint: Checkpoint) -> Task:
     """The task that a checkpoint was trained for; PushT where it names none."""
-    task = checkpoint.metadata.get("config", {}).get("task") or "pusht"
-    return find_task(task) if isinstance(task, str) else find_task(**task)
+    return recorded_task(checkpoint.metadata.get("config", {}))
 
 
 def starts_of(seeds: Mapping[int, Checkpoint], text: str, episodes: int) -> list[int]:
@@ -95,8 +94,9 @@ def rolled_out(
         seed: Its training seed.
         **options: Further options of `evaluate`.
     """
-    rows = evaluate(agent, starts, seed=seed, checkpoint=checkpoint.step, **options)
-    return np.array([row.metrics[primary(task_of(checkpoint)).name] for row in rows])
+    task = task_of(checkpoint)
+    rows = evaluate(task, agent, starts, seed=seed, checkpoint=checkpoint.step, **options)
+    return np.array([row.metrics[primary(task).name] for row in rows])
 
 
 def own_selector(checkpoint: Checkpoint) -> Selector:

@@ -235,9 +235,8 @@ class RobotRecipe:
 
         def score(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
-                rows = evaluate(
-                    Agent(policy, self.spec, self.solver), self.starts, seed=seed.number, checkpoint=state.step
-                )
+                agent, task = Agent(policy, self.spec, self.solver), find_task(**config.task)
+                rows = evaluate(task, agent, self.starts, seed=seed.number, checkpoint=state.step)
                 held_out = self._validation_loss(policy)
             seed.append_episodes(rows)
             return means(rows) | {"episodes": len(rows)} | held_out | _noise_audit(objective, state.step)

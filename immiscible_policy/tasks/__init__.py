@@ -2,15 +2,28 @@
 
 from immiscible_policy.tasks.task import (
     Metric,
+    Modes,
     Observed,
     Task,
-    Ways,
     find_task,
     open_demonstrations,
     primary,
+    recorded_task,
+    success,
     summarised,
     task_windows,
 )
 
-__all__ = ["Metric", "Observed", "Task", "Ways", "find_task", "open_demonstrations", "primary", "summarised",
-           "task_windows"]  # fmt: skip
+__all__ = [
+    "Metric",
+    "Modes",
+    "Observed",
+    "Task",
+    "find_task",
+    "open_demonstrations",
+    "primary",
+    "recorded_task",
+    "success",
+    "summarised",
+    "task_windows",
+]

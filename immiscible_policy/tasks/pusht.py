@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 
 import immiscible_envs
-from immiscible_envs import modes
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, keypoints, mirror_point, mirror_state, place
 from immiscible_envs.lerobot import CORNERS, TASK, fit_pose
+from immiscible_envs.modes import MODES, begins_upside_down, classify, decided, symmetric_starts
 from immiscible_envs.rendering import render_state
 from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
 from immiscible_policy.demos import checks
@@ -28,7 +28,7 @@ from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.store import Demonstrations, join
-from immiscible_policy.tasks.task import Array, Metric, Observed, Task, Ways
+from immiscible_policy.tasks.task import Array, Metric, Modes, Observed, Task
 
 ENVIRONMENT = "immiscible/PushT-v0"
 CAMERA, SIZE = "img", 96
@@ -74,14 +74,14 @@ class PushT(Task):
         "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a",
         "the 206 human PushT demonstrations of Diffusion Policy (Chi et al., RSS 2023; MIT)",
     )
-    ways = Ways(
+    modes = Modes(
         title="Which way round from symmetric starts",
-        names=modes.MODES,
-        options={"state": modes.symmetric_starts()},
+        names=MODES,
+        options={"state": symmetric_starts()},
         alike="that begin nearly upside down",
-        way=lambda states: int(modes.classify(states[:, 4])),
-        is_alike=lambda states: modes.begins_upside_down(states[:, 4]),
-        decided=lambda states, way: modes.decided(states[:, 4], way),
+        classify=lambda states: int(classify(states[:, 4])),
+        is_alike=lambda states: begins_upside_down(states[:, 4]),
+        decided=lambda states, mode: decided(states[:, 4], mode),
         tracks={
             "agent": lambda states: states[:, :2],
             "block's centre of gravity": lambda states: place([CENTER_OF_GRAVITY], states[:, 2:])[:, 0],

@@ -65,32 +65,35 @@ class Observed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ways:
-    """Equally good ways to do a task, and which of them an episode took; L steps of one episode are L scenes.
+class Modes:
+    """Equally good ways to do a task, and which of them an episode took; an episode of L steps is L scenes.
 
     Attributes:
         title: What the benchmark is called: `Which way round from symmetric starts`.
-        names: Of the ways; the last one means that none was taken.
-        options: Reset options of the starts that favour no way, a row each.
+        names: Of the modes; the last one means that no way was taken.
+        options: Reset options of the starts that favour no mode, a row each.
         alike: Which demonstrations begin in such a situation, in words that follow `demonstrations`.
-        way: The way of an episode (L, ...), a number into `names`.
+        classify: The mode of an episode (L, ...), a number into `names`.
         is_alike: Whether an episode (L, ...) begins in such a situation.
-        decided: (episode (L, ...), way) -> steps until the way was clear.
+        decided: (episode (L, ...), mode) -> steps until the mode was clear.
         tracks: By title, points (L, 2) to draw of an episode, in the units of `extent`.
         extent: Left, right, bottom, top of what `Task.draw` shows.
-        published: Rows of published figures: whose, the share of the more frequent way, the primary metric.
+        published: Rows of published figures: whose, the share of the more frequent mode, the primary metric.
     """
 
     title: str
     names: tuple[str, ...]
     options: Mapping[str, Array]
     alike: str
-    way: Callable[[Array], int]
+    classify: Callable[[Array], int]
     is_alike: Callable[[Array], bool]
     decided: Callable[[Array, int], int]
     tracks: Mapping[str, Callable[[Array], Array]]
     extent: tuple[float, float, float, float]
     published: Sequence[tuple[str, str, str]] = field(default=())
+
+    def __len__(self) -> int:
+        return len(next(iter(self.options.values())))
 
 
 class Task(Protocol):
@@ -113,7 +116,7 @@ class Task(Protocol):
         columns: Arrays that the demonstrations hold; if it names none, all that a store has are read.
         cures: What to do about a line of `problems`, by a pattern in it.
         instruction: The task as one would tell a person to do it.
-        ways: Equally good ways to do it, for the benchmark of modality; None if there are none.
+        modes: Equally good ways to do it, for the benchmark of modality; None if there are none.
     """
 
     name: str
@@ -128,7 +131,7 @@ class Task(Protocol):
     columns: Mapping[str, Column] = {}
     cures: Mapping[str, str] = {}
     instruction: str = ""
-    ways: Ways | None = None
+    modes: Modes | None = None
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """Build the environments that a policy with this observation acts in.
@@ -253,6 +256,21 @@ def summarised(task: Task) -> list[Metric]:
 def primary(task: Task) -> Metric:
     """The metric that checkpoints are chosen by and runs are compared on."""
     return summarised(task)[0]
+
+
+def success(task: Task, metrics: Mapping[str, float]) -> bool:
+    """Whether an episode succeeded, by the task's first yes-or-no metric; never without one."""
+    return any(metrics[metric.name] for metric in [m for m in task.metrics if m.reduce == "any"][:1])
+
+
+def recorded_task(config: Mapping[str, Any]) -> Task:
+    """The task that a run's options name, of a checkpoint from elsewhere PushT.
+
+    Raises:
+        CommandError: As `find_task`.
+    """
+    task = config.get("task", "pusht")
+    return find_task(task) if isinstance(task, str) else find_task(**task)
 
 
 def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstrations:

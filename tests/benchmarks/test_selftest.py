@@ -148,7 +148,7 @@ class Wandering:
     def __init__(self):
         self.seen = set()
 
-    def act(self, observations, generators):
+    def act(self, observed, generators):
         self.seen |= {g.initial_seed() for g in generators}
         noise = [g.initial_seed() % 400 + 50 for g in generators]
         return np.repeat(np.array(noise, dtype=float)[:, None, None], 8, 1).repeat(2, 2)

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from immiscible_policy.commands.demos.info import describe, ways_of
+from immiscible_policy.commands.demos.info import describe, modes_of
 from immiscible_policy.demos import content_hash, write_store
 from tests.demos.commands import mistake, run
 from tests.demos.stores import PUSHT, changed, opened, small_arrays
@@ -20,7 +20,7 @@ def test_the_way_of_an_episode_is_its_net_turn(store):
     per_step = np.repeat([0.5, -0.3, 0.0], demos.lengths)
     angles = np.cumsum(per_step) % (2 * np.pi)
     turning = changed(demos, state=np.concatenate([demos["state"][:, :4], angles[:, None]], axis=1))
-    assert ways_of(turning, PUSHT, PUSHT.ways) == [0, 1, 2]
+    assert modes_of(turning, PUSHT, PUSHT.modes) == [0, 1, 2]
     text = "\n".join(describe(turning, PUSHT))
     assert "clockwise 33.3%, counter-clockwise 33.3%, undecided 33.3%" in text
 

@@ -14,7 +14,7 @@ from immiscible_envs.rendering import (
     render_state,
     resize,
 )
-from immiscible_policy.commands.render_rollout import show_window
+from immiscible_policy.results.video import show_window
 
 FAR = (60.0, 60.0)
 STATE = [*FAR, 150.0, 300.0, 2.0]
@@ -95,7 +95,7 @@ def no_display(request, monkeypatch):
 
 
 def play():
-    show_window([np.zeros((4, 6, 3), np.uint8)], fps=1000)
+    show_window([np.zeros((4, 6, 3), np.uint8)], fps=1000, title="PushT")
 
 
 @pytest.mark.parametrize("opens", [Window, lambda: open_display((6, 4)), play], ids=["Window", "open_display", "play"])

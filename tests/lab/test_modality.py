@@ -11,16 +11,21 @@ import torch
 
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, place
 from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, symmetric_starts
-from immiscible_policy.commands.eval_modality import as_json, find_runs, main, markdown
+from immiscible_policy.commands.eval_modality import figures, find_runs, main, markdown
 from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
-from immiscible_policy.lab.modality.arms import MEASURES, Arm, Rollout, difference, estimate, find_gaps, roll_out
-from immiscible_policy.lab.modality.plots import MODE_COLOURS, evolution_figure, paths_figure
+from immiscible_policy.lab.modality.arms import Arm, Rollout, difference, estimate, find_gaps, roll_out
+from immiscible_policy.lab.modality.plots import evolution_figure, mode_colour, paths_figure
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.results.writer import finite
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
+from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import find_task
+
+PUSHT = find_task("pusht")
 
 ON_TOP = [0, 2]  # starts whose agent stands before the top of the bar; in the others it stands before the stem's end
 
@@ -33,8 +38,8 @@ class Pusher:
     def __init__(self, side: float):
         self.side = side
 
-    def act(self, observations, generators):
-        now = observations[:, -1]
+    def act(self, observed, generators):
+        now = observed.numbers[:, -1]
         above = place([(0.0, 0.0)], now[:, 2:])[:, 0] - place([(0.0, 45.0)], now[:, 2:])[:, 0]
         on_top = np.sum((now[:, :2] - place([(0.0, 45.0)], now[:, 2:])[:, 0]) * above, axis=1) > 0
         target = [(self.side * 50.0, 30.0 if top else 0.0) for top in on_top]
@@ -47,9 +52,9 @@ class Jumpy:
 
     obs, obs_steps = "state", 2
 
-    def act(self, observations, generators):
+    def act(self, observed, generators):
         noise = np.stack([torch.randn(8, 2, generator=each).numpy() for each in generators])
-        return observations[:, -1:, :2] + 60 * noise
+        return observed.numbers[:, -1:, :2] + 60 * noise
 
 
 def small_arm(name="vanilla", seeds=(0, 1), counts=None, coverage=0.5) -> Arm:
@@ -62,12 +67,12 @@ def small_arm(name="vanilla", seeds=(0, 1), counts=None, coverage=0.5) -> Arm:
         Rollout(0, symmetric_starts()[0] + time * (9.0, 30.0, -20.0, 10.0, turn), mode, 0.9)
         for mode, turn in ((CLOCKWISE, 3.0), (COUNTER_CLOCKWISE, -3.0), (UNDECIDED, 0.5))
     ]
-    return Arm(name, f"runs/{name}", list(seeds), [10, 20], counts, np.full(counts.shape[:3], coverage),
-               np.array([6, 6, 0]), example, [])  # fmt: skip
+    return Arm(name, RunDirectory(f"runs/{name}"), PUSHT, PUSHT.modes, list(seeds), [10, 20], counts,
+               np.full(counts.shape[:3], coverage), np.array([6, 6, 0]), example, [])  # fmt: skip
 
 
 def test_pushing_either_end_of_the_bar_gives_opposite_modes():
-    left, right = (roll_out(Pusher(side), 0, 0, repetitions=1) for side in (-1, 1))
+    left, right = (roll_out(PUSHT, PUSHT.modes, Pusher(side), 0, 0, repetitions=1) for side in (-1, 1))
     modes = [[each.mode for each in found] for found in (left, right)]
     assert {*modes[0], *modes[1]} == {CLOCKWISE, COUNTER_CLOCKWISE}
     assert all(a != b for a, b in zip(*modes, strict=True))
@@ -76,35 +81,37 @@ def test_pushing_either_end_of_the_bar_gives_opposite_modes():
 
 
 def test_rollouts_begin_at_their_start_and_end_with_their_episode():
-    found = roll_out(Pusher(1), 0, 0, repetitions=2)
+    found = roll_out(PUSHT, PUSHT.modes, Pusher(1), 0, 0, repetitions=2)
     assert [each.start for each in found] == [0, 0, 1, 1, 2, 2, 3, 3]
     for each in found:
-        np.testing.assert_allclose(each.states[0], symmetric_starts()[each.start], atol=1e-9)
-        assert len(each.states) == 301 and 0 <= each.coverage < 0.95
+        np.testing.assert_allclose(each.scenes[0], symmetric_starts()[each.start], atol=1e-9)
+        assert len(each.scenes) == 301 and 0 <= each.score < 0.95
 
 
 def test_noise_is_a_function_of_start_and_repetition(monkeypatch):
     monkeypatch.setattr(arms, "evaluate", partial(evaluate, max_steps=30))
-    few, many = (roll_out(Jumpy(), 0, 0, repetitions) for repetitions in (2, 14))  # 8 in one batch, 56 in two
+    few, many = (
+        roll_out(PUSHT, PUSHT.modes, Jumpy(), 0, 0, repetitions) for repetitions in (2, 14)
+    )  # 8 in one batch, 56 in two
     kept = [each for number, each in enumerate(many) if number % 14 < 2]
     for a, b in zip(few, kept, strict=True):
-        assert (a.start, a.coverage) == (b.start, b.coverage) and np.array_equal(a.states, b.states)
-    assert len({each.states[-1].tobytes() for each in many}) == 56
+        assert (a.start, a.score) == (b.start, b.score) and np.array_equal(a.scenes, b.scenes)
+    assert len({each.scenes[-1].tobytes() for each in many}) == 56
 
 
 def test_states_need_one_row_per_start():
-    with pytest.raises(ValueError, match=r"states of shape \(4, 5\) for 3 starts"):
-        evaluate(Jumpy(), [1, 2, 3], seed=0, checkpoint=0, states=symmetric_starts())
+    with pytest.raises(ValueError, match=r"state of shape \(4, 5\) for 3 starts"):
+        evaluate(PUSHT, Jumpy(), [1, 2, 3], seed=0, checkpoint=0, options={"state": symmetric_starts()})
 
 
 def test_given_states_replace_the_published_ones_and_names_keep_the_noise():
     starts = symmetric_starts()[:3]
     seen = []
-    rows = evaluate(Jumpy(), [7, 8, 9], seed=0, checkpoint=0, states=starts, batch_size=3, max_steps=10,
-                    on_step=lambda step, states, coverage, done: seen.append(states.copy()))  # fmt: skip
+    short = partial(evaluate, PUSHT, Jumpy(), seed=0, checkpoint=0, batch_size=3, max_steps=10)
+    rows = short([7, 8, 9], options={"state": starts}, on_step=lambda step, states, *_: seen.append(states.copy()))
     np.testing.assert_allclose(seen[0], starts, atol=1e-9)
     assert [row.start for row in rows] == [7, 8, 9]
-    assert evaluate(Jumpy(), [9], seed=0, checkpoint=0, states=starts[2:], batch_size=3, max_steps=10) == rows[2:]
+    assert short([9], options={"state": starts[2:]}) == rows[2:]
 
 
 def test_measures_by_hand():
@@ -132,7 +139,7 @@ def test_a_seed_without_a_decided_rollout_is_left_out_and_an_arm_of_such_has_no_
     assert np.isnan(nothing.floor("majority")).all()
     assert difference(nothing, arm, "majority") is None
     assert "nothing decided" in markdown([nothing, arm])
-    assert json.loads(as_json([nothing]))["arms"][0]["majority"][-1]["mean"] is None
+    assert finite(figures([nothing]))["arms"][0]["majority"][-1]["mean"] is None
 
 
 def test_differences_are_paired_where_the_seeds_are_the_same():
@@ -155,13 +162,17 @@ def test_the_table_stands_beside_the_published_figures():
 
 
 def test_json_holds_the_counts_and_every_checkpoint():
-    content = json.loads(as_json([small_arm(), small_arm("linear")]))
+    content = figures([small_arm(), small_arm("linear")])
     first, second = content["arms"]
     assert first["counts"] == small_arm().counts.tolist() and first["difference"] == {}
     assert [each["step"] for each in first["majority"]] == [10, 20]
     assert first["majority"][1]["by_seed"] == [1.0, pytest.approx(5 / 6)]
     assert first["shares"][1] == [7 / 16, 7 / 16, 2 / 16]
-    assert second["difference_to"] == "vanilla" and set(second["difference"]) == set(MEASURES)
+    assert second["difference_to"] == "vanilla" and set(second["difference"]) == {
+        "majority",
+        "total_variation",
+        "coverage",
+    }
 
 
 def test_the_evolution_shows_every_seed_and_start():
@@ -178,11 +189,11 @@ def test_paths_have_the_colour_of_their_mode_and_the_agents_end_at_the_quarter_t
     top, bottom = paths_figure([arm]).axes
     agents, blocks = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in (top, bottom))
     for lines in (agents, blocks):
-        assert [line.get_color() for line in lines] == [MODE_COLOURS[each.mode] for each in arm.example]
+        assert [line.get_color() for line in lines] == [mode_colour(each.mode, 3) for each in arm.example]
     for line, rollout, steps in zip(agents, arm.example, (4, 4, 6), strict=True):  # 2 rad of 3 after four states
-        np.testing.assert_allclose(line.get_xydata(), rollout.states[:steps, :2])
+        np.testing.assert_allclose(line.get_xydata(), rollout.scenes[:steps, :2])
     for line, rollout in zip(blocks, arm.example, strict=True):
-        centres = np.concatenate([place([CENTER_OF_GRAVITY], pose) for pose in rollout.states[:, 2:]])
+        centres = np.concatenate([place([CENTER_OF_GRAVITY], pose) for pose in rollout.scenes[:, 2:]])
         np.testing.assert_allclose(line.get_xydata(), centres)
     assert "1 clockwise, 1 counter-clockwise, 1 undecided" in top.get_title()
 
@@ -202,8 +213,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_with_missing_seeds_or_steps_is_called_incomplete(run: Path):
-    assert find_gaps(run, [0, 1], [10, 20]) == []  # its configuration asks for seeds 0..1 and 20 steps
-    assert find_gaps(run, [1], [10]) == ["no checkpoint of seed 0", "the last step that every seed keeps is 10 of 20"]
+    assert find_gaps(RunDirectory(run), [0, 1], [10, 20]) == []  # its configuration asks for seeds 0..1 and 20 steps
+    assert find_gaps(RunDirectory(run), [1], [10]) == [
+        "no checkpoint of seed 0",
+        "the last step that every seed keeps is 10 of 20",
+    ]
     text = markdown([replace(small_arm(), gaps=["no checkpoint of seed 0"])])
     assert "**vanilla is incomplete: no checkpoint of seed 0.**" in text and "incomplete" not in markdown([small_arm()])
 
@@ -260,7 +274,7 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
         (["runs={run},{run}"], "same name"),
         (["runs={run}", "repetitions=0"], "repetitions=0"),
         (["runs={run}", "checkpoints=best"], "known are all, last"),
-        (["runs={run}", "sampler=euler"], "sampler=euler"),
+        (["runs={run}", "sampler=warp"], "warp"),
         (["runs={run}", "sampler=ddim,ddim"], "named twice"),
         (["runs={run}", "sampling_steps=101"], "101"),
         (["runs={empty}"], "keep none at the same step"),

@@ -18,12 +18,13 @@ from immiscible_policy.lab.modality.modes import (
 from immiscible_policy.tasks import find_task, open_demonstrations
 from immiscible_policy.tasks.pusht import reflect
 
+PUSHT = find_task("pusht")
 OPPOSITE = np.array([COUNTER_CLOCKWISE, CLOCKWISE, UNDECIDED])
 
 
 @pytest.fixture(scope="module")
 def demos() -> Demonstrations:
-    return open_demonstrations(find_task("pusht"))
+    return open_demonstrations(PUSHT)
 
 
 def test_every_embedded_demonstration_turns_the_other_way_in_the_mirror(demos: Demonstrations):
@@ -34,22 +35,22 @@ def test_every_embedded_demonstration_turns_the_other_way_in_the_mirror(demos: D
 
 
 def test_demonstrations_that_begin_upside_down_are_all_decided_and_balanced_by_the_mirror(demos: Demonstrations):
-    counts = demonstrated_modes(demos)
+    counts = demonstrated_modes(PUSHT, PUSHT.modes, demos)
     assert counts[UNDECIDED] == 0 and counts.sum() > 20
-    assert demonstrated_modes(reflect(demos)).tolist() == counts[OPPOSITE].tolist()
-    assert demonstrated_modes(find_task("pusht").mirror(demos)).tolist() == [counts.sum(), counts.sum(), 0]
+    assert demonstrated_modes(PUSHT, PUSHT.modes, reflect(demos)).tolist() == counts[OPPOSITE].tolist()
+    assert demonstrated_modes(PUSHT, PUSHT.modes, PUSHT.mirror(demos)).tolist() == [counts.sum(), counts.sum(), 0]
 
 
 def test_only_demonstrations_that_begin_upside_down_are_counted(demos: Demonstrations):
     first = np.array([demos["state"][each, 4][0] for each in demos.episodes])
     off = np.abs(np.angle(np.exp(1j * (first - GOAL_POSE[2] - np.pi))))
-    assert demonstrated_modes(demos).sum() == (off <= np.pi / 6).sum()
-    assert demonstrated_modes(demos.select(np.flatnonzero(off > np.pi / 6))).tolist() == [0, 0, 0]
+    assert demonstrated_modes(PUSHT, PUSHT.modes, demos).sum() == (off <= np.pi / 6).sum()
+    assert demonstrated_modes(PUSHT, PUSHT.modes, demos.select(np.flatnonzero(off > np.pi / 6))).tolist() == [0, 0, 0]
 
 
 def test_counts_of_modes():
     modes = [[CLOCKWISE, UNDECIDED, CLOCKWISE], [COUNTER_CLOCKWISE] * 3]
-    assert count_modes(modes).tolist() == [[2, 0, 1], [0, 3, 0]]
+    assert count_modes(modes, 3).tolist() == [[2, 0, 1], [0, 3, 0]]
 
 
 def test_total_variation_by_hand():

@@ -11,6 +11,7 @@ from immiscible_policy.lab.training_law import TrainingLawPolicy
 from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
+from immiscible_policy.tasks import Observed
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
 OPTIONS = {key: option.default for key, option in solvers.OPTIONS.items()}
@@ -42,7 +43,7 @@ def law_agent(policy, select, law, calls):
 
 def act(agent, rows=3):
     observations = np.tile(512 * np.random.default_rng(0).random((1, 2, 20)), (rows, 1, 1))
-    return agent.act(observations, generators(rows))
+    return agent.act(Observed(observations, {}), generators(rows))
 
 
 def test_drafted_starts_from_noise_chosen_for_the_draft(policy):
@@ -82,7 +83,7 @@ def test_plain_noise_makes_a_draft_a_sampling_like_any_other(policy):
     sources = generators(2)
     for source in sources:
         torch.randn(16, 2, generator=source)
-    assert drafted == pytest.approx(agent.act(observations, sources), abs=1e-2)
+    assert drafted == pytest.approx(agent.act(Observed(observations, {}), sources), abs=1e-2)
 
 
 def test_plain_noise_makes_renoising_the_solver_of_that_name(policy):

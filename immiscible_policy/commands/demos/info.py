@@ -14,10 +14,10 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
 from immiscible_policy.palette import AMBER, BASELINE, BLUE, INK, style
-from immiscible_policy.tasks import Task, Ways, find_task
+from immiscible_policy.tasks import Modes, Task, find_task
 
 FORMATS = (".png", ".pdf", ".svg")
-WAY_COLOURS = (BLUE, AMBER, BASELINE)
+MODE_COLOURS = (BLUE, AMBER, BASELINE)
 BACKGROUND = 512
 """Side of the scene that paths are drawn on [px]."""
 
@@ -46,20 +46,20 @@ def main(argv: list[str]) -> None:
         raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
     if out is not None and not out.parent.is_dir():
         raise CommandError(f"out={out}: the directory {out.parent} does not exist")
-    if out is not None and task.ways is None:
+    if out is not None and task.modes is None:
         raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
     demos = open_store(words["path"], task.columns)
     for line in describe(demos, task):
         print(line, flush=True)
-    if out is not None and task.ways is not None:
-        draw(demos, task, task.ways).savefig(out, dpi=150)
+    if out is not None and task.modes is not None:
+        draw(demos, task, task.modes).savefig(out, dpi=150)
         print(f"picture: {out}")
 
 
-def ways_of(demos: Demonstrations, task: Task, ways: Ways) -> list[int]:
-    """The way that each episode took."""
+def modes_of(demos: Demonstrations, task: Task, modes: Modes) -> list[int]:
+    """The mode of each episode."""
     scenes = task.recorded_scenes(demos)
-    return [ways.way(scenes[episode]) for episode in demos.episodes]
+    return [modes.classify(scenes[episode]) for episode in demos.episodes]
 
 
 def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
@@ -69,10 +69,10 @@ def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
     yield _line("episodes", f"{demos.n_episodes:,}")
     yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)")
     yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
-    if task.ways is not None:
-        shares = np.bincount(ways_of(demos, task, task.ways), minlength=len(task.ways.names)) / demos.n_episodes
-        named = zip(task.ways.names, shares, strict=True)
-        yield _line("ways", ", ".join(f"{name} {share:.1%}" for name, share in named))
+    if task.modes is not None:
+        shares = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names)) / demos.n_episodes
+        named = zip(task.modes.names, shares, strict=True)
+        yield _line("modes", ", ".join(f"{name} {share:.1%}" for name, share in named))
     for key, values in demos.arrays.items():
         names = task.columns.get(key, Column()).names
         for i, name in enumerate(names):
@@ -85,19 +85,19 @@ def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
     yield _line("content hash", f"{content_hash(demos)} (images left out)")
 
 
-def draw(demos: Demonstrations, task: Task, ways: Ways) -> Figure:
-    """Draw the paths of all episodes, coloured by way, over the first scene, and a histogram of their lengths."""
-    scenes, taken = task.recorded_scenes(demos), ways_of(demos, task, ways)
+def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
+    """Draw the paths of all episodes, coloured by mode, over the first scene, and a histogram of their lengths."""
+    scenes, taken = task.recorded_scenes(demos), modes_of(demos, task, modes)
     figure = Figure(figsize=(11, 8.6), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 1))[:, 0]
     title = f"{demos.path.name}: {demos.n_episodes:,} demonstrations, {len(demos):,} steps"
     figure.suptitle(title, fontsize=14, color=INK)
-    colours = [WAY_COLOURS[way % len(WAY_COLOURS)] for way in taken]
-    left, right, bottom, top = ways.extent
+    colours = [MODE_COLOURS[mode % len(MODE_COLOURS)] for mode in taken]
+    left, right, bottom, top = modes.extent
     for axes, (name, track) in zip(
-        above.subplots(1, len(ways.tracks), squeeze=False)[0], ways.tracks.items(), strict=True
+        above.subplots(1, len(modes.tracks), squeeze=False)[0], modes.tracks.items(), strict=True
     ):
-        axes.imshow(task.draw(scenes[0], BACKGROUND), extent=ways.extent, alpha=0.35)
+        axes.imshow(task.draw(scenes[0], BACKGROUND), extent=modes.extent, alpha=0.35)
         paths = [track(scenes[episode]) for episode in demos.episodes]
         axes.add_collection(LineCollection(paths, colors=colours, linewidths=0.7, alpha=0.4, zorder=2))
         axes.scatter(*np.array([path[0] for path in paths]).T, s=14, c=colours, edgecolors="white", zorder=3)
@@ -108,8 +108,8 @@ def draw(demos: Demonstrations, task: Task, ways: Ways) -> Figure:
     lengths.axvline(float(np.median(demos.lengths)), color=INK, linewidth=0.8)
     lengths.set(xlabel=f"episode length [steps of {1 / task.fps:g} s]; line: median", ylabel="episodes")
     style(lengths)
-    handles = [Line2D([], [], color=colour, linewidth=3) for colour in WAY_COLOURS[: len(ways.names)]]
-    figure.legend(handles, ways.names, loc="outside lower center", ncols=len(ways.names), frameon=False)
+    handles = [Line2D([], [], color=colour, linewidth=3) for colour in MODE_COLOURS[: len(modes.names)]]
+    figure.legend(handles, modes.names, loc="outside lower center", ncols=len(modes.names), frameon=False)
     return figure
 
 

@@ -1,16 +1,17 @@
-"""What a run does from symmetric starts: rollouts of every checkpoint of every training seed, counted by mode.
+"""What a run does from starts that favour no mode: rollouts of every checkpoint of every training seed, by mode.
 
 The benchmark of Immiscible Diffusion Policy (arXiv 2610.09369). Every checkpoint is rolled out R times from each
-symmetric start of `modes`, each time with sampling noise of its own, a function of (start, repetition).
+start of the task's `modes`, each time with sampling noise of its own, a function of (start, repetition).
 
-Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts):
+Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts, K modes):
 
-* a rollout's mode is the direction of its net turn up to success or the episode's end, undecided below a quarter turn;
-* `majority`, the published "picks one direction", is taken per seed: each start's more frequent direction, over the
+* a rollout's mode is the task's classification of it; of PushT the direction of the net turn up to success or the
+  episode's end, undecided below a quarter turn;
+* `majority`, the published "picks one direction", is taken per seed: each start's most frequent mode, over the
   decided rollouts, all starts together. A seed in which nothing is decided has none, and is left out;
-* `total_variation` is the distance between the three shares of a seed's rollouts from one start and those of the
-  training demonstrations that begin nearly upside down, then averaged over starts and seeds;
-* `coverage` is the mean over rollouts of the largest coverage of the goal;
+* `total_variation` is the distance between the K shares of a seed's rollouts from one start and those of the
+  training demonstrations that begin alike, then averaged over starts and seeds;
+* the third measure is the mean of the task's primary metric over rollouts;
 * the *floor* of the first two is what as many draws from a fair coin, or from the demonstrations, would give;
 * intervals are those of `statistics`: of `majority` for new seeds, of the others for new seeds and starts.
 """
@@ -19,15 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from immiscible_envs.modes import classify, symmetric_starts
-from immiscible_policy.cli import parse_range
-from immiscible_policy.commands.render_rollout import Recorder
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.lab.modality.modes import (
@@ -40,31 +38,29 @@ from immiscible_policy.lab.modality.modes import (
     total_variation,
     total_variation_floor,
 )
-from immiscible_policy.recipes.robot_config import read_config
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import find_task, open_demonstrations
+from immiscible_policy.tasks import Modes, Task, open_demonstrations, primary
 
 MOST_REPETITIONS = 10_000
-MEASURES = ("majority", "total_variation", "coverage")
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout from a symmetric start.
+    """One rollout from a start of the benchmark.
 
     Attributes:
-        start: Number of the start in `symmetric_starts`.
-        states: States (L, 5) from the start to success or the episode's end: agent x, y, block x, y [px], angle [rad].
-        mode: Number into `MODES`.
-        coverage: Largest coverage of the goal.
+        start: Number of the start.
+        scenes: Scenes (L, ...) from the start to success or the episode's end.
+        mode: Number into the names of the modes.
+        score: The primary metric.
     """
 
     start: int
-    states: Array
+    scenes: Array
     mode: int
-    coverage: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -73,22 +69,26 @@ class Arm:
 
     Attributes:
         name: Name of the run directory.
-        path: The run directory.
+        run: The run.
+        task: What it was trained for.
+        modes: The task's modes.
         seeds: Training seeds (S).
         steps: Checkpoints that every seed keeps, ascending (C).
-        counts: Rollouts by mode (S, C, N, 3).
-        coverage: Mean coverage (S, C, N).
-        demonstrated: Training demonstrations that begin nearly upside down, by mode (3,).
+        counts: Rollouts by mode (S, C, N, K).
+        scores: Mean of the primary metric (S, C, N).
+        demonstrated: Training demonstrations that begin alike, by mode (K,).
         example: Rollouts of the first seed's last checkpoint from the first start.
         gaps: What the run was to hold and does not, in words; empty for a finished run.
     """
 
     name: str
-    path: str
+    run: RunDirectory
+    task: Task
+    modes: Modes
     seeds: list[int]
     steps: list[int]
     counts: Counts
-    coverage: Array
+    scores: Array
     demonstrated: Counts
     example: list[Rollout]
     gaps: list[str]
@@ -98,14 +98,19 @@ class Arm:
         """Rollouts per checkpoint and start, R."""
         return int(self.counts[0, 0, 0].sum())
 
+    @property
+    def measures(self) -> tuple[str, str, str]:
+        """What is measured."""
+        return "majority", "total_variation", primary(self.task).name
+
     def values(self, measure: str) -> Array:
-        """One of `MEASURES` as scores (S, C, units): of each start, or of all starts together for `majority`."""
+        """One of `measures` as scores (S, C, units): of each start, or of all starts together for `majority`."""
         if measure == "majority":
             return majority(self.counts)[..., None]
-        return total_variation(self.counts, self.demonstrated) if measure == "total_variation" else self.coverage
+        return total_variation(self.counts, self.demonstrated) if measure == "total_variation" else self.scores
 
     def floor(self, measure: str) -> Array | None:
-        """What pure chance would give at each checkpoint (C,), NaN where nothing is decided; None for `coverage`."""
+        """What pure chance would give at each checkpoint (C,), NaN where nothing is decided; None for the metric."""
         if measure == "majority":
             by_seed = majority_floor(self.counts)  # (S, C)
             decided = ~np.isnan(by_seed)
@@ -116,10 +121,14 @@ class Arm:
         return np.full(len(self.steps), floor) if measure == "total_variation" else None
 
 
-def roll_out(policy: ActingPolicy, seed: int, checkpoint: int, repetitions: int) -> list[Rollout]:
-    """Roll a policy out from every symmetric start.
+def roll_out(
+    task: Task, modes: Modes, policy: ActingPolicy, seed: int, checkpoint: int, repetitions: int
+) -> list[Rollout]:
+    """Roll a policy out from every start of the benchmark.
 
     Args:
+        task: What it acts in.
+        modes: The task's modes.
         policy: Chooses the actions.
         seed: Training seed, recorded in the rows.
         checkpoint: Training step, recorded in the rows.
@@ -128,23 +137,25 @@ def roll_out(policy: ActingPolicy, seed: int, checkpoint: int, repetitions: int)
     Returns:
         N * R rollouts, start by start.
     """
-    starts = symmetric_starts()
-    every = [(start, repetition) for start in range(len(starts)) for repetition in range(repetitions)]
-    found = []
+    every = [(start, repetition) for start in range(len(modes)) for repetition in range(repetitions)]
+    rollouts = []
     for first in range(0, len(every), BATCH):
         group = every[first : first + BATCH]
         names = [start * MOST_REPETITIONS + repetition for start, repetition in group]
-        states, recorder = starts[[start for start, _ in group]], Recorder()
-        rows = evaluate(policy, names, seed=seed, checkpoint=checkpoint, on_step=recorder.on_step, states=states)
-        watched = recorder.recording(rows).states
+        options = {key: values[[start for start, _ in group]] for key, values in modes.options.items()}
+        recorder = Recorder(task)
+        rows = evaluate(
+            task, policy, names, seed=seed, checkpoint=checkpoint, on_step=recorder.on_step, options=options
+        )
+        watched = recorder.recording(rows).scenes
         for index, ((start, _), row) in enumerate(zip(group, rows, strict=True)):
             path = watched[: row.steps + 1, index]
-            found.append(Rollout(start, path, int(classify(path[:, 4])), row.metrics["coverage"]))
-    return found
+            rollouts.append(Rollout(start, path, modes.classify(path), row.metrics[primary(task).name]))
+    return rollouts
 
 
 def measure(
-    run: Path,
+    run: RunDirectory,
     kept: Mapping[int, Sequence[Checkpoint]],
     repetitions: int,
     solver: Solver,
@@ -154,57 +165,76 @@ def measure(
     """Roll out checkpoints of every seed of a run.
 
     Args:
-        run: Run directory.
+        run: The run.
         kept: The checkpoints by training seed, the same steps for every seed.
         repetitions: Rollouts per start, R.
-        solver: How to go from noise to actions.
+        solver: How to sample.
         device: cpu or cuda.
-        progress: Told what comes next.
+        progress: Is told what comes next.
 
     Raises:
         ValueError: If a checkpoint is damaged, or the demonstrations cannot be read or hold none to compare with.
     """
-    demonstrated = training_modes(run)
+    task, modes = run.task, modes_of(run)
     rollouts: list[list[list[Rollout]]] = []  # (S, C, N * R)
     for seed, checkpoints in kept.items():
         rollouts.append([])
         for checkpoint in checkpoints:
             progress(f"{run.name}: seed {seed}, step {checkpoint.step}")
             agent = load_agent(checkpoint, solver, device)
-            rollouts[-1].append(roll_out(agent, seed, checkpoint.step, repetitions))
+            rollouts[-1].append(roll_out(task, modes, agent, seed, checkpoint.step, repetitions))
     steps = [checkpoint.step for checkpoint in next(iter(kept.values()))]
-    shape = (len(kept), len(steps), len(symmetric_starts()), repetitions)
-    modes = np.reshape([[[each.mode for each in found] for found in of_seed] for of_seed in rollouts], shape)
-    coverage = np.reshape([[[each.coverage for each in found] for found in of_seed] for of_seed in rollouts], shape)
-    example = [each for each in rollouts[0][-1] if each.start == 0]
-    gaps = find_gaps(run, list(kept), steps)
+    shape = (len(kept), len(steps), len(modes), repetitions)
+    taken = np.reshape([[[one.mode for one in at_step] for at_step in by_step] for by_step in rollouts], shape)
+    scores = np.reshape([[[one.score for one in at_step] for at_step in by_step] for by_step in rollouts], shape)
     return Arm(
-        run.name, str(run), list(kept), steps, count_modes(modes), coverage.mean(-1), demonstrated, example, gaps
+        name=run.name,
+        run=run,
+        task=task,
+        modes=modes,
+        seeds=list(kept),
+        steps=steps,
+        counts=count_modes(taken, len(modes.names)),
+        scores=scores.mean(-1),
+        demonstrated=training_modes(run),
+        example=[one for one in rollouts[0][-1] if one.start == 0],
+        gaps=find_gaps(run, list(kept), steps),
     )
 
 
-def find_gaps(run: Path, seeds: Sequence[int], steps: Sequence[int]) -> list[str]:
+def modes_of(run: RunDirectory) -> Modes:
+    """The modes of a run's task.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    task = run.task
+    if task.modes is None:
+        raise ValueError(f"run={run.path}: task={task.name} has no modes to tell apart")
+    return task.modes
+
+
+def find_gaps(run: RunDirectory, seeds: Sequence[int], steps: Sequence[int]) -> list[str]:
     """Training seeds and steps that a run's configuration asks for and that are not there, in words."""
-    config = read_config(RunDirectory(run))
-    missing = sorted(set(parse_range("seed", config.seed)) - set(seeds))
+    missing = sorted(set(run.planned_seeds()) - set(seeds))
     gaps = [f"no checkpoint of seed {', '.join(map(str, missing))}"] if missing else []
-    unfinished = f"the last step that every seed keeps is {steps[-1]:,} of {config.steps:,}"
-    return gaps + [unfinished] * (steps[-1] < config.steps)
+    planned = run.config["steps"]
+    unfinished = f"the last step that every seed keeps is {steps[-1]:,} of {planned:,}"
+    return gaps + [unfinished] * (steps[-1] < planned)
 
 
-def training_modes(run: Path) -> Counts:
-    """Modes of the demonstrations that a run was trained on (3,), of those that begin nearly upside down.
+def training_modes(run: RunDirectory) -> Counts:
+    """Modes (K,) of the demonstrations that a run was trained on, of those that begin as the benchmark does.
 
     Raises:
         ValueError: If they cannot be read, or none begins there.
     """
-    config = read_config(RunDirectory(run))
-    task = find_task(**config.task)
-    demos = open_demonstrations(task, config.data)
-    demos = demos.select(split_episodes(demos.n_episodes, config.validation, config.train_episodes)[0])
-    counts = demonstrated_modes(task.mirror(demos) if config.mirror else demos)
+    task, modes, config = run.task, modes_of(run), run.config
+    demos = open_demonstrations(task, config["data"])
+    demos = demos.select(split_episodes(demos.n_episodes, config["validation"], config["train_episodes"])[0])
+    counts = demonstrated_modes(task, modes, task.mirror(demos) if config["mirror"] else demos)
     if not counts.sum():
-        raise ValueError(f"run={run}: none of its {demos.n_episodes} demonstrations begins nearly upside down")
+        raise ValueError(f"run={run.path}: no demonstrations {modes.alike} among its {demos.n_episodes}")
     return counts
 
 
@@ -215,7 +245,7 @@ def estimate(values: Array) -> Interval | None:
 
 
 def difference(arm: Arm, base: Arm, measure: str) -> Interval | None:
-    """Last checkpoint of an arm less that of another, paired by seed where the seeds are the same.
+    """Last checkpoint of an arm - that of another, paired by seed where the seeds are the same.
 
     Returns:
         The difference with its interval, or None where a seed has no score.

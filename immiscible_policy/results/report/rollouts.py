@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from immiscible_envs.geometry import GOAL_POSE
-from immiscible_policy.commands.render_rollout import Frame, Recorder, Recording, draw_tile, tile, write_video
 from immiscible_policy.evaluation.agent import load_agent, solver_of
+from immiscible_policy.evaluation.recording import Recorder, Recording
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.results.report.evidence import Evidence, ReportedRun, by_start
 from immiscible_policy.results.report.words import signed
+from immiscible_policy.results.video import Frame, draw_tile, tile, write_video
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.training.options import resolve_device
@@ -82,8 +82,9 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
         best = best_kept(run, evidence.metrics[0].name)
         if best is not None:
             seed, checkpoint = best
-            agent, recorder = load_agent(checkpoint, solver_of(checkpoint), resolve_device("auto")), Recorder()
-            rows = evaluate(agent, list(ranks), seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
+            task = run.run.task
+            agent, recorder = load_agent(checkpoint, solver_of(checkpoint), resolve_device("auto")), Recorder(task)
+            rows = evaluate(task, agent, list(ranks), seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
             acted.append(Acted(run, checkpoint, seed, rows, recorder.recording(rows)))
     if not acted:
         return [], []
@@ -157,7 +158,6 @@ def _frames(acted: Sequence[Acted], index: int) -> Iterator[Frame]:
             shown, last = act.recording, int(act.recording.last[index])
             now, name = min(step, last), act.run.name
             name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-            label = f"{name}   {shown.coverage[now, index]:.2f}"
-            success = bool(shown.success[index]) and now == last
-            tiles.append(draw_tile(shown.states[now, index], GOAL_POSE, label, success, SIZE))
+            label = f"{name}   {shown.scores[now, index]:.2f}"
+            tiles.append(draw_tile(act.run.run.task, shown, index, now, label, SIZE))
         yield tile(np.stack(tiles), columns=2)

@@ -1,0 +1,157 @@
+"""Episodes side by side as pictures, in a video or in a window."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from immiscible_policy.evaluation.recording import Recording
+from immiscible_policy.tasks import Task, primary
+
+BORDER = 4
+GREEN, GREY, BLACK = (0, 158, 115), (200, 200, 200), (0, 0, 0)
+
+Frame = NDArray[np.uint8]
+
+
+def frames(task: Task, recording: Recording, columns: int, size: int) -> Iterator[Frame]:
+    """Draw a recording, one picture (H, W, 3) per environment step, in tiles of `size` pixels, `columns` to a row."""
+    metric = primary(task).name
+    tiles: dict[int, Frame] = {}
+    for step in range(len(recording.scenes)):
+        for index, last in enumerate(recording.last):
+            if step <= last:
+                label = f"start {recording.starts[index]}   {metric} {recording.scores[step, index]:.2f}"
+                tiles[index] = draw_tile(task, recording, index, step, label, size)
+        yield tile(np.stack(list(tiles.values())), columns)
+
+
+def draw_tile(task: Task, recording: Recording, index: int, step: int, label: str, size: int) -> Frame:
+    """Draw one episode at one moment: the scene, a line of text above it, a frame around it.
+
+    Args:
+        task: Draws the scene.
+        recording: The episodes.
+        index: Number of the episode.
+        step: The moment; from the episode's end on, the frame of one that succeeded is green and thick.
+        label: The line of text.
+        size: Pixels of the tile's width.
+
+    Returns:
+        Picture (size + height of the text, size, 3).
+    """
+    won = bool(recording.success[index]) and step >= recording.last[index]
+    text_height = max(14, size // 11)
+    canvas = Image.new("RGB", (size, size + text_height), "white")
+    canvas.paste(Image.fromarray(task.draw(recording.scenes[step, index], size)), (0, text_height))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(round(0.7 * text_height))
+    draw.text((BORDER + 2, text_height // 2), label, fill=BLACK, font=font, anchor="lm")
+    box = (0, text_height, size - 1, size + text_height - 1)
+    draw.rectangle(box, outline=GREEN if won else GREY, width=BORDER if won else 1)
+    return np.asarray(canvas)
+
+
+def tile(pictures: Frame, columns: int) -> Frame:
+    """Arrange pictures in rows, from the top left; places left over are white.
+
+    Args:
+        pictures: Pictures (N, H, W, 3).
+        columns: Pictures per row; fewer than that make one shorter row.
+
+    Returns:
+        One picture (rows * H, min(columns, N) * W, 3).
+
+    Raises:
+        ValueError: If columns is below 1 or there is no picture.
+    """
+    if columns < 1 or len(pictures) == 0:
+        raise ValueError(f"{len(pictures)} pictures in {columns} columns: there must be at least one of each")
+    n, height, width, channels = pictures.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    grid = np.full((rows * columns, height, width, channels), 255, dtype=np.uint8)
+    grid[:n] = pictures
+    # (rows, columns, H, W, 3) -> (rows, H, columns, W, 3)
+    rowwise = grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return rowwise.reshape(rows * height, columns * width, channels)
+
+
+def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
+    """Write an MP4 (H.264), atomically: a broken run leaves no part of it.
+
+    Args:
+        path: The file, named *.mp4; its directory is created if absent.
+        pictures: Pictures (H, W, 3), all of one size; an odd side is repeated by a pixel, as the codec needs.
+        fps: Pictures per second.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        ValueError: If the name does not end in .mp4, or there is no picture.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"out={path}: a video's name must end in .mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".mp4")
+    os.close(handle)
+    try:
+        count = _encode(part, pictures, fps)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return count
+
+
+def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:
+    """Play pictures (H, W, 3), all of one size, in a window until they end or the window is closed.
+
+    Raises:
+        OSError: If there is no display.
+    """
+    from immiscible_envs.rendering import open_display  # before pygame, whose greeting it silences
+
+    import pygame  # isort: skip
+
+    clock = pygame.time.Clock()
+    window = None
+    for picture in pictures:
+        window = window or open_display((picture.shape[1], picture.shape[0]), title)
+        pygame.surfarray.blit_array(window, picture.swapaxes(0, 1))
+        pygame.display.flip()
+        if pygame.event.get(pygame.QUIT):
+            break
+        clock.tick(fps)
+    pygame.display.quit()
+
+
+def _encode(path: str, pictures: Iterable[Frame], fps: float) -> int:
+    coming = iter(pictures)
+    first = next(coming, None)
+    if first is None:
+        raise ValueError("there is no picture to make a video of")
+    count, size = 0, _even(first).shape[1::-1]
+    writer = imageio_ffmpeg.write_frames(path, size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error")
+    with closing(writer):
+        writer.send(None)
+        for picture in chain([first], coming):
+            writer.send(_even(picture))
+            count += 1
+    return count
+
+
+def _even(picture: Frame) -> Frame:
+    height, width, _ = picture.shape
+    return np.ascontiguousarray(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))

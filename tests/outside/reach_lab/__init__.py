@@ -1,0 +1,1 @@
+"""A task and a selector of somebody else."""
