@@ -36,7 +36,7 @@ from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.noise import Selector
-from immiscible_policy.palette import COLOURS, GREY, panels
+from immiscible_policy.palette import BLUE, GREY, NAMED, RUST, SKY, panels
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.objective import PolicyObjective
@@ -361,7 +361,7 @@ def draw(figures: Figures) -> Figure:
     plain(axes[0], "", "step time over the bare network's")
     names = list(reversed(figures["ratio_to_bare"]))
     over = [figures["ratio_to_bare"][name] for name in names]
-    kinds = {"LeRobot": COLOURS[1], "fast": COLOURS[0], "eager": COLOURS[5]}
+    kinds = {"LeRobot": RUST, "fast": BLUE, "eager": SKY}
     bars = axes[0].barh(names, [value - 1 for value in over], left=1, color=[kinds[name.split()[-1]] for name in names])
     axes[0].bar_label(bars, fmt="{:.3f}", padding=4, fontsize=8)
     axes[0].axvline(1, color=GREY, linewidth=1)
@@ -376,7 +376,7 @@ def draw(figures: Figures) -> Figure:
 
 def _draw_curve(axes: Axes, curve: Figures) -> None:
     at = [int(key) for key in curve]
-    colours = {"bare": GREY, "vanilla fast": COLOURS[0], "linear fast": COLOURS[2], "LeRobot": COLOURS[1]}
+    colours = {"bare": GREY, "vanilla fast": NAMED["vanilla"], "linear fast": NAMED["linear"], "LeRobot": RUST}
     for name in next(iter(curve.values()))["ms_per_step"]:
         times = [point["ms_per_step"][name] for point in curve.values()]
         label, style = ("bare network (floor)", "--") if name == "bare" else (name, "-")

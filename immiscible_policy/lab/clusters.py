@@ -33,7 +33,7 @@ from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.report import Document, curves, legend, log2, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances
-from immiscible_policy.palette import COLOURS, GREY, panels
+from immiscible_policy.palette import GREY, INK, NAMED, TEAL, panels
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 
@@ -157,13 +157,12 @@ def draw(figures: Document) -> Figure:
 def _draw_bars(axes: Axes, rows: list[Document]) -> None:
     plain(axes, "bars: corrected for the floor", ylabel="Euclidean distance")
     at = np.arange(len(rows))
-    colours = {"vanilla": GREY, "knn": COLOURS[0], "linear": COLOURS[1]}
     corrected = [row["distances"]["corrected"] for row in rows]
-    axes.bar(at, corrected, color=[colours[row["name"]] for row in rows], width=0.6)
+    axes.bar(at, corrected, color=[NAMED[row["name"]] for row in rows], width=0.6)
     with_floor = [row["at_published_n"] for row in rows]
-    axes.scatter(at, with_floor, color="black", s=18, zorder=3, label="with floor, n = 10,000")
+    axes.scatter(at, with_floor, color=INK, s=18, zorder=3, label="with floor, n = 10,000")
     middle, spread = zip(*(row["published"] for row in rows), strict=True)
-    axes.errorbar(at + 0.38, middle, spread, fmt="D", color=COLOURS[2], markersize=3, capsize=2, label="published")
+    axes.errorbar(at + 0.38, middle, spread, fmt="D", color=TEAL, markersize=3, capsize=2, label="published")
     axes.set_xticks(at, [f"{row['name']}\n{row['option']}\nrms {row['rms']:.2f}" for row in rows], fontsize=7)
     axes.set_ylim(0, 5.8)
     legend(axes, "upper left")

@@ -27,7 +27,7 @@ from immiscible_policy.lab.laws import expected_change
 from immiscible_policy.lab.report import Document, curves, legend, log2, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import distance_change
-from immiscible_policy.palette import COLOURS, panels
+from immiscible_policy.palette import COLOURS, NAMED, TEAL, panels
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 
@@ -158,8 +158,8 @@ def draw(figures: Document) -> Figure:
 def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
     """Change against the number of competing noises."""
     for name, colour, label in (
-        ("knn", COLOURS[0], "KNN, k noises"),
-        ("linear", COLOURS[1], "assignment, batch of B"),
+        ("knn", NAMED["knn"], "KNN, k noises"),
+        ("linear", NAMED["linear"], "assignment, batch of B"),
     ):
         shown = [row for row in rows if row["name"] == name]
         sizes, values = [row["size"] for row in shown], np.array([row["change"]["mean"] for row in shown])
@@ -168,7 +168,7 @@ def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
         axes.plot(sizes, [row["best"] for row in shown], color=colour, linewidth=1.2)
     known = {row["size"]: row["published"] for row in rows if row["published"] is not None}
     if known:
-        axes.scatter(list(known), list(known.values()), marker="D", s=22, color=COLOURS[2], zorder=3, label="published")
+        axes.scatter(list(known), list(known.values()), marker="D", s=22, color=TEAL, zorder=3, label="published")
     log2(axes, [*KS, *SIZES])
     axes.set_ylim(top=0)
     legend(axes, "lower left")

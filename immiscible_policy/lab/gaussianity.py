@@ -32,7 +32,7 @@ from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.report import Document, legend, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import gaussian_kl, kl_floor
-from immiscible_policy.palette import COLOURS, GREY, panels
+from immiscible_policy.palette import GREY, NAMED, TEAL, panels
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 
@@ -116,7 +116,7 @@ def draw(figures: Document) -> Figure:
         (kl, [row["found"]["excess"] for row in rows], "{:+.2f}"),
         (norm, [row["squared_norm"] - DIMS for row in rows], "{:+.1f}"),
     ):
-        bars = axes.bar(at, values, color=[GREY, COLOURS[0], COLOURS[0], COLOURS[1]], width=0.6)
+        bars = axes.bar(at, values, color=[NAMED[name] for name in ("vanilla", "knn", "knn", "linear")], width=0.6)
         axes.bar_label(bars, fmt=form, padding=3, fontsize=8)
         axes.axhline(0, color=GREY, linewidth=1)
         labels = ["\n".join([*row["selector"].split(), f"rms {row['rms']:.2f}"]) for row in rows]
@@ -126,7 +126,7 @@ def draw(figures: Document) -> Figure:
         known = [place for place, row in enumerate(rows) if row["published"]]
         excess = [rows[place]["published"] - rows[place]["found"]["floor"] for place in known]
         places = [place + 0.38 for place in known]
-        kl.scatter(places, excess, marker="D", color=COLOURS[2], s=24, zorder=3, label="published")
+        kl.scatter(places, excess, marker="D", color=TEAL, s=24, zorder=3, label="published")
     legend(kl, "upper right")
     return figure
 

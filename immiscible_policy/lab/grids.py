@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.lab.report import Document, legend, plain, program, table
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import BASELINE, FAINT, GREY, INK, colours
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
@@ -109,15 +109,16 @@ def draw(figures: Document) -> Figure:
     plain(left, "coverage, last checkpoint")
     plain(right, f"{figures['arm']} - first arm: ■ last10, ● last (grey: the interval holds 0)")
     right.axvline(0, color=GREY, linewidth=1)
+    (own,) = colours([figures["arm"]]).values()
     for height, found in enumerate(settings.values()):
-        for colour, name, shift in ((COLOURS[0], "first", 0.12), (COLOURS[1], "arm", -0.12)):
+        for colour, name, shift in ((BASELINE, "first", 0.12), (own, "arm", -0.12)):
             score = found[name]["last"]
             left.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
             label = {"first": "first arm", "arm": figures["arm"]}[name] if height == 0 else None
             left.plot(score["mean"], height + shift, "o", color=colour, markersize=4, label=label)
         for kind, marker, shift in (("last10", "s", 0.12), ("last", "o", -0.12)):
             score = found["difference"][kind]
-            colour = "#999999" if score["low"] <= 0 <= score["high"] else "#000000"
+            colour = FAINT if score["low"] <= 0 <= score["high"] else INK
             right.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
             right.plot(score["mean"], height + shift, marker, color=colour, markersize=4)
     legend(left, "lower left")

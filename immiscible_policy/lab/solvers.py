@@ -29,7 +29,7 @@ from immiscible_policy.evaluation.statistics import Array, difference_arms, inte
 from immiscible_policy.lab.report import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, starts_of
 from immiscible_policy.lab.training_law import LAWS, TrainingLawPolicy
-from immiscible_policy.palette import COLOURS, panels
+from immiscible_policy.palette import colours, panels
 from immiscible_policy.policy import Policy
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.interval import figures as interval_figures
@@ -171,6 +171,7 @@ def draw(figures: Document) -> Figure:
             name, steps, leading = cast(re.Match[str], re.fullmatch(r"([a-z]+)(\d+)(.*)", scheme)).groups()
             points.setdefault(name + leading, {}).setdefault(run, {})[int(steps)] = values["score"]
     figure, axes = panels(len(points), title=f"{figures['starts']} starts; bars: 95 % intervals")
+    colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
         plain(panel, name, "network calls", "score")
         for number, (run, by_steps) in enumerate(by_run.items()):
@@ -178,7 +179,7 @@ def draw(figures: Document) -> Figure:
             places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
             score = {key: np.array([by_steps[steps][key] for steps in at], float) for key in ("mean", "low", "high")}
             spans = [score["mean"] - score["low"], score["high"] - score["mean"]]
-            look: dict[str, Any] = {"color": COLOURS[list(figures["runs"]).index(run)], "capsize": 2, "label": run}
+            look: dict[str, Any] = {"color": colour[run], "capsize": 2, "label": run}
             panel.errorbar(places, score["mean"], spans, marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
         panel.set(xscale="log", ylim=(0, 1), xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))

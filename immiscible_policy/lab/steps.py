@@ -49,7 +49,7 @@ from immiscible_policy.lab.data import DATA, IMAGES, SEED
 from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.lab.report import Document, legend, plain, program, require, table
 from immiscible_policy.noise import Selector
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import GREY, colours
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
@@ -271,7 +271,8 @@ def _draw_layers(axes: list[Axes], title: str, section: Section) -> None:
     for panel, name in zip(axes, names, strict=True):
         plain(panel, f"{title}: {name}", "layer (left: noise, right: clean)", "1 = always predicting the mean")
     at = range(1, LAYERS + 1)
-    for colour, (run, seeds) in zip(COLOURS, section["layers"].items(), strict=False):
+    for run, colour in colours(section["layers"]).items():
+        seeds = section["layers"][run]
         axes[0].plot(at, over_seeds(seeds, "own"), color=colour, linewidth=1.8, label=run)
         axes[0].plot(at, over_seeds(seeds, "plain"), color=colour, linewidth=1.2, linestyle=":")
         for panel, quantity in zip(axes[1:], ("final", "frechet"), strict=True):

@@ -38,7 +38,7 @@ from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, 
 from immiscible_policy.lab.report import Document, program, require, table
 from immiscible_policy.lab.toy_training import Net, generate, train_net
 from immiscible_policy.noise import Selector, make_selector
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import COLOURS, FAINT, GREY, GRID, INK
 from immiscible_policy.path import Ddpm, Flow, Path
 from immiscible_policy.path.base import CLEAN
 from immiscible_policy.randomness import torch_generator
@@ -50,7 +50,7 @@ MIXTURE = ring([0.19, 0.19, 0.19, 0.19, 0.19, 0.05], radius=RADIUS, std=STD)
 CONDITIONAL = ring([1 / 6] * 6, radius=RADIUS, std=STD, conditions=[0, 0, 0, 1, 1, 1])
 DIFFUSION, FLOW = Ddpm(1000), Flow()
 SAMPLES, FEW, MANY = 1000, 2, 50
-MODE_COLOURS = [*COLOURS[:6], "#AAAAAA"]
+MODE_COLOURS = [*COLOURS[:6], FAINT]
 """One for each mode, and grey for points on none."""
 COLUMNS = {
     "": "{arm}",
@@ -324,10 +324,10 @@ def _frame(axes: Axes, note: str) -> None:
     """An empty square panel with the modes as rings and a note below."""
     reach = RADIUS + 0.9
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-    axes.spines[:].set_color("#CCCCCC")
+    axes.spines[:].set_color(GRID)
     for x, y in MIXTURE.centres.tolist():
-        axes.add_patch(Circle((x, y), REACH * STD, fill=False, edgecolor="#BBBBBB", linewidth=0.7))
-    axes.set_xlabel(note, fontsize=10.5, color="#333333")
+        axes.add_patch(Circle((x, y), REACH * STD, fill=False, edgecolor=GRID, linewidth=0.7))
+    axes.set_xlabel(note, fontsize=10.5, color=INK)
 
 
 OPTIONS = {

@@ -42,7 +42,7 @@ from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import Document, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
-from immiscible_policy.palette import COLOURS
+from immiscible_policy.palette import COLOURS, GRID
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
@@ -244,7 +244,7 @@ def _draw_panel(axes: Axes, name: str, panel: Panel) -> None:
     axes.scatter(panel.places[:, 0], panel.places[:, 1], c=[shades[group] for group in panel.groups], s=7, linewidths=0)
     axes.set(xticks=[], yticks=[])
     axes.set_title(name, fontsize=11)
-    axes.spines[:].set_color("#CCCCCC")
+    axes.spines[:].set_color(GRID)
     axes.set_xlabel(note, fontsize=10)
 
 

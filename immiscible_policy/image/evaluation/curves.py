@@ -16,7 +16,7 @@ Runs are paired by training seed: seed N of both has the same order of images, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,7 @@ def geometric_mean(ratios: list[float | None]) -> Interval | None:
     return Interval(math.exp(mean.estimate), math.exp(mean.low), math.exp(mean.high), mean.over)
 
 
-def _difference(other: list[Distances], first: list[Distances], paired: bool) -> Interval:
+def _difference(other: Sequence[Distances], first: Sequence[Distances], paired: bool) -> Interval:
     """Interval of the difference of smallest distances, other - first."""
     a, b = (np.array([[best(distances)[0]] for distances in run]) for run in (other, first))
     return interval(difference_arms(a, b, same_seeds=paired))
