@@ -21,6 +21,7 @@ from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from immiscible_policy.tasks.pusht import PushT
+from immiscible_policy.training.batches import tensors
 from immiscible_policy.training.engine import Gradients
 from tests.training.helpers import ROOT, here, refused, tree, write_small_store
 
@@ -61,6 +62,11 @@ def objective(windows, cameras=("img",), crop=84, seed=0):
     return PolicyObjective(policy, windows, choice, batch_size=6, accumulate=1, seed=seed, crop=crop)
 
 
+def pictures(batch):
+    """Frames (B, O, K, H, W, 3) of a batch."""
+    return batch.observed[1]
+
+
 @pytest.fixture(scope="module")
 def windows(blind_store):
     task = find_task("pusht")
@@ -72,26 +78,26 @@ def test_a_batch_shows_its_windows_frames_cropped_at_random(windows):
     (batch,) = ours.batches(3)
     frames = windows.footage.frames["img"][windows.footage.step[ours.order.rows(3)]]
     places = frames.unfold(2, 84, 1).unfold(3, 84, 1)  # (B, O, 13, 13, 3, 84, 84)
-    found = (places == batch.images[:, :, 0].permute(0, 1, 4, 2, 3)[:, :, None, None]).flatten(4).all(-1)
-    assert batch.images.dtype == torch.uint8 and found.flatten(2).any(-1).all()
+    found = (places == pictures(batch)[:, :, 0].permute(0, 1, 4, 2, 3)[:, :, None, None]).flatten(4).all(-1)
+    assert pictures(batch).dtype == torch.uint8 and found.flatten(2).any(-1).all()
 
 
 def test_batches_are_functions_of_seed_and_step_and_micro_batches_cut_them(windows):
     first, again, other = (objective(windows, seed=seed).batches(2)[0] for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.images, other.images)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(first), tensors(again), strict=True))
+    assert not torch.equal(pictures(first), pictures(other))
     cut = objective(windows)
     cut.accumulate = 3
-    parts = cut.batches(2)
-    assert all(torch.equal(torch.cat(rows), whole) for *rows, whole in zip(*parts, first, strict=True))
+    parts = [tensors(part) for part in cut.batches(2)]
+    assert all(torch.equal(torch.cat(rows), whole) for *rows, whole in zip(*parts, tensors(first), strict=True))
 
 
 def test_without_a_crop_frames_stay_whole_and_the_policy_sees_their_middle(windows):
     whole, random = objective(windows, crop=None), objective(windows)
     (batch,), (cropped,) = whole.batches(0), random.batches(0)
-    assert batch.images.shape[3:5] == (96, 96) and cropped.images.shape[3:5] == (84, 84)
-    assert torch.equal(batch.noise, cropped.noise) and torch.equal(batch.t, cropped.t)
-    middle = batch._replace(images=batch.images[:, :, :, 6:90, 6:90])
+    assert pictures(batch).shape[3:5] == (96, 96) and pictures(cropped).shape[3:5] == (84, 84)
+    assert all(torch.equal(a, b) for a, b in zip(batch.path, cropped.path, strict=True))
+    middle = batch._replace(observed=(batch.observed[0], pictures(batch)[:, :, :, 6:90, 6:90]))
     assert torch.equal(whole.loss(batch), whole.loss(middle))
 
 
@@ -113,9 +119,9 @@ def test_several_cameras_train(windows):
                          type(footage)({"img": footage.frames["img"], "wrist": wrist}, footage.step))  # fmt: skip
     ours = objective(both, cameras=("img", "wrist"))
     (batch,) = ours.batches(0)
-    assert batch.images.shape == (6, 2, 2, 84, 84, 3)
+    assert pictures(batch).shape == (6, 2, 2, 84, 84, 3)
     Gradients(ours, list(ours.policy.parameters()), "fp32")([batch])
-    networks = ours.policy.encoder.obs_nets
+    networks = ours.policy.observer.encoder.obs_nets
     assert all(networks[name].linear.weight.grad.abs().sum() > 0 for name in ("img", "wrist"))
 
 
