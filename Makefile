@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with everything the project needs
 # make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
 # make test    lint, types, and the default tests
-# make check   lint and types alone
+# make check   lint, types, and which room imports which
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
 # make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
 
@@ -35,6 +35,7 @@ demo: setup
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
 test: check
 	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
