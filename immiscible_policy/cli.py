@@ -221,7 +221,7 @@ def require_writable(key: str, path: Path) -> None:
     Raises:
         CommandError: If its nearest existing parent is no directory, or one that may not be written.
     """
-    parent = next(each for each in path.absolute().parents if each.exists())
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise CommandError(f"{key}={path}: {parent} is no directory")
     if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):

@@ -74,7 +74,7 @@ class Assignment:
         conditions: What differing conditions cost, or None if they cost nothing.
         pool: Noises drawn per sample.
         solver: `scipy` or `lapx`, both exact.
-        potentials: What `fit_potentials` found; the same cost in less time.
+        potentials: From `fit_potentials`; the same cost in less time.
         schedule: When to pair.
 
     Raises:

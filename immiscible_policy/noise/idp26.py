@@ -24,7 +24,7 @@ def idp26(
         cost: `euclidean` or `sqeuclidean`.
         pool: Noises drawn per sample.
         solver: `scipy` or `lapx`.
-        potentials: What `fit_potentials` found for standardised samples: same pairs, faster.
+        potentials: From `fit_potentials` for standardised samples: same pairs, faster.
         start: First training step with pairing; the paper begins at epoch 50.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.

@@ -20,12 +20,12 @@ def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether an option is a whole number, numpy's included; True and False are none."""
+    """Whether an option is a whole number, numpy's included; not True or False."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether an option is a number that is not NaN; True and False are none."""
+    """Whether an option is a number that is not NaN; not True or False."""
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
@@ -33,8 +33,8 @@ def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
     """Refuse shapes and types that no selector can use.
 
     Raises:
-        ValueError: If something is no tensor, if `x` is not a floating-point batch of at least one sample with at least
-            one number, if `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts
+        ValueError: If something is not a tensor, if `x` is not a floating-point batch of at least one sample with at
+            least one number, if `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts
             to `x`.
     """
     for name, value in (("x", x), ("condition", condition), ("mask", mask)):

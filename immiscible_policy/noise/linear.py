@@ -24,7 +24,7 @@ def linear(
         cost: `euclidean` or `sqeuclidean`.
         pool: Noises drawn per sample.
         solver: `scipy` or `lapx`.
-        potentials: What `fit_potentials` found: same pairs, faster.
+        potentials: From `fit_potentials`: same pairs, faster.
         start: First training step with pairing.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.

@@ -28,7 +28,7 @@ class Selector(Protocol):
 
         Args:
             x: Clean samples (B, ...), any floating-point dtype; distances are measured in at least float32.
-            condition: What the network is told of each sample, one row each (B, ...).
+            condition: What the network knows of the samples besides their noisy form, one row per sample (B, ...).
             mask: Boolean, broadcasts to x; only numbers where it is True enter the distance.
             step: Training step.
             generator: Source of randomness.

@@ -119,8 +119,8 @@ class Part:
         Raises:
             CommandError: If the name is unknown, or what it stands for cannot be imported.
         """
-        found = defaults(find_factory(self.word, self.group, name, self.built_in))
-        plain = {key: value for key, value in found.items() if value is None or isinstance(value, str | float | int)}
+        known = defaults(find_factory(self.word, self.group, name, self.built_in)).items()
+        plain = {key: value for key, value in known if value is None or isinstance(value, str | float | int)}
         return plain | read_file(f"{self.word}/{name}")
 
     def choose(self, default: Mapping[str, Any], name: str | None, words: dict[str, str]) -> dict[str, Any]:

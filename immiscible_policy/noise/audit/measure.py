@@ -68,7 +68,7 @@ class Pairs(NamedTuple):
         x: The samples (R, B, ...).
         plain: Plain noise for them (R, B, ...).
         noise: Selected noise for them (R, B, ...).
-        mask: What the selector was told to measure (R, B, ...), or None for all.
+        mask: What enters the distance (R, B, ...), or None for all.
         seconds: Duration of each selection (R,).
     """
 
@@ -122,7 +122,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure as JSON values; what could not be measured is None."""
-        return {each.name: _json_values(getattr(self, each.name)) for each in fields(self) if each.name != "pairs"}
+        return {f.name: _json_values(getattr(self, f.name)) for f in fields(self) if f.name != "pairs"}
 
     def metrics(self) -> dict[str, float | None]:
         """The figures that a training records, as `noise/...`."""
@@ -337,7 +337,7 @@ def _json_values(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         value = asdict(value)
     if isinstance(value, dict):
-        return {key: _json_values(each) for key, each in value.items()}
+        return {key: _json_values(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_json_values(each) for each in value]
+        return [_json_values(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -151,9 +151,9 @@ def ks_normal(values: Tensor) -> KS:
     flat = values.detach().flatten().double().cpu()
     if flat.numel() == 0 or not torch.isfinite(flat).all():
         raise ValueError(f"values of shape {tuple(values.shape)} are empty or hold NaN or infinity; nothing to test")
-    found = stats.kstest(flat.numpy(), "norm")
+    test = stats.kstest(flat.numpy(), "norm")
     critical = stats.kstwo.ppf(LEVEL, flat.numel())
-    return KS(float(found.statistic), float(found.pvalue), float(critical))
+    return KS(float(test.statistic), float(test.pvalue), float(critical))
 
 
 @dataclass(frozen=True)

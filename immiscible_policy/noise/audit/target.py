@@ -100,9 +100,10 @@ def target_variance(
     plain, dims = draw(noise, generator), x[0].numel()
     ratios = _ratios(data, dims, generator)
     scales = [value / (1 - value) / dims for value in alpha_bars]  # from the clean sample's error to the noise's
-    found = zip(alpha_bars, scales, strict=True)
-    values = [(k * plain_variance(data, plain, ab), k * least_error(data, noise, ratios, ab)) for ab, k in found]
-    return TargetVariance(tuple(alpha_bars), tuple(v for v, _ in values), tuple(s for _, s in values))
+    levels = list(zip(alpha_bars, scales, strict=True))
+    vanilla = tuple(scale * plain_variance(data, plain, level) for level, scale in levels)
+    selected = tuple(scale * least_error(data, noise, ratios, level) for level, scale in levels)
+    return TargetVariance(tuple(alpha_bars), vanilla, selected)
 
 
 def require_levels(alpha_bars: Sequence[float]) -> None:
