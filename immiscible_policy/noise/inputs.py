@@ -34,8 +34,8 @@ def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
 
     Raises:
         ValueError: If something is not a tensor, if `x` is not a floating-point batch of at least one sample with at
-            least one number, if `condition` is not one row per sample, or if `mask` is not a boolean tensor that broadcasts
-            to `x`.
+            least one number, if `condition` is not one row per sample, or if `mask` is not a boolean tensor that
+            broadcasts to `x`.
     """
     for name, value in (("x", x), ("condition", condition), ("mask", mask)):
         if not isinstance(value, Tensor) and (value is not None or name == "x"):
