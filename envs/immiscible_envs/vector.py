@@ -171,15 +171,17 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             ValueError: If the actions are not (N, 2) finite numbers; no row has advanced then.
         """
         begins = self._done & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
-        if begins.any() and np.shape(actions) == (self.num_envs, 2):
+        some_begin = begins.any()
+        if some_begin and np.shape(actions) == (self.num_envs, 2):
             actions = np.where(begins[:, None], 0.0, actions)
         commands = checked_actions(actions, (self.num_envs, 2))
         going = np.flatnonzero(~begins)
-        self._batch.step(commands[going], going)
-        self._elapsed[going] += 1
-        self._begin_at_random(begins)
+        self._batch.step(commands[going] if some_begin else commands, going)
+        self._elapsed += 1
+        if some_begin:
+            self._begin_at_random(begins)
         observations, infos = self._present()
-        rewards = np.where(begins, 0.0, np.clip(infos["coverage"] / SUCCESS_COVERAGE, 0.0, 1.0))
+        rewards = np.where(begins, 0.0, np.minimum(infos["coverage"] / SUCCESS_COVERAGE, 1.0))
         terminated = infos["is_success"] & ~begins
         truncated = self._elapsed >= self._max_episode_steps
         done = terminated | truncated
