@@ -38,13 +38,14 @@ from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, ratios, require_positive, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import Option, parse_range
-from immiscible_policy.lab.data import pusht_actions
+from immiscible_policy.lab.data import demonstrated_actions
 from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.noise import SELECTORS, Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.costs import distances
 from immiscible_policy.noise.solvers import SolverName, solve
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.results.experiment import Findings
+from immiscible_policy.tasks import find_task
 from immiscible_policy.training.options import resolve_device
 
 QUICK_SIZES: dict[str, Any] = {"turns": 2, "ks": "1,8", "batches": "8,16", "knn_batch": 8}
@@ -75,7 +76,7 @@ def measure(options: dict[str, Any]) -> Findings:
     device, turns, batch = resolve_device(options["device"]), options["turns"], options["knn_batch"]
     peer, patience = PEER in chosen_peers(options["peers"]), options["patience"]
     torch.set_num_threads(options["threads"])
-    actions = pusht_actions().flatten(1)
+    actions = demonstrated_actions(find_task("pusht")).flatten(1)
     potentials = fit_potentials(actions)
     figures = {
         "threads": options["threads"],

@@ -98,10 +98,10 @@ def measure_policy(
     checkpoint: Checkpoint, solver: Solver, options: Document, starts: Sequence[int]
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
-    policy, spec = load_policy(checkpoint)
-    windows, _ = lab_runs.drawn_windows(options["data"], spec, options["windows"], options["seed"], key="windows")
+    policy, _ = load_policy(checkpoint)
+    windows, _ = lab_runs.drawn_windows(checkpoint, options["data"], options["windows"], options["seed"], key="windows")
     shown, _ = lab_runs.drawn_windows(
-        options["data"], spec, options["observations"], options["seed"], key="observations"
+        checkpoint, options["data"], options["observations"], options["seed"], key="observations"
     )
     generate = chunk_generator(policy, shown.obs, solver)
     generator = torch_generator("cpu", "bijection chunks", options["seed"])

@@ -1,4 +1,4 @@
-"""The data that the laboratory measures on: PushT actions, CIFAR-10 images, and fields of the size of latents.
+"""The data that the laboratory measures on: actions, CIFAR-10 images, and fields of the size of latents.
 
 Each function returns floats on the scale that diffusion sees them, one sample per row.
 """
@@ -15,10 +15,11 @@ from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.image.data import load_cifar10, to_pixels
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
+from immiscible_policy.tasks import Task, open_demonstrations, task_windows
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
-DATA = Option(Path, None, "PushT demonstrations, a zarr store; none: the embedded ones")
+DATA = Option(Path, None, "demonstrations of the task; none: its own")
+TASK = Option(str, "pusht", "the task whose demonstrations are measured")
 
 WITHOUT_CIFAR = (
     "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
@@ -41,36 +42,25 @@ def whole(text: str) -> int:
 SEED = Option(whole, 0, "seed of every random choice")
 
 
-def pusht_windows(data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
-    """Windows of PushT demonstrations, in their own units.
-
-    Args:
-        data: Directory of a zarr store; None for the embedded demonstrations.
-        spec: The policy that is to see them; None for keypoints in Diffusion Policy's layout.
+def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
+    """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation.
 
     Raises:
         ValueError: If the store is unusable.
     """
-    task = find_task("pusht")
     demos = open_demonstrations(task, data)
     if spec is None:
         return task_windows(task, demos, task.observations[0])
     return task_windows(task, demos, spec.obs, Layout(spec.horizon, spec.obs_steps, spec.action_steps))
 
 
-def pusht_actions(data: Path | None = None) -> Tensor:
-    """Action windows of PushT, normalised to [-1, 1] as the policy sees them.
-
-    Args:
-        data: Directory of a zarr store; None for the embedded demonstrations.
-
-    Returns:
-        (N, 16, 2), N windows of 16 target positions of the agent: D = 32.
+def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:
+    """Action windows (N, T, A), normalised to [-1, 1] as the policy sees them: (N, 16, 2), D = 32, for PushT.
 
     Raises:
         ValueError: If the store is unusable.
     """
-    actions = pusht_windows(data).action
+    actions = demonstrated(task, data).action
     return Normalizer.fit(actions).normalize(actions)
 
 

@@ -1,4 +1,4 @@
-"""How much nearer to its sample each selector brings the noise, on CIFAR-10, latents-sized fields and PushT actions.
+"""How much nearer to its sample each selector brings the noise, on CIFAR-10, latents-sized fields and actions.
 
 Change of the mean Euclidean distance |x - noise| against plain noise, in percent, with 95 % intervals over batches
 (arXiv 2505.18521, Table 4; for assignment arXiv 2406.12303). Plain and selected noise are measured on the same
@@ -30,16 +30,17 @@ from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.palette import COLOURS, NAMED, TEAL, panels
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
+from immiscible_policy.tasks import find_task
 
 KS, SIZES = (2, 4, 8, 64), (128, 256, 512, 1024)
 KNN_BATCH = 512
-CIFAR, LATENTS, PUSHT = "CIFAR-10 pixels", "latents-sized fields", "PushT actions"
+CIFAR, LATENTS, ACTIONS = "CIFAR-10 pixels", "latents-sized fields", "action chunks"
 CIFAR_UNIT = "CIFAR-10 pixels at unit scale"
 PUBLISHED_CIFAR = {
     **{("knn", 4): -1.10, ("knn", 8): -1.58},
     **{("linear", size): change for size, change in zip(SIZES, (-1.93, -2.16, -2.32, -2.44), strict=True)},
 }
-PUBLISHED = {CIFAR: PUBLISHED_CIFAR, CIFAR_UNIT: PUBLISHED_CIFAR, LATENTS: {("knn", 64): -2.32}, PUSHT: {}}
+PUBLISHED = {CIFAR: PUBLISHED_CIFAR, CIFAR_UNIT: PUBLISHED_CIFAR, LATENTS: {("knn", 64): -2.32}, ACTIONS: {}}
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Root mean squares to which data are brought to see how the figures depend on it."""
 SCALED = ((CIFAR, "knn", 4), (CIFAR, "knn", 8), (CIFAR, "linear", 128), (LATENTS, "knn", 64))
@@ -58,14 +59,14 @@ def measure(options: Document) -> Findings:
     batches, seed, store, images = (options[key] for key in ("batches", "seed", "data", "images"))
     data = {
         LATENTS: lab_data.latent_fields(2048, torch_generator("cpu", "latents", seed)),
-        PUSHT: lab_data.pusht_actions(store),
+        ACTIONS: lab_data.demonstrated_actions(find_task(options["task"]), store),
     }
     if images is not None:
         pixels = lab_data.cifar_images(images, 4096)
         data = {CIFAR: pixels, CIFAR_UNIT: pixels / lab_data.root_mean_square(pixels), **data}
     rows = []
     for name, x in data.items():
-        repeats = batches if x[0].numel() > 1000 else 8 * batches  # PushT's few numbers allow more batches
+        repeats = batches if x[0].numel() > 1000 else 8 * batches  # few numbers allow more batches
         rows += [change_of("knn", k, name, x, 2 * repeats, seed) for k in KS]
         rows += [change_of("linear", size, name, x, repeats, seed) for size in SIZES]
     scales = [
@@ -76,7 +77,7 @@ def measure(options: Document) -> Findings:
     ]
     figures = {
         "data": {name: {"dims": x[0].numel(), "rms": lab_data.root_mean_square(x)} for name, x in data.items()},
-        "pusht": store.name if store else "embedded",
+        "store": store.name if store else options["task"],
         "rows": rows,
         "scales": scales,
     }
@@ -120,7 +121,7 @@ def describe(figures: Document) -> str:
     """A table for each kind of data, and one over the scales."""
     parts = [] if CIFAR in figures["data"] else [f"CIFAR-10 was not measured: {lab_data.WITHOUT_CIFAR}."]
     for name, about in figures["data"].items():
-        source = f" ({figures['pusht']})" if name == PUSHT else ""
+        source = f" ({figures['store']})" if name == ACTIONS else ""
         parts.append(f"{name}{source}: D = {about['dims']:,}, root mean square {about['rms']:.2f}")
         parts.append(table(COLUMNS, [row for row in figures["rows"] if row["data"] == name]))
     by_scale = {"": "{label}", **{f"rms {rms:g}": f"{{best[{i}]:+.2f}}" for i, rms in enumerate(SCALES)}}
@@ -176,8 +177,9 @@ def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
 
 OPTIONS = {
     "images": lab_data.IMAGES,
+    "task": lab_data.TASK,
     "data": lab_data.DATA,
-    "batches": Option(int, 8, "random batches per figure; KNN twice, PushT 8 times as many"),
+    "batches": Option(int, 8, "random batches per figure; KNN twice, actions 8 times as many"),
     "seed": lab_data.SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

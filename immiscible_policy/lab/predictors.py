@@ -61,8 +61,8 @@ def measure(options: Document) -> Findings:
     require(options, windows=(2, np.inf))
     early, seed = options["early"], options["seed"]
     checkpoints = early_checkpoints(options["grid"], early)
-    spec = load_policy(next(iter(checkpoints.values()))[0])[1]
-    windows, _ = drawn_windows(options["data"], spec, options["windows"], seed, key="windows")
+    first = next(iter(checkpoints.values()))[0]
+    windows, _ = drawn_windows(first, options["data"], options["windows"], seed, key="windows")
     arms = {}
     for arm, of_seeds in checkpoints.items():
         arms[arm] = arm_figures(RunDirectory(options["grid"] / arm), of_seeds, early, windows, seed)

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, load_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.lab.data import pusht_windows
+from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.policy import PolicySpec
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory
@@ -32,9 +31,17 @@ Newest = dict[str, dict[int, Checkpoint]]
 """The newest checkpoint of every training seed of each run, by the run's name."""
 
 
-def newest_policies(runs: str | None) -> Newest:
-    """The policies of `runs=`, all of which can be loaded; none for None."""
-    return _newest("runs", runs, load_policy)
+def newest_policies(runs: str | None, *, pictures: bool = False) -> Newest:
+    """The policies of `runs=`, all of which can be loaded; none for None.
+
+    Raises:
+        CommandError: If a run has none, or one sees pictures where a program measures on numbers alone.
+    """
+    found = _newest("runs", runs, load_policy)
+    for run, seeds in found.items():
+        if not pictures and any(read_spec(checkpoint).encoder for checkpoint in seeds.values()):
+            raise CommandError(f"runs= names {run}, which sees pictures; this program takes policies of numbers alone")
+    return found
 
 
 def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
@@ -121,12 +128,14 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
 
 
-def drawn_windows(data: Path | None, spec: PolicySpec, count: int, seed: int, *, key: str) -> tuple[Windows, Windows]:
-    """Windows of the demonstrations, drawn by the seed, and all others.
+def drawn_windows(
+    checkpoint: Checkpoint, data: Path | None, count: int, seed: int, *, key: str
+) -> tuple[Windows, Windows]:
+    """Windows of the demonstrations as a policy sees them, drawn by the seed, and all others.
 
     Args:
-        data: Demonstrations; None for the embedded ones.
-        spec: The policy that is to see them.
+        checkpoint: The policy.
+        data: Demonstrations; None for the task's own.
         count: How many.
         seed: Seed of the draw.
         key: The option that `count` comes from.
@@ -134,7 +143,7 @@ def drawn_windows(data: Path | None, spec: PolicySpec, count: int, seed: int, *,
     Raises:
         CommandError: If there are not as many.
     """
-    windows = pusht_windows(data, spec)
+    windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
     if not 1 <= count <= len(windows):
         raise CommandError(f"{key}={count}: use 1 to {len(windows):,}, as many windows as the demonstrations have")
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "lab windows", seed))

@@ -1,4 +1,4 @@
-"""What every selector does to the noise of PushT action chunks, and to the noise that one observation meets.
+"""What every selector does to the noise of action chunks, and to the noise that one observation meets.
 
 The noise audit of each selector on the same batches of normalised action chunks and observations.
 
@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import Option
-from immiscible_policy.lab.data import DATA, SEED, pusht_windows
+from immiscible_policy.lab.data import DATA, SEED, TASK, demonstrated
 from immiscible_policy.lab.report import Document, plain, program, require, table
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
@@ -33,6 +33,7 @@ from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
+from immiscible_policy.tasks import find_task
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "vanilla": ("vanilla", {}),
@@ -71,7 +72,7 @@ COLUMNS = {
 def measure(options: Document) -> Findings:
     """Audit all selectors on the windows of a store."""
     require(options, batch_size=(4, 4096), batches=(2, 1000))
-    windows = pusht_windows(options["data"])
+    windows = demonstrated(find_task(options["task"]), options["data"])
     x = Normalizer.fit(windows.action).normalize(windows.action)
     condition = Normalizer.fit(windows.obs).normalize(windows.obs).flatten(1)
     potentials = fit_potentials(x)
@@ -123,6 +124,7 @@ def draw(audits: dict[str, Audit]) -> Figure:
 
 
 OPTIONS = {
+    "task": TASK,
     "data": DATA,
     "batch_size": Option(int, 256, "windows per batch"),
     "batches": Option(int, 32, "batches"),

@@ -66,7 +66,7 @@ def measure(options: Document) -> Findings:
     if not options["runs"]:
         raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
     schemes = read_schemes(options["solvers"])
-    policies = newest_policies(options["runs"])
+    policies = newest_policies(options["runs"], pictures=True)
     starts = starts_of(next(iter(policies.values())), options["starts"], options["episodes"])
     agents = {
         (run, scheme): {seed: make_agent(checkpoint, scheme) for seed, checkpoint in seeds.items()}

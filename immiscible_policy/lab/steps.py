@@ -40,7 +40,7 @@ from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy, read_spec
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
-from immiscible_policy.image.evaluation.features import make_extractor
+from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
@@ -115,8 +115,8 @@ def policy_section(policies: lab_runs.Newest, data: Path | None, n: int, seed: i
 
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Layers, float]:
     """The layers of a policy, and the floor of its Fréchet distance."""
-    policy, spec = load_policy(checkpoint)
-    chosen, others = lab_runs.drawn_windows(data, spec, n, seed, key="n")
+    policy, _ = load_policy(checkpoint)
+    chosen, others = lab_runs.drawn_windows(checkpoint, data, n, seed, key="n")
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
@@ -151,23 +151,27 @@ def image_section(
 ) -> Section:
     """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
     size, extractor = next(iter(loaded.values())).coder.size, make_extractor("classifier")
+
+    def features(pixels: Tensor) -> Tensor:
+        return features_of(extractor, pixels.split(250))
+
     test, training = (load_cifar10(images, split, size=size) for split in ("test", "train"))
     if min(len(test), len(training)) < n:
         raise CommandError(f"n={n}: images={images} holds {min(len(test), len(training)):,} images of a split")
-    reference = feature_statistics(extractor.features(test))
+    reference = feature_statistics(features(test))
     layers = {}
     for label, model in loaded.items():
-        select, size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
+        select, batch_size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
         found = measure_layers(
-            _image_batches(model, to_pixels(test[:n]), select, size, seed),
+            _image_batches(model, to_pixels(test[:n]), select, batch_size, seed),
             model.path,
             SOLVER.plan(model.path),
             model.coder.limit,
-            lambda x, model=model: extractor.features(to_bytes(model.coder.decode(x))),  # type: ignore[misc]
+            lambda x, model=model: features(to_bytes(model.coder.decode(x))),  # type: ignore[misc]
             reference,
         )
         layers[label] = [found._asdict()]
-    floor = frechet_distance(*feature_statistics(extractor.features(training[:n])), *reference)
+    floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
     return {"frechet_floor": floor, "layers": layers}
 
 

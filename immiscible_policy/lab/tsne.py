@@ -36,7 +36,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.lab import runs as lab_runs
-from immiscible_policy.lab.data import DATA, IMAGES, SEED, cifar_images, pusht_actions
+from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
 from immiscible_policy.lab.layers import predicted_along_sampling
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import Document, program, require, table
@@ -47,6 +47,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.tasks import find_task
 
 K_ACTIONS, K_IMAGES = 2, 8
 CLUSTERS = 7
@@ -87,9 +88,8 @@ def measure(options: Document) -> Findings:
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
     policies = lab_runs.newest_policies(options["runs"])
     models = lab_runs.newest_image_models(options["image_runs"])
-    sections: Sections = {
-        "noise of PushT action chunks": noise_maps(pusht_actions(options["data"]), K_ACTIONS, options)
-    }
+    actions = demonstrated_actions(find_task(options["task"]), options["data"])
+    sections: Sections = {"noise of action chunks": noise_maps(actions, K_ACTIONS, options)}
     if options["images"]:
         images = cifar_images(options["images"], options["batch_size"])
         sections["noise of CIFAR-10 images"] = noise_maps(images, K_IMAGES, options)
@@ -164,7 +164,7 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
 def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     """Chunks (S, N, ...) that a policy's layers predict for one observation, the same start noises for every policy."""
     policy, spec = load_policy(checkpoint)
-    window, _ = lab_runs.drawn_windows(options["data"], spec, 1, options["seed"], key="windows")
+    window, _ = lab_runs.drawn_windows(checkpoint, options["data"], 1, options["seed"], key="windows")
     condition = policy.encode(window.obs).expand(options["starts"], -1)
     generator = torch_generator("cpu", "tsne policy", options["seed"])
     start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
@@ -250,6 +250,7 @@ def _draw_panel(axes: Axes, name: str, panel: Panel) -> None:
 
 OPTIONS = {
     "runs": lab_runs.RUNS,
+    "task": TASK,
     "data": DATA,
     "image_runs": lab_runs.IMAGE_RUNS,
     "images": IMAGES,

@@ -14,13 +14,14 @@ from PIL import Image
 from immiscible_policy.cli import parse
 from immiscible_policy.lab import __main__ as command_line
 from immiscible_policy.lab import clusters, distances, gaussianity
-from immiscible_policy.lab.data import cifar_images, latent_fields, pusht_actions, root_mean_square
+from immiscible_policy.lab.data import cifar_images, demonstrated_actions, latent_fields, root_mean_square
 from immiscible_policy.lab.laws import expected_change, nearest_of_k, nearest_over
 from immiscible_policy.lab.report import table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.noise.audit.statistics import cluster_distances, gaussian_kl
 from immiscible_policy.results.experiment import Experiment, Findings
+from immiscible_policy.tasks import find_task
 
 EXPERIMENTS = {
     "distances": distances.EXPERIMENT,
@@ -52,13 +53,13 @@ def run(experiment: Experiment, **words: object) -> Findings:
 
 class TestData:
     def test_actions_of_the_embedded_store_fill_minus_one_to_one(self):
-        actions = pusht_actions()
+        actions = demonstrated_actions(find_task("pusht"))
         assert actions.shape[1:] == (16, 2)
         assert actions.amin(dim=(0, 1)).tolist() == pytest.approx([-1, -1], abs=1e-5)
         assert actions.amax(dim=(0, 1)).tolist() == pytest.approx([1, 1], abs=1e-5)
 
     def test_human_store_gives_its_24208_windows(self, human_store):
-        assert pusht_actions(human_store).shape == (24_208, 16, 2)
+        assert demonstrated_actions(find_task("pusht"), human_store).shape == (24_208, 16, 2)
 
     def test_pixels_are_bytes_brought_to_minus_one_to_one(self, images):
         pixels = cifar_images(images, 10)
@@ -132,11 +133,11 @@ class TestDistances:
         monkeypatch.setattr(distances, "SIZES", (8, 32))
         monkeypatch.setattr(distances, "KNN_BATCH", 32)
         found = run(distances.EXPERIMENT, batches=2)
-        assert set(found.figures["data"]) == {distances.LATENTS, distances.PUSHT}
+        assert set(found.figures["data"]) == {distances.LATENTS, distances.ACTIONS}
         assert "CIFAR-10 was not measured: pass images=PATH" in found.text
         changes = {(row["data"], row["name"], row["size"]): row["change"]["mean"] for row in found.figures["rows"]}
         assert len(changes) == 2 * (4 + 2) and max(changes.values()) < 0
-        assert changes[distances.PUSHT, "linear", 32] < changes[distances.PUSHT, "linear", 8]
+        assert changes[distances.ACTIONS, "linear", 32] < changes[distances.ACTIONS, "linear", 8]
 
     def test_measured_knn_is_the_closed_form(self):
         x = latent_fields(600, generator())

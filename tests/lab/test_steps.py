@@ -10,7 +10,7 @@ from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
-from immiscible_policy.lab.data import pusht_windows
+from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.lab.layers import Batch, measure_layers, predicted_along_sampling, relative_error
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
@@ -18,6 +18,7 @@ from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
+from immiscible_policy.tasks import find_task
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
 
@@ -97,7 +98,7 @@ def write(run, seed, about, policy):
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
     spec = PolicySpec("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4)
-    windows = pusht_windows(spec=spec)
+    windows = demonstrated(find_task("pusht"), spec=spec)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     for run, noise in (("plain", {"name": "vanilla"}), ("near", {"name": "knn", "k": 64})):
         for seed in range(2):
