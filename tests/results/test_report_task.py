@@ -47,7 +47,7 @@ def write_run(directory: Path, noise: str, shift: float) -> RunDirectory:
 def shown(tmp_path: Path) -> str:
     """The page's text."""
     runs = [write_run(tmp_path / "vanilla", "vanilla", 0.0), write_run(tmp_path / "knn", "knn", 5.0)]
-    return render(gather(runs), ORIGIN, videos=0)
+    return render(gather(runs), ORIGIN, videos=1)  # the task has no renderer: no videos, and no failure
 
 
 def test_the_verdict_is_about_the_primary_metric(shown: str) -> None:
@@ -60,6 +60,7 @@ def test_every_metric_is_drawn_and_none_of_another_task(shown: str) -> None:
     titles = [drawing["aria-label"].partition(". ")[0] for drawing in Page(shown).by_role("img")]
     assert titles[:3] == ["return (sum over the episode)", "return (sum over the episode)", "reached rate"]
     assert "PushT" not in shown and "goal" not in text(shown)
+    assert not Page(shown).all("video") and "the task has no renderer" in text(shown)
 
 
 def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from immiscible_policy.results.report.words import signed
 from immiscible_policy.results.video import Frame, draw_tile, tile, write_video
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.tasks import Task
 from immiscible_policy.training.options import resolve_device
 
 SIZE = 256
-FPS = 20
-"""Twice the speed of the task, which is controlled at 10 Hz."""
 LONGEST_NAME = 18
 
 
@@ -71,11 +70,13 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
         videos: Number of starts.
 
     Returns:
-        A clip per start, and what each run with a kept checkpoint did.
+        A clip per start, and what each run with a kept checkpoint did; nothing for a task without a renderer.
 
     Raises:
         ValueError: If a checkpoint is damaged or not known to this version.
     """
+    if type(evidence.task).draw is Task.draw:
+        return [], []
     ranks = chosen_starts(evidence, videos)
     acted = []
     for run in evidence.runs:
@@ -146,7 +147,7 @@ def _outcomes(evidence: Evidence, acted: Sequence[Acted], index: int) -> list[st
 def _mp4(acted: Sequence[Acted], index: int) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "clip.mp4"
-        write_video(path, _frames(acted, index), FPS)
+        write_video(path, _frames(acted, index), 2 * acted[0].run.run.task.fps)
         return path.read_bytes()
 
 
