@@ -289,9 +289,21 @@ def _meaning(paired: bool, n_seeds: int) -> list[str]:
 
 
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-    differing = "; ".join(f"{key} {a.get(key)} against {b.get(key)}" for key in keys)
-    return f"Settings that differ: {differing}." if keys else "No setting differs."
+    """Settings of A against those of B; a part's options by dotted keys."""
+    a, b = _dotted(a), _dotted(b)
+    differing = [
+        f"{key} {a.get(key, 'none')} against {b.get(key, 'none')}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+    return f"Settings that differ: {'; '.join(differing)}." if differing else "No setting differs."
+
+
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def _sign(test: SignTest) -> str:

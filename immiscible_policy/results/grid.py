@@ -189,7 +189,12 @@ def markdown(name: str, record: Document) -> str:
     first, arms = record["compared_with"], record["arms"]
     complete = {arm: found for arm, found in arms.items() if not found["missing_seeds"]}
     metrics = list(next(iter(complete.values()))["scores"]) if complete else []
-    parts = [f"# {name}", _note(first)]
+    parts = [
+        f"# {name}",
+        "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
+        "them; `max`: the largest, chosen on the same starts and so flattered. Brackets: 95 % intervals for new "
+        f"training seeds and new starts. Differences are paired by seed and start with {first}.",
+    ]
     parts += [
         f"**{arm} is incomplete**: seeds {', '.join(map(str, found['missing_seeds']))} are missing or not trained to "
         "the end; it is not pooled."
@@ -204,14 +209,6 @@ def markdown(name: str, record: Document) -> str:
     if any(found["noise"] for found in complete.values()):
         parts.append(_noise_table(complete))
     return "\n\n".join(parts) + "\n"
-
-
-def _note(first: str) -> str:
-    return (
-        "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
-        "them; `max`: the largest, chosen on the same starts and so flattered. Brackets: 95 % intervals for new "
-        f"training seeds and new starts. Differences are paired by seed and start with {first}."
-    )
 
 
 def _score_table(metric: str, arms: Document, first: str, published: Mapping[str, Mapping[str, float]]) -> str:

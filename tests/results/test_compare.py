@@ -113,10 +113,10 @@ def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
 
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", noisy(0, 0), noise="knn", lr=1, out="x")
-    b = write_run(tmp_path / "b", noisy(0, 0), noise="vanilla", lr=1, out="y")
+    a = write_run(tmp_path / "a", noisy(0, 0), noise={"name": "knn", "k": 2}, lr=1, out="x")
+    b = write_run(tmp_path / "b", noisy(0, 0), noise={"name": "vanilla"}, lr=1, out="y")
     found = compare(a, b)
-    assert "Settings that differ: noise knn against vanilla." in found.notes
+    assert "Settings that differ: noise.k 2 against none; noise.name knn against vanilla." in found.notes
 
 
 @pytest.mark.parametrize(
