@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.evaluation.statistics import mean_interval
 from immiscible_policy.results.summary import summarize
 from tests.results.runs import episode, write_run
@@ -83,15 +82,6 @@ def test_files_say_what_is_returned_and_depend_on_the_rows_alone(tmp_path: Path)
     assert "3 training seeds (0, 1, 2), 6 starts" in text
     assert f"| pooled, last10 | {summary['pooled']['coverage']['last10']['mean']:.3f} [" in text
     assert sorted(path.name for path in run.path.glob("summary*")) == ["summary.json", "summary.md"]
-
-
-def test_incomplete_and_extra_evaluations_do_not_change_the_starts(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", rising)
-    run.seed(1).append_episodes(episode(1, 2000, start, 1.0) for start in range(100, 103))  # cut short
-    run.seed(1).append_episodes(episode(1, 1500, start, 1.0) for start in range(106, 200))  # more than the others
-    found = scores(run.episodes())
-    assert found[1].steps == [500, 1000, 1500] and found[1].starts == list(range(100, 106))
-    assert found[1].values["coverage"].max() < 0.5
 
 
 def test_fresh_starts_show_what_choosing_the_best_checkpoint_flatters(tmp_path: Path) -> None:
