@@ -89,11 +89,13 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
             acted.append(Acted(run, checkpoint, seed, rows, recorder.recording(rows)))
     if not acted:
         return [], []
-    width = SIZE * min(2, len(acted))
-    clips = [
-        Clip(start, rank, _outcomes(evidence, acted, index), _mp4(acted, index), width)
-        for index, (start, rank) in enumerate(ranks.items())
-    ]
+    clips = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "clip.mp4"
+        for index, (start, rank) in enumerate(ranks.items()):
+            write_video(path, _frames(acted, index), 2 * evidence.task.fps)
+            said, width = _outcomes(evidence, acted, index), SIZE * min(2, len(acted))
+            clips.append(Clip(start, rank, said, path.read_bytes(), width))
     return clips, acted
 
 
@@ -142,13 +144,6 @@ def _outcomes(evidence: Evidence, acted: Sequence[Acted], index: int) -> list[st
         ]
         said.append(f"{act.run.name}, {row.steps} steps: {', '.join(values)}")
     return said
-
-
-def _mp4(acted: Sequence[Acted], index: int) -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "clip.mp4"
-        write_video(path, _frames(acted, index), 2 * acted[0].run.run.task.fps)
-        return path.read_bytes()
 
 
 def _frames(acted: Sequence[Acted], index: int) -> Iterator[Frame]:
