@@ -95,14 +95,15 @@ def describe(audits: dict[str, Audit]) -> str:
     """The audits as a table."""
     first = next(iter(audits.values()))
     rows = [
-        {"selector": label} | {title: column.form.format(column.read(found)) for title, column in COLUMNS.items()}
+        {"selector": label, "cells": [column.form.format(column.read(found)) for column in COLUMNS.values()]}
         for label, found in audits.items()
     ]
+    columns = {"selector": "{selector}", **{title: f"{{cells[{i}]}}" for i, title in enumerate(COLUMNS)}}
     return f"""\
 {first.batches} batches of {first.batch_size} windows, {first.dims} numbers each. Plain noise of this size has a KS
 below {first.ks.critical:.4f} in 95 % of cases.
 
-{table({title: f"{{{title}}}" for title in rows[0]}, rows)}"""
+{table(columns, rows)}"""
 
 
 def draw(audits: dict[str, Audit]) -> Figure:
