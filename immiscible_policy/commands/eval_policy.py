@@ -62,10 +62,10 @@ def _main(words: list[str]) -> int:
     for number, checkpoint in enumerate(chosen, start=1):
         agent = load_agent(checkpoint, solver, options["device"])
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
-            found = evaluate(task, agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
+            measured = evaluate(task, agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
         if options["out"]:
-            append_rows(options["out"], found, task.metrics)
-        rows += found
+            append_rows(options["out"], measured, task.metrics)
+        rows += measured
     title = f"{len(starts)} starts, {solver.name} with {solver.steps} network calls"
     console.print(_table(rows, task.metrics, title))
     if options["out"]:
@@ -120,8 +120,8 @@ def _add_fresh(run: RunDirectory, rows: list[EpisodeRow]) -> None:
 def _table(rows: list[EpisodeRow], metrics: Sequence[Metric], title: str) -> Table:
     table = Table("seed", "checkpoint", *(metric.name for metric in metrics), "steps", title=title)
     for seed, step in dict.fromkeys((row.seed, row.checkpoint) for row in rows):
-        found = [row for row in rows if (row.seed, row.checkpoint) == (seed, step)]
-        mean = means(found)
+        measured = [row for row in rows if (row.seed, row.checkpoint) == (seed, step)]
+        mean = means(measured)
         shown = (f"{mean[metric.name]:{'.0%' if metric.reduce == 'any' else '.3f'}}" for metric in metrics)
-        table.add_row(str(seed), str(step), *shown, f"{sum(row.steps for row in found) / len(found):.0f}")
+        table.add_row(str(seed), str(step), *shown, f"{sum(row.steps for row in measured) / len(measured):.0f}")
     return table

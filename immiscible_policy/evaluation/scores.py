@@ -81,18 +81,18 @@ def _values(table: Mapping[int, Mapping[int, EpisodeRow]], starts: Sequence[int]
 
 def stacked(table: Table, metric: str, kind: str) -> Array:
     """Scores of one kind, `last`, `last10` or `max`: (seeds, starts)."""
-    readings = {"last": Scores.last, "last10": Scores.last10, "max": lambda found, metric: found.best(metric)[1]}
-    return np.stack([readings[kind](found, metric) for found in table.values()])
+    readings = {"last": Scores.last, "last10": Scores.last10, "max": lambda scored, metric: scored.best(metric)[1]}
+    return np.stack([readings[kind](scored, metric) for scored in table.values()])
 
 
 def best_steps(table: Table, metric: str) -> dict[int, int]:
     """Of each training seed the step of the checkpoint that `max` reads."""
-    return {seed: found.best(metric)[0] for seed, found in table.items()}
+    return {seed: scored.best(metric)[0] for seed, scored in table.items()}
 
 
 def common_steps(*tables: Table) -> list[int]:
     """Checkpoints at which every training seed was evaluated completely, ascending."""
-    return sorted(set.intersection(*(set(found.steps) for table in tables for found in table.values())))
+    return sorted(set.intersection(*(set(scored.steps) for table in tables for scored in table.values())))
 
 
 def fresh_scores(run: RunDirectory, chosen: Mapping[int, int], metric: str) -> dict[int, Array]:

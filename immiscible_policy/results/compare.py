@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import LAST, Table, best_steps, common_steps, fresh_scores, scores, stacked
+from immiscible_policy.evaluation.scores import (
+    LAST,
+    Scores,
+    Table,
+    best_steps,
+    common_steps,
+    fresh_scores,
+    scores,
+    stacked,
+)
 from immiscible_policy.evaluation.statistics import (
     Array,
     Interval,
@@ -120,13 +129,14 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     if a.task.name != b.task.name:
         raise ValueError(f"{a.path} is of task={a.task.name} and {b.path} of task={b.task.name}; compare runs of one")
     whole_a, whole_b = scores(a.episodes()), scores(b.episodes())
-    starts = sorted(set.intersection(*(set(found.starts) for whole in (whole_a, whole_b) for found in whole.values())))
+    everyone = [*whole_a.values(), *whole_b.values()]
+    starts = sorted(set.intersection(*(set(scored.starts) for scored in everyone)))
     steps = common_steps(whole_a, whole_b)
     if not starts:
         raise ValueError(f"{a.path} and {b.path} share no start; evaluate both on the same starts")
     if not steps:
         raise ValueError(f"{a.path} and {b.path} share no checkpoint; evaluate both at the same steps")
-    of_a, of_b = ({seed: found.at(steps, starts) for seed, found in whole.items()} for whole in (whole_a, whole_b))
+    of_a, of_b = ({seed: scored.at(steps, starts) for seed, scored in whole.items()} for whole in (whole_a, whole_b))
     paired = list(of_a) == list(of_b)
     results = [
         _result(metric.name, kind, values_a, values_b, paired)
@@ -134,7 +144,7 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
         for kind, values_a, values_b in _readings(a, b, of_a, of_b, metric.name)
     ]
     notes = [
-        *_common_ground([whole_a, whole_b], starts, steps),
+        *_common_ground(everyone, starts, steps),
         *_meaning(paired, min(len(of_a), len(of_b))),
         _differing_settings(a.settings, b.settings),
         f"The result is {results[0].name}: the other rows read the same episodes again, and max picks its "
@@ -145,15 +155,15 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
 
 def verdict(result: Result) -> str:
     """What one result says, in one or two plain sentences; a null result as plainly as a win."""
-    found = result.difference
-    difference = f"A - B = {found.estimate:+.4f}"
-    if math.isnan(found.low):
-        return f"{result.name}: {difference}; {found.meaning}, so nothing can be concluded."
-    span = f"{difference}, 95 % interval {brackets(found, '+.4f')} {found.meaning}"
-    if not found.excludes_zero:
-        half = (found.high - found.low) / 2
+    difference = result.difference
+    stated = f"A - B = {difference.estimate:+.4f}"
+    if math.isnan(difference.low):
+        return f"{result.name}: {stated}; {difference.meaning}, so nothing can be concluded."
+    span = f"{stated}, 95 % interval {brackets(difference, '+.4f')} {difference.meaning}"
+    if not difference.excludes_zero:
+        half = (difference.high - difference.low) / 2
         return f"{result.name}: no difference detected ({half:.3f} could have been). {span}; 0 is in it."
-    better, worse = "AB" if found.estimate > 0 else "BA"
+    better, worse = "AB" if difference.estimate > 0 else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
 
 
@@ -241,33 +251,32 @@ def _readings(
 
 def _result(metric: str, kind: str, a: Array, b: Array, paired: bool) -> Result:
     arms = difference_arms(a, b, same_seeds=paired)
-    found, needed = interval(arms), episodes_needed(arms)
+    difference, needed = interval(arms), episodes_needed(arms)
     samples = two_level_bootstrap(arms, np.random.default_rng(0))
     return Result(
         metric,
         kind,
         mean_interval(a),
         mean_interval(b),
-        found,
+        difference,
         percentile_interval(samples),
         sign_test(arms[0].mean(1)) if paired else None,
         sign_test(arms[0] if paired else a.mean(0) - b.mean(0)),
         needed,
-        needed_sentence(needed, found.excludes_zero, min(len(a), len(b)), a.shape[1]),
+        needed_sentence(needed, difference.excludes_zero, min(len(a), len(b)), a.shape[1]),
     )
 
 
-def _common_ground(whole: Sequence[Table], starts: Sequence[int], steps: Sequence[int]) -> list[str]:
+def _common_ground(everyone: Sequence[Scores], starts: Sequence[int], steps: Sequence[int]) -> list[str]:
     """What is compared, and what is left out."""
     notes = [
         f"{len(starts)} common starts; {len(steps)} common checkpoints ({steps[0]} to {steps[-1]}), of which "
         f"last10 takes the last {min(LAST, len(steps))}."
     ]
-    everyone = [found for table in whole for found in table.values()]
-    dropped = sorted({step for found in everyone for step in found.steps} - set(steps))
+    dropped = sorted({step for scored in everyone for step in scored.steps} - set(steps))
     if dropped:
         notes.append(f"Left out, as not every seed has them: checkpoints {', '.join(map(str, dropped))}.")
-    unshared = {start for found in everyone for start in found.starts} - set(starts)
+    unshared = {start for scored in everyone for start in scored.starts} - set(starts)
     if unshared:
         notes.append(f"Left out, as only one run has them: {len(unshared)} starts.")
     return notes

@@ -69,7 +69,7 @@ def write_grid(
 
 def _scores(run: RunDirectory, seeds: Sequence[int]) -> dict[int, Scores]:
     """The scores of the grid's seeds."""
-    return {seed: found for seed, found in scores(run.episodes()).items() if seed in seeds}
+    return {seed: scored for seed, scored in scores(run.episodes()).items() if seed in seeds}
 
 
 def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str) -> Figure:
@@ -78,7 +78,7 @@ def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], firs
     if len(tables) <= len(COLOURS) or first not in tables:
         shown = dict(list(tables.items())[: len(COLOURS)])
         return learning_curves(shown, metrics[:2], selectors={arm: selector_of(runs[arm]) for arm in shown})
-    last = {arm: stacked(found, metrics[0].name, "last") for arm, found in tables.items()}
+    last = {arm: stacked(scored, metrics[0].name, "last") for arm, scored in tables.items()}
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
         {arm: mean_interval(values) for arm, values in last.items()},
@@ -93,10 +93,10 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
     return interval(difference_arms(a, b, same_seeds=True))
 
 
-def _arm(run: RunDirectory, found: Table, first: Table | None) -> Document:
+def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
     metrics = [metric.name for metric in summarised(run.task)]
-    values = {metric: {kind: stacked(found, metric, kind) for kind in KINDS} for metric in metrics}
+    values = {metric: {kind: stacked(own, metric, kind) for kind in KINDS} for metric in metrics}
     arm: Document = {
         "missing_seeds": [],
         "origin": run.origin,
@@ -110,14 +110,14 @@ def _arm(run: RunDirectory, found: Table, first: Table | None) -> Document:
                 metric: {kind: float(scored[row].mean()) for kind, scored in of.items()}
                 for metric, of in values.items()
             }
-            for row, seed in enumerate(found)
+            for row, seed in enumerate(own)
         },
-        "noise": _last_audit(run, list(found)),
-        "curve": _curve(found, None if first is found else first, metrics[0]),
+        "noise": _last_audit(run, list(own)),
+        "curve": _curve(own, None if first is own else first, metrics[0]),
     }
     if first is not None:
-        arm["to_quality"] = _to_quality(run, found, first, metrics[0])
-    if first is not None and first is not found:
+        arm["to_quality"] = _to_quality(run, own, first, metrics[0])
+    if first is not None and first is not own:
         arm["difference"] = {
             metric: {kind: figures(_paired(scored, stacked(first, metric, kind))) for kind, scored in of.items()}
             for metric, of in values.items()
@@ -125,22 +125,22 @@ def _arm(run: RunDirectory, found: Table, first: Table | None) -> Document:
     return arm
 
 
-def _curve(found: Table, first: Table | None, metric: str) -> list[Document]:
+def _curve(own: Table, first: Table | None, metric: str) -> list[Document]:
     """A metric at every evaluated step that all seeds share, and its paired difference from the first arm's."""
     curve: list[Document] = []
-    for step in common_steps(found, first or {}):
-        own = stacked(_at(found, step), metric, "last")
-        curve.append({"step": step, metric: figures(mean_interval(own))})
+    for step in common_steps(own, first or {}):
+        values = stacked(_at(own, step), metric, "last")
+        curve.append({"step": step, metric: figures(mean_interval(values))})
         if first is not None:
-            curve[-1]["difference"] = figures(_paired(own, stacked(_at(first, step), metric, "last")))
+            curve[-1]["difference"] = figures(_paired(values, stacked(_at(first, step), metric, "last")))
     return curve
 
 
 def _at(table: Table, step: int) -> Table:
-    return {seed: found.at([step], found.starts) for seed, found in table.items()}
+    return {seed: scored.at([step], scored.starts) for seed, scored in table.items()}
 
 
-def _to_quality(run: RunDirectory, found: Table, first: Table, metric: str) -> Document:
+def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Document:
     """Steps and seconds of each seed to shares of the first arm's maximum, its best mean over seeds.
 
     None where no evaluated checkpoint reaches it.
@@ -149,7 +149,7 @@ def _to_quality(run: RunDirectory, found: Table, first: Table, metric: str) -> D
     best = float(np.mean(means, axis=0).max()) if len({len(curve) for curve in means}) == 1 else math.nan
     reached: Document = {}
     for share in SHARES:
-        steps = {seed: _first_step(of_seed, metric, share * best) for seed, of_seed in found.items()}
+        steps = {seed: _first_step(of_seed, metric, share * best) for seed, of_seed in own.items()}
         reached[f"{share:.2f}"] = {
             metric: share * best,
             "steps": {str(seed): step for seed, step in steps.items()},
@@ -158,9 +158,9 @@ def _to_quality(run: RunDirectory, found: Table, first: Table, metric: str) -> D
     return reached
 
 
-def _first_step(found: Scores, metric: str, target: float) -> int | None:
-    means = found.values[metric].mean(axis=1)
-    return next((step for step, mean in zip(found.steps, means, strict=True) if mean >= target), None)
+def _first_step(scored: Scores, metric: str, target: float) -> int | None:
+    means = scored.values[metric].mean(axis=1)
+    return next((step for step, mean in zip(scored.steps, means, strict=True) if mean >= target), None)
 
 
 def _seconds(run: RunDirectory, seed: int, step: int | None) -> float | None:
@@ -187,7 +187,7 @@ def markdown(name: str, record: Document) -> str:
         record: What `write_grid` puts into JSON.
     """
     first, arms = record["compared_with"], record["arms"]
-    complete = {arm: found for arm, found in arms.items() if not found["missing_seeds"]}
+    complete = {arm: entry for arm, entry in arms.items() if not entry["missing_seeds"]}
     metrics = list(next(iter(complete.values()))["scores"]) if complete else []
     parts = [
         f"# {name}",
@@ -196,17 +196,17 @@ def markdown(name: str, record: Document) -> str:
         f"training seeds and new starts. Differences are paired by seed and start with {first}.",
     ]
     parts += [
-        f"**{arm} is incomplete**: seeds {', '.join(map(str, found['missing_seeds']))} are missing or not trained to "
+        f"**{arm} is incomplete**: seeds {', '.join(map(str, entry['missing_seeds']))} are missing or not trained to "
         "the end; it is not pooled."
-        for arm, found in arms.items()
-        if found["missing_seeds"]
+        for arm, entry in arms.items()
+        if entry["missing_seeds"]
     ]
     parts += [_score_table(metric, arms, first, record["published"].get(metric, {})) for metric in metrics]
     if complete:
         parts.append(_seed_table(complete, metrics))
     if first in complete:
         parts.append(_quality_table(complete, first))
-    if any(found["noise"] for found in complete.values()):
+    if any(entry["noise"] for entry in complete.values()):
         parts.append(_noise_table(complete))
     return "\n\n".join(parts) + "\n"
 
@@ -218,12 +218,12 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
     if published:
         header.append(f"published {', '.join(kinds)}")
     rows = []
-    for arm, found in arms.items():
-        if found["missing_seeds"]:
+    for arm, entry in arms.items():
+        if entry["missing_seeds"]:
             cells = ["incomplete"] * 2 * len(KINDS)
         else:
-            differences = found.get("difference", {}).get(metric, {})
-            cells = [text(found["scores"][metric][kind]) for kind in KINDS]
+            differences = entry.get("difference", {}).get(metric, {})
+            cells = [text(entry["scores"][metric][kind]) for kind in KINDS]
             cells += [text(differences.get(kind), "+.3f") for kind in KINDS]
         if published:
             cells.append(", ".join(f"{published[arm][kind]:.3f}" for kind in kinds) if arm in published else "")
@@ -235,8 +235,8 @@ def _seed_table(complete: Document, metrics: Sequence[str]) -> str:
     columns = [(metric, kind) for metric in metrics for kind in KINDS]
     rows = [
         [f"{arm}, seed {seed}", *(f"{values[metric][kind]:.3f}" for metric, kind in columns)]
-        for arm, found in complete.items()
-        for seed, values in found["seeds"].items()
+        for arm, entry in complete.items()
+        for seed, values in entry["seeds"].items()
     ]
     return table(["per seed", *map(", ".join, columns)], rows)
 
@@ -250,18 +250,18 @@ def _quality_table(complete: Document, first: str) -> str:
                     "never" if step is None else f"{step:,} ({seconds:,.0f} s)"
                     for step, seconds in zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
                 )
-                for reached in found["to_quality"].values()
+                for reached in entry["to_quality"].values()
             ),
         ]
-        for arm, found in complete.items()
+        for arm, entry in complete.items()
     ]
     return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s maximum" for share in SHARES)], rows)
 
 
 def _noise_table(complete: Document) -> str:
-    keys = list(dict.fromkeys(key for found in complete.values() for key in found["noise"]))
+    keys = list(dict.fromkeys(key for entry in complete.values() for key in entry["noise"]))
     rows = [
-        [arm, *(f"{found['noise'][key]:.3f}" if key in found["noise"] else "" for key in keys)]
-        for arm, found in complete.items()
+        [arm, *(f"{entry['noise'][key]:.3f}" if key in entry["noise"] else "" for key in keys)]
+        for arm, entry in complete.items()
     ]
     return table(["noise audit", *(key.removeprefix("noise/").replace("_", " ") for key in keys)], rows)

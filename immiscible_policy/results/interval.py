@@ -12,28 +12,28 @@ Range = tuple[float, float]
 """Smallest and largest possible value."""
 
 
-def text(found: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
     """An estimate with its interval, such as `0.812 [0.790, 0.834]`.
 
     Args:
-        found: The interval, or what `figures` made of one. None where nothing is known.
+        interval: The interval, or what `figures` made of one. None where nothing is known.
         form: Format of the numbers; `+.3f` for differences.
         cut: Range of the numbers; the brackets are cut to it.
 
     Returns:
         The text: the estimate alone where there is no interval, and nothing for None.
     """
-    if found is None:
+    if interval is None:
         return ""
-    estimate = found.estimate if isinstance(found, Interval) else found["mean"]
-    return f"{estimate:{form}} {brackets(found, form, cut)}".rstrip()
+    estimate = interval.estimate if isinstance(interval, Interval) else interval["mean"]
+    return f"{estimate:{form}} {brackets(interval, form, cut)}".rstrip()
 
 
-def brackets(found: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+def brackets(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
     """The interval alone, such as `[0.790, 0.834]`; nothing where there is none."""
-    if found is None:
+    if interval is None:
         return ""
-    low, high = (found.low, found.high) if isinstance(found, Interval) else (found["low"], found["high"])
+    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else (interval["low"], interval["high"])
     if low is None or math.isnan(low):
         return ""
     if cut is not None:
@@ -41,11 +41,11 @@ def brackets(found: Interval | Mapping[str, Any] | None, form: str = ".3f", cut:
     return f"[{low:{form}}, {high:{form}}]"
 
 
-def figures(found: Interval | None, cut: Range | None = None) -> dict[str, Any]:
+def figures(interval: Interval | None, cut: Range | None = None) -> dict[str, Any]:
     """An interval as JSON values {mean, low, high, over}; None for what is unknown, for ends that are missing too."""
-    if found is None:
+    if interval is None:
         return {"mean": None, "low": None, "high": None, "over": None}
-    low, high = (None, None) if math.isnan(found.low) else (found.low, found.high)
+    low, high = (None, None) if math.isnan(interval.low) else (interval.low, interval.high)
     if cut is not None and low is not None and high is not None:
         low, high = max(cut[0], low), min(cut[1], high)
-    return {"mean": found.estimate, "low": low, "high": high, "over": found.over}
+    return {"mean": interval.estimate, "low": low, "high": high, "over": interval.over}

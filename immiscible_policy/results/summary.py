@@ -42,10 +42,10 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
     by_seed = scores(run.episodes())
     summary = {
         "starts": next(iter(by_seed.values())).starts,
-        "checkpoints": {str(seed): found.steps for seed, found in by_seed.items()},
-        "last10_checkpoints": {str(seed): min(LAST, len(found.steps)) for seed, found in by_seed.items()},
+        "checkpoints": {str(seed): scored.steps for seed, scored in by_seed.items()},
+        "last10_checkpoints": {str(seed): min(LAST, len(scored.steps)) for seed, scored in by_seed.items()},
         "pooled": _block(run, by_seed),
-        "seeds": {str(seed): _block(run, {seed: found}) for seed, found in by_seed.items()},
+        "seeds": {str(seed): _block(run, {seed: scored}) for seed, scored in by_seed.items()},
     }
     run.write_summary(summary, markdown(run.name, summary))
     return summary
@@ -102,5 +102,5 @@ def _metric_block(run: RunDirectory, by_seed: Table, metric: Metric) -> dict[str
 def _estimate(values: Array, metric: Metric) -> dict[str, Any]:
     """Mean of scores (seeds, starts) with its interval, a function of the scores alone (fixed stream)."""
     bootstrap = percentile_interval(two_level_bootstrap([values], np.random.default_rng(0)))
-    found = interval.figures(mean_interval(values), cut=(metric.low, metric.high))
-    return found | {"bootstrap": list(bootstrap)}
+    estimate = interval.figures(mean_interval(values), cut=(metric.low, metric.high))
+    return estimate | {"bootstrap": list(bootstrap)}
