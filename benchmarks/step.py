@@ -363,7 +363,7 @@ def draw(figures: Figures) -> Figure:
     over = [figures["ratio_to_bare"][name] for name in names]
     kinds = {"LeRobot": RUST, "fast": BLUE, "eager": SKY}
     bars = axes[0].barh(names, [value - 1 for value in over], left=1, color=[kinds[name.split()[-1]] for name in names])
-    axes[0].bar_label(bars, fmt="{:.3f}", padding=4, fontsize=8)
+    axes[0].bar_label(bars, [f"{value:.3f}" for value in over], padding=4, fontsize=8)
     axes[0].axvline(1, color=GREY, linewidth=1)
     axes[0].grid(visible=False)
     axes[0].margins(x=0.25)

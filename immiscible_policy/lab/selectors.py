@@ -115,7 +115,8 @@ def draw(audits: dict[str, Audit]) -> Figure:
         values = np.array([column.read(found) for found in audits.values()])
         plain(panel, title)
         bars = panel.barh(np.arange(len(values)), values - values[0], left=values[0], height=0.62, color=COLOURS[0])
-        panel.bar_label(bars, fmt=column.form, padding=3, fontsize=7.5, color=GREY)
+        labels = [column.form.format(value) for value in values]  # the values, not the lengths of the bars
+        panel.bar_label(bars, labels, padding=3, fontsize=7.5, color=GREY)
         panel.axvline(values[0], color=GREY, linewidth=1)
         panel.margins(x=0.3)
         panel.grid(visible=False)
