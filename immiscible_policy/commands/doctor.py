@@ -32,7 +32,7 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
-from immiscible_policy.tasks import Task, find_task
+from immiscible_policy.tasks import Task, find_task, recorded_task
 
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
@@ -108,7 +108,7 @@ def examine(data: Path | None, checkpoint: Path | None, named: str | None = None
         yield from findings
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
-    task = find_task(**{"name": named} if named else (config or {}).get("task", {"name": "pusht"}))
+    task = find_task(named) if named else recorded_task(config or {})
     path = data or (Path(recorded) if recorded else task.demonstrations())
     if path is None:
         yield Finding("data", f"not examined: task={task.name} has no demonstrations of its own; data= names them")

@@ -19,7 +19,7 @@ from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, find_task, primary
+from immiscible_policy.tasks import Metric, primary, recorded_task
 from immiscible_policy.training.options import resolve_device
 
 USAGE = """\
@@ -54,7 +54,7 @@ def _main(words: list[str]) -> int:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     chosen = _chosen(options)
-    task = find_task(**chosen[0].metadata.get("config", {}).get("task", {"name": options["task"]}))
+    task = recorded_task(chosen[0].metadata.get("config", {}), options["task"])
     starts = task.starts(options["starts"], options["episodes"])
     solver = solving.chosen_solver(chosen[0], options)
     console = Console(highlight=False)

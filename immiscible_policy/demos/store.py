@@ -67,7 +67,7 @@ class Demonstrations:
 
     @property
     def n_episodes(self) -> int:
-        """E."""
+        """Number of episodes E."""
         return len(self.episode_ends)
 
     @property

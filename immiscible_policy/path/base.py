@@ -136,7 +136,7 @@ class Path(Protocol):
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
-    """X + factor y, for a number or for a tensor that broadcasts."""
+    """Return x + factor * y, for a number or for a tensor that broadcasts."""
     return x.addcmul(y, factor) if isinstance(factor, Tensor) else x.add(y, alpha=factor)
 
 

@@ -54,7 +54,7 @@ class Flow:
         return Prediction(add_scaled(noisy, output, sigma), add_scaled(noisy, output, -alpha))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """T and 1 - t."""
+        """Return (t, 1 - t)."""
         return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:

@@ -73,7 +73,7 @@ class Regression:
         return Prediction(output.clone(), torch.zeros_like(output))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """T and 1 - t."""
+        """Return (t, 1 - t)."""
         return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:

@@ -69,11 +69,11 @@ class NumberObserver(nn.Module):
         return self.normalizer.normalize(observation).flatten(1)
 
     def prepare(self, observation: Tensor) -> tuple[Tensor]:
-        """The same."""
+        """Normalised numbers (B, O * Do)."""
         return (self.condition(observation),)
 
     def encode(self, numbers: Tensor) -> Tensor:
-        """The same."""
+        """The numbers as they are."""
         return numbers
 
 

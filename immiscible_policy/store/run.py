@@ -39,7 +39,7 @@ from immiscible_policy.store.checkpoint import (
 )
 from immiscible_policy.store.metrics import MetricsFile, read_metrics
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
-from immiscible_policy.tasks import Task, find_task
+from immiscible_policy.tasks import Task, recorded_task
 
 SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
 """Settings of a run that say where and how it is trained, not what."""
@@ -184,10 +184,9 @@ class RunDirectory:
         Raises:
             ValueError: If its options name no task, or one that is unknown here.
         """
-        task = self.config.get("task")
-        if not task:
+        if not self.config.get("task"):
             raise ValueError(f"{self.path / CONFIG} names no task; a run without one has no episodes")
-        return find_task(task) if isinstance(task, str) else find_task(**task)
+        return recorded_task(self.config)
 
     def episodes(self) -> dict[int, list[EpisodeRow]]:
         """The episodes of every training seed that was evaluated.

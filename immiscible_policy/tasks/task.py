@@ -263,13 +263,13 @@ def success(task: Task, metrics: Mapping[str, float]) -> bool:
     return any(metrics[metric.name] for metric in [m for m in task.metrics if m.reduce == "any"][:1])
 
 
-def recorded_task(config: Mapping[str, Any]) -> Task:
-    """The task that a run's options name, of a checkpoint from elsewhere PushT.
+def recorded_task(config: Mapping[str, Any], default: str = "pusht") -> Task:
+    """The task that a run's options name; `default` for a checkpoint of another project, which names none.
 
     Raises:
         CommandError: As `find_task`.
     """
-    task = config.get("task", "pusht")
+    task = config.get("task", default)
     return find_task(task) if isinstance(task, str) else find_task(**task)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.plugins.peers import ROOT, needs
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PYTHON_BLOCKS = [block for block in BLOCKS if block.language == "python"]
+TOML_BLOCKS = [block for block in BLOCKS if block.language == "toml"]
 LISTINGS = [block for block in BLOCKS if block.language in SHELL and is_listing(block)]
 COMMAND_BLOCKS = [block for block in BLOCKS if block.language in SHELL and not is_listing(block)]
 PLUGIN = "lerobot_policy_immiscible/README.md"
@@ -82,13 +84,15 @@ def test_no_block_is_left_out():
     assert len(BLOCKS) >= 25
     for page in PAGES:
         assert (ROOT / page).read_text().count("```") == 2 * len(blocks(page)), page
-    assert sorted([*PYTHON_BLOCKS, *LISTINGS, *COMMAND_BLOCKS]) == sorted(BLOCKS)
+    assert sorted([*PYTHON_BLOCKS, *LISTINGS, *COMMAND_BLOCKS, *TOML_BLOCKS]) == sorted(BLOCKS)
+    assert all(tomllib.loads(block.text) for block in TOML_BLOCKS)
     assert [(block.page, block.text.split()[0]) for block in LISTINGS] == [
-        ("README.md", "immiscible_policy/noise/"),
+        ("README.md", "immiscible_policy/"),
         ("docs/images.md", "PATH/train/airplane/0000.png"),
         ("docs/images.md", "PATH/img_align_celeba/000001.jpg"),
         ("docs/images.md", "PATH/train/n01440764/n01440764_18.JPEG"),
         ("docs/images.md", "PATH/train2017/000000000009.jpg"),
+        ("docs/tasks.md", "task=my_lab.reach:Reach"),
     ]
 
 
