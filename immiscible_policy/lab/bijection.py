@@ -86,7 +86,7 @@ def measure(options: Document) -> Findings:
     images: dict[str, Perturbed] = {}
     for run, seeds in policies.items():
         measured = [measure_policy(c, solver, options, [] if i else starts[run]) for i, c in enumerate(seeds.values())]
-        figures["policies"][run], chunks[run] = [found for found, _ in measured], measured[0][1]
+        figures["policies"][run], chunks[run] = [outcome for outcome, _ in measured], measured[0][1]
     for run, checkpoint in models.items():
         images[run] = perturbed_images(checkpoint, options)
         figures["images"][run] = {"displacement": images[run].displacement()}
@@ -186,9 +186,9 @@ def _moved(figures: Document) -> dict[str, list[float]]:
     """Displacement of every run, as shares."""
     moved = {LINEAR: figures["linear_model"]}
     for run, seeds in figures["policies"].items():
-        moved[run] = shares([found["chunk_displacement"] for found in seeds])
-    for run, found in figures["images"].items():
-        moved[run] = shares([found["displacement"]])
+        moved[run] = shares([outcome["chunk_displacement"] for outcome in seeds])
+    for run, outcome in figures["images"].items():
+        moved[run] = shares([outcome["displacement"]])
     return moved
 
 
@@ -207,7 +207,7 @@ def describe(figures: Document) -> str:
     if figures["policies"]:
         keys = ("correlation", "rmse_random", "rmse_assigned", "rmse_mean")
         decided = [
-            {"label": run, "n": len(seeds)} | {key: mean(found[key] for found in seeds) for key in keys}
+            {"label": run, "n": len(seeds)} | {key: mean(outcome[key] for outcome in seeds) for key in keys}
             for run, seeds in figures["policies"].items()
         ]
         columns = {
@@ -249,7 +249,7 @@ def _draw_figures(figure: SubFigure, figures: Document) -> None:
     if policies:
         plain(panels[1], "actions follow their start noise", ylabel="correlation of their means over windows")
         for place, (colour, seeds) in enumerate(zip(COLOURS, policies.values(), strict=False)):
-            values = [found["correlation"] for found in seeds]
+            values = [outcome["correlation"] for outcome in seeds]
             bars = panels[1].bar(place, mean(values), color=colour, alpha=0.35, width=0.6)
             panels[1].bar_label(bars, fmt="{:.2f}", padding=5)
             panels[1].scatter([place] * len(values), values, color=colour, s=22, zorder=3)
@@ -264,13 +264,13 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
     figure.suptitle("action chunks for one observation: the start noise perturbed by W", fontsize=11, x=0.01, ha="left")
     row = int(next(iter(chunks.values())).results[-1].std(dim=0).mean(dim=(1, 2)).argmax())
     panels = figure.subplots(1, len(chunks), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, (run, found) in zip(panels, chunks.items(), strict=True):
+    for axes, (run, outcome) in zip(panels, chunks.items(), strict=True):
         plain(axes, run)
         for weight, colour in DRAWN.items():
-            for number, chunk in enumerate(found.results[WEIGHTS.index(weight)][:, row]):
+            for number, chunk in enumerate(outcome.results[WEIGHTS.index(weight)][:, row]):
                 label = None if number else f"W = {weight:.0%}"
                 axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=label)
-        reference = found.reference[row]
+        reference = outcome.reference[row]
         axes.plot(
             reference[:, 0], reference[:, 1], color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0"
         )
@@ -282,8 +282,8 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
 def _draw_images(figure: SubFigure, images: Mapping[str, Perturbed]) -> None:
     """One strip of perturbations per weight for each model and start noise."""
     panels = figure.subplots(len(images), 1, squeeze=False)[:, 0]
-    for axes, (run, found) in zip(panels, images.items(), strict=True):
-        shown = found.results[:, :3, :STRIPS]  # (M, P, STRIPS, 3, S, S), P at most 3
+    for axes, (run, outcome) in zip(panels, images.items(), strict=True):
+        shown = outcome.results[:, :3, :STRIPS]  # (M, P, STRIPS, 3, S, S), P at most 3
         columns, side = shown.shape[1], shown.shape[-1] + 1
         order = shown.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)  # a row per start, the perturbations of each weight
         axes.imshow(tile(to_bytes(order), columns * len(WEIGHTS)), interpolation="nearest")

@@ -5,7 +5,7 @@ such averages, mean and standard deviation over all pairs of images (arXiv 2505.
 for one noise of an image, so it gets fewer.
 
 - *Floor*: sqrt(2 D / n), what independent plain noise gives with no effect at all: 0.78 for 10,000 noises of 3,072
-  numbers, most of the published vanilla figure. No definition that we found gives its spread of 0.06.
+  numbers, most of the published vanilla figure. None of the definitions tried gives its spread of 0.06.
 - *Corrected*: root mean square distance between the true means: the squared distances - what averaging adds.
 - *Closed form*: the same for KNN: the mean noise of an image x is E[z] x / |x|, an integral over the law of nearest.
 - *At n = 10,000*: corrected and the floor of 10,000 noises added in squares, to stand beside the published figures.

@@ -132,11 +132,13 @@ def describe(figures: Document) -> str:
 
 def _by_scale(rows: list[Document]) -> list[Document]:
     """For each selector the `best` figures over all scales, and the published one."""
-    found: dict[str, Document] = {}
+    result: dict[str, Document] = {}
     for row in rows:
         label = f"{row['data'].split()[0]}, {row['label']}"
-        found.setdefault(label, {"label": label, "best": [], "published": row["published"]})["best"].append(row["best"])
-    return list(found.values())
+        result.setdefault(label, {"label": label, "best": [], "published": row["published"]})["best"].append(
+            row["best"]
+        )
+    return list(result.values())
 
 
 def draw(figures: Document) -> Figure:

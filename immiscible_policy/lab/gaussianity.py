@@ -42,8 +42,8 @@ CHUNK = 1000
 COLUMNS = {
     "selector": "{selector}",
     "pixel rms": "{rms:.2f}",
-    "KL": "{found[kl]:.3f}",
-    "over the floor": "{found[excess]:+.3f}",
+    "KL": "{divergence[kl]:.3f}",
+    "over the floor": "{divergence[excess]:+.3f}",
     "in deviations": "{deviations:+.1f}",
     "squared norm": "{squared_norm:,.1f}",
     "expected": "{expected_norm:,.1f}",
@@ -71,10 +71,10 @@ def measure(options: Document) -> Findings:
 def _row(name: str, select: Selector, images: Tensor, scale: float, expected_norm: float, seed: int) -> Document:
     """What is measured of the noise that a selector chooses for scaled images."""
     noise = noise_for(select, images, scale, torch_generator("cpu", "gaussianity", seed))
-    found = gaussian_kl(noise)
+    divergence = gaussian_kl(noise)
     squared_norm = float(noise.flatten(1).norm(dim=1).double().square().mean())
-    return {"selector": name, "rms": scale * root_mean_square(images), "found": asdict(found),
-            "deviations": found.excess / found.deviation, "squared_norm": squared_norm,
+    return {"selector": name, "rms": scale * root_mean_square(images), "divergence": asdict(divergence),
+            "deviations": divergence.excess / divergence.deviation, "squared_norm": squared_norm,
             "expected_norm": expected_norm, "published": PUBLISHED.get(name)}  # fmt: skip
 
 
@@ -110,10 +110,10 @@ def draw(figures: Document) -> Figure:
     figure, (kl, norm) = panels(2, title=f"one noise for each of {figures['n']:,} CIFAR-10 images")
     plain(kl, "KL of the fitted Gaussian over its floor [nats]")
     plain(norm, f"mean squared norm of the noise - {DIMS:,}")
-    deviation, at = rows[0]["found"]["deviation"], np.arange(len(rows))
+    deviation, at = rows[0]["divergence"]["deviation"], np.arange(len(rows))
     kl.axhspan(-2 * deviation, 2 * deviation, color=GREY, alpha=0.2, linewidth=0, label="plain noise, 2 deviations")
     for axes, values, form in (
-        (kl, [row["found"]["excess"] for row in rows], "{:+.2f}"),
+        (kl, [row["divergence"]["excess"] for row in rows], "{:+.2f}"),
         (norm, [row["squared_norm"] - DIMS for row in rows], "{:+.1f}"),
     ):
         bars = axes.bar(at, values, color=[NAMED[name] for name in ("vanilla", "knn", "knn", "linear")], width=0.6)
@@ -124,7 +124,7 @@ def draw(figures: Document) -> Figure:
         axes.margins(y=0.12)
     if figures["n"] == PUBLISHED_N:
         known = [place for place, row in enumerate(rows) if row["published"]]
-        excess = [rows[place]["published"] - rows[place]["found"]["floor"] for place in known]
+        excess = [rows[place]["published"] - rows[place]["divergence"]["floor"] for place in known]
         places = [place + 0.38 for place in known]
         kl.scatter(places, excess, marker="D", color=TEAL, s=24, zorder=3, label="published")
     legend(kl, "upper right")

@@ -89,14 +89,17 @@ def read_setting(path: Path, arm: str) -> tuple[str, Document]:
 
 def describe(figures: Document) -> str:
     """A row for each setting, and how often the arm is better or worse."""
-    rows = [{"setting": setting, **found} for setting, found in figures["settings"].items()]
+    rows = [{"setting": setting, **result} for setting, result in figures["settings"].items()]
     columns = {"setting": "{setting}", "data": "{data}", "steps": "{steps:,}", "seeds": "{seeds}"}
     columns |= {"first arm, last": "{first[last][mean]:.3f}", f"{figures['arm']}, last": "{arm[last][mean]:.3f}"}
     lines = []
     for kind in KINDS:
         columns[f"difference, {kind}"] = f"{{difference[{kind}]:+.3f}}"
         differences = [row["difference"][kind] for row in rows]
-        better, worse = sum(found["low"] > 0 for found in differences), sum(found["high"] < 0 for found in differences)
+        better, worse = (
+            sum(result["low"] > 0 for result in differences),
+            sum(result["high"] < 0 for result in differences),
+        )
         lines.append(f"- {kind}: better in {better} of {len(rows)} settings, worse in {worse}.")
     return "\n\n".join([table(columns, rows), "\n".join(lines)])
 
@@ -110,14 +113,14 @@ def draw(figures: Document) -> Figure:
     plain(right, f"{figures['arm']} - first arm: ■ last10, ● last (grey: the interval holds 0)")
     right.axvline(0, color=GREY, linewidth=1)
     (own,) = colours([figures["arm"]]).values()
-    for height, found in enumerate(settings.values()):
+    for height, result in enumerate(settings.values()):
         for colour, name, shift in ((BASELINE, "first", 0.12), (own, "arm", -0.12)):
-            score = found[name]["last"]
+            score = result[name]["last"]
             left.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
             label = {"first": "first arm", "arm": figures["arm"]}[name] if height == 0 else None
             left.plot(score["mean"], height + shift, "o", color=colour, markersize=4, label=label)
         for kind, marker, shift in (("last10", "s", 0.12), ("last", "o", -0.12)):
-            score = found["difference"][kind]
+            score = result["difference"][kind]
             colour = FAINT if score["low"] <= 0 <= score["high"] else INK
             right.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
             right.plot(score["mean"], height + shift, marker, color=colour, markersize=4)

@@ -76,5 +76,5 @@ def nearest_over(x: Tensor, k: int, lengths: int = 24) -> list[Nearest]:
 
 def expected_change(x: Tensor, k: int) -> float:
     """Expected change of the mean distance ||x - e|| under KNN noise against vanilla noise [%]."""
-    vanilla, nearest = (np.mean([each.distance for each in nearest_over(x, n)]) for n in (1, k))
+    vanilla, nearest = (np.mean([law.distance for law in nearest_over(x, n)]) for n in (1, k))
     return float(100 * (nearest / vanilla - 1))

@@ -99,14 +99,14 @@ def arm_figures(
     logged = [run.seed(number).metrics() for number in run.seeds()]
     followed = [start_noise_figures(load_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
     evaluated = list(scores(run.episodes()).values())
-    curves, steps = [found.values["coverage"].mean(axis=1) for found in evaluated], evaluated[0].steps
+    curves, steps = [result.values["coverage"].mean(axis=1) for result in evaluated], evaluated[0].steps
     return {
         **{key: _audited(logged, key) for key in AUDIT},
         "loss": mean(_at(of_seed, "loss", early) for of_seed in logged),
         "coverage": mean(float(curve[steps.index(early)]) for curve in curves),
-        "correlation": mean(found["correlation"] for found in followed),
-        "rmse_random": mean(found["rmse_random"] for found in followed),
-        "assigned_gain": mean(1 - found["rmse_assigned"] / found["rmse_random"] for found in followed),
+        "correlation": mean(result["correlation"] for result in followed),
+        "rmse_random": mean(result["rmse_random"] for result in followed),
+        "assigned_gain": mean(1 - result["rmse_assigned"] / result["rmse_random"] for result in followed),
         "final": mean(float(curve[-1]) for curve in curves),
         "seeds": len(curves),
     }
@@ -159,11 +159,11 @@ def rank_correlation(arms: Mapping[str, Document], key: str, seed: int) -> Docum
 def describe(figures: Document) -> str:
     """The rank correlations, and the figures of every arm."""
     ranks = [
-        {"figure": PREDICTORS[key], "rank": found | {"mean": found["rho"]} if "rho" in found else None, **found}
-        for key, found in figures["rank_correlation"].items()
+        {"figure": PREDICTORS[key], "rank": result | {"mean": result["rho"]} if "rho" in result else None, **result}
+        for key, result in figures["rank_correlation"].items()
     ]
     columns = {"figure": "{figure}", "rank correlation": "{rank:+.2f}", "arms": "{arms}"}
-    rows = [{"arm": arm, **found} for arm, found in figures["arms"].items()]
+    rows = [{"arm": arm, **result} for arm, result in figures["arms"].items()]
     each_arm = {"arm": "{arm}", "score at the end": "{final:.3f}"}
     each_arm |= {title: f"{{{key}:.3f}}" for key, title in PREDICTORS.items()}
     return f"""\
@@ -180,10 +180,10 @@ def draw(figures: Document) -> Figure:
     for panel, (key, title) in zip(axes, PREDICTORS.items(), strict=False):
         plain(panel, xlabel=title, ylabel="score at the end")
         panel.set_ylim(0, 1)
-        for arm, found in figures["arms"].items():
-            if found[key] is not None:
-                panel.scatter(found[key], found["final"], s=18, color=BLUE)
-                panel.annotate(arm, (found[key], found["final"]), (3, 3), textcoords="offset points", fontsize=6)
+        for arm, result in figures["arms"].items():
+            if result[key] is not None:
+                panel.scatter(result[key], result["final"], s=18, color=BLUE)
+                panel.annotate(arm, (result[key], result["final"]), (3, 3), textcoords="offset points", fontsize=6)
     return figure
 
 

@@ -37,11 +37,11 @@ def newest_policies(runs: str | None, *, pictures: bool = False) -> Newest:
     Raises:
         CommandError: If a run has none, or one sees pictures where a program measures on numbers alone.
     """
-    found = _newest("runs", runs, load_policy)
-    for run, seeds in found.items():
+    result = _newest("runs", runs, load_policy)
+    for run, seeds in result.items():
         if not pictures and any(read_spec(checkpoint).encoder for checkpoint in seeds.values()):
             raise CommandError(f"runs= names {run}, which sees pictures; this program takes policies of numbers alone")
-    return found
+    return result
 
 
 def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
@@ -61,7 +61,7 @@ def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Ne
         CommandError: If a directory has none, two have the same name, or there are more than colours.
         CheckpointError: If one is damaged.
     """
-    found: Newest = {}
+    result: Newest = {}
     for path in map(Path, runs.split(",") if runs else []):
         run = RunDirectory(path)
         seeds = run.seeds() if run.exists else []
@@ -69,14 +69,14 @@ def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Ne
         kept = {seed: checkpoint for seed, checkpoint in newest.items() if checkpoint is not None}
         if not kept:
             raise CommandError(f"{key}={path}: no checkpoint there; name run directories")
-        if run.name in found:
+        if run.name in result:
             raise CommandError(f"{key}= names two runs called {run.name}")
         for checkpoint in kept.values():
             load(checkpoint)  # a damaged one is noticed before the others are measured
-        found[run.name] = kept
-    if len(found) > len(COLOURS):
-        raise CommandError(f"{key}= names {len(found)} runs; at most {len(COLOURS)} can be told apart")
-    return found
+        result[run.name] = kept
+    if len(result) > len(COLOURS):
+        raise CommandError(f"{key}= names {len(result)} runs; at most {len(COLOURS)} can be told apart")
+    return result
 
 
 def task_of(checkpoint: Checkpoint) -> Task:

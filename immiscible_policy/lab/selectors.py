@@ -59,13 +59,13 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
-    "distance [%]": Column(lambda found: found.distance.percent, "{:+.2f}"),
-    "mean squared norm": Column(lambda found: found.selected.squared_norm, "{:.2f}"),
-    "KS": Column(lambda found: found.ks.statistic, "{:.4f}", drawn=False),
-    "correlation with the action": Column(lambda found: found.correlation.row_means, "{:+.2f}"),
-    "prior shift": Column(lambda found: found.prior_shift or 0.0, "{:.2f}"),
-    "left to guess": Column(lambda found: found.target.selected[found.target.alpha_bars.index(LEVEL)], "{:.4f}"),
-    "time [ms]": Column(lambda found: 1e3 * found.seconds, "{:.2f}", drawn=False),
+    "distance [%]": Column(lambda result: result.distance.percent, "{:+.2f}"),
+    "mean squared norm": Column(lambda result: result.selected.squared_norm, "{:.2f}"),
+    "KS": Column(lambda result: result.ks.statistic, "{:.4f}", drawn=False),
+    "correlation with the action": Column(lambda result: result.correlation.row_means, "{:+.2f}"),
+    "prior shift": Column(lambda result: result.prior_shift or 0.0, "{:.2f}"),
+    "left to guess": Column(lambda result: result.target.selected[result.target.alpha_bars.index(LEVEL)], "{:.4f}"),
+    "time [ms]": Column(lambda result: 1e3 * result.seconds, "{:.2f}", drawn=False),
 }
 
 
@@ -87,7 +87,7 @@ def measure(options: Document) -> Findings:
             condition=condition,
             generator=torch_generator("cpu", "selectors", options["seed"]),  # all meet the same batches
         )
-    figures = {"windows": len(x), "selectors": {label: found.as_dict() for label, found in audits.items()}}
+    figures = {"windows": len(x), "selectors": {label: result.as_dict() for label, result in audits.items()}}
     return Findings(figures, describe(audits), draw(audits))
 
 
@@ -95,8 +95,8 @@ def describe(audits: dict[str, Audit]) -> str:
     """The audits as a table."""
     first = next(iter(audits.values()))
     rows = [
-        {"selector": label, "cells": [column.form.format(column.read(found)) for column in COLUMNS.values()]}
-        for label, found in audits.items()
+        {"selector": label, "cells": [column.form.format(column.read(result)) for column in COLUMNS.values()]}
+        for label, result in audits.items()
     ]
     columns = {"selector": "{selector}", **{title: f"{{cells[{i}]}}" for i, title in enumerate(COLUMNS)}}
     return f"""\
@@ -112,7 +112,7 @@ def draw(audits: dict[str, Audit]) -> Figure:
     figure = Figure(figsize=(14.5, 0.36 * len(audits) + 1.3), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(drawn), sharey=True)
     for panel, (title, column) in zip(axes, drawn.items(), strict=True):
-        values = np.array([column.read(found) for found in audits.values()])
+        values = np.array([column.read(result) for result in audits.values()])
         plain(panel, title)
         bars = panel.barh(np.arange(len(values)), values - values[0], left=values[0], height=0.62, color=COLOURS[0])
         labels = [column.form.format(value) for value in values]  # the values, not the lengths of the bars

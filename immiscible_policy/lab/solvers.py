@@ -135,25 +135,25 @@ def summarise(
     first = next(iter(seeds))
     results: Document = {run: {} for run in seeds}
     for (run, scheme), own in scores.items():
-        found = {"score": interval_figures(mean_interval(own))}
+        result = {"score": interval_figures(mean_interval(own))}
         if run != first and (first, scheme) in scores:
             arms = difference_arms(own, scores[first, scheme], same_seeds=seeds[run] == seeds[first])
-            found["from_run"] = interval_figures(interval(arms))
+            result["from_run"] = interval_figures(interval(arms))
         if scheme != schemes[0] and (run, schemes[0]) in scores:
             arms = difference_arms(own, scores[run, schemes[0]], same_seeds=True)
-            found["from_solver"] = interval_figures(interval(arms))
-        results[run][scheme.text] = found
+            result["from_solver"] = interval_figures(interval(arms))
+        results[run][scheme.text] = result
     return {"compared_with": first, "solver_compared_with": schemes[0].text, "runs": results}
 
 
 def describe(figures: Document) -> str:
     """Tables of scores and of both kinds of differences, where there are any."""
     runs, parts = figures["runs"], [f"{figures['starts']} starts."]
-    schemes = list(dict.fromkeys(scheme for found in runs.values() for scheme in found))
+    schemes = list(dict.fromkeys(scheme for result in runs.values() for scheme in result))
     for kind, title in KINDS.items():
         rows = [
-            {"run": run, **{scheme: values[kind] for scheme, values in found.items() if kind in values}}
-            for run, found in runs.items()
+            {"run": run, **{scheme: values[kind] for scheme, values in result.items() if kind in values}}
+            for run, result in runs.items()
         ]
         title = title.format(first=figures["compared_with"], solver=figures["solver_compared_with"])
         form = ".3f" if kind == "score" else "+.3f"
@@ -166,8 +166,8 @@ def describe(figures: Document) -> str:
 def draw(figures: Document) -> Figure:
     """Score against network calls for each solver, a colour for each run; the runs a little apart."""
     points: dict[str, dict[str, dict[int, Document]]] = {}
-    for run, found in figures["runs"].items():
-        for scheme, values in found.items():
+    for run, result in figures["runs"].items():
+        for scheme, values in result.items():
             name, steps, leading = cast(re.Match[str], re.fullmatch(r"([a-z]+)(\d+)(.*)", scheme)).groups()
             points.setdefault(name + leading, {}).setdefault(run, {})[int(steps)] = values["score"]
     figure, axes = panels(len(points), title=f"{figures['starts']} starts; bars: 95 % intervals")

@@ -109,7 +109,7 @@ def policy_section(policies: lab_runs.Newest, data: Path | None, n: int, seed: i
     layers = {run: [measure_policy(c, data, n, seed) for c in seeds.values()] for run, seeds in policies.items()}
     return {
         "frechet_floor": next(iter(layers.values()))[0][1],
-        "layers": {run: [found._asdict() for found, _ in of_run] for run, of_run in layers.items()},
+        "layers": {run: [result._asdict() for result, _ in of_run] for run, of_run in layers.items()},
     }
 
 
@@ -120,7 +120,7 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
-    found = measure_layers(
+    result = measure_layers(
         policy_batches(
             policy, chosen, lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"], seed
         ),
@@ -130,7 +130,7 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
         lambda x: x.flatten(1) / policy.data_scale,
         reference,
     )
-    return found, frechet_distance(*real, *reference)
+    return result, frechet_distance(*real, *reference)
 
 
 def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int, seed: int) -> Iterator[Batch]:
@@ -162,7 +162,7 @@ def image_section(
     layers = {}
     for label, model in loaded.items():
         select, batch_size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
-        found = measure_layers(
+        result = measure_layers(
             _image_batches(model, to_pixels(test[:n]), select, batch_size, seed),
             model.path,
             SOLVER.plan(model.path),
@@ -170,7 +170,7 @@ def image_section(
             lambda x, model=model: features(to_bytes(model.coder.decode(x))),  # type: ignore[misc]
             reference,
         )
-        layers[label] = [found._asdict()]
+        layers[label] = [result._asdict()]
     floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
     return {"frechet_floor": floor, "layers": layers}
 
@@ -205,7 +205,7 @@ def _strip(model: ImageModel, seed: int) -> Tensor:
 
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
     """A quantity of each layer, averaged over training seeds."""
-    return [mean(values) for values in zip(*(found[quantity] for found in seeds), strict=True)]
+    return [mean(values) for values in zip(*(result[quantity] for result in seeds), strict=True)]
 
 
 def describe(sections: Mapping[str, Section]) -> str:
@@ -238,7 +238,7 @@ def _half_table(section: Section) -> str:
     rows = [
         {
             "label": run,
-            "samples": [found["frechet"][-1] for found in seeds],
+            "samples": [result["frechet"][-1] for result in seeds],
             "own": 100 * (half(seeds, "own") / half(first, "own") - 1),
             "plain": 100 * (half(seeds, "plain") / half(first, "plain") - 1),
         }
@@ -281,8 +281,8 @@ def _draw_layers(axes: list[Axes], title: str, section: Section) -> None:
         axes[0].plot(at, over_seeds(seeds, "plain"), color=colour, linewidth=1.2, linestyle=":")
         for panel, quantity in zip(axes[1:], ("final", "frechet"), strict=True):
             panel.plot(at, over_seeds(seeds, quantity), color=colour, linewidth=1.8, label=run)
-            for found in seeds if len(seeds) > 1 else []:
-                panel.plot(at, found[quantity], color=colour, linewidth=0.6, alpha=0.6)
+            for result in seeds if len(seeds) > 1 else []:
+                panel.plot(at, result[quantity], color=colour, linewidth=0.6, alpha=0.6)
     axes[0].axhline(1, color=GREY, linewidth=0.8)
     axes[2].axhline(section["frechet_floor"], color=GREY, linewidth=1, linestyle="--", label="floor: real samples")
     axes[2].set(yscale="log", ylabel="")

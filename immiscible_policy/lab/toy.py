@@ -241,8 +241,8 @@ def describe(figures: Document) -> str:
 
     def rows(kind: str) -> list[Document]:
         return [
-            {"arm": arm} | {key: values["mean"] for key, values in found.items()}
-            for arm, found in figures[kind].items()
+            {"arm": arm} | {key: values["mean"] for key, values in result.items()}
+            for arm, result in figures[kind].items()
         ]
 
     options, floor = figures["options"], figures["floors"]

@@ -211,7 +211,7 @@ def describe(figures: Mapping[str, Mapping[str, Document]]) -> str:
     """A table for each row of the picture."""
     parts = []
     for title, row in figures.items():
-        rows = [{"title": name, **found} for name, found in row.items()]
+        rows = [{"title": name, **result} for name, result in row.items()]
         parts.append(f"### {title[0].upper()}{title[1:]}")
         if "agreement" in rows[0]:
             parts.append(table(NOISE_COLUMNS, rows))

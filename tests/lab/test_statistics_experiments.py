@@ -203,7 +203,7 @@ class TestGaussianity:
         if not path.exists():
             pytest.skip("CIFAR-10 is not here")
         found = run(gaussianity.EXPERIMENT, images=path, n=4000)
-        vanilla, knn, _, angle = (row["found"] for row in found.figures["rows"])
+        vanilla, knn, _, angle = (row["divergence"] for row in found.figures["rows"])
         assert abs(vanilla["excess"]) < 4 * vanilla["deviation"]
         assert knn["kl"] > vanilla["kl"]
         norms = [row["squared_norm"] / row["expected_norm"] for row in found.figures["rows"]]
