@@ -41,8 +41,8 @@ from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.lab.data import demonstrated_actions
 from immiscible_policy.lab.report import legend, plain, program, table
 from immiscible_policy.noise import SELECTORS, Potentials, fit_potentials, make_selector
+from immiscible_policy.noise.assigners import AssignerName, solve
 from immiscible_policy.noise.costs import distances
-from immiscible_policy.noise.solvers import SolverName, solve
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.tasks import find_task
@@ -244,9 +244,9 @@ def solvers(costs: Tensor, potentials: Potentials, x: Tensor) -> Candidates:
     }
 
 
-def solve_warm(costs: Tensor, solver: SolverName, potentials: Potentials, x: Tensor) -> Tensor:
-    """The solver behind `potentials=`, with the time that the potentials of samples x (B, D) take."""
-    return solve(costs, solver, potentials(x))
+def solve_warm(costs: Tensor, assigner: AssignerName, potentials: Potentials, x: Tensor) -> Tensor:
+    """The assigner behind `potentials=`, with the time that the potentials of samples x (B, D) take."""
+    return solve(costs, assigner, potentials(x))
 
 
 def lapx(costs: Tensor) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from immiscible_policy.noise.assigners import AssignerName
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.costs import DistanceName
 from immiscible_policy.noise.potentials import Potentials
 from immiscible_policy.noise.schedule import Schedule
-from immiscible_policy.noise.solvers import SolverName
 
 
 def linear(
     cost: DistanceName = "euclidean",
     pool: int = 1,
-    solver: SolverName = "scipy",
+    assigner: AssignerName = "scipy",
     potentials: Potentials | None = None,
     start: int = 0,
     stop: int | None = None,
@@ -23,7 +23,7 @@ def linear(
     Args:
         cost: `euclidean` or `sqeuclidean`.
         pool: Noises drawn per sample.
-        solver: `scipy` or `lapx`.
+        assigner: `scipy` or `lapx`.
         potentials: From `fit_potentials`: same pairs, faster.
         start: First training step with pairing.
         stop: First training step without it again; None for never.
@@ -32,4 +32,4 @@ def linear(
     Raises:
         ValueError: If an option is unusable.
     """
-    return Assignment(cost, pool=pool, solver=solver, potentials=potentials, schedule=Schedule(start, stop, ramp))
+    return Assignment(cost, pool=pool, assigner=assigner, potentials=potentials, schedule=Schedule(start, stop, ramp))

@@ -9,9 +9,9 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from immiscible_policy.noise import fit_potentials, make_selector
+from immiscible_policy.noise.assigners import reduce, solve
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.costs import condition_distances, condition_weight, distances, standardize
-from immiscible_policy.noise.solvers import reduce, solve
 
 ALPHA = 1e-4
 PERMUTING = [

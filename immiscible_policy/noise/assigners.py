@@ -1,4 +1,4 @@
-"""Exact solvers of the linear assignment problem, and the reductions that leave them little to do.
+"""Exact solutions of the linear assignment problem, and the reductions that leave them little to do.
 
 Shape legend: B samples, M noises (M >= B).
 """
@@ -11,25 +11,25 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-SolverName = Literal["scipy", "lapx"]
+AssignerName = Literal["scipy", "lapx"]
 
 
-def solve(costs: Tensor, solver: SolverName = "scipy", potentials: Tensor | None = None) -> Tensor:
+def solve(costs: Tensor, assigner: AssignerName = "scipy", potentials: Tensor | None = None) -> Tensor:
     """The cheapest assignment of a noise to every sample.
 
     Numbers subtracted from a whole row, or from a whole column of a square problem, change every assignment's cost
-    alike. Good dual potentials bring most of the optimal pairs to zero, and the solver has little left to search.
+    alike. Good dual potentials bring most of the optimal pairs to zero, and the assigner has little left to search.
 
     Args:
         costs: Costs (B, M) on the CPU.
-        solver: `scipy` (modified Jonker-Volgenant, Crouse 2016) or `lapx` (Jonker-Volgenant 1987).
+        assigner: `scipy` (modified Jonker-Volgenant, Crouse 2016) or `lapx` (Jonker-Volgenant 1987).
         potentials: Dual potentials of the samples (B,), or None; they change the time taken, not the result's cost.
 
     Returns:
         The noise of each sample (B,), int64, no noise twice.
     """
     reduced = reduce(costs, potentials).numpy()
-    if solver == "scipy":
+    if assigner == "scipy":
         return torch.from_numpy(linear_sum_assignment(reduced)[1])
     import lap
 
@@ -51,16 +51,16 @@ def reduce(costs: Tensor, potentials: Tensor | None = None) -> Tensor:
     return reduced - reduced.amin(dim=1, keepdim=True)
 
 
-def check_solver(solver: str) -> None:
-    """Refuse a solver that is unknown or not installed.
+def check_assigner(assigner: str) -> None:
+    """Refuse an assigner that is unknown or not installed.
 
     Raises:
         ValueError: If it is.
     """
-    if solver not in ("scipy", "lapx"):
-        raise ValueError(f"solver={solver}: assignment knows scipy and lapx")
-    if solver == "lapx":
+    if assigner not in ("scipy", "lapx"):
+        raise ValueError(f"assigner={assigner}: assignment knows scipy and lapx")
+    if assigner == "lapx":
         try:
             import lap  # noqa: F401
         except ImportError:
-            raise ValueError("solver=lapx: it is not installed; pip install lapx, or solver=scipy") from None
+            raise ValueError("assigner=lapx: it is not installed; pip install lapx, or assigner=scipy") from None
