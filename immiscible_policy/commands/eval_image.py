@@ -28,7 +28,7 @@ usage: python eval_image.py run=DIR|runs=NAME=DIR,NAME=DIR,...|checkpoint=PATH [
 Fréchet distance between generated and real images, for every checkpoint that a run keeps. Values go to
 seed_N/frechet.csv, each with everything it depends on, and are not measured twice. Several runs, vanilla first, are
 compared: distance against steps, and how much sooner each reaches the first one's best. Inception's features give FID;
-those of the project's own CIFAR-10 classifier, the default, a distance that is no FID and needs no download.
+those of the project's own CIFAR-10 classifier, the default, a distance that is not FID and needs no download.
 
   python eval_image.py run=runs/flow sampling_steps=50
   python eval_image.py runs=vanilla=runs/flow_vanilla,knn=runs/flow_knn samples=5000 out=flow_frechet
@@ -38,11 +38,7 @@ those of the project's own CIFAR-10 classifier, the default, a distance that is 
 
 
 def named_runs(text: str) -> dict[str, Path]:
-    """Read NAME=DIR,NAME=DIR,...
-
-    Raises:
-        ValueError: If a part is not NAME=DIR, or a name is given twice.
-    """
+    """Read NAME=DIR,NAME=DIR; ValueError if a part is something else, or a name is given twice."""
     runs: dict[str, Path] = {}
     for part in text.split(","):
         label, equals, directory = part.partition("=")
@@ -55,11 +51,7 @@ def named_runs(text: str) -> dict[str, Path]:
 
 
 def sampling_steps(text: str) -> int | None:
-    """Read a number of sampling steps, or `best`, which is None.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Read a number of sampling steps, 1 or more, or `best`, which is None; ValueError if it is neither."""
     if text == "best":
         return None
     if not text.isdecimal() or int(text) < 1:

@@ -51,11 +51,7 @@ class LabelledImages(NamedTuple):
 
 
 def read_labelled(data: Path, split: str, size: int) -> LabelledImages:
-    """Read a split of CIFAR-10 with its classes.
-
-    Raises:
-        ValueError: If it cannot be read, or has not ten classes.
-    """
+    """Read a split of CIFAR-10 with its classes; raises ValueError if it cannot be read, or has not ten classes."""
     images = load_images("cifar10", data, split=split, size=size)
     rows = torch.arange(len(images))
     named = images.prompts(rows) or []

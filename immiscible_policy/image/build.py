@@ -23,11 +23,7 @@ METRICS = ("huber", "lpips")
 
 
 def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
-    """Build a model with fresh weights, drawn from torch's global stream.
-
-    Args:
-        spec: Its sizes.
-        training: Whether its loss is wanted; a consistency model then needs its metric.
+    """Build a model with fresh weights, drawn from torch's global stream; a metric only for training.
 
     Raises:
         ValueError: If a name is unknown, the sizes do not fit together, or ready-made parts are missing or unusable.
@@ -72,10 +68,6 @@ def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
     A consistency model comes without its metric: it samples, and its loss refuses.
-
-    Args:
-        checkpoint: What training wrote.
-        pretrained: Where the ready-made parts of Stable Diffusion lie now; None for where they lay in training.
 
     Raises:
         CheckpointError: If the checkpoint is damaged or describes no image model, ready-made parts are missing or

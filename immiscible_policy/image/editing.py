@@ -41,11 +41,7 @@ EDITS = ("inpaint", "outpaint")
 
 
 def edit_mask(edit: str, size: int) -> Tensor:
-    """Which pixels (S, S) an edit fills in, bool.
-
-    Args:
-        edit: `inpaint`: the centre; `outpaint`: all but the centre.
-        size: Side S of the images.
+    """Which pixels (S, S) an edit fills in, bool: the centre (`inpaint`), or all but the centre (`outpaint`).
 
     Raises:
         ValueError: If the edit is unknown, or the side has no half around a centre.
@@ -94,14 +90,8 @@ def fill_in(
 ) -> Tensor:
     """Images (B, 3, S, S), in [-1, 1], whose masked pixels the model fills in; see the module for how.
 
-    Args:
-        model: Any but a consistency model.
-        pixels: The originals (B, 3, S, S) in [-1, 1].
-        mask: Which pixels to fill in (S, S), bool.
-        noise: Start noises (B, C, H, W).
-        solver: How; None for the model's own.
-        prompts: One per image, where the model knows prompts.
-        generator: Source of what coder and solver draw.
+    `pixels`: the originals (B, 3, S, S) in [-1, 1]. `mask`: which pixels to fill in (S, S), bool. `noise`: start
+    noises (B, C, H, W).
 
     Raises:
         ValueError: If the model cannot edit, or mask and latents do not fit together.

@@ -65,10 +65,6 @@ def export_diffusers(model: ImageModel, directory: Path | str) -> None:
     flow          `DDPMPipeline`, diffusers' bare loop over network and scheduler, with an Euler scheduler of flow
                   matching whose times run from noise (0) to image (1), as the network was trained.
     sd            `StableDiffusionPipeline` with DDIM's trailing steps; see `save_pipeline`.
-
-    Args:
-        model: What is written; its EMA weights are the ones wanted.
-        directory: Created if absent; files of the same names are replaced.
     """
     path, unet, limit = model.path, model.denoiser, model.coder.limit
     if not isinstance(model.coder, PixelCoder):
@@ -108,12 +104,7 @@ def export_diffusers(model: ImageModel, directory: Path | str) -> None:
 
 
 def ddim_scheduler(path: Ddpm, limit: float | None) -> DDIMScheduler:
-    """The diffusers scheduler that steps as our `ddim` does over trailing times.
-
-    Args:
-        path: The noising chain.
-        limit: Largest magnitude of a clean number; None for any.
-    """
+    """The diffusers scheduler that steps as our `ddim` over trailing times; `limit` bounds clean numbers, None not."""
     config: Any = path.noising.config
     chain = {key: config[key] for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")}
     clip: dict[str, Any] = {"clip_sample": limit is not None, "clip_sample_range": 1.0 if limit is None else limit}

@@ -25,13 +25,7 @@ class Latents:
     z is drawn from the autoencoder's posterior N(mean, std^2); `scaling_factor` is the autoencoder's own, which brings
     natural images to a standard deviation of about 1 (Rombach et al., 2022, appendix G).
 
-    It is no `torch.nn.Module`, so that a model may hold it without training or saving it.
-
-    Args:
-        vae: The autoencoder.
-        size: Side S of the images.
-        data_scale: Further factor.
-        precision: `fp32`, or `bf16` for arithmetic in bfloat16 over float32 weights.
+    It is not a `torch.nn.Module`, so that a model may hold it without training or saving it.
 
     Raises:
         ValueError: If data_scale is not positive.

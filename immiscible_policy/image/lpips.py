@@ -17,7 +17,7 @@ SIDE = 224
 def load_lpips() -> Metric:
     """Distances (B,) of images (B, 3, H, W) in [-1, 1]; the network follows them to their device.
 
-    Its weights never train and are no part of a state dict.
+    Its weights never train and are not part of a state dict.
 
     Raises:
         ValueError: If the package, a torchvision that imports, or VGG's weights are missing.

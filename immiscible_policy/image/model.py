@@ -109,10 +109,6 @@ class PixelCoder:
     Pixels in [-1, 1] have a standard deviation of about 0.5, what is noised 0.5 data_scale (Figure 8 of arXiv
     2505.18521 goes by this number; its default, 0.5, changes nothing).
 
-    Args:
-        size: Side S of the images.
-        data_scale: Factor on the pixels.
-
     Raises:
         ValueError: If data_scale is not positive.
     """
@@ -220,9 +216,6 @@ class ImageModel(nn.Module):
             generator: Source of all randomness: posterior, dropped prompts, noise, offset and times, in this order.
             prompts: One per image, where the model knows prompts; None for the empty prompt throughout.
 
-        Returns:
-            Tensors with a row per image.
-
         Raises:
             ValueError: If the images have another shape, or the prompts another number.
         """
@@ -283,13 +276,9 @@ class ImageModel(nn.Module):
     ) -> ImageSample:
         """Draw images from start noises.
 
-        Args:
-            noise: Start noises (B, C, H, W), standard Gaussian.
-            solver: How; None for the model's own. The adaptive one chooses its steps by the error of the whole batch,
-                and only its end is shown.
-            prompts: One per image, where the model knows prompts; None for the empty prompt throughout, unguided.
-            generator: Source of the noise that a solver adds.
-            path: Reads the network's outputs in the place of the model's own path, for editing.
+        `noise`: start noises (B, C, H, W), standard Gaussian. `solver`: how; None for the model's own. The adaptive one
+        chooses its steps by the error of the whole batch, and only its end is shown. `path`: reads the network's
+        outputs in the place of the model's own path, for editing.
 
         Raises:
             ValueError: If the path has no such solver, the prompts have another number, or the solver adds noise and
@@ -349,11 +338,7 @@ class ImageModel(nn.Module):
         return guided
 
     def _text(self, prompts: Sequence[str] | None, count: int) -> Text | None:
-        """Embeddings of so many prompts; None where the model knows no prompts.
-
-        Raises:
-            ValueError: If there are more or fewer.
-        """
+        """Embeddings of so many prompts; None where the model knows no prompts."""
         if self.text is None:
             return None
         if prompts is not None and len(prompts) != count:
@@ -371,10 +356,6 @@ class ImageModel(nn.Module):
 
 
 def require_scale(data_scale: float) -> None:
-    """Refuse a data scale that is not a positive number.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a data scale that is not a positive number; raises ValueError if it is not."""
     if not 0 < data_scale < float("inf"):
         raise ValueError(f"data_scale={data_scale}: needs a number above 0")

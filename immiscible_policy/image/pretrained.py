@@ -53,10 +53,6 @@ HOW: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 def find_pretrained(pretrained: str, init: str) -> Path:
     """The directory that holds the parts; a hub id's comes from the Hugging Face cache, or is downloaded into it.
 
-    Args:
-        pretrained: A directory in diffusers' layout, or a hub id such as `CompVis/stable-diffusion-v1-4`.
-        init: `scratch`, or `pretrained`, which needs the U-Net's weights too.
-
     Raises:
         ValueError: If init is unknown, there is no such directory or hub model, or a file is missing.
     """
@@ -114,11 +110,7 @@ def load_text(directory: Path, precision: str) -> ClipText:
 
 
 def load_chain(directory: Path) -> Ddpm:
-    """The noising chain, and what is predicted of it.
-
-    Raises:
-        ValueError: If it is no chain that this version knows.
-    """
+    """The noising chain, and what is predicted of it; ValueError if this version does not know it."""
     config: dict[str, Any] = CHAIN | dict(DDIMScheduler.load_config(directory, subfolder="scheduler"))
     name, ends = config["beta_schedule"], {key: config[key] for key in ("beta_start", "beta_end")}
     if BETAS.get(name) != ends or config["trained_betas"] is not None or config["rescale_betas_zero_snr"]:
@@ -130,11 +122,7 @@ def load_chain(directory: Path) -> Ddpm:
 
 
 def _whole(part: str, loaded: Any) -> Any:
-    """A loaded model in float32, none of whose weights the libraries had to invent.
-
-    Raises:
-        ValueError: If some are.
-    """
+    """A loaded model in float32, none of whose weights the libraries had to invent."""
     model, about = loaded
     missing = sorted(about["missing_keys"])
     if missing:
@@ -143,18 +131,14 @@ def _whole(part: str, loaded: Any) -> Any:
 
 
 def _from_hub(pretrained: str, files: tuple[str, ...]) -> Path:
-    """The snapshot of a hub id.
-
-    Raises:
-        ValueError: If it is no hub id, or is neither in the cache nor to be had.
-    """
+    """The snapshot of a hub id, from the cache or downloaded."""
     if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
         raise ValueError(f"pretrained={pretrained}: no such directory (diffusers' layout), and no hub id OWNER/NAME")
     try:
         return Path(snapshot_download(pretrained, allow_patterns=[*files, "tokenizer/*"]))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"pretrained={pretrained} is no directory, and the Hugging Face hub does not give it "
+            f"pretrained={pretrained} is not a directory, and the Hugging Face hub does not give it "
             f"({type(error).__name__}); where there is a network run: hf download {pretrained} "
             f"--include {' '.join(files)} 'tokenizer/*' --local-dir DIR, and use pretrained=DIR"
         ) from None

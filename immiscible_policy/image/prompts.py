@@ -14,10 +14,8 @@ OWN, NONE = "own", "none"
 def prompts_for(images: Images, source: str) -> Images:
     """The images with the prompts of a source.
 
-    Args:
-        images: The images.
-        source: `own`, the class names or captions that the images know; `none`, unconditional; or a text file
-            (UTF-8) with one prompt per line, for the images in their order; an empty line is the empty prompt.
+    `own` are the class names or captions that the images know, `none` is unconditional; else a text file (UTF-8) with
+    one prompt per line, for the images in their order; an empty line is the empty prompt.
 
     Raises:
         ValueError: If the images know no prompts, or the file is missing, unreadable or of the wrong length.

@@ -12,18 +12,10 @@ MODELS = ("ddim", "flow", "consistency")
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Everything that shapes an unconditional image model except its weights.
+    """Everything that shapes an unconditional image model except its weights; sizes as `image_unet` takes them.
 
     Attributes:
         model: `ddim`, `flow` or `consistency`.
-        size: Side of the images, pixels.
-        channels: Channels of the U-Net at each resolution, the finest first; further sizes of it as `image_unet`.
-        layers: Residual blocks per resolution.
-        attention: For each resolution, whether it attends.
-        groups: Groups of its group normalisation.
-        head_channels: Channels of an attention head.
-        dropout: Dropout in the residual blocks.
-        layout: Finer options of the U-Net, `diffusers` or `ddpm`.
         data_scale: Factor from pixels in [-1, 1] to what is noised.
         diffusion_steps: Length of the noising chain (`ddim`).
         prediction: What the network predicts (`ddim`): `epsilon`, `sample` or `v_prediction`.
@@ -49,20 +41,16 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class StableDiffusionSpec:
-    """Everything that shapes a Stable Diffusion model except its U-Net's weights.
+    """Everything that shapes a Stable Diffusion model except its U-Net's weights; see `ImageModel` for its numbers.
 
     Attributes:
         pretrained: Directory in diffusers' layout, or hub id, of the ready-made parts.
         init: The U-Net's first weights: `scratch` for fresh ones, `pretrained` for fine-tuning.
         size: Side of the images [px].
         data_scale: Factor on the latents beside the autoencoder's own.
-        noise_offset: See `ImageModel`.
-        prompt_dropout: See `ImageModel`.
-        guidance: See `ImageModel`.
         gradient_checkpointing: Whether the backward pass computes activations again instead of keeping them.
         frozen_precision: Arithmetic of autoencoder and text encoder: `fp32`, or `bf16` over float32 weights.
         pretrained_hash: Hash of the ready-made parts, see `stable_diffusion.pinned`; empty for whatever is there.
-        model: Always `sd`.
     """
 
     pretrained: str

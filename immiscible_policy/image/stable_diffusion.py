@@ -92,13 +92,8 @@ def _require_fit(spec: StableDiffusionSpec, latents: Latents, width: int, unet: 
 def save_pipeline(model: ImageModel, scheduler: Any, directory: Path | str) -> None:
     """Save what `diffusers.DiffusionPipeline.from_pretrained` loads: a StableDiffusionPipeline in safetensors.
 
-    The pipeline has no safety checker, and undoes `data_scale` through its autoencoder's `scaling_factor`.
-
-    Args:
-        model: From `build_stable_diffusion`. Its U-Net is saved as it is; for the EMA's weights, within
-            `TrainState.ema_weights` or after loading.
-        scheduler: What the pipeline draws with.
-        directory: Created.
+    It has no safety checker, and undoes `data_scale` through its autoencoder's `scaling_factor`. The model's U-Net is
+    saved as it is; for the EMA's weights, within `TrainState.ema_weights` or after loading.
     """
     latents: Any = model.coder
     text: Any = model.text

@@ -20,12 +20,7 @@ CHUNK = 256
 class ClipText:
     """Embeds prompts as Stable Diffusion does: padded or cut to L tokens, the last layer's states.
 
-    It is no `torch.nn.Module`, so that a model may hold it without training or saving it.
-
-    Args:
-        tokenizer: Prompts to tokens.
-        encoder: Tokens to embeddings.
-        precision: `fp32`, or `bf16` for arithmetic in bfloat16 over float32 weights.
+    It is not a `torch.nn.Module`, so that a model may hold it without training or saving it.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, precision: str) -> None:

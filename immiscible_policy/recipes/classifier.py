@@ -30,11 +30,7 @@ class ClassifierTraining:
     """How a classifier is trained; every value decides the result.
 
     Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images per step.
         lr: Peak learning rate of AdamW; warm-up over the first tenth, then cosine to zero.
-        weight_decay: AdamW's weight decay.
-        smoothing: Smoothing of the labels.
         seed: Seed of weights, order, flips and shifts.
         precision: Precision of the forward pass: fp32, or bf16 where the processor multiplies it natively.
     """
@@ -49,25 +45,16 @@ class ClassifierTraining:
 
 
 class Labelled(NamedTuple):
-    """A training batch.
-
-    Attributes:
-        pixels: (B, 3, S, S) in [-1, 1].
-        labels: Class numbers (B,).
-    """
+    """Pixels (B, 3, S, S) in [-1, 1] and class numbers (B,)."""
 
     pixels: Tensor
     labels: Tensor
 
 
 class ClassifierObjective:
-    """Cross entropy on images that are flipped and shifted at random; batches are functions of (seed, step).
+    """Cross entropy on images (N, 3, S, S), uint8, of classes (N,), that are flipped and shifted at random.
 
-    Args:
-        model: What is trained.
-        images: Training images (N, 3, S, S), uint8.
-        labels: Class numbers (N,).
-        training: How.
+    Batches are functions of (seed, step).
     """
 
     def __init__(self, model: Classifier, images: Tensor, labels: Tensor, training: ClassifierTraining) -> None:
@@ -101,19 +88,11 @@ def train_classifier(
     training: ClassifierTraining,
     record: Callable[[dict[str, Any]], None],
 ) -> Classifier:
-    """Train a classifier with the project's loop; a function of its arguments.
+    """Train a classifier on images (N, 3, S, S), uint8, of classes (N,), int64; returned in evaluation mode.
 
-    The learning rate ends at zero, so the last weights are taken, without an average over steps.
-
-    Args:
-        images: Training images (N, 3, S, S), uint8.
-        labels: Class numbers (N,), int64.
-        spec: Sizes of the network.
-        training: How.
-        record: Receives a row of metrics every epoch.
-
-    Returns:
-        The classifier, in evaluation mode.
+    A function of its arguments; `record` receives a row of metrics every epoch. The learning rate ends at zero, so the
+    last
+    weights are taken, without an average over steps.
     """
     torch.manual_seed(derive_seed("weights", training.seed))  # torch's initialisers draw from the global stream alone
     per_epoch = max(1, len(images) // training.batch_size)
@@ -150,16 +129,7 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def save_classifier(path: Path, model: Classifier, about: dict[str, Any]) -> str:
-    """Write a classifier's weights, and beside them a JSON file with its sizes and what is known of it.
-
-    Args:
-        path: The file of weights, NAME.safetensors.
-        model: The classifier.
-        about: JSON values to keep with it.
-
-    Returns:
-        The weights' SHA-256.
-    """
+    """Write NAME.safetensors, and NAME.json with its sizes and what is known `about` it; the weights' SHA-256."""
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     digest = hashlib.sha256(content).hexdigest()
     record = {"classifier": asdict(model.spec), "sha256": digest, **about}

@@ -38,15 +38,7 @@ AUDITED = 4
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """An image model in training, see `training.recipe`.
-
-    Attributes:
-        config: The resolved options.
-        images: The training images.
-        spec: The model's sizes.
-        parameters: Number of parameters that train.
-        noise: How the noise is chosen.
-    """
+    """An image model in training, see `training.recipe`; `parameters` counts those that train."""
 
     schema: ClassVar = SCHEMA
     shown: ClassVar = {"fixed_loss": "loss on fixed noise and times {:.4f}"}
@@ -152,8 +144,7 @@ class ImageRecipe:
 def image_spec(config: ImageConfig) -> Spec:
     """The sizes of the model that the options ask for.
 
-    Raises:
-        ValueError: If ready-made parts of Stable Diffusion are missing.
+    ValueError if ready-made parts of Stable Diffusion are missing.
     """
     if config.model != "sd":
         training_steps = config.steps if config.model == "consistency" else None
@@ -166,11 +157,7 @@ def image_spec(config: ImageConfig) -> Spec:
 
 
 def solver(config: ImageConfig, model: ImageModel) -> Solver | None:
-    """How samples are drawn.
-
-    Raises:
-        ValueError: If the model has no such solver.
-    """
+    """How samples are drawn; ValueError if the model has no such solver."""
     return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
 
 

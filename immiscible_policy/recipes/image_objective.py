@@ -20,14 +20,8 @@ class ImageObjective:
     Batch, flips, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch
     before it is cut into micro-batches, so accumulation changes memory, not the result.
 
-    Args:
-        model: What is trained.
-        images: All training images, on the model's device.
-        select: Chooses the noise.
-        batch_size: Images per optimizer step.
-        seed: Training seed.
-        accumulate: Micro-batches that a batch is cut into.
-        flip: Whether each image is mirrored left to right with probability 1/2.
+    `images`: all training images, on the model's device. `accumulate`: micro-batches that a batch is cut into.
+    `flip`: whether each image is mirrored left to right with probability 1/2.
     """
 
     def __init__(

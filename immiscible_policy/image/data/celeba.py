@@ -23,10 +23,6 @@ WANTED = (
 def list_celeba(path: Path, split: str) -> Listing:
     """The images of a split, in the order of their names.
 
-    Args:
-        path: The zip, the folder, or what holds one of them with the list of splits.
-        split: `train`, `valid` or `test`.
-
     Raises:
         ValueError: If images or list are missing, or the list names an image that is not there.
     """

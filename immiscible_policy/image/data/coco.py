@@ -25,10 +25,6 @@ def list_coco(path: Path, split: str) -> Listing:
     Of an image's n captions, in the order of their ids, the one numbered CRC-32(file name) mod n is its prompt: always
     the same one, whichever other images are there.
 
-    Args:
-        path: The folder that holds `train2017` and `annotations`.
-        split: `train` or `val`.
-
     Raises:
         ValueError: If images or captions are missing.
     """

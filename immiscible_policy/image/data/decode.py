@@ -49,12 +49,7 @@ class Shape:
 
 
 class Decoder:
-    """Decodes images of a listing in a few threads; safe to call from several others, and to send to processes.
-
-    Args:
-        listing: Which images.
-        shape: What becomes of them.
-    """
+    """Decodes images of a listing in a few threads; safe to call from several others, and to send to processes."""
 
     def __init__(self, listing: Listing, shape: Shape) -> None:
         self.listing, self.shape = listing, shape
@@ -67,11 +62,7 @@ class Decoder:
         return len(self.listing.files)
 
     def rows(self, rows: Sequence[int]) -> Tensor:
-        """Images (B, 3, S, S), uint8.
-
-        Raises:
-            ValueError: If one cannot be read or is not what the shape demands.
-        """
+        """Images (B, 3, S, S), uint8; raises ValueError if one cannot be read or is not what the shape demands."""
         images = np.empty((len(rows), self.shape.size, self.shape.size, 3), np.uint8)
 
         def decode(start: int) -> None:

@@ -69,11 +69,7 @@ class Folder:
 
 
 class Zip:
-    """A zip archive of images, which stays open; it answers as a folder does, and may be sent to processes.
-
-    Raises:
-        zipfile.BadZipFile: If the file is not a zip archive.
-    """
+    """A zip archive of images, which stays open; it answers as a folder does, and may be sent to processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,8 +108,7 @@ def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:
     """A directory, or a file that is a zip archive.
 
     Raises:
-        ValueError: If it is a file and not a zip archive, or a file where `zips` is false; the message ends with what
-            is wanted.
+        ValueError: If it is neither, or a file where `zips` is false; the message ends with what is wanted.
     """
     if path.is_file() and not zips:
         raise ValueError(f"{path} is a file; {wanted}")

@@ -21,9 +21,7 @@ WANTED = (
 def list_imagenet(path: Path, split: str) -> Listing:
     """The images of a split, the classes in turn; prompts are the first of each class's names.
 
-    Args:
-        path: The folder that holds `train`, or the unpacked challenge of kaggle.com.
-        split: `train` or `val`; the published `val` is flat and must be sorted into class folders first.
+    The published `val` is flat and must be sorted into class folders first.
 
     Raises:
         ValueError: If images or class names are missing.

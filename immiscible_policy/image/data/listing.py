@@ -12,14 +12,7 @@ from immiscible_policy.image.data.files import ImageFile, Source
 
 @dataclass(frozen=True)
 class Listing:
-    """Images in the order of their rows.
-
-    Attributes:
-        source: Where they lie.
-        within: The folder there below which they lie; empty for the top.
-        files: One per row.
-        texts: One prompt per row, or None where the set has none.
-    """
+    """Images below a folder of a source (empty: its top), in the order of their rows, and any prompts."""
 
     source: Source
     within: str

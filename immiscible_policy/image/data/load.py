@@ -31,12 +31,8 @@ def load_images(
     whenever they are asked for. CIFAR-10 is always held, at 32x32 or smaller: a smaller size averages square blocks
     and must divide 32, a larger one is interpolated (bicubic) batch by batch.
 
-    Args:
-        dataset: `cifar10`, `celeba`, `imagenet`, `coco` or `folder`.
-        path: Where it lies: see the data set's module, or the message about a path where it does not.
-        split: `train`, or `test` (CIFAR-10, CelebA), `valid` (CelebA), `val` (ImageNet, MS-COCO).
-        size: Side S of the images, pixels; None for 32, 64 (CelebA) or 256 (ImageNet, MS-COCO).
-        limit: Only the first so many images; None for all.
+    `split`: `train`, or `test` (CIFAR-10, CelebA), `valid` (CelebA), `val` (ImageNet, MS-COCO). `size`: side S of
+    the images, pixels; None for 32, 64 (CelebA) or 256 (ImageNet, MS-COCO).
 
     Raises:
         ValueError: If dataset, split, size or limit is unusable, the data set is not there or incomplete, or an image

@@ -42,10 +42,6 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 
 
 def require_divisor(size: int, side: int) -> None:
-    """Refuse a size that blocks of pixels cannot be averaged to.
-
-    Raises:
-        ValueError: If size does not divide the side.
-    """
+    """Refuse a size that blocks of pixels cannot be averaged to; ValueError if it does not divide the side."""
     if size < 1 or side % size:
         raise ValueError(f"size={size}: averaging needs a side that divides {side}")

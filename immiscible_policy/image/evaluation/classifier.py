@@ -28,23 +28,14 @@ BUNDLED = Path(__file__).with_name("classifier_16.safetensors")
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """Everything that shapes a classifier except its weights.
-
-    Attributes:
-        size: Side of the images that it was trained on, pixels.
-        widths: Channels of the stages; the last are its features.
-    """
+    """What shapes a classifier except its weights: side of its images [px]; the last of its widths is its features."""
 
     size: int = 16
     widths: tuple[int, ...] = (24, 48, 96)
 
 
 class Classifier(nn.Module):
-    """A residual network for small images.
-
-    Args:
-        spec: Its sizes.
-    """
+    """A residual network for small images."""
 
     def __init__(self, spec: ClassifierSpec) -> None:
         super().__init__()
@@ -85,10 +76,7 @@ def _convolution(before: int, after: int, stride: int = 1) -> nn.Conv2d:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, str]:
-    """Read what `recipes.classifier.save_classifier` wrote.
-
-    Returns:
-        The classifier in evaluation mode, and its weights' SHA-256.
+    """Read what `save_classifier` wrote: the classifier in evaluation mode, and its weights' SHA-256.
 
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.

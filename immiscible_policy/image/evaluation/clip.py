@@ -16,12 +16,7 @@ from immiscible_policy.cli import one_line
 
 
 class ClipScore:
-    """Scores images against prompts.
-
-    Args:
-        source: A CLIP model of transformers with its processor: a directory, or a hub id such as
-            `openai/clip-vit-base-patch16`. Weights are read from safetensors alone.
-        device: Where it computes.
+    """Scores images against prompts with a CLIP model of transformers, a directory or hub id with safetensors weights.
 
     Raises:
         ValueError: If transformers or the model is not there.

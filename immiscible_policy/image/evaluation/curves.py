@@ -76,11 +76,7 @@ class Against:
 
 
 def make_curve(label: str, seeds: Seeds) -> Curve:
-    """The curve of a run.
-
-    Raises:
-        ValueError: If its seeds share no checkpoint.
-    """
+    """The curve of a run; ValueError if its seeds share no checkpoint."""
     steps = sorted(set.intersection(*(set(distances) for distances in seeds.values()))) if seeds else []
     if not steps:
         raise ValueError(f"the seeds of {label} share no measured checkpoint; there is nothing to draw")
@@ -99,11 +95,7 @@ def best(distances: Distances) -> tuple[float, int]:
 
 
 def against(first: Seeds, other: Seeds) -> Against:
-    """Compare a run with the first one.
-
-    Raises:
-        ValueError: If they share no checkpoint.
-    """
+    """Compare a run with the first one; ValueError if they share no checkpoint."""
     steps = set.intersection(*(set(distances) for seeds in (first, other) for distances in seeds.values()))
     if not steps:
         raise ValueError("the runs share no measured checkpoint; train both with the same checkpoint_every")

@@ -41,8 +41,6 @@ class Plan:
     """How images are drawn and what they are compared with, the same for every run.
 
     Attributes:
-        drawing: How images are drawn.
-        extractor: Its features are compared.
         clip: For CLIPScore, or None.
         split: Part of the data set that is the reference.
         limit: Only the first so many reference images; None for all.
@@ -75,14 +73,7 @@ class Source(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is measured.
-
-    Attributes:
-        label: How it is named.
-        run: The run, or None for a checkpoint outside of one.
-        checkpoints: Seed by seed, oldest first.
-        source: Where its images come from.
-    """
+    """What is measured: a run (None for a checkpoint outside of one), its checkpoints seed by seed, oldest first."""
 
     label: str
     run: RunDirectory | None
@@ -92,12 +83,7 @@ class Target(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """Measures runs by one plan; what they have in common is read and computed once.
-
-    Args:
-        plan: How.
-        report: Receives a line about what happens.
-    """
+    """Measures runs by one plan; what they have in common is read once; `report` receives a line on each checkpoint."""
 
     plan: Plan
     report: Callable[[str], None]
@@ -128,11 +114,7 @@ class Evaluation:
         return [row for file in files for row in read_image_rows(file) if row.setting == rows[0].setting]
 
     def reference(self, target: Target) -> Reference:
-        """The reference of a run, measured.
-
-        Raises:
-            ValueError: As `rows`.
-        """
+        """The reference of a run, measured."""
         source, drawing = target.source, self.plan.drawing
         if source not in self._references:
             images = self._reference_images(source)
@@ -225,7 +207,7 @@ def find_run(label: str, directory: Path, plan: Plan) -> Target:
     """All kept checkpoints of a run.
 
     Raises:
-        CommandError: If it is no run, keeps none, or nothing says where its data lie.
+        CommandError: If it is not a run, keeps none, or nothing says where its data lie.
         CheckpointError: If its first checkpoint is of no image model.
     """
     run = RunDirectory(directory)

@@ -28,14 +28,9 @@ INCEPTION_HASH = "6726825d"
 
 
 class Extractor(Protocol):
-    """Turns images into features.
+    """Turns images into features of D = `dims` numbers.
 
-    Attributes:
-        name: One of `EXTRACTORS`.
-        title: What a Fréchet distance on these features is called.
-        dims: D.
-        resize: How images come to the size that the network wants.
-        weights: SHA-256 of the network's weights.
+    `weights` is the SHA-256 of its network's weights; `resize` says how images come to the size that it wants.
     """
 
     name: str
@@ -51,10 +46,6 @@ class Extractor(Protocol):
 
 class ClassifierFeatures:
     """Features of the project's CIFAR-10 classifier; images are brought to its size by averaging areas.
-
-    Args:
-        path: Weights that `commands.train_classifier` wrote.
-        device: Where it computes.
 
     Raises:
         ValueError: If the weights are missing or damaged.
@@ -79,11 +70,8 @@ class ClassifierFeatures:
 class InceptionFeatures:
     """The 2,048 features that FID is defined on (Heusel et al., 2017), by torch-fidelity.
 
-    The file of weights is read as plain tensors before torch-fidelity, which would execute what is in it, may see it.
-
-    Args:
-        path: torch-fidelity's weights; None for where torch keeps what torch-fidelity downloaded.
-        device: Where it computes.
+    The file of weights is read as plain tensors before torch-fidelity, which would execute what is in it, may see it;
+    without a path it is where torch keeps what torch-fidelity downloaded.
 
     Raises:
         ValueError: If torch-fidelity, a torchvision that imports, or the weights are missing, or the weights are not

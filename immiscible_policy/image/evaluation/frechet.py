@@ -18,12 +18,7 @@ Array = NDArray[np.float64]
 
 
 class FeatureStatistics(NamedTuple):
-    """The Gaussian that a set of features is taken for.
-
-    Attributes:
-        mean: (D,).
-        cov: Unbiased covariance (D, D).
-    """
+    """The Gaussian that features are taken for: mean (D,) and unbiased covariance (D, D)."""
 
     mean: Array
     cov: Array
@@ -44,16 +39,10 @@ def feature_statistics(features: ArrayLike) -> FeatureStatistics:
 
 
 def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
-    """Squared Fréchet distance between N(mean1, cov1) and N(mean2, cov2).
+    """Squared Fréchet distance between N(mean1, cov1) and N(mean2, cov2), of means (D,) and covariances (D, D).
 
     The trace of (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
     symmetric: no complex numbers, and singular covariances need no regularisation.
-
-    Args:
-        mean1: (D,).
-        cov1: (D, D), symmetric.
-        mean2: (D,).
-        cov2: (D, D), symmetric.
 
     Raises:
         ValueError: If the sizes do not agree.

@@ -46,12 +46,9 @@ class Drawing:
     """How images are drawn from a model.
 
     Attributes:
-        n: Number of images.
-        solver: How the model samples.
         seed: Names the start noises.
         batch_size: Images at a time. It changes nothing but rounding, except for samplers that draw more than start
             noises, or choose their steps by the error of a batch.
-        device: The model's device.
         edit: `inpaint` or `outpaint` to fill in originals, None to draw whole images.
     """
 
@@ -67,8 +64,6 @@ class Reference(NamedTuple):
     """Real images as a Gaussian of features, and what distances to it mean.
 
     Attributes:
-        statistics: Mean and covariance.
-        n: Images.
         floor: Distance of as many real images as will be generated to the remaining ones; None if too few remain.
         noise: Distance of as many images of plain noise.
     """
@@ -80,13 +75,7 @@ class Reference(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """How good a model's images are.
-
-    Attributes:
-        distance: Squared Fréchet distance to the reference.
-        clip_score: Mean CLIPScore, or None.
-        shown: The first images (SHOWN, 3, S, S), uint8.
-    """
+    """Distance to the reference, mean CLIPScore (or None), and the first images (SHOWN, 3, S, S), uint8."""
 
     distance: float
     clip_score: float | None
@@ -105,10 +94,7 @@ def start_noise(shape: tuple[int, int, int], rows: Tensor, seed: int) -> Tensor:
 def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tuple[Tensor, list[str] | None]]:
     """Draw images in batches.
 
-    Args:
-        model: What draws them.
-        drawing: How.
-        conditions: Gives prompts and originals; image i takes row i, over again where there are fewer rows.
+    Image i takes prompt and original from row i of the conditions, in turn where they are fewer.
 
     Yields:
         Images (B, 3, S, S), uint8, and their prompts, or None.
@@ -167,12 +153,6 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
     Both ends are measured with n images, as a model's distance is: it depends on their number. The real ones are drawn
     from the reference and compared with what remains of it, so that no image is on both sides.
 
-    Args:
-        extractor: Its features are compared.
-        images: The reference.
-        n: Images that models will draw.
-        seed: Seed of the draw and of the noise.
-
     Raises:
         ValueError: If there are fewer images, or fewer drawn, than the covariance of D features needs, D + 1.
     """
@@ -191,11 +171,7 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
 
 
 def require_enough(extractor: Extractor, images: Images, n: int) -> None:
-    """Refuse sets whose covariance would be singular.
-
-    Raises:
-        ValueError: If a set has fewer than D + 1 images.
-    """
+    """Refuse sets whose covariance of D features would be singular: ValueError below D + 1 images."""
     needed = extractor.dims + 1
     for name, count in (("samples", n), ("reference images", len(images))):
         if count < needed:
@@ -203,10 +179,6 @@ def require_enough(extractor: Extractor, images: Images, n: int) -> None:
 
 
 def require_prompts(conditions: Images) -> None:
-    """Refuse images without prompts.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Refuse images without prompts, by ValueError."""
     if conditions.texts is None:
         raise ValueError("clip= needs prompts, and these images have none; see prompts=")

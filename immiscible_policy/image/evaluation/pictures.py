@@ -44,12 +44,7 @@ def save_tiles(path: Path, images: Tensor, columns: int = 8) -> None:
 
 
 def edits_figure(columns: Mapping[str, Tensor], title: str) -> Figure:
-    """Originals, what is left of them, and what every model made of it, as Figure 9 of arXiv 2505.18521.
-
-    Args:
-        columns: Images (N, 3, S, S), uint8, by what they are; one row per image.
-        title: Above all.
-    """
+    """Images (N, 3, S, S), uint8, in named columns, a row per image, as Figure 9 of arXiv 2505.18521."""
     rows = max(map(len, columns.values()))
     figure = Figure(figsize=(1.25 * len(columns) + 0.2, 1.2 * rows + 0.7), dpi=130, layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False)
@@ -74,12 +69,6 @@ def curves_figure(
     Left: thick the mean over seeds, its 95 % interval as a band, thin each seed. Right, where runs are compared: the
     speed-up of every training seed that reached its target.
 
-    Args:
-        curves: By run, the first one first.
-        reached: Per training seed, of every run but the first.
-        title: What the distance is called.
-        floor: Distance between real images, or None.
-
     Raises:
         ValueError: If there are more runs than colours.
     """
@@ -95,15 +84,7 @@ def curves_figure(
 
 
 def distance_figure(curves: Mapping[str, Curve], floor: float | None) -> Figure:
-    """Distances of several runs against training steps, small, for a page that has its own legend.
-
-    Args:
-        curves: By run.
-        floor: Distance between real images, or None.
-
-    Raises:
-        ValueError: If there are more runs than colours.
-    """
+    """Distances of several runs against training steps, small, for a page that has its own legend."""
     figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
     _draw_distances(axes, curves, floor)
     axes.set_title("", loc="left")

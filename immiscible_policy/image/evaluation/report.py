@@ -40,7 +40,6 @@ class ImageResults:
     Attributes:
         title: What the distance is called.
         rows: By run, the first one first; all of one setting but for sampling steps that are the model's own.
-        reference: What distances mean.
         origins: By run, where it came from.
     """
 
@@ -76,11 +75,7 @@ class ImageResults:
 
 
 def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
-    """Refuse runs whose values mean different things.
-
-    Raises:
-        ValueError: If a setting differs.
-    """
+    """Refuse runs whose values mean different things; ValueError names the settings that differ."""
     (first, reference), *others = ((label, settings(of_run[0])) for label, of_run in rows.items())
     for label, own in others:
         differing = [f"{key} {own[key]} against {reference[key]}" for key in reference if own[key] != reference[key]]
@@ -89,16 +84,7 @@ def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
 
 
 def write_report(out: Path, name: str, results: ImageResults) -> str:
-    """Write NAME.json, NAME.md, NAME.png and NAME.html.
-
-    Args:
-        out: Directory, created if absent.
-        name: Of the files.
-        results: What was measured.
-
-    Returns:
-        The text.
-    """
+    """Write NAME.json, NAME.md, NAME.png and NAME.html into a directory, and return the text."""
     written, origin = markdown(results), origin_here()
     reached = {label: comparison.reached for label, comparison in results.against.items()}
     figure = curves_figure(results.curves, reached, title=results.title, floor=results.reference.floor)
@@ -128,8 +114,9 @@ def as_json(results: ImageResults) -> dict[str, Any]:
         "reference": {"n": reference.n, "real_images": reference.floor, "plain_noise": reference.noise},
         "runs": runs,
         "against_first": {
-            label: asdict(found) | {"reached": [asdict(seed) | {"ratio": seed.ratio} for seed in found.reached]}
-            for label, found in results.against.items()
+            label: asdict(comparison)
+            | {"reached": [asdict(seed) | {"ratio": seed.ratio} for seed in comparison.reached]}
+            for label, comparison in results.against.items()
         },
     }
 

@@ -84,11 +84,7 @@ COLUMNS = [field.name for field in fields(ImageRow)]
 
 
 def read_image_rows(path: Path) -> list[ImageRow]:
-    """Read rows; none if there is no such file.
-
-    Raises:
-        ValueError: If it is not a file of `write_image_rows`.
-    """
+    """Read rows, none if there is no such file; ValueError if it is not a file of `write_image_rows`."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
