@@ -19,7 +19,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -34,23 +33,8 @@ CHECK_ROWS, CHECK_STEPS = 12, 60
 MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
 
 
-class Backend(Protocol):
-    """Steps simulations, each in a row of its own."""
-
-    name: str
-
-    def attach(self, row: int, simulation: Simulation) -> None:
-        """Take over a simulation that was just built or reset; only the backend steps it from now on."""
-
-    def advance(self, rows: Integers, actions: Array) -> tuple[Array, Integers]:
-        """Step R rows T times towards actions (R, T, 2) px: states (R, T, 5) and n_contacts (R, T) after each."""
-
-    def coverage(self, poses: Array, goals: Array) -> Array:
-        """Coverage (M,) of block poses (M, 3) over goal poses (M, 3), px and rad."""
-
-
 class PlainBackend:
-    """A loop over `Simulation.step`, the reference."""
+    """Steps simulations, each in a row of its own, by a loop over `Simulation.step`: the reference."""
 
     name = "plain"
 
@@ -59,11 +43,11 @@ class PlainBackend:
         self._simulations: dict[int, Simulation] = {}
 
     def attach(self, row: int, simulation: Simulation) -> None:
-        """See `Backend`."""
+        """Take over a simulation that was just built or reset; only the backend steps it from now on."""
         self._simulations[row] = simulation
 
     def advance(self, rows: Integers, actions: Array) -> tuple[Array, Integers]:
-        """See `Backend`."""
+        """Step R rows T times towards actions (R, T, 2) px: states (R, T, 5) and n_contacts (R, T) after each."""
         states, n_contacts = np.empty((*actions.shape[:2], 5)), np.empty(actions.shape[:2], dtype=np.int64)
         for index, row in enumerate(rows.tolist()):
             simulation = self._simulations[row]
@@ -73,17 +57,14 @@ class PlainBackend:
         return states, n_contacts
 
     def coverage(self, poses: Array, goals: Array) -> Array:
-        """See `Backend`."""
+        """Coverage (M,) of block poses (M, 3) over goal poses (M, 3), px and rad."""
         return np.array([coverage(pose, goal) for pose, goal in zip(poses, goals, strict=True)])
 
 
-def make_backend(backend: str, num_envs: int, threads: int = 1) -> Backend:
-    """Build a backend for a number of simulations.
+def make_backend(backend: str, num_envs: int, threads: int = 1) -> PlainBackend:
+    """Build a backend for a number of simulations, and threads that share the rows of the compiled one.
 
-    Args:
-        backend: "plain", "compiled", or "auto": compiled where it has proved itself, else plain with one warning.
-        num_envs: Number of rows.
-        threads: Threads that share the rows of the compiled backend.
+    It is "plain", "compiled", or "auto": compiled where it has proved itself, else plain with one warning.
 
     Raises:
         ValueError: If the backend is unknown.
@@ -131,7 +112,6 @@ def check() -> None:
     """Push blocks about with both backends and compare every bit.
 
     Raises:
-        ImportError: If numba is missing.
         RuntimeError: If states, contacts or coverage differ anywhere.
     """
     from immiscible_envs.compiled import CompiledBackend
@@ -143,7 +123,7 @@ def check() -> None:
             raise RuntimeError(f"compiled and plain {name} differ in {different} of {one.size} numbers")
 
 
-def _replay(backend: Backend) -> tuple[Array, Integers, Array]:
+def _replay(backend: PlainBackend) -> tuple[Array, Integers, Array]:
     """States, contacts and coverage of random pushes: in one call, then step by step."""
     random = np.random.default_rng(0)
     for row in range(CHECK_ROWS):

@@ -1,12 +1,4 @@
-"""PushT's physics for many episodes at once, without Gymnasium: for the vector environment, evaluation and data.
-
-```python
-from immiscible_envs.batch import simulate
-
-result = simulate(states, actions)  # (N, 5) starts, (N, T, 2) commands
-result.states, result.coverage, result.n_contacts  # (N, T + 1, 5), (N, T + 1), (N, T + 1)
-```
-"""
+"""PushT's physics for many episodes at once, without Gymnasium: for the vector environment, evaluation and data."""
 
 from __future__ import annotations
 
@@ -40,22 +32,13 @@ class Trajectories(NamedTuple):
 
 
 class BatchSimulation:
-    """N rows, each a `Simulation` bit for bit, whatever the backend and the number of threads.
-
-    A reset is that of `Simulation`; the steps are the backend's (see `immiscible_envs.backends`).
-    """
+    """N rows, each a `Simulation` bit for bit, whatever the backend and the number of threads."""
 
     def __init__(self, num_envs: int, threads: int = 1, backend: str = "auto") -> None:
-        """Build the rows.
-
-        Args:
-            num_envs: Number of rows, N.
-            threads: Threads that share the rows; they run at once, since the compiled backend needs no Python.
-            backend: "auto", "compiled" or "plain".
+        """Build the rows; threads, backend and errors are those of `immiscible_envs.backends.make_backend`.
 
         Raises:
-            ValueError: If a number is below 1 or the backend is unknown.
-            RuntimeError: If the backend is "compiled" and cannot be used here.
+            ValueError: If a number is below 1.
         """
         for name, number in (("threads", threads), ("num_envs", num_envs)):
             if number < 1:
@@ -95,11 +78,7 @@ class BatchSimulation:
         self.run(actions[:, None], rows)
 
     def run(self, actions: Array, rows: Integers) -> tuple[Array, Integers]:
-        """Advance some rows (R,) by T >= 1 control steps towards actions (R, T, 2), px; used as given.
-
-        Returns:
-            states (R, T, 5) and n_contacts (R, T) after each step.
-        """
+        """Advance rows by T >= 1 steps towards actions (R, T, 2): states (R, T, 5) and n_contacts (R, T) after each."""
         states, n_contacts = self._backend.advance(rows, actions)
         self._states[rows], self._n_contacts[rows] = states[:, -1], n_contacts[:, -1]
         return states, n_contacts
@@ -126,9 +105,6 @@ def simulate(
         goal_pose: (3,) or (N, 3) goals, px and rad.
         threads: Threads that share the rows.
         backend: "auto", "compiled" or "plain", see `immiscible_envs.backends`.
-
-    Returns:
-        The trajectories; nothing ends an episode here.
 
     Raises:
         ValueError: If a shape, a number or a name is not as described.

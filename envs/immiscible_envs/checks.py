@@ -10,27 +10,19 @@ from immiscible_envs.geometry import Array
 
 
 def finite(values: Any, shape: tuple[int | None, ...], name: str) -> Array:
-    """Read finite float64 numbers of a shape.
-
-    Args:
-        values: Anything NumPy reads as an array of numbers.
-        shape: The shape that it must have; None where any length but 0 will do.
-        name: What the caller calls it, for the message.
-
-    Returns:
-        A new float64 array of that shape.
+    """Read finite float64 numbers of a shape (None: any length but 0) into a new array; `name` is for the message.
 
     Raises:
         ValueError: If the shape differs or a number is not finite.
     """
+    wanted = str(shape).replace("None", "any")
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be numbers of shape {_written(shape)}, got {_short(values)}") from None
-    if len(array.shape) != len(shape) or any(
-        got != wanted if wanted is not None else got == 0 for got, wanted in zip(array.shape, shape, strict=True)
-    ):
-        raise ValueError(f"{name} must have shape {_written(shape)}, got {array.shape}")
+        raise ValueError(f"{name} must be numbers of shape {wanted}, got {_short(values)}") from None
+    fits = [size == count or (count is None and size > 0) for size, count in zip(array.shape, shape, strict=False)]
+    if array.ndim != len(shape) or not all(fits):
+        raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got {_short(array.tolist())}")
     return array
@@ -58,10 +50,6 @@ def one_of(name: str, known: tuple[str, ...], what: str) -> str:
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     return name
-
-
-def _written(shape: tuple[int | None, ...]) -> str:
-    return str(shape).replace("None", "any")
 
 
 def _short(values: Any) -> str:

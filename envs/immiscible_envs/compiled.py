@@ -26,6 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from pymunk._chipmunk_cffi import ffi, lib
 
+from immiscible_envs.backends import PlainBackend
 from immiscible_envs.geometry import AREA, PARTS, SIDES, Array, Integers
 from immiscible_envs.simulation import DT, FRICTION, STIFFNESS, SUBSTEPS, Simulation
 
@@ -102,17 +103,11 @@ def advance(
     states: Array,
     contacts: Integers,
 ) -> None:
-    """Step R of N simulations T times: `Simulation.step` and `Simulation.state`.
+    """Step R of N simulations, the rows (R,), T times by actions (R, T, 2) [px]: `Simulation.step` and `.state`.
 
-    Args:
-        functions: five addresses, of `FUNCTIONS`.
-        physics: substeps, dt, stiffness, friction, tau.
-        handles: (N, 3) addresses of space, agent and block.
-        counters: (N, 2) what `count_contacts` is given.
-        rows: (R,) the simulations to step.
-        actions: (R, T, 2) px.
-        states: (R, T, 5), filled in.
-        contacts: (R, T), filled in: contact points of all substeps together.
+    The functions are the addresses of `FUNCTIONS`, the physics substeps, dt, stiffness, friction and tau, the handles
+    (N, 3) the addresses of space, agent and block, the counters (N, 2) what `count_contacts` is given. States (R, T, 5)
+    and contacts (R, T), the points of all substeps together, are filled in.
     """
     step, position_of, velocity_of, set_velocity, angle_of = functions
     substeps, dt, stiffness, friction, tau = physics
@@ -181,15 +176,10 @@ def _clipped_area(polygon: Array, spare: Array, sides: Array, part: int) -> floa
 
 @_kernel
 def cover(parts: Array, sides: Array, area: float, poses: Array, goals: Array, covered: Array) -> None:
-    """Coverage of M poses: `geometry.coverage`.
+    """Fill in the coverage (M,) of poses and goals (M, 3) [px, rad]: `geometry.coverage`.
 
-    Args:
-        parts: (2, 4, 2) corners of bar and stem in the block frame.
-        sides: (2, 4, 3) axis, sign and bound of each side.
-        area: area of the goal, px^2.
-        poses: (M, 3) px and rad.
-        goals: (M, 3) px and rad.
-        covered: (M,), filled in.
+    The parts (2, 4, 2) are the corners of bar and stem in the block frame, the sides (2, 4, 3) their axes, signs and
+    bounds, the area [px^2] is the goal's.
     """
     moved, spare = np.empty((MOST_CORNERS, 2)), np.empty((MOST_CORNERS, 2))
     for row in range(poses.shape[0]):
@@ -206,14 +196,14 @@ def cover(parts: Array, sides: Array, area: float, poses: Array, goals: Array, c
         covered[row] = min(overlap / area, 1.0)
 
 
-class CompiledBackend:
-    """Simulations stepped by the kernels, on one thread or several; used as `PlainBackend` is."""
+class CompiledBackend(PlainBackend):
+    """The same, bit for bit, stepped by the kernels on one thread or several."""
 
     name = "compiled"
 
     def __init__(self, num_envs: int, threads: int = 1) -> None:
         """Take room for the addresses of `num_envs` simulations; each row needs an `attach` before it is stepped."""
-        self._simulations: dict[int, Simulation] = {}  # keeps the objects behind the addresses alive
+        super().__init__()  # its simulations keep the objects behind the addresses alive
         self._handles = np.zeros((num_envs, 3), dtype=np.int64)
         self._counters = np.zeros((num_envs, 2), dtype=np.int64)
         self._counters[:, 1] = _address(ffi.addressof(lib, "cpArbiterGetCount"))
@@ -225,8 +215,8 @@ class CompiledBackend:
 
     def attach(self, row: int, simulation: Simulation) -> None:
         """Take over a simulation that has just been reset; its contacts are counted here from now on."""
+        super().attach(row, simulation)
         space = simulation.space._space
-        self._simulations[row] = simulation
         self._handles[row] = _address(space), _address(simulation.agent._body), _address(simulation.block._body)
         handler = lib.cpSpaceAddCollisionHandler(space, 0, 0)  # the one that the simulation asked for
         handler.postSolveFunc = ffi.cast(ffi.typeof(handler.postSolveFunc), count_contacts.address)

@@ -39,8 +39,7 @@ from numpy.typing import NDArray
 
 from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, Array, coverage
 from immiscible_envs.pusht import SUCCESS_COVERAGE
-from immiscible_envs.recording import Recording
-from immiscible_envs.simulation import AGENT_RADIUS, Simulation
+from immiscible_envs.simulation import AGENT_RADIUS, Recording, Simulation
 from immiscible_envs.starts import AGENT_RANGE, BLOCK_RANGE
 
 Complex = NDArray[np.complex128]
@@ -98,31 +97,17 @@ _REACH = (16.0, 496.0)  # px, the agent stays between
 
 
 def pushed(spot: Any, depth: Any) -> tuple[Any, Any]:
-    """Where pushes carry the block, in its own frame.
-
-    Args:
-        spot: Numbers of spots, any shape.
-        depth: How far each spot is pushed, px, of a shape that broadcasts with it.
-
-    Returns:
-        Displacement of the centre of gravity (complex, px), and turn (rad).
-    """
+    """Where pushes of spots by depths [px] carry the block: displacement (complex, px) and turn (rad), in its frame."""
     turn = TURN[spot] * depth
     mean = np.sinc(turn / (2 * np.pi)) * np.exp(0.5j * turn)  # of exp(i t) over t from 0 to turn
     return SLIDE[spot] * depth * mean, turn
 
 
 def nearest_depth(displacement: Any, turn: Any) -> Array:
-    """Depth of the push at each spot that brings the block nearest to where it should be.
+    """Depth of the push at each spot (..., spots) that brings the block nearest to where it should be [px].
 
-    Near is meant in the metric of the block's kinetic energy, and along the push's first direction.
-
-    Args:
-        displacement: (...) where the block should be, in its own frame, px.
-        turn: (...) how far it should turn, rad.
-
-    Returns:
-        (..., spots) px, negative where the push leads away.
+    That is a displacement (...) in its own frame [px] and a turn (...) [rad]. Near is meant in the metric of the
+    block's kinetic energy, and along the push's first direction; a depth is negative where the push leads away.
     """
     turn = np.remainder(turn + np.pi, 2 * np.pi) - np.pi
     along = (np.conj(SLIDE) * displacement[..., None]).real + INERTIA * TURN * turn[..., None]
@@ -203,18 +188,13 @@ class Pose(NamedTuple):
         return self.centre + np.exp(1j * self.angle) * point
 
 
-class Episode:
-    """A demonstration in progress, on the plain simulation.
-
-    Attributes:
-        recording: Its steps so far.
-    """
+class Episode(Recording):
+    """A demonstration in progress, on the plain simulation."""
 
     def __init__(self, start: Array) -> None:
         """Begin where nothing overlaps: then the reset that a replay begins with changes nothing.
 
-        Args:
-            start: (5,) agent x, y, block x, y [px], angle [rad], as the published protocol draws them.
+        The start (5,) has agent x, y, block x, y [px], angle [rad], as the published protocol draws them.
 
         Raises:
             RuntimeError: If agent and block do not come to rest.
@@ -229,13 +209,13 @@ class Episode:
                 break
         else:
             raise RuntimeError(f"the start does not come to rest: {state.tolist()}")
-        self.recording = Recording(simulation)
+        super().__init__(simulation)
         self._command = state[:2]
 
     @property
     def state(self) -> Array:
         """(5,) as `Simulation.state`."""
-        return self.recording.simulation.state
+        return self.simulation.state
 
     @property
     def pose(self) -> Pose:
@@ -248,18 +228,11 @@ class Episode:
         change = action - self._command
         change *= min(1.0, STRIDE / max(float(np.hypot(*change)), 1e-9))
         self._command = np.round(np.clip(self._command + change, *_REACH) * RESOLUTION) / RESOLUTION
-        self.recording.step(self._command)
+        super().step(self._command)
 
 
 def search(pose: Pose, lookahead: int = LOOKAHEAD) -> Array:
-    """Find the first push of the best sequence of pushes, by beam search in the model.
-
-    Args:
-        pose: Where agent and block are.
-        lookahead: Pushes in the longest sequence that is looked at.
-
-    Returns:
-        (4,) the state that the push is to reach.
+    """Find the first push of the best sequence of pushes, by beam search in the model: the state (4,) it is to reach.
 
     Raises:
         ValueError: If no push is possible.
@@ -291,11 +264,7 @@ def remaining_steps(states: Array) -> Array:
 
 
 def possible_pushes(states: Array, pose: Pose) -> tuple[NDArray[np.intp], Array, Array]:
-    """Every spot pushed by several depths, where walls leave the block and the agent room for it.
-
-    Args:
-        states: (N, 4).
-        pose: Where the agent is now, for the states whose spot is -1.
+    """Every spot pushed by several depths from states (N, 4), where walls leave the block and the agent room for it.
 
     Returns:
         (M,) which of the N states a push starts from, (M, 4) where it ends, and (M,) its estimated steps.
@@ -411,14 +380,9 @@ def follow(episode: Episode, target: Array) -> Iterator[Array]:
 
 
 def demonstrate(episode: Episode, disturbance: Array) -> bool:
-    """Bring the block to the goal, searching for a new push whenever one ends.
+    """Bring the block to the goal, searching for a new push whenever one ends; say whether the goal was reached.
 
-    Args:
-        episode: The episode at its start.
-        disturbance: (T, 2) added to the expert's actions, px; T is the most steps it may take to reach the goal.
-
-    Returns:
-        Whether the goal was reached.
+    The disturbance (T, 2) [px] is added to the expert's actions; T is the most steps it may take to reach the goal.
 
     Raises:
         ValueError: If no push is possible, or one ends before its first step.
@@ -463,11 +427,7 @@ def draw_start(random: np.random.Generator) -> Array:
 
 
 def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
-    """Make one demonstration, a function of `seed` and `index`; a start the expert fails from is redrawn.
-
-    Returns:
-        As `Recording.arrays`.
-    """
+    """Make one demonstration, a function of `seed` and `index`; a start that the expert fails from is redrawn."""
     random = np.random.default_rng([seed, index])
     while True:
         episode = Episode(draw_start(random))
@@ -475,19 +435,11 @@ def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
         if random.random() < DISTURBED:
             disturbance = bumps(random, STEPS)
         if demonstrate(episode, disturbance):
-            return episode.recording.arrays()
+            return episode.arrays()
 
 
 def make_episodes(episodes: int, seed: int = 0, workers: int = 1) -> Iterator[dict[str, NDArray[Any]]]:
-    """Make demonstrations, one after another; the number of workers changes nothing but the time.
-
-    Args:
-        episodes: How many.
-        seed: Whole number >= 0.
-        workers: Processes that share the work.
-
-    Yields:
-        As `Recording.arrays`.
+    """Make demonstrations as `Recording.arrays`; the number of workers, processes, changes nothing but the time.
 
     Raises:
         ValueError: If a number is out of range.

@@ -36,19 +36,10 @@ BAR = _constant([(-60, 30), (60, 30), (60, 0), (-60, 0)])
 STEM = _constant([(-15, 30), (-15, 120), (15, 120), (15, 30)])
 CENTER_OF_GRAVITY: Point = (0.0, 45.0)  # mean of the centres of bar and stem, not weighted by area
 GOAL_POSE = (256.0, 256.0, math.pi / 4)
-KEYPOINTS = _constant(
-    [
-        (9.27, 90.04),
-        (-60.98, -1.19),
-        (60.91, -1.39),
-        (-0.27, 25.54),
-        (-14.07, 122.82),
-        (39.00, 32.86),
-        (-39.97, 32.73),
-        (-16.82, 62.86),
-        (23.54, -1.70),
-    ]
-)
+KEYPOINTS = _constant([
+    *[(9.27, 90.04), (-60.98, -1.19), (60.91, -1.39), (-0.27, 25.54), (-14.07, 122.82)],
+    *[(39.00, 32.86), (-39.97, 32.73), (-16.82, 62.86), (23.54, -1.70)],
+])  # fmt: skip
 
 PARTS: list[list[Point]] = [[(float(x), float(y)) for x, y in part] for part in (BAR, STEM)]
 # The four sides of each part: (axis, sign, bound) keeps points with sign * (point[axis] - bound) >= 0.
@@ -60,15 +51,7 @@ AREA = 120.0 * 30.0 + 30.0 * 90.0
 
 
 def place(points: ArrayLike, pose: ArrayLike) -> Array:
-    """Carry points of the block frame into the world.
-
-    Args:
-        points: Points (P, 2) in the block frame, px.
-        pose: Poses (..., 3), px and rad.
-
-    Returns:
-        World points (..., P, 2), px.
-    """
+    """Carry points (P, 2) of the block frame into the world, by poses (..., 3): (..., P, 2), px."""
     local, poses = np.asarray(points, dtype=np.float64), np.asarray(pose, dtype=np.float64)
     cos, sin = np.cos(poses[..., 2, None]), np.sin(poses[..., 2, None])
     x = cos * local[:, 0] - sin * local[:, 1] + poses[..., 0, None]
@@ -77,31 +60,16 @@ def place(points: ArrayLike, pose: ArrayLike) -> Array:
 
 
 def keypoints(pose: ArrayLike) -> Array:
-    """The nine keypoints of the block in the world.
-
-    Args:
-        pose: Poses (..., 3), px and rad.
-
-    Returns:
-        World points (..., 9, 2), px.
-    """
+    """The nine keypoints of the block at poses (..., 3) in the world: (..., 9, 2), px."""
     return place(KEYPOINTS, pose)
 
 
 def coverage(pose: Sequence[float] | Array, goal: Sequence[float] | Array = GOAL_POSE) -> float:
-    """The share of the goal that the block covers: area(block ∩ goal) / area(goal).
+    """The share of the goal that the block covers: area(block ∩ goal) / area(goal), of a pose (3,) and a goal (3,).
 
-    Exact up to rounding. Bar and stem share no area, so the overlap is the sum of four overlaps of
-    rectangles, each clipped (Sutherland & Hodgman, 1974) in the goal's frame, where the goal's sides lie
-    along the axes. There the block at the goal is the goal itself, bit for bit, and its coverage is exactly
-    1.
-
-    Args:
-        pose: Block pose (3,), px and rad.
-        goal: Goal pose (3,), px and rad.
-
-    Returns:
-        Coverage between 0 and 1.
+    Exact up to rounding, between 0 and 1. Bar and stem share no area, so the overlap is the sum of four overlaps of
+    rectangles, each clipped (Sutherland & Hodgman, 1974) in the goal's frame, where the goal's sides lie along the
+    axes. There the block at the goal is the goal itself, bit for bit, and its coverage is exactly 1.
     """
     goal_x, goal_y, goal_angle = float(goal[0]), float(goal[1]), float(goal[2])
     dx, dy, turn = float(pose[0]) - goal_x, float(pose[1]) - goal_y, float(pose[2]) - goal_angle
@@ -119,15 +87,7 @@ def coverage(pose: Sequence[float] | Array, goal: Sequence[float] | Array = GOAL
 
 
 def mirror_point(xy: ArrayLike, goal: ArrayLike = GOAL_POSE) -> Array:
-    """Reflect points about the goal T's axis of symmetry.
-
-    Args:
-        xy: World points (..., 2), px.
-        goal: Goal pose (3,), px and rad.
-
-    Returns:
-        Reflected points (..., 2), px.
-    """
+    """Reflect world points (..., 2) [px] about the axis of symmetry of the goal T (3,)."""
     goal_pose = np.asarray(goal, dtype=np.float64)
     across = np.array([np.cos(goal_pose[2]), np.sin(goal_pose[2])])  # unit normal of the axis
     points = np.asarray(xy, dtype=np.float64)
@@ -136,17 +96,10 @@ def mirror_point(xy: ArrayLike, goal: ArrayLike = GOAL_POSE) -> Array:
 
 
 def mirror_state(state: ArrayLike, goal: ArrayLike = GOAL_POSE) -> Array:
-    """Reflect states about the goal T's axis of symmetry.
+    """Reflect states (..., 5) about the axis of symmetry of the goal T (3,); the angle is then in [0, 2 pi].
 
     The T is its own mirror image, so the block stays a T; one turned by `angle` becomes one turned by
     `2 * goal angle - angle`. An involution that keeps coverage.
-
-    Args:
-        state: States (..., 5): agent x, y, block x, y in px, block angle in rad.
-        goal: Goal pose (3,), px and rad.
-
-    Returns:
-        Reflected states (..., 5), the angle in [0, 2 pi].
     """
     states, goal_angle = np.asarray(state, dtype=np.float64), float(np.asarray(goal)[2])
     agent, block = mirror_point(states[..., 0:2], goal), mirror_point(states[..., 2:4], goal)

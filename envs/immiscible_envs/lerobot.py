@@ -38,10 +38,7 @@ TASK = "Push the T-shaped block onto the T-shaped target."
 
 
 def fit_pose(corners: Array) -> tuple[Array, Array]:
-    """Fit the T to its corners in the least-squares sense (Kabsch, 1976).
-
-    Args:
-        corners: (T, 8, 2) in the world frame [px], in the order of `CORNERS`.
+    """Fit the T to its corners (T, 8, 2) [px], in the order of `CORNERS`, by least squares (Kabsch, 1976).
 
     Returns:
         Poses (T, 3), x, y [px] and angle [rad] in 0..2 pi, and the largest distance (T,) of a corner from
@@ -85,5 +82,5 @@ class CornersAndAgent(gymnasium.ObservationWrapper):
 
 
 def make(render_mode: str | None = None) -> CornersAndAgent:
-    """Build the environment; `gymnasium.make` calls this."""
+    """Build the environment; called by `gymnasium.make`."""
     return CornersAndAgent(PushTEnv(obs_type="state", render_mode=render_mode))

@@ -30,25 +30,13 @@ DECIDED_AT = math.pi / 2
 """Net turn [rad] from which on an episode has a mode: half of the turn that the task asks for."""
 NEARBY = math.pi / 6
 """An episode that begins this near to upside down [rad] begins in the symmetric situation."""
-PLACES = (
-    (180.0, 90.0),
-    (-120.0, 90.0),
-    (270.0, 180.0),
-    (-220.0, -30.0),
-)
+PLACES = ((180.0, 90.0), (-120.0, 90.0), (270.0, 180.0), (-220.0, -30.0))
 """Agent and block of each start: px along the axis from the goal's origin towards the end of its stem. The
 centre of gravity of the block is on the goal's, on it again, 90 px beyond, and 120 px before."""
 
 
 def symmetric_starts(goal: Sequence[float] = GOAL_POSE) -> Array:
-    """The starts that are their own mirror image about the goal's axis.
-
-    Args:
-        goal: Goal pose (3,): x, y [px], angle [rad].
-
-    Returns:
-        States (4, 5): agent x, y, block x, y [px], block angle in [0, 2 pi) [rad]; the agent touches nothing.
-    """
+    """The starts (4, 5) that are their own mirror image about the axis of the goal (3,); the agent touches nothing."""
     x, y, angle = goal
     axis = np.array([-math.sin(angle), math.cos(angle)])
     points = np.array([x, y]) + np.array(PLACES)[..., None] * axis  # (N, 2, 2)
@@ -57,28 +45,19 @@ def symmetric_starts(goal: Sequence[float] = GOAL_POSE) -> Array:
 
 
 def turned(angles: ArrayLike) -> Array:
-    """How far a block has turned since the first step, whole turns counted, whatever multiple of 2 pi was recorded.
+    """Turns (T, ...) since the first step, clockwise positive, of block angles (T, ...) [rad], whatever their period.
 
-    Args:
-        angles: Block angles (T, ...) [rad], T >= 1, less than half a turn apart from step to step.
-
-    Returns:
-        Turns (T, ...) [rad], positive clockwise on the screen.
+    Whole turns count; from step to step the block must have turned by less than half of one.
     """
     continuous = np.unwrap(np.asarray(angles, dtype=np.float64), axis=0)
     return continuous - continuous[0]
 
 
 def classify(angles: ArrayLike) -> NDArray[np.int64]:
-    """Mode of each episode: the direction of its net turn, undecided below `DECIDED_AT`.
+    """Mode of each episode, numbers (...) into `MODES`: the direction of its net turn, undecided below `DECIDED_AT`.
 
-    Only first and last count: who turns a little one way, comes back and goes round the other has the other's mode.
-
-    Args:
-        angles: Block angles (T, ...) [rad] up to success or the episode's end.
-
-    Returns:
-        Modes (...), numbers into `MODES`.
+    Only the first and the last of the block angles (T, ...) [rad], up to success or the episode's end, count: an
+    episode that turns a little one way, comes back and goes round the other has the other's mode.
     """
     turn = turned(angles)[-1]
     return np.where(np.abs(turn) < DECIDED_AT, UNDECIDED, np.where(turn > 0, CLOCKWISE, COUNTER_CLOCKWISE))

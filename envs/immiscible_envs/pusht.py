@@ -205,13 +205,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
 
 
 class Start(NamedTuple):
-    """One episode's beginning.
-
-    Attributes:
-        arguments: (5,) what `Simulation.reset` is given.
-        order: Which of the block's angle and position is set first.
-        goal_pose: (3,) the episode's goal.
-    """
+    """One episode's beginning: what `Simulation.reset` is given, (5,) and an order, and the goal (3,)."""
 
     arguments: Array
     order: Order

@@ -36,15 +36,7 @@ RIM = 4  # px, width of the agent's dark rim
 
 
 def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int = 96) -> Image:
-    """Draw a state.
-
-    Args:
-        state: (5,) agent x, y, block x, y in px, block angle in rad.
-        goal_pose: Goal pose (3,), px and rad.
-        size: Side of the picture; 512 is the canvas itself.
-
-    Returns:
-        (size, size, 3) uint8, RGB, row by row from the top.
+    """Draw a state (5,) and a goal (3,) as (size, size, 3) uint8, RGB, row by row from the top; 512 is the canvas.
 
     Raises:
         ValueError: If the size is less than 1 or the state is not five finite numbers.
@@ -68,17 +60,10 @@ def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int =
 
 
 def resize(image: Image, size: int) -> Image:
-    """Resize a square image bilinearly, sampled at pixel centres without smoothing first.
+    """Resize a square image (S, S, 3) uint8 bilinearly, sampled at pixel centres without smoothing first.
 
     The arithmetic is the fixed-point one (weights in 1/2048) of OpenCV's INTER_LINEAR, with which the
     recorded images were made; so even areas and straight walls come out exactly alike.
-
-    Args:
-        image: (S, S, 3) uint8.
-        size: Side of the result.
-
-    Returns:
-        (size, size, 3) uint8, a new array.
     """
     if size == image.shape[0]:
         return image.copy(order="C")
@@ -92,16 +77,9 @@ def resize(image: Image, size: int) -> Image:
 
 
 def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
-    """Open a window; `pygame.display.quit` closes it.
+    """Open a window of a width and height [px] and return its surface; `pygame.display.quit` closes it.
 
     SDL draws into the void where it finds no display. That is refused here, unless SDL_VIDEODRIVER asks for it.
-
-    Args:
-        size: Width and height in px.
-        title: The window's title.
-
-    Returns:
-        The surface that the window shows.
 
     Raises:
         OSError: If there is no display.
@@ -121,11 +99,7 @@ class Window:
     """A pygame window that shows the canvas; `close` may be called more than once."""
 
     def __init__(self, title: str = "PushT") -> None:
-        """Open the window.
-
-        Raises:
-            OSError: If there is no display.
-        """
+        """Open the window, or raise `open_display`'s OSError."""
         self._screen: pygame.Surface | None = open_display((CANVAS, CANVAS), title)
         self._clock = pygame.time.Clock()
 
@@ -171,11 +145,7 @@ def _lighter(color: Color) -> Color:
 
 @cache
 def _taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Where each target pixel looks along one axis.
-
-    Returns:
-        Indices (2 * target,), near neighbours before far ones, and their weights (2, target) in 1/2048.
-    """
+    """Where target pixels look: indices (2 * target,), near before far, and their weights (2, target) in 1/2048."""
     centers = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
     near = np.floor(centers).astype(np.int64)
     far_weight = np.rint((centers - near) * 2048).astype(np.int32)

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pymunk
+from numpy.typing import NDArray
 
 from immiscible_envs.checks import finite, one_of
-from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, STEM, Array
+from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, STEM, Array, keypoints
 
 WORKSPACE = 512.0  # px, side of the square
 CONTROL_HZ = 10
@@ -40,13 +41,8 @@ ORDERS: tuple[Order, ...] = ("angle_first", "position_first")
 class Simulation:
     """PushT's physics in pymunk.
 
-    Every reset builds a new space, so that nothing of an earlier episode survives it, the solver's contact
-    cache included: a reset, and all that follows it, is a pure function of the start and the actions.
-
-    Attributes:
-        space: pymunk's space, new at every reset.
-        agent: The agent's body in it.
-        block: The block's body in it.
+    Every reset builds a new `space` of pymunk with `agent` and `block`, so that nothing of an earlier episode survives
+    it, the solver's contact cache included: a reset, and all that follows it, is a pure function of start and actions.
     """
 
     def __init__(self) -> None:
@@ -63,9 +59,7 @@ class Simulation:
         "angle_first" puts the block frame's origin where the state says; "position_first" then turns it away
         by `cog - R(angle) cog` (the published evaluation protocol; its numbers are no pose).
 
-        Args:
-            state: (5,) agent x, y, block x, y in px, block angle in rad.
-            order: Which of the block's angle and position is set first.
+        The state (5,) is agent x, y, block x, y in px, block angle in rad.
 
         Raises:
             ValueError: If the state has another shape, is not finite, or the order is unknown.
@@ -84,11 +78,7 @@ class Simulation:
         self._contact_points = 0
 
     def step(self, action: Sequence[float] | Array) -> None:
-        """Advance by one control step, ten physics substeps, with the agent drawn towards the action.
-
-        Args:
-            action: (2,) commanded agent position, px; used as given, inside the workspace or not.
-        """
+        """Advance by ten substeps with the agent drawn towards the action (2,), px, inside the workspace or not."""
         target_x, target_y = float(action[0]), float(action[1])
         agent, space = self.agent, self.space
         self._contact_points = 0
@@ -137,6 +127,38 @@ class Simulation:
 
     def _count(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
         self._contact_points += len(arbiter.contact_point_set.points)
+
+
+class Recording:
+    """Steps a simulation, from its present state, and records every step of a demonstration."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.states: list[Array] = []
+        self.actions: list[Array] = []
+        self.n_contacts: list[int] = []
+
+    def step(self, action: Array) -> None:
+        """Advance by one control step towards the action (2,), px, and record it."""
+        self.states.append(self.simulation.state)
+        self.actions.append(action)
+        self.simulation.step(action)
+        self.n_contacts.append(self.simulation.n_contacts)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What happened so far, under the names of a store's arrays.
+
+        Returns:
+            state (n, 5) float64, before the action of the same row; action (n, 2) and keypoint (n, 9, 2) float32;
+            n_contacts (n, 1) float32, of the step that the row's action makes.
+        """
+        state = np.array(self.states)
+        return {
+            "state": state,
+            "action": np.array(self.actions, dtype=np.float32),
+            "keypoint": keypoints(state[:, 2:]).astype(np.float32),
+            "n_contacts": np.array(self.n_contacts, dtype=np.float32)[:, None],
+        }
 
 
 def after_contact(space: Any, callback: Any) -> None:

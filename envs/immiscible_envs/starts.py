@@ -32,15 +32,10 @@ BLOCK_RANGE = (100, 400)  # px, upper end excluded
 
 
 def legacy_starts(seeds: Iterable[int]) -> Array:
-    """The published starts of some seeds: from the frozen list, or drawn by the same mapping.
+    """The published starts (N, 5) of some seeds: from the frozen list, or drawn by the same mapping.
 
-    Args:
-        seeds: (N,) seeds of `numpy.random.RandomState`; 100000..100049 are the published test starts, 0..5
-            the training starts.
-
-    Returns:
-        (N, 5) float64 arguments of `Simulation.reset(arguments, "position_first")`: agent x, y, block x, y in
-        px, angle in rad.
+    They are float64 arguments of `Simulation.reset(arguments, "position_first")`: agent x, y, block x, y in px, angle
+    in rad. Seeds 100000..100049 are the published test starts, 0..5 the training starts.
 
     Raises:
         ValueError: If a seed is not a whole number from 0 to 2**32 - 1.
@@ -51,12 +46,10 @@ def legacy_starts(seeds: Iterable[int]) -> Array:
 
 
 def published_starts() -> tuple[NDArray[np.int64], Array]:
-    """The frozen list: 50 test starts, then 6 training starts.
+    """The frozen list: seeds (56,) int64 of 50 test and 6 training starts, and the states (56, 5) that follow.
 
-    Returns:
-        seeds (56,) int64, and the states (56, 5) float64 in which the episodes begin: agent x, y, block x, y
-        in px, angle in [0, 2 pi] rad. To begin an episode there, bit for bit, reset with the option
-        `legacy_seed`.
+    A state is agent x, y, block x, y in px, angle in [0, 2 pi] rad. To begin an episode there, bit for bit, reset with
+    the option `legacy_seed`.
 
     Raises:
         ValueError: If the list is not the one that this version of the package was made with.

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from immiscible_envs.geometry import GOAL_POSE, Array, coverage
 from immiscible_envs.pusht import IMAGE_SIZE, SUCCESS_COVERAGE, random_start
-from immiscible_envs.recording import Recording
 from immiscible_envs.rendering import CANVAS, Window, pygame, render_state
-from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, Simulation
+from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, Recording, Simulation
 
 Save = Callable[[Mapping[str, NDArray[Any]]], object]
 

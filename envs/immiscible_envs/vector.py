@@ -112,14 +112,13 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             ValueError: If an argument is not what the class says.
             RuntimeError: If the backend is "compiled" and cannot be used here.
         """
-        if num_envs < 1:
-            raise ValueError(f"num_envs {num_envs} must be at least 1")
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps {max_episode_steps} must be at least 1")
         if not isinstance(autoreset_mode, AutoresetMode):
             one_of(autoreset_mode, tuple(mode.value for mode in AutoresetMode), "autoreset_mode")
         if render_mode is not None:
             one_of(render_mode, ("rgb_array",), "render_mode of the vector environment")
+        self._batch = BatchSimulation(num_envs, threads, backend)
         self.num_envs = num_envs
         self.obs_type = one_of(obs_type, OBS_TYPES, "obs_type")
         self.render_mode = render_mode
@@ -132,7 +131,6 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         self._max_episode_steps = max_episode_steps
         self._default_goal = checked_goal(goal_pose)
         self._goals = np.tile(self._default_goal, (num_envs, 1))
-        self._batch = BatchSimulation(num_envs, threads, backend)
         self.backend = self._batch.backend
         self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
@@ -159,13 +157,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         return observations, infos if mask.all() else _masked(infos, mask)
 
     def step(self, actions: Array) -> tuple[Observation, Array, Any, Any, dict[str, Any]]:
-        """Advance every row by 0.1 s with its agent drawn towards its action.
-
-        Args:
-            actions: (N, 2) commanded agent positions, px; those of rows that `NEXT_STEP` resets are ignored.
-
-        Returns:
-            observations, rewards (N,), terminated (N,), truncated (N,) and infos.
+        """Advance every row by 0.1 s with its agent drawn towards its action (N, 2), px, ignored where a row is reset.
 
         Raises:
             ValueError: If the actions are not (N, 2) finite numbers; no row has advanced then.

@@ -50,7 +50,7 @@ def test_search_refuses_where_no_push_is_possible(monkeypatch: pytest.MonkeyPatc
 def test_a_demonstration_that_does_not_arrive_is_said() -> None:
     episode = expert.Episode(expert.draw_start(np.random.default_rng(0)))
     assert not expert.demonstrate(episode, np.zeros((20, 2)))
-    assert len(episode.recording.states) == 20
+    assert len(episode.states) == 20
 
 
 def test_the_expert_recovers_from_disturbances() -> None:
@@ -59,7 +59,7 @@ def test_the_expert_recovers_from_disturbances() -> None:
         random = np.random.default_rng(seed)
         episode = expert.Episode(expert.draw_start(random))
         arrived += expert.demonstrate(episode, expert.bumps(random, expert.STEPS))
-        strides = np.linalg.norm(np.diff(episode.recording.actions, axis=0), axis=1)
+        strides = np.linalg.norm(np.diff(episode.actions, axis=0), axis=1)
         felt = max(felt, float(strides.max()))
     assert arrived >= 3 and felt > expert.STRIDE - 1
 
@@ -135,7 +135,7 @@ def test_agent_goes_around_the_block_without_touching_it() -> None:
             off |= bool(expert.clearance(episode.pose.local_agent) > expert.AGENT_RADIUS + expert.CLEAR)
             if off:
                 steps_away += 1
-                assert episode.state[2:].tolist() == episode.recording.states[-1][2:].tolist()
+                assert episode.state[2:].tolist() == episode.states[-1][2:].tolist()
     assert steps_away > 30
 
 
