@@ -39,14 +39,11 @@ NAMED = {
 
 
 def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A colour for every label: that of the selector or method it names first, or the next one that is free.
+    """A colour for every label, no two alike: that of the selector or method it names first, or the next free one.
 
     Args:
         labels: What is drawn together.
         selectors: The selector or method that each label stands for, where the label does not say it.
-
-    Returns:
-        Colours by label, no two alike.
 
     Raises:
         ValueError: If there are more labels than colours.
@@ -66,18 +63,9 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
 def panels(
     columns: int, rows: int = 1, *, title: str = "", width: float = 4.9, height: float = 3.9, grid: str = "y"
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of plain panels, left to right and down, under one line of text.
+    """A figure of plain panels of width x height inches, left to right and down, under one line of text.
 
-    Args:
-        columns: Panels in a row.
-        rows: Rows of panels.
-        title: The line of text.
-        width: Inches of a panel.
-        height: Inches of a panel.
-        grid: Direction of the values, as in `style`.
-
-    Returns:
-        The figure and its panels.
+    `grid` is as in `style`.
     """
     figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
@@ -89,12 +77,7 @@ def panels(
 
 
 def style(axes: Axes, grid: str = "y") -> None:
-    """Give a panel the common look: two spines, small ticks, a quiet grid below the data.
-
-    Args:
-        axes: The panel.
-        grid: Direction of the values: `x`, `y` or `both`.
-    """
+    """Give a panel the common look: two spines, small ticks, a quiet grid (x, y or both) below the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=8, color=GREY, labelcolor=INK)

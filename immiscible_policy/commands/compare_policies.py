@@ -35,13 +35,7 @@ WIDTH = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `compare_policies.py`.
-
-    Args:
-        argv: Words of the command line; those of the process by default, with errors reported in one line.
-
-    Returns:
-        Exit code 0.
+    """Run the command; without words, on those of the process, with a mistake reported in one line.
 
     Raises:
         ValueError: For a mistake in argv, or runs that cannot be compared.
@@ -57,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_page("report", options["report"])
     a, b = RunDirectory(options["a"]), RunDirectory(options["b"])
     comparison = compare(a, b)
-    show(comparison)
+    _show(comparison)
     if options["out"] is not None:
         write_comparison(options["out"], comparison, a, b)
     if options["json"] is not None:
@@ -69,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(comparison: Comparison) -> None:
+def _show(comparison: Comparison) -> None:
     """Print the comparison, at least WIDTH columns wide where nobody looks at the terminal's edge."""
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import CommandError, Option, parse, require_writable, run
+from immiscible_policy.cli import CommandError, Option, parse, require_writable
+from immiscible_policy.cli import run as run_command
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
@@ -47,7 +48,7 @@ OPTIONS = {
 
 def main() -> None:
     """Console entry point."""
-    run(_main)
+    run_command(_main)
 
 
 def _main(words: list[str]) -> int:
@@ -71,7 +72,11 @@ def _main(words: list[str]) -> int:
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
     if options["run"] and options["starts"] == "fresh":
-        _add_fresh(RunDirectory(options["run"]), rows)
+        run = RunDirectory(options["run"])
+        for seed in sorted({row.seed for row in rows}):
+            run.seed(seed).append_fresh(row for row in rows if row.seed == seed)
+        summarize(run)
+        print(f"added max_fresh to {run.path}/summary.md")
     return 0
 
 
@@ -108,13 +113,6 @@ def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
         return [run.seed(seed).checkpoint(step) for seed, step in best.items()]
     except CheckpointError as error:
         raise CommandError(f"checkpoints=best: {error}; use checkpoints=last or all") from None
-
-
-def _add_fresh(run: RunDirectory, rows: list[EpisodeRow]) -> None:
-    for seed in sorted({row.seed for row in rows}):
-        run.seed(seed).append_fresh(row for row in rows if row.seed == seed)
-    summarize(run)
-    print(f"added max_fresh to {run.path}/summary.md")
 
 
 def _table(rows: list[EpisodeRow], metrics: Sequence[Metric], title: str) -> Table:

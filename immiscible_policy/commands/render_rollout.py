@@ -45,13 +45,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `render_rollout.py`.
-
-    Args:
-        argv: Words of the command line; those of the process by default, with a mistake shown as one line.
-
-    Returns:
-        Exit code 0.
+    """Run the command; without words, on those of the process, with a mistake reported in one line.
 
     Raises:
         ValueError: For a mistake in argv, or a checkpoint that cannot be read.

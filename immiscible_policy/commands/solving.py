@@ -33,12 +33,7 @@ def solver_name(options: Mapping[str, Any]) -> str | None:
 
 
 def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str | None = None) -> Solver:
-    """How a checkpoint samples: as in training, but for what the options say.
-
-    Args:
-        checkpoint: What is to act.
-        options: Values of `OPTIONS`.
-        name: A solver instead of the options'.
+    """How a checkpoint samples: as in training, but for a solver's name and for what the values of `OPTIONS` say.
 
     Raises:
         ValueError: If a value is unknown or out of range.

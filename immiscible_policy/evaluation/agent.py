@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
+from immiscible_policy.demos.windows import Layout
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.solver import Solver
@@ -19,12 +20,7 @@ from immiscible_policy.tasks import Observed
 
 
 class Agent:
-    """Samples action chunks and returns the part to execute.
-
-    Args:
-        policy: The policy, in evaluation mode.
-        spec: Its sizes.
-        solver: How to go from noise to actions.
+    """Samples action chunks of a policy in evaluation mode and returns the part to execute.
 
     Raises:
         ValueError: If the solver does not go with what the policy learned.
@@ -34,6 +30,7 @@ class Agent:
         solver.plan(policy.path)  # refuses what does not go together
         self.policy, self.spec, self.solver = policy, spec, solver
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
+        self._sent = Layout(spec.horizon, spec.obs_steps, spec.action_steps).sent
 
     def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, A), in the environment's units."""
@@ -43,9 +40,7 @@ class Agent:
         if self.spec.encoder is not None:
             frames = [torch.from_numpy(observed.frames[camera]) for camera in self.spec.encoder.cameras]
             seen = Pictured(numbers, torch.stack(frames, dim=2).to(device))
-        chunk = self.policy.sample(seen, self.solver, generators)
-        first = self.spec.obs_steps - 1
-        return chunk[:, first : first + self.spec.action_steps].double().cpu().numpy()
+        return self.policy.sample(seen, self.solver, generators)[:, self._sent].double().cpu().numpy()
 
 
 def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
@@ -57,7 +52,7 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, Po
     """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or describes no policy.
+        CheckpointError: If the checkpoint is damaged or does not describe a policy.
     """
     spec = read_spec(checkpoint)
     policy = build_policy(spec)
@@ -72,7 +67,7 @@ def read_spec(checkpoint: Checkpoint) -> PolicySpec:
     """What a checkpoint's metadata records about its policy; nothing is built.
 
     Raises:
-        CheckpointError: If it describes no policy.
+        CheckpointError: If it does not describe a policy.
     """
     recorded = checkpoint.metadata.get("policy")
     names = {field.name for field in fields(PolicySpec)}
@@ -93,12 +88,7 @@ def solver_of(
 ) -> Solver:
     """How a checkpoint's run sampled when it was evaluated in training; ten steps of DDIM for a policy from elsewhere.
 
-    Args:
-        checkpoint: What is to act.
-        name: A solver instead.
-        steps: Network calls instead.
-        spacing: Spacing of the times instead.
-        eta: Noise of `ddim` instead.
+    A name, number of network calls, spacing or eta (noise of `ddim`) that is given counts instead.
 
     Raises:
         ValueError: If a value is unknown or out of range.

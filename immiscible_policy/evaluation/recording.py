@@ -52,11 +52,7 @@ class Recorder:
         self._scores.append(np.array(metrics[primary(self._task).name]))
 
     def recording(self, rows: Sequence[EpisodeRow]) -> Recording:
-        """What was reported, each episode held from its last step on.
-
-        Args:
-            rows: What the evaluation returned, one row per episode (N).
-        """
+        """What was reported, each episode held from its last step on; `rows` as the evaluation returned them (N)."""
         last = np.array([row.steps for row in rows])
         held = np.minimum(np.arange(len(self._scenes))[:, None], last)  # (T, N): step whose scene is shown
         episodes = np.arange(len(rows))

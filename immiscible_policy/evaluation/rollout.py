@@ -43,11 +43,7 @@ class ActingPolicy(Protocol):
 
 
 class Tally:
-    """The metrics of N episodes so far.
-
-    Attributes:
-        values: By name of the metric, (N,).
-    """
+    """The metrics of N episodes so far: `values` (N,) by name."""
 
     def __init__(self, metrics: Sequence[Metric], count: int, info: Mapping[str, Array]) -> None:
         """Begin with what the reset says; only a `max` looks at it."""
@@ -88,19 +84,9 @@ def evaluate(
 
     Each episode has its own source of sampling noise, a function of its start alone: two policies evaluated on the
     same starts meet the same noise. Batches always have `batch_size` rows (the last is filled up and the filling
-    thrown away), so that a row does not depend on how many others were asked for.
-
-    Args:
-        task: What the policy acts in.
-        policy: Chooses the actions.
-        starts: Start seeds (N,), which the task turns into beginnings of episodes.
-        seed: Training seed, recorded in the rows.
-        checkpoint: Training step, recorded in the rows.
-        batch_size: Episodes rolled out at once.
-        max_steps: Steps after which an episode ends; by default the task's.
-        on_step: Watches all episodes step by step; needs N <= batch_size.
-        options: Reset options, N rows each, that say where the episodes begin instead; `starts` then only names the
-            episodes, and so their sampling noise.
+    thrown away), so that a row does not depend on how many others were asked for. The rows record the training `seed`
+    and the step `checkpoint`. `on_step` watches all episodes step by step. Reset `options`, a row per start, say where
+    the episodes begin; `starts` then only names the episodes, and so their sampling noise.
 
     Returns:
         One row per start, in the order of the starts.

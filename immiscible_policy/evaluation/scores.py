@@ -59,24 +59,20 @@ Table = Mapping[int, Scores]
 
 
 def scores(rows: Mapping[int, Sequence[EpisodeRow]]) -> dict[int, Scores]:
-    """Arrange episodes by training seed, checkpoint and start; what is incomplete is left out (`store.rows.complete`).
+    """Scores of each training seed from its episodes, all over the same starts.
 
-    Args:
-        rows: Episodes of each training seed.
-
-    Returns:
-        Scores of each seed, all over the same starts.
+    What is incomplete is left out (`store.rows.complete`).
     """
     starts, tables = complete(rows)
-    return {seed: Scores(list(table), starts, _values(table, starts)) for seed, table in tables.items()}
-
-
-def _values(table: Mapping[int, Mapping[int, EpisodeRow]], starts: Sequence[int]) -> dict[str, Array]:
-    names = next(row for by_start in table.values() for row in by_start.values()).metrics
-    return {
-        name: np.array([[by_start[start].metrics[name] for start in starts] for by_start in table.values()])
-        for name in names
-    }
+    arranged = {}
+    for seed, table in tables.items():
+        names = next(row for by_start in table.values() for row in by_start.values()).metrics
+        values = {
+            name: np.array([[by_start[start].metrics[name] for start in starts] for by_start in table.values()])
+            for name in names
+        }
+        arranged[seed] = Scores(list(table), starts, values)
+    return arranged
 
 
 def stacked(table: Table, metric: str, kind: str) -> Array:
@@ -86,7 +82,7 @@ def stacked(table: Table, metric: str, kind: str) -> Array:
 
 
 def best_steps(table: Table, metric: str) -> dict[int, int]:
-    """Of each training seed the step of the checkpoint that `max` reads."""
+    """Step of the checkpoint that `max` reads, by training seed."""
     return {seed: scored.best(metric)[0] for seed, scored in table.items()}
 
 
@@ -96,12 +92,7 @@ def common_steps(*tables: Table) -> list[int]:
 
 
 def fresh_scores(run: RunDirectory, chosen: Mapping[int, int], metric: str) -> dict[int, Array]:
-    """Scores of each seed's chosen checkpoint on held-out starts.
-
-    Args:
-        run: The run.
-        chosen: Step of the chosen checkpoint of each seed.
-        metric: Name of the metric.
+    """Scores of the seeds' chosen checkpoints (steps by seed) on held-out starts.
 
     Returns:
         By start that all seeds share, the scores of the seeds (S,); empty where some seed has none.

@@ -103,14 +103,7 @@ class Components:
 
 @dataclass(frozen=True)
 class SignTest:
-    """A two-sided sign test.
-
-    Attributes:
-        wins: Number of differences above 0.
-        losses: Number below 0.
-        ties: Number equal to 0; they are left out.
-        p: Two-sided binomial p-value; 1 where all are ties.
-    """
+    """Differences above 0, below 0 and equal to 0 (left out), and the two-sided binomial p; 1 where all are ties."""
 
     wins: int
     losses: int
@@ -130,22 +123,22 @@ class Needed:
     starts: float
     seeds: float
 
+    @property
+    def text(self) -> str:
+        """Starts, then seeds."""
+        sizes = (self.starts, self.seeds)
+        return ", ".join("unknown" if math.isnan(n) else "never" if math.isinf(n) else f"{n:,.0f}" for n in sizes)
 
-def mean_interval(values: Array, level: float = LEVEL) -> Interval:
+
+def mean_interval(values: Array) -> Interval:
     """Mean of scores (seeds, starts) with its interval; `interval` of one arm."""
-    return interval([values], level)
+    return interval([values])
 
 
 def difference_arms(a: Array, b: Array, *, same_seeds: bool) -> list[Array]:
-    """Arms of the difference A - B.
+    """Arms of the difference A - B of scores (seeds, starts) on the same starts, in the same order.
 
-    Args:
-        a: Scores (seeds, starts).
-        b: Scores (seeds, starts) on the same starts, in the same order.
-        same_seeds: Whether row i of both comes from the same training seed; they are then paired.
-
-    Returns:
-        `[a - b]` or `[a, -b]`.
+    `[a - b]` where row i of both comes from the same training seed, otherwise `[a, -b]`.
 
     Raises:
         ValueError: If the shapes do not allow the pairing.
@@ -157,24 +150,18 @@ def difference_arms(a: Array, b: Array, *, same_seeds: bool) -> list[Array]:
     return arms
 
 
-def interval(arms: Arms, level: float = LEVEL) -> Interval:
+def interval(arms: Arms) -> Interval:
     """Sum of the arms' means with its interval (module docstring).
 
-    Args:
-        arms: Arrays (seeds, starts) over the same starts.
-        level: Confidence level.
-
-    Returns:
-        The estimate and its interval; `over` says what it generalises over. Where an arm has a single seed,
-        the interval is t(N - 1) sqrt(var(start means) / N), conditional on the runs.
+    Where an arm has a single seed, the interval is t(N - 1) sqrt(var(start means) / N), conditional on the runs.
 
     Raises:
-        ValueError: If the arms are no finite, non-empty arrays over the same number of starts.
+        ValueError: If the arms are not finite, non-empty arrays over the same number of starts.
     """
     _check(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     estimate = float(sum(arm.mean() for arm in arms))
-    half = _half_width(components(arms), sizes, n_starts, level)
+    half = _half_width(components(arms), sizes, n_starts)
     varied = [name for name, varies in (("seeds", min(sizes) > 1), ("starts", n_starts > 1)) if varies]
     return Interval(estimate, estimate - half, estimate + half, " and ".join(varied) or "nothing")
 
@@ -192,7 +179,10 @@ def components(arms: Arms) -> Components:
     _check(arms)
     n_starts = arms[0].shape[1]
     crossed = all(len(arm) > 1 for arm in arms) and n_starts > 1
-    rest = tuple(_residual_mean_square(arm) if crossed else 0.0 for arm in arms)
+    residuals = [arm - arm.mean(1, keepdims=True) - arm.mean(0, keepdims=True) + arm.mean() for arm in arms]
+    rest = tuple(
+        float(np.sum(left**2) / ((left.shape[0] - 1) * (left.shape[1] - 1))) if crossed else 0.0 for left in residuals
+    )
     seeds = tuple(_variance(arm.mean(1)) - of_rest / n_starts for arm, of_rest in zip(arms, rest, strict=True))
     of_starts = _variance(np.sum([arm.mean(0) for arm in arms], axis=0))
     share = sum(of_rest / len(arm) for arm, of_rest in zip(arms, rest, strict=True))
@@ -218,40 +208,37 @@ def two_level_bootstrap(arms: Arms, rng: np.random.Generator, resamples: int = 4
     return np.sum([np.sum((weights(len(arm)) @ arm) * by_start, axis=1) for arm in arms], axis=0)
 
 
-def percentile_interval(samples: Array, level: float = LEVEL) -> tuple[float, float]:
-    """Ends of the central share `level` of bootstrap samples (resamples,)."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(samples: Array) -> tuple[float, float]:
+    """Ends of the central 95 % of bootstrap samples (resamples,)."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def bootstrap_interval(arms: Arms) -> tuple[float, float]:
+    """Percentile interval of the two-level bootstrap, a function of the scores alone (fixed stream)."""
+    return percentile_interval(two_level_bootstrap(arms, np.random.default_rng(0)))
 
 
 def sign_test(differences: Array) -> SignTest:
     """Count in how many units A wins and test the count against a fair coin.
 
     The units must be independent for p to hold: training seeds are, pairs of seed and start are not quite.
+    n units cannot give a p below 2^(1 - n).
 
     Args:
         differences: A - B per unit, any shape.
-
-    Returns:
-        Counts and the two-sided p-value; n units cannot give a p below 2^(1 - n).
     """
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return SignTest(wins, losses, int(np.size(differences)) - wins - losses, p)
 
 
-def episodes_needed(arms: Arms, level: float = LEVEL) -> Needed:
+def episodes_needed(arms: Arms) -> Needed:
     """Smallest experiment whose interval would exclude 0 at the observed difference and variance components.
 
     Solves half(S, N) < |estimate| for N at the present S, and for S (equal in all arms) at the present N. An
-    experiment of that size excludes 0 about half the time, as its own estimate scatters about the truth.
-
-    Args:
-        arms: Arrays (seeds, starts) of a difference.
-        level: Confidence level.
-
-    Returns:
-        The sizes, at least 2 each.
+    experiment of that size excludes 0 about half the time, as its own estimate scatters about the truth. The sizes
+    are at least 2 each.
 
     Raises:
         ValueError: As `interval`.
@@ -259,23 +246,20 @@ def episodes_needed(arms: Arms, level: float = LEVEL) -> Needed:
     observed = components(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     distance = abs(float(sum(arm.mean() for arm in arms)))
-    starts = _smallest(lambda n: _half_width(observed, sizes, n, level) < distance)
+    starts = _smallest(lambda n: _half_width(observed, sizes, n) < distance)
     if min(sizes) == 1:
         return Needed(starts, math.nan)
-    return Needed(starts, _smallest(lambda s: _half_width(observed, [s] * len(arms), n_starts, level) < distance))
+    return Needed(starts, _smallest(lambda s: _half_width(observed, [s] * len(arms), n_starts) < distance))
 
 
 def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts: int) -> str:
-    """Say in words what `episodes_needed` returned.
+    """Say in one or two sentences what `episodes_needed` returned.
 
     Args:
         needed: Its result.
         excludes_zero: Whether the interval excludes 0 already.
         n_seeds: Seeds per arm at present (the smaller number where the arms differ).
         n_starts: Starts at present.
-
-    Returns:
-        One or two sentences.
     """
     seeds, starts = count(n_seeds, "seed"), count(n_starts, "start")
     if excludes_zero:
@@ -297,14 +281,14 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _half_width(observed: Components, sizes: Sequence[int], n_starts: int, level: float) -> float:
+def _half_width(observed: Components, sizes: Sequence[int], n_starts: int) -> float:
     """Half-width of the interval for given components, seeds per arm and starts; NaN where nothing varies.
 
     Degrees of freedom of the sum of the arms' estimated variances by Welch (1947).
     """
     by_starts = 0.0
     if n_starts > 1:
-        by_starts = _quantile(n_starts - 1, level) ** 2 * observed.starts / n_starts
+        by_starts = _quantile(n_starts - 1) ** 2 * observed.starts / n_starts
     if min(sizes) == 1:
         return math.sqrt(by_starts) if n_starts > 1 else math.nan
     triples = zip(observed.seeds, observed.rest, sizes, strict=True)
@@ -312,16 +296,11 @@ def _half_width(observed: Components, sizes: Sequence[int], n_starts: int, level
     total, degrees = sum(variances), float(min(sizes) - 1)
     if total > 0:
         degrees = total**2 / sum(variance**2 / (size - 1) for variance, size in zip(variances, sizes, strict=True))
-    return math.sqrt(_quantile(degrees, level) ** 2 * total + by_starts)
+    return math.sqrt(_quantile(degrees) ** 2 * total + by_starts)
 
 
-def _quantile(degrees: float, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, degrees))
-
-
-def _residual_mean_square(arm: Array) -> float:
-    residual = arm - arm.mean(1, keepdims=True) - arm.mean(0, keepdims=True) + arm.mean()
-    return float(np.sum(residual**2) / ((arm.shape[0] - 1) * (arm.shape[1] - 1)))
+def _quantile(degrees: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def _variance(values: Array) -> float:
@@ -342,7 +321,7 @@ def _check(arms: Arms) -> None:
     if len({shape[1] for shape in shapes}) > 1:
         raise ValueError(f"scores of shape {shapes}: all arms must use the same starts")
     if not all(np.isfinite(arm).all() for arm in arms):
-        raise ValueError("scores hold NaN or infinite values; every score must be finite")
+        raise ValueError("scores have NaN or infinite values; every score must be finite")
 
 
 def _size(number: float, unit: str) -> str:

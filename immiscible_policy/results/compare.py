@@ -10,29 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import (
-    LAST,
-    Scores,
-    Table,
-    best_steps,
-    common_steps,
-    fresh_scores,
-    scores,
-    stacked,
-)
+from immiscible_policy.evaluation.scores import LAST, Scores, best_steps, common_steps, fresh_scores, scores, stacked
 from immiscible_policy.evaluation.statistics import (
     Array,
     Interval,
     Needed,
     SignTest,
+    bootstrap_interval,
     difference_arms,
     episodes_needed,
     interval,
     mean_interval,
     needed_sentence,
-    percentile_interval,
     sign_test,
-    two_level_bootstrap,
 )
 from immiscible_policy.results.interval import brackets, text
 from immiscible_policy.results.plots import learning_curves, selector_of
@@ -44,19 +34,13 @@ from immiscible_policy.tasks import summarised
 
 @dataclass(frozen=True)
 class Result:
-    """One score of A and B, and the difference.
+    """One score (`kind` is one of `scores.KINDS`) of A and B, and the difference A - B.
 
     Attributes:
-        metric: Name of a metric of the task.
-        kind: One of `scores.KINDS`.
-        a: Mean of A.
-        b: Mean of B.
-        difference: A - B.
         bootstrap: Percentile interval of the two-level bootstrap of A - B, for comparison.
         over_seeds: Sign test over training seeds; None where the runs' seeds differ.
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
-        needed: How large an experiment would exclude 0.
-        needed_words: The same in words.
+        needed: How large an experiment would exclude 0; `needed_words` says the same.
     """
 
     metric: str
@@ -83,13 +67,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side.
+    """Two runs side by side, as their directories `a` and `b`.
 
     Attributes:
-        a: Directory of run A.
-        b: Directory of run B.
-        seeds_a: Training seeds of A.
-        seeds_b: Training seeds of B.
         paired: Whether the seeds are the same, so that differences are paired by seed as well as by start.
         starts: Starts that both were evaluated on.
         checkpoints: Checkpoints that every seed of both was evaluated at.
@@ -114,14 +94,7 @@ class Comparison:
 
 
 def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
-    """Compare two runs at the checkpoints and on the starts that they share.
-
-    Args:
-        a: Run A.
-        b: Run B.
-
-    Returns:
-        The comparison, a function of the episodes alone.
+    """Compare two runs at the checkpoints and on the starts that they share: a function of the episodes alone.
 
     Raises:
         ValueError: If they are of different tasks, or share no start or no checkpoint.
@@ -138,11 +111,14 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
         raise ValueError(f"{a.path} and {b.path} share no checkpoint; evaluate both at the same steps")
     of_a, of_b = ({seed: scored.at(steps, starts) for seed, scored in whole.items()} for whole in (whole_a, whole_b))
     paired = list(of_a) == list(of_b)
-    results = [
-        _result(metric.name, kind, values_a, values_b, paired)
-        for metric in summarised(a.task)
-        for kind, values_a, values_b in _readings(a, b, of_a, of_b, metric.name)
-    ]
+    results = []
+    for metric in (metric.name for metric in summarised(a.task)):
+        for kind in ("last10", "max"):
+            results.append(_result(metric, kind, stacked(of_a, metric, kind), stacked(of_b, metric, kind), paired))
+        fresh_a, fresh_b = (fresh_scores(run, best_steps(of, metric), metric) for run, of in ((a, of_a), (b, of_b)))
+        if common := sorted(fresh_a.keys() & fresh_b.keys()):
+            values_a, values_b = (np.stack([of[start] for start in common], axis=1) for of in (fresh_a, fresh_b))
+            results.append(_result(metric, "max_fresh", values_a, values_b, paired))
     notes = [
         *_common_ground(everyone, starts, steps),
         *_meaning(paired, min(len(of_a), len(of_b))),
@@ -195,14 +171,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
 
 
 def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunDirectory) -> None:
-    """Write `comparison.json`, `comparison.md` and `comparison.png`.
-
-    Args:
-        out: Directory, created if absent.
-        comparison: The comparison of a and b.
-        a: Run A.
-        b: Run B.
-    """
+    """Write `comparison.json`, `comparison.md` and `comparison.png` of the comparison of a and b into a directory."""
     runs = {f"A {_name(comparison.a)}": a, f"B {_name(comparison.b)}": b}
     shown = summarised(a.task)[:2]
     names = {metric.name for metric in shown}
@@ -223,7 +192,6 @@ def columns(comparison: Comparison) -> list[str]:
 
 def cells(result: Result) -> list[str]:
     """Row of a table of results."""
-    needed = (result.needed.starts, result.needed.seeds)
     return [
         result.name,
         f"{result.a.estimate:.3f}",
@@ -232,34 +200,20 @@ def cells(result: Result) -> list[str]:
         "-" if math.isnan(result.ratio) else f"{result.ratio:.3f}",
         "-" if result.over_seeds is None else _sign(result.over_seeds),
         _sign(result.over_episodes),
-        "enough" if result.difference.excludes_zero else ", ".join(map(_size, needed)),
+        "enough" if result.difference.excludes_zero else result.needed.text,
     ]
-
-
-def _readings(
-    a: RunDirectory, b: RunDirectory, of_a: Table, of_b: Table, metric: str
-) -> list[tuple[str, Array, Array]]:
-    """Scores (seeds, starts) of A and of B, by kind."""
-    readings = [(kind, stacked(of_a, metric, kind), stacked(of_b, metric, kind)) for kind in ("last10", "max")]
-    fresh_a, fresh_b = (fresh_scores(run, best_steps(of, metric), metric) for run, of in ((a, of_a), (b, of_b)))
-    common = sorted(fresh_a.keys() & fresh_b.keys())
-    if common:
-        of_fresh = [np.stack([fresh[start] for start in common], axis=1) for fresh in (fresh_a, fresh_b)]
-        readings.append(("max_fresh", of_fresh[0], of_fresh[1]))
-    return readings
 
 
 def _result(metric: str, kind: str, a: Array, b: Array, paired: bool) -> Result:
     arms = difference_arms(a, b, same_seeds=paired)
     difference, needed = interval(arms), episodes_needed(arms)
-    samples = two_level_bootstrap(arms, np.random.default_rng(0))
     return Result(
         metric,
         kind,
         mean_interval(a),
         mean_interval(b),
         difference,
-        percentile_interval(samples),
+        bootstrap_interval(arms),
         sign_test(arms[0].mean(1)) if paired else None,
         sign_test(arms[0] if paired else a.mean(0) - b.mean(0)),
         needed,
@@ -300,11 +254,8 @@ def _meaning(paired: bool, n_seeds: int) -> list[str]:
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     """Settings of A against those of B; a part's options by dotted keys."""
     a, b = _dotted(a), _dotted(b)
-    differing = [
-        f"{key} {a.get(key, 'none')} against {b.get(key, 'none')}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]
+    keys = (key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))
+    differing = [f"{key} {a.get(key, 'none')} against {b.get(key, 'none')}" for key in keys]
     return f"Settings that differ: {'; '.join(differing)}." if differing else "No setting differs."
 
 
@@ -317,10 +268,6 @@ def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sign(test: SignTest) -> str:
     return f"{test.wins}:{test.losses} p={test.p:.2g}"
-
-
-def _size(number: float) -> str:
-    return "unknown" if math.isnan(number) else "never" if math.isinf(number) else f"{number:,.0f}"
 
 
 def _name(directory: str) -> str:

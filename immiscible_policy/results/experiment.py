@@ -45,13 +45,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Experiments:
-    """The experiments of a package, one per module.
-
-    Attributes:
-        package: The package that holds the modules, as imported.
-        names: The modules.
-        out: Where results go by default.
-    """
+    """The experiments of a package (as imported), one per module of `names`; results go to `out` by default."""
 
     package: str
     names: Sequence[str]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from immiscible_policy.evaluation.scores import Scores, Table, common_steps, scores, stacked
+from immiscible_policy.evaluation.scores import Table, common_steps, scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.interval import figures, text
@@ -27,7 +27,7 @@ from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import summarised
 
 SHARES = (0.80, 0.90, 0.95)
-AUDIT = ("noise/distance_percent", "noise/correlation", "noise/prior_shift", "noise/squared_norm")
+PREFIX, AUDIT = "noise/", ("distance_percent", "correlation", "prior_shift", "squared_norm")
 KINDS = ("last10", "last", "max")
 
 Document = dict[str, Any]
@@ -42,7 +42,7 @@ def write_grid(
 
     Args:
         out: Directory of all arms.
-        name: The grid's name.
+        name: Name of the grid and of its files.
         arms: Its arms, as directories below `out`; the first is what the others are compared with.
         seeds: The training seeds that every arm should have.
         published: What a paper reports, to stand beside ours.
@@ -52,7 +52,11 @@ def write_grid(
     """
     runs = {arm: RunDirectory(out / arm) for arm in arms}
     missing = {arm: run.missing(seeds).unfinished if run.is_evaluated else list(seeds) for arm, run in runs.items()}
-    tables = {arm: _scores(run, seeds) for arm, run in runs.items() if not missing[arm]}
+    tables = {
+        arm: {seed: scored for seed, scored in scores(run.episodes()).items() if seed in seeds}
+        for arm, run in runs.items()
+        if not missing[arm]
+    }
     first = tables.get(arms[0])
     record = {
         "arms": {
@@ -65,11 +69,6 @@ def write_grid(
     page = markdown(name, record)
     write_result(out / name, record, page, _picture(runs, tables, arms[0]) if tables else None)
     return page
-
-
-def _scores(run: RunDirectory, seeds: Sequence[int]) -> dict[int, Scores]:
-    """The scores of the grid's seeds."""
-    return {seed: scored for seed, scored in scores(run.episodes()).items() if seed in seeds}
 
 
 def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str) -> Figure:
@@ -96,6 +95,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
 def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
     metrics = [metric.name for metric in summarised(run.task)]
+    audits = [audit for seed, audit in last_audits(run).items() if seed in own]
     values = {metric: {kind: stacked(own, metric, kind) for kind in KINDS} for metric in metrics}
     arm: Document = {
         "missing_seeds": [],
@@ -112,7 +112,11 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
             }
             for row, seed in enumerate(own)
         },
-        "noise": _last_audit(run, list(own)),
+        "noise": {
+            PREFIX + key: float(np.mean([audit[key] for audit in audits]))
+            for key in AUDIT
+            if audits and all(key in audit for audit in audits)
+        },
         "curve": _curve(own, None if first is own else first, metrics[0]),
     }
     if first is not None:
@@ -147,20 +151,19 @@ def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Doc
     """
     means = [of_seed.values[metric].mean(axis=1) for of_seed in first.values()]
     best = float(np.mean(means, axis=0).max()) if len({len(curve) for curve in means}) == 1 else math.nan
+    curves = {seed: dict(zip(of.steps, of.values[metric].mean(axis=1), strict=True)) for seed, of in own.items()}
     reached: Document = {}
     for share in SHARES:
-        steps = {seed: _first_step(of_seed, metric, share * best) for seed, of_seed in own.items()}
+        steps = {
+            seed: next((step for step, mean in of_seed.items() if mean >= share * best), None)
+            for seed, of_seed in curves.items()
+        }
         reached[f"{share:.2f}"] = {
             metric: share * best,
             "steps": {str(seed): step for seed, step in steps.items()},
             "seconds": {str(seed): _seconds(run, seed, step) for seed, step in steps.items()},
         }
     return reached
-
-
-def _first_step(scored: Scores, metric: str, target: float) -> int | None:
-    means = scored.values[metric].mean(axis=1)
-    return next((step for step, mean in zip(scored.steps, means, strict=True) if mean >= target), None)
 
 
 def _seconds(run: RunDirectory, seed: int, step: int | None) -> float | None:
@@ -171,21 +174,22 @@ def _seconds(run: RunDirectory, seed: int, step: int | None) -> float | None:
     return round(sum(row["seconds"] for row in rows if "seconds" in row and row["step"] <= step), 1)
 
 
-def _last_audit(run: RunDirectory, seeds: Sequence[int]) -> dict[str, float]:
-    """What selection did to the noise at the last evaluation, mean over seeds; nothing where it is not known."""
-    audits = [row for seed in seeds for row in run.seed(seed).metrics() if "noise/correlation" in row]
-    audits = [row for row in audits if row["step"] == audits[-1]["step"]]
-    known = [key for key in AUDIT if audits and all(row.get(key) is not None for row in audits)]
-    return {key: float(np.mean([row[key] for row in audits])) for key in known}
+def last_audits(run: RunDirectory) -> dict[int, dict[str, float]]:
+    """The last noise audit of each training seed that has one, with its `step`; quantities that are not known are out.
+
+    Quantities are named as `noise.audit.NoiseAudit` records them, without `noise/`.
+    """
+    audits = {}
+    for seed in run.seeds():
+        rows = [row for row in run.seed(seed).metrics() if any(key.startswith(PREFIX) for key in row)]
+        for row in rows[-1:]:
+            known = {key: value for key, value in row.items() if key.startswith(PREFIX) and value is not None}
+            audits[seed] = {"step": row["step"]} | {key.removeprefix(PREFIX): known[key] for key in known}
+    return audits
 
 
 def markdown(name: str, record: Document) -> str:
-    """The table of a grid as Markdown.
-
-    Args:
-        name: Its title.
-        record: What `write_grid` puts into JSON.
-    """
+    """What `write_grid` puts into JSON as Markdown under a title."""
     first, arms = record["compared_with"], record["arms"]
     complete = {arm: entry for arm, entry in arms.items() if not entry["missing_seeds"]}
     metrics = list(next(iter(complete.values()))["scores"]) if complete else []
@@ -203,11 +207,21 @@ def markdown(name: str, record: Document) -> str:
     ]
     parts += [_score_table(metric, arms, first, record["published"].get(metric, {})) for metric in metrics]
     if complete:
-        parts.append(_seed_table(complete, metrics))
+        kinds = [(metric, kind) for metric in metrics for kind in KINDS]
+        rows = [
+            [f"{arm}, seed {seed}", *(f"{values[metric][kind]:.3f}" for metric, kind in kinds)]
+            for arm, entry in complete.items()
+            for seed, values in entry["seeds"].items()
+        ]
+        parts.append(table(["per seed", *map(", ".join, kinds)], rows))
     if first in complete:
         parts.append(_quality_table(complete, first))
-    if any(entry["noise"] for entry in complete.values()):
-        parts.append(_noise_table(complete))
+    if keys := list(dict.fromkeys(key for entry in complete.values() for key in entry["noise"])):
+        rows = [
+            [arm, *(f"{entry['noise'][key]:.3f}" if key in entry["noise"] else "" for key in keys)]
+            for arm, entry in complete.items()
+        ]
+        parts.append(table(["noise audit", *(key.removeprefix(PREFIX).replace("_", " ") for key in keys)], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -231,16 +245,6 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
     return table(header, rows)
 
 
-def _seed_table(complete: Document, metrics: Sequence[str]) -> str:
-    columns = [(metric, kind) for metric in metrics for kind in KINDS]
-    rows = [
-        [f"{arm}, seed {seed}", *(f"{values[metric][kind]:.3f}" for metric, kind in columns)]
-        for arm, entry in complete.items()
-        for seed, values in entry["seeds"].items()
-    ]
-    return table(["per seed", *map(", ".join, columns)], rows)
-
-
 def _quality_table(complete: Document, first: str) -> str:
     rows = [
         [
@@ -256,12 +260,3 @@ def _quality_table(complete: Document, first: str) -> str:
         for arm, entry in complete.items()
     ]
     return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s maximum" for share in SHARES)], rows)
-
-
-def _noise_table(complete: Document) -> str:
-    keys = list(dict.fromkeys(key for entry in complete.values() for key in entry["noise"]))
-    rows = [
-        [arm, *(f"{entry['noise'][key]:.3f}" if key in entry["noise"] else "" for key in keys)]
-        for arm, entry in complete.items()
-    ]
-    return table(["noise audit", *(key.removeprefix("noise/").replace("_", " ") for key in keys)], rows)

@@ -13,15 +13,12 @@ Range = tuple[float, float]
 
 
 def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
-    """An estimate with its interval, such as `0.812 [0.790, 0.834]`.
+    """An estimate with its interval, or what `figures` made of one, such as `0.812 [0.790, 0.834]`.
 
     Args:
-        interval: The interval, or what `figures` made of one. None where nothing is known.
+        interval: None where nothing is known: no text. An estimate without an interval stands alone.
         form: Format of the numbers; `+.3f` for differences.
         cut: Range of the numbers; the brackets are cut to it.
-
-    Returns:
-        The text: the estimate alone where there is no interval, and nothing for None.
     """
     if interval is None:
         return ""

@@ -75,11 +75,8 @@ def learning_curves(
     Args:
         runs: The runs, at most as many as there are colours.
         metrics: What to draw.
-        differences: Interval of the difference of two runs, by what is compared, for a last panel; None for none.
+        differences: Interval of the difference of two runs, by what is compared, for a last panel.
         selectors: The selector of each run, which gives its colour; by default the label says it.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no run, more than there are colours, or a run whose seeds share no checkpoint.
@@ -105,17 +102,9 @@ def arms_figure(
     metric: Metric,
     first: str,
 ) -> Figure:
-    """Many runs below each other: their scores, and their differences from the first.
+    """Many runs below each other: their scores in a metric, and paired differences of the others from the first.
 
-    Args:
-        seeds: Each run's score of every training seed.
-        scores: Each run's score with its interval.
-        differences: Each other run - the first, paired.
-        metric: What is scored.
-        first: The first run's name.
-
-    Returns:
-        The figure: dots are seeds, bars 95 % intervals.
+    Dots are the scores of training seeds, bars 95 % intervals.
     """
     figure, (left, right) = panels(2, width=5.25, height=0.3 * len(scores) + 1.2, grid="x")
     right.axvline(0, color=GREY, linewidth=1)
@@ -143,15 +132,9 @@ def draw_curves(
     high: float = np.inf,
     dashes: Mapping[str, object] | None = None,
 ) -> None:
-    """Draw curves. Thick with dots: the mean. Band: its 95 % interval. Thin: each training seed.
+    """Draw curves by label. Thick with dots: the mean. Band: its 95 % interval. Thin: each training seed.
 
-    Args:
-        axes: The panel.
-        curves: By label.
-        colour: Colour by label.
-        low: Smallest value; bands are cut there.
-        high: Largest value.
-        dashes: Line style of the mean by label; solid by default.
+    Bands are cut to the values' range from low to high; dashes are line styles of the means, solid by default.
     """
     for label, curve in curves.items():
         ends = np.array([(mean.low, mean.high) for mean in curve.means]).T.clip(low, high)
@@ -188,13 +171,7 @@ def _label_ends(axes: Axes, curves: Mapping[str, Curve], colour: Mapping[str, st
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str) -> None:
-    """Draw differences as points with 95 % intervals about a line at 0.
-
-    Args:
-        axes: The panel.
-        differences: Interval by what is compared, drawn from the top.
-        title: What is subtracted from what.
-    """
+    """Draw differences, by what is compared, as points with 95 % intervals about a line at 0, from the top."""
     axes.axvline(0, color=GREY, linewidth=1)
     for height, (name, difference) in enumerate(reversed(list(differences.items()))):
         _draw_interval(axes, difference, height, width=2, marker=6)
@@ -230,5 +207,5 @@ def _counts(runs: Runs) -> str:
     }
     if len(counts) > 1 and len(set(counts.values())) == 1:
         counts = {"Each": next(iter(counts.values()))}
-    said = "; ".join(f"{label}: {size}" for label, size in counts.items())
-    return f"{said}. Thick: mean, band: its 95 % interval, thin: each seed"
+    sizes = "; ".join(f"{label}: {size}" for label, size in counts.items())
+    return f"{sizes}. Thick: mean, band: its 95 % interval, thin: each seed"

@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 
 from immiscible_policy.evaluation.scores import KINDS, LAST, Table, best_steps, fresh_scores, scores, stacked
-from immiscible_policy.evaluation.statistics import (
-    MEANINGS,
-    Array,
-    count,
-    mean_interval,
-    percentile_interval,
-    two_level_bootstrap,
-)
+from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
 from immiscible_policy.results import interval
 from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory
@@ -52,15 +45,7 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
 
 
 def markdown(name: str, summary: Mapping[str, Any]) -> str:
-    """The summary as text.
-
-    Args:
-        name: Title.
-        summary: What `summarize` returns.
-
-    Returns:
-        Markdown.
-    """
+    """What `summarize` returns as Markdown under a title."""
     counts = sorted(set(summary["last10_checkpoints"].values()))
     n_last = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     seeds, metrics = list(summary["seeds"]), list(summary["pooled"])
@@ -86,21 +71,19 @@ Brackets: 95 % intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"
 
 
 def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
-    return {metric.name: _metric_block(run, by_seed, metric) for metric in summarised(run.task)}
-
-
-def _metric_block(run: RunDirectory, by_seed: Table, metric: Metric) -> dict[str, Any]:
-    chosen = best_steps(by_seed, metric.name)
-    block = {
-        "last10": _estimate(stacked(by_seed, metric.name, "last10"), metric),
-        "max": _estimate(stacked(by_seed, metric.name, "max"), metric) | {"checkpoint": list(chosen.values())},
-    }
-    fresh = fresh_scores(run, chosen, metric.name)
-    return block | ({"max_fresh": _estimate(np.stack(list(fresh.values()), axis=1), metric)} if fresh else {})
+    """Estimates by metric and kind."""
+    block: dict[str, Any] = {}
+    for metric in summarised(run.task):
+        chosen = best_steps(by_seed, metric.name)
+        kinds = {kind: _estimate(stacked(by_seed, metric.name, kind), metric) for kind in ("last10", "max")}
+        kinds["max"]["checkpoint"] = list(chosen.values())
+        if fresh := fresh_scores(run, chosen, metric.name):
+            kinds["max_fresh"] = _estimate(np.stack(list(fresh.values()), axis=1), metric)
+        block[metric.name] = kinds
+    return block
 
 
 def _estimate(values: Array, metric: Metric) -> dict[str, Any]:
-    """Mean of scores (seeds, starts) with its interval, a function of the scores alone (fixed stream)."""
-    bootstrap = percentile_interval(two_level_bootstrap([values], np.random.default_rng(0)))
+    """Mean of scores (seeds, starts) with its interval."""
     estimate = interval.figures(mean_interval(values), cut=(metric.low, metric.high))
-    return estimate | {"bootstrap": list(bootstrap)}
+    return estimate | {"bootstrap": list(bootstrap_interval([values]))}

@@ -36,15 +36,9 @@ def frames(task: Task, recording: Recording, columns: int, size: int) -> Iterato
 
 
 def draw_tile(task: Task, recording: Recording, index: int, step: int, label: str, size: int) -> Frame:
-    """Draw one episode at one moment: the scene, a line of text above it, a frame around it.
+    """Draw episode number `index` at a step: the scene, a line of text above it, a frame around it.
 
-    Args:
-        task: Draws the scene.
-        recording: The episodes.
-        index: Number of the episode.
-        step: The moment; from the episode's end on, the frame of one that succeeded is green and thick.
-        label: The line of text.
-        size: Pixels of the tile's width.
+    From the episode's end on, the frame of one that succeeded is green and thick.
 
     Returns:
         Picture (size + height of the text, size, 3).
@@ -62,11 +56,7 @@ def draw_tile(task: Task, recording: Recording, index: int, step: int, label: st
 
 
 def tile(pictures: Frame, columns: int) -> Frame:
-    """Arrange pictures in rows, from the top left; places left over are white.
-
-    Args:
-        pictures: Pictures (N, H, W, 3).
-        columns: Pictures per row; fewer than that make one shorter row.
+    """Arrange pictures (N, H, W, 3) in rows, from the top left; places left over are white.
 
     Returns:
         One picture (rows * H, min(columns, N) * W, 3).
@@ -87,15 +77,12 @@ def tile(pictures: Frame, columns: int) -> Frame:
 
 
 def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
-    """Write an MP4 (H.264), atomically: a broken run leaves no part of it.
+    """Write an MP4 (H.264), atomically: a broken run leaves no part of it. Return the number of pictures.
 
     Args:
         path: The file, named *.mp4; its directory is created if absent.
         pictures: Pictures (H, W, 3), all of one size; an odd side is repeated by a pixel, as the codec needs.
         fps: Pictures per second.
-
-    Returns:
-        The number of pictures.
 
     Raises:
         ValueError: If the name does not end in .mp4, or there is no picture.

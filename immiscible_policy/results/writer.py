@@ -30,17 +30,14 @@ def write_result(
     *,
     origin: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write a result, each file atomically.
+    """Write a result, each file atomically, and return the files.
 
     Args:
         path: The files' common name, without a suffix; its directory is created if absent.
         figures: Measured numbers and their settings; what is infinite or unknown becomes null.
         text: Markdown.
-        picture: The plot, or None.
+        picture: The plot.
         origin: What `origin_here` returned before the measurement; by default of this moment.
-
-    Returns:
-        The files.
     """
     files = {".json": as_json(figures, origin), ".md": f"{text.strip()}\n".encode()}
     if picture is not None:
@@ -57,12 +54,7 @@ def as_json(figures: Mapping[str, Any], origin: Mapping[str, Any] | None = None)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically.
-
-    Args:
-        figure: The figure.
-        path: The file.
-    """
+    """Write a figure as PNG, atomically."""
     write_atomically(path, png(figure))
 
 

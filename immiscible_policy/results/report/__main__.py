@@ -29,13 +29,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Words of the command line; those of the process by default, with errors reported in one line.
-
-    Returns:
-        Exit code 0.
+    """Run the command; without words, on those of the process, with a mistake reported in one line.
 
     Raises:
         ValueError: For a mistake in argv, or runs that cannot be reported.

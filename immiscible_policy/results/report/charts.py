@@ -33,14 +33,9 @@ VARIABLES = {INK: "var(--text)", GREY: "var(--quiet)", GRID: "var(--line)", "#00
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart.
+    """A chart; the description is for readers who cannot see it.
 
-    Attributes:
-        title: What it shows.
-        figure: The drawing.
-        description: The same in words, for readers who cannot see it.
-        legend: Colour and line style (a `stroke-dasharray`) by label.
-        note: How to read it.
+    The legend holds colour and line style (a `stroke-dasharray`) by label, the note says how to read it.
     """
 
     title: str
@@ -97,14 +92,9 @@ def share_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def svg(chart: Chart, prefix: str) -> Markup:
-    """A chart as SVG to stand in a page.
+    """A chart as an SVG element of a page; the same figure gives the same text.
 
-    Args:
-        chart: The chart.
-        prefix: Begins every id, and tells the page's charts apart.
-
-    Returns:
-        The element; the same figure gives the same text.
+    The prefix begins every id, and tells the page's charts apart.
     """
     for label in chart.figure.findobj(Label):
         assert isinstance(label, Label)
@@ -123,8 +113,7 @@ def svg(chart: Chart, prefix: str) -> Markup:
     used |= {element.get("clip-path", "")[5:-1] for element in root.iter()}
     for element in root.iter():
         _localise(element, used, prefix)
-    for name in ("width", "height"):
-        del root.attrib[name]
+    del root.attrib["width"], root.attrib["height"]
     root.attrib |= {"role": "img", "aria-label": chart.description}
     ElementTree.register_namespace("", SVG)
     text = ElementTree.tostring(root, encoding="unicode")

@@ -15,11 +15,10 @@ from immiscible_policy.evaluation.scores import Scores, scores
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
+from immiscible_policy.results.grid import last_audits
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, Task, summarised
-
-AUDIT = "noise/"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class ReportedRun:
 
     Attributes:
         name: The directory's name, with its parent's where that alone does not tell two runs apart.
-        run: The directory.
         scores: Scores of each training seed that has a complete checkpoint.
         gaps: What the run should hold and does not, as phrases.
         audits: The last noise audit of each seed, by quantity; empty where none was recorded.
@@ -62,14 +60,7 @@ class ReportedRun:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A run against the reference.
-
-    Attributes:
-        run: The run, A of the comparison.
-        reference: The reference, B.
-        comparison: What the two show, or None where they have nothing in common.
-        refusal: Why not, then.
-    """
+    """A run (A) against the reference (B); no comparison but a refusal where they have nothing in common."""
 
     run: ReportedRun
     reference: ReportedRun
@@ -79,13 +70,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a report is about.
-
-    Attributes:
-        task: What all the runs are scored on.
-        runs: The runs, the reference first.
-        contrasts: Every other run against the reference.
-    """
+    """Everything a report is about: runs of one task, the reference first, and the others against it."""
 
     task: Task
     runs: list[ReportedRun]
@@ -126,14 +111,9 @@ class StartDifference(NamedTuple):
 
 
 def gather(runs: Sequence[RunDirectory], reference: int = 0) -> Evidence:
-    """Arrange runs for a report and compare each with the reference.
+    """Arrange runs, at most as many as there are colours, and compare each with the one of index `reference`.
 
-    Args:
-        runs: The runs, at most as many as there are colours.
-        reference: Index of the run that the others are compared with.
-
-    Returns:
-        The evidence; runs that have nothing in common are kept, with the reason.
+    Runs that have nothing in common with it are kept, with the reason.
 
     Raises:
         ValueError: If there are too few or too many runs, one twice, one without a complete checkpoint, or runs of
@@ -153,7 +133,7 @@ def gather(runs: Sequence[RunDirectory], reference: int = 0) -> Evidence:
             raise ValueError(f"{label} is of task {other.name}, {labels[0]} of task {task.name}; report them apart")
     union = sorted(set().union(*tables))
     reported = [
-        ReportedRun(label, run, table, gaps(run, table, union), audits(run), _modes(run))
+        ReportedRun(label, run, table, gaps(run, table, union), last_audits(run), _modes(run))
         for label, run, table in zip(labels, ordered, tables, strict=True)
     ]
     return Evidence(task, reported, [_contrast(run, reported[0]) for run in reported[1:]])
@@ -174,15 +154,9 @@ def names(directories: Sequence[Path]) -> list[str]:
 
 
 def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int]) -> list[str]:
-    """What a run lacks: seeds that it or others were to have, checkpoints and starts that its settings plan.
+    """Phrases to follow "lacks": seeds that it or others were to have, checkpoints and starts that its settings plan.
 
-    Args:
-        run: The run.
-        table: Its complete scores.
-        seeds_of_all: Training seeds of all runs in the report.
-
-    Returns:
-        One phrase per lack, to follow "lacks"; empty for a complete run.
+    `table` holds its complete scores, `seeds_of_all` the training seeds of all runs in the report.
     """
     missing = run.missing()
     lacks = [f"{_numbers('seed', missing.seeds)} of its own plan"] if missing.seeds else []
@@ -191,17 +165,6 @@ def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int
         lacks.append(f"{_numbers('seed', elsewhere)}, which other runs have")
     lacks += [f"{_numbers('checkpoint', steps)} of seed {seed}" for seed, steps in missing.steps.items()]
     return [*lacks, f"{len(missing.starts)} of its planned starts"] if missing.starts else lacks
-
-
-def audits(run: RunDirectory) -> dict[int, dict[str, float]]:
-    """The last noise audit of each seed, by quantity, with its step."""
-    last = {}
-    for seed in run.seeds():
-        rows = [row for row in run.seed(seed).metrics() if any(key.startswith(AUDIT) for key in row)]
-        for row in rows[-1:]:
-            values = {key.removeprefix(AUDIT): value for key, value in row.items() if key.startswith(AUDIT)}
-            last[seed] = {"step": row["step"]} | {key: value for key, value in values.items() if value is not None}
-    return last
 
 
 def by_start(contrast: Contrast, metric: str) -> list[StartDifference]:
@@ -232,7 +195,7 @@ def _contrast(run: ReportedRun, reference: ReportedRun) -> Contrast:
         return Contrast(run, reference, compare(run.run, reference.run))
     except ValueError as error:  # no common start or checkpoint: the page says so, with names in place of paths
         refusal = str(error)
-        for place, name in sorted(((str(each.run.path), each.name) for each in (run, reference)), reverse=True):
+        for place, name in sorted(((str(own.run.path), own.name) for own in (run, reference)), reverse=True):
             refusal = refusal.replace(place, name)
         return Contrast(run, reference, None, refusal)
 

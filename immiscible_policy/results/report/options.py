@@ -8,11 +8,7 @@ from immiscible_policy.cli import CommandError, Option, require_writable
 
 
 def page_file(text: str) -> Path:
-    """Read the name of a report.
-
-    Raises:
-        ValueError: If it does not end in .html.
-    """
+    """Read the name of a report, which must end in .html."""
     path = Path(text).expanduser()
     if path.suffix != ".html":
         raise ValueError("a report's name must end in .html")
@@ -20,11 +16,7 @@ def page_file(text: str) -> Path:
 
 
 def video_count(text: str) -> int:
-    """Read a number of videos, or `none`.
-
-    Raises:
-        ValueError: If it is neither, or not 0 to 20.
-    """
+    """Read a number of videos, 0 to 20 or `none`."""
     if text == "none":
         return 0
     if not text.isdecimal() or int(text) > 20:
@@ -33,11 +25,7 @@ def video_count(text: str) -> int:
 
 
 def require_page(key: str, path: Path) -> None:
-    """Refuse a place where no page can be written.
-
-    Raises:
-        CommandError: If it is a directory, or cannot be created.
-    """
+    """Refuse a directory, or a file that cannot be created."""
     if path.is_dir():
         raise CommandError(f"{key}={path} is a directory; give a file")
     require_writable(key, path)

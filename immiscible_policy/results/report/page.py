@@ -27,16 +27,9 @@ PACKAGE = "immiscible_policy.results.report"
 
 
 def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, videos: int) -> int:
-    """Write a report of runs: one HTML file that needs nothing else.
+    """Write a report of runs, one HTML file that needs nothing else, and return its size in bytes.
 
-    Args:
-        runs: The runs.
-        out: The file.
-        reference: Index of the run that the others are compared with.
-        videos: Number of starts to roll out; 0 for none.
-
-    Returns:
-        Size of the file in bytes.
+    The others are compared with the run of index `reference`; `videos` starts are rolled out.
 
     Raises:
         ValueError: If the runs cannot be reported, or a checkpoint that is to be rolled out is damaged.
@@ -48,13 +41,7 @@ def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, vid
 
 
 def render(evidence: Evidence, origin: Mapping[str, Any], videos: int) -> str:
-    """The report's HTML.
-
-    Args:
-        evidence: What it reports.
-        origin: Origin of the report itself.
-        videos: Number of starts to roll out.
-    """
+    """The report's HTML; `origin` is that of the report itself, `videos` the number of starts to roll out."""
     clips, acted = roll_out(evidence, videos) if videos else ([], [])
     observations = sorted({str(run.run.config["obs"]) for run in evidence.runs if "obs" in run.run.config})
     return fill(
@@ -75,12 +62,9 @@ def render(evidence: Evidence, origin: Mapping[str, Any], videos: int) -> str:
 
 
 def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
-    """A page from a template that extends `base.html`; all text in it is escaped.
+    """A page from a file in the folder `templates` of a package that extends `base.html`; all text is escaped.
 
-    Args:
-        template: Name of a file in the folder `templates` of the package.
-        package: The package.
-        **content: What the template asks for; whatever is missing is an error.
+    The template must be given all that it asks for.
     """
     numbers = count()
     loader = ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)])

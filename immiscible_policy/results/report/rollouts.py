@@ -26,14 +26,11 @@ LONGEST_NAME = 18
 
 @dataclass(frozen=True)
 class Clip:
-    """One start, rolled out by every run that keeps a checkpoint.
+    """One start, rolled out by every run that keeps a checkpoint: a video (H.264), `width` pixels across.
 
     Attributes:
-        start: Seed of the start.
         rank: Why this start is shown.
         outcomes: What each run did, in words, in the order of the tiles.
-        mp4: The video (H.264).
-        width: Its pixels across.
     """
 
     start: int
@@ -45,15 +42,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Acted:
-    """What one run did from the shown starts.
-
-    Attributes:
-        run: The run.
-        checkpoint: Its best kept checkpoint.
-        seed: The training seed of that checkpoint.
-        rows: One per start.
-        recording: What happened.
-    """
+    """What the best kept checkpoint of a run, of a training seed, did from the shown starts; one row per start."""
 
     run: ReportedRun
     checkpoint: Checkpoint
@@ -63,11 +52,7 @@ class Acted:
 
 
 def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
-    """Roll the runs out again from a few starts, chosen by rank, not by looks.
-
-    Args:
-        evidence: The runs.
-        videos: Number of starts.
+    """Roll the runs out again from a few starts (`videos` of them), chosen by rank, not by looks.
 
     Returns:
         A clip per start, and what each run with a kept checkpoint did; nothing for a task without a renderer.
@@ -94,8 +79,8 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
         path = Path(directory) / "clip.mp4"
         for index, (start, rank) in enumerate(ranks.items()):
             write_video(path, _frames(acted, index), 2 * evidence.task.fps)
-            said, width = _outcomes(evidence, acted, index), SIZE * min(2, len(acted))
-            clips.append(Clip(start, rank, said, path.read_bytes(), width))
+            outcomes = _outcomes(evidence, acted, index)
+            clips.append(Clip(start, rank, outcomes, path.read_bytes(), SIZE * min(2, len(acted))))
     return clips, acted
 
 
@@ -133,7 +118,7 @@ def best_kept(run: ReportedRun, metric: str) -> tuple[int, Checkpoint] | None:
 
 def _outcomes(evidence: Evidence, acted: Sequence[Acted], index: int) -> list[str]:
     """What each run came to: its metrics at the end of the episode."""
-    said = []
+    outcomes = []
     for act in acted:
         row = act.rows[index]
         values = [
@@ -142,8 +127,8 @@ def _outcomes(evidence: Evidence, acted: Sequence[Acted], index: int) -> list[st
             else f"{metric.name.replace('_', ' ')} {row.metrics[metric.name]:.2f}"
             for metric in evidence.metrics
         ]
-        said.append(f"{act.run.name}, {row.steps} steps: {', '.join(values)}")
-    return said
+        outcomes.append(f"{act.run.name}, {row.steps} steps: {', '.join(values)}")
+    return outcomes
 
 
 def _frames(acted: Sequence[Acted], index: int) -> Iterator[Frame]:

@@ -64,12 +64,7 @@ def outcome(contrast: Contrast) -> str:
 
 
 def verdict(contrast: Contrast, measured: str) -> str:
-    """Which of two runs is better, by how much, and with what interval, in one sentence.
-
-    Args:
-        contrast: The two.
-        measured: What their mean is of, such as "coverage of the goal".
-    """
+    """Which of two runs is better in what was measured ("coverage of the goal"), by how much, in one sentence."""
     a, b = contrast.run.name, contrast.reference.name
     if contrast.comparison is None:
         return f"{a} and {b} cannot be compared: {contrast.refusal}."
@@ -120,12 +115,6 @@ def won(test: SignTest, what: str) -> str:
     """A sign test in words: how often A is higher."""
     ties = f", {test.ties} ties" if test.ties else ""
     return f"higher in {test.wins} of {test.wins + test.losses + test.ties} {what}{ties} (sign test, {p_value(test.p)})"
-
-
-def needed(result: Result) -> str:
-    """How many starts, or how many seeds, would exclude 0."""
-    sizes = (result.needed.starts, result.needed.seeds)
-    return ", ".join("unknown" if math.isnan(n) else "never" if math.isinf(n) else f"{n:,.0f}" for n in sizes)
 
 
 def reach(results: Sequence[Result]) -> float:
