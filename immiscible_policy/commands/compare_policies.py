@@ -11,7 +11,7 @@ from rich.table import Table
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.results.compare import Comparison, cells, columns, compare, content, verdict, write_comparison
-from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
+from immiscible_policy.results.report import VIDEOS, page_file, require_page
 from immiscible_policy.results.writer import as_json
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory

@@ -81,19 +81,18 @@ def _main(words: list[str]) -> int:
 
 
 def _check(options: dict[str, Any]) -> None:
+    which = options["checkpoints"]
     if (options["run"] is None) == (options["checkpoint"] is None):
         raise CommandError("give run=DIR or checkpoint=PATH, one of them")
-    if options["checkpoints"] not in ("all", "best", "last"):
-        raise CommandError(f"checkpoints={options['checkpoints']}: known are all, best, last")
+    if which not in ("all", "best", "last"):
+        raise CommandError(f"checkpoints={which}: known are all, best, last")
     options["device"] = resolve_device(options["device"])
     if options["out"] and options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; name a new file")
     if options["out"]:
         require_writable("out", options["out"])
-    if options["checkpoint"] and options["checkpoints"] != "all":
-        raise CommandError(
-            f"checkpoints={options['checkpoints']} chooses among those of run=; checkpoint= is one already"
-        )
+    if options["checkpoint"] and which != "all":
+        raise CommandError(f"checkpoints={which} chooses among those of run=; checkpoint= is one already")
 
 
 def _chosen(options: dict[str, Any]) -> list[Checkpoint]:

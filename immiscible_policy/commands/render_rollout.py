@@ -53,11 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         run_command(main)
     options = parse(argv, OPTIONS, USAGE)
-    _check(options["out"], options["columns"], options["size"], options["episodes"])
+    out, columns, size = options["out"], options["columns"], options["size"]
+    if out.suffix != ".mp4":
+        raise CommandError(f"out={out}: a video's name must end in .mp4")
+    if columns < 1:
+        raise CommandError(f"columns={columns}: use 1 or more")
+    if not 64 <= size <= 1024:
+        raise CommandError(f"size={size}: use 64 to 1024 pixels")
+    if options["episodes"] > BATCH:
+        raise CommandError(f"episodes={options['episodes']}: one video holds at most {BATCH}")
+    require_writable("out", out)
     checkpoint = open_checkpoint(options["checkpoint"])
     task = recorded_task(checkpoint.metadata.get("config", {}))
     starts = task.starts(options["starts"], options["episodes"])
-    _check(options["out"], options["columns"], options["size"], len(starts))
     agent = load_agent(checkpoint, solving.chosen_solver(checkpoint, options), resolve_device(options["device"]))
     recorder = Recorder(task)
     seed = checkpoint.metadata["seed"]
@@ -66,21 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         outcome = "success" if success(task, row.metrics) else "no success"
         print(f"start {row.start}: {outcome} after {row.steps} steps, {metric.name} {row.metrics[metric.name]:.3f}")
-    pictures = frames(task, recorder.recording(rows), options["columns"], options["size"])
+    pictures = frames(task, recorder.recording(rows), columns, size)
     if options["view"] == "human":
         show_window(pictures, task.fps, task.title)
     else:
-        print(f"{write_video(options['out'], pictures, task.fps)} frames in {options['out']}")
+        print(f"{write_video(out, pictures, task.fps)} frames in {out}")
     return 0
-
-
-def _check(out: Path, columns: int, size: int, episodes: int) -> None:
-    if out.suffix != ".mp4":
-        raise CommandError(f"out={out}: a video's name must end in .mp4")
-    if columns < 1:
-        raise CommandError(f"columns={columns}: use 1 or more")
-    if not 64 <= size <= 1024:
-        raise CommandError(f"size={size}: use 64 to 1024 pixels")
-    if episodes > BATCH:
-        raise CommandError(f"episodes={episodes}: one video holds at most {BATCH}")
-    require_writable("out", out)

@@ -81,6 +81,11 @@ def stacked(table: Table, metric: str, kind: str) -> Array:
     return np.stack([readings[kind](scored, metric) for scored in table.values()])
 
 
+def curves(table: Table, metric: str, steps: Sequence[int]) -> Array:
+    """Scores at some of the checkpoints: (seeds, steps, starts)."""
+    return np.stack([scored.at(steps, scored.starts).values[metric] for scored in table.values()])
+
+
 def best_steps(table: Table, metric: str) -> dict[int, int]:
     """Step of the checkpoint that `max` reads, by training seed."""
     return {seed: scored.best(metric)[0] for seed, scored in table.items()}

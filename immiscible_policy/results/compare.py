@@ -120,8 +120,7 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
             values_a, values_b = (np.stack([of[start] for start in common], axis=1) for of in (fresh_a, fresh_b))
             results.append(_result(metric, "max_fresh", values_a, values_b, paired))
     notes = [
-        *_common_ground(everyone, starts, steps),
-        *_meaning(paired, min(len(of_a), len(of_b))),
+        *_notes(everyone, starts, steps, paired, min(len(of_a), len(of_b))),
         _differing_settings(a.settings, b.settings),
         f"The result is {results[0].name}: the other rows read the same episodes again, and max picks its "
         "checkpoint on them.",
@@ -148,7 +147,7 @@ def markdown(comparison: Comparison) -> str:
     notes, verdicts = ("\n".join(f"- {line}" for line in lines) for lines in
                        (comparison.notes, map(verdict, comparison.results)))  # fmt: skip
     return f"""\
-# {_name(comparison.a)} (A) against {_name(comparison.b)} (B)
+# {RunDirectory(comparison.a).name} (A) against {RunDirectory(comparison.b).name} (B)
 
 {notes}
 
@@ -172,7 +171,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
 
 def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunDirectory) -> None:
     """Write `comparison.json`, `comparison.md` and `comparison.png` of the comparison of a and b into a directory."""
-    runs = {f"A {_name(comparison.a)}": a, f"B {_name(comparison.b)}": b}
+    runs = {f"A {a.name}": a, f"B {b.name}": b}
     shown = summarised(a.task)[:2]
     names = {metric.name for metric in shown}
     picture = learning_curves(
@@ -221,8 +220,8 @@ def _result(metric: str, kind: str, a: Array, b: Array, paired: bool) -> Result:
     )
 
 
-def _common_ground(everyone: Sequence[Scores], starts: Sequence[int], steps: Sequence[int]) -> list[str]:
-    """What is compared, and what is left out."""
+def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], paired: bool, n_seeds: int) -> list[str]:
+    """What is compared and paired, what is left out, and what intervals and tests speak about."""
     notes = [
         f"{len(starts)} common starts; {len(steps)} common checkpoints ({steps[0]} to {steps[-1]}), of which "
         f"last10 takes the last {min(LAST, len(steps))}."
@@ -233,16 +232,10 @@ def _common_ground(everyone: Sequence[Scores], starts: Sequence[int], steps: Seq
     unshared = {start for scored in everyone for start in scored.starts} - set(starts)
     if unshared:
         notes.append(f"Left out, as only one run has them: {len(unshared)} starts.")
-    return notes
-
-
-def _meaning(paired: bool, n_seeds: int) -> list[str]:
-    """What is paired, and what intervals and tests speak about."""
-    notes = [
-        "Paired by seed and start: both runs have the same training seeds."
-        if paired
-        else "Paired by start only: the runs have different training seeds."
-    ]
+    if paired:
+        notes.append("Paired by seed and start: both runs have the same training seeds.")
+    else:
+        notes.append("Paired by start only: the runs have different training seeds.")
     if n_seeds == 1:
         notes.append("A run has one training seed: the intervals say nothing about other training seeds.")
     elif paired and n_seeds < 6:
@@ -268,7 +261,3 @@ def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sign(test: SignTest) -> str:
     return f"{test.wins}:{test.losses} p={test.p:.2g}"
-
-
-def _name(directory: str) -> str:
-    return Path(directory).resolve().name

@@ -15,7 +15,7 @@ from immiscible_policy.results.writer import origin_here, write_result
 
 
 class Findings(NamedTuple):
-    """What an experiment found.
+    """What an experiment measured.
 
     Attributes:
         figures: Every measured number, as JSON values.

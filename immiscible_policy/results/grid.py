@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from immiscible_policy.evaluation.scores import Table, common_steps, scores, stacked
+from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.interval import figures, text
@@ -131,17 +131,16 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
 
 def _curve(own: Table, first: Table | None, metric: str) -> list[Document]:
     """A metric at every evaluated step that all seeds share, and its paired difference from the first arm's."""
-    curve: list[Document] = []
-    for step in common_steps(own, first or {}):
-        values = stacked(_at(own, step), metric, "last")
-        curve.append({"step": step, metric: figures(mean_interval(values))})
-        if first is not None:
-            curve[-1]["difference"] = figures(_paired(values, stacked(_at(first, step), metric, "last")))
+    steps = common_steps(own, first or {})
+    values = curves(own, metric, steps)  # (S, C, N)
+    curve: list[Document] = [
+        {"step": step, metric: figures(mean_interval(values[:, place]))} for place, step in enumerate(steps)
+    ]
+    if first is not None:
+        others = curves(first, metric, steps)
+        for place, point in enumerate(curve):
+            point["difference"] = figures(_paired(values[:, place], others[:, place]))
     return curve
-
-
-def _at(table: Table, step: int) -> Table:
-    return {seed: scored.at([step], scored.starts) for seed, scored in table.items()}
 
 
 def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Document:
@@ -151,27 +150,18 @@ def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Doc
     """
     means = [of_seed.values[metric].mean(axis=1) for of_seed in first.values()]
     best = float(np.mean(means, axis=0).max()) if len({len(curve) for curve in means}) == 1 else math.nan
-    curves = {seed: dict(zip(of.steps, of.values[metric].mean(axis=1), strict=True)) for seed, of in own.items()}
+    rows = {seed: [row for row in run.seed(seed).metrics() if "seconds" in row] for seed in own}
     reached: Document = {}
     for share in SHARES:
-        steps = {
-            seed: next((step for step, mean in of_seed.items() if mean >= share * best), None)
-            for seed, of_seed in curves.items()
-        }
-        reached[f"{share:.2f}"] = {
-            metric: share * best,
-            "steps": {str(seed): step for seed, step in steps.items()},
-            "seconds": {str(seed): _seconds(run, seed, step) for seed, step in steps.items()},
-        }
+        steps: dict[str, int | None] = {}
+        seconds: dict[str, float | None] = {}
+        for seed, scored in own.items():
+            better = scored.values[metric].mean(axis=1) >= share * best
+            step = scored.steps[int(better.argmax())] if better.any() else None
+            took = [row["seconds"] for row in rows[seed] if step is not None and row["step"] <= step]
+            steps[str(seed)], seconds[str(seed)] = step, None if step is None else round(sum(took), 1)
+        reached[f"{share:.2f}"] = {metric: share * best, "steps": steps, "seconds": seconds}
     return reached
-
-
-def _seconds(run: RunDirectory, seed: int, step: int | None) -> float | None:
-    """Seconds of training up to a step."""
-    if step is None:
-        return None
-    rows = run.seed(seed).metrics()
-    return round(sum(row["seconds"] for row in rows if "seconds" in row and row["step"] <= step), 1)
 
 
 def last_audits(run: RunDirectory) -> dict[int, dict[str, float]]:

@@ -28,21 +28,20 @@ def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: 
 
 def brackets(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
     """The interval alone, such as `[0.790, 0.834]`; nothing where there is none."""
-    if interval is None:
-        return ""
-    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else (interval["low"], interval["high"])
-    if low is None or math.isnan(low):
-        return ""
-    if cut is not None:
-        low, high = max(cut[0], low), min(cut[1], high)
-    return f"[{low:{form}}, {high:{form}}]"
+    ends = None if interval is None else _ends(interval, cut)
+    return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]"
 
 
 def figures(interval: Interval | None, cut: Range | None = None) -> dict[str, Any]:
     """An interval as JSON values {mean, low, high, over}; None for what is unknown, for ends that are missing too."""
     if interval is None:
-        return {"mean": None, "low": None, "high": None, "over": None}
-    low, high = (None, None) if math.isnan(interval.low) else (interval.low, interval.high)
-    if cut is not None and low is not None and high is not None:
-        low, high = max(cut[0], low), min(cut[1], high)
+        return dict.fromkeys(("mean", "low", "high", "over"))
+    low, high = _ends(interval, cut) or (None, None)
     return {"mean": interval.estimate, "low": low, "high": high, "over": interval.over}
+
+
+def _ends(interval: Interval | Mapping[str, Any], cut: Range | None) -> Range | None:
+    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else (interval["low"], interval["high"])
+    if low is None or math.isnan(low):
+        return None
+    return (low, high) if cut is None else (max(cut[0], low), min(cut[1], high))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from immiscible_policy.evaluation.scores import Scores
+from immiscible_policy.evaluation.scores import Scores, common_steps, curves
 from immiscible_policy.evaluation.statistics import Array, Interval, count, mean_interval
 from immiscible_policy.palette import BLUE, FAINT, GREY, INK, colours, panels
 from immiscible_policy.results.interval import text
@@ -44,10 +44,10 @@ def score_curve(label: str, scores: Mapping[int, Scores], metric: str) -> Curve:
     Raises:
         ValueError: If the seeds share no checkpoint.
     """
-    steps = sorted(set.intersection(*(set(table.steps) for table in scores.values()))) if scores else []
+    steps = common_steps(scores) if scores else []
     if not steps:
         raise ValueError(f"the seeds of {label} share no evaluated checkpoint; evaluate them at the same steps")
-    values = np.stack([table.at(steps, table.starts).values[metric] for table in scores.values()])  # (S, C, N)
+    values = curves(scores, metric, steps)  # (S, C, N)
     return Curve(steps, values.mean(2), [mean_interval(values[:, index]) for index in range(len(steps))])
 
 
@@ -86,9 +86,9 @@ def learning_curves(
     colour = colours(runs, selectors)
     figure, axes = panels(len(metrics) + (differences is not None), title=_counts(runs))
     for panel, metric in zip(axes, metrics, strict=False):
-        curves = {label: score_curve(label, scores, metric.name) for label, scores in runs.items()}
-        draw_curves(panel, curves, colour, low=metric.low, high=metric.high)
-        _label_ends(panel, curves, colour)
+        shown = {label: score_curve(label, scores, metric.name) for label, scores in runs.items()}
+        draw_curves(panel, shown, colour, low=metric.low, high=metric.high)
+        _label_ends(panel, shown, colour)
         panel.set_title(title_of(metric), fontsize=10, loc="left")
     if differences is not None:
         draw_differences(axes[-1], differences, " - ".join(runs))
@@ -158,16 +158,8 @@ def _label_ends(axes: Axes, curves: Mapping[str, Curve], colour: Mapping[str, st
     height = -np.inf
     for label, curve in sorted(curves.items(), key=lambda item: item[1].means[-1].estimate):
         height = max(curve.means[-1].estimate, height + 0.055 * (top - bottom))
-        axes.annotate(
-            label,
-            (curve.steps[-1], height),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour[label],
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-        )
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(label, (curve.steps[-1], height), color=colour[label], fontsize=9, **place)  # type: ignore[arg-type]
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str) -> None:
@@ -175,13 +167,8 @@ def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str
     axes.axvline(0, color=GREY, linewidth=1)
     for height, (name, difference) in enumerate(reversed(list(differences.items()))):
         _draw_interval(axes, difference, height, width=2, marker=6)
-        axes.annotate(
-            f"{name}  {text(difference, '+.3f')}",
-            (0.02, height + 0.22),
-            xycoords=("axes fraction", "data"),
-            fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        label, box = f"{name}  {text(difference, '+.3f')}", {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.annotate(label, (0.02, height + 0.22), xycoords=("axes fraction", "data"), fontsize=8, bbox=box)
     ends = [abs(end) for interval in differences.values() for end in (interval.low, interval.high)]
     reach = max([1e-3, *(end for end in ends if np.isfinite(end))])
     axes.set_xlim(-1.1 * reach, 1.1 * reach)

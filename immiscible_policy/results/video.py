@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from immiscible_policy.evaluation.recording import Recording
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.tasks import Task, primary
 
 BORDER = 4
@@ -90,16 +90,32 @@ def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
     path = Path(path)
     if path.suffix != ".mp4":
         raise ValueError(f"out={path}: a video's name must end in .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".mp4")
-    os.close(handle)
-    try:
-        count = _encode(part, pictures, fps)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    content, count = encode_video(pictures, fps)
+    write_atomically(path, content)
     return count
+
+
+def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
+    """An MP4 (H.264) of pictures as `write_video` takes them, and their number.
+
+    Raises:
+        ValueError: If there is no picture.
+    """
+    coming, count = iter(pictures), 0
+    first = next(coming, None)
+    if first is None:
+        raise ValueError("there is no picture to make a video of")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "video.mp4"
+        writer = imageio_ffmpeg.write_frames(
+            path, _even(first).shape[1::-1], fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+        )
+        with closing(writer):
+            writer.send(None)
+            for picture in chain([first], coming):
+                writer.send(_even(picture))
+                count += 1
+        return path.read_bytes(), count
 
 
 def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:
@@ -122,21 +138,6 @@ def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:
             break
         clock.tick(fps)
     pygame.display.quit()
-
-
-def _encode(path: str, pictures: Iterable[Frame], fps: float) -> int:
-    coming = iter(pictures)
-    first = next(coming, None)
-    if first is None:
-        raise ValueError("there is no picture to make a video of")
-    count, size = 0, _even(first).shape[1::-1]
-    writer = imageio_ffmpeg.write_frames(path, size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error")
-    with closing(writer):
-        writer.send(None)
-        for picture in chain([first], coming):
-            writer.send(_even(picture))
-            count += 1
-    return count
 
 
 def _even(picture: Frame) -> Frame:

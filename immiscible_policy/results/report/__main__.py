@@ -8,8 +8,8 @@ from pathlib import Path
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.results.plots import selector_of
+from immiscible_policy.results.report import VIDEOS, page_file, require_page
 from immiscible_policy.results.report.evidence import names
-from immiscible_policy.results.report.options import VIDEOS, page_file, require_page
 from immiscible_policy.results.report.page import write_report
 from immiscible_policy.store.run import RunDirectory, runs_in
 

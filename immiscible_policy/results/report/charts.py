@@ -59,7 +59,8 @@ def curve_chart(evidence: Evidence, metric: Metric) -> Chart:
         for name, curve in curves.items()
     )
     title = title_of(metric)
-    legend = {name: (colour[name], _dash_css(dashes[name])) for name in curves}
+    lengths = {name: dash[1] if isinstance(dash, tuple) else () for name, dash in dashes.items()}
+    legend = {name: (colour[name], " ".join(f"{2 * length:g}" for length in lengths[name])) for name in curves}
     note = "Thick: mean over seeds and starts. Band: its 95 % interval. Thin: each training seed."
     return Chart(title, figure, f"{title}. Against training steps: {ends}.", legend, note)
 
@@ -137,8 +138,3 @@ def _localise(element: ElementTree.Element, used: set[str], prefix: str) -> None
         for colour, variable in VARIABLES.items():
             style = style.replace(colour, variable)
         element.set("style", style)
-
-
-def _dash_css(dash: object) -> str:
-    """A line style of matplotlib as a `stroke-dasharray` of the same look; empty for a solid line."""
-    return " ".join(f"{2 * length:g}" for length in dash[1]) if isinstance(dash, tuple) else ""

@@ -86,10 +86,6 @@ class Evidence:
         """The metrics that the task summarises, the primary one first."""
         return summarised(self.task)
 
-    def metric(self, name: str) -> Metric:
-        """The metric of a name."""
-        return next(metric for metric in self.metrics if metric.name == name)
-
     @property
     def colours(self) -> dict[str, str]:
         """Colour of each run: that of its selector, where no run before it has the same."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from immiscible_policy.evaluation.recording import Recorder, Recording
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.results.report.evidence import Evidence, ReportedRun, by_start
 from immiscible_policy.results.report.words import signed
-from immiscible_policy.results.video import Frame, draw_tile, tile, write_video
+from immiscible_policy.results.video import Frame, draw_tile, encode_video, tile
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.tasks import Task
@@ -75,12 +73,9 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
     if not acted:
         return [], []
     clips = []
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "clip.mp4"
-        for index, (start, rank) in enumerate(ranks.items()):
-            write_video(path, _frames(acted, index), 2 * evidence.task.fps)
-            outcomes = _outcomes(evidence, acted, index)
-            clips.append(Clip(start, rank, outcomes, path.read_bytes(), SIZE * min(2, len(acted))))
+    for index, (start, rank) in enumerate(ranks.items()):
+        mp4, _ = encode_video(_frames(acted, index), 2 * evidence.task.fps)
+        clips.append(Clip(start, rank, _outcomes(evidence, acted, index), mp4, SIZE * min(2, len(acted))))
     return clips, acted
 
 
