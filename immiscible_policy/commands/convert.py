@@ -7,8 +7,7 @@ from pathlib import Path
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.plugins.bridge import FORMATS, convert
 
-USAGE = """\
-usage: python -m immiscible_policy convert checkpoint=PATH to=ours|lerobot|diffusion_policy out=PATH
+USAGE = """usage: python -m immiscible_policy convert checkpoint=PATH to=ours|lerobot|diffusion_policy out=PATH
 
 Write a policy of one project for another; the policies give the same actions from the same noise.
 

@@ -21,11 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0, or 2 after one line on stderr about the mistake.
-
-    Args:
-        argv: Words after the program's name; by default those it was started with.
-    """
+    """Run a command and exit: 0, or 2 after one line on stderr about the mistake."""
     words = sys.argv[1:] if argv is None else list(argv)
     cli.run(lambda _: cli.dispatch(words, COMMANDS, cli.commands_text("immiscible_policy.demos", COMMANDS)))
 

@@ -30,7 +30,7 @@ def append_episode(path: Path, episode: Mapping[str, NDArray[Any]], attrs: Mappi
 
     Args:
         path: The store.
-        episode: Its arrays by name, each of n >= 1 rows.
+        episode: Arrays by name, each of n >= 1 rows.
         attrs: Attributes of the store that is created (provenance), as JSON values.
 
     Raises:
@@ -45,17 +45,12 @@ def append_episode(path: Path, episode: Mapping[str, NDArray[Any]], attrs: Mappi
     root, first = zarr.open_group(path, mode="r+"), int(ends[-1])
     stored = dict(root.require_group("data").arrays())
     if {name: array.shape[1:] for name, array in stored.items()} != {n: v.shape[1:] for n, v in episode.items()}:
-        said = ", ".join(f"{name} {values.shape[1:]}" for name, values in episode.items())
-        raise StoreError(f"{path}: an episode of {said} does not fit the arrays of the store, {', '.join(stored)}")
+        shapes = ", ".join(f"{name} {values.shape[1:]}" for name, values in episode.items())
+        raise StoreError(f"{path}: an episode of {shapes} does not fit the arrays of the store, {', '.join(stored)}")
     with zarr.config.set({"array.write_empty_chunks": True}):  # a missing chunk file means truncation
-        for name, values in episode.items():
-            _write_from(root, f"data/{name}", first, values)
-        _write_from(root, "meta/episode_ends", len(ends), np.array([first + rows.pop()]))
-
-
-def _write_from(root: zarr.Group, name: str, first: int, values: NDArray[Any]) -> None:
-    """Write rows of an array from `first` on, and end it after them."""
-    array = root[name]
-    assert isinstance(array, zarr.Array)
-    array.resize((first + len(values), *array.shape[1:]))
-    array[first:] = values
+        added = [(f"data/{name}", first, values) for name, values in episode.items()]
+        for name, row, values in [*added, ("meta/episode_ends", len(ends), np.array([first + rows.pop()]))]:
+            array = root[name]
+            assert isinstance(array, zarr.Array)
+            array.resize((row + len(values), *array.shape[1:]))
+            array[row:] = values

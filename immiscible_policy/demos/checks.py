@@ -22,9 +22,9 @@ class Column:
 
     Attributes:
         shape: Its shape, None for any length; by default any shape.
-        kinds: Kinds of dtype, of `KINDS`.
+        kinds: Keys of `KINDS`.
         required: Whether a store must have it.
-        names: What its numbers are called, where they have names.
+        names: Names of its numbers, if they have any.
     """
 
     shape: tuple[int | None, ...] | None = None
@@ -59,18 +59,16 @@ def place(step: int, episode_ends: np.ndarray) -> str:
 
 
 def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[str]:
-    """Find missing arrays, wrong dtypes, wrong shapes and unequal lengths.
+    """Find missing arrays, wrong dtypes, wrong shapes and unequal lengths; nothing is read.
 
-    Args:
-        arrays: By name, anything with a shape and a dtype; nothing is read.
-        columns: What they should be; arrays that it does not name may have any shape.
+    Arrays that `columns` does not name may have any shape.
     """
     required = [name for name, column in columns.items() if column.required]
     for name in required:
         if name not in arrays:
             yield f"data/{name} is missing; a store needs data/{', data/'.join(required)}"
     if not arrays:
-        yield "data/ holds no arrays"
+        yield "data/ has no arrays"
     for name, array in arrays.items():
         dtype, shape, column = np.dtype(array.dtype), tuple(array.shape), columns.get(name, Column())
         if dtype.kind not in column.kinds:
@@ -84,24 +82,15 @@ def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column])
 
 
 def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
-    """Find episode ends that are not whole numbers, do not increase, or do not close at the last step.
-
-    Args:
-        episode_ends: (E,), the step after each episode's last.
-        n_steps: T, the length of the arrays.
-    """
+    """Find episode ends (E,) that are not whole numbers, do not increase, or do not close at the last step, T."""
     if episode_ends.ndim != 1 or not len(episode_ends) or episode_ends.dtype.kind not in "iu":
-        yield (
-            "meta/episode_ends should be a list of at least one whole number; "
-            f"got {episode_ends.dtype}, shape {episode_ends.shape}"
-        )
+        got = f"{episode_ends.dtype}, shape {episode_ends.shape}"
+        yield f"meta/episode_ends should be a list of at least one whole number; got {got}"
         return
     starts = np.concatenate([[0], episode_ends[:-1]]).astype(np.int64)
     for episode in np.flatnonzero(episode_ends.astype(np.int64) <= starts):
-        yield (
-            f"meta/episode_ends does not increase at episode {episode}: "
-            f"it ends at {episode_ends[episode]} and begins at {starts[episode]}"
-        )
+        bounds = f"it ends at {episode_ends[episode]} and begins at {starts[episode]}"
+        yield f"meta/episode_ends does not increase at episode {episode}: {bounds}"
     if episode_ends[-1] != n_steps:
         yield f"meta/episode_ends closes at {episode_ends[-1]}, but the arrays hold {n_steps} steps"
 
@@ -124,12 +113,10 @@ def flagged(
         expected: What they should be, to follow the place.
         first: Step of the first row.
     """
-    if not bad.any():
-        return
-    index = np.unravel_index(int(np.argmax(bad)), bad.shape)
-    component = f"{[int(i) for i in index[1:]]}" if len(index) > 1 else ""
     count = int(bad.sum())
-    more = f"; {count} such values in all" if count > 1 else ""
-    yield (
-        f"data/{name}{component} is {values[index]:.6g} at {place(first + int(index[0]), episode_ends)}{expected}{more}"
-    )
+    if count:
+        index = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        component = f"{[int(i) for i in index[1:]]}" if len(index) > 1 else ""
+        more = f"; {count} such values in all" if count > 1 else ""
+        where = place(first + int(index[0]), episode_ends)
+        yield f"data/{name}{component} is {values[index]:.6g} at {where}{expected}{more}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +28,14 @@ class Chunk:
 
 def chunks_of(array: zarr.Array) -> list[Chunk]:
     """Every chunk file that a complete array has."""
-    sizes = array.shards or array.chunks
-    counts = [math.ceil(length / size) for length, size in zip(array.shape, sizes, strict=True)]
+    sides = [
+        [slice(start, min(start + size, length)) for start in range(0, length, size)]
+        for length, size in zip(array.shape, array.shards or array.chunks, strict=True)
+    ]
+    positions, regions = itertools.product(*(range(len(side)) for side in sides)), itertools.product(*sides)
     return [
-        Chunk(
-            f"{array.path}/{array.metadata.encode_chunk_key(position)}",
-            tuple(
-                slice(i * size, min((i + 1) * size, length))
-                for i, size, length in zip(position, sizes, array.shape, strict=True)
-            ),
-        )
-        for position in itertools.product(*map(range, counts))
+        Chunk(f"{array.path}/{array.metadata.encode_chunk_key(position)}", region)
+        for position, region in zip(positions, regions, strict=True)
     ]
 
 

@@ -32,12 +32,11 @@ TIMEOUT, BLOCK = 30.0, 2**20
 
 @dataclass(frozen=True)
 class Archive:
-    """Published demonstrations.
+    """Published demonstrations: a zip archive that holds one zarr store, called `name` here.
 
     Attributes:
-        url: http or https address of a zip archive that holds one zarr store.
-        name: What the store is called here.
-        content_hash: Of the store, images included: what it says, however it is packed.
+        url: http or https address.
+        content_hash: Hash of the store's content, images included, however it is packed.
         about: What it holds, with its source and licence.
     """
 
@@ -48,20 +47,13 @@ class Archive:
 
 
 def download(archive: Archive, out: Path) -> Path:
-    """Fetch, unpack and verify a store; it appears whole and verified, or not at all.
+    """Fetch, unpack and verify a store below `out`; it appears whole and verified, or not at all.
 
     pooch cannot continue a partial file, so the transfer is done here. What is verified is the arrays'
     content, which repacking an archive does not change.
 
-    Args:
-        archive: What to fetch.
-        out: Directory that receives the store; created if need be.
-
-    Returns:
-        The store's path.
-
     Raises:
-        CommandError: If the address is none, or the store exists already.
+        CommandError: If the address is not one of http, or the store exists already.
         StoreError: If the archive is unsafe, damaged, or holds something else; it is discarded.
         OSError: If the server cannot be reached, or the connection breaks; what arrived is kept.
     """
@@ -77,7 +69,10 @@ def download(archive: Archive, out: Path) -> Path:
         fetch(archive.url, file)
         with tempfile.TemporaryDirectory(dir=out, prefix=f".{archive.name}.") as scratch:
             store = unpack(file, Path(scratch))
-            verify(store, archive.content_hash)
+            content = content_hash(store, images=True)
+            if content != archive.content_hash:
+                expected = f"content hash {content}, expected {archive.content_hash}"
+                raise StoreError(f"not the expected demonstrations: {expected}")
             store.rename(target)
         file.unlink()
     except (StoreError, zipfile.BadZipFile) as error:
@@ -99,9 +94,9 @@ def fetch(url: str, archive: Path) -> None:
         OSError: If a connection brings nothing new; `archive` keeps what arrived.
         StoreError: If what arrived before does not fit what the server offers.
     """
-    with _progress() as progress:
-        bar = progress.add_task("download")
-        before = -1
+    columns, console = (BarColumn(), DownloadColumn(), TransferSpeedColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
+        bar, before = progress.add_task("download"), -1
         while (total := _transfer(url, archive, progress, bar)) != (have := archive.stat().st_size):
             if have <= before:
                 raise OSError(f"{url}: the connection broke at {have:,} of {total:,} bytes; run it again to continue")
@@ -109,55 +104,48 @@ def fetch(url: str, archive: Path) -> None:
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack an archive that holds one zarr store, after looking at every name in it.
-
-    Returns:
-        The store's path below `into`.
+    """Unpack an archive that holds one zarr store, after looking at every name in it, and return the store's path.
 
     Raises:
         StoreError: If a member would land outside `into`, is a link or encrypted, if there are too many of
             them, or not exactly one store.
         zipfile.BadZipFile: If the archive is damaged.
     """
-    with _open(archive) as file:
-        members = file.infolist()
-        for member in members:
-            _refuse_unsafe(member)
-        size = sum(member.file_size for member in members)
-        if len(members) > MAX_FILES or size > MAX_BYTES:
-            raise StoreError(
-                f"holds {len(members):,} files of {size:,} bytes; the demonstrations have fewer than "
-                f"{MAX_FILES:,} files of {MAX_BYTES:,} bytes"
-            )
-        try:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
+                _refuse_unsafe(member)
+            size = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or size > MAX_BYTES:
+                raise StoreError(
+                    f"holds {len(members):,} files of {size:,} bytes; the demonstrations have fewer than "
+                    f"{MAX_FILES:,} files of {MAX_BYTES:,} bytes"
+                )
             file.extractall(into)
-        except (zlib.error, EOFError, NotImplementedError) as error:
-            raise zipfile.BadZipFile(str(error)) from error
+    except (zlib.error, EOFError, NotImplementedError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
     stores = sorted(path for path in into.rglob("*.zarr") if path.is_dir() and "__MACOSX" not in path.parts)
     if len(stores) != 1:
         raise StoreError(f"holds {len(stores)} directories named *.zarr; one is expected")
     return stores[0]
 
 
-def verify(store: Path, expected: str) -> None:
-    """Compare a store's content with what it should be.
-
-    Raises:
-        StoreError: If it cannot be read or differs.
-    """
-    content = content_hash(store, images=True)
-    if content != expected:
-        raise StoreError(f"not the expected demonstrations: content hash {content}, expected {expected}")
-
-
 def _transfer(url: str, archive: Path, progress: Progress, bar: TaskID) -> int:
     """Make one connection, append what it brings, and return the size that the whole archive has."""
     have = archive.stat().st_size if archive.exists() else 0
     with _connect(url, have) as response:
-        if isinstance(response, HTTPError):
-            _refuse_incomplete(archive, response.headers.get("Content-Range"))
+        content_range = response.headers.get("Content-Range", "")
+        if isinstance(response, HTTPError):  # nothing is left to send: what is kept should be the whole archive
+            if not (content_range == f"bytes */{have}" if content_range else zipfile.is_zipfile(archive)):
+                raise StoreError(f"the archive there has no more than the {have:,} bytes kept")
             return have
-        start, total = _extent(response, have)
+        start, total = 0, response.length  # a server that knows no ranges begins again
+        if response.status == HTTPStatus.PARTIAL_CONTENT:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range)
+            if match is None or int(match[1]) != have:
+                raise StoreError(f"asked for bytes from {have:,} on, the server sent another part")
+            start, total = have, int(match[2])
         progress.update(bar, total=total)
         with archive.open("ab" if start else "wb") as file:
             for block in _blocks(response):
@@ -182,23 +170,6 @@ def _connect(url: str, have: int) -> HTTPResponse | HTTPError:
         raise OSError(f"{url}: cannot be fetched ({type(error).__name__}: {str(error).strip()})") from error
 
 
-def _refuse_incomplete(archive: Path, content_range: str | None) -> None:
-    """Refuse what is kept unless it ends where the server's archive ends, or is a whole one if that is not said."""
-    have = archive.stat().st_size if archive.exists() else 0
-    if not (content_range == f"bytes */{have}" if content_range else zipfile.is_zipfile(archive)):
-        raise StoreError(f"the archive there has no more than the {have:,} bytes kept")
-
-
-def _extent(response: HTTPResponse, have: int) -> tuple[int, int | None]:
-    """The byte where an answer starts (0 from a server that knows no ranges), and the archive's size."""
-    if response.status != HTTPStatus.PARTIAL_CONTENT:
-        return 0, response.length
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if match is None or int(match[1]) != have:
-        raise StoreError(f"asked for bytes from {have:,} on, the server sent another part")
-    return have, int(match[2])
-
-
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
     """Read an answer until it ends or its connection breaks; `fetch` tells the two apart by the size."""
     while True:
@@ -209,13 +180,6 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
         if not block:
             return
         yield block
-
-
-def _open(archive: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(archive)
-    except NotImplementedError as error:  # a version of the format that does not exist
-        raise zipfile.BadZipFile(str(error)) from error
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
@@ -229,8 +193,3 @@ def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
         raise zipfile.BadZipFile(f"'{member.filename}' lies before the archive's first byte")
     if member.flag_bits & 1:
         raise StoreError(f"holds '{member.filename}', which is encrypted")
-
-
-def _progress() -> Progress:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

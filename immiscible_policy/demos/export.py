@@ -46,35 +46,32 @@ class Feature(NamedTuple):
     names: Sequence[str] | None = None
 
 
-class Setup(NamedTuple):
-    """What a dataset says of its robot: its name, its steps per second, its task in words."""
-
-    robot: str
-    fps: int
-    instruction: str
-
-
 def export(
     demos: Demonstrations,
     out: Path,
-    setup: Setup,
     features: Mapping[str, Feature],
     frames: Mapping[str, np.ndarray] | None = None,
+    *,
+    robot: str,
+    fps: int,
+    instruction: str,
 ) -> None:
     """Write a dataset; it appears whole or not at all.
 
     Args:
         demos: The episodes.
         out: Directory to create.
-        setup: The robot.
         features: What policies read, by LeRobot's names.
         frames: What cameras saw, (T, H, W, 3) uint8; a single one is called `observation.image`, of several each
             `observation.images.CAMERA`.
+        robot: Its name.
+        fps: Steps per second.
+        instruction: The task in words.
 
     Raises:
         CommandError: If `out` exists or cannot be created, or pyarrow is not installed.
     """
-    pyarrow_parquet("export")
+    parquet = pyarrow_parquet("export")
     if out.exists():
         raise CommandError(f"{out}: exists already; choose another path or remove it first")
     require_writable("out", out)
@@ -83,17 +80,35 @@ def export(
         "observation.image" if len(frames) == 1 else f"observation.images.{camera}": shown
         for camera, shown in frames.items()
     }
-    columns = columns_of(demos, features, setup.fps)
+    columns = columns_of(demos, features, fps)
     own = [{key: values[steps] for key, values in columns.items()} for steps in demos.episodes]
     shown = [{key: values[steps] for key, values in pictures.items()} for steps in demos.episodes]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         draft = Path(scratch, "dataset")
         place = CHUNK_FILE.format(chunk_index=0, file_index=0)
-        write_steps(draft / "data" / place, own, shown)
-        write_episodes(draft / "meta/episodes" / place, own, shown, setup.instruction)
-        write_tasks(draft / "meta/tasks.parquet", setup.instruction)
-        described = info(columns, pictures, features, setup, demos.n_episodes)
+        for folder in ("data", "meta/episodes"):
+            (draft / folder / place).parent.mkdir(parents=True)
+        with parquet.ParquetWriter(draft / "data" / place, table(own[0], shown[0]).schema) as writer:
+            for numbers, images in zip(own, shown, strict=True):
+                writer.write_table(table(numbers, images))
+        parquet.write_table(episodes_table(own, shown, instruction), draft / "meta/episodes" / place)
+        parquet.write_table(tasks_table(instruction), draft / "meta/tasks.parquet")
+        described = {
+            "codebase_version": FORMAT,
+            "robot_type": robot,
+            "total_episodes": demos.n_episodes,
+            "total_frames": len(demos),
+            "total_tasks": 1,
+            "chunks_size": 1000,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": fps,
+            "splits": {"train": f"0:{demos.n_episodes}"},
+            "data_path": f"data/{CHUNK_FILE}",
+            "video_path": None,
+            "features": described_features(columns, pictures, features),
+        }
         for name, content in (("stats", statistics(columns, pictures)), ("info", described)):
             (draft / f"meta/{name}.json").write_text(json.dumps(content, indent=4) + "\n")
         draft.rename(out)
@@ -117,11 +132,9 @@ def columns_of(demos: Demonstrations, features: Mapping[str, Feature], fps: int)
     }
 
 
-def info(
-    columns: Columns, pictures: Columns, features: Mapping[str, Feature], setup: Setup, n_episodes: int
-) -> dict[str, Any]:
-    """The dataset's description, as meta/info.json holds it."""
-    described = {
+def described_features(columns: Columns, pictures: Columns, features: Mapping[str, Feature]) -> dict[str, Any]:
+    """The description of all features, as meta/info.json holds it."""
+    return {
         key: {
             "dtype": values.dtype.name,
             "shape": list(values.shape[1:]) or [1],
@@ -132,28 +145,11 @@ def info(
         key: {"dtype": "image", "shape": list(values.shape[1:]), "names": ["height", "width", "channels"]}
         for key, values in pictures.items()
     }
-    return {
-        "codebase_version": FORMAT,
-        "robot_type": setup.robot,
-        "total_episodes": n_episodes,
-        "total_frames": len(columns["index"]),
-        "total_tasks": 1,
-        "chunks_size": 1000,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": setup.fps,
-        "splits": {"train": f"0:{n_episodes}"},
-        "data_path": f"data/{CHUNK_FILE}",
-        "video_path": None,
-        "features": described,
-    }
 
 
 def statistics(columns: Columns, pictures: Columns) -> dict[str, dict[str, Any]]:
     """What LeRobot normalises by, of each feature; pixels count from 0 to 1, channel by channel, (3, 1, 1)."""
-    result: dict[str, dict[str, Any]] = {
-        key: moments(values.reshape(len(values), -1)) for key, values in columns.items()
-    }
+    result: dict[str, Any] = {key: moments(values.reshape(len(values), -1)) for key, values in columns.items()}
     for key, frames in pictures.items():
         sampled = frames[:: -(-len(frames) // SAMPLED_FRAMES)]
         pixels = moments(sampled.reshape(-1, 3) / 255)
@@ -168,15 +164,6 @@ def moments(values: np.ndarray) -> dict[str, list[float]]:
     result |= {"mean": values.mean(axis=0, dtype=np.float64), "std": values.std(axis=0, dtype=np.float64)}
     result |= dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values()), axis=0), strict=True))
     return {key: value.tolist() for key, value in result.items()} | {"count": [len(values)]}
-
-
-def write_steps(path: Path, own: Sequence[Columns], pictures: Sequence[Columns]) -> None:
-    """Write every step: the columns and the frames of each episode."""
-    parquet = pyarrow_parquet("export")
-    path.parent.mkdir(parents=True)
-    with parquet.ParquetWriter(path, table(own[0], pictures[0]).schema) as writer:
-        for columns, frames in zip(own, pictures, strict=True):
-            writer.write_table(table(columns, frames))
 
 
 def table(columns: Columns, pictures: Columns) -> Any:
@@ -198,8 +185,8 @@ def table(columns: Columns, pictures: Columns) -> Any:
     return pyarrow.table(arrays)
 
 
-def write_episodes(path: Path, own: Sequence[Columns], pictures: Sequence[Columns], instruction: str) -> None:
-    """Write one row about each episode: where it lies, and its statistics."""
+def episodes_table(own: Sequence[Columns], pictures: Sequence[Columns], instruction: str) -> Any:
+    """One row about each episode: where it lies, and its statistics."""
     import pyarrow
 
     rows = [
@@ -221,12 +208,11 @@ def write_episodes(path: Path, own: Sequence[Columns], pictures: Sequence[Column
         }
         for columns, frames in zip(own, pictures, strict=True)
     ]
-    path.parent.mkdir(parents=True)
-    pyarrow_parquet("export").write_table(pyarrow.Table.from_pylist(rows), path)
+    return pyarrow.Table.from_pylist(rows)
 
 
-def write_tasks(path: Path, instruction: str) -> None:
-    """Write the one task, so that pandas reads a frame whose index is the task in words."""
+def tasks_table(instruction: str) -> Any:
+    """The one task, so that pandas reads a frame whose index is the task in words."""
     import pyarrow
 
     rows = pyarrow.table({"task_index": [0], "task": [instruction]})
@@ -240,4 +226,4 @@ def write_tasks(path: Path, instruction: str) -> None:
         ],
         "pandas_version": "2.0.0",
     }
-    pyarrow_parquet("export").write_table(rows.replace_schema_metadata({"pandas": json.dumps(described)}), path)
+    return rows.replace_schema_metadata({"pandas": json.dumps(described)})

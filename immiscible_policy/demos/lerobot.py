@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,8 @@ def pyarrow_parquet(command: str) -> Any:
     return pyarrow.parquet
 
 
-def read_columns(path: Path, widths: Mapping[str, int]) -> Arrays:
-    """Read all frames, in the order of episodes and frames.
-
-    Args:
-        path: The dataset's directory.
-        widths: Columns to read, and how many numbers each holds per frame.
-
-    Returns:
-        By column name: (T, width) numbers, and (T,) counters.
+def read_columns(path: Path, widths: dict[str, int]) -> Arrays:
+    """Read columns of known widths, by name (T, width), and the counters (T,), in the order of episodes and frames.
 
     Raises:
         CommandError: If pyarrow is not installed.
@@ -133,7 +126,7 @@ def read_columns(path: Path, widths: Mapping[str, int]) -> Arrays:
     tables = []
     for file in files:
         try:
-            tables.append(_read_file(file, parquet.ParquetFile(file), widths))
+            tables.append(_read_file(file, parquet.ParquetFile(file), widths | dict.fromkeys(COUNTERS, 1)))
         except (pyarrow.ArrowException, OSError) as error:
             raise StoreError(f"{file}: cannot be read ({error})") from error
     columns = {name: np.concatenate([table[name] for table in tables]) for name in (*widths, *COUNTERS)}
@@ -162,14 +155,12 @@ def episode_ends(path: Path, columns: dict[str, np.ndarray], info: dict[str, Any
 
 
 def _read_file(file: Path, parquet: Any, widths: Mapping[str, int]) -> Arrays:
-    names: Sequence[str] = (*widths, *COUNTERS)
-    lacking = [name for name in names if name not in parquet.schema_arrow.names]
-    if lacking:
-        raise StoreError(f"{file}: has no column {lacking[0]}")
-    table = parquet.read(columns=list(names))
-    read = {}
-    for name in names:
-        column, width = table[name].combine_chunks(), widths.get(name, 1)
+    for name in widths:
+        if name not in parquet.schema_arrow.names:
+            raise StoreError(f"{file}: has no column {name}")
+    table, read = parquet.read(columns=list(widths)), {}
+    for name, width in widths.items():
+        column = table[name].combine_chunks()
         values = np.asarray(column.flatten() if hasattr(column, "flatten") else column)
         kinds = "iu" if name in COUNTERS else "fiub"
         if values.dtype.kind not in kinds or values.size != len(column) * width:

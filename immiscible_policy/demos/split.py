@@ -18,16 +18,13 @@ import numpy as np
 def split_episodes(
     n_episodes: int, validation: float = 0.02, limit: int | None = None, seed: int = 42
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split episodes into training and validation.
+    """Split E episodes into training and validation episode numbers, each increasing, disjoint.
 
     Args:
         n_episodes: E.
         validation: Share that validates, in [0, 1); 0 gives none, anything above at least one episode.
-        limit: At most so many training episodes; None keeps all.
-        seed: Of the draw, not of the training.
-
-    Returns:
-        Training and validation episode numbers, each increasing, disjoint.
+        limit: Largest number of training episodes; None keeps all.
+        seed: Seed of the draw, not of the training.
 
     Raises:
         ValueError: If a value is out of range, or no episode is left to train on.

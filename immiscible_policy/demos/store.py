@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,16 @@ class Demonstrations:
         return int(self.episode_ends[-1])
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """An array (T, ...).
-
-        Raises:
-            StoreError: If there is none of that name.
-        """
+        """An array (T, ...); a StoreError if there is none of that name."""
         if key not in self.arrays:
             raise StoreError(f"{self.path}: data/{key} is missing, it has {_listed(self.arrays)}")
         return self.arrays[key]
+
+    def camera(self, name: str) -> Frames:
+        """What a camera recorded; a StoreError if there is none of that name."""
+        if name not in self.frames:
+            raise StoreError(f"{self.path}: data/{name} is missing, it has {_listed(self.frames)}")
+        return self.frames[name]
 
     @property
     def n_episodes(self) -> int:
@@ -80,22 +82,8 @@ class Demonstrations:
         """The steps of each episode."""
         return [slice(int(end - n), int(end)) for end, n in zip(self.episode_ends, self.lengths, strict=True)]
 
-    def camera(self, name: str) -> Frames:
-        """What a camera recorded.
-
-        Raises:
-            StoreError: If there is none of that name.
-        """
-        if name not in self.frames:
-            raise StoreError(f"{self.path}: data/{name} is missing, it has {_listed(self.frames)}")
-        return self.frames[name]
-
     def select(self, ids: Sequence[int] | np.ndarray) -> Demonstrations:
-        """Keep the episodes `ids`, in that order.
-
-        Raises:
-            ValueError: If `ids` is empty or names an episode that does not exist.
-        """
+        """Keep the episodes `ids`, in that order; a ValueError if there are none, or one does not exist."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
             raise ValueError(f"select needs a list of at least one episode number; got {ids.tolist()}")
@@ -115,20 +103,12 @@ class Demonstrations:
 
 def join(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """Both, one after the other, of two selections of the same store; cameras that one of them lacks are left out."""
-    frames = {
-        camera: Frames(
-            one.array,
-            np.concatenate([one.rows, second.frames[camera].rows]),
-            np.concatenate([one.mirrored, second.frames[camera].mirrored]),
-        )
-        for camera, one in first.frames.items()
-        if camera in second.frames
-    }
+    shared = [(camera, one, second.frames[camera]) for camera, one in first.frames.items() if camera in second.frames]
     return replace(
         first,
         arrays={key: np.concatenate([values, second[key]]) for key, values in first.arrays.items()},
         episode_ends=np.concatenate([first.episode_ends, second.episode_ends + len(first)]),
-        frames=frames,
+        frames={camera: one.join(other) for camera, one, other in shared},
     )
 
 
@@ -143,7 +123,7 @@ def open_store(path: str | Path, columns: Mapping[str, Column] | None = None) ->
         columns: The arrays to read, beside the cameras; all that there are if it names none.
 
     Raises:
-        StoreError: If the path does not exist, is no zarr store, or misses an array or a chunk file; if
+        StoreError: If the path does not exist, is not a zarr store, or misses an array or a chunk file; if
             shapes, dtypes or episode ends do not fit together; if a value is NaN or infinite.
     """
     path, columns = Path(path), columns or {}
@@ -175,14 +155,10 @@ def read_store(path: Path, stored: Mapping[str, zarr.Array], ends: np.ndarray) -
 
 
 def open_arrays(path: Path, columns: Mapping[str, Column]) -> tuple[dict[str, zarr.Array], zarr.Array]:
-    """Find a store's arrays, by name, and its episode ends; nothing but their metadata is read.
-
-    Args:
-        path: The store.
-        columns: The arrays to look for, beside the cameras; all that there are if it names none.
+    """Find the arrays of `open_store`, by name, and the episode ends; nothing but their metadata is read.
 
     Raises:
-        StoreError: If the path does not exist, is no zarr store, or has no episode ends.
+        StoreError: If the path does not exist, is not a zarr store, or has no episode ends.
     """
     if not path.is_dir():
         cure = "is a file, not a zarr directory; unpack it" if path.exists() else "does not exist"
@@ -209,15 +185,12 @@ def write_store(
     """Write a store in zarr format 2: equal arrays give equal bytes, and it appears whole or not at all.
 
     Args:
-        path: Directory to create; it must not exist.
+        path: Directory to create, which is returned.
         arrays: By their stored names, each of T rows; those of cameras may also be `Frames`, which are copied
             chunk by chunk.
         episode_ends: (E,) the step after each episode's last.
         attrs: Attributes of the store (provenance), as JSON values.
         columns: What the arrays should be.
-
-    Returns:
-        The path.
 
     Raises:
         StoreError: If the path exists, or the arrays do not fit together; nothing is created then.
@@ -242,17 +215,10 @@ def write_store(
 
 
 def content_hash(source: str | Path | Demonstrations, *, images: bool = False) -> str:
-    """Fingerprint what demonstrations say, whatever their chunks, compression or zarr format.
+    """Fingerprint what demonstrations say, whatever their chunks, compression or zarr format: 64 hexadecimal digits.
 
     For each array, by name: SHA-256 over `name dtype shape` and its values, little endian, in C order; an array
-    (T, 1) counts as (T,).
-
-    Args:
-        source: A store, or demonstrations already open.
-        images: Whether the images count too; they take seconds to read, a chunk at a time.
-
-    Returns:
-        64 hexadecimal digits. With and without images differ, unless there are none.
+    (T, 1) counts as (T,). Images, which take seconds to read, count if asked for.
 
     Raises:
         StoreError: As `open_store`.
@@ -261,7 +227,11 @@ def content_hash(source: str | Path | Demonstrations, *, images: bool = False) -
     arrays: dict[str, np.ndarray | Frames] = {**demos.arrays, ENDS: demos.episode_ends}
     digest = hashlib.sha256()
     for name, values in sorted((arrays | dict(demos.frames) if images else arrays).items()):
-        _hash_array(digest.update, name, values)
+        dtype = np.dtype(values.dtype).newbyteorder("<")
+        shape = values.shape[:1] if values.shape[1:] == (1,) else values.shape
+        digest.update(f"{name} {dtype.str} {tuple(int(n) for n in shape)}\n".encode())
+        for block in values.blocks() if isinstance(values, Frames) else [values]:
+            digest.update(np.ascontiguousarray(block, dtype).tobytes())
     return digest.hexdigest()
 
 
@@ -290,11 +260,3 @@ def _write_array(group: zarr.Group, name: str, values: Any) -> None:
     )
     for start in range(0, shape[0], rows):
         array[start : start + rows] = np.asarray(values[start : start + rows])
-
-
-def _hash_array(update: Callable[[bytes], None], name: str, values: np.ndarray | Frames) -> None:
-    dtype = np.dtype(values.dtype).newbyteorder("<")
-    shape = values.shape[:1] if values.shape[1:] == (1,) else values.shape
-    update(f"{name} {dtype.str} {tuple(int(n) for n in shape)}\n".encode())
-    for block in values.blocks() if isinstance(values, Frames) else [values]:
-        update(np.ascontiguousarray(block, dtype).tobytes())

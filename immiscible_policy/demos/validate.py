@@ -22,11 +22,7 @@ def problems(
     """Find everything that is wrong with a store, one line each; images are read, a chunk at a time.
 
     Values are looked at once structure, chunk files and episodes are in order; before that they mean nothing.
-
-    Args:
-        path: The store.
-        columns: What its arrays should be; any if it names none.
-        meaning: Finds values, all finite, that the task cannot have given.
+    Then `meaning` finds values, all finite, that the task cannot have given.
     """
     columns = columns or {}
     try:

@@ -52,10 +52,11 @@ class Layout:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field.name} must be a whole number above 0. Got {field.name}={value!r}")
         if self.obs_steps - 1 + self.action_steps > self.horizon:
-            raise ValueError(
-                "obs_steps - 1 + action_steps must not exceed horizon: the sent actions lie inside it. Got "
-                f"horizon={self.horizon}, obs_steps={self.obs_steps}, action_steps={self.action_steps}"
-            )
+            reason = "obs_steps - 1 + action_steps must not exceed horizon: the sent actions lie inside it"
+            raise ValueError(f"{reason}. Got {self}")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
     @property
     def sent(self) -> slice:
@@ -64,8 +65,7 @@ class Layout:
 
     def n_windows(self, lengths: np.ndarray) -> np.ndarray:
         """How many windows episodes of the given lengths give, (E,) -> (E,)."""
-        padding = (self.obs_steps - 1) + (self.action_steps - 1)
-        return np.maximum(0, lengths - self.horizon + 1 + padding)
+        return np.maximum(0, lengths - self.horizon + 1 + (self.obs_steps - 1) + (self.action_steps - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Footage:
     step: torch.Tensor
 
     def __getitem__(self, index: torch.Tensor) -> Footage:
-        """What some windows show; the frames stay where they are."""
+        """What the windows `index` show; the frames stay where they are."""
         return Footage(self.frames, self.step.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Footage:
@@ -139,11 +139,7 @@ class WindowIndex:
 
 
 def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
-    """Lay out the windows of all episodes, in order.
-
-    Args:
-        episode_ends: (E,) the step after each episode's last.
-        layout: Steps of a window.
+    """Lay out the windows of all episodes, in order, from the step after each episode's last (E,).
 
     Raises:
         ValueError: If no episode is long enough for a single window.
@@ -151,10 +147,7 @@ def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
     lengths = np.diff(episode_ends, prepend=0)
     counts = layout.n_windows(lengths)  # (E,)
     if not counts.any():
-        raise ValueError(
-            f"no window fits: the longest episode has {lengths.max(initial=0)} steps. Got "
-            f"horizon={layout.horizon}, obs_steps={layout.obs_steps}, action_steps={layout.action_steps}"
-        )
+        raise ValueError(f"no window fits: the longest episode has {lengths.max(initial=0)} steps. Got {layout}")
     episode = np.repeat(np.arange(len(lengths)), counts)  # (N,)
     nth = np.arange(len(episode)) - (np.cumsum(counts) - counts)[episode]  # (N,) within its episode
     start, end = (episode_ends - lengths)[episode, None], episode_ends[episode, None]  # (N, 1)
@@ -169,7 +162,7 @@ def make_windows(
     layout: Layout | None = None,
     frames: Mapping[str, torch.Tensor] | None = None,
 ) -> Windows:
-    """Cut demonstrations into windows.
+    """Cut demonstrations into windows, episode after episode, held in memory.
 
     Args:
         observation: (T, Do) the numbers that a policy sees of each step.
@@ -177,9 +170,6 @@ def make_windows(
         episode_ends: (E,) the step after each episode's last.
         layout: Steps of a window; by default Diffusion Policy's for PushT.
         frames: What cameras saw, by camera (T, H, W, 3) uint8.
-
-    Returns:
-        All windows, episode after episode, held in memory.
 
     Raises:
         ValueError: If no episode is long enough.

@@ -8,13 +8,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part.
-
-    Args:
-        path: The file; its directory is created if absent.
-        content: Its bytes.
-    """
-    path = Path(path)
+    """Write a file so that a reader sees the old content or the new one, never a part; its directory is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(content)

@@ -35,12 +35,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk.
-
-    Attributes:
-        path: Its directory.
-        metadata: What `save_checkpoint` was told about it.
-    """
+    """A complete checkpoint in its directory, with the metadata that `save_checkpoint` was given."""
 
     path: Path
     metadata: dict[str, Any]
@@ -56,11 +51,7 @@ class Checkpoint:
         return OPTIMIZER in self.metadata["sha256"] and (self.path / OPTIMIZER).exists()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Read `model`, `ema` or `optimizer`, checking its hash.
-
-        Raises:
-            CheckpointError: If the file is missing or its content is not what was written.
-        """
+        """Read `model`, `ema` or `optimizer`; a CheckpointError if it is missing or its hash is another one."""
         file = self.path / f"{name}.safetensors"
         try:
             content = file.read_bytes()
@@ -91,8 +82,7 @@ def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[st
             content = safetensors.torch.save({key: tensor.contiguous() for key, tensor in values.items()})
             hashes[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
             _write(draft / f"{name}.safetensors", content)
-        whole = {"format": FORMAT, **metadata, "sha256": hashes}
-        _write(draft / METADATA, json.dumps(whole, indent=2).encode())
+        _write(draft / METADATA, json.dumps({"format": FORMAT, **metadata, "sha256": hashes}, indent=2).encode())
         if path.exists():
             shutil.rmtree(path)
         draft.rename(path)
@@ -107,11 +97,7 @@ def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[st
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint; weights are read, and verified, when asked for.
-
-    Raises:
-        CheckpointError: If it is missing, incomplete or damaged.
-    """
+    """Open a checkpoint; a CheckpointError if it is missing, incomplete or damaged. Weights are read later."""
     path = Path(path)
     file = path / METADATA
     if not file.is_file():

@@ -21,12 +21,9 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One episode: one checkpoint of one training run, rolled out from one start.
+    """One episode: one checkpoint (its training step) of one training seed, rolled out from one start.
 
     Attributes:
-        checkpoint: Training step of the evaluated weights.
-        start: Seed that names the start state.
-        seed: Training seed of the run.
         metrics: Value of each of the task's metrics, by name; a yes-or-no metric is 1 or 0.
         steps: Environment steps taken.
 
@@ -43,8 +40,8 @@ class EpisodeRow:
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
             if not math.isfinite(value):
-                raise ValueError(f"{name}={value} at checkpoint {self.checkpoint}, start {self.start}: "
-                                 "metrics must be finite")  # fmt: skip
+                place = f"checkpoint {self.checkpoint}, start {self.start}"
+                raise ValueError(f"{name}={value} at {place}: metrics must be finite")
 
 
 def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
@@ -52,10 +49,6 @@ def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
 
     A last line without its newline was torn by a crash and is dropped. Where a (checkpoint, start) was
     written twice, as after a resume, the later row counts.
-
-    Args:
-        path: A file that `append_rows` wrote.
-        metrics: The task's metrics.
 
     Returns:
         One row per (checkpoint, start), in the order of first writing; none if there is no such file.
@@ -72,15 +65,10 @@ def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
 
 
 def append_rows(path: Path, rows: Iterable[EpisodeRow], metrics: Sequence[Metric]) -> None:
-    """Append episodes so that a crash loses at most these rows, never an earlier one.
+    """Append episodes so that a crash loses at most these rows, never an earlier one; the file is created if absent.
 
     All lines go out in one write, flushed to the disk before returning. What a crash left of an earlier
     line is cut off first.
-
-    Args:
-        path: The file; created with its header if absent.
-        rows: Episodes to add.
-        metrics: The task's metrics.
 
     Raises:
         ValueError: If the file is not one of episodes of this task, or a value lies outside its metric's range.
@@ -123,9 +111,7 @@ def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[
         for row in of_seed:
             table.setdefault(row.checkpoint, {})[row.start] = row
         tables[seed] = dict(sorted(table.items()))
-    counts: Counter[tuple[int, ...]] = Counter(
-        tuple(sorted(by_start)) for table in tables.values() for by_start in table.values()
-    )
+    counts = Counter(tuple(sorted(by_start)) for table in tables.values() for by_start in table.values())
     usual = max(counts, key=lambda starts: (counts[starts], len(starts)), default=())
     whole = {
         seed: {step: by_start for step, by_start in table.items() if by_start.keys() >= set(usual)}

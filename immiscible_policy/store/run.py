@@ -6,7 +6,7 @@ RUN/
     summary.json, summary.md        what the run came to, written when its seeds have been trained
     seed_N/
         checkpoints/step_XXXXXX/    see `store.checkpoint`
-        metrics.jsonl               see `store.metrics`
+        metrics.jsonl               a JSON object per line, in the order of training
         episodes.csv                every episode of every evaluated checkpoint, see `store.rows`
         fresh.csv                   the best checkpoint again, on held-out starts (only where that was asked for)
         log.txt, events.jsonl       what the seed's worker process printed, and the events of a job
@@ -37,7 +37,6 @@ from immiscible_policy.store.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from immiscible_policy.store.metrics import MetricsFile, read_metrics
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
 from immiscible_policy.tasks import Task, recorded_task
 
@@ -65,11 +64,7 @@ class Missing(NamedTuple):
 
 
 class RunDirectory:
-    """One training: its settings, its origin, and a directory for each training seed.
-
-    Args:
-        path: The directory; it need not exist yet.
-    """
+    """One training: its settings, its origin, and a directory for each training seed; it need not exist yet."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -89,11 +84,7 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved options, as they were written.
-
-        Raises:
-            ValueError: If this is no run directory, or the file is damaged.
-        """
+        """The resolved options, as they were written; a ValueError if there is no run, or the file is damaged."""
         file = self.path / CONFIG
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is no directory; give a run's directory (with {CONFIG} and {SEED}N/)")
@@ -112,9 +103,8 @@ class RunDirectory:
     @property
     def settings(self) -> dict[str, Any]:
         """The options that decide the result; its data by their content where that is recorded, wherever they lay."""
-        content = self.data_hash
-        known = {} if content is None else {"data": f"of content {content[:12]}"}
-        return {key: value for key, value in self.config.items() if key not in SETTINGS_OF_PLACE} | known
+        settings = {key: value for key, value in self.config.items() if key not in SETTINGS_OF_PLACE}
+        return settings | ({"data": f"of content {self.data_hash[:12]}"} if self.data_hash else {})
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -150,11 +140,7 @@ class RunDirectory:
         return SeedDirectory(self, number)
 
     def seeds(self) -> list[int]:
-        """Training seeds that have a directory, ascending.
-
-        Raises:
-            ValueError: If a directory is called like one but names no number.
-        """
+        """Training seeds that have a directory, ascending; a directory called like one must name a number."""
         names = [path.name.removeprefix(SEED) for path in self.path.glob(f"{SEED}*") if path.is_dir()]
         for name in names:
             if not name.isdecimal():
@@ -163,37 +149,23 @@ class RunDirectory:
 
     def checkpoints(self) -> dict[int, list[Checkpoint]]:
         """The complete checkpoints of each training seed that keeps some, oldest first."""
-        kept = {number: self.seed(number).checkpoints() for number in self.seeds()}
-        return {number: checkpoints for number, checkpoints in kept.items() if checkpoints}
+        return {number: kept for number in self.seeds() if (kept := self.seed(number).checkpoints())}
 
     def is_finished(self, seeds: Sequence[int] | None = None, steps: int | None = None) -> bool:
-        """Whether every seed has its last checkpoint and the run is summarised.
-
-        Args:
-            seeds: Training seeds; those of its options by default.
-            steps: Steps of the training; those of its options by default.
-        """
+        """Whether every seed has its last checkpoint and the run is summarised; seeds and steps as its options say."""
         seeds = self.planned_seeds() if seeds is None else seeds
         steps = self.config["steps"] if steps is None else steps
         return (self.path / SUMMARY).is_file() and all(self.seed(number).is_finished(steps) for number in seeds)
 
     @property
     def task(self) -> Task:
-        """The task that the run is evaluated on.
-
-        Raises:
-            ValueError: If its options name no task, or one that is unknown here.
-        """
+        """The task that the run is evaluated on; a ValueError if its options name none, or an unknown one."""
         if not self.config.get("task"):
             raise ValueError(f"{self.path / CONFIG} names no task; a run without one has no episodes")
         return recorded_task(self.config)
 
     def episodes(self) -> dict[int, list[EpisodeRow]]:
-        """The episodes of every training seed that was evaluated.
-
-        Raises:
-            ValueError: If this is no run directory, or no episode has been evaluated in it.
-        """
+        """The episodes of every training seed that was evaluated; a ValueError if there are none."""
         rows = self._rows(EPISODES)
         if not rows:
             raise ValueError(f"{self.path} has no evaluated episodes ({SEED}N/{EPISODES}); evaluate it first")
@@ -209,11 +181,7 @@ class RunDirectory:
         return any((self.seed(number).path / EPISODES).exists() for number in self.seeds())
 
     def missing(self, seeds: Sequence[int] | None = None) -> Missing:
-        """What its evaluation lacks of what was planned.
-
-        Args:
-            seeds: Training seeds that it should have; those of its options by default.
-        """
+        """What its evaluation lacks of what was planned, for these training seeds or those of its options."""
         config = self.config
         starts, tables = complete(self.episodes() if self.is_evaluated else {})
         evaluated = {number: list(table) for number, table in tables.items()}
@@ -252,8 +220,7 @@ class RunDirectory:
 
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
         metrics = self.task.metrics
-        rows = {number: read_rows(self.seed(number).path / name, metrics) for number in self.seeds()}
-        return {number: of_seed for number, of_seed in rows.items() if of_seed}
+        return {seed: rows for seed in self.seeds() if (rows := read_rows(self.seed(seed).path / name, metrics))}
 
 
 class SeedDirectory:
@@ -267,11 +234,7 @@ class SeedDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the seed's lock, which the system releases even when this process is killed.
-
-        Raises:
-            CommandError: If another process holds it.
-        """
+        """Hold the seed's lock, which the system releases even when this process is killed; a CommandError if held."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
             try:
@@ -290,11 +253,7 @@ class SeedDirectory:
         return read_checkpoint(complete[-1]) if complete else None
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """The checkpoint of a step.
-
-        Raises:
-            CheckpointError: If it was not kept.
-        """
+        """The checkpoint of a step; a CheckpointError if it was not kept."""
         path = self.checkpoint_path(step)
         if not (path / METADATA).is_file():
             raise CheckpointError(f"{self.path}: the checkpoint of step {step} was not kept")
@@ -306,8 +265,7 @@ class SeedDirectory:
 
     def is_finished(self, steps: int) -> bool:
         """Whether it has its last checkpoint."""
-        newest = self.newest()
-        return newest is not None and newest.step >= steps
+        return (newest := self.newest()) is not None and newest.step >= steps
 
     def save(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under the step that its metadata name, as `save_checkpoint`."""
@@ -316,9 +274,7 @@ class SeedDirectory:
     def tidy(self, keep: str, scores: Mapping[int, float]) -> None:
         """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
 
-        Args:
-            keep: `all` or `last+best`.
-            scores: Score of each evaluated step; the best of those on disk is kept, the earliest of equals.
+        The best by the scores of evaluated steps is kept, the earliest of equals; `keep=all` keeps every checkpoint.
         """
         for draft in (self.path / CHECKPOINTS).glob(f".{STEP}*.draft"):
             shutil.rmtree(draft)
@@ -332,12 +288,23 @@ class SeedDirectory:
                 shutil.rmtree(doomed)  # if the process is killed here, the next call ends it
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of its metrics, in the order of training."""
-        return read_metrics(self.path / METRICS)
+        """The rows of its metrics, each with its `step`; a last line torn by a crash is dropped.
+
+        Raises:
+            ValueError: If a whole line is not a JSON object with a step.
+        """
+        path, rows = self.path / METRICS, []
+        for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
+            try:
+                rows.append(json.loads(line))
+                rows[-1]["step"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{path}, line {number} is damaged ('{line[:80]}'); remove that line") from None
+        return rows
 
     def append_metrics(self, resume_step: int) -> MetricsFile:
-        """Its metrics, open for the rows after a step."""
-        return MetricsFile(self.path / METRICS, resume_step)
+        """Its metrics, open for the rows after a step; rows of later steps, and a torn line, are dropped first."""
+        return MetricsFile(self.path / METRICS, [row for row in self.metrics() if row["step"] <= resume_step])
 
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""
@@ -358,6 +325,22 @@ class SeedDirectory:
     def _complete(self) -> list[Path]:
         paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]
         return sorted(paths, key=lambda path: int(path.name.removeprefix(STEP)))
+
+
+class MetricsFile:
+    """A file of metrics that begins with the rows `kept` and grows by a line each time."""
+
+    def __init__(self, path: Path, kept: Iterable[Mapping[str, Any]]) -> None:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = open(path, "a", buffering=1)
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Add a line."""
+        self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -166,11 +166,9 @@ class PushT(Task):
         far = np.flatnonzero((distance > KEYPOINT_TOLERANCE).any(axis=1))
         if len(far):
             point = int(distance[far[0]].argmax())
-            yield (
-                f"data/keypoint[{point}] lies {distance[far[0], point]:.1f} px from where data/state puts it "
-                f"(up to {KEYPOINT_TOLERANCE:.0f} px are usual) at {checks.place(int(far[0]), ends)}; "
-                f"{len(far)} such steps in all"
-            )
+            where = f"from where data/state puts it (up to {KEYPOINT_TOLERANCE:.0f} px are usual)"
+            step = f"at {checks.place(int(far[0]), ends)}; {len(far)} such steps in all"
+            yield f"data/keypoint[{point}] lies {distance[far[0], point]:.1f} px {where} {step}"
 
     def commanded(self, demos: Demonstrations) -> Array:
         """The agent's position."""
@@ -190,17 +188,16 @@ class PushT(Task):
         """The block's pose by a fit to the T's corners, its keypoints from that pose; contacts are not recorded."""
         for name, width in (("observation.state", 2), (CORNER_FEATURE, 16), ("action", 2)):
             if name not in columns:
-                has = "lerobot/pusht_keypoints holds it; images are not read"
-                raise StoreError(f"no {name}, so nothing tells where agent and block are; {has}")
+                cure = "lerobot/pusht_keypoints holds it; images are not read"
+                raise StoreError(f"no {name}, so nothing tells where agent and block are; {cure}")
             if columns[name].shape[1:] != (width,):
                 raise StoreError(f"{name} has shape {columns[name].shape[1:]}; ({width},) can be converted")
         pose, error = fit_pose(columns[CORNER_FEATURE].astype(np.float64).reshape(-1, 8, 2))
-        if not (error <= FIT_TOLERANCE).all():
-            step = int(np.argmax(~(error <= FIT_TOLERANCE)))
-            raise StoreError(
-                f"{CORNER_FEATURE} of episode {columns['episode_index'][step]}, frame {columns['frame_index'][step]} "
-                f"is not the T's eight corners (off by {error[step]:.3g} px)"
-            )
+        if (misfit := ~(error <= FIT_TOLERANCE)).any():  # NaN is one
+            step = int(np.argmax(misfit))
+            where = f"episode {columns['episode_index'][step]}, frame {columns['frame_index'][step]}"
+            problem = f"is not the T's eight corners (off by {error[step]:.3g} px)"
+            raise StoreError(f"{CORNER_FEATURE} of {where} {problem}")
         return {
             "state": np.concatenate([columns["observation.state"], pose], axis=1).astype(np.float32),
             "action": columns["action"].astype(np.float32),
@@ -229,11 +226,7 @@ def reflect(demos: Demonstrations) -> Demonstrations:
     are centred half a pixel beside that axis, so a push against a wall comes out one pixel off.
     """
     state = mirror_state(demos["state"])
-    reflected = {
-        "state": state,
-        "action": mirror_point(demos["action"]),
-        "keypoint": keypoints(state[:, 2:]),
-    }
+    reflected = {"state": state, "action": mirror_point(demos["action"]), "keypoint": keypoints(state[:, 2:])}
     arrays = {key: reflected.get(key, values).astype(values.dtype) for key, values in demos.arrays.items()}
     seen = {name: replace(frames, mirrored=~frames.mirrored) for name, frames in demos.frames.items() if name == CAMERA}
     return replace(demos, arrays=arrays, frames=seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -36,10 +36,9 @@ class Metric:
     Attributes:
         name: What summaries and reports call it, such as `coverage`.
         column: Its column in episodes.csv, such as `max_coverage`.
-        reduce: Over the steps of an episode. `max` counts the reset as well; `any` gives 0 or 1.
+        reduce: Reduction over the steps of an episode. `max` counts the reset as well; `any` gives 0 or 1.
         read: (reward (N,), info) -> value (N,) after a step. At the reset the reward is NaN, which `max` ignores.
-        low: Smallest possible value.
-        high: Largest possible value.
+        low, high: Smallest and largest possible value.
         summarised: Whether summaries and reports show it.
     """
 
@@ -70,7 +69,7 @@ class Modes:
 
     Attributes:
         title: What the benchmark is called: `Which way round from symmetric starts`.
-        names: Of the modes; the last one means that no way was taken.
+        names: Names of the modes; the last one means that no way was taken.
         options: Reset options of the starts that favour no mode, a row each.
         alike: Which demonstrations begin in such a situation, in words that follow `demonstrations`.
         classify: The mode of an episode (L, ...), a number into `names`.
@@ -90,7 +89,7 @@ class Modes:
     decided: Callable[[Array, int], int]
     tracks: Mapping[str, Callable[[Array], Array]]
     extent: tuple[float, float, float, float]
-    published: Sequence[tuple[str, str, str]] = field(default=())
+    published: Sequence[tuple[str, str, str]] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))
@@ -104,8 +103,8 @@ class Task(Protocol):
     needs, an array of any shape.
 
     Attributes:
-        name: As `task=` names it.
-        title: As reports name it.
+        name: Its name for `task=`.
+        title: Its name in reports.
         about: One sentence for a reader who has never seen the task: what it is, what the primary metric says.
         measured: The primary metric in the middle of a sentence, such as `coverage of the goal`.
         max_steps: Steps after which an episode ends.
@@ -134,10 +133,7 @@ class Task(Protocol):
     modes: Modes | None = None
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
-        """Build the environments that a policy with this observation acts in.
-
-        Autoreset is DISABLED or NEXT_STEP: what follows an episode's end is not looked at.
-        """
+        """Build the environments that a policy with this observation acts in, without autoreset or with NEXT_STEP."""
         ...
 
     def reset_options(self, starts: Sequence[int]) -> dict[str, Array]:
@@ -145,11 +141,7 @@ class Task(Protocol):
         return {}
 
     def starts(self, text: str, episodes: int) -> list[int]:
-        """Read `legacy`, `fresh`, or start seeds such as `100000..100008` or `3,5,8`.
-
-        Args:
-            text: What to evaluate on.
-            episodes: Number of starts for `legacy` and `fresh`; the others name each start themselves.
+        """Read `legacy` or `fresh`, of which so many `episodes`, or start seeds such as `100000..100008` or `3,5,8`.
 
         Raises:
             CommandError: If the text is none of these or there is no episode.
@@ -167,12 +159,9 @@ class Task(Protocol):
         return starts
 
     def look(self, history: Sequence[Any], obs: str, keep: int) -> Observed:
-        """What the policy sees of the environments' last observations.
+        """What the policy sees of the environments' last obs_steps observations of N episodes, oldest first.
 
-        Args:
-            history: obs_steps observations of N episodes, oldest first.
-            obs: One of `observations`.
-            keep: The first episodes that count; the others repeat the last of these.
+        The first `keep` episodes count; the others repeat the last of these.
         """
         return Observed(np.stack(history, axis=1), {})
 
@@ -188,10 +177,7 @@ class Task(Protocol):
     def frames(self, demos: Demonstrations, obs: str, source: str = "stored") -> dict[str, torch.Tensor] | None:
         """What cameras saw, (T, H, W, 3) uint8 each, or None if the policy sees no pictures.
 
-        Args:
-            demos: The demonstrations.
-            obs: One of `observations`.
-            source: `stored`, or `rendered` from the recorded steps.
+        They are `stored`, or `rendered` from the recorded steps.
 
         Raises:
             ValueError: If the pictures are not stored or cannot be rendered.
@@ -202,11 +188,7 @@ class Task(Protocol):
         return {camera: demos.frames[camera].as_bytes() for camera in cameras} or None
 
     def mirror(self, demos: Demonstrations) -> Demonstrations:
-        """The demonstrations and, after them, their mirror images.
-
-        Raises:
-            ValueError: If the task is not its own mirror image.
-        """
+        """The demonstrations and, after them, their mirror images; a ValueError if the task has none."""
         raise ValueError(f"mirror=true: task={self.name} has no mirror; leave it out")
 
     def problems(self, demos: Demonstrations) -> Iterator[str]:
@@ -240,11 +222,7 @@ class Task(Protocol):
         return self.observation(demos, self.observations[0])
 
     def draw(self, scene: Array, size: int) -> NDArray[np.uint8]:
-        """A picture (size, size, 3) of a scene.
-
-        Raises:
-            ValueError: If the task has no pictures.
-        """
+        """A picture (size, size, 3) of a scene; a ValueError if the task has none."""
         raise ValueError(f"task={self.name} cannot be drawn: it has no renderer")
 
 
@@ -260,25 +238,17 @@ def primary(task: Task) -> Metric:
 
 def success(task: Task, metrics: Mapping[str, float]) -> bool:
     """Whether an episode succeeded, by the task's first yes-or-no metric; never without one."""
-    return any(metrics[metric.name] for metric in [m for m in task.metrics if m.reduce == "any"][:1])
+    return bool(next((metrics[metric.name] for metric in task.metrics if metric.reduce == "any"), False))
 
 
 def recorded_task(config: Mapping[str, Any], default: str = "pusht") -> Task:
-    """The task that a run's options name; `default` for a checkpoint of another project, which names none.
-
-    Raises:
-        CommandError: As `find_task`.
-    """
+    """The task that a run's options name; `default` for a checkpoint of another project, which names none."""
     task = config.get("task", default)
     return find_task(task) if isinstance(task, str) else find_task(**task)
 
 
 def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstrations:
-    """Open the store `data`, or the task's own.
-
-    Raises:
-        ValueError: If the store is unusable, or there is none.
-    """
+    """Open the store `data`, or the task's own; a ValueError if there is none, or it is unusable."""
     path = data or task.demonstrations()
     if path is None:
         raise ValueError(f"task={task.name} has no demonstrations of its own; name a store with data=")
@@ -288,34 +258,22 @@ def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstra
 def task_windows(
     task: Task, demos: Demonstrations, obs: str, layout: Layout | None = None, images: str = "stored"
 ) -> Windows:
-    """Windows of demonstrations as a policy sees them.
-
-    Args:
-        task: Says what an observation is.
-        demos: The demonstrations.
-        obs: One of `task.observations`.
-        layout: Steps of a window.
-        images: `stored` or `rendered`, where pictures are seen.
+    """Windows of demonstrations as a policy sees them; images are `stored` or `rendered`.
 
     Raises:
         ValueError: If the task has no such observation, or no episode is long enough.
     """
     if obs not in task.observations:
         raise CommandError(unknown("obs", obs, task.observations))
-    action = demos[task.action].reshape(len(demos), -1)
-    frames = task.frames(demos, obs, images)
-    return make_windows(task.observation(demos, obs), action, demos.episode_ends, layout, frames)
+    numbers, action = task.observation(demos, obs), demos[task.action].reshape(len(demos), -1)
+    return make_windows(numbers, action, demos.episode_ends, layout, task.frames(demos, obs, images))
 
 
 def find_task(name: str, **options: Any) -> Task:
-    """Build a task: a built-in one, one of another package's entry points, or `module:Class`.
-
-    Args:
-        name: Such as `pusht` or `my_lab.reach:Reach`.
-        **options: What the task's constructor takes.
+    """Build a task: a built-in one, one of another package's entry points, or `my_lab.reach:Reach`.
 
     Raises:
-        CommandError: If the name is unknown, cannot be imported or is no task, or an option is not the task's.
+        CommandError: If the name is unknown, cannot be imported or is not a task, or an option is not the task's.
     """
     task = build("task", name, find_factory("task", GROUP, name, BUILT_IN), options)
     members = [member for member in (*Task.__annotations__, *vars(Task)) if not member.startswith("_")]

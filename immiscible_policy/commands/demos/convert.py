@@ -13,8 +13,7 @@ USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE [
 Converts a dataset of LeRobot's format 2 or 3 to a store: one that `export` wrote, or, of PushT, one that holds the
 T's corners, as lerobot/pusht_keypoints does. Needs pyarrow: pip install 'immiscible-policy[lerobot]'
 
-example:
-  python -m immiscible_policy.demos convert path=pusht_keypoints out=data/pusht_lerobot.zarr"""
+example: python -m immiscible_policy.demos convert path=pusht_keypoints out=data/pusht_lerobot.zarr"""
 OPTIONS = {
     "path": Option(Path, REQUIRED, "directory of the dataset, with meta/info.json and data/"),
     "out": Option(Path, REQUIRED, "store to create (a .zarr directory)"),

@@ -15,8 +15,7 @@ USAGE = f"""usage: python -m immiscible_policy.demos download out=DIR [url=URL]
 Fetches {ARCHIVE.about} to
 DIR/{ARCHIVE.name}. Run it again after an interruption: it continues where it stopped.
 
-example:
-  python -m immiscible_policy.demos download out=data"""
+example: python -m immiscible_policy.demos download out=data"""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "directory that receives the store"),
     "url": Option(str, ARCHIVE.url, "another place that offers the same archive"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
-from immiscible_policy.demos.export import Setup, export
+from immiscible_policy.demos.export import export
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.tasks import find_task
 
@@ -29,12 +29,7 @@ OPTIONS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        CommandError: If a word is unusable.
-        ValueError: If stored images are asked for and the store holds none.
-    """
+    """Run the command."""
     words = parse(argv, OPTIONS, USAGE)
     if words["images"] not in IMAGES:
         raise CommandError(unknown("images", words["images"], IMAGES))
@@ -42,10 +37,17 @@ def main(argv: list[str]) -> None:
     demos = open_store(words["path"], task.columns)
     shown: dict[str, np.ndarray] = {}
     if words["images"] != "none":
-        seen = (task.frames(demos, obs, words["images"]) for obs in task.observations)
-        frames = next(filter(None, seen), {})
+        frames = next(filter(None, (task.frames(demos, obs, words["images"]) for obs in task.observations)), {})
         if not frames:
             raise CommandError(f"images={words['images']}: task={task.name} sees no pictures; leave it out")
         shown = {camera: pictures.numpy() for camera, pictures in frames.items()}
-    export(demos, words["out"], Setup(task.name, task.fps, task.instruction), task.features(demos), shown)
+    export(
+        demos,
+        words["out"],
+        task.features(demos),
+        shown,
+        robot=task.name,
+        fps=task.fps,
+        instruction=task.instruction,
+    )
     print(f"{words['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")

@@ -25,8 +25,7 @@ USAGE = """usage: python -m immiscible_policy.demos info path=STORE [out=PICTURE
 
 Prints what a store holds and its content hash; draws the paths of its episodes if out is given.
 
-example:
-  python -m immiscible_policy.demos info path=data/pusht_expert.zarr out=expert.png"""
+example: python -m immiscible_policy.demos info path=data/pusht_expert.zarr out=expert.png"""
 OPTIONS = {
     "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
     "out": Option(Path, None, "picture to draw, replaced if it exists: " + ", ".join(FORMATS)),
@@ -35,19 +34,16 @@ OPTIONS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        CommandError: If the picture's format is unknown or its directory does not exist.
-    """
+    """Run the command."""
     words = parse(argv, OPTIONS, USAGE)
     out, task = words["out"], find_task(words["task"])
-    if out is not None and out.suffix not in FORMATS:
-        raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
-    if out is not None and not out.parent.is_dir():
-        raise CommandError(f"out={out}: the directory {out.parent} does not exist")
-    if out is not None and task.modes is None:
-        raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
+    if out is not None:
+        if out.suffix not in FORMATS:
+            raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
+        if not out.parent.is_dir():
+            raise CommandError(f"out={out}: the directory {out.parent} does not exist")
+        if task.modes is None:
+            raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
     demos = open_store(words["path"], task.columns)
     for line in describe(demos, task):
         print(line, flush=True)

@@ -18,8 +18,7 @@ USAGE = """usage: python -m immiscible_policy.demos make out=STORE
 Makes PushT demonstrations with a scripted expert, which plans a few pushes ahead and carries them out in the
 simulation. The same words make the same store, bit for bit; without any but out= it is the project's own.
 
-example:
-  python -m immiscible_policy.demos make out=data/pusht_expert.zarr"""
+example: python -m immiscible_policy.demos make out=data/pusht_expert.zarr"""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
     "episodes": Option(int, 220, "demonstrations"),
@@ -29,12 +28,7 @@ OPTIONS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        CommandError: For a mistake in the words.
-        ValueError: If a number is out of range.
-    """
+    """Run the command."""
     words = parse(argv, OPTIONS, USAGE)
     if words["out"].exists():
         raise CommandError(f"out={words['out']} exists already; choose another path or remove it first")

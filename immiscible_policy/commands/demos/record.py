@@ -20,9 +20,7 @@ keys:
   S  save this episode as it is and begin the next
   Q  quit: drop this episode; all saved ones are in the store
 
-examples:
-  python -m immiscible_policy.demos record out=demos.zarr
-  python -m immiscible_policy.demos record out=demos.zarr seed=7"""
+example: python -m immiscible_policy.demos record out=demos.zarr seed=7"""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to record into; one that this command made is continued"),
     "seed": Option(int, 0, "whole number >= 0 that the starts are drawn from, with the number of the episode"),
@@ -31,12 +29,7 @@ MADE = {"made_by": "a person at the mouse", "command": "python -m immiscible_pol
 
 
 def main(argv: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        CommandError: For a mistake in the words, or if something else lies at the path.
-        OSError: If there is no display, or the store cannot be written.
-    """
+    """Run the command."""
     words = parse(argv, OPTIONS, USAGE)
     path, seed = words["out"], words["seed"]
     if seed < 0:

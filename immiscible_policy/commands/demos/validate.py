@@ -14,8 +14,7 @@ USAGE = """usage: python -m immiscible_policy.demos validate path=STORE [task=TA
 Reads a whole store, images included, prints each thing that is wrong with it and where (array, episode, step,
 chunk file), and exits with code 2 if there is any.
 
-example:
-  python -m immiscible_policy.demos validate path=data/pusht_expert.zarr"""
+example: python -m immiscible_policy.demos validate path=data/pusht_expert.zarr"""
 OPTIONS = {
     "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
     "task": Option(str, "pusht", "the task that it demonstrates"),
@@ -23,11 +22,7 @@ OPTIONS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        CommandError: If anything is wrong with the store, after each thing was printed.
-    """
+    """Run the command; a CommandError if anything is wrong with the store, after each thing was printed."""
     words = parse(argv, OPTIONS, USAGE)
     path, task = words["path"], find_task(words["task"])
     count = 0
