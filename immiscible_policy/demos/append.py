@@ -28,10 +28,7 @@ def append_episode(path: Path, episode: Mapping[str, NDArray[Any]], attrs: Mappi
     The episode is in the store once `meta/episode_ends` names its end, which is written last. What an interrupted call
     left behind lies after the last such end and is overwritten by the next episode.
 
-    Args:
-        path: The store.
-        episode: Arrays by name, each of n >= 1 rows.
-        attrs: Attributes of the store that is created (provenance), as JSON values.
+    Its arrays have n >= 1 rows each; `attrs` (JSON values) go to a store that is created.
 
     Raises:
         StoreError: If the arrays are not those of the store, or do not fit together; nothing is written then.

@@ -62,8 +62,7 @@ def undecodable_chunks(array: zarr.Array) -> Iterator[str]:
 def read_rows(array: zarr.Array, rows: np.ndarray | None = None) -> np.ndarray:
     """Read an array, or some of its rows in increasing order, in the machine's byte order.
 
-    Raises:
-        StoreError: If a chunk file cannot be decoded, naming it.
+    Raises StoreError if a chunk file cannot be decoded, naming it.
     """
     try:
         if rows is None:

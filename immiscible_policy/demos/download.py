@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -172,14 +173,9 @@ def _connect(url: str, have: int) -> HTTPResponse | HTTPError:
 
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
     """Read an answer until it ends or its connection breaks; `fetch` tells the two apart by the size."""
-    while True:
-        try:
-            block = response.read1(BLOCK)
-        except (HTTPException, OSError):
-            return
-        if not block:
-            return
-        yield block
+    with suppress(HTTPException, OSError):
+        while block := response.read1(BLOCK):
+            yield block
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo) -> None:

@@ -1,13 +1,12 @@
 """Write demonstrations as a dataset of LeRobot's format 3, which LeRobot trains from as it is.
 
-Layout of what is written, for T steps of E episodes::
+Written for T steps of E episodes::
 
-    DIR/
-        meta/info.json                              features, counts, rate
-        meta/stats.json                             minimum, maximum, mean, ... of each feature
-        meta/tasks.parquet                          the one task, in words
-        meta/episodes/chunk-000/file-000.parquet    E rows: length, place of its steps, its own statistics
-        data/chunk-000/file-000.parquet             T rows, one row group for each episode
+    meta/info.json                              features, counts, rate
+    meta/stats.json                             minimum, maximum, mean, ... of each feature
+    meta/tasks.parquet                          the one task, in words
+    meta/episodes/chunk-000/file-000.parquet    E rows: length, place of its steps, its own statistics
+    data/chunk-000/file-000.parquet             T rows, one row group for each episode
 
 The policy's features are the task's. The store's own arrays stand beside them as `store.KEY`, which policies ignore:
 `convert` reads them back bit for bit.
@@ -33,8 +32,6 @@ from immiscible_policy.demos.store import Demonstrations
 FORMAT = "v3.0"
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-SAMPLED_FRAMES = 256
-"""Statistics of pictures are those of so many frames at most, evenly spaced."""
 
 Columns = Mapping[str, np.ndarray]
 
@@ -80,7 +77,16 @@ def export(
         "observation.image" if len(frames) == 1 else f"observation.images.{camera}": shown
         for camera, shown in frames.items()
     }
-    columns = columns_of(demos, features, fps)
+    frame = np.concatenate([np.arange(n) for n in demos.lengths])
+    columns: Columns = {
+        **{name: feature.values for name, feature in features.items()},
+        **{f"{OWN}{key}": flat(values) for key, values in demos.arrays.items()},
+        "timestamp": (frame / fps).astype(np.float32),
+        "frame_index": frame,
+        "episode_index": np.repeat(np.arange(demos.n_episodes), demos.lengths),
+        "index": np.arange(len(demos)),
+        "task_index": np.zeros(len(demos), np.int64),
+    }
     own = [{key: values[steps] for key, values in columns.items()} for steps in demos.episodes]
     shown = [{key: values[steps] for key, values in pictures.items()} for steps in demos.episodes]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,22 +120,10 @@ def export(
         draft.rename(out)
 
 
-def columns_of(demos: Demonstrations, features: Mapping[str, Feature], fps: int) -> dict[str, np.ndarray]:
-    """What each step holds besides pictures, (T,) or (T, width) by name."""
-    frame = np.concatenate([np.arange(n) for n in demos.lengths])
-    stored = {
-        f"{OWN}{key}": values.reshape(len(demos), *([width] if (width := math.prod(values.shape[1:])) > 1 else []))
-        for key, values in demos.arrays.items()
-    }
-    return {
-        **{name: feature.values for name, feature in features.items()},
-        **stored,
-        "timestamp": (frame / fps).astype(np.float32),
-        "frame_index": frame,
-        "episode_index": np.repeat(np.arange(demos.n_episodes), demos.lengths),
-        "index": np.arange(len(demos)),
-        "task_index": np.zeros(len(demos), np.int64),
-    }
+def flat(values: np.ndarray) -> np.ndarray:
+    """An array (T, ...) as (T, width), or (T,) of single numbers."""
+    width = math.prod(values.shape[1:])
+    return values.reshape(len(values), width) if width > 1 else values.reshape(len(values))
 
 
 def described_features(columns: Columns, pictures: Columns, features: Mapping[str, Feature]) -> dict[str, Any]:
@@ -148,10 +142,13 @@ def described_features(columns: Columns, pictures: Columns, features: Mapping[st
 
 
 def statistics(columns: Columns, pictures: Columns) -> dict[str, dict[str, Any]]:
-    """What LeRobot normalises by, of each feature; pixels count from 0 to 1, channel by channel, (3, 1, 1)."""
+    """What LeRobot normalises by, of each feature; pixels count from 0 to 1, channel by channel, (3, 1, 1).
+
+    Statistics of pictures are those of 256 frames at most, evenly spaced.
+    """
     result: dict[str, Any] = {key: moments(values.reshape(len(values), -1)) for key, values in columns.items()}
     for key, frames in pictures.items():
-        sampled = frames[:: -(-len(frames) // SAMPLED_FRAMES)]
+        sampled = frames[:: -(-len(frames) // 256)]
         pixels = moments(sampled.reshape(-1, 3) / 255)
         shaped = {name: np.reshape(value, (3, 1, 1)).tolist() for name, value in pixels.items() if name != "count"}
         result[key] = shaped | {"count": [len(sampled)]}

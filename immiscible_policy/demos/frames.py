@@ -40,11 +40,7 @@ class Frames:
         return np.dtype(self.array.dtype)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        """Read some steps' images, (n, H, W, 3).
-
-        Raises:
-            StoreError: If a chunk file cannot be decoded.
-        """
+        """Read some steps' images, (n, H, W, 3). Raises StoreError if a chunk file cannot be decoded."""
         stored, position = np.unique(self.rows[index], return_inverse=True)
         images = read_rows(self.array, stored)[position]
         flip = self.mirrored[index]
@@ -69,8 +65,7 @@ class Frames:
     def as_bytes(self) -> torch.Tensor:
         """Read all images as bytes, (T, H, W, 3) uint8: 25,650 frames of 96 x 96 take 709 MB.
 
-        Raises:
-            ValueError: If a pixel lies outside 0..255, or none above 1.
+        Raises ValueError if a pixel lies outside 0..255, or none above 1.
         """
         images, start, brightest = np.empty(self.shape, np.uint8), 0, 0.0
         for block in self.blocks():

@@ -77,8 +77,7 @@ def convert(
 def read_info(path: Path, fps: int) -> dict[str, Any]:
     """Read a dataset's description and refuse what cannot be converted.
 
-    Raises:
-        StoreError: If it is missing or broken, of another format or control rate.
+    Raises StoreError if it is missing or broken, of another format or control rate.
     """
     file = path / "meta" / "info.json"
     try:
@@ -100,8 +99,7 @@ def read_info(path: Path, fps: int) -> dict[str, Any]:
 def pyarrow_parquet(command: str) -> Any:
     """The module `pyarrow.parquet`.
 
-    Raises:
-        CommandError: If pyarrow is not installed, naming the command that needs it.
+    Raises CommandError if pyarrow is not installed, naming the command that needs it.
     """
     try:
         import pyarrow.parquet
@@ -135,18 +133,13 @@ def read_columns(path: Path, widths: dict[str, int]) -> Arrays:
 
 
 def episode_ends(path: Path, columns: dict[str, np.ndarray], info: dict[str, Any]) -> np.ndarray:
-    """Find where episodes end, (E,).
-
-    Raises:
-        StoreError: If a frame or an episode is missing.
-    """
+    """Find where episodes end, (E,). Raises StoreError if a frame or an episode is missing."""
     episode, frame = columns["episode_index"], columns["frame_index"]
     first = np.flatnonzero(np.diff(episode, prepend=-1))
     ends = np.append(first[1:], len(episode))
-    lengths = np.diff(ends, prepend=0)
-    expected = np.arange(len(episode)) - np.repeat(first, lengths)
-    if (frame != expected).any():
-        step = int(np.argmax(frame != expected))
+    expected = np.arange(len(episode)) - np.repeat(first, np.diff(ends, prepend=0))
+    if (wrong := frame != expected).any():
+        step = int(np.argmax(wrong))
         raise StoreError(f"{path}: episode {episode[step]} has no frame {expected[step]}")
     for what, count in (("total_episodes", len(ends)), ("total_frames", len(episode))):
         if info.get(what, count) != count:

@@ -140,8 +140,7 @@ def open_store(path: str | Path, columns: Mapping[str, Column] | None = None) ->
 def read_store(path: Path, stored: Mapping[str, zarr.Array], ends: np.ndarray) -> Demonstrations:
     """Read what `open_arrays` gave, once its structure is sound and its chunk files are there.
 
-    Raises:
-        StoreError: If the episode ends do not fit, or a chunk file cannot be decoded.
+    Raises StoreError if the episode ends do not fit, or a chunk file cannot be decoded.
     """
     n_steps = next(iter(stored.values())).shape[0]
     _refuse(path, checks.episode_problems(ends, n_steps))
@@ -157,8 +156,7 @@ def read_store(path: Path, stored: Mapping[str, zarr.Array], ends: np.ndarray) -
 def open_arrays(path: Path, columns: Mapping[str, Column]) -> tuple[dict[str, zarr.Array], zarr.Array]:
     """Find the arrays of `open_store`, by name, and the episode ends; nothing but their metadata is read.
 
-    Raises:
-        StoreError: If the path does not exist, is not a zarr store, or has no episode ends.
+    Raises StoreError if the path does not exist, is not a zarr store, or has no episode ends.
     """
     if not path.is_dir():
         cure = "is a file, not a zarr directory; unpack it" if path.exists() else "does not exist"

@@ -32,8 +32,7 @@ def problems(
         return
     wrong = list(checks.structure_problems(stored, columns))
     for array in (ends_array, *stored.values()):
-        missing = list(missing_chunks(path, array))
-        wrong += missing
+        wrong += (missing := list(missing_chunks(path, array)))
         if not missing and not is_camera(array):
             wrong += undecodable_chunks(array)
     if not wrong:

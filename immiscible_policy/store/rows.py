@@ -94,13 +94,10 @@ Table = dict[int, dict[int, EpisodeRow]]
 
 
 def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[int, Table]]:
-    """Which checkpoints were evaluated completely.
+    """Which checkpoints were evaluated completely, given the episodes of each training seed.
 
     The starts are the set on which most checkpoints were evaluated; a checkpoint that lacks one of them (an
     evaluation cut short) is left out, and so is a seed without a complete checkpoint.
-
-    Args:
-        rows: Episodes of each training seed.
 
     Returns:
         The starts, ascending, and the episodes of each seed by checkpoint, ascending, and start.
@@ -113,15 +110,14 @@ def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[
         tables[seed] = dict(sorted(table.items()))
     counts = Counter(tuple(sorted(by_start)) for table in tables.values() for by_start in table.values())
     usual = max(counts, key=lambda starts: (counts[starts], len(starts)), default=())
-    whole = {
-        seed: {step: by_start for step, by_start in table.items() if by_start.keys() >= set(usual)}
-        for seed, table in tables.items()
-    }
-    return list(usual), {seed: table for seed, table in whole.items() if table}
+    whole = {}
+    for seed, table in tables.items():
+        if kept := {step: by_start for step, by_start in table.items() if by_start.keys() >= set(usual)}:
+            whole[seed] = kept
+    return list(usual), whole
 
 
 def _columns(metrics: Sequence[Metric]) -> list[Metric]:
-    """The metrics in the order of their columns."""
     return sorted(metrics, key=lambda metric: metric.reduce != "any")
 
 
@@ -135,10 +131,8 @@ def _check_header(line: str, path: Path, metrics: Sequence[Metric]) -> None:
 
 
 def _format(row: EpisodeRow, metrics: Sequence[Metric]) -> str:
-    numbers = [
-        (int if metric.reduce == "any" else float)(_checked(row.metrics[metric.name], metric))
-        for metric in _columns(metrics)
-    ]
+    values = [(metric.reduce == "any", _checked(row.metrics[metric.name], metric)) for metric in _columns(metrics)]
+    numbers = [int(value) if yes_or_no else value for yes_or_no, value in values]
     return ",".join(map(repr, [int(row.checkpoint), int(row.start), int(row.seed), *numbers, int(row.steps)]))
 
 

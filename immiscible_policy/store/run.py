@@ -52,7 +52,7 @@ class Missing(NamedTuple):
 
     Attributes:
         seeds: Training seeds without a completely evaluated checkpoint.
-        steps: By training seed, the checkpoints that were not evaluated completely, if any.
+        steps: Checkpoints that were not evaluated completely, by training seed.
         starts: Starts that no complete evaluation has.
         unfinished: Training seeds whose last checkpoint was not evaluated completely.
     """
@@ -68,9 +68,6 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-
-    def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
 
     @property
     def name(self) -> str:
@@ -141,11 +138,11 @@ class RunDirectory:
 
     def seeds(self) -> list[int]:
         """Training seeds that have a directory, ascending; a directory called like one must name a number."""
-        names = [path.name.removeprefix(SEED) for path in self.path.glob(f"{SEED}*") if path.is_dir()]
-        for name in names:
-            if not name.isdecimal():
-                raise ValueError(f"{self.path / (SEED + name)}: the name must be {SEED}N with a whole number N")
-        return sorted(map(int, names))
+        paths = [path for path in self.path.glob(f"{SEED}*") if path.is_dir()]
+        for path in paths:
+            if not path.name.removeprefix(SEED).isdecimal():
+                raise ValueError(f"{path}: the name must be {SEED}N with a whole number N")
+        return sorted(int(path.name.removeprefix(SEED)) for path in paths)
 
     def checkpoints(self) -> dict[int, list[Checkpoint]]:
         """The complete checkpoints of each training seed that keeps some, oldest first."""
@@ -249,15 +246,13 @@ class SeedDirectory:
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint; None before the first. Older ones are not looked at."""
-        complete = self._complete()
-        return read_checkpoint(complete[-1]) if complete else None
+        return read_checkpoint(complete[-1]) if (complete := self._complete()) else None
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The checkpoint of a step; a CheckpointError if it was not kept."""
-        path = self.checkpoint_path(step)
-        if not (path / METADATA).is_file():
+        if not (self.checkpoint_path(step) / METADATA).is_file():
             raise CheckpointError(f"{self.path}: the checkpoint of step {step} was not kept")
-        return read_checkpoint(path)
+        return read_checkpoint(self.checkpoint_path(step))
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies, or would."""

@@ -272,8 +272,7 @@ def task_windows(
 def find_task(name: str, **options: Any) -> Task:
     """Build a task: a built-in one, one of another package's entry points, or `my_lab.reach:Reach`.
 
-    Raises:
-        CommandError: If the name is unknown, cannot be imported or is not a task, or an option is not the task's.
+    Raises CommandError if the name is unknown, cannot be imported or is not a task, or an option is not the task's.
     """
     task = build("task", name, find_factory("task", GROUP, name, BUILT_IN), options)
     members = [member for member in (*Task.__annotations__, *vars(Task)) if not member.startswith("_")]

@@ -31,7 +31,7 @@ def test_episodes_read_back_after_every_one(tmp_path):
         append_episode(path, one, {"made_by": "a test"})
         assert_holds(path, episodes[:count])
     assert zarr.open_group(path).attrs["made_by"] == "a test"
-    assert [each.name for each in tmp_path.iterdir()] == ["a.zarr"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_a_crash_at_any_write_loses_only_the_episode_being_written(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         ranges: Whether it knows ranges.
         tells_size: Whether it tells the archive's size when asked for a part beyond its end.
-        asked: The Range header of each request.
+        requests: The Range header of each request.
         shift: How far a partial answer starts from where it should.
     """
 
@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
         self.content, self.ranges, self.shift = b"", True, 0
         self.tells_size = True
         self.limit: int | None = None
-        self.asked: list[str | None] = []
+        self.requests: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """Send what was asked for, or as much of it as the server is told to."""
         wanted, content = self.headers["Range"], self.server.content
-        self.server.asked.append(wanted)
+        self.server.requests.append(wanted)
         if self.path != "/pusht.zip":
             return self.send_error(404)
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
@@ -119,7 +119,7 @@ def test_fetches_verifies_and_places(server, source, packed, tmp_path):
     target = download(server.url, tmp_path / "new" / "data", content_hash(source, images=True))
     assert target == tmp_path / "new" / "data" / STORE_NAME
     assert content_hash(target, images=True) == content_hash(source, images=True)
-    assert os.listdir(target.parent) == [STORE_NAME] and server.asked == [None]
+    assert os.listdir(target.parent) == [STORE_NAME] and server.requests == [None]
     assert open_store(target).n_episodes == 3
 
 
@@ -127,7 +127,7 @@ def test_a_connection_that_breaks_is_continued_at_once(server, source, packed, t
     server.content, server.limit = packed, len(packed) // 3
     target = download(server.url, tmp_path / "out", content_hash(source, images=True))
     third = len(packed) // 3
-    assert server.asked == [None, f"bytes={third}-", f"bytes={2 * third}-", f"bytes={3 * third}-"]
+    assert server.requests == [None, f"bytes={third}-", f"bytes={2 * third}-", f"bytes={3 * third}-"]
     assert os.listdir(target.parent) == [STORE_NAME]
 
 
@@ -141,7 +141,7 @@ def test_a_download_that_stopped_is_continued_by_the_next_command(server, source
     assert (out / PART).read_bytes() == packed[:1000] and os.listdir(out) == [PART]
     server.limit = None
     assert content_hash(download(server.url, out, expected), images=True) == expected
-    assert set(server.asked) == {"bytes=1000-"}
+    assert set(server.requests) == {"bytes=1000-"}
 
 
 def test_a_server_without_ranges_begins_again(server, source, packed, tmp_path):
@@ -158,7 +158,7 @@ def test_a_complete_archive_is_not_fetched_twice(server, source, packed, tmp_pat
     (tmp_path / "out" / PART).write_bytes(packed)
     server.content, server.tells_size = packed, tells_size
     download(server.url, tmp_path / "out", content_hash(source, images=True))
-    assert server.asked == [f"bytes={len(packed)}-"]
+    assert server.requests == [f"bytes={len(packed)}-"]
     assert os.listdir(tmp_path / "out") == [STORE_NAME]
 
 
@@ -171,9 +171,9 @@ def refused(server, tmp_path, expected=HUMAN_HASH) -> str:
 
 def test_other_content_is_refused(server, source, packed, tmp_path):
     server.content = packed
-    told = refused(server, tmp_path)
-    assert f"content hash {content_hash(source, images=True)}, expected {HUMAN_HASH}" in told
-    assert told.endswith("; the archive was discarded")
+    line = refused(server, tmp_path)
+    assert f"content hash {content_hash(source, images=True)}, expected {HUMAN_HASH}" in line
+    assert line.endswith("; the archive was discarded")
 
 
 def test_one_changed_pixel_is_refused(server, source, tmp_path):
@@ -267,12 +267,12 @@ def test_mistakes_on_the_command_line(capsys, server, packed, tmp_path):
     server.content = packed
     out = tmp_path / "new" / "out"
     for url in ("pusht.zip", "file:///etc/passwd", "http://"):
-        told = mistake(capsys, "download", f"out={out}", f"url={url}")
-        assert told == f"error: url={url}: should begin with http:// or https://"
-    told = mistake(capsys, "download", f"out={out}", f"url={server.url}2")
-    assert told == f"error: {server.url}2: the server answered 404 Not Found"
-    told = mistake(capsys, "download", f"out={out}", "url=http://127.0.0.1:1/pusht.zip")
-    assert "cannot be reached (" in told
+        line = mistake(capsys, "download", f"out={out}", f"url={url}")
+        assert line == f"error: url={url}: should begin with http:// or https://"
+    line = mistake(capsys, "download", f"out={out}", f"url={server.url}2")
+    assert line == f"error: {server.url}2: the server answered 404 Not Found"
+    line = mistake(capsys, "download", f"out={out}", "url=http://127.0.0.1:1/pusht.zip")
+    assert "cannot be reached (" in line
     assert "not the expected" in mistake(capsys, "download", f"out={out}", f"url={server.url}")
     assert not out.parent.exists()
     (out / STORE_NAME).mkdir(parents=True)
@@ -302,9 +302,9 @@ def test_a_url_that_cannot_be_fetched_is_one_line(capsys, tmp_path):
         thread = threading.Thread(target=stranger.handle_request)
         thread.start()
         url = f"http://127.0.0.1:{stranger.server_address[1]}/a.zip"
-        told = mistake(capsys, "download", f"out={out}", f"url={url}")
+        line = mistake(capsys, "download", f"out={out}", f"url={url}")
         thread.join()
-    assert told == f"error: {url}: cannot be fetched (BadStatusLine: SSH-2.0-OpenSSH_9.6)"
+    assert line == f"error: {url}: cannot be fetched (BadStatusLine: SSH-2.0-OpenSSH_9.6)"
     assert not out.parent.exists()
 
 

@@ -58,7 +58,7 @@ def test_further_cameras_have_their_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda arrays: arrays.update(img=arrays["img"] / 255), r"data/img holds 0\.\.1; pixels should be 0\.\.255"),
         (lambda arrays: arrays.update(img=arrays["img"] - 1), r"data/img holds -1\.\.254"),
@@ -67,8 +67,8 @@ def test_further_cameras_have_their_names(tmp_path):
         (lambda arrays: arrays.update(img=arrays["img"][:, :40]), "the frames are 40 x 96, PushT shows 96 x 96"),
     ],
 )
-def test_frames_that_cannot_be_used_are_refused_in_one_line(tmp_path, change, said):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_frames_that_cannot_be_used_are_refused_in_one_line(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
         PUSHT.frames(written(tmp_path, change, image=96)[0], "image")
     assert "\n" not in str(caught.value)
 

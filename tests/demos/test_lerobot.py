@@ -153,5 +153,5 @@ def test_broken_files_are_named(capsys, tmp_path):
 def test_without_pyarrow_one_line_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     dataset = write_dataset(tmp_path / "dataset", columns_of())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    said = mistake(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
-    assert said == "error: convert needs pyarrow: pip install 'immiscible-policy[lerobot]'"
+    line = mistake(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
+    assert line == "error: convert needs pyarrow: pip install 'immiscible-policy[lerobot]'"

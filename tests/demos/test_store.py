@@ -152,13 +152,13 @@ def test_the_hash_is_what_its_docstring_says(tmp_path):
     arrays, ends = small_arrays((4,))
     del arrays["n_contacts"]
     path = write_store(tmp_path / "a.zarr", arrays, ends)
-    told = hashlib.sha256(
+    digest = hashlib.sha256(
         b"action <f4 (4, 2)\n" + arrays["action"].tobytes()
         + b"episode_ends <i8 (1,)\n" + np.array([4], "<i8").tobytes()
         + b"keypoint <f4 (4, 9, 2)\n" + arrays["keypoint"].tobytes()
         + b"state <f4 (4, 5)\n" + arrays["state"].tobytes()
     )  # fmt: skip
-    assert content_hash(path) == content_hash(path, images=True) == told.hexdigest()
+    assert content_hash(path) == content_hash(path, images=True) == digest.hexdigest()
 
 
 def test_select_keeps_whole_episodes_in_the_order_asked_for(tmp_path):

@@ -21,9 +21,9 @@ def save(path, step, value=1.0):
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     save(tmp_path, 5, 2.5)
-    found = read_checkpoint(tmp_path / "step_000005")
-    assert found.step == 5 and found.resumable
-    assert torch.equal(found.tensors("ema")["w"], torch.full((4,), 2.5))
+    checkpoint = read_checkpoint(tmp_path / "step_000005")
+    assert checkpoint.step == 5 and checkpoint.resumable
+    assert torch.equal(checkpoint.tensors("ema")["w"], torch.full((4,), 2.5))
 
 
 def kept(seed):

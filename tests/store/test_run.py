@@ -72,9 +72,9 @@ def test_what_is_missing_of_the_plan_is_counted_once(tmp_path: Path) -> None:
     less = planned(tmp_path / "less", seeds=(0,), starts=range(100, 104))
     less.seed(1).append_episodes(episode(1, step, start, 0.5) for step in (500, 1500) for start in range(100, 104))
     less.seed(2).append_episodes(episode(2, 500, start, 0.5) for start in range(100, 104))
-    found = less.missing()
-    assert (found.seeds, found.starts) == ([], [104, 105])
-    assert found.steps == {1: [1000], 2: [1000, 1500]} and found.unfinished == [2]
+    missing = less.missing()
+    assert (missing.seeds, missing.starts) == ([], [104, 105])
+    assert missing.steps == {1: [1000], 2: [1000, 1500]} and missing.unfinished == [2]
     unplanned = write_run(tmp_path / "unplanned", half, seeds=(0, 1), steps=(10, 20))
     unplanned.seed(1).append_episodes([episode(1, 30, start, 0.5) for start in range(100, 106)])
     assert unplanned.missing().steps == {0: [30]} and unplanned.missing().unfinished == [0]
