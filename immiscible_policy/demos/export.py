@@ -59,7 +59,7 @@ def export(
         demos: The episodes.
         out: Directory to create.
         features: What policies read, by LeRobot's names.
-        frames: What cameras saw, (T, H, W, 3) uint8; a single one is called `observation.image`, of several each
+        frames: What cameras saw, (T, H, W, 3) uint8; a single one is called `observation.image`, several
             `observation.images.CAMERA`.
         robot: Its name.
         fps: Steps per second.
@@ -72,7 +72,7 @@ def export(
     if out.exists():
         raise CommandError(f"{out}: exists already; choose another path or remove it first")
     require_writable("out", out)
-    frames = frames or {}
+    frames, names = frames or {}, {name: feature.names for name, feature in features.items()}
     pictures = {
         "observation.image" if len(frames) == 1 else f"observation.images.{camera}": shown
         for camera, shown in frames.items()
@@ -100,6 +100,11 @@ def export(
                 writer.write_table(table(numbers, images))
         parquet.write_table(episodes_table(own, shown, instruction), draft / "meta/episodes" / place)
         parquet.write_table(tasks_table(instruction), draft / "meta/tasks.parquet")
+        kinds: list[tuple[str, str, list[int], list[str] | None]] = [
+            (key, values.dtype.name, list(values.shape[1:]) or [1], list(names.get(key) or ()) or None)
+            for key, values in columns.items()
+        ]
+        kinds += [(key, "image", list(p.shape[1:]), ["height", "width", "channels"]) for key, p in pictures.items()]
         described = {
             "codebase_version": FORMAT,
             "robot_type": robot,
@@ -113,7 +118,7 @@ def export(
             "splits": {"train": f"0:{demos.n_episodes}"},
             "data_path": f"data/{CHUNK_FILE}",
             "video_path": None,
-            "features": described_features(columns, pictures, features),
+            "features": {key: {"dtype": kind, "shape": shape, "names": names} for key, kind, shape, names in kinds},
         }
         for name, content in (("stats", statistics(columns, pictures)), ("info", described)):
             (draft / f"meta/{name}.json").write_text(json.dumps(content, indent=4) + "\n")
@@ -124,21 +129,6 @@ def flat(values: np.ndarray) -> np.ndarray:
     """An array (T, ...) as (T, width), or (T,) of single numbers."""
     width = math.prod(values.shape[1:])
     return values.reshape(len(values), width) if width > 1 else values.reshape(len(values))
-
-
-def described_features(columns: Columns, pictures: Columns, features: Mapping[str, Feature]) -> dict[str, Any]:
-    """The description of all features, as meta/info.json holds it."""
-    return {
-        key: {
-            "dtype": values.dtype.name,
-            "shape": list(values.shape[1:]) or [1],
-            "names": list(features[key].names or ()) or None if key in features else None,
-        }
-        for key, values in columns.items()
-    } | {
-        key: {"dtype": "image", "shape": list(values.shape[1:]), "names": ["height", "width", "channels"]}
-        for key, values in pictures.items()
-    }
 
 
 def statistics(columns: Columns, pictures: Columns) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Turn a dataset in LeRobot's format into a store.
 
-LeRobot keeps one row per frame in parquet files under `data/` (format 2: a file per episode; format 3:
-many episodes in a file). A dataset that `export` wrote holds the store's own arrays as `store.KEY`: these are taken,
-bit for bit. From the features of any other one the task makes the arrays that it needs; images are not converted.
+LeRobot keeps one row per frame in parquet files under `data/` (format 2: a file per episode; format 3: many episodes
+in a file). Arrays that `export` wrote as `store.KEY` are taken bit for bit. From the features of any other data set the
+task makes the arrays that it needs; images are not converted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def convert(
     columns: Mapping[str, Column],
     from_features: Callable[[Arrays], Arrays],
 ) -> tuple[Arrays, np.ndarray]:
-    """Convert a dataset.
+    """Convert a dataset and return what was written: the arrays by name, and the episode ends (E,).
 
     Args:
         path: The dataset's directory.
@@ -43,9 +43,6 @@ def convert(
         fps: Steps per second that it must have.
         columns: What the store's arrays should be.
         from_features: Makes them of features (T, width) that are not the store's own.
-
-    Returns:
-        What was written: the arrays by name, and the episode ends (E,).
 
     Raises:
         CommandError: If `out` exists, or pyarrow is not installed.

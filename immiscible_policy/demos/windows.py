@@ -33,18 +33,13 @@ import torch
 class Layout:
     """How many steps a window holds, observes and executes.
 
-    Attributes:
-        horizon: Steps of the predicted action chunk.
-        obs_steps: Newest observations that the policy sees.
-        action_steps: Actions sent to the robot before it plans again.
-
     Raises:
         ValueError: If one is below 1, or the executed actions do not fit into the horizon.
     """
 
-    horizon: int = 16
-    obs_steps: int = 2
-    action_steps: int = 8
+    horizon: int = 16  # steps of the predicted action chunk
+    obs_steps: int = 2  # newest observations that the policy sees
+    action_steps: int = 8  # actions sent to the robot before it plans again
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -70,15 +65,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Footage:
-    """What cameras saw: every frame once, and which of them each window shows.
+    """What cameras saw: every frame once, and which of them each window shows."""
 
-    Attributes:
-        frames: By camera, (T, H, W, 3) uint8.
-        step: (N, obs_steps) int64, the frames that each window observes.
-    """
-
-    frames: Mapping[str, torch.Tensor]
-    step: torch.Tensor
+    frames: Mapping[str, torch.Tensor]  # by camera, (T, H, W, 3) uint8
+    step: torch.Tensor  # (N, obs_steps) int64, the frames that each window observes
 
     def __getitem__(self, index: torch.Tensor) -> Footage:
         """What the windows `index` show; the frames stay where they are."""
@@ -92,21 +82,13 @@ class Footage:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """N windows as tensors; `windows[index]` is a batch.
+    """N windows as tensors, in the data's own units; `windows[index]` is a batch."""
 
-    Attributes:
-        obs: (N, obs_steps, Do) float32, in the data's own units.
-        action: (N, horizon, Da) float32, in the data's own units.
-        executed: (N, horizon) bool: real steps of the episode, not padding.
-        episode: (N,) int64, the episode that a window was cut from.
-        footage: What cameras saw, or None where the windows come without images.
-    """
-
-    obs: torch.Tensor
-    action: torch.Tensor
-    executed: torch.Tensor
-    episode: torch.Tensor
-    footage: Footage | None = None
+    obs: torch.Tensor  # (N, obs_steps, Do) float32
+    action: torch.Tensor  # (N, horizon, Da) float32
+    executed: torch.Tensor  # (N, horizon) bool: real steps of the episode, not padding
+    episode: torch.Tensor  # (N,) int64, the episode that a window was cut from
+    footage: Footage | None = None  # what cameras saw, where the windows come with images
 
     def __len__(self) -> int:
         return len(self.action)
@@ -125,17 +107,11 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class WindowIndex:
-    """Which steps each window covers: gather any array of T rows with `array[index.step]`.
+    """Which steps each window covers: gather any array of T rows with `array[index.step]`."""
 
-    Attributes:
-        step: (N, horizon) int64, clipped to the window's episode.
-        real: (N, horizon) bool, False where clipping repeated the edge.
-        episode: (N,) int64.
-    """
-
-    step: np.ndarray
-    real: np.ndarray
-    episode: np.ndarray
+    step: np.ndarray  # (N, horizon) int64, clipped to the window's episode
+    real: np.ndarray  # (N, horizon) bool, False where clipping repeated the edge
+    episode: np.ndarray  # (N,) int64
 
 
 def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:

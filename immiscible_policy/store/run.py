@@ -197,8 +197,7 @@ class RunDirectory:
 
     def planned_seeds(self) -> list[int]:
         """Training seeds of its options; those that it has where the options do not say."""
-        config = self.config
-        return parse_range("seed", str(config["seed"])) if "seed" in config else self.seeds()
+        return parse_range("seed", str(self.config["seed"])) if "seed" in self.config else self.seeds()
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -304,10 +303,6 @@ class SeedDirectory:
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""
         return read_rows(self.path / EPISODES, self.run.task.metrics)
-
-    def fresh(self) -> list[EpisodeRow]:
-        """Its episodes on held-out starts."""
-        return read_rows(self.path / FRESH, self.run.task.metrics)
 
     def append_episodes(self, rows: Iterable[EpisodeRow]) -> None:
         """Add evaluated episodes."""

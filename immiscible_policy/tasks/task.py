@@ -98,9 +98,8 @@ class Modes:
 class Task(Protocol):
     """What a policy is trained for and scored on.
 
-    A task derives from this class, states `name`, `title`, `about`, `measured`, `max_steps`, `metrics` and
-    `observations`, and writes `make`; everything else has a default. A *scene* is what a picture of one moment
-    needs, an array of any shape.
+    A task derives from this class, states what has no default below, and writes `make`. A *scene* is what a picture
+    of one moment needs, an array of any shape.
 
     Attributes:
         name: Its name for `task=`.

@@ -140,9 +140,10 @@ def test_lerobot_loads_it(capsys, tmp_path, venv):
     store, dataset = exported(capsys, tmp_path, 12, "images=stored")
     demos = open_store(store)
     corners = corners_of(demos["state"].astype(np.float64)).astype(np.float32)
-    stored = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")["observation.environment_state"].to_pylist()
-    np.testing.assert_allclose(stored, corners, atol=1e-4)
-    arrays = {"action": demos["action"], "state": demos["state"], "corners": np.array(stored, np.float32)}
+    table = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")
+    points = table["observation.environment_state"].to_pylist()
+    np.testing.assert_allclose(points, corners, atol=1e-4)
+    arrays = {"action": demos["action"], "state": demos["state"], "corners": np.array(points, np.float32)}
     np.savez(tmp_path / "a.npz", img=demos.frames["img"].as_bytes(), ends=demos.episode_ends, **arrays)
     peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), PUSHT.instruction, str(tmp_path / "left"), venv=venv)
 
