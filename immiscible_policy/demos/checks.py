@@ -18,19 +18,12 @@ KINDS = {"f": "floating point", "i": "signed", "u": "unsigned", "b": "boolean"}
 
 @dataclass(frozen=True)
 class Column:
-    """What one step of a stored array holds.
+    """What one step of a stored array holds."""
 
-    Attributes:
-        shape: Its shape, None for any length; by default any shape.
-        kinds: Keys of `KINDS`.
-        required: Whether a store must have it.
-        names: Names of its numbers, if they have any.
-    """
-
-    shape: tuple[int | None, ...] | None = None
-    kinds: str = "fiub"
-    required: bool = True
-    names: tuple[str, ...] = ()
+    shape: tuple[int | None, ...] | None = None  # None: any shape, or inside it any length
+    kinds: str = "fiub"  # keys of `KINDS`
+    required: bool = True  # whether a store must have it
+    names: tuple[str, ...] = ()  # names of its numbers, if they have any
 
     def fits(self, row: tuple[int, ...]) -> bool:
         """Whether a step of this shape may be one; a single number may be (1,) or ()."""

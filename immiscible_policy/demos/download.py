@@ -33,18 +33,12 @@ TIMEOUT, BLOCK = 30.0, 2**20
 
 @dataclass(frozen=True)
 class Archive:
-    """Published demonstrations: a zip archive that holds one zarr store, called `name` here.
+    """Published demonstrations: a zip archive that holds one zarr store, called `name` here."""
 
-    Attributes:
-        url: http or https address.
-        content_hash: Hash of the store's content, images included, however it is packed.
-        about: What it holds, with its source and licence.
-    """
-
-    url: str
+    url: str  # http or https address
     name: str
-    content_hash: str
-    about: str
+    content_hash: str  # of the store, images included, however it is packed
+    about: str  # what it holds, with its source and licence
 
 
 def download(archive: Archive, out: Path) -> Path:

@@ -14,17 +14,11 @@ from immiscible_policy.demos.chunks import read_rows
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Images of one camera, read from disk only when indexed.
+    """Images of one camera, read from disk only when indexed."""
 
-    Attributes:
-        array: The stored zarr array, (stored steps, H, W, 3), 0..255.
-        rows: (T,) which stored step each step shows.
-        mirrored: (T,) whether it is shown reflected about the image's anti-diagonal.
-    """
-
-    array: zarr.Array
-    rows: np.ndarray
-    mirrored: np.ndarray
+    array: zarr.Array  # (stored steps, H, W, 3), 0..255
+    rows: np.ndarray  # (T,) which stored step each step shows
+    mirrored: np.ndarray  # (T,) whether it is shown reflected about the image's anti-diagonal
 
     def __len__(self) -> int:
         return len(self.rows)

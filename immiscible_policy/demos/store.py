@@ -38,19 +38,12 @@ ENDS = "episode_ends"
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes laid end to end; `demos[key]` is an array.
-
-    Attributes:
-        path: The store that they were read from.
-        arrays: By key, (T, ...) numbers of every step.
-        episode_ends: (E,) int64, the step after each episode's last.
-        frames: By camera, (T, H, W, 3) images 0..255, read when indexed.
-    """
+    """Episodes laid end to end, read from the store `path`; `demos[key]` is an array."""
 
     path: Path
-    arrays: Mapping[str, np.ndarray]
-    episode_ends: np.ndarray
-    frames: Mapping[str, Frames] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray]  # by key, (T, ...) numbers of every step
+    episode_ends: np.ndarray  # (E,) int64, the step after each episode's last
+    frames: Mapping[str, Frames] = field(default_factory=dict)  # by camera, (T, H, W, 3) 0..255, read when indexed
 
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
@@ -118,9 +111,7 @@ def open_store(path: str | Path, columns: Mapping[str, Column] | None = None) ->
     zarr fills a chunk whose file is missing with zeros, so that one would train silently on a truncated
     download: here every chunk file must exist.
 
-    Args:
-        path: Directory of a zarr store, format 2 or 3.
-        columns: The arrays to read, beside the cameras; all that there are if it names none.
+    `columns` are the arrays to read, beside the cameras; all that there are if it names none.
 
     Raises:
         StoreError: If the path does not exist, is not a zarr store, or misses an array or a chunk file; if

@@ -23,10 +23,6 @@ TOLERANCE = 1e-6
 class EpisodeRow:
     """One episode: one checkpoint (its training step) of one training seed, rolled out from one start.
 
-    Attributes:
-        metrics: Value of each of the task's metrics, by name; a yes-or-no metric is 1 or 0.
-        steps: Environment steps taken.
-
     Raises:
         ValueError: If a value is NaN or infinite, which would poison every mean.
     """
@@ -34,8 +30,8 @@ class EpisodeRow:
     checkpoint: int
     start: int
     seed: int
-    metrics: dict[str, float]
-    steps: int
+    metrics: dict[str, float]  # of the task, by name; a yes-or-no metric is 1 or 0
+    steps: int  # environment steps taken
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():

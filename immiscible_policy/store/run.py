@@ -48,19 +48,12 @@ SEED, STEP = "seed_", "step_"
 
 
 class Missing(NamedTuple):
-    """What a run's evaluation lacks of what its options plan.
+    """What a run's evaluation lacks of what its options plan."""
 
-    Attributes:
-        seeds: Training seeds without a completely evaluated checkpoint.
-        steps: Checkpoints that were not evaluated completely, by training seed.
-        starts: Starts that no complete evaluation has.
-        unfinished: Training seeds whose last checkpoint was not evaluated completely.
-    """
-
-    seeds: list[int]
-    steps: dict[int, list[int]]
-    starts: list[int]
-    unfinished: list[int]
+    seeds: list[int]  # training seeds without a completely evaluated checkpoint
+    steps: dict[int, list[int]]  # checkpoints that were not evaluated completely, by training seed
+    starts: list[int]  # starts that no complete evaluation has
+    unfinished: list[int]  # training seeds whose last checkpoint was not evaluated completely
 
 
 class RunDirectory:

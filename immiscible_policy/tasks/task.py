@@ -33,34 +33,24 @@ Array = NDArray[Any]
 class Metric:
     """One number that an episode is scored by.
 
-    Attributes:
-        name: What summaries and reports call it, such as `coverage`.
-        column: Its column in episodes.csv, such as `max_coverage`.
-        reduce: Reduction over the steps of an episode. `max` counts the reset as well; `any` gives 0 or 1.
-        read: (reward (N,), info) -> value (N,) after a step. At the reset the reward is NaN, which `max` ignores.
-        low, high: Smallest and largest possible value.
-        summarised: Whether summaries and reports show it.
+    `read` gives its value (N,) after a step from reward (N,) and info; at the reset the reward is NaN, which `max`
+    ignores. `reduce` makes one number of an episode's steps: `max` counts the reset as well, `any` gives 0 or 1.
     """
 
-    name: str
-    column: str
+    name: str  # in summaries and reports, such as `coverage`
+    column: str  # in episodes.csv, such as `max_coverage`
     reduce: Literal["max", "last", "any", "sum"]
     read: Callable[[Array, Mapping[str, Array]], Array]
     low: float = 0.0
     high: float = 1.0
-    summarised: bool = True
+    summarised: bool = True  # whether summaries and reports show it
 
 
 class Observed(NamedTuple):
-    """What a policy sees of B episodes: its last observations, oldest first along axis 1.
+    """What a policy sees of B episodes: its last observations, oldest first along axis 1."""
 
-    Attributes:
-        numbers: (B, obs_steps, Do).
-        frames: By camera, (B, obs_steps, H, W, 3) uint8.
-    """
-
-    numbers: Array
-    frames: Mapping[str, Array]
+    numbers: Array  # (B, obs_steps, Do)
+    frames: Mapping[str, Array]  # by camera, (B, obs_steps, H, W, 3) uint8
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
         if task.modes is None:
             raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
     demos = open_store(words["path"], task.columns)
-    for name, text in describe(demos, task):
-        print(f"{name:<19} {text}", flush=True)
+    for line in describe(demos, task):
+        print(line, flush=True)
     if out is not None and task.modes is not None:
         draw(demos, task, task.modes).savefig(out, dpi=150)
         print(f"picture: {out}")
@@ -58,27 +58,27 @@ def modes_of(demos: Demonstrations, task: Task, modes: Modes) -> list[int]:
     return [modes.classify(scenes[episode]) for episode in demos.episodes]
 
 
-def describe(demos: Demonstrations, task: Task) -> Iterator[tuple[str, object]]:
-    """Say what demonstrations hold, a name and a text for each line; images are read to find their range."""
+def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
+    """Say what demonstrations hold, line by line; images are read to find their range."""
     lengths, minutes = demos.lengths, len(demos) / task.fps / 60
-    yield "store", demos.path
-    yield "episodes", f"{demos.n_episodes:,}"
-    yield "steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)"
-    yield "episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}"
+    yield _line("store", demos.path)
+    yield _line("episodes", f"{demos.n_episodes:,}")
+    yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)")
+    yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
     if task.modes is not None:
         shares = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names)) / demos.n_episodes
         named = zip(task.modes.names, shares, strict=True)
-        yield "modes", ", ".join(f"{name} {share:.1%}" for name, share in named)
+        yield _line("modes", ", ".join(f"{name} {share:.1%}" for name, share in named))
     for key, values in demos.arrays.items():
         names = task.columns.get(key, Column()).names
         for i, name in enumerate(names):
-            yield f"{key}, {name}", _range(values[:, i])
+            yield _range(f"{key}, {name}", values[:, i])
         if not names:
-            yield key, _range(values)
+            yield _range(key, values)
     for camera, frames in demos.frames.items():
         extremes = [(block.min(), block.max()) for block in frames.blocks()]
-        yield f"{camera}, {frames.shape[1]} x {frames.shape[2]}", _range(np.array(extremes, frames.dtype))
-    yield "content hash", f"{content_hash(demos)} (images left out)"
+        yield _range(f"{camera}, {frames.shape[1]} x {frames.shape[2]}", np.array(extremes, frames.dtype))
+    yield _line("content hash", f"{content_hash(demos)} (images left out)")
 
 
 def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
@@ -109,5 +109,9 @@ def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
     return figure
 
 
-def _range(values: np.ndarray) -> str:
-    return f"{values.min():.4g} to {values.max():.4g} ({values.dtype})"
+def _range(name: str, values: np.ndarray) -> str:
+    return _line(name, f"{values.min():.4g} to {values.max():.4g} ({values.dtype})")
+
+
+def _line(name: str, text: object) -> str:
+    return f"{name:<19} {text}"
