@@ -238,7 +238,7 @@ class SeedDirectory:
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint; None before the first. Older ones are not looked at."""
-        return read_checkpoint(complete[-1]) if (complete := self._complete()) else None
+        return read_checkpoint(paths[-1]) if (paths := self._complete()) else None
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The checkpoint of a step; a CheckpointError if it was not kept."""
