@@ -26,10 +26,8 @@ def capture(
 ) -> tuple[Callable[[], None], Result]:
     """Record work as a CUDA graph, after warming up on the same stream as PyTorch's documentation asks.
 
-    Args:
-        work: Reads and writes tensors that stay where they are; it must not draw, nor wait for the device.
-        device: The GPU that they lie on.
-        rehearsal: Undoes what the warm-up changes.
+    The work reads and writes tensors that stay where they are on the GPU; it must not draw, nor wait for the device.
+    `rehearsal` undoes what the warm-up changes.
 
     Returns:
         What replays the work, and what it returned, in tensors that every replay overwrites.

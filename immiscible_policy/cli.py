@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,17 +20,11 @@ class CommandError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """One `key=value` word of a command.
+    """One `key=value` word of a command."""
 
-    Attributes:
-        type: Converts the text; one of str, int, float, bool, Path, or any callable that raises ValueError.
-        default: Value when the word is absent; `REQUIRED` when there is none.
-        help: One line for `--help`.
-    """
-
-    type: Callable[[str], Any]
-    default: Any
-    help: str
+    type: Callable[[str], Any]  # converts the text: str, int, float, bool, Path, or what raises ValueError
+    default: Any  # value when the word is absent; `REQUIRED` when there is none
+    help: str  # one line for `--help`
 
 
 REQUIRED = object()
@@ -50,15 +44,7 @@ def boolean(text: str) -> bool:
 
 
 def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict[str, Any]:
-    """Turn `key=value` words into typed values.
-
-    Args:
-        argv: Words after the command's name.
-        options: What the command knows, by key.
-        usage: Text above the list of options in `--help`.
-
-    Returns:
-        Every option's value, defaults filled in.
+    """Turn `key=value` words into every option's typed value, defaults filled in; `usage` is the head of `--help`.
 
     Raises:
         CommandError: For an unknown key, a bad value, a repeated or a missing word.
@@ -68,14 +54,13 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
         print(help_text(usage, {"options": options}))
         raise SystemExit(0)
     given = split_words(argv)
-    require_known(given, options)
+    for key in given:
+        if key not in options:
+            raise CommandError(unknown("option", key, list(options)))
     for key, option in options.items():
         if key not in given and option.default is REQUIRED:
             raise CommandError(f"{key}= is missing ({option.help})")
-    return {
-        key: _convert(key, given[key], option.type) if key in given else option.default
-        for key, option in options.items()
-    }
+    return {key: _convert(key, given[key], o.type) if key in given else o.default for key, o in options.items()}
 
 
 def asks_for_help(words: Sequence[str]) -> bool:
@@ -84,11 +69,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
 
 
 def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The text of every `key=value` word, by key.
-
-    Args:
-        words: Words after the command's name.
-        synonyms: Other spellings of some keys.
+    """The text of every `key=value` word, by key; synonyms are other spellings of some keys.
 
     Raises:
         CommandError: For a word of another form, a repeated or an empty one.
@@ -105,18 +86,6 @@ def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None)
             raise CommandError(f"{typed}= is empty; leave the word out to take the default")
         given[key] = text
     return given
-
-
-def require_known(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse an option that a command does not have.
-
-    Raises:
-        CommandError: For the first of them.
-    """
-    options = list(known)
-    for key in given:
-        if key not in options:
-            raise CommandError(unknown("option", key, options))
 
 
 def parse_range(key: str, text: str) -> list[int]:
@@ -168,12 +137,7 @@ Commands = Mapping[str, tuple[str, str]]
 
 
 def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None:
-    """Call the `main` of the command that the first word names with the words after it.
-
-    Args:
-        words: Words after the program's name.
-        commands: The commands.
-        usage: What `--help` prints, see `commands_text`.
+    """Call the `main` of the command that the first word names with the words after it; `--help` prints the usage.
 
     Raises:
         CommandError: If the command is missing or unknown.
@@ -191,9 +155,8 @@ def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None
 
 def commands_text(program: str, commands: Commands, note: str = "") -> str:
     """List a program's commands; the note follows what says how to learn more."""
-    usage, rows = f"usage: python -m {program} COMMAND key=value ...", {}
-    for name, (_, help_line) in commands.items():
-        rows[name] = Option(str, UNSAID, help_line)
+    usage = f"usage: python -m {program} COMMAND key=value ..."
+    rows = {name: Option(str, UNSAID, help_line) for name, (_, help_line) in commands.items()}
     return f"{help_text(usage, {'commands': rows})}\n\n`COMMAND --help` says what it takes.{note}"
 
 

@@ -13,12 +13,12 @@ from immiscible_policy.cli import CommandError, one_line, unknown
 
 
 def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) -> Callable[..., Any]:
-    """Import what a name stands for.
+    """Import what a name stands for: a built-in one, one that a package registered, or `module:attribute`.
 
     Args:
         kind: The option that the name was given to, such as `task`; used in messages.
         group: Entry-point group in which other packages register theirs.
-        name: A built-in name, the name of an entry point, or `module:attribute`.
+        name: What was asked for.
         built_in: `module:attribute` by name; these names cannot be registered over.
 
     Raises:

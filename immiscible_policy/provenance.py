@@ -47,7 +47,11 @@ def commit() -> str | None:
 def hardware() -> dict[str, Any]:
     """Processor, cores and accelerator."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu}
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name[^:\n]*:(.*)$", text, flags=re.M)
+    processor = model[1].strip() if model else platform.processor()
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
 
 
 def versions() -> dict[str, str | None]:
@@ -60,11 +64,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()

@@ -12,16 +12,9 @@ from torch import Tensor
 
 
 def random_crop(frames: Tensor, step: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Gather frames and cut a square out of each, in one operation.
+    """Gather a camera's frames (T, H, W, C) at steps (...), int64, and cut a square (..., size, size, C) out of each.
 
-    Args:
-        frames: All frames of a camera (T, H, W, C).
-        step: Which of them are wanted (...), int64, on the frames' device.
-        size: Side of the squares [px], at most H and W.
-        generator: Source of their places.
-
-    Returns:
-        The squares (..., size, size, C).
+    The side of the squares [px] is at most H and W; steps and frames are on one device.
     """
     height, width = frames.shape[1:3]
 

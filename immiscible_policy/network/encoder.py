@@ -26,27 +26,20 @@ KEYPOINTS = 32
 FEATURES = 64
 """Numbers per frame that a camera's network gives."""
 CHANNELS_PER_GROUP = 16
-"""Of the group normalisation."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """What shapes an encoder; plain values, so that it is stored as JSON.
 
-    Attributes:
-        cameras: Their names, in the order of the images.
-        crop: Side of the square that is seen [px].
-        width: Channels of the ResNet's first stage; 64 is a ResNet-18.
-        shared: Whether one network serves all cameras, instead of one for each.
-
     Raises:
         ValueError: If there is no camera, one is named twice, or a number is out of range.
     """
 
-    cameras: tuple[str, ...] = ("img",)
-    crop: int = 84
-    width: int = 64
-    shared: bool = False
+    cameras: tuple[str, ...] = ("img",)  # their names, in the order of the images
+    crop: int = 84  # side of the square that is seen [px]
+    width: int = 64  # channels of the ResNet's first stage; 64 is a ResNet-18
+    shared: bool = False  # whether one network serves all cameras, instead of one for each
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
@@ -62,11 +55,7 @@ class EncoderSpec:
 
 
 class ImageEncoder(nn.Module):
-    """Features of an observation: those of each camera's frames, then the numbers that need no encoding.
-
-    Args:
-        spec: Its sizes.
-    """
+    """Features of an observation: those of each camera's frames, then the numbers that need no encoding."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -76,29 +65,19 @@ class ImageEncoder(nn.Module):
         self.obs_nets = nn.ModuleDict({name: CameraNetwork(spec.width) for name in names})
 
     def forward(self, agent: Tensor, images: Tensor) -> Tensor:
-        """Encode observations.
+        """Encode normalised numbers (B, O, Do) and frames (B, O, K, H, W, 3) uint8, cropped already or larger.
 
-        Args:
-            agent: Normalised positions (B, O, Do).
-            images: Frames (B, O, K, H, W, 3) uint8, cropped already or larger, of which the middle is seen.
-
-        Returns:
-            Features (B, O * (64 K + Do)), step after step.
+        Of larger frames the middle is seen. Returns features (B, O * (64 K + Do)), step after step.
         """
         pixels = to_pixels(center_crop(images, self.crop))
         networks = list(self.obs_nets.values()) * (len(self.cameras) // len(self.obs_nets))
-        seen = [
-            network(pixels[:, :, i].flatten(0, 1)).unflatten(0, agent.shape[:2]) for i, network in enumerate(networks)
-        ]
-        return torch.cat([*(features.float() for features in seen), agent], dim=-1).flatten(1)
+        frames = [network(pixels[:, :, i].flatten(0, 1)).float() for i, network in enumerate(networks)]
+        features = [frame.unflatten(0, agent.shape[:2]) for frame in frames]
+        return torch.cat([*features, agent], dim=-1).flatten(1)
 
 
 class CameraNetwork(nn.Module):
-    """Features of one camera's frames.
-
-    Args:
-        width: Channels of the ResNet's first stage.
-    """
+    """Features of one camera's frames; `width` channels in the ResNet's first stage."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,10 +94,8 @@ class CameraNetwork(nn.Module):
 class ResNet18(nn.Sequential):
     """The convolutions of a ResNet-18 (He et al., 2016) with GroupNorm (Wu and He, 2018): 1/32 of the resolution.
 
-    Names of modules and initialisation are torchvision's.
-
-    Args:
-        width: Channels of the first stage, 64 in a ResNet-18; the others have 2, 4 and 8 times as many.
+    Names of modules and initialisation are torchvision's. The first stage has `width` channels, 64 in a ResNet-18; the
+    others have 2, 4 and 8 times as many.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -165,13 +142,9 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def spatial_softmax(maps: Tensor) -> Tensor:
-    """Mean place of each map, its softmax taken as a density (Finn et al., 2016).
+    """Mean place of each map (N, M, H, W), its softmax taken as a density (Finn et al., 2016).
 
-    Args:
-        maps: (N, M, H, W).
-
-    Returns:
-        Places (N, M, 2) float32: x to the right and y downwards, -1 and 1 at the centres of the outermost pixels.
+    Places (N, M, 2) are float32: x to the right and y downwards, -1 and 1 at the centres of the outermost pixels.
     """
     height, width = maps.shape[-2:]
     density = maps.float().flatten(2).softmax(dim=-1).unflatten(2, (height, width))

@@ -38,7 +38,7 @@ def image_unet(
         attention: For each resolution, whether it attends; the middle always does.
         groups: Groups of its group normalisation.
         head_channels: Channels of an attention head.
-        dropout: Dropout in the residual blocks.
+        dropout: Probability of a zero in the residual blocks.
         layout: A key of `LAYOUTS`.
 
     Raises:
@@ -79,11 +79,7 @@ def image_unet(
 
 
 class RepeatableDropout(nn.Dropout):
-    """Dropout that keeps the same numbers as in the call before while `repeating` is set.
-
-    Args:
-        p: Probability of a zero.
-    """
+    """Dropout that keeps the same numbers as in the call before while `repeating` is set."""
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
@@ -103,8 +99,7 @@ class RepeatableDropout(nn.Dropout):
 def repeatable_dropout(network: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     """Exchange every dropout of a network that drops anything for one that can repeat itself.
 
-    Returns:
-        Opens a context inside which the network drops what it dropped in the call before.
+    Inside the context that is returned the network drops what it dropped in the call before.
     """
     exchanged: list[RepeatableDropout] = []
     for parent in list(network.modules()):

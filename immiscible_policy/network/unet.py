@@ -37,8 +37,8 @@ class ConditionalUnet1d(nn.Module):
         condition_dim: G, numbers in the flattened observation.
         step_embed_dim: Size of the diffusion-step embedding.
         down_dims: Channels at each resolution; the chunk is halved between them.
-        kernel_size: Of the temporal convolutions, odd.
-        groups: Of the group normalisation; divides every entry of `down_dims`.
+        kernel_size: Width of the temporal convolutions, odd.
+        groups: Groups of the normalisation; divides every entry of `down_dims`.
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -54,7 +54,14 @@ class ConditionalUnet1d(nn.Module):
         groups: int = 8,
     ) -> None:
         super().__init__()
-        _check_sizes(step_embed_dim, down_dims, kernel_size, groups)
+        if groups < 1:
+            raise ValueError(f"groups={groups}: needs 1 or more")
+        if not down_dims or any(dim < 1 or dim % groups for dim in down_dims):
+            raise ValueError(f"down_dims={list(down_dims)}: needs positive entries that divide by groups={groups}")
+        if step_embed_dim < 4 or step_embed_dim % 2:
+            raise ValueError(f"step_embed_dim={step_embed_dim}: needs an even number, 4 or more")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: needs an odd number")
         self.down_factor = 2 ** (len(down_dims) - 1)
         self.step_embed_dim = step_embed_dim
         self.diffusion_step_encoder = nn.Sequential(
@@ -82,18 +89,10 @@ class ConditionalUnet1d(nn.Module):
         self.final_conv = nn.Sequential(ConvBlock(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
 
     def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        """Predict the noise.
-
-        Args:
-            sample: Noisy action chunks (B, T, A); T divisible by 2 ** (len(down_dims) - 1).
-            step: Diffusion steps (B,), integers.
-            condition: Flattened observations (B, G).
-
-        Returns:
-            Predicted noise (B, T, A).
+        """Predict the noise (B, T, A) in chunks (B, T, A) at diffusion steps (B,), given observations (B, G).
 
         Raises:
-            ValueError: If T does not divide.
+            ValueError: If T does not divide by 2 ** (len(down_dims) - 1).
         """
         film = torch.cat([self.diffusion_step_encoder(step), condition], dim=-1)
         return self._denoise(sample, [block.cond_encoder(film) for block in self._blocks()])
@@ -105,21 +104,19 @@ class ConditionalUnet1d(nn.Module):
         number, so that this is a part of the step, the same for all rows, plus a part of the condition, the same for
         all steps.
 
-        Args:
-            steps: Diffusion steps (S,), integers, each for all rows.
-            condition: Flattened observations (B, G).
-
         Returns:
             A function of i and noisy action chunks (B, T, A) that predicts their noise at steps[i] (B, T, A), as
-            `forward` does.
+            `forward` does; steps (S,) are for all rows of the condition (B, G).
         """
         blocks = self._blocks()
         linears = [cast(nn.Linear, block.cond_encoder[1]) for block in blocks]
-        weight, bias = torch.cat([each.weight for each in linears]), torch.cat([each.bias for each in linears])
-        of_step, of_condition = weight.split([self.step_embed_dim, condition.shape[1]], dim=1)
-        activation, sizes = blocks[0].cond_encoder[0], [each.out_features for each in linears]
-        step_films = nn.functional.linear(activation(self.diffusion_step_encoder(steps)), of_step, bias)  # (S, films)
-        condition_films = nn.functional.linear(activation(condition), of_condition)  # (B, films)
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears])
+        step_weight, condition_weight = weight.split([self.step_embed_dim, condition.shape[1]], dim=1)
+        activation, sizes = blocks[0].cond_encoder[0], [linear.out_features for linear in linears]
+        embedded = activation(self.diffusion_step_encoder(steps))
+        step_films = nn.functional.linear(embedded, step_weight, bias)  # (S, films)
+        condition_films = nn.functional.linear(activation(condition), condition_weight)  # (B, films)
 
         def predict(i: int, sample: Tensor) -> Tensor:
             return self._denoise(sample, (step_films[i] + condition_films).split(sizes, dim=1))
@@ -129,9 +126,8 @@ class ConditionalUnet1d(nn.Module):
     def _denoise(self, sample: Tensor, films: Iterable[Tensor]) -> Tensor:
         """Predict the noise in (B, T, A), given scale and bias (B, 2 C) of each of `_blocks`."""
         if sample.shape[1] % self.down_factor:
-            raise ValueError(
-                f"horizon={sample.shape[1]} does not divide by {self.down_factor}, as this U-Net's depth needs"
-            )
+            need = f"{self.down_factor}, as this U-Net's depth needs"
+            raise ValueError(f"horizon={sample.shape[1]} does not divide by {need}")
         film = iter(films)
         x = sample.transpose(1, 2)  # (B, A, T)
         skips = []
@@ -161,12 +157,8 @@ class FilmResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, film_dim: int, kernel_size: int, groups: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [
-                ConvBlock(inputs, outputs, kernel_size, groups),
-                ConvBlock(outputs, outputs, kernel_size, groups),
-            ]
-        )
+        widths = (inputs, outputs)
+        self.blocks = nn.ModuleList(ConvBlock(width, outputs, kernel_size, groups) for width in widths)
         self.cond_encoder = nn.Sequential(Mish(), nn.Linear(film_dim, 2 * outputs))
         self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -279,14 +271,3 @@ class SinusoidalEmbedding(nn.Module):
 
 def _triples(modules: nn.ModuleList) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
     return [cast(tuple[nn.Module, nn.Module, nn.Module], tuple(cast(nn.ModuleList, level))) for level in modules]
-
-
-def _check_sizes(step_embed_dim: int, down_dims: Sequence[int], kernel_size: int, groups: int) -> None:
-    if groups < 1:
-        raise ValueError(f"groups={groups}: needs 1 or more")
-    if not down_dims or any(dim < 1 or dim % groups for dim in down_dims):
-        raise ValueError(f"down_dims={list(down_dims)}: needs positive entries that divide by groups={groups}")
-    if step_embed_dim < 4 or step_embed_dim % 2:
-        raise ValueError(f"step_embed_dim={step_embed_dim}: needs an even number, 4 or more")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size}: needs an odd number")

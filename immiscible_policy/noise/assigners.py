@@ -37,12 +37,7 @@ def solve(costs: Tensor, assigner: AssignerName = "scipy", potentials: Tensor | 
 
 
 def reduce(costs: Tensor, potentials: Tensor | None = None) -> Tensor:
-    """Equivalent costs (B, M) in float64, with a zero in every row (and in every column if B = M) and none below.
-
-    Args:
-        costs: Costs (B, M).
-        potentials: Dual potentials of the samples (B,), or None.
-    """
+    """Equivalent costs (B, M) in float64, with a zero in every row (and in every column if B = M) and none below."""
     reduced = costs.double()
     if potentials is not None:
         reduced = reduced - potentials.double()[:, None]
@@ -52,11 +47,7 @@ def reduce(costs: Tensor, potentials: Tensor | None = None) -> Tensor:
 
 
 def check_assigner(assigner: str) -> None:
-    """Refuse an assigner that is unknown or not installed.
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Refuse an assigner that is unknown or not installed with a ValueError."""
     if assigner not in ("scipy", "lapx"):
         raise ValueError(f"assigner={assigner}: assignment knows scipy and lapx")
     if assigner == "lapx":

@@ -37,18 +37,13 @@ class ConditionCost:
 
     Discrete conditions (integers, booleans) never mix; continuous ones cost their distance times a weight.
 
-    Attributes:
-        weight: The weight, 0 or more, `inf` for pairs of equal conditions only; None: from `ratio`, batch by batch.
-        ratio: Share of the other samples' noises that may still be cheaper than a sample's own.
-        cost: `cosine` (the paper's) or `sqeuclidean`.
-
     Raises:
         ValueError: If a number is out of range or the cost is unknown.
     """
 
-    weight: float | None = None
-    ratio: float = 0.01
-    cost: ConditionName = "cosine"
+    weight: float | None = None  # 0 or more, `inf`: pairs of equal conditions only; None: from `ratio`, batch by batch
+    ratio: float = 0.01  # share of the other samples' noises that may still be cheaper than a sample's own
+    cost: ConditionName = "cosine"  # `cosine` (the paper's) or `sqeuclidean`
 
     def __post_init__(self) -> None:
         if self.weight is not None and not (is_number(self.weight) and self.weight >= 0):
@@ -68,26 +63,17 @@ class Assignment:
     strength s is below 1, the first round(s * B) samples (of a shuffled batch: any) are paired and the others keep
     vanilla noise.
 
-    Attributes:
-        cost: `euclidean`, the papers' distance; `sqeuclidean` gives other pairs (optimal transport's usual cost).
-        standardized: Whether distances are measured to the samples standardised over the batch.
-        conditions: What differing conditions cost, or None if they cost nothing.
-        pool: Noises drawn per sample.
-        assigner: `scipy` or `lapx`, both exact.
-        potentials: From `fit_potentials`; the same cost in less time.
-        schedule: When to pair.
-
     Raises:
         ValueError: If a name is unknown, the assigner is not installed, or the pool is out of range.
     """
 
-    cost: DistanceName = "euclidean"
-    standardized: bool = False
-    conditions: ConditionCost | None = None
-    pool: int = 1
-    assigner: AssignerName = "scipy"
-    potentials: Potentials | None = None
-    schedule: Schedule = Schedule()
+    cost: DistanceName = "euclidean"  # the papers'; `sqeuclidean` (usual in optimal transport) gives other pairs
+    standardized: bool = False  # whether distances are measured to the samples standardised over the batch
+    conditions: ConditionCost | None = None  # what differing conditions cost, or None if they cost nothing
+    pool: int = 1  # noises drawn per sample
+    assigner: AssignerName = "scipy"  # `scipy` or `lapx`, both exact
+    potentials: Potentials | None = None  # from `fit_potentials`; the same cost in less time
+    schedule: Schedule = Schedule()  # when to pair
 
     def __post_init__(self) -> None:
         check_distance(self.cost)
@@ -119,12 +105,9 @@ class Assignment:
             return require_finite(x, noise[: len(x)], norms)
         require_finite(x, noise, norms.cpu())  # the assigner waits for the device anyway
         pooled = noise.unflatten(0, (self.pool, len(x)))[:, :paired].flatten(0, 1)  # (pool * paired, ...)
-        choice = self.pair(
-            flat[:paired],
-            pooled.flatten(1).to(flat.dtype),
-            None if counts is None else counts[:paired],
-            None if condition is None else condition[:paired],
-        )
+        counts = None if counts is None else counts[:paired]
+        condition = None if condition is None else condition[:paired]
+        choice = self.pair(flat[:paired], pooled.flatten(1).to(flat.dtype), counts, condition)
         return torch.cat([pooled[choice.to(noise.device)], noise[paired : len(x)]])
 
     def fitted(self, x: Tensor) -> Assignment:
@@ -137,11 +120,8 @@ class Assignment:
     def pair(self, x: Tensor, noise: Tensor, mask: Tensor | None, condition: Tensor | None) -> Tensor:
         """The noise of each sample (B,), int64 on the CPU: the optimal assignment.
 
-        Args:
-            x: Samples (B, D), finite, zero where masked out.
-            noise: Noises (M, D); noise j belongs to the condition of sample j mod B.
-            mask: Numbers that count (B, D), or None for all.
-            condition: Conditions (B, ...), or None.
+        Samples (B, D) are finite and zero where masked out; noise j of (M, D) belongs to the condition of sample
+        j mod B.
         """
         target = precise(standardize(x, mask) if self.standardized else x)
         costs = distances(target, noise.to(target.dtype), mask, self.cost)

@@ -32,9 +32,6 @@ def c2ot(
         start: First training step with pairing.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
     """
     conditions = ConditionCost(weight, ratio, condition_cost)
     schedule = Schedule(start, stop, ramp)

@@ -19,23 +19,15 @@ length or the sample's would drown the difference between distances."""
 
 
 def check_distance(cost: str) -> None:
-    """Refuse an unknown distance.
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Refuse an unknown distance with a ValueError."""
     if cost not in ("euclidean", "sqeuclidean"):
         raise ValueError(f"cost={cost}: known distances are euclidean and sqeuclidean")
 
 
 def distances(x: Tensor, noise: Tensor, mask: Tensor | None, cost: DistanceName) -> Tensor:
-    """Distances (B, M) between samples and noises by one matrix product; never materialises (B, M, D).
+    """Distances (B, M) between samples (B, D) and noises (M, D) by one matrix product; never materialises (B, M, D).
 
-    Args:
-        x: Samples (B, D), zero where masked out.
-        noise: Noises (M, D).
-        mask: Numbers of each sample that count (B, D), or None for all.
-        cost: `euclidean` or `sqeuclidean`.
+    The mask (B, D) says which numbers of each sample count; x is zero where it is False.
     """
     with torch.autocast(x.device.type, enabled=False):  # half precision would pair wrongly
         lengths = noise.square()
@@ -53,12 +45,7 @@ def precise(x: Tensor) -> Tensor:
 def standardize(x: Tensor, mask: Tensor | None) -> Tensor:
     """Bring each number to mean 0 and standard deviation 1 over the batch (Immiscible Diffusion Policy 2026).
 
-    Args:
-        x: Samples (B, D), zero where masked out.
-        mask: Numbers that count (B, D), or None for all.
-
-    Returns:
-        Standardised samples (B, D), zero where masked out; deviations below 1e-6 count as 1e-6.
+    Samples (B, D) are zero where masked out, before and after; deviations below 1e-6 count as 1e-6.
     """
     weight = torch.ones_like(x) if mask is None else mask.to(x.dtype)
     count = weight.sum(dim=0).clamp_min(1)
@@ -86,20 +73,15 @@ def condition_weight(costs: Tensor, conditions: Tensor, ratio: float) -> Tensor:
     Of the B (B - 1) pairs of a sample with another's noise, at most the share `ratio` has costs_ij + w conditions_ij <
     costs_ii. Each does so up to w_ij = (costs_ii - costs_ij) / conditions_ij, so w is an order statistic of these,
     where the published code searches; that code also counts the B own pairs, so that nothing moves at B <= 1 / ratio.
-
-    Args:
-        costs: Between samples and noises (B, B).
-        conditions: Between conditions (B, B); exactly 0 where they are equal.
-        ratio: Target share, above 0, at most 1.
+    Distances between equal conditions (B, B) are exactly 0.
 
     Returns:
         The weight, a scalar >= 0. If noises of equal conditions alone exceed the share, the one that admits no others.
     """
     gain = costs.diagonal()[:, None] - costs
     differ = conditions > 0
-    limits = torch.where(
-        differ, gain / torch.where(differ, conditions, 1.0), torch.where(gain > 0, torch.inf, -torch.inf)
-    )
+    always = torch.where(gain > 0, torch.inf, -torch.inf)
+    limits = torch.where(differ, gain / torch.where(differ, conditions, 1.0), always)
     others = ~torch.eye(len(costs), dtype=torch.bool, device=costs.device)
     ordered = limits[others].sort(descending=True).values
     allowed = min(round(ratio * len(ordered)), len(ordered) - 1)

@@ -22,12 +22,9 @@ class AcrossProcesses:
     The first process selects for all of them, with its generator: the noise is that of one process with the global
     batch. Where nothing is distributed, it is the plain selector. While a schedule's strength is below 1, the samples
     paired are the first of that batch, so the first processes' before the last ones'.
-
-    Attributes:
-        select: The selector for the whole batch.
     """
 
-    select: Selector
+    select: Selector  # the selector for the whole batch
 
     @torch.no_grad()
     def __call__(
@@ -53,9 +50,8 @@ class AcrossProcesses:
             check(x, condition, mask)
         except ValueError as error:
             problem = str(error)
-        of_condition = None if condition is None else (tuple(condition.shape), condition.dtype)
-        shapes = [tuple(x.shape), x.dtype, of_condition, mask is not None]
-        _agree(problem, shapes)
+        condition_shape = None if condition is None else (tuple(condition.shape), condition.dtype)
+        _agree(problem, [tuple(x.shape), x.dtype, condition_shape, mask is not None])
         samples = _gather(x)
         conditions = None if condition is None else _gather(condition)
         masks = None if mask is None else _gather(mask.expand(x.shape))
@@ -66,18 +62,21 @@ class AcrossProcesses:
             except Exception as error:  # whatever it is, the other processes wait for word of it
                 problem = str(error) or type(error).__name__
         _agree(problem, None)
-        return _scatter(noise, x)
+        own = torch.empty_like(x, memory_format=torch.contiguous_format)
+        parts = None if noise is None else [part.contiguous() for part in noise.chunk(dist.get_world_size())]
+        dist.scatter(own, parts, 0)
+        return own
 
 
 def _agree(problem: str, shapes: object) -> None:
     """Raise on every process if one has a problem, or if their shapes differ."""
-    said: list[tuple[str, object]] = [("", None)] * dist.get_world_size()
-    dist.all_gather_object(said, (problem, shapes))
-    for rank, (text, theirs) in enumerate(said):
+    words: list[tuple[str, object]] = [("", None)] * dist.get_world_size()
+    dist.all_gather_object(words, (problem, shapes))
+    for rank, (text, theirs) in enumerate(words):
         if text:
             raise ValueError(f"process {rank}: {text}")
-        if theirs != said[0][1]:
-            raise ValueError(f"process {rank} has {theirs}, process 0 has {said[0][1]}; all need the same shapes")
+        if theirs != words[0][1]:
+            raise ValueError(f"process {rank} has {theirs}, process 0 has {words[0][1]}; all need the same shapes")
 
 
 def _gather(rows: Tensor) -> Tensor | None:
@@ -86,10 +85,3 @@ def _gather(rows: Tensor) -> Tensor | None:
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
     dist.gather(rows, parts, dst=0)
     return None if parts is None else torch.cat(parts)
-
-
-def _scatter(noise: Tensor | None, x: Tensor) -> Tensor:
-    """Each process's rows of the first process's noise."""
-    own = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dist.scatter(own, None if noise is None else [part.contiguous() for part in noise.chunk(dist.get_world_size())], 0)
-    return own

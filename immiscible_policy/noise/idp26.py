@@ -28,9 +28,6 @@ def idp26(
         start: First training step with pairing; the paper begins at epoch 50.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
     """
     schedule = Schedule(start, stop, ramp)
     return Assignment(cost, standardized=True, pool=pool, assigner=assigner, potentials=potentials, schedule=schedule)

@@ -48,7 +48,11 @@ def check(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
         raise ValueError(f"condition has shape {tuple(condition.shape)}; it needs one row for each of {len(x)} samples")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask has dtype {mask.dtype}; it needs torch.bool (True where the distance counts)")
-    if mask is not None and not _broadcasts(mask, x):
+    try:
+        broadcasts = mask is None or torch.broadcast_shapes(mask.shape, x.shape) == x.shape
+    except RuntimeError:
+        broadcasts = False
+    if mask is not None and not broadcasts:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; it must broadcast to x, {tuple(x.shape)}")
 
 
@@ -62,15 +66,10 @@ def flatten(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def require_finite(x: Tensor, noise: Tensor, norms: Tensor) -> Tensor:
-    """Refuse NaN and infinity in x, seen through per-sample norms.
-
-    Args:
-        x: Samples (B, ...).
-        noise: Noise chosen for them (B, ...).
-        norms: One number per sample (B,) that is not finite where the sample is not.
+    """Refuse NaN and infinity in samples (B, ...), seen through norms (B,) that are not finite where a sample is not.
 
     Returns:
-        The noise; on CUDA, where raising would wait for the device, NaN noise for the samples in question.
+        The noise (B, ...); on CUDA, where raising would wait for the device, NaN noise for the samples in question.
 
     Raises:
         ValueError: If a norm is not finite (CPU only).
@@ -81,17 +80,8 @@ def require_finite(x: Tensor, noise: Tensor, norms: Tensor) -> Tensor:
     if not finite.all():
         row = int((~finite).nonzero()[0])
         bad = x[row][~torch.isfinite(x[row])]
-        if not bad.numel():
-            raise ValueError(
-                f"x is too large to measure in sample {row}, up to {float(x[row].abs().max()):.3g}; rescale"
-            )
-        value = bad.flatten()[0].item()
-        raise ValueError(f"x contains {value} in sample {row}; clean the data before selecting noise")
+        if bad.numel():
+            raise ValueError(f"x contains {bad[0].item()} in sample {row}; clean the data before selecting noise")
+        largest = float(x[row].abs().max())
+        raise ValueError(f"x is too large to measure in sample {row}, up to {largest:.3g}; rescale")
     return noise
-
-
-def _broadcasts(mask: Tensor, x: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(mask.shape, x.shape) == x.shape
-    except RuntimeError:
-        return False

@@ -69,7 +69,8 @@ class KNN:
         check(x, condition, mask)
         flat, counts = flatten(x, mask)
         k = self.candidates(step)
-        literal = self.form == "literal" or (self.form == "auto" and cheaper_literal(k, flat.shape[1]))
+        cheaper = k == 1 or k * flat.shape[1] <= CHEAPER_LITERAL
+        literal = self.form == "literal" or (self.form == "auto" and cheaper)
         select = nearest_of_candidates if literal else nearest_by_projection
         noise = select(flat, counts, k, generator, by_angle=self.nearest == "angle")
         return require_finite(x, noise.to(x.dtype).reshape(x.shape), torch.linalg.vector_norm(flat, dim=1))
@@ -88,25 +89,13 @@ class KNN:
         return 1 + round((self.k - 1) * self.schedule.strength(step))
 
 
-def cheaper_literal(k: int, dims: int) -> bool:
-    """Whether drawing k noises of so many numbers costs less than drawing the winner alone."""
-    return k == 1 or k * dims <= CHEAPER_LITERAL
-
-
 def nearest_of_candidates(
     x: Tensor, mask: Tensor | None, k: int, generator: torch.Generator | None, *, by_angle: bool = False
 ) -> Tensor:
-    """Draw k noises per sample and keep the nearest: the definition, O(kD) time and memory.
+    """Draw k noises per sample (B, D) and keep the nearest (B, D): the definition, O(kD) time and memory.
 
-    Args:
-        x: Samples (B, D), zero where masked out.
-        mask: Numbers that count in the distance (B, D), or None for all.
-        k: Candidates.
-        generator: Source of randomness.
-        by_angle: Whether the nearest has the smallest angle to x instead of the smallest distance.
-
-    Returns:
-        Noise (B, D).
+    The mask (B, D) says which numbers enter the distance; x is zero where it is False. By angle, the nearest has the
+    smallest angle to x instead of the smallest distance.
     """
     noises = draw(x.new_empty(k, *x.shape), generator)  # (k, B, D)
     counted = noises if mask is None else torch.where(mask, noises, 0.0)
@@ -114,7 +103,7 @@ def nearest_of_candidates(
         shortest = torch.finfo(x.dtype).tiny
         score = -(counted * x).sum(dim=2) / torch.linalg.vector_norm(counted, dim=2).clamp_min(shortest)
     else:
-        score = (counted * (counted - 2 * x)).sum(dim=2)  # ||e - x||^2 less ||x||^2, which would drown it far away
+        score = (counted * (counted - 2 * x)).sum(dim=2)  # ||e - x||^2 - ||x||^2; ||x||^2 would drown it far away
     winner = score.argmin(dim=0)  # (B,)
     return noises[winner, torch.arange(len(x), device=x.device)]
 
@@ -131,23 +120,16 @@ def nearest_by_projection(
 
     The winner's direction across u is uniform and independent of both, so one Gaussian vector, stripped of its part
     along u and brought to length sqrt(q_j), completes it. For x = 0 there is no u and the winner is the shortest
-    noise (by distance) or any (by angle): a Gaussian vector brought to length sqrt(z_j^2 + q_j).
-
-    Args:
-        x: Samples (B, D), zero where masked out.
-        mask: Numbers that count in the distance (B, D), or None for all; D is then their number in each sample.
-        k: Candidates.
-        generator: Source of randomness.
-        by_angle: Whether the nearest has the smallest angle to x instead of the smallest distance.
-
-    Returns:
-        Noise (B, D); plain where masked out.
+    noise (by distance) or any (by angle): a Gaussian vector brought to length sqrt(z_j^2 + q_j). Under a mask, D is
+    the count of numbers that enter the distance; the others are plain noise. Arguments as `nearest_of_candidates`.
     """
     g = draw(x, generator)  # (B, D)
     inside = g if mask is None else torch.where(mask, g, 0.0)
     dims = x.new_full((len(x), 1), x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).to(x.dtype)
     z = draw(x.new_empty(len(x), k), generator)  # (B, k)
-    q = _chi_squared((dims - 1).expand(-1, k), generator)  # (B, k)
+    shape = ((dims - 1).expand(-1, k) / 2).clamp_min(0.5).contiguous().to(generator.device if generator else x.device)
+    gamma = torch._standard_gamma(shape, generator=generator).to(x.device)
+    q = torch.where(dims > 1, 2 * gamma, 0.0)  # (B, k), chi-squared draws; 0 without degrees of freedom
 
     r = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1)
     directed = r > SHORTEST
@@ -162,11 +144,3 @@ def nearest_by_projection(
     stretch = length / torch.linalg.vector_norm(across, dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     chosen = across.mul_(stretch).addcmul_(x, z / r)
     return chosen if mask is None else torch.where(mask, chosen, g)
-
-
-def _chi_squared(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Chi-squared draws, one for each of the degrees of freedom; 0 where there are none."""
-    device = degrees.device if generator is None else generator.device
-    shape = (degrees / 2).clamp_min(0.5).contiguous().to(device)
-    gamma = torch._standard_gamma(shape, generator=generator).to(degrees.device)
-    return torch.where(degrees > 0, 2 * gamma, 0.0)

@@ -28,8 +28,5 @@ def linear(
         start: First training step with pairing.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.
-
-    Raises:
-        ValueError: If an option is unusable.
     """
     return Assignment(cost, pool=pool, assigner=assigner, potentials=potentials, schedule=Schedule(start, stop, ramp))

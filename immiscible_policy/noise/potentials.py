@@ -23,14 +23,10 @@ class Potentials:
 
     Any function would do: what is subtracted from all of a sample's costs changes no assignment. A good one is
     close to the optimal dual variables, and the solver then finds most pairs at once.
-
-    Attributes:
-        scale: What samples are divided by.
-        weights: Weights and biases, layer after layer.
     """
 
-    scale: float
-    weights: tuple[Tensor, ...]
+    scale: float  # what samples are divided by
+    weights: tuple[Tensor, ...]  # weights and biases, layer after layer
 
     def __call__(self, x: Tensor) -> Tensor:
         """Potentials (B,) of samples x (B, D).
@@ -39,9 +35,8 @@ class Potentials:
             ValueError: If D is not what they were fitted to.
         """
         if x.shape[1] != self.weights[0].shape[1]:
-            raise ValueError(
-                f"potentials were fitted to samples of {self.weights[0].shape[1]} numbers; x has {x.shape[1]}"
-            )
+            dims = self.weights[0].shape[1]
+            raise ValueError(f"potentials were fitted to samples of {dims} numbers; x has {x.shape[1]}")
         layers = [weight.to(x.device, x.dtype) for weight in self.weights]
         hidden = x / self.scale
         with torch.autocast(x.device.type, enabled=False):
@@ -86,34 +81,22 @@ def fit_potentials(
             raise ValueError(f"{name}={value}: needs a whole number, {least} or more")
     generator = generator or torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
-        return _fit(windows.detach().flatten(1).float().clone(), cost, steps, batch_size, lr, generator)
-
-
-def _fit(
-    x: Tensor, cost: DistanceName, steps: int, batch_size: int, lr: float, generator: torch.Generator
-) -> Potentials:
-    """Gradient ascent from random weights, for samples x (N, D)."""
-    scale = float(x.square().mean().sqrt().clamp_min(1e-6))
-    weights = _initial_weights(x.shape[1], generator)
-    phi = Potentials(scale, tuple(weight.to(x.device).requires_grad_() for weight in weights))
-    optimizer = torch.optim.Adam(phi.weights, lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (batch_size,), generator=generator)
-        noise = torch.randn(batch_size, x.shape[1], generator=generator).to(x.device)
-        batch = x[rows.to(x.device)]
-        potential = phi(batch)
-        response = (distances(batch, noise, None, cost) - potential[:, None]).amin(dim=0)
-        optimizer.zero_grad()
-        (-potential.mean() - response.mean()).backward()
-        optimizer.step()
-        schedule.step()
+        x = windows.detach().flatten(1).float().clone()
+        scale = float(x.square().mean().sqrt().clamp_min(1e-6))
+        weights: list[Tensor] = []  # (out, in) and (out,) of D -> 32 -> 32 -> 1, scaled by the inputs' number
+        for inputs, outputs in ((x.shape[1], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+            weights += [torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
+        phi = Potentials(scale, tuple(weight.to(x.device).requires_grad_() for weight in weights))
+        optimizer = torch.optim.Adam(phi.weights, lr=lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (batch_size,), generator=generator)
+            noise = torch.randn(batch_size, x.shape[1], generator=generator).to(x.device)
+            batch = x[rows.to(x.device)]
+            potential = phi(batch)
+            response = (distances(batch, noise, None, cost) - potential[:, None]).amin(dim=0)
+            optimizer.zero_grad()
+            (-potential.mean() - response.mean()).backward()
+            optimizer.step()
+            schedule.step()
     return Potentials(scale, tuple(weight.detach() for weight in phi.weights))
-
-
-def _initial_weights(dims: int, generator: torch.Generator) -> list[Tensor]:
-    """Weights (out, in) and biases (out,) of D -> 32 -> 32 -> 1, scaled by the inputs' number."""
-    weights = []
-    for inputs, outputs in ((dims, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
-        weights += [torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
-    return weights

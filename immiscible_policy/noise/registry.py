@@ -22,10 +22,7 @@ SELECTORS = {
 
 
 def find_selector(name: str) -> Callable[..., Selector]:
-    """What builds a selector from its options.
-
-    Args:
-        name: One of `SELECTORS`, the name of an entry point, or `module:Class`.
+    """What builds a selector from its options: one of `SELECTORS`, an entry point, or `module:Class`.
 
     Raises:
         ValueError: If the name is unknown, or what it stands for cannot be imported.
@@ -34,29 +31,21 @@ def find_selector(name: str) -> Callable[..., Selector]:
 
 
 def selector_options(name: str) -> tuple[str, ...]:
-    """Names of the options that a selector takes.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """Names of the options that a selector takes."""
     return tuple(defaults(find_selector(name)))
 
 
 def make_selector(name: str, /, **options: Any) -> Selector:
-    """Build a selector from its name and options, for example `make_selector("knn", k=4)`.
-
-    Args:
-        name: As for `find_selector`.
-        **options: What that selector takes; `knn` alone means k=2.
+    """Build a selector from its name and options, for example `make_selector("knn", k=4)`; `knn` alone means k=2.
 
     Raises:
         ValueError: If the name is unknown, an option is missing, not the selector's or of an unusable value, or if
-            what was built is no selector.
+            what was built is not a selector.
     """
     select = build("noise", name, find_selector(name), options)
     try:
         signature(select).bind(None, condition=None, mask=None, step=None, generator=None)
     except (TypeError, ValueError):
-        call = "select(x, condition=, mask=, step=, generator=)"
-        raise ValueError(f"noise={name}: {type(select).__name__} is no selector; it must be called as {call}") from None
+        kind, call = type(select).__name__, "select(x, condition=, mask=, step=, generator=)"
+        raise ValueError(f"noise={name}: {kind} is not a selector; it must be called as {call}") from None
     return select

@@ -22,11 +22,7 @@ RIDGE = 1e-4
 
 @dataclass(frozen=True)
 class LinearPrediction:
-    """The samples that conditions make expected.
-
-    Attributes:
-        weights: (C + 1, D), the last row for the constant.
-    """
+    """The samples that conditions make expected: weights (C + 1, D), the last row for the constant."""
 
     weights: Tensor
 
@@ -45,12 +41,7 @@ class LinearPrediction:
 
 @dataclass(frozen=True)
 class ForResidual:
-    """A selector that is shown residuals, and otherwise left as it is.
-
-    Attributes:
-        select: Chooses the noise.
-        prediction: What conditions make expected.
-    """
+    """A selector that is shown residuals to what conditions make expected, and otherwise left as it is."""
 
     select: Selector
     prediction: LinearPrediction
@@ -77,12 +68,9 @@ class ForResidual:
 
 
 def fit_linear_prediction(condition: Tensor, x: Tensor, *, ridge: float = RIDGE) -> LinearPrediction:
-    """Ridge regression of samples on conditions, in float64.
+    """Ridge regression of clean samples (N, ...), as the selector will see them, on conditions (N, ...), in float64.
 
-    Args:
-        condition: Conditions (N, ...).
-        x: Clean samples as the selector will see them (N, ...).
-        ridge: Penalty per sample, above 0; the constant goes free.
+    The penalty `ridge` per sample is above 0; the constant goes free.
 
     Raises:
         ValueError: If the rows differ in number, or hold NaN or infinity.

@@ -21,33 +21,21 @@ from immiscible_policy.noise.inputs import is_whole
 class Schedule:
     """Strength of the selection as a function of the training step.
 
-    Attributes:
-        start: First step with selection (Immiscible Diffusion Policy, arXiv 2610.09369, activates it late).
-        stop: First step without it again; None for never.
-        ramp: Steps over which the strength rises linearly after `start`, and falls before `stop`.
-
     Raises:
         ValueError: If a number is negative or there is nothing between start and stop.
     """
 
-    start: int = 0
-    stop: int | None = None
-    ramp: int = 0
+    start: int = 0  # first step with selection (late in arXiv 2610.09369)
+    stop: int | None = None  # first step without it again; None for never
+    ramp: int = 0  # steps over which the strength rises linearly after `start`, and falls before `stop`
 
     def __post_init__(self) -> None:
         for name in ("start", "stop", "ramp"):
             value = getattr(self, name)
-            if value is None and name == "stop":
-                continue
-            if not is_whole(value) or value < 0:
+            if (value is not None or name != "stop") and not (is_whole(value) and value >= 0):
                 raise ValueError(f"{name}={value}: needs training steps (500), or on the command line epochs (50ep)")
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop={self.stop}: must come after start={self.start}, or nothing is selected")
-
-    @property
-    def constant(self) -> bool:
-        """Whether the strength is 1 at every step."""
-        return self.start == 0 and self.stop is None and self.ramp == 0
 
     def highest(self, steps: int) -> float:
         """The highest strength that a training of so many steps reaches."""
@@ -61,7 +49,7 @@ class Schedule:
         Raises:
             ValueError: If the strength depends on the step and there is none.
         """
-        if self.constant:
+        if self == Schedule():
             return 1.0
         if step is None:
             raise ValueError(f"step is missing: selection with {self} depends on it; call select(x, step=...)")

@@ -26,13 +26,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 class PathSample(NamedTuple):
-    """Points on their paths; every field has B rows.
-
-    Attributes:
-        noisy: x_t (B, ...).
-        target: What the network is to predict (B, ...).
-        t: Times (B,), in the units of the path.
-    """
+    """Points on their paths: x_t (B, ...), what the network is to predict (B, ...), times (B,) in the path's units."""
 
     noisy: Tensor
     target: Tensor
@@ -40,29 +34,18 @@ class PathSample(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network's output says x_t is made of.
-
-    Attributes:
-        clean: The clean sample (B, ...).
-        noise: The noise (B, ...).
-    """
+    """What a network's output says x_t is made of: a clean sample (B, ...) and noise (B, ...)."""
 
     clean: Tensor
     noise: Tensor
 
 
 class Level(NamedTuple):
-    """A time of a solver's grid.
+    """A time of a solver's grid."""
 
-    Attributes:
-        t: What the network is told of the time.
-        alpha: Share of the clean sample in x_t.
-        sigma: Standard deviation of the noise in x_t.
-    """
-
-    t: float
-    alpha: float
-    sigma: float
+    t: float  # what the network is told of the time
+    alpha: float  # share of the clean sample in x_t
+    sigma: float  # standard deviation of the noise in x_t
 
 
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -70,23 +53,15 @@ CLEAN = Level(0.0, 1.0, 0.0)
 
 
 class Path(Protocol):
-    """How clean sample and noise meet, and what the network learns.
+    """How clean sample and noise meet, and what the network learns."""
 
-    Attributes:
-        solvers: Names of the solvers that go from noise to data on it; the first is the default.
-        clipped: Whether solvers clip every predicted clean sample to the range of the data.
-    """
-
-    solvers: tuple[str, ...]
-    clipped: bool
+    solvers: tuple[str, ...]  # names of the solvers that go from noise to data on it; the first is the default
+    clipped: bool  # whether solvers clip every predicted clean sample to the range of the data
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
         """Draw training times (count,), in the units of the path, on the generator's device.
 
-        Args:
-            count: How many.
-            generator: Source of the times.
-            step: Training step, for paths whose law of times follows a schedule; None for the end of training.
+        The training step is for paths whose law of times follows a schedule; None is the end of training.
         """
         ...
 
@@ -99,17 +74,13 @@ class Path(Protocol):
         ...
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:
-        """Mean loss of what `sample` returned, or of some of its rows: a scalar."""
-        ...
+        """Mean loss of what `sample` returned, or of some of its rows: a scalar; by default the mean squared error."""
+        return torch.nn.functional.mse_loss(self.evaluate(network, sample.noisy, sample.t), sample.target)
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """The clean sample and the noise that an output (B, ...) implies for x_t (B, ...).
 
-        Args:
-            output: What the network said.
-            noisy: x_t.
-            alpha: alpha_t: one number, or a number per sample that broadcasts.
-            sigma: sigma_t, likewise.
+        alpha_t and sigma_t are one number each, or a number per sample that broadcasts.
         """
         ...
 
@@ -120,10 +91,8 @@ class Path(Protocol):
     def levels(self, count: int, spacing: str) -> list[Level]:
         """The grid of a solver, the noisiest level first, its clean end left out.
 
-        Args:
-            count: Levels.
-            spacing: `trailing` starts where the path starts, however few the levels; `leading` is the published grid
-                of Diffusion Policy, which starts below it.
+        Spacing `trailing` starts where the path starts, however few the levels; `leading` is the published grid of
+        Diffusion Policy, which starts below it.
 
         Raises:
             ValueError: If the path has no such grid.
@@ -131,8 +100,8 @@ class Path(Protocol):
         ...
 
     def start(self, noise: Tensor) -> Tensor:
-        """x_t at the first level, of standard Gaussian noise (B, ...)."""
-        ...
+        """x_t at the first level, of standard Gaussian noise (B, ...): by default the noise itself."""
+        return noise
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
@@ -145,16 +114,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, a scalar."""
-    return torch.nn.functional.mse_loss(output, target)
-
-
 def require_trailing(spacing: str, path: str) -> None:
-    """Refuse a grid that a path does not have.
-
-    Raises:
-        ValueError: If the spacing is not `trailing`.
-    """
+    """Refuse a grid that a path does not have with a ValueError."""
     if spacing != "trailing":
         raise ValueError(f"spacing={spacing}: {path} has no published grid below its start; use spacing=trailing")

@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from immiscible_policy.path.base import Level, Network, PathSample, Prediction, per_sample, require_trailing
+from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, per_sample, require_trailing
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 FIRST, LAST = 10, 1280
@@ -45,7 +45,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """Compares samples (B, ...) row by row: (B,)."""
 
 
-class Consistency:
+class Consistency(Path):
     """Two neighbouring noise levels of one path, on which a network's clean samples are to agree.
 
     Times are pairs (B, 2) of noise levels, the upper one first; a sample's `target` is the point at the lower level.
@@ -88,7 +88,10 @@ class Consistency:
 
     def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> PathSample:
         """The points at both levels, from the same noise."""
-        upper, lower = (self._point(clean, noise, s) for s in t.unbind(1))
+        upper, lower = (
+            (clean + s * noise) / (s.square() + self.sigma_data**2).sqrt()
+            for s in (per_sample(level, clean) for level in t.unbind(1))
+        )
         return PathSample(upper, lower, t)
 
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
@@ -146,11 +149,6 @@ class Consistency:
         """The noise at s_max."""
         return noise * (SIGMA_MAX / math.hypot(SIGMA_MAX, self.sigma_data))
 
-    def _point(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_s (B, ...) at noise levels t (B,)."""
-        s = per_sample(t, clean)
-        return (clean + s * noise) / (s.square() + self.sigma_data**2).sqrt()
-
 
 def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(|x - y|^2 + c^2) - c of each row (B,), with c = 0.00054 sqrt(D) (Song & Dhariwal, 2023, equation 7)."""
@@ -162,9 +160,7 @@ def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
 def intervals(step: int | None, training_steps: int) -> int:
     """Intervals between noise levels, N(k) - 1: 10, doubled in equal parts of the training up to 1,280.
 
-    Args:
-        step: Training step k, from 0; None for the end of training.
-        training_steps: K, the length of the training.
+    The step k counts from 0; None is the end of training.
     """
     parts = int(math.log2(LAST // FIRST)) + 1
     part = parts if step is None else step // max(training_steps // parts, 1)

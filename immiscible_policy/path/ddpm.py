@@ -21,14 +21,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from immiscible_policy.path.base import (
-    Level,
-    Network,
-    PathSample,
-    Prediction,
-    add_scaled,
-    squared_error,
-)
+from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, add_scaled
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS: dict[str, dict[str, Any]] = {
@@ -37,11 +30,10 @@ BETAS: dict[str, dict[str, Any]] = {
     "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012},
 }
 """Schedules by diffusers' names: Nichol & Dhariwal (2021); Ho et al. (2020); Stable Diffusion."""
-SPACINGS = ("trailing", "leading")
 
 
-class Ddpm:
-    """A chain of noise levels, and a network that predicts noise, sample or velocity.
+class Ddpm(Path):
+    """A chain of noise levels, and a network that predicts noise (Ho et al., 2020, equation 14), sample or velocity.
 
     Args:
         chain: C, length of the chain; times are its steps 0 to C - 1.
@@ -73,21 +65,14 @@ class Ddpm:
 
     def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> PathSample:
         """Noise the clean samples to the chain's steps t."""
-        if self.prediction == "epsilon":
-            target = noise
-        elif self.prediction == "sample":
-            target = clean
-        else:
+        target = {"epsilon": noise, "sample": clean}.get(self.prediction)
+        if target is None:
             target = self.noising.get_velocity(clean, noise, t)
         return PathSample(self.noising.add_noise(clean, noise, t), target, t)
 
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
         """The network is told the step."""
         return network(noisy, t).float()
-
-    def loss(self, network: Network, sample: PathSample) -> Tensor:
-        """Mean squared error of the prediction (for epsilon: Ho et al., 2020, equation 14)."""
-        return squared_error(self.evaluate(network, sample.noisy, sample.t), sample.target)
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """Module docstring."""
@@ -115,10 +100,6 @@ class Ddpm:
         elif spacing == "leading":
             steps = [i * (self.chain // count) for i in reversed(range(count))]
         else:
-            raise ValueError(f"spacing={spacing}: known spacings are {', '.join(SPACINGS)}")
+            raise ValueError(f"spacing={spacing}: known spacings are trailing, leading")
         bars = [float(self.alphas_cumprod[t]) for t in steps]
         return [Level(t, math.sqrt(a), math.sqrt(1 - a)) for t, a in zip(steps, bars, strict=True)]
-
-    def start(self, noise: Tensor) -> Tensor:
-        """The noise itself."""
-        return noise

@@ -15,20 +15,20 @@ from torch import Tensor
 from immiscible_policy.path.base import (
     Level,
     Network,
+    Path,
     PathSample,
     Prediction,
     add_scaled,
     per_sample,
     require_trailing,
-    squared_error,
 )
 
 TIME_SCALE = 1000.0
 """Factor on t for the network, whose sinusoidal embedding resolves times of 0 to 1,000."""
 
 
-class Flow:
-    """Straight paths; the network predicts the velocity."""
+class Flow(Path):
+    """Straight paths; the network predicts the velocity (Tong et al., 2024, equation 10)."""
 
     solvers: tuple[str, ...] = ("euler", "heun", "ddim", "ddpm", "dpmpp", "renoise")
     clipped = False
@@ -45,10 +45,6 @@ class Flow:
         """The network is told 1,000 t."""
         return network(noisy, TIME_SCALE * t).float()
 
-    def loss(self, network: Network, sample: PathSample) -> Tensor:
-        """Mean squared error of the velocity (Tong et al., 2024, equation 10)."""
-        return squared_error(self.evaluate(network, sample.noisy, sample.t), sample.target)
-
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """Module docstring, with alpha = t and sigma = 1 - t."""
         return Prediction(add_scaled(noisy, output, sigma), add_scaled(noisy, output, -alpha))
@@ -58,14 +54,6 @@ class Flow:
         return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:
-        """Equal steps of t from 0.
-
-        Raises:
-            ValueError: If the spacing is not `trailing`.
-        """
+        """Equal steps of t from 0, as `trailing`."""
         require_trailing(spacing, "flow matching")
         return [Level(TIME_SCALE * i / count, i / count, 1 - i / count) for i in range(count)]
-
-    def start(self, noise: Tensor) -> Tensor:
-        """The noise itself."""
-        return noise

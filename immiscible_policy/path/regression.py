@@ -22,13 +22,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from immiscible_policy.path.base import Level, Network, PathSample, Prediction, require_trailing, squared_error
+from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, require_trailing
 
 REGRESSION, MIP = (0.0,), (0.0, 0.9)
 """Times at which each control asks its network."""
 
 
-class Regression:
+class Regression(Path):
     """Prediction of the clean sample at fixed times.
 
     Args:
@@ -62,11 +62,9 @@ class Regression:
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:
         """Mean squared error of the predicted sample, summed over the passes, a scalar."""
-        nothing = torch.zeros_like(sample.noisy)
-        total = squared_error(self.evaluate(network, nothing, torch.zeros_like(sample.t)), sample.target)
-        if len(self.grid) == 1:
-            return total
-        return total + squared_error(self.evaluate(network, sample.noisy, sample.t), sample.target)
+        first = self.evaluate(network, torch.zeros_like(sample.noisy), torch.zeros_like(sample.t))
+        total = torch.nn.functional.mse_loss(first, sample.target)
+        return total if len(self.grid) == 1 else total + super().loss(network, sample)
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """The output is the clean sample; there is no noise."""
@@ -77,11 +75,7 @@ class Regression:
         return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:
-        """The fixed times, whatever the count.
-
-        Raises:
-            ValueError: If the spacing is not `trailing`.
-        """
+        """The fixed times, whatever the count, as `trailing`."""
         require_trailing(spacing, "a policy that does not diffuse")
         return [Level(round(t * self.chain), t, 1 - t) for t in self.grid]
 

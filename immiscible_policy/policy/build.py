@@ -18,41 +18,23 @@ from immiscible_policy.policy.policy import Policy
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Everything that shapes a policy except its weights; plain values, so that it is stored as JSON.
+    """Everything that shapes a policy except its weights; plain values, so that it is stored as JSON."""
 
-    Attributes:
-        obs: Name of the observation, as the task knows it.
-        obs_dim: Numbers per observation; beside images, those that need no encoding.
-        action_dim: Numbers per action.
-        horizon: Steps of a chunk.
-        obs_steps: Observations it sees.
-        action_steps: Actions executed per chunk.
-        data_scale: Factor on the normalised actions.
-        down_dims: Channels of the U-Net.
-        step_embed_dim: Size of its embedding of the time.
-        kernel_size: Width of its convolutions.
-        groups: Groups of its normalisation.
-        encoder: What encodes images, or None where nothing is seen.
-        method: A key of `PATHS`.
-        prediction: What the network of `diffusion` predicts.
-        diffusion_steps: Length of the noising chain.
-    """
-
-    obs: str
-    obs_dim: int
-    action_dim: int
-    horizon: int
-    obs_steps: int
-    action_steps: int
-    data_scale: float
-    down_dims: tuple[int, ...]
-    step_embed_dim: int
-    kernel_size: int
-    groups: int
-    encoder: EncoderSpec | None = None
-    method: str = "diffusion"
-    prediction: str = "epsilon"
-    diffusion_steps: int = 100
+    obs: str  # name of the observation, as the task knows it
+    obs_dim: int  # numbers per observation; beside images, those that need no encoding
+    action_dim: int  # numbers per action
+    horizon: int  # steps of a chunk
+    obs_steps: int  # observations it sees
+    action_steps: int  # actions executed per chunk
+    data_scale: float  # factor on the normalised actions
+    down_dims: tuple[int, ...]  # channels of the U-Net
+    step_embed_dim: int  # size of its embedding of the time
+    kernel_size: int  # width of its convolutions
+    groups: int  # groups of its normalisation
+    encoder: EncoderSpec | None = None  # what encodes images, or None where nothing is seen
+    method: str = "diffusion"  # a key of `PATHS`
+    prediction: str = "epsilon"  # what the network of `diffusion` predicts
+    diffusion_steps: int = 100  # length of the noising chain
 
 
 PATHS: dict[str, Callable[[PolicySpec], Path]] = {
@@ -64,17 +46,6 @@ PATHS: dict[str, Callable[[PolicySpec], Path]] = {
 """How each method's path is made."""
 
 
-def make_path(spec: PolicySpec) -> Path:
-    """The path of a policy.
-
-    Raises:
-        ValueError: If the method or the prediction is unknown, or the chain is empty.
-    """
-    if spec.method not in PATHS:
-        raise ValueError(f"method={spec.method}: known methods are {', '.join(PATHS)}")
-    return PATHS[spec.method](spec)
-
-
 def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
@@ -83,9 +54,8 @@ def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action
     """
     factor = 2 ** (len(spec.down_dims) - 1)
     if spec.horizon % factor:
-        raise ValueError(
-            f"horizon={spec.horizon} does not divide by {factor}, as down_dims={list(spec.down_dims)} need"
-        )
+        need = f"as down_dims={list(spec.down_dims)} need"
+        raise ValueError(f"horizon={spec.horizon} does not divide by {factor}, {need}")
     observed = observation or _placeholder(spec.obs_dim)
     observer = ImageObserver(observed, ImageEncoder(spec.encoder)) if spec.encoder else NumberObserver(observed)
     network = ConditionalUnet1d(
@@ -96,14 +66,10 @@ def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action
         kernel_size=spec.kernel_size,
         groups=spec.groups,
     )
-    return Policy(
-        make_path(spec),
-        network,
-        observer,
-        action or _placeholder(spec.action_dim),
-        horizon=spec.horizon,
-        data_scale=spec.data_scale,
-    )
+    if spec.method not in PATHS:
+        raise ValueError(f"method={spec.method}: known methods are {', '.join(PATHS)}")
+    path, action = PATHS[spec.method](spec), action or _placeholder(spec.action_dim)
+    return Policy(path, network, observer, action, horizon=spec.horizon, data_scale=spec.data_scale)
 
 
 def _placeholder(dims: int) -> Normalizer:

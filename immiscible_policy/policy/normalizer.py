@@ -10,11 +10,7 @@ SMALLEST_RANGE = 1e-4
 
 
 class Normalizer(nn.Module):
-    """An affine map per dimension; its scale and offset are buffers and travel with the weights.
-
-    Args:
-        low: Smallest value of each dimension (D,).
-        high: Largest value of each dimension (D,).
+    """An affine map per dimension, between `low` and `high` (D,); its buffers travel with the weights.
 
     Raises:
         ValueError: If a bound is not finite or low exceeds high.

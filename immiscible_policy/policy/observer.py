@@ -19,23 +19,14 @@ THUMBNAIL = 8
 
 
 class Pictured(NamedTuple):
-    """Observations with pictures.
-
-    Attributes:
-        numbers: What needs no encoding, in its own units (B, O, Do).
-        images: Frames (B, O, K, H, W, 3) uint8.
-    """
+    """Observations with pictures: numbers (B, O, Do) in their own units, and frames (B, O, K, H, W, 3) uint8."""
 
     numbers: Tensor
     images: Tensor
 
 
 class Observer(Protocol):
-    """Makes of observations what network and selection need; every observer is a `torch.nn.Module` besides.
-
-    Attributes:
-        normalizer: Of an observation's numbers.
-    """
+    """Makes of observations what network and selection need; every observer is a `torch.nn.Module` besides."""
 
     normalizer: Normalizer
 
@@ -54,11 +45,7 @@ class Observer(Protocol):
 
 
 class NumberObserver(nn.Module):
-    """Observations (B, O, Do) of numbers, normalised and flattened.
-
-    Args:
-        normalizer: Of one observation.
-    """
+    """Observations (B, O, Do) of numbers, normalised and flattened."""
 
     def __init__(self, normalizer: Normalizer) -> None:
         super().__init__()
@@ -78,12 +65,7 @@ class NumberObserver(nn.Module):
 
 
 class ImageObserver(nn.Module):
-    """Observations with pictures (`Pictured`), encoded by a network that learns with the policy.
-
-    Args:
-        normalizer: Of an observation's numbers.
-        encoder: Makes features of normalised numbers (B, O, Do) and frames.
-    """
+    """Observations with pictures (`Pictured`), encoded by a network that learns with the policy."""
 
     def __init__(self, normalizer: Normalizer, encoder: ImageEncoder) -> None:
         super().__init__()

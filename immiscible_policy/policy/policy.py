@@ -27,15 +27,10 @@ from immiscible_policy.solver import Plan, Replay, Solver, draws, noise_rows, so
 
 
 class Batch(NamedTuple):
-    """Everything of a training step that is random, drawn; every tensor has B rows.
+    """Everything of a training step that is random, drawn; every tensor has B rows."""
 
-    Attributes:
-        path: Points on their paths, and what is to be predicted there (B, T, A).
-        observed: What the observer made of the observations, to be encoded with gradients in `Policy.loss`.
-    """
-
-    path: PathSample
-    observed: tuple[Tensor, ...]
+    path: PathSample  # of (B, T, A)
+    observed: tuple[Tensor, ...]  # what the observer prepared, to be encoded with gradients in `Policy.loss`
 
 
 class Policy(nn.Module):
@@ -141,10 +136,7 @@ class Policy(nn.Module):
     def solve(self, condition: Tensor, solver: Solver, noise: Tensor) -> Tensor:
         """Clean scaled actions (B, T, A) from given noise; on a CUDA device one captured graph.
 
-        Args:
-            condition: Of the network (B, G), from `encode`.
-            solver: How to go from noise to actions.
-            noise: Start noise and noise to add (N, B, T, A), see `solver.draws`.
+        The condition (B, G) is that of `encode`; there are `solver.draws` noises (N, B, T, A).
 
         Raises:
             ValueError: If the solver does not go with the path.

@@ -25,19 +25,7 @@ Calls = Callable[[int, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """The numbers of one network call, as named in the recurrence of this module.
-
-    Attributes:
-        t: What the network is told of the time.
-        alpha: Share of the clean sample in x.
-        sigma: Standard deviation of the noise in x.
-        keep: Factor on x.
-        clean: Factor on x_0.
-        predicted: Factor on e.
-        before: Factor on x_0 of the call before.
-        before_predicted: Factor on e of the call before.
-        fresh: Standard deviation of the noise that is added.
-    """
+    """The numbers of one network call: its level (see `path.base`), then the factors of the recurrence above."""
 
     t: float
     alpha: float
@@ -63,12 +51,8 @@ def noise_rows(generators: Sequence[torch.Generator], count: int, shape: Sequenc
     """All noise of a solution (N, B, ...): the start noise and then that of each call that adds some.
 
     Every row draws from its own generator, one sample at a time, so that it does not depend on its neighbours. Where
-    one draw of (N, ...) gives the same numbers (on the CPU, which fills blocks of 16), that is what is done.
-
-    Args:
-        generators: One per row.
-        count: N, see `draws`.
-        shape: Of one sample.
+    one draw of (N, ...) gives the same numbers (on the CPU, which fills blocks of 16), that is what is done. The count
+    N is that of `draws`; the shape is that of one sample.
     """
     whole = math.prod(shape) % 16 == 0
 
@@ -88,7 +72,7 @@ def solve(
     Args:
         calls: The network at each step of the plan.
         path: Reads its outputs.
-        plan: Numbers of the steps.
+        plan: What the solver does.
         noise: Start noise and noise to add (N, B, ...), as `noise_rows` draws it.
         limit: Largest magnitude of a clean number.
         record: Receives the clean sample (B, ...) that each call predicts.
@@ -106,12 +90,8 @@ def solve(
         if record is not None:
             record.append(clean.clamp(-limit, limit))
         following = step.clean * clean
-        for factor, term in (
-            (step.keep, x),
-            (step.predicted, predicted),
-            (step.before, before),
-            (step.before_predicted, before_predicted),
-        ):
+        factors = (step.keep, step.predicted, step.before, step.before_predicted)
+        for factor, term in zip(factors, (x, predicted, before, before_predicted), strict=True):
             if factor:
                 following.add_(term, alpha=factor)
         if step.fresh:

@@ -1,4 +1,4 @@
-"""Recording a solution once and replaying it: on a GPU a whole denoising then costs one launch."""
+"""Replaying a solution that was recorded once."""
 
 from __future__ import annotations
 
@@ -34,12 +34,9 @@ class Replay:
         self._key: Hashable = None
 
     def __call__(self, key: Hashable, function: Function, *inputs: Tensor) -> Tensor:
-        """function(*inputs), by replaying it.
+        """function(*inputs), by replaying it: a function of tensors on one device that neither draws nor waits for it.
 
-        Args:
-            key: Equal for functions that do the same to tensors.
-            function: Of tensors only; it must not draw, nor wait for the device.
-            inputs: What it is called with; all on one device.
+        Keys are equal for functions that do the same to tensors.
         """
         key = (key, *((x.shape, x.dtype, x.device) for x in inputs))
         if key != self._key:

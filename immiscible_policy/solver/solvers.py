@@ -29,20 +29,14 @@ from immiscible_policy.solver.recurrence import Plan, Step
 class Solver:
     """How to go from noise to data.
 
-    Attributes:
-        name: A key of `SOLVERS`.
-        steps: Network calls.
-        spacing: Of the grid of times: `trailing`, or `leading` as published.
-        eta: Of `ddim`: 0 adds no noise, 1 is `ddpm`.
-
     Raises:
         ValueError: If the name is unknown, steps < 1, or eta is not in [0, 1] or not 0 where nothing takes it.
     """
 
-    name: str
-    steps: int
-    spacing: str = "trailing"
-    eta: float = 0.0
+    name: str  # a key of `SOLVERS`
+    steps: int  # network calls
+    spacing: str = "trailing"  # grid of times: `trailing`, or `leading` as published
+    eta: float = 0.0  # noise that `ddim` adds: 0 is none, 1 is `ddpm`
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
@@ -50,10 +44,8 @@ class Solver:
         if self.steps < 1:
             raise ValueError(f"sampling_steps={self.steps}: needs 1 or more")
         if self.name == "heun" and self.steps % 2 == 0:
-            raise ValueError(
-                f"sampling_steps={self.steps}: solver=heun calls the network twice a step and once for the last; "
-                "use an odd number"
-            )
+            calls = "solver=heun calls the network twice a step and once for the last"
+            raise ValueError(f"sampling_steps={self.steps}: {calls}; use an odd number")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: needs a number from 0 to 1")
         if self.eta and self.name != "ddim":
@@ -103,16 +95,9 @@ def _heun(levels: list[Level], eta: float) -> Plan:
     for level, after in pairwise(levels):
         plan.append(Step(*level, clean=after.alpha, predicted=after.sigma))
         if after is not CLEAN:
-            half_alpha, half_sigma = (after.alpha - level.alpha) / 2, (after.sigma - level.sigma) / 2
-            plan.append(
-                Step(
-                    *after,
-                    clean=half_alpha,
-                    predicted=half_sigma,
-                    before=after.alpha - half_alpha,
-                    before_predicted=after.sigma - half_sigma,
-                )
-            )
+            clean, predicted = (after.alpha - level.alpha) / 2, (after.sigma - level.sigma) / 2
+            before, before_predicted = after.alpha - clean, after.sigma - predicted
+            plan.append(Step(*after, 0.0, clean, predicted, before, before_predicted))
     return tuple(plan)
 
 

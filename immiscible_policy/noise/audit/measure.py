@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,19 +41,12 @@ TARGET_ROWS = 256
 
 @dataclass(frozen=True)
 class DistanceChange:
-    """Mean Euclidean distance of samples to their noise, plain and selected, on the same batches.
+    """Mean Euclidean distance of samples to their noise, plain and selected, on the same batches."""
 
-    Attributes:
-        vanilla: With plain noise.
-        selected: With the selector's.
-        percent: 100 (selected / vanilla - 1); below 0 is nearer.
-        interval: 95 % interval of `percent` over batches (ratio estimate, Student's t).
-    """
-
-    vanilla: float
-    selected: float
-    percent: float
-    interval: tuple[float, float]
+    vanilla: float  # with plain noise
+    selected: float  # with the selector's
+    percent: float  # 100 (selected / vanilla - 1); below 0 is nearer
+    interval: tuple[float, float]  # 95 % interval of `percent` over batches (ratio estimate, Student's t)
 
 
 class Pairs(NamedTuple):
@@ -62,22 +54,14 @@ class Pairs(NamedTuple):
 
     Plain and selected noise start from the same generator state, so that what they share cancels in differences:
     for assignment the plain noise is the selected one before it was dealt out.
-
-    Attributes:
-        rows: Which samples each batch holds (R, B).
-        x: The samples (R, B, ...).
-        plain: Plain noise for them (R, B, ...).
-        noise: Selected noise for them (R, B, ...).
-        mask: What enters the distance (R, B, ...), or None for all.
-        seconds: Duration of each selection (R,).
     """
 
-    rows: Tensor
-    x: Tensor
-    plain: Tensor
-    noise: Tensor
-    mask: Tensor | None
-    seconds: tuple[float, ...]
+    rows: Tensor  # (R, B), which samples the batches have
+    x: Tensor  # (R, B, ...)
+    plain: Tensor  # (R, B, ...)
+    noise: Tensor  # (R, B, ...), selected
+    mask: Tensor | None  # (R, B, ...), what enters the distance
+    seconds: tuple[float, ...]  # (R,), duration of each selection
 
     def distances(self) -> tuple[Tensor, Tensor]:
         """Distance of every sample to its plain and to its selected noise (R, B) each."""
@@ -88,37 +72,21 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What a selector does to the noise of some data.
+    """What a selector does to the noise of some data."""
 
-    Attributes:
-        batches: Random batches measured, R.
-        batch_size: Samples in each, B.
-        dims: Numbers per sample, D.
-        distance: Distance of pairs, before and after.
-        vanilla: Moments of plain noise on the same batches.
-        selected: Moments of the selected noise.
-        ks: Test of all selected numbers against N(0, 1).
-        gaussian: KL of the fitted Gaussian to N(0, I); None with no more pairs than numbers.
-        correlation: Between samples and selected noise.
-        prior_shift: Length of the mean noise that a condition meets, at least; None without conditions.
-        target: Variance that selection leaves in the training target, for one batch of at most 256 samples.
-        seconds: Median time of one selection.
-        pairs: The measured pairs themselves, for the plot.
-    """
-
-    batches: int
-    batch_size: int
-    dims: int
-    distance: DistanceChange
-    vanilla: Moments
-    selected: Moments
-    ks: KS
-    gaussian: GaussianKL | None
-    correlation: Correlation
-    prior_shift: float | None
-    target: TargetVariance
-    seconds: float
-    pairs: Pairs = field(repr=False, compare=False)
+    batches: int  # random batches measured, R
+    batch_size: int  # samples in each, B
+    dims: int  # numbers per sample, D
+    distance: DistanceChange  # distance of pairs, before and after
+    vanilla: Moments  # moments of plain noise on the same batches
+    selected: Moments  # moments of the selected noise
+    ks: KS  # test of all selected numbers against N(0, 1)
+    gaussian: GaussianKL | None  # KL of the fitted Gaussian to N(0, I); None with no more pairs than numbers
+    correlation: Correlation  # between samples and selected noise
+    prior_shift: float | None  # length of the mean noise that a condition meets, at least; None without conditions
+    target: TargetVariance  # variance that selection leaves in the training target, of one batch of at most 256 samples
+    seconds: float  # median time of one selection
+    pairs: Pairs = field(repr=False, compare=False)  # the measured pairs themselves, for the plot
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure as JSON values; what could not be measured is None."""
@@ -155,16 +123,15 @@ class Audit:
         else:
             kl, floor, spread = self.gaussian.kl, self.gaussian.floor, 1.96 * self.gaussian.deviation
             lines.append(_row("KL of the fitted Gaussian (nats)", None, kl, floor - spread, floor + spread))
-        target, shift = self.target, self.prior_shift
-        heads = f"{'plain':>12}{'selected':>12}"
+        target, heads = self.target, f"{'plain':>12}{'selected':>12}"
         lines.append(f"\n{'variance of the noise given x_t':<32}{heads}     (at most; per number)")
         for level, plain, selected in zip(target.alpha_bars, target.vanilla, target.selected, strict=True):
             lines.append(f"  alpha_bar {level:<20g}{plain:>12.4f}{selected:>12.4f}")
         lines.append(f"\ncorrelation of sample and noise: {self.correlation.coordinates:+.4f} per number, "
                      f"{self.correlation.row_means:+.4f} of the means")  # fmt: skip
-        if shift is not None:
-            length = self.selected.squared_norm**0.5
-            lines.append(f"mean noise of a condition: length {shift:.3f} at least, of {length:.2f}; plain noise has 0")
+        if self.prior_shift is not None:
+            lengths = f"{self.prior_shift:.3f} at least, of {self.selected.squared_norm**0.5:.2f}"
+            lines.append(f"mean noise of a condition: length {lengths}; plain noise has 0")
         return "\n".join([*lines, f"time of a selection: {1e3 * self.seconds:.3f} ms (median)"])
 
     def plot(self) -> Figure:
@@ -225,8 +192,8 @@ def audit(
     require_levels(alpha_bars)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     pairs = _draw(select, x, batch_size, batches, condition, mask, step, generator)
-    rows = pairs.rows
-    noise, count, dims = pairs.noise.flatten(0, 1).flatten(1), rows.numel(), x[0].numel()
+    rows, count, dims = pairs.rows, pairs.rows.numel(), x[0].numel()
+    noise = pairs.noise.flatten(0, 1).flatten(1)
     few, of_pairs = rows[0, :TARGET_ROWS], _take(condition, rows.flatten())
     return Audit(
         batches=len(rows),
@@ -260,18 +227,12 @@ def distance_change(
     *,
     batch_size: int = 256,
     batches: int = 8,
-    condition: Tensor | None = None,
     mask: Tensor | None = None,
-    step: int | None = None,
     generator: torch.Generator | None = None,
 ) -> DistanceChange:
-    """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4); arguments as `audit`.
-
-    Raises:
-        ValueError: As `audit`.
-    """
+    """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4), with `audit`'s arguments."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    return _change(_draw(select, x, batch_size, batches, condition, mask, step, generator))
+    return _change(_draw(select, x, batch_size, batches, None, mask, None, generator))
 
 
 def _draw(
@@ -288,6 +249,12 @@ def _draw(
     require_samples(x, condition, mask)
     if batch_size < 2 or batches < 2:
         raise ValueError(f"batch_size={batch_size}, batches={batches}: an audit needs 2 or more of each")
+
+    def now() -> float:
+        if x.device.type == "cuda":  # the selection that this thread left running there
+            torch.cuda.current_stream(x.device).synchronize()
+        return time.perf_counter()
+
     device = generator.device
     orders = [torch.randperm(len(x), generator=generator, device=device)[:batch_size] for _ in range(batches)]
     rows = torch.stack(orders).to(x.device)
@@ -297,11 +264,10 @@ def _draw(
         state = generator.get_state()
         plain.append(draw(x[row], generator))
         generator.set_state(state)
-        own = None if masks is None else masks[number]
-        call = partial(select, x[row], condition=_take(condition, row), mask=own, step=step, generator=generator)
-        chosen, duration = _timed(call, x.device)
-        noise.append(chosen)
-        seconds.append(duration)
+        batch, its_condition, its_mask = x[row], _take(condition, row), None if masks is None else masks[number]
+        start = now()
+        noise.append(select(batch, condition=its_condition, mask=its_mask, step=step, generator=generator))
+        seconds.append(now() - start)
     return Pairs(rows, x[rows], torch.stack(plain), torch.stack(noise), masks, tuple(seconds))
 
 
@@ -317,19 +283,6 @@ def _change(pairs: Pairs) -> DistanceChange:
 
 def _take(condition: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if condition is None else condition[rows.to(condition.device)]
-
-
-def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    """What a call returns, and its seconds including the work that this thread left running on a CUDA device."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
-        return time.perf_counter()
-
-    start = now()
-    result = call()
-    return result, now() - start
 
 
 def _json_values(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,21 +27,23 @@ def audit_figure(audit: Audit) -> Figure:
     counts = f"{pairs:,} pairs in {audit.batches} batches of {audit.batch_size}, {audit.dims:,} numbers each"
     figure, grid = panels(2, 2, title=counts, width=5.2, height=3.7)
     for axes, draw in zip(grid, (_distances, _marginal, _norms, _target), strict=True):
-        draw(axes, audit)
+        title, label = draw(axes, audit)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel(label, fontsize=9)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _distances(axes: Axes, audit: Audit) -> None:
+def _distances(axes: Axes, audit: Audit) -> tuple[str, str]:
     plain, selected = (distances.flatten().cpu().numpy() for distances in audit.pairs.distances())
     _histograms(axes, {"plain noise": (plain, PLAIN), "selected": (selected, SELECTED)})
     change, (low, high) = audit.distance.percent, audit.distance.interval
-    axes.set_title(f"Distance to the sample: {change:+.2f} % [{low:+.2f}, {high:+.2f}]", fontsize=10, loc="left")
-    axes.set_xlabel("Euclidean distance of sample and noise", fontsize=9)
+    title = f"Distance to the sample: {change:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return title, "Euclidean distance of sample and noise"
 
 
-def _marginal(axes: Axes, audit: Audit) -> None:
+def _marginal(axes: Axes, audit: Audit) -> tuple[str, str]:
     values = audit.pairs.noise.flatten()
     selected = values[:: max(1, len(values) // MOST_NUMBERS)].float().cpu().numpy()
     _histograms(axes, {"selected": (selected, SELECTED)})
@@ -50,11 +52,10 @@ def _marginal(axes: Axes, audit: Audit) -> None:
     axes.set_xlim(-4.5, 4.5)
     mean, variance = audit.selected.mean, audit.selected.variance
     title = f"Single numbers: mean {mean:+.3f}, variance {variance:.3f}, KS {audit.ks.statistic:.4f}"
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("one number of the noise", fontsize=9)
+    return title, "one number of the noise"
 
 
-def _norms(axes: Axes, audit: Audit) -> None:
+def _norms(axes: Axes, audit: Audit) -> tuple[str, str]:
     plain, selected = (e.flatten(2).double().square().sum(2).flatten() for e in (audit.pairs.plain, audit.pairs.noise))
     groups = {"plain noise": (plain.cpu().numpy(), PLAIN), "selected": (selected.cpu().numpy(), SELECTED)}
     _histograms(axes, groups)
@@ -62,21 +63,19 @@ def _norms(axes: Axes, audit: Audit) -> None:
     grid = np.linspace(low, high, 300)
     axes.plot(grid, stats.chi2.pdf(grid, audit.dims), color=LAW, linewidth=1.4, label=f"chi-squared({audit.dims:,})")
     title = f"Squared norm: {audit.vanilla.squared_norm:,.2f} plain, {audit.selected.squared_norm:,.2f} selected"
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("squared norm of the noise of one sample", fontsize=9)
+    return title, "squared norm of the noise of one sample"
 
 
-def _target(axes: Axes, audit: Audit) -> None:
+def _target(axes: Axes, audit: Audit) -> tuple[str, str]:
     levels, target = audit.target.alpha_bars, audit.target
-    order = np.argsort(levels)[::-1]
-    places = np.arange(len(levels))
-    rows = (("plain noise", target.vanilla, PLAIN), ("selected, at most", target.selected, SELECTED))
-    for label, values, colour in rows:
+    order, places = np.argsort(levels)[::-1], np.arange(len(levels))
+    curves = (("plain noise", target.vanilla, PLAIN), ("selected, at most", target.selected, SELECTED))
+    for label, values, colour in curves:
         axes.plot(places, np.asarray(values)[order], color=colour, marker="o", linewidth=2, label=label)
     axes.set_xticks(places, [f"{levels[index]:g}" for index in order])
-    axes.set_title("Variance of the noise given x_t, which no denoiser can remove", fontsize=10, loc="left")
-    axes.set_xlabel("alpha_bar (left: little noise, right: much)", fontsize=9)
     axes.set_ylabel("variance per number", fontsize=9)
+    title = "Variance of the noise given x_t, which no denoiser can remove"
+    return title, "alpha_bar (left: little noise, right: much)"
 
 
 def _histograms(axes: Axes, groups: dict[str, tuple[NDArray[np.float64], str]]) -> None:
@@ -84,8 +83,6 @@ def _histograms(axes: Axes, groups: dict[str, tuple[NDArray[np.float64], str]]) 
     everything = np.concatenate([values for values, _ in groups.values()])
     bins = list(np.linspace(everything.min(), everything.max(), BINS + 1))
     for label, (values, colour) in groups.items():
-        if colour == PLAIN:
-            axes.hist(values, bins, density=True, color=colour, alpha=0.4, label=label)
-        else:
-            axes.hist(values, bins, density=True, color=colour, histtype="step", linewidth=1.8, label=label)
+        style: dict[str, Any] = {"alpha": 0.4} if colour == PLAIN else {"histtype": "step", "linewidth": 1.8}
+        axes.hist(values, bins, density=True, color=colour, label=label, **style)
     axes.set_ylabel("density", fontsize=9)

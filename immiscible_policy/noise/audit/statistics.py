@@ -21,24 +21,16 @@ from immiscible_policy.noise.inputs import check
 
 LEVEL = 0.95
 """Every range and interval of the audit holds plain noise with this probability."""
-
 RIDGE = 0.01
 """Penalty of the regression behind `prior_shift`, per sample, on conditions of unit variance."""
-
 CHUNK = 4096
 """Samples brought to float64 at once."""
 
 
 def pair_distance(x: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Euclidean distance of each sample to its noise, the quantity that immiscible diffusion shortens.
+    """Euclidean distances (N,), float64, of samples (N, ...) to their noises: what immiscible diffusion shortens.
 
-    Args:
-        x: Samples (N, ...).
-        noise: Their noises (N, ...).
-        mask: Boolean, broadcasts to x; only numbers where it is True count.
-
-    Returns:
-        Distances (N,) in float64.
+    The boolean mask broadcasts to x; only numbers where it is True count.
 
     Raises:
         ValueError: If the shapes differ.
@@ -55,15 +47,8 @@ def pair_distance(x: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tenso
 class Moments:
     """Moments of noise (N, D); N(0, I) has 0, 1, 0, 0, D, then 0, 1, 1 as N grows.
 
-    Attributes:
-        mean: Mean of all numbers.
-        variance: Their variance.
-        skewness: Their skewness.
-        kurtosis: Their excess kurtosis.
-        squared_norm: Mean squared Euclidean norm of a sample.
-        largest_mean: Largest absolute mean among the D coordinates.
-        smallest_variance: Smallest variance among the D coordinates.
-        largest_variance: Largest variance among the D coordinates.
+    The first four are those of all numbers together (the kurtosis is the excess kurtosis), `squared_norm` is the mean
+    squared Euclidean norm of a sample, the others are the extreme mean and variances among the D coordinates.
     """
 
     mean: float
@@ -129,17 +114,11 @@ def plain_ranges(samples: int, dims: int) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class KS:
-    """Kolmogorov-Smirnov test of numbers against N(0, 1).
+    """Kolmogorov-Smirnov test of numbers against N(0, 1)."""
 
-    Attributes:
-        statistic: Largest gap between the empirical and the normal distribution function.
-        pvalue: Probability of a gap this large or larger from as many independent normal numbers.
-        critical: The gap that as many independent normal numbers exceed in 5 % of cases.
-    """
-
-    statistic: float
-    pvalue: float
-    critical: float
+    statistic: float  # largest gap between the empirical and the normal distribution function
+    pvalue: float  # probability of a gap this large or larger from as many independent normal numbers
+    critical: float  # the gap that as many independent normal numbers exceed in 5 % of cases
 
 
 def ks_normal(values: Tensor) -> KS:
@@ -158,36 +137,26 @@ def ks_normal(values: Tensor) -> KS:
 
 @dataclass(frozen=True)
 class GaussianKL:
-    """KL divergence, in nats, of the Gaussian fitted to samples from N(0, I), beside what fitting alone costs.
+    """KL divergence, in nats, of the Gaussian fitted to samples from N(0, I), beside what fitting alone costs."""
 
-    Attributes:
-        kl: Of the fitted Gaussian.
-        floor: Expectation of `kl` for samples that are exactly N(0, I).
-        excess: kl - floor: the only part that speaks of the noise.
-        deviation: Standard deviation of `kl` for such samples, the scale on which the excess is to be read.
-    """
-
-    kl: float
-    floor: float
-    excess: float
-    deviation: float
+    kl: float  # of the fitted Gaussian
+    floor: float  # expectation of `kl` for samples that are exactly N(0, I)
+    excess: float  # kl - floor: the only part that speaks of the noise
+    deviation: float  # standard deviation of `kl` for such samples, the scale on which the excess is to be read
 
 
 def gaussian_kl(samples: Tensor) -> GaussianKL:
     """KL( N(m, S) || N(0, I) ) of the fitted mean m and maximum-likelihood covariance S (divisor N).
 
-    With that divisor tr S + |m|^2 is the mean squared norm, so KL = (mean squared norm - D - log det S) / 2.
-
-    Args:
-        samples: Noises (N, ...), N above the D numbers of each, or S is singular.
+    With that divisor tr S + |m|^2 is the mean squared norm, so KL = (mean squared norm - D - log det S) / 2. Samples
+    (N, ...) must be more than the D numbers of each, or S is singular.
 
     Raises:
         ValueError: If there are too few samples or a number is not finite.
     """
     flat = samples.detach().flatten(1)
     count, dims = flat.shape
-    if count <= dims:
-        raise ValueError(f"{count} samples of {dims} numbers: a Gaussian fit needs more samples than numbers")
+    floor, deviation = kl_floor(count, dims)
     mean = flat.mean(dim=0, dtype=torch.float64)
     square = torch.zeros(dims, dims, dtype=torch.float64, device=flat.device)
     for chunk in flat.split(CHUNK):
@@ -197,7 +166,6 @@ def gaussian_kl(samples: Tensor) -> GaussianKL:
         raise ValueError("samples contain NaN or infinity; clean them before fitting a Gaussian")
     logdet = float(torch.linalg.slogdet(second - torch.outer(mean, mean)).logabsdet)
     kl = (float(second.trace()) - dims - logdet) / 2
-    floor, deviation = kl_floor(count, dims)
     return GaussianKL(kl, floor, kl - floor, deviation)
 
 
@@ -223,20 +191,12 @@ def kl_floor(samples: int, dims: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class ClusterDistances:
-    """Distances between the centroids of noise clusters, over all pairs of clusters.
+    """Distances between the centroids of noise clusters, over all pairs of clusters."""
 
-    Attributes:
-        mean: Mean Euclidean distance.
-        std: Standard deviation over the pairs; 0 with one pair.
-        floor: sqrt(2 D / n): root mean square distance of the centroids of n plain noises each.
-        corrected: Root mean square distance of the clusters' true means: the squared distances less what
-            sampling n noises of the measured variances adds; 0 where nothing is left.
-    """
-
-    mean: float
-    std: float
-    floor: float
-    corrected: float
+    mean: float  # mean Euclidean distance
+    std: float  # standard deviation over the pairs; 0 with one pair
+    floor: float  # sqrt(2 D / n): root mean square distance of the centroids of n plain noises each
+    corrected: float  # root mean square distance of the true means, without what n noises of such variances add
 
 
 def cluster_distances(noise: Tensor | Iterable[Tensor]) -> ClusterDistances:
@@ -272,14 +232,10 @@ class Correlation:
     """Correlation between samples and their noises; 0 for plain noise.
 
     A policy trained under a strong one learns to follow the noise it starts from instead of its observation.
-
-    Attributes:
-        coordinates: Mean over coordinates d of corr(x_d, eps_d).
-        row_means: corr of each sample's mean with its noise's mean: a shift common to all numbers.
     """
 
-    coordinates: float
-    row_means: float
+    coordinates: float  # mean over coordinates d of corr(x_d, eps_d)
+    row_means: float  # corr of each sample's mean with its noise's mean: a shift common to all numbers
 
 
 def correlation(x: Tensor, noise: Tensor) -> Correlation:
@@ -301,10 +257,7 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     2503.10636, calls it the skewed prior). Two ridge regressions, each fitted on one half, predict the mean noise from
     the condition. Their errors are independent, so the mean product of the predictions is free of them: it is the
     mean squared length of that part of the mean noise which is linear in the condition. 0 where it is negative.
-
-    Args:
-        condition: Conditions (N, ...), as many numbers as one likes.
-        noise: The noise selected under them (N, ...).
+    Conditions (N, ...) belong to the noise (N, ...) that was selected under them.
 
     Raises:
         ValueError: If the rows differ in number, are fewer than 4, or hold NaN or infinity.
@@ -315,15 +268,12 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     varies = c.std(dim=0) > 0
     c = (c - c.mean(dim=0))[:, varies] / c.std(dim=0)[varies]
     c = torch.cat([c.new_ones(len(c), 1), c], dim=1)
-    half = len(c) // 2
-    first, second = (c @ _ridge(c[rows], e[rows]) for rows in (slice(half), slice(half, None)))
-    return math.sqrt(max(0.0, float((first * second).sum(dim=1).mean())))
-
-
-def _ridge(condition: Tensor, noise: Tensor) -> Tensor:
-    """Weights (C, D) of the ridge regression of noise (N, D) on conditions (N, C)."""
-    ridge = RIDGE * len(condition) * torch.eye(condition.shape[1], dtype=condition.dtype, device=condition.device)
-    return torch.linalg.solve(condition.T @ condition + ridge, condition.T @ noise)
+    predictions = []
+    for half in (slice(len(c) // 2), slice(len(c) // 2, None)):
+        rows = c[half]
+        penalty = RIDGE * len(rows) * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
+        predictions.append(c @ torch.linalg.solve(rows.T @ rows + penalty, rows.T @ e[half]))
+    return math.sqrt(max(0.0, float((predictions[0] * predictions[1]).sum(dim=1).mean())))
 
 
 def require_samples(x: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:

@@ -40,26 +40,19 @@ CANDIDATES = (2, 4, 8, 16, 64, 256)
 """k of the `nearest` denoisers."""
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """beta of the `assigned` denoisers, times the standard deviation of |x - eps|^2 under plain noise."""
-SINKHORN_NOISES = 1024
-SINKHORN_STEPS = 100
+SINKHORN_NOISES, SINKHORN_STEPS = 1024, 100
 
 LogRatio = Callable[[Tensor, float, float], Tensor]
-"""log r(x_j, eps_j) (Q, B), less what all j share, at queries x_t (Q, D) and (a, s)."""
+"""log r(x_j, eps_j) (Q, B), up to what all j share, at queries x_t (Q, D) and (a, s)."""
 
 
 @dataclass(frozen=True)
 class TargetVariance:
-    """Irreducible error of the noise prediction, E Var(eps | x_t) per number; 1 would be knowing nothing of the noise.
+    """Irreducible error of the noise prediction, E Var(eps | x_t) per number; 1 is knowing nothing of the noise."""
 
-    Attributes:
-        alpha_bars: Noise levels; near 1 there is little noise in x_t, near 0 little else.
-        vanilla: With plain noise.
-        selected: With the selector's noise, at most (module docstring).
-    """
-
-    alpha_bars: tuple[float, ...]
-    vanilla: tuple[float, ...]
-    selected: tuple[float, ...]
+    alpha_bars: tuple[float, ...]  # noise levels; near 1 there is little noise in x_t, near 0 little else
+    vanilla: tuple[float, ...]  # with plain noise
+    selected: tuple[float, ...]  # with the selector's noise, at most (module docstring)
 
 
 @torch.no_grad()
@@ -78,15 +71,8 @@ def target_variance(
 
     The denoiser is chosen on half of the draws and judged on the others, then the reverse: choice costs no optimism.
 
-    Args:
-        select: The selector, called `draws` times on the whole batch.
-        x: The batch (B, ...).
-        alpha_bars: Noise levels, each above 0 and below 1.
-        draws: Noises per sample, an even number.
-        condition: Passed to the selector; the denoisers judged here do not see it.
-        mask: Passed to the selector; the denoisers judged here measure all numbers.
-        step: Passed to the selector.
-        generator: Source of randomness.
+    The selector is called `draws` times, an even number, on the whole batch x (B, ...), with condition, mask and step.
+    The denoisers judged here do not see the condition and measure all numbers. Noise levels lie between 0 and 1.
 
     Raises:
         ValueError: For unusable x, condition, mask, alpha_bars or draws.
@@ -98,7 +84,10 @@ def target_variance(
     noises = [select(x, condition=condition, mask=mask, step=step, generator=generator) for _ in range(draws)]
     data, noise = in_span(x.flatten(1).double(), torch.stack(noises).flatten(2).double())
     plain, dims = draw(noise, generator), x[0].numel()
-    ratios = _ratios(data, dims, generator)
+    deviation = math.sqrt(2 * dims + 4 * float(data.square().sum(dim=1).mean()))
+    noises = draw(data.new_empty(SINKHORN_NOISES, data.shape[1]), generator)
+    nearest = [nearest_ratio(data, dims, k) for k in CANDIDATES]
+    ratios = [_no_ratio, *nearest, *(assigned_ratio(data, noises, strength / deviation) for strength in STRENGTHS)]
     scales = [value / (1 - value) / dims for value in alpha_bars]  # from the clean sample's error to the noise's
     levels = list(zip(alpha_bars, scales, strict=True))
     vanilla = tuple(scale * plain_variance(data, plain, level) for level, scale in levels)
@@ -107,11 +96,7 @@ def target_variance(
 
 
 def require_levels(alpha_bars: Sequence[float]) -> None:
-    """Refuse noise levels at which nothing can be measured.
-
-    Raises:
-        ValueError: If there is none or one is not between 0 and 1.
-    """
+    """Refuse noise levels at which nothing can be measured with a ValueError."""
     if not alpha_bars or not all(0 < value < 1 for value in alpha_bars):
         raise ValueError(f"alpha_bars={tuple(alpha_bars)}: needs noise levels above 0 and below 1")
 
@@ -153,15 +138,8 @@ def least_error(data: Tensor, noise: Tensor, ratios: Sequence[LogRatio], alpha_b
 
 
 def _log_normal(x_t: Tensor, data: Tensor, a: float, s: float) -> Tensor:
-    """Log density of eps_j under N(0, I) (Q, B), less what all j share."""
+    """Log density of eps_j under N(0, I) (Q, B), up to what all j share."""
     return (2 * a * x_t @ data.T - a**2 * data.square().sum(dim=1)) / (2 * s**2)
-
-
-def _ratios(data: Tensor, dims: int, generator: torch.Generator | None) -> list[LogRatio]:
-    deviation = math.sqrt(2 * dims + 4 * float(data.square().sum(dim=1).mean()))
-    noises = draw(data.new_empty(SINKHORN_NOISES, data.shape[1]), generator)
-    nearest = [nearest_ratio(data, dims, k) for k in CANDIDATES]
-    return [_no_ratio, *nearest, *(assigned_ratio(data, noises, strength / deviation) for strength in STRENGTHS)]
 
 
 def _no_ratio(x_t: Tensor, a: float, s: float) -> Tensor:
@@ -211,16 +189,11 @@ def assigned_ratio(data: Tensor, noises: Tensor, beta: float) -> LogRatio:
     return log_ratio
 
 
-def sinkhorn(logits: Tensor, steps: int = SINKHORN_STEPS) -> Tensor:
-    """Weights w (B,), mean 1, for which softmax_j(logits_kj + log w_j) has equal sums over k.
-
-    Args:
-        logits: Affinity of K noises to B samples (K, B).
-        steps: Iterations.
-    """
+def sinkhorn(logits: Tensor) -> Tensor:
+    """Weights w (B,), mean 1, for which softmax_j(logits_kj + log w_j), logits (K, B), has equal sums over k."""
     kernel = (logits - logits.amax(dim=1, keepdim=True)).exp()
     w = logits.new_ones(logits.shape[1])
-    for _ in range(steps):
+    for _ in range(SINKHORN_STEPS):
         w = 1 / (kernel.T @ (1 / (kernel @ w)))
         w = w / w.mean()
     return w
