@@ -25,7 +25,7 @@ def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) 
         CommandError: If the name is unknown, or what it stands for cannot be imported.
     """
     if not isinstance(name, str):
-        raise CommandError(f"{kind} {name!r} is no name; known: {', '.join(registered(group, built_in))}")
+        raise CommandError(f"{kind} {name!r} is not a name; known: {', '.join(registered(group, built_in))}")
     named = built_in[name] if name in built_in else registered(group, built_in).get(name, name)
     module, colon, attribute = named.partition(":")
     if not colon:

@@ -22,8 +22,8 @@ def c2ot(
     """Pair a batch with its noises; exchanging noise between unlike conditions costs extra.
 
     Args:
-        weight: Of the distance between conditions; None: the smallest that `ratio` allows; `inf`: only noises of equal
-            conditions. Discrete conditions (integers, booleans) always stay apart.
+        weight: Weight of the distance between conditions; None: the smallest that `ratio` allows; `inf`: only noises of
+            equal conditions. Discrete conditions (integers, booleans) always stay apart.
         ratio: Share of the other samples' noises that may still be cheaper than a sample's own.
         condition_cost: `cosine` or `sqeuclidean`, for continuous conditions.
         cost: `sqeuclidean`, the paper's, or `euclidean`.

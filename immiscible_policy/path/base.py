@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, ...), what it is told of the time (B,)) -> raw output (B, ...)."""
+"""(x_t (B, ...), what the path gives it for the time (B,)) -> raw output (B, ...)."""
 
 
 class PathSample(NamedTuple):
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
 class Level(NamedTuple):
     """A time of a solver's grid."""
 
-    t: float  # what the network is told of the time
+    t: float  # what the network is given for the time
     alpha: float  # share of the clean sample in x_t
     sigma: float  # standard deviation of the noise in x_t
 

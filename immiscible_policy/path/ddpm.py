@@ -71,7 +71,7 @@ class Ddpm(Path):
         return PathSample(self.noising.add_noise(clean, noise, t), target, t)
 
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is told the step."""
+        """The network is given the step."""
         return network(noisy, t).float()
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:

@@ -42,7 +42,7 @@ class Flow(Path):
         return PathSample(torch.lerp(noise, clean, per_sample(t, clean)), clean - noise, t)
 
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is told 1,000 t."""
+        """The network is given 1,000 t."""
         return network(noisy, TIME_SCALE * t).float()
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:

@@ -33,7 +33,7 @@ class Regression(Path):
 
     Args:
         times: When the network is asked, from 0 on: `REGRESSION` or `MIP`.
-        chain: What the network is told for t = 1.
+        chain: What the network is given for t = 1.
 
     Raises:
         ValueError: If the times do not begin at 0, are more than two, or leave [0, 1).
@@ -57,7 +57,7 @@ class Regression(Path):
         return PathSample(last * clean + (1 - last) * noise if last else torch.zeros_like(clean), clean, t)
 
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is told t as a whole step of a chain."""
+        """The network is given t as a whole step of a chain."""
         return network(noisy, (t * self.chain).round()).float()
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:

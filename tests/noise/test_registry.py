@@ -78,11 +78,11 @@ def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
         ("own_noise:Cold", {"temperature": 1, "k": 2}, "k=2: noise=own_noise:Cold has no k; it takes temperature"),
         ("own_noise:Cold", {"temperature": "hot"}, "noise=own_noise:Cold cannot be built with temperature=hot"),
         ("own_noise:Cold", {"temperature": -1}, "temperature=-1: needs a number above 0"),
-        ("own_noise:Deaf", {}, "noise=own_noise:Deaf: Deaf is not a selector; it must be called as select(x, condition="),
+        ("own_noise:Deaf", {}, "noise=own_noise:Deaf: Deaf is not a selector; it must be called as select(x, "),
         ("own_noise:Mute", {}, "Mute is not a selector"),
         ("kn", {}, "unknown noise 'kn'; did you mean 'knn'? known: vanilla, knn, linear, idp26, c2ot, or noise=module"),
         ("vanilla", {"k": 2}, "k=2: noise=vanilla has no k; it takes no options"),
-        (7, {}, "noise 7 is no name; known: vanilla"),
+        (7, {}, "noise 7 is not a name; known: vanilla"),
     ],
 )
 def test_what_is_no_selector_is_refused_in_one_line(own_module, name, options, said):

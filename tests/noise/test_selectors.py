@@ -233,7 +233,7 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("c2ot", weight=True), "weight=True"),
         (lambda: make_selector("c2ot", ratio="abc"), "ratio=abc"),
         (lambda: make_selector("c2ot", ratio=None), "ratio=None"),
-        (lambda: make_selector(None), "None is no name"),
+        (lambda: make_selector(None), "None is not a name"),
         (lambda: make_selector("c2ot", weight=float("nan")), "weight=nan"),
         (lambda: make_selector("c2ot", ratio=0.0), "ratio=0.0"),
         (lambda: make_selector("c2ot", condition_cost="l1"), "condition_cost=l1"),

@@ -139,7 +139,7 @@ def ks_normal(values: Tensor) -> KS:
 class GaussianKL:
     """KL divergence, in nats, of the Gaussian fitted to samples from N(0, I), beside what fitting alone costs."""
 
-    kl: float  # of the fitted Gaussian
+    kl: float  # divergence of the fitted Gaussian
     floor: float  # expectation of `kl` for samples that are exactly N(0, I)
     excess: float  # kl - floor: the only part that speaks of the noise
     deviation: float  # standard deviation of `kl` for such samples, the scale on which the excess is to be read

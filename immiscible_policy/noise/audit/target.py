@@ -85,9 +85,10 @@ def target_variance(
     data, noise = in_span(x.flatten(1).double(), torch.stack(noises).flatten(2).double())
     plain, dims = draw(noise, generator), x[0].numel()
     deviation = math.sqrt(2 * dims + 4 * float(data.square().sum(dim=1).mean()))
-    noises = draw(data.new_empty(SINKHORN_NOISES, data.shape[1]), generator)
+    plain_noise = draw(data.new_empty(SINKHORN_NOISES, data.shape[1]), generator)
     nearest = [nearest_ratio(data, dims, k) for k in CANDIDATES]
-    ratios = [_no_ratio, *nearest, *(assigned_ratio(data, noises, strength / deviation) for strength in STRENGTHS)]
+    assigned = [assigned_ratio(data, plain_noise, strength / deviation) for strength in STRENGTHS]
+    ratios = [_no_ratio, *nearest, *assigned]
     scales = [value / (1 - value) / dims for value in alpha_bars]  # from the clean sample's error to the noise's
     levels = list(zip(alpha_bars, scales, strict=True))
     vanilla = tuple(scale * plain_variance(data, plain, level) for level, scale in levels)
