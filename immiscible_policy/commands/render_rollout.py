@@ -45,11 +45,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; without words, on those of the process, with a mistake reported in one line.
-
-    Raises:
-        ValueError: For a mistake in argv, or a checkpoint that cannot be read.
-    """
+    """Run the command; without words, on those of the process, with the ValueError of a mistake in one line."""
     if argv is None:
         run_command(main)
     options = parse(argv, OPTIONS, USAGE)

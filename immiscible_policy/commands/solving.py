@@ -20,16 +20,11 @@ OPTIONS = {
 
 
 def solver_name(options: Mapping[str, Any]) -> str | None:
-    """What `solver=`, or `sampler=`, says.
-
-    Raises:
-        CommandError: If both are given.
-    """
-    if options["solver"] and options["sampler"]:
-        raise CommandError(
-            f"sampler={options['sampler']}: solver={options['solver']} is given, which is the same option"
-        )
-    return options["solver"] or options["sampler"]
+    """What `solver=`, or `sampler=`, says; a CommandError if both are given."""
+    solver, sampler = options["solver"], options["sampler"]
+    if solver and sampler:
+        raise CommandError(f"sampler={sampler}: solver={solver} is given, which is the same option")
+    return solver or sampler
 
 
 def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str | None = None) -> Solver:
@@ -38,6 +33,5 @@ def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str 
     Raises:
         ValueError: If a value is unknown or out of range.
     """
-    return solver_of(
-        checkpoint, name or solver_name(options), options["sampling_steps"], options["spacing"], options["eta"]
-    )
+    name = name or solver_name(options)
+    return solver_of(checkpoint, name, options["sampling_steps"], options["spacing"], options["eta"])

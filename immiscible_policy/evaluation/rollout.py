@@ -108,12 +108,9 @@ def evaluate(
         names = [int(starts[index]) for index in filled]
         begin = {key: values[filled] for key, values in options.items()} if options else task.reset_options(names)
         metrics, steps = _roll_out(task, policy, names, begin, keep, max_steps or task.max_steps, on_step)
-        rows += [
-            EpisodeRow(
-                checkpoint, names[i], seed, {name: float(values[i]) for name, values in metrics.items()}, int(steps[i])
-            )
-            for i in range(keep)
-        ]
+        for i in range(keep):
+            reduced = {name: float(values[i]) for name, values in metrics.items()}
+            rows.append(EpisodeRow(checkpoint, names[i], seed, reduced, int(steps[i])))
     return rows
 
 

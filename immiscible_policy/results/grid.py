@@ -165,10 +165,7 @@ def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Doc
 
 
 def last_audits(run: RunDirectory) -> dict[int, dict[str, float]]:
-    """The last noise audit of each training seed that has one, with its `step`; quantities that are not known are out.
-
-    Quantities are named as `noise.audit.NoiseAudit` records them, without `noise/`.
-    """
+    """The last noise audit of each training seed that has one: its known quantities by name, and its `step`."""
     audits = {}
     for seed in run.seeds():
         rows = [row for row in run.seed(seed).metrics() if any(key.startswith(PREFIX) for key in row)]

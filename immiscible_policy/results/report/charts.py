@@ -53,11 +53,11 @@ def curve_chart(evidence: Evidence, metric: Metric) -> Chart:
     draw_curves(axes, curves, colour, low=metric.low, high=metric.high, dashes=dashes)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    ends = "; ".join(
-        f"{name} from {curve.means[0].estimate:.2f} at step {curve.steps[0]:,} to {curve.means[-1].estimate:.2f} at "
-        f"step {curve.steps[-1]:,}"
+    points = {
+        name: [f"{curve.means[i].estimate:.2f} at step {curve.steps[i]:,}" for i in (0, -1)]
         for name, curve in curves.items()
-    )
+    }
+    ends = "; ".join(f"{name} from {first} to {last}" for name, (first, last) in points.items())
     title = title_of(metric)
     lengths = {name: dash[1] if isinstance(dash, tuple) else () for name, dash in dashes.items()}
     legend = {name: (colour[name], " ".join(f"{2 * length:g}" for length in lengths[name])) for name in curves}
