@@ -73,11 +73,8 @@ def verdict(contrast: Contrast, measured: str) -> str:
     means = f"mean {measured} {result.a.estimate:.3f} against {result.b.estimate:.3f}"
     if math.isnan(difference.low):
         return f"Nothing can be concluded about {a} and {b}: {means}; {difference.meaning}."
-    opening = {
-        BETTER: f"{a} is better than {b}",
-        WORSE: f"{a} is worse than {b}",
-        OPEN: f"No difference detected between {a} and {b}",
-    }[outcome(contrast)]
+    kind = outcome(contrast)
+    opening = f"No difference detected between {a} and {b}" if kind == OPEN else f"{a} is {kind} than {b}"
     ends = f"{signed(difference.low)} to {signed(difference.high)}"
     return f"{opening}: {means}, difference {signed(difference.estimate)} (95 % interval {ends}, {difference.meaning})."
 
@@ -86,10 +83,8 @@ def confidence(contrast: Contrast) -> str:
     """How far a verdict can be trusted, beside its interval: agreement of the seeds, and what more would take."""
     if contrast.comparison is None or outcome(contrast) == UNKNOWN:
         return ""
-    result = contrast.comparison.headline
-    seeds = ""
-    if result.over_seeds is not None:
-        test = result.over_seeds
+    result, seeds = contrast.comparison.headline, ""
+    if (test := result.over_seeds) is not None:
         n = test.wins + test.losses + test.ties
         smallest = f"; with {n} seeds p cannot be below {2.0 ** (1 - n):.2g}" if 1 < n < 6 else ""
         seeds = f" {contrast.run.name} is {won(test, 'seeds')}{smallest}."
