@@ -233,17 +233,11 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
 
 
 def _quality_table(complete: Document, first: str) -> str:
-    rows = [
-        [
-            arm,
-            *(
-                ", ".join(
-                    "never" if step is None else f"{step:,} ({seconds:,.0f} s)"
-                    for step, seconds in zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
-                )
-                for reached in entry["to_quality"].values()
-            ),
-        ]
-        for arm, entry in complete.items()
-    ]
+    rows = []
+    for arm, entry in complete.items():
+        row = [arm]
+        for reached in entry["to_quality"].values():
+            pairs = zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
+            row.append(", ".join("never" if step is None else f"{step:,} ({took:,.0f} s)" for step, took in pairs))
+        rows.append(row)
     return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s maximum" for share in SHARES)], rows)
