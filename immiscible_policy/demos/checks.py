@@ -98,13 +98,7 @@ def flagged(
 ) -> Iterator[str]:
     """Turn flagged values into at most one line: the first of them, its place, and how many there are.
 
-    Args:
-        name: The array's name.
-        bad: (n, ...), which values are wrong.
-        values: (n, ...), rows `first` to `first + n` of the array.
-        episode_ends: (E,).
-        expected: What they should be, to follow the place.
-        first: Step of the first row.
+    `bad` and `values` are rows (n, ...) of the array from the step `first` on; `expected` follows the place.
     """
     count = int(bad.sum())
     if count:

@@ -55,15 +55,8 @@ def export(
 ) -> None:
     """Write a dataset; it appears whole or not at all.
 
-    Args:
-        demos: The episodes.
-        out: Directory to create.
-        features: What policies read, by LeRobot's names.
-        frames: What cameras saw, (T, H, W, 3) uint8; a single one is called `observation.image`, several
-            `observation.images.CAMERA`.
-        robot: Its name.
-        fps: Steps per second.
-        instruction: The task in words.
+    Policies read `features`, by LeRobot's names, and `frames` (T, H, W, 3) uint8 by camera; a single camera is called
+    `observation.image`, several `observation.images.CAMERA`. The instruction is the task in words.
 
     Raises:
         CommandError: If `out` exists or cannot be created, or pyarrow is not installed.

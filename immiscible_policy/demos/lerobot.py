@@ -37,12 +37,8 @@ def convert(
 ) -> tuple[Arrays, np.ndarray]:
     """Convert a dataset and return what was written: the arrays by name, and the episode ends (E,).
 
-    Args:
-        path: The dataset's directory.
-        out: Store to create.
-        fps: Steps per second that it must have.
-        columns: What the store's arrays should be.
-        from_features: Makes them of features (T, width) that are not the store's own.
+    It must have `fps` steps per second. `columns` are what the store's arrays should be; `from_features` makes them of
+    features (T, width) that are not the store's own.
 
     Raises:
         CommandError: If `out` exists, or pyarrow is not installed.

@@ -175,8 +175,7 @@ def write_store(
 
     Args:
         path: Directory to create, which is returned.
-        arrays: By their stored names, each of T rows; those of cameras may also be `Frames`, which are copied
-            chunk by chunk.
+        arrays: T rows each, by name; those of cameras may also be `Frames`, which are copied chunk by chunk.
         episode_ends: (E,) the step after each episode's last.
         attrs: Attributes of the store (provenance), as JSON values.
         columns: What the arrays should be.

@@ -65,10 +65,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a checkpoint beside its place, flush it to the disk, and rename it into place.
 
-    Args:
-        path: Directory to create; an existing one is replaced.
-        metadata: JSON values, `step` among them.
-        tensors: By file: `model`, `ema`, perhaps `optimizer`.
+    An existing one is replaced. The metadata are JSON values, `step` among them; the tensors stand by file: `model`,
+    `ema`, perhaps `optimizer`.
 
     Raises:
         OSError: If it cannot be written (a full disk, say); nothing changes then.

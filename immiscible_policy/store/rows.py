@@ -41,13 +41,10 @@ class EpisodeRow:
 
 
 def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
-    """Read the episodes of one training seed.
+    """Read the episodes of one training seed: a row per (checkpoint, start); none if there is no such file.
 
     A last line without its newline was torn by a crash and is dropped. Where a (checkpoint, start) was
     written twice, as after a resume, the later row counts.
-
-    Returns:
-        One row per (checkpoint, start), in the order of first writing; none if there is no such file.
 
     Raises:
         ValueError: If the header or a whole line is not what `append_rows` writes for these metrics.
@@ -90,13 +87,10 @@ Table = dict[int, dict[int, EpisodeRow]]
 
 
 def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[int, Table]]:
-    """Which checkpoints were evaluated completely, given the episodes of each training seed.
+    """The starts, and the episodes of each seed by checkpoint (both ascending) and start, of complete evaluations.
 
     The starts are the set on which most checkpoints were evaluated; a checkpoint that lacks one of them (an
     evaluation cut short) is left out, and so is a seed without a complete checkpoint.
-
-    Returns:
-        The starts, ascending, and the episodes of each seed by checkpoint, ascending, and start.
     """
     tables: dict[int, Table] = {}
     for seed, of_seed in rows.items():

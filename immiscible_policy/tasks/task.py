@@ -55,31 +55,18 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class Modes:
-    """Equally good ways to do a task, and which of them an episode took; an episode of L steps is L scenes.
+    """Equally good ways to do a task, and which of them an episode took; an episode of L steps is L scenes."""
 
-    Attributes:
-        title: What the benchmark is called: `Which way round from symmetric starts`.
-        names: Names of the modes; the last one means that no way was taken.
-        options: Reset options of the starts that favour no mode, a row each.
-        alike: Which demonstrations begin in such a situation, in words that follow `demonstrations`.
-        classify: The mode of an episode (L, ...), a number into `names`.
-        is_alike: Whether an episode (L, ...) begins in such a situation.
-        decided: (episode (L, ...), mode) -> steps until the mode was clear.
-        tracks: By title, points (L, 2) to draw of an episode, in the units of `extent`.
-        extent: Left, right, bottom, top of what `Task.draw` shows.
-        published: Rows of published figures: whose, the share of the more frequent mode, the primary metric.
-    """
-
-    title: str
-    names: tuple[str, ...]
-    options: Mapping[str, Array]
-    alike: str
-    classify: Callable[[Array], int]
-    is_alike: Callable[[Array], bool]
-    decided: Callable[[Array, int], int]
-    tracks: Mapping[str, Callable[[Array], Array]]
-    extent: tuple[float, float, float, float]
-    published: Sequence[tuple[str, str, str]] = ()
+    title: str  # what the benchmark is called: `Which way round from symmetric starts`
+    names: tuple[str, ...]  # of the modes; the last one means that no way was taken
+    options: Mapping[str, Array]  # reset options of the starts that favour no mode, a row each
+    alike: str  # which demonstrations begin in such a situation, in words that follow `demonstrations`
+    classify: Callable[[Array], int]  # episode (L, ...) -> its mode, a number into `names`
+    is_alike: Callable[[Array], bool]  # whether an episode (L, ...) begins in such a situation
+    decided: Callable[[Array, int], int]  # episode (L, ...), mode -> steps until the mode was clear
+    tracks: Mapping[str, Callable[[Array], Array]]  # by title, points (L, 2) to draw, in the units of `extent`
+    extent: tuple[float, float, float, float]  # left, right, bottom, top of what `Task.draw` shows
+    published: Sequence[tuple[str, str, str]] = ()  # whose, the share of the more frequent mode, the primary metric
 
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))
@@ -90,36 +77,21 @@ class Task(Protocol):
 
     A task derives from this class, states what has no default below, and writes `make`. A *scene* is what a picture
     of one moment needs, an array of any shape.
-
-    Attributes:
-        name: Its name for `task=`.
-        title: Its name in reports.
-        about: One sentence for a reader who has never seen the task: what it is, what the primary metric says.
-        measured: The primary metric in the middle of a sentence, such as `coverage of the goal`.
-        max_steps: Steps after which an episode ends.
-        metrics: What an episode is scored by; the first summarised one is the primary metric.
-        observations: What `obs=` may name, the default first.
-        fps: Steps per second, of demonstrations and videos.
-        action: Key of the actions in the demonstrations.
-        columns: Arrays that the demonstrations hold; if it names none, all that a store has are read.
-        cures: What to do about a line of `problems`, by a pattern in it.
-        instruction: The task as one would tell a person to do it.
-        modes: Equally good ways to do it, for the benchmark of modality; None if there are none.
     """
 
-    name: str
-    title: str
-    about: str
-    measured: str
-    max_steps: int
-    metrics: tuple[Metric, ...]
-    observations: tuple[str, ...]
-    fps: int = 10
-    action: str = "action"
-    columns: Mapping[str, Column] = {}
-    cures: Mapping[str, str] = {}
-    instruction: str = ""
-    modes: Modes | None = None
+    name: str  # for `task=`
+    title: str  # in reports
+    about: str  # one sentence for a newcomer: what the task is, what the primary metric says
+    measured: str  # the primary metric in the middle of a sentence, such as `coverage of the goal`
+    max_steps: int  # after which an episode ends
+    metrics: tuple[Metric, ...]  # what an episode is scored by; the first summarised one is the primary metric
+    observations: tuple[str, ...]  # what `obs=` may name, the default first
+    fps: int = 10  # steps per second, of demonstrations and videos
+    action: str = "action"  # key of the actions in the demonstrations
+    columns: Mapping[str, Column] = {}  # arrays of the demonstrations; if empty, all that a store has are read
+    cures: Mapping[str, str] = {}  # what to do about a line of `problems`, by a pattern in it
+    instruction: str = ""  # the task as one would tell a person to do it
+    modes: Modes | None = None  # equally good ways to do it, for the benchmark of modality
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """Build the environments that a policy with this observation acts in, without autoreset or with NEXT_STEP."""

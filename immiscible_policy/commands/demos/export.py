@@ -41,13 +41,6 @@ def main(argv: list[str]) -> None:
         if not frames:
             raise CommandError(f"images={words['images']}: task={task.name} sees no pictures; leave it out")
         shown = {camera: pictures.numpy() for camera, pictures in frames.items()}
-    export(
-        demos,
-        words["out"],
-        task.features(demos),
-        shown,
-        robot=task.name,
-        fps=task.fps,
-        instruction=task.instruction,
-    )
+    features = task.features(demos)
+    export(demos, words["out"], features, shown, robot=task.name, fps=task.fps, instruction=task.instruction)
     print(f"{words['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")
