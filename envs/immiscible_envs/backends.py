@@ -26,7 +26,6 @@ from immiscible_envs.checks import one_of
 from immiscible_envs.geometry import GOAL_POSE, Array, Integers, coverage
 from immiscible_envs.simulation import Simulation
 
-BACKENDS = ("auto", "compiled", "plain")
 CHECKED_PACKAGES = ("pymunk", "numba", "llvmlite", "numpy")
 CHECKED_SOURCES = ("compiled.py", "geometry.py", "simulation.py")
 CHECK_ROWS, CHECK_STEPS = 12, 60
@@ -62,15 +61,13 @@ class PlainBackend:
 
 
 def make_backend(backend: str, num_envs: int, threads: int = 1) -> PlainBackend:
-    """Build a backend for a number of simulations, and threads that share the rows of the compiled one.
-
-    It is "plain", "compiled", or "auto": compiled where it has proved itself, else plain with one warning.
+    """Build a backend: "plain", "compiled", or "auto": compiled where it has proved itself, else plain with a warning.
 
     Raises:
         ValueError: If the backend is unknown.
         RuntimeError: If "compiled" is asked for where it cannot be used.
     """
-    one_of(backend, BACKENDS, "backend")
+    one_of(backend, ("auto", "compiled", "plain"), "backend")
     if backend == "plain":
         return PlainBackend()
     fault = _fault()
@@ -109,11 +106,7 @@ def _fault() -> str | None:
 
 
 def check() -> None:
-    """Push blocks about with both backends and compare every bit.
-
-    Raises:
-        RuntimeError: If states, contacts or coverage differ anywhere.
-    """
+    """Push blocks about with both backends; a RuntimeError if any bit of states, contacts or coverage differs."""
     from immiscible_envs.compiled import CompiledBackend
 
     plain, compiled = _replay(PlainBackend()), _replay(CompiledBackend(CHECK_ROWS, threads=2))

@@ -35,11 +35,7 @@ class BatchSimulation:
     """N rows, each a `Simulation` bit for bit, whatever the backend and the number of threads."""
 
     def __init__(self, num_envs: int, threads: int = 1, backend: str = "auto") -> None:
-        """Build the rows; threads, backend and errors are those of `immiscible_envs.backends.make_backend`.
-
-        Raises:
-            ValueError: If a number is below 1.
-        """
+        """Build the rows; a ValueError for a number below 1, and the errors of `immiscible_envs.backends`."""
         for name, number in (("threads", threads), ("num_envs", num_envs)):
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
@@ -98,13 +94,9 @@ def simulate(
 ) -> Trajectories:
     """Run commands open loop from given starts: what `PushTEnv` would go through, bit for bit.
 
-    Args:
-        states: (N, 5) starts: agent x, y, block x, y in px, block angle in rad.
-        actions: (N, T, 2) commanded agent positions, px; those outside the workspace act as its nearest point.
-        order: Which of the block's angle and position is set first, see `Simulation.reset`.
-        goal_pose: (3,) or (N, 3) goals, px and rad.
-        threads: Threads that share the rows.
-        backend: "auto", "compiled" or "plain", see `immiscible_envs.backends`.
+    The states (N, 5) are agent x, y, block x, y in px, block angle in rad, placed in an order of `Simulation.reset`;
+    the actions (N, T, 2) commanded agent positions, px, of which those outside the workspace act as its nearest point;
+    the goals (3,) or (N, 3), px and rad. Threads and backend are those of `immiscible_envs.backends`.
 
     Raises:
         ValueError: If a shape, a number or a name is not as described.

@@ -10,11 +10,7 @@ from immiscible_envs.geometry import Array
 
 
 def finite(values: Any, shape: tuple[int | None, ...], name: str) -> Array:
-    """Read finite float64 numbers of a shape (None: any length but 0) into a new array; `name` is for the message.
-
-    Raises:
-        ValueError: If the shape differs or a number is not finite.
-    """
+    """Read finite float64 numbers of a shape (None: any length but 0) as a new array, or raise a ValueError."""
     wanted = str(shape).replace("None", "any")
     try:
         array = np.array(values, dtype=np.float64)
@@ -29,11 +25,7 @@ def finite(values: Any, shape: tuple[int | None, ...], name: str) -> Array:
 
 
 def inside(array: Array, low: Any, high: Any, name: str) -> Array:
-    """Return the array (..., D) if every number lies between the bounds, ends included.
-
-    Raises:
-        ValueError: If one does not; the message names the first (D,) with such a number.
-    """
+    """Return the array (..., D) if it lies within the bounds, ends included; else a ValueError names the first (D,)."""
     outside = ((array < low) | (array > high)).any(axis=-1)
     if outside.any():
         first = array[outside][0] if array.ndim > 1 else array
@@ -42,11 +34,7 @@ def inside(array: Array, low: Any, high: Any, name: str) -> Array:
 
 
 def one_of(name: str, known: tuple[str, ...], what: str) -> str:
-    """Return the name if it is known.
-
-    Raises:
-        ValueError: If it is not; the message lists the known ones.
-    """
+    """Return the name if it is known; else raise a ValueError that lists the known ones."""
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     return name

@@ -194,10 +194,7 @@ class Episode(Recording):
     def __init__(self, start: Array) -> None:
         """Begin where nothing overlaps: then the reset that a replay begins with changes nothing.
 
-        The start (5,) has agent x, y, block x, y [px], angle [rad], as the published protocol draws them.
-
-        Raises:
-            RuntimeError: If agent and block do not come to rest.
+        The start (5,) is one of the published protocol; a RuntimeError if agent and block do not come to rest from it.
         """
         simulation = Simulation()
         simulation.reset(start, "position_first")
@@ -211,11 +208,6 @@ class Episode(Recording):
             raise RuntimeError(f"the start does not come to rest: {state.tolist()}")
         super().__init__(simulation)
         self._command = state[:2]
-
-    @property
-    def state(self) -> Array:
-        """(5,) as `Simulation.state`."""
-        return self.simulation.state
 
     @property
     def pose(self) -> Pose:
@@ -234,8 +226,7 @@ class Episode(Recording):
 def search(pose: Pose, lookahead: int = LOOKAHEAD) -> Array:
     """Find the first push of the best sequence of pushes, by beam search in the model: the state (4,) it is to reach.
 
-    Raises:
-        ValueError: If no push is possible.
+    A ValueError if no push is possible.
     """
     here = np.array([[pose.centre.real, pose.centre.imag, pose.angle, -1.0]])
     states, effort, first, best, least = here, np.zeros(1), np.empty((1, 4)), np.empty(0), np.inf
@@ -439,11 +430,7 @@ def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
 
 
 def make_episodes(episodes: int, seed: int = 0, workers: int = 1) -> Iterator[dict[str, NDArray[Any]]]:
-    """Make demonstrations as `Recording.arrays`; the number of workers, processes, changes nothing but the time.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """Make demonstrations as `Recording.arrays`; the number of processes changes nothing but the time."""
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: must be at least {least}")

@@ -31,10 +31,8 @@ from immiscible_envs.geometry import BAR, STEM, Array, place
 from immiscible_envs.pusht import PushTEnv
 from immiscible_envs.simulation import WORKSPACE
 
-CORNERS = np.concatenate([BAR[[3, 2, 1, 0]], STEM[[0, 3, 2, 1]]])
-"""(8, 2) the T's corners in the block frame [px], in LeRobot's order."""
-TASK = "Push the T-shaped block onto the T-shaped target."
-"""The task in words, which LeRobot asks its environments and datasets for."""
+CORNERS = np.concatenate([BAR[[3, 2, 1, 0]], STEM[[0, 3, 2, 1]]])  # (8, 2) of the T in the block frame [px]
+TASK = "Push the T-shaped block onto the T-shaped target."  # LeRobot asks environments and datasets for it
 
 
 def fit_pose(corners: Array) -> tuple[Array, Array]:

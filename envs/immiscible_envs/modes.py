@@ -26,10 +26,8 @@ from immiscible_envs.geometry import GOAL_POSE, Array
 
 MODES = ("clockwise", "counter-clockwise", "undecided")
 CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED = range(3)
-DECIDED_AT = math.pi / 2
-"""Net turn [rad] from which on an episode has a mode: half of the turn that the task asks for."""
-NEARBY = math.pi / 6
-"""An episode that begins this near to upside down [rad] begins in the symmetric situation."""
+DECIDED_AT = math.pi / 2  # net turn [rad] from which on an episode has a mode: half of what the task asks for
+NEARBY = math.pi / 6  # an episode that begins this near to upside down [rad] begins in the symmetric situation
 PLACES = ((180.0, 90.0), (-120.0, 90.0), (270.0, 180.0), (-220.0, -30.0))
 """Agent and block of each start: px along the axis from the goal's origin towards the end of its stem. The
 centre of gravity of the block is on the goal's, on it again, 90 px beyond, and 120 px before."""

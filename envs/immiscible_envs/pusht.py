@@ -123,11 +123,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         goal_pose: Sequence[float] | Array = GOAL_POSE,
         render_mode: str | None = None,
     ) -> None:
-        """Build the environment; see the class for the arguments.
-
-        Raises:
-            ValueError: If an argument is not one of those that the class lists.
-        """
+        """Build the environment; a ValueError if an argument is not one of those that the class lists."""
         if render_mode is not None:
             one_of(render_mode, tuple(self.metadata["render_modes"]), "render_mode")
         self.obs_type = one_of(obs_type, OBS_TYPES, "obs_type")
@@ -260,7 +256,7 @@ def checked_actions(action: Any, shape: tuple[int | None, ...]) -> Array:
 
 
 def observe(state: Array, obs_type: str, goal_pose: Array) -> Observation:
-    """What the agent sees of a state (5,), or but for images of states (N, 5): see `PushTEnv`."""
+    """What the agent sees of a state (5,) and goal (3,), or of states (N, 5) and goals (N, 3): see `PushTEnv`."""
     if obs_type == "state":
         return state
     if obs_type == "keypoints":
@@ -268,7 +264,10 @@ def observe(state: Array, obs_type: str, goal_pose: Array) -> Observation:
         return np.concatenate([points.reshape(*state.shape[:-1], 18), state[..., :2]], axis=-1)
     from immiscible_envs.rendering import render_state
 
-    return {"image": render_state(state, goal_pose, IMAGE_SIZE), "agent_pos": state[:2].copy()}
+    if state.ndim == 1:
+        return {"image": render_state(state, goal_pose, IMAGE_SIZE), "agent_pos": state[:2].copy()}
+    images = [render_state(one, goal, IMAGE_SIZE) for one, goal in zip(state, goal_pose, strict=True)]
+    return {"image": np.stack(images), "agent_pos": state[:, :2].copy()}
 
 
 def observation_space(obs_type: str) -> spaces.Space[Any]:

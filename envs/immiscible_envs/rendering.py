@@ -77,12 +77,9 @@ def resize(image: Image, size: int) -> Image:
 
 
 def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
-    """Open a window of a width and height [px] and return its surface; `pygame.display.quit` closes it.
+    """Open a window of a width and height [px]; return its surface. `pygame.display.quit` closes it.
 
-    SDL draws into the void where it finds no display. That is refused here, unless SDL_VIDEODRIVER asks for it.
-
-    Raises:
-        OSError: If there is no display.
+    Where SDL finds no display it draws into the void: an OSError here, unless SDL_VIDEODRIVER asks for it.
     """
     try:
         pygame.display.init()
@@ -99,7 +96,6 @@ class Window:
     """A pygame window that shows the canvas; `close` may be called more than once."""
 
     def __init__(self, title: str = "PushT") -> None:
-        """Open the window, or raise `open_display`'s OSError."""
         self._screen: pygame.Surface | None = open_display((CANVAS, CANVAS), title)
         self._clock = pygame.time.Clock()
 

@@ -28,9 +28,7 @@ DT = 1.0 / PHYSICS_HZ
 STIFFNESS = 100.0  # 1/s^2, pull of the agent towards its command
 FRICTION = 20.0  # 1/s, brake on the agent's velocity
 AGENT_RADIUS = 15.0
-AGENT_START = (256.0, 400.0)
 BLOCK_MASS = 1.0
-BLOCK_START = (256.0, 300.0)
 WALL_RADIUS = 2.0
 WALL_CORNERS = ((5.0, 5.0), (506.0, 5.0), (506.0, 506.0), (5.0, 506.0))
 
@@ -110,20 +108,24 @@ class Simulation:
 
     def _build(self) -> None:
         self._contact_points = 0
-        self.space = space = pymunk.Space()
+        space: Any = pymunk.Space()
+        self.space = space
         space.gravity, space.damping = (0.0, 0.0), 0.0
         for start, end in zip(WALL_CORNERS, WALL_CORNERS[1:] + WALL_CORNERS[:1], strict=True):
             space.add(pymunk.Segment(space.static_body, start, end, WALL_RADIUS))
         self.agent = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
-        self.agent.position = AGENT_START
+        self.agent.position = 256.0, 400.0
         space.add(self.agent, pymunk.Circle(self.agent, AGENT_RADIUS))
         # Twice the bar's moment, not bar and stem: a quirk of the published environment that is part of the task.
         self.block = pymunk.Body(BLOCK_MASS, 2.0 * pymunk.moment_for_poly(BLOCK_MASS, BAR.tolist()))
         bar, stem = (pymunk.Poly(self.block, part.tolist()) for part in (BAR, STEM))
         self.block.center_of_gravity = CENTER_OF_GRAVITY
-        self.block.position = BLOCK_START
+        self.block.position = 256.0, 300.0
         space.add(self.block, bar, stem)
-        after_contact(space, self._count)
+        if hasattr(space, "on_collision"):  # called for every touching pair in every substep
+            space.on_collision(0, 0, post_solve=self._count)
+        else:  # before pymunk 7
+            space.add_collision_handler(0, 0).post_solve = self._count
 
     def _count(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
         self._contact_points += len(arbiter.contact_point_set.points)
@@ -138,9 +140,14 @@ class Recording:
         self.actions: list[Array] = []
         self.n_contacts: list[int] = []
 
+    @property
+    def state(self) -> Array:
+        """(5,) the simulation's present state."""
+        return self.simulation.state
+
     def step(self, action: Array) -> None:
         """Advance by one control step towards the action (2,), px, and record it."""
-        self.states.append(self.simulation.state)
+        self.states.append(self.state)
         self.actions.append(action)
         self.simulation.step(action)
         self.n_contacts.append(self.simulation.n_contacts)
@@ -159,11 +166,3 @@ class Recording:
             "keypoint": keypoints(state[:, 2:]).astype(np.float32),
             "n_contacts": np.array(self.n_contacts, dtype=np.float32)[:, None],
         }
-
-
-def after_contact(space: Any, callback: Any) -> None:
-    """Have the callback called for every touching pair in every substep (pymunk 7 renamed the way to ask)."""
-    if hasattr(space, "on_collision"):
-        space.on_collision(0, 0, post_solve=callback)
-    else:
-        space.add_collision_handler(0, 0).post_solve = callback

@@ -32,10 +32,9 @@ BLOCK_RANGE = (100, 400)  # px, upper end excluded
 
 
 def legacy_starts(seeds: Iterable[int]) -> Array:
-    """The published starts (N, 5) of some seeds: from the frozen list, or drawn by the same mapping.
+    """The published starts (N, 5) float64 of some seeds, arguments of `Simulation.reset(arguments, "position_first")`.
 
-    They are float64 arguments of `Simulation.reset(arguments, "position_first")`: agent x, y, block x, y in px, angle
-    in rad. Seeds 100000..100049 are the published test starts, 0..5 the training starts.
+    Seeds 100000..100049 are the test starts, 0..5 the training starts, both frozen; others are drawn by the mapping.
 
     Raises:
         ValueError: If a seed is not a whole number from 0 to 2**32 - 1.
@@ -49,10 +48,7 @@ def published_starts() -> tuple[NDArray[np.int64], Array]:
     """The frozen list: seeds (56,) int64 of 50 test and 6 training starts, and the states (56, 5) that follow.
 
     A state is agent x, y, block x, y in px, angle in [0, 2 pi] rad. To begin an episode there, bit for bit, reset with
-    the option `legacy_seed`.
-
-    Raises:
-        ValueError: If the list is not the one that this version of the package was made with.
+    the option `legacy_seed`. A ValueError if the list is not the one that this version of the package was made with.
     """
     frozen = _frozen()
     return np.array(list(frozen), dtype=np.int64), np.array([row["state"] for row in frozen.values()])

@@ -25,19 +25,13 @@ Save = Callable[[Mapping[str, NDArray[Any]]], object]
 class Session:
     """A person at the mouse: what their events do, tick by tick, without a window.
 
-    Attributes:
-        running: False once they have quit.
-        held: Whether they have taken hold of the agent; only then time passes and is recorded.
-        episode: The number of the episode, which continues those saved before.
+    It is `running` until they quit. Time passes and is recorded only while the agent is `held`.
     """
 
     def __init__(self, save: Save, episode: int = 0, seed: int = 0) -> None:
-        """Begin an episode.
+        """Begin an episode; number e begins where `numpy.random.default_rng([seed, e])` puts it.
 
-        Args:
-            save: Takes the arrays of a finished episode: those of `Recording.arrays`, and `img` (n, 96, 96, 3) uint8.
-            episode: Number of the first episode.
-            seed: Episode e begins where `numpy.random.default_rng([seed, e])` puts it.
+        Each one that is finished goes to `save`: the arrays of `Recording.arrays`, and `img` (n, 96, 96, 3) uint8.
         """
         self.running, self.held, self.episode = True, False, episode
         self._pointer: Array | None = None
@@ -47,13 +41,13 @@ class Session:
     @property
     def picture(self) -> Any:
         """The canvas, (512, 512, 3) uint8."""
-        return render_state(self._state, GOAL_POSE, CANVAS)
+        return render_state(self._recording.state, GOAL_POSE, CANVAS)
 
     @property
     def title(self) -> str:
         """One line for the window's title."""
-        now = f"episode {self.episode}, step {len(self._recording.states)}, coverage {coverage(self._state[2:]):.2f}"
-        return f"PushT - {now} - R retry, S save, Q quit"
+        covered, steps = coverage(self._recording.state[2:]), len(self._recording.states)
+        return f"PushT - episode {self.episode}, step {steps}, coverage {covered:.2f} - R retry, S save, Q quit"
 
     def handle(self, event: Any) -> None:
         """Take one pygame event."""
@@ -70,16 +64,12 @@ class Session:
         """Let 0.1 s pass: step and record if the agent is held, and save the episode if it has succeeded."""
         if not self.running or self._pointer is None:
             return
-        self.held = self.held or math.dist(self._pointer, self._state[:2]) < AGENT_RADIUS
+        self.held = self.held or math.dist(self._pointer, self._recording.state[:2]) < AGENT_RADIUS
         if not self.held:
             return
         self._recording.step(self._pointer)
-        if coverage(self._state[2:]) > SUCCESS_COVERAGE:
+        if coverage(self._recording.state[2:]) > SUCCESS_COVERAGE:
             self._finish()
-
-    @property
-    def _state(self) -> Array:
-        return self._recording.simulation.state
 
     def _begin(self) -> None:
         simulation = Simulation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from immiscible_envs.batch import BatchSimulation
 from immiscible_envs.checks import finite, one_of
 from immiscible_envs.geometry import GOAL_POSE, Array
 from immiscible_envs.pusht import (
-    IMAGE_SIZE,
     OBS_TYPES,
     OPTIONS,
     SUCCESS_COVERAGE,
@@ -31,7 +31,7 @@ from immiscible_envs.pusht import (
     observation_space,
     observe,
 )
-from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
+from immiscible_envs.simulation import CONTROL_HZ
 
 Mask = NDArray[np.bool_]
 
@@ -106,12 +106,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
         backend: str = "auto",
         threads: int = 1,
     ) -> None:
-        """Build the rows; see the class for the arguments.
-
-        Raises:
-            ValueError: If an argument is not what the class says.
-            RuntimeError: If the backend is "compiled" and cannot be used here.
-        """
+        """Build the rows; a ValueError for what the class excludes, a RuntimeError for a backend that cannot run."""
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps {max_episode_steps} must be at least 1")
         if not isinstance(autoreset_mode, AutoresetMode):
@@ -190,7 +185,11 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
 
     def render(self) -> tuple[Any, ...] | None:
         """One (512, 512, 3) uint8 picture per row, in render mode "rgb_array"."""
-        return None if self.render_mode is None else tuple(self._pictures(self._batch.states, int(WORKSPACE)))
+        from immiscible_envs.rendering import CANVAS, render_state
+
+        if self.render_mode is None:
+            return None
+        return tuple(map(partial(render_state, size=CANVAS), self._batch.states, self._goals))
 
     def _begin_at_random(self, rows: Mask) -> None:
         for row in np.flatnonzero(rows).tolist():
@@ -214,15 +213,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
             "goal_pose": goals,
         }
         masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
-        if self.obs_type != "image":
-            return observe(states, self.obs_type, goals), {**info, **masks}
-        images = np.stack(self._pictures(states, IMAGE_SIZE))
-        return {"image": images, "agent_pos": states[:, :2].copy()}, {**info, **masks}
-
-    def _pictures(self, states: Array, size: int) -> list[Any]:
-        from immiscible_envs.rendering import render_state
-
-        return [render_state(state, goal, size) for state, goal in zip(states, self._goals, strict=True)]
+        return observe(states, self.obs_type, goals), {**info, **masks}
 
     def _split_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         entries = np.asarray(seed, dtype=object)

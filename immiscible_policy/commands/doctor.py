@@ -1,8 +1,6 @@
 """`python -m immiscible_policy doctor`: what is wrong with an installation, a data set or a checkpoint, and the cure.
 
-Every check is a generator of findings; a finding that is `wrong` has a cure. The exit code is 1 if there is one.
-
-Legend: T steps in all, n steps of an episode.
+Every check is a generator of findings; a finding that is wrong has a cure. Legend: T steps in all, n of an episode.
 """
 
 from __future__ import annotations
@@ -37,11 +35,8 @@ from immiscible_policy.tasks import Task, find_task, recorded_task
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
 
-Check versions and GPU, a data set (the embedded one unless data= names another), and a checkpoint: against its
-configuration, and its normaliser against the data. Prints each finding with its cure; exit code 1 if one is wrong.
-
-  python -m immiscible_policy doctor data=mine.zarr
-  python -m immiscible_policy doctor checkpoint=runs/mine/seed_0/checkpoints/step_003000
+Check versions and GPU, a data set, and a checkpoint: against its configuration, and its normaliser against the data.
+Prints each finding with its cure; exit code 1 if one is wrong.
 """
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
@@ -49,14 +44,10 @@ OPTIONS = {
     "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"
-SHIFTS = range(-3, 4)
-"""Offsets of the actions [steps] that are tried."""
-CLEARER = 0.5
-"""Another offset is believed if its error is below this share of the error as stored."""
-REPEATED = 8
-"""So many equal steps at the end of most episodes are padding."""
-BEYOND, WITHIN = 1.2, 0.5
-"""Normalised data should reach farther than the second and not beyond the first."""
+SHIFTS = range(-3, 4)  # offsets of the actions [steps] that are tried
+CLEARER = 0.5  # another offset is believed if its error is below this share of the error as stored
+REPEATED = 8  # so many equal steps at the end of most episodes are padding
+BEYOND, WITHIN = 1.2, 0.5  # normalised data should reach farther than the second and not beyond the first
 CURES = {
     r" is (nan|inf|-inf) ": "repair the value, or leave the episode out: demos.select keeps the others",
     r"pixels of 0\.\.1;": "multiply data/img by 255",
@@ -66,22 +57,14 @@ CURES = {
     r"differ in length": "cut all arrays to the same steps",
 }
 """What to do about what `demos validate` says, by a pattern in it; a task adds its own."""
-REWRITE = "write the store anew with immiscible_policy.demos.write_store, which checks it"
-"""What to do about anything else that it says."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        subject: What it is about.
-        said: The result.
-        cure: What to do about it if it is wrong, else empty.
-    """
+    """One thing that was looked at: the result, and what to do about it if it is wrong, else nothing."""
 
     subject: str
-    said: str
+    result: str
     cure: str = ""
 
 
@@ -90,7 +73,7 @@ def main(words: list[str]) -> int:
     options = parse(words, OPTIONS, USAGE)
     findings = list(examine(options["data"], options["checkpoint"], options["task"]))
     for finding in findings:
-        print(f"{finding.subject:<10}  {'WRONG' if finding.cure else 'ok':<5}  {finding.said}")
+        print(f"{finding.subject:<10}  {'WRONG' if finding.cure else 'ok':<5}  {finding.result}")
         if finding.cure:
             print(f"{'':<10}  cure:  {finding.cure}")
     wrong = sum(bool(finding.cure) for finding in findings)
@@ -128,8 +111,7 @@ def examine(data: Path | None, checkpoint: Path | None, named: str | None = None
 
 def package_findings() -> Iterator[Finding]:
     """Whether what is installed is what the project needs, but for its extras."""
-    shown = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
-    yield Finding("versions", shown)
+    yield Finding("versions", ", ".join(f"{name} {number}" for name, number in versions().items() if number))
     try:
         needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:
@@ -141,11 +123,11 @@ def package_findings() -> Iterator[Finding]:
             continue
         try:
             installed = version(name)
-            text = "" if fitting.contains(installed, prereleases=True) else f"{name} {installed} does not fit {fitting}"
+            fault = "" if fitting.contains(installed, prereleases=True) else f"{installed} does not fit {fitting}"
         except PackageNotFoundError:
-            text = f"{name} is not installed"
-        if text:
-            yield Finding("versions", text, f"pip install '{name}{fitting}'")
+            fault = "is not installed"
+        if fault:
+            yield Finding("versions", f"{name} {fault}", f"pip install '{name}{fitting}'")
 
 
 def gpu_findings() -> Iterator[Finding]:
@@ -171,41 +153,28 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
     """What is wrong with a store: its values, what was padded, and whether its actions are those of their steps."""
     for problem in problems(path, task.columns, task.problems):
         cures = (cure for pattern, cure in {**task.cures, **CURES}.items() if re.search(pattern, problem))
-        yield Finding("data", problem, next(cures, REWRITE))
+        rewrite = "write the store anew with immiscible_policy.demos.write_store, which checks it"
+        yield Finding("data", problem, next(cures, rewrite))
     try:
         demos = open_store(path, task.columns)
     except StoreError:
         return
-    lengths = demos.lengths
-    yield Finding(
-        "data",
-        f"{path}: {demos.n_episodes} episodes of {lengths.min()} to {lengths.max()} steps, "
-        f"actions {demos[task.action].min():.4g}..{demos[task.action].max():.4g}",
-    )
-    numbers, action = task.observation(demos, task.observations[0]), demos[task.action]
-    yield from padding_findings(demos, numbers, action)
-    position = task.commanded(demos)
-    if position is not None:
-        yield from offset_findings(demos, position, action)
-
-
-def padding_findings(demos: Demonstrations, numbers: np.ndarray, action: np.ndarray) -> Iterator[Finding]:
-    """Whether steps were repeated to make episodes equally long, and whether episodes are too short for a window.
-
-    A step is repeated if neither what a policy sees of it (T, Do) nor its action (T, Da) changes.
-    """
+    lengths, action = demos.lengths, demos[task.action]
+    sizes = f"{demos.n_episodes} episodes of {lengths.min()} to {lengths.max()} steps"
+    yield Finding("data", f"{path}: {sizes}, actions {action.min():.4g}..{action.max():.4g}")
+    numbers = task.observation(demos, task.observations[0])  # (T, Do)
     tails = np.array([repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes])
     padded = int((tails >= REPEATED).sum())
     if 2 * padded > demos.n_episodes:
-        yield Finding(
-            "padding",
-            f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})",
-            "cut each episode after its last change and write meta/episode_ends anew; windows are padded when cut",
-        )
-    counts = Layout().n_windows(demos.lengths)
-    if short := int((counts == 0).sum()):
+        text = f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})"
+        cure = "cut each episode after its last change and write meta/episode_ends anew; windows are padded when cut"
+        yield Finding("padding", text, cure)
+    if short := int((Layout().n_windows(lengths) == 0).sum()):
         text = f"{short} of {demos.n_episodes} episodes are shorter than a window and are never trained on"
         yield Finding("padding", text, "record longer episodes, or train with a smaller horizon=")
+    position = task.commanded(demos)
+    if position is not None:
+        yield from offset_findings(demos, position, action)
 
 
 def repeated_steps(numbers: np.ndarray, action: np.ndarray) -> int:
@@ -222,17 +191,14 @@ def offset_findings(demos: Demonstrations, position: np.ndarray, action: np.ndar
         yield Finding("offset", "the episodes are too short to tell whether actions and observations fit together")
         return
     best = min(errors, key=lambda shift: errors[shift])
-    said = ", ".join(f"{shift:+d}: {error:.3g}" for shift, error in errors.items())
-    law = f"moves the agent from t to t + 1 (error by offset {said})"
+    by_offset = ", ".join(f"{shift:+d}: {error:.3g}" for shift, error in errors.items())
+    law = f"moves the agent from t to t + 1 (error by offset {by_offset})"
     if best == 0 or errors[best] >= CLEARER * errors[0]:
         yield Finding("offset", f"action[t] {law}")
         return
     steps, late = f"{abs(best)} step{'s' * (abs(best) > 1)}", "early" if best < 0 else "late"
-    yield Finding(
-        "offset",
-        f"the actions come {steps} too {late}: action[t{best:+d}] {law}",
-        f"store action[t{best:+d}] as action[t] within each episode and drop the steps that are left without one",
-    )
+    cure = f"store action[t{best:+d}] as action[t] within each episode and drop the steps that are left without one"
+    yield Finding("offset", f"the actions come {steps} too {late}: action[t{best:+d}] {law}", cure)
 
 
 def offset_errors(demos: Demonstrations, position: np.ndarray, action: np.ndarray) -> dict[int, float]:
@@ -264,12 +230,11 @@ def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, Po
     except ValueError as error:
         action = "do not use it" if "refused" in str(error) else "use another checkpoint"
         return [Finding("checkpoint", str(error), action)], None
-    sizes = f"obs={spec.obs}, horizon={spec.horizon}, down_dims={list(spec.down_dims)}"
-    source = checkpoint.metadata.get("source", "ours")
-    findings = [Finding("checkpoint", f"{path}: {source}, step {checkpoint.step}, {sizes}")]
+    sizes = f"step {checkpoint.step}, obs={spec.obs}, horizon={spec.horizon}, down_dims={list(spec.down_dims)}"
+    findings = [Finding("checkpoint", f"{path}: {checkpoint.metadata.get('source', 'ours')}, {sizes}")]
     bad = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
-        text = f"{len(bad)} weights hold NaN or infinity, {bad[0]} first"
+        text = f"{len(bad)} weights are NaN or infinity, {bad[0]} first"
         action = "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip=1"
         findings.append(Finding("checkpoint", text, action))
     return [*findings, *config_findings(checkpoint, spec)], (checkpoint, policy, spec)
@@ -290,12 +255,12 @@ def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Findin
         yield Finding("checkpoint", text, "the checkpoint is of another run; put it back, or evaluate it by itself")
 
 
-def _differing(place: str, said: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
-    """Values that a place gives otherwise than they are; where it runs is no part of what it is."""
-    for key in (said.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
-        one, other = (tuple(value) if isinstance(value, list) else value for value in (said[key], true[key]))
+def _differing(place: str, given: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
+    """Values that a place gives otherwise than they are; where it runs is not part of what it is."""
+    for key in (given.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
+        one, other = (tuple(value) if isinstance(value, list) else value for value in (given[key], true[key]))
         if one != other:
-            text = f"{place} says {key}={said[key]}, the checkpoint has {true[key]}"
+            text = f"{place} says {key}={given[key]}, the checkpoint has {true[key]}"
             yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")
 
 
@@ -324,7 +289,8 @@ def misfit(name: str, normaliser: Normalizer, values: Tensor) -> Iterator[Findin
     action = "evaluate with the data that it was trained on, or train anew; units or workspace differ"
     if not reach[worst] <= BEYOND:
         text = f"{name}[{worst}] of the data reaches {reach[worst]:.3g} where the policy knows -1..1"
-        yield Finding("normaliser", text, action)
     elif reach[least] < WITHIN and values[:, least].amax() > values[:, least].amin():
         text = f"{name}[{least}] of the data stays within +-{reach[least]:.2g} of the policy's -1..1"
-        yield Finding("normaliser", text, action)
+    else:
+        return
+    yield Finding("normaliser", text, action)

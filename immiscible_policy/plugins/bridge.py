@@ -20,7 +20,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of any project: a directory of ours or of LeRobot, or a `.ckpt` file of Diffusion Policy.
 
     Raises:
-        CheckpointError: If it is none, is damaged or malicious, or holds a policy of another architecture.
+        CheckpointError: If it is not one, is damaged or malicious, or has a policy of another architecture.
     """
     path = Path(path)
     if path.is_file():
@@ -29,12 +29,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def convert(checkpoint: Path, to: str, out: Path) -> None:
-    """Write a checkpoint in another project's format.
-
-    Args:
-        checkpoint: As `open_checkpoint` takes it.
-        to: One of `FORMATS`.
-        out: What to create.
+    """Write a checkpoint, one that `open_checkpoint` takes, in one of the `FORMATS`.
 
     Raises:
         CommandError: If the format is unknown or `out` exists.

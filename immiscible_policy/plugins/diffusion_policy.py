@@ -23,22 +23,16 @@ from immiscible_policy.plugins.scheduler import chosen_noise
 def use_noise(policy: Any, select: Selector, step: Callable[[], int] | None = None) -> None:
     """Let a policy train with chosen noise from now on.
 
-    ```python
-    use_noise(workspace.model, make_selector("knn", k=2), step=lambda: workspace.global_step)
-    workspace.run()
-    ```
-
     Only training is changed: while the policy is in evaluation mode, as the workspaces have it for validation, the loss
     is the plain one and stays comparable. Noise comes from torch's global generator, as the policy's own does.
 
     Args:
-        policy: A policy with `compute_loss`, `noise_scheduler`, `normalizer`, `mask_generator`, `action_dim` and
-            `n_obs_steps`.
+        policy: A policy that diffuses.
         select: Chooses the noise for the normalised trajectories (B, T, D).
         step: Tells the training step; needed by selectors with a schedule (`start=`, `stop=`, `ramp=`).
 
     Raises:
-        ValueError: If the policy is of another kind.
+        ValueError: If the policy is of another kind, so that an attribute is missing.
     """
     for name in ("compute_loss", "noise_scheduler", "normalizer", "mask_generator", "action_dim", "n_obs_steps"):
         if not hasattr(policy, name):
@@ -48,13 +42,7 @@ def use_noise(policy: Any, select: Selector, step: Callable[[], int] | None = No
 
 @dataclass(frozen=True)
 class ImmiscibleLoss:
-    """A policy's `compute_loss` with chosen noise; copies of the policy get one of their own.
-
-    Attributes:
-        policy: The policy, whose class has the plain loss.
-        select: Chooses the noise.
-        step: Tells the training step, or None.
-    """
+    """A policy's `compute_loss` with chosen noise; its class has the plain one. A copy of the policy gets its own."""
 
     policy: Any
     select: Selector
@@ -78,30 +66,19 @@ class ImmiscibleLoss:
 def observed(policy: Any, observation: Tensor | Mapping[str, Tensor]) -> Tensor | None:
     """What selectors that compare conditions (c2ot) compare (B, G): the numbers of the observations, normalised.
 
-    Args:
-        policy: Its normaliser and `n_obs_steps` are used.
-        observation: Numbers (B, T, D), or by name numbers (B, T, D) and pictures (B, T, C, H, W), which are left out.
-
-    Returns:
-        None where there are pictures alone.
+    The observation is numbers (B, T, D), or by name numbers and pictures (B, T, C, H, W), which are left out; None
+    where there are pictures alone.
     """
     named = {"obs": observation} if isinstance(observation, Tensor) else observation
-    rows = [
-        policy.normalizer[name].normalize(values)[:, : policy.n_obs_steps].flatten(1)
-        for name, values in named.items()
-        if values.ndim == 3
-    ]
+    numbers = {name: values for name, values in named.items() if values.ndim == 3}
+    rows = [policy.normalizer[name].normalize(numbers[name])[:, : policy.n_obs_steps].flatten(1) for name in numbers]
     return torch.cat(rows, dim=1) if rows else None
 
 
 def unknown(policy: Any, clean: Tensor) -> Tensor | None:
     """Which numbers of the trajectories (B, T, D) are diffused, where observations are part of them (inpainting).
 
-    What is observed is put back after noising, so that it must not enter the distance.
-
-    Returns:
-        None where actions alone are diffused: all of them count.
+    What is observed is put back after noising, so that it must not enter the distance. None where actions alone are
+    diffused: all of them count.
     """
-    if clean.shape[-1] == policy.action_dim:
-        return None
-    return ~policy.mask_generator(clean.shape)
+    return None if clean.shape[-1] == policy.action_dim else ~policy.mask_generator(clean.shape)

@@ -27,36 +27,12 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.network.encoder import EncoderSpec
+from immiscible_policy.plugins import published
 from immiscible_policy.plugins.inert_pickle import plain, read_bytes, read_pickled
-from immiscible_policy.plugins.published import (
-    ACTION,
-    AGENT_DIM,
-    CAMERA_ENCODER,
-    FINAL_GROUPS,
-    NETWORK,
-    OBSERVATION,
-    RESNET_WIDTH,
-    ForeignCheckpoint,
-    agent_first,
-    check_pixels,
-    encoder_names,
-    exportable,
-    foreign,
-    lacks,
-    observed,
-    places,
-    predicted,
-    renamed,
-    reordered,
-    require,
-    seen_side,
-    under,
-    whole,
-    within,
-)
+from immiscible_policy.plugins.published import ACTION, AGENT_DIM, CAMERA_ENCODER, NETWORK, OBSERVATION
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import CAMERA, SIZE
+from immiscible_policy.tasks.pusht import SIZE
 
 LOWDIM, HYBRID = "DiffusionUnetLowdimPolicy", "DiffusionUnetHybridImagePolicy"
 MODULES = {LOWDIM: "diffusion_unet_lowdim_policy", HYBRID: "diffusion_unet_hybrid_image_policy"}
@@ -64,30 +40,22 @@ NORMALIZER = "normalizer.params_dict."
 LOWDIM_SETTINGS = {"obs_as_local_cond": False, "obs_as_global_cond": True, "pred_action_steps_only": False,
                  "oa_step_convention": True}  # fmt: skip
 HYBRID_SETTINGS = {"obs_as_global_cond": True, "obs_encoder_group_norm": True, "eval_fixed_crop": True}
-NETWORK_SETTINGS = {"n_groups": FINAL_GROUPS, "cond_predict_scale": True}
-NOISING = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
-ENCODER = encoder_names("backbone.nets.", "nets.3.")
-WRITTEN_CAMERA, WRITTEN_AGENT = "image", "agent_pos"
-"""The names, in that order, of what is observed in what is written."""
+NETWORK_SETTINGS = {"n_groups": published.FINAL_GROUPS, "cond_predict_scale": True}
+ENCODER = published.encoder_names("backbone.nets.", "nets.3.")
+HERE = {there: here for here, there in ENCODER.items()}
+WRITTEN_CAMERA, WRITTEN_AGENT = "image", "agent_pos"  # in that order in what is written
 
 
 class Observed(NamedTuple):
-    """What a hybrid policy observes: one camera and the agent's position, by their names there.
-
-    Attributes:
-        camera: The picture's name.
-        agent: The position's name.
-        agent_first: Whether the position comes before the picture's features.
-        encoder: What encodes the picture.
-    """
+    """What a hybrid policy observes: a camera and the agent's position, by name, and what encodes the picture."""
 
     camera: str
     agent: str
-    agent_first: bool
+    agent_first: bool  # whether the position comes before the picture's features
     encoder: EncoderSpec
 
 
-def read_diffusion_policy(path: Path) -> ForeignCheckpoint:
+def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
     """Open a `.ckpt`, executing nothing of it: its EMA weights, or the trained ones if it has no other.
 
     Raises:
@@ -102,48 +70,32 @@ def read_diffusion_policy(path: Path) -> ForeignCheckpoint:
         kind = target.rpartition(".")[2]
         network = policy["model"] if kind == LOWDIM else policy
     except (KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is no workspace of Diffusion Policy (cfg.policy and state_dicts)") from None
+        raise CheckpointError(f"{path} is not a workspace of Diffusion Policy (cfg.policy and state_dicts)") from None
     if kind not in MODULES:
         raise CheckpointError(f"{path}: {target} is another architecture; only {LOWDIM} and {HYBRID} convert")
-    require(path, network, NETWORK_SETTINGS)
-    require(path, noising, NOISING)
-    require(path, policy, HYBRID_SETTINGS if kind == HYBRID else LOWDIM_SETTINGS)
+    published.require(path, network, NETWORK_SETTINGS)
+    published.require(path, noising, published.NOISING)
+    published.require(path, policy, HYBRID_SETTINGS if kind == HYBRID else LOWDIM_SETTINGS)
     try:
         if kind == HYBRID:
             seen = read_observed(path, policy)
-            action_dim = whole(policy["shape_meta"]["action"]["shape"][0])
-            sizes: dict[str, Any] = {"obs": "image", "obs_dim": AGENT_DIM, "action_dim": action_dim}
-            sizes["encoder"] = seen.encoder
+            obs, numbers, actions = "image", AGENT_DIM, policy["shape_meta"]["action"]["shape"][0]
         else:
             seen, numbers = None, policy["obs_dim"]
-            sizes = {"obs": observed(path, numbers), "obs_dim": numbers, "action_dim": whole(policy["action_dim"])}
-        spec = PolicySpec(
-            **sizes,
-            horizon=whole(policy["horizon"]),
-            obs_steps=whole(policy["n_obs_steps"]),
-            action_steps=whole(policy["n_action_steps"]),
-            diffusion_steps=whole(noising["num_train_timesteps"]),
-            prediction=predicted(path, noising["prediction_type"]),
-            data_scale=float(noising.get("clip_sample_range", 1.0)),
-            down_dims=tuple(whole(channels) for channels in network["down_dims"]),
-            step_embed_dim=whole(network["diffusion_step_embed_dim"]),
-            kernel_size=whole(network["kernel_size"]),
-            groups=network["n_groups"],
-        )
+            obs, actions = published.observed(path, numbers), policy["action_dim"]
+        settings = {"clip_sample_range": 1.0, **policy, **noising, **network}
+        sizes = {"obs_dim": numbers, "action_dim": published.whole(actions), "encoder": seen and seen.encoder}
+        spec = published.policy_spec(path, settings, obs=obs, **sizes)
     except (LookupError, TypeError, AttributeError) as error:
-        raise lacks(path, error) from None
+        raise published.lacks(path, error) from None
     pickled = (content.get("pickles") or {}).get("global_step")
     step = read_bytes(pickled) if isinstance(pickled, bytes) else 0
     weights = _weights(path, state, spec, seen)
-    return foreign(path, "Diffusion Policy", spec, weights, step if isinstance(step, int) else 0)
+    return published.foreign(path, "Diffusion Policy", spec, weights, step if isinstance(step, int) else 0)
 
 
 def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
-    """What the hybrid policy of a workspace's configuration observes.
-
-    Raises:
-        CheckpointError: If it is not one camera and two numbers, or the camera sees no square in the middle.
-    """
+    """What a hybrid policy observes; a CheckpointError if not one camera, a square in the middle, and two numbers."""
     observations = policy["shape_meta"]["obs"]
     shapes = {name: list(entry["shape"]) for name, entry in observations.items()}
     seen = [name for name, entry in observations.items() if entry.get("type") == "rgb"]
@@ -151,32 +103,24 @@ def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
     if len(seen) != 1 or [shapes[name] for name in agent] != [[AGENT_DIM]]:
         names = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise CheckpointError(f"{path}: observes {names}; PushT has one camera and the agent's position [{AGENT_DIM}]")
-    side = seen_side(path, shapes[seen[0]][1:], policy["crop_shape"])
-    return Observed(seen[0], agent[0], list(shapes)[0] == agent[0], EncoderSpec((CAMERA,), side, RESNET_WIDTH))
+    encoder = published.encoder_spec(path, shapes[seen[0]][1:], policy["crop_shape"])
+    return Observed(seen[0], agent[0], list(shapes)[0] == agent[0], encoder)
 
 
 def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: Observed | None) -> dict[str, Tensor]:
-    scale, offset = _affine(path, state, seen.agent if seen else "obs")
-    action_scale, action_offset = _affine(path, state, "action")
-    unet, encoder = within("model.", state), {}
+    affines = [_affine(path, state, field) for field in (seen.agent if seen else "obs", "action")]
+    unet, encoder = published.within("model.", state), {}
     if seen:
-        check_pixels(path, *_affine(path, state, seen.camera))
-        theirs = within(f"obs_encoder.obs_nets.{seen.camera}.", state)
+        published.check_pixels(path, *_affine(path, state, seen.camera))
+        theirs = published.within(f"obs_encoder.obs_nets.{seen.camera}.", state)
         once = {name: value for name, value in theirs.items() if name.startswith(tuple(ENCODER.values()))}
-        encoder = under(CAMERA_ENCODER, renamed(once, {there: here for here, there in ENCODER.items()}))
-        unet = reordered(unet, agent_first(spec).argsort(), spec) if seen.agent_first else unet
-    action = {"scale": action_scale / spec.data_scale, "offset": action_offset / spec.data_scale}
-    return (
-        under(NETWORK, unet) | encoder | under(OBSERVATION, {"scale": scale, "offset": offset}) | under(ACTION, action)
-    )
+        encoder = published.under(CAMERA_ENCODER, published.renamed(once, HERE))
+        unet = published.reordered(unet, published.agent_first(spec).argsort(), spec) if seen.agent_first else unet
+    return published.under(NETWORK, unet) | encoder | published.normalizers(*affines, spec)
 
 
 def _affine(path: Path, state: Mapping[str, Tensor], field: str) -> tuple[Tensor, Tensor]:
-    """Scale and offset of a field.
-
-    Raises:
-        CheckpointError: If they are missing.
-    """
+    """Scale and offset of a field; a CheckpointError if they are missing."""
     names = [f"{NORMALIZER}{field}.{part}" for part in ("scale", "offset")]
     missing = [name for name in names if name not in state]
     if missing:
@@ -187,14 +131,13 @@ def _affine(path: Path, state: Mapping[str, Tensor], field: str) -> tuple[Tensor
 def write_diffusion_policy(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     """Write a `.ckpt` for a workspace of the same sizes: `workspace.load_checkpoint(path, exclude_keys=["optimizer"])`.
 
-    It holds weights, normalisers and the policy's part of the configuration; not the workspace's other settings.
-
-    Raises:
-        CheckpointError: If the policy has no counterpart there.
+    It holds weights, normalisers and the policy's part of the configuration; not the workspace's other settings. A
+    CheckpointError if the policy has no counterpart there.
     """
-    exportable(checkpoint, spec)
-    model, ema = (_state(checkpoint.tensors(name), spec) for name in ("model", "ema"))
-    states = {"model": model, "ema_model": ema}
+    published.exportable(checkpoint, spec)
+    states = {
+        there: _state(checkpoint.tensors(here), spec) for there, here in (("model", "model"), ("ema_model", "ema"))
+    }
     torch.save({"cfg": {"policy": _config(spec)}, "state_dicts": states, "pickles": {}}, out)
 
 
@@ -208,16 +151,17 @@ def _state(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]
     state = {"_dummy_variable": empty, "mask_generator._dummy_variable": empty}
     if spec.encoder:
         fields[WRITTEN_CAMERA] = torch.tensor([2.0]), torch.tensor([-1.0])
-        x, y = places(spec.encoder)
+        x, y = published.places(spec.encoder)
         constants = {"pool.temperature": torch.ones(1), "pool.pos_x": x[None], "pool.pos_y": y[None]}
-        core = renamed(within(CAMERA_ENCODER, weights), ENCODER) | constants
-        again = under("nets.0.", within("backbone.", core)) | under("nets.1.", within("pool.", core))
-        state |= under(f"obs_encoder.obs_nets.{WRITTEN_CAMERA}.", core | again)
+        core = published.renamed(published.within(CAMERA_ENCODER, weights), ENCODER) | constants
+        again = {"backbone.": "nets.0.", "pool.": "nets.1."}
+        twice = published.renamed({name: core[name] for name in core if name.startswith(tuple(again))}, again)
+        state |= published.under(f"obs_encoder.obs_nets.{WRITTEN_CAMERA}.", core | twice)
     for field, (scale, offset) in fields.items():
         low, high = (-1 - offset) / scale, (1 - offset) / scale
         values = {"scale": scale, "offset": offset, "input_stats.min": low, "input_stats.max": high}
-        state |= under(f"{NORMALIZER}{field}.", values)
-    return state | under("model.", within(NETWORK, weights))
+        state |= published.under(f"{NORMALIZER}{field}.", values)
+    return state | published.under("model.", published.within(NETWORK, weights))
 
 
 def _config(spec: PolicySpec) -> dict[str, Any]:
@@ -231,7 +175,7 @@ def _config(spec: PolicySpec) -> dict[str, Any]:
     }
     config = {
         "_target_": f"diffusion_policy.policy.{MODULES[kind]}.{kind}",
-        "noise_scheduler": noising | NOISING | {"prediction_type": spec.prediction},
+        "noise_scheduler": noising | published.NOISING | {"prediction_type": spec.prediction},
         "horizon": spec.horizon,
         "n_obs_steps": spec.obs_steps,
         "n_action_steps": spec.action_steps,

@@ -44,15 +44,10 @@ HARMLESS = ("typing", "pathlib", "enum", "datetime", "uuid")
 
 
 class Inert:
-    """What stands for an object of a class that is not loaded: it takes everything and does nothing.
+    """What stands for an object of a class that is not loaded: it takes everything and does nothing."""
 
-    Attributes:
-        origin: The class's name.
-        state: What the object was made of, if the pickle says so.
-    """
-
-    origin = ""
-    state: Any = None
+    origin = ""  # the class's name
+    state: Any = None  # what the object was made of, if the pickle says so
 
     def __new__(cls, *args: Any, **options: Any) -> Inert:
         """Make one, whatever the arguments."""
@@ -71,50 +66,40 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
-    def append(self, value: Any) -> None:
-        """Take an item."""
+    def append(self, values: Any) -> None:
+        """Take an item, or several."""
 
-    def extend(self, values: Any) -> None:
-        """Take items."""
-
-    add = append
+    add = extend = append
 
 
 class Unpickler(pickle.Unpickler):
     """An unpickler that imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for.
-
-        Raises:
-            CheckpointError: If it is a name of Python itself that no weights need.
-        """
+        """What a name in the pickle stands for; a CheckpointError if it is of Python itself and no weights need it."""
         module, name = NAME_MAPPING.get((module, name), (module, name))  # protocol 2 has the names of Python 2
         module = IMPORT_MAPPING.get(module, module)
         if (module, name) in REBUILT:
-            return _shielded(REBUILT[module, name])
+            named = REBUILT[module, name]
+            # A pickle can set attributes of the function that it names: here of a wrapper alone.
+            return named if isinstance(named, type) else lambda *args: named(*args)
         room = module.partition(".")[0]
         if room in {"__main__"} | sys.stdlib_module_names and room not in HARMLESS:
             raise CheckpointError(f"it would call {module}.{name}, which no checkpoint needs; do not trust this file")
         return type(name, (Inert,), {"origin": f"{module}.{name}"})
 
 
-def _shielded(named: Any) -> Any:
-    """A function in a wrapper of its own: a pickle can set attributes of what it names, here of the wrapper alone."""
-    return named if isinstance(named, type) else lambda *args: named(*args)
-
-
 def read_pickled(path: Path) -> Any:
     """Read what `torch.save` wrote, with whatever pickle module; tensors on the CPU, unknown objects `Inert`.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint of PyTorch 1.6 or later, is damaged, or names what
+        CheckpointError: If the file is missing, is not a checkpoint of PyTorch 1.6 or later, is damaged, or names what
             would execute code; nothing is executed.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is no checkpoint of PyTorch 1.6 or later; save it anew with torch.save")
+        raise CheckpointError(f"{path} is not a checkpoint of PyTorch 1.6 or later; save it anew with torch.save")
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint; give a file of weights")
@@ -129,11 +114,7 @@ def read_pickled(path: Path) -> Any:
 
 
 def read_bytes(content: bytes) -> Any:
-    """Read a pickle that lies in memory, as `read_pickled` does.
-
-    Raises:
-        CheckpointError: As there.
-    """
+    """Read a pickle that lies in memory, as `read_pickled` does, with its CheckpointError."""
     try:
         return Unpickler(io.BytesIO(content)).load()
     except CheckpointError:
@@ -143,11 +124,7 @@ def read_bytes(content: bytes) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Configurations of omegaconf, which lie inert in a checkpoint, as dictionaries, lists and values.
-
-    Args:
-        value: Anything that `read_pickled` returns.
-    """
+    """Configurations of omegaconf, inert in what `read_pickled` returns, as dictionaries, lists and values."""
     if isinstance(value, Inert):
         state = value.state if isinstance(value.state, dict) else {}
         return plain(state["_content"]) if "_content" in state else state.get("_val")

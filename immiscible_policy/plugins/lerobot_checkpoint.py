@@ -40,70 +40,31 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.network.encoder import KEYPOINTS, EncoderSpec
+from immiscible_policy.network.encoder import KEYPOINTS
 from immiscible_policy.plugins import published
-from immiscible_policy.plugins.published import (
-    AGENT_DIM,
-    CAMERA_ENCODER,
-    FINAL_GROUPS,
-    NETWORK,
-    OBSERVATION,
-    RESNET_WIDTH,
-    ForeignCheckpoint,
-    agent_first,
-    check_pixels,
-    encoder_names,
-    exportable,
-    foreign,
-    lacks,
-    observed,
-    places,
-    predicted,
-    renamed,
-    reordered,
-    require,
-    seen_side,
-    under,
-    whole,
-    within,
-)
+from immiscible_policy.plugins.published import AGENT_DIM, CAMERA_ENCODER, NETWORK, OBSERVATION
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import CAMERA, SIZE
+from immiscible_policy.tasks.pusht import SIZE
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
-IMAGE = "observation.image"
-"""LeRobot's name for PushT's camera."""
-SETTINGS = {
-    "use_film_scale_modulation": True,
-    "n_groups": FINAL_GROUPS,
-    "beta_schedule": "squaredcos_cap_v2",
-    "clip_sample": True,
-}
-ENCODER_SETTINGS = {
-    "vision_backbone": "resnet18",
-    "resize_shape": None,
-    "use_group_norm": True,
-    "spatial_softmax_num_keypoints": KEYPOINTS,
-}
+IMAGE = "observation.image"  # LeRobot's name for PushT's camera
+SETTINGS = {"use_film_scale_modulation": True, "n_groups": published.FINAL_GROUPS} | published.NOISING
+ENCODER_SETTINGS = {"vision_backbone": "resnet18", "resize_shape": None, "use_group_norm": True,
+                    "spatial_softmax_num_keypoints": KEYPOINTS}  # fmt: skip
 WRITTEN = {"use_separate_rgb_encoder_per_camera": False, "pretrained_backbone_weights": None, "crop_is_random": True}
 """What any value of is read: nothing depends on it, with one camera and weights that are there."""
-ENCODER = encoder_names("backbone.", "out.")
+ENCODER = published.encoder_names("backbone.", "out.")
+HERE = {there: here for here, there in ENCODER.items()}
 THEIR_ENCODER, POSITIONS = "diffusion.rgb_encoder.", "pool.pos_grid"
-RENAMED = ((r"\.blocks\.0\.", ".conv1."), (r"\.blocks\.1\.", ".conv2."), (r"(modules\.\d+\.2)\.conv\.", r"\1."))
-BACK = (
-    (r"\.conv1\.", ".blocks.0."),
-    (r"\.conv2\.", ".blocks.1."),
-    (r"(modules\.\d+\.2)\.(weight|bias)", r"\1.conv.\2"),
-)
-MODES = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MIN_MAX")
-"""How features are normalised in what is written here."""
-EPSILON = 1e-8
-"""What LeRobot adds to a standard deviation."""
+RENAMED = {r"\.blocks\.0\.": ".conv1.", r"\.blocks\.1\.": ".conv2.", r"(modules\.\d+\.2)\.conv\.": r"\1."}
+BACK = {r"\.conv1\.": ".blocks.0.", r"\.conv2\.": ".blocks.1.", r"(modules\.\d+\.2)\.(weight|bias)": r"\1.conv.\2"}
+MODES = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MIN_MAX")  # of features in what is written here
+EPSILON = 1e-8  # LeRobot adds it to a standard deviation
 
 
-def read_lerobot(path: Path) -> ForeignCheckpoint:
+def read_lerobot(path: Path) -> published.ForeignCheckpoint:
     """Open a directory that LeRobot saved (`.../pretrained_model`); its weights are what LeRobot evaluates.
 
     Raises:
@@ -112,18 +73,18 @@ def read_lerobot(path: Path) -> ForeignCheckpoint:
     config = _json(path / "config.json")
     if config.get("type") not in TYPES:
         raise CheckpointError(f"{path}: a policy of type {config.get('type')}; only {' and '.join(TYPES)} convert")
-    require(path, config, SETTINGS)
+    published.require(path, config, SETTINGS)
     try:
         spec = _spec(path, config)
     except (KeyError, TypeError) as error:
-        raise lacks(path, error) from None
+        raise published.lacks(path, error) from None
     weights = _tensors(path / "model.safetensors")
-    unet = {_rename(name, BACK): value for name, value in within("diffusion.unet.", weights).items()}
-    theirs = within(f"{THEIR_ENCODER}0.", weights) or within(THEIR_ENCODER, weights)
-    back = {there: here for here, there in ENCODER.items()}
-    encoder = under(CAMERA_ENCODER, renamed({n: value for n, value in theirs.items() if n != POSITIONS}, back))
-    ordered = under(NETWORK, reordered(unet, agent_first(spec).argsort(), spec))
-    return foreign(path, "LeRobot", spec, ordered | encoder | _normalisers(path, config, spec))
+    unet = {_rename(name, BACK): value for name, value in published.within("diffusion.unet.", weights).items()}
+    theirs = published.within(f"{THEIR_ENCODER}0.", weights) or published.within(THEIR_ENCODER, weights)
+    weighty = {name: value for name, value in theirs.items() if name != POSITIONS}
+    encoder = published.under(CAMERA_ENCODER, published.renamed(weighty, HERE))
+    ordered = published.under(NETWORK, published.reordered(unet, published.agent_first(spec).argsort(), spec))
+    return published.foreign(path, "LeRobot", spec, ordered | encoder | _normalisers(path, config, spec))
 
 
 def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
@@ -138,34 +99,18 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
         raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); PushT has one")
     encoder, numbers = None, sizes[STATE] + sizes.get(BLOCK, 0)
     if seen:
-        require(path, config, ENCODER_SETTINGS)
-        side = seen_side(path, features[seen[0]]["shape"][1:], config["crop_shape"])
-        encoder = EncoderSpec((CAMERA,), side, RESNET_WIDTH)
-    return PolicySpec(
-        obs="image" if encoder else observed(path, numbers),
-        obs_dim=numbers,
-        action_dim=sizes[ACTION],
-        horizon=whole(config["horizon"]),
-        obs_steps=whole(config["n_obs_steps"]),
-        action_steps=whole(config["n_action_steps"]),
-        diffusion_steps=whole(config["num_train_timesteps"]),
-        prediction=predicted(path, config["prediction_type"]),
-        data_scale=float(config["clip_sample_range"]),
-        down_dims=tuple(whole(channels) for channels in config["down_dims"]),
-        step_embed_dim=whole(config["diffusion_step_embed_dim"]),
-        kernel_size=whole(config["kernel_size"]),
-        groups=config["n_groups"],
-        encoder=encoder,
-    )
+        published.require(path, config, ENCODER_SETTINGS)
+        encoder = published.encoder_spec(path, features[seen[0]]["shape"][1:], config["crop_shape"])
+    obs = "image" if encoder else published.observed(path, numbers)
+    return published.policy_spec(path, config, obs=obs, obs_dim=numbers, action_dim=sizes[ACTION], encoder=encoder)
 
 
 def _cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The features that are pictures."""
     return [name for name, feature in features.items() if feature.get("type") == "VISUAL"]
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
+def _rename(name: str, rules: Mapping[str, str]) -> str:
+    for pattern, replacement in rules.items():
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -183,23 +128,15 @@ def _normalisers(path: Path, config: Mapping[str, Any], spec: PolicySpec) -> dic
         for key, feature in features.items()
     }
     for camera in _cameras(features):
-        check_pixels(path, *affine.pop(camera))
-    action = [values / spec.data_scale for values in affine.pop(ACTION)]
+        published.check_pixels(path, *affine.pop(camera))
     observation = [torch.cat([affine[key][i] for key in (STATE, BLOCK) if key in affine]) for i in (0, 1)]
     if spec.encoder is None:
-        observation = [values[agent_first(spec).argsort()] for values in observation]
-    parts = ("scale", "offset")
-    return under(OBSERVATION, dict(zip(parts, observation, strict=True))) | under(
-        published.ACTION, dict(zip(parts, action, strict=True))
-    )
+        observation = [values[published.agent_first(spec).argsort()] for values in observation]
+    return published.normalizers(observation, affine[ACTION], spec)
 
 
 def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset (size,) of a feature.
-
-    Raises:
-        CheckpointError: If its mode is unknown, its statistics are missing, or one of its numbers is constant.
-    """
+    """Scale and offset (size,) of a feature; a CheckpointError if they are unknown or a number is constant."""
     if mode == "IDENTITY":
         return torch.ones(size), torch.zeros(size)
     names = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std")}.get(mode)
@@ -219,18 +156,18 @@ def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: 
 def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     """Write a directory for LeRobot's `DiffusionPolicy.from_pretrained`, with its processors: the EMA weights.
 
-    Raises:
-        CheckpointError: If the policy has no counterpart there.
+    A CheckpointError if the policy has no counterpart there.
     """
-    exportable(checkpoint, spec)
+    published.exportable(checkpoint, spec)
     if spec.horizon % 2 ** len(spec.down_dims):
         raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
     weights = checkpoint.tensors("ema")
-    ordered = reordered(within(NETWORK, weights), agent_first(spec), spec)
-    theirs = under("diffusion.unet.", {_rename(name, RENAMED): value for name, value in ordered.items()})
+    ordered = published.reordered(published.within(NETWORK, weights), published.agent_first(spec), spec)
+    theirs = published.under("diffusion.unet.", {_rename(name, RENAMED): value for name, value in ordered.items()})
     if spec.encoder:
-        positions = {POSITIONS: torch.stack(places(spec.encoder), dim=1)}
-        theirs |= under(THEIR_ENCODER, renamed(within(CAMERA_ENCODER, weights), ENCODER) | positions)
+        positions = {POSITIONS: torch.stack(published.places(spec.encoder), dim=1)}
+        camera = published.renamed(published.within(CAMERA_ENCODER, weights), ENCODER)
+        theirs |= published.under(THEIR_ENCODER, camera | positions)
     seen = {IMAGE: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}}
     block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - AGENT_DIM]}}
     features = {
@@ -239,7 +176,7 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
         ACTION: {"type": "ACTION", "shape": [spec.action_dim]},
     }
     out.mkdir(parents=True)
-    _write_json(out / "config.json", _config(spec, features))
+    (out / "config.json").write_text(json.dumps(_config(spec, features), indent=2) + "\n")
     _write_tensors(out / "model.safetensors", theirs)
     _write_processors(out, features, _ranges(weights, spec))
 
@@ -271,7 +208,7 @@ def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[st
 
 def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
     """Smallest and largest value of each feature: what is normalised to -1 and 1."""
-    numbers = torch.arange(spec.obs_dim) if spec.encoder else agent_first(spec)  # beside pictures, the agent's alone
+    numbers = torch.arange(AGENT_DIM) if spec.encoder else published.agent_first(spec)
     parts = [
         (STATE, OBSERVATION, numbers[:AGENT_DIM], 1.0),
         (BLOCK, OBSERVATION, numbers[AGENT_DIM:], 1.0),
@@ -287,7 +224,7 @@ def _ranges(weights: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor
 
 
 def _write_processors(out: Path, features: Mapping[str, Any], ranges: Mapping[str, Tensor]) -> None:
-    """The steps before and after the policy, and the statistics that both use."""
+    """Write the steps before and after the policy, and the statistics that both use."""
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
     before = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
@@ -298,7 +235,7 @@ def _write_processors(out: Path, features: Mapping[str, Any], ranges: Mapping[st
     action = {ACTION: features[ACTION]}
     after = [_normalising(out, "policy_postprocessor_step_0_unnormalizer_processor", action, ranges), device]
     for name, steps in (("policy_preprocessor", before), ("policy_postprocessor", after)):
-        _write_json(out / f"{name}.json", {"name": name, "steps": steps})
+        (out / f"{name}.json").write_text(json.dumps({"name": name, "steps": steps}, indent=2) + "\n")
 
 
 def _normalising(out: Path, name: str, features: Mapping[str, Any], ranges: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -316,16 +253,12 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     safetensors.torch.save_file(contiguous, file, {"format": "pt"})
 
 
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n")
-
-
 def _json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        said = f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4 or newer"
-        raise CheckpointError(said) from None
+        text = f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4 or newer"
+        raise CheckpointError(text) from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

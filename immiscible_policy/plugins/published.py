@@ -21,33 +21,23 @@ from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.tasks.pusht import CAMERA, SIZE
 
-OBSERVED = {20: "keypoints", 5: "state"}
-"""What is observed, by the numbers of one observation."""
-PREDICTIONS = ("epsilon", "sample")
-"""What the network may predict, in diffusers' terms."""
-RESNET_WIDTH = 64
-"""Channels of a ResNet-18's first stage."""
-REDUCTION = 32
-"""How much smaller than the picture the last maps are."""
-FINAL_GROUPS = 8
-"""Groups of the U-Net's last block, which in the other projects no option changes."""
+OBSERVED = {20: "keypoints", 5: "state"}  # by the numbers of one observation
+NOISING = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}  # in the terms of both projects
+PREDICTIONS = ("epsilon", "sample")  # in diffusers' terms
+RESNET_WIDTH = 64  # channels of a ResNet-18's first stage
+REDUCTION = 32  # how much smaller than the picture the last maps are
+FINAL_GROUPS = 8  # of the U-Net's last block, which in the other projects no option changes
+# Where the weights of the U-Net, of the normalisers, and of PushT's camera are here.
 NETWORK, OBSERVATION, ACTION = "network.", "observer.normalizer.", "action."
-"""Where the weights of the U-Net and the normalisers are here."""
 CAMERA_ENCODER = f"observer.encoder.obs_nets.{CAMERA}."
-"""Where the weights of PushT's camera are here."""
-AGENT_DIM = 2
-"""Numbers of the agent's position."""
+AGENT_DIM = 2  # numbers of the agent's position
 AGENT = {"keypoints": slice(18, 20), "state": slice(0, 2), "image": slice(FEATURES, FEATURES + AGENT_DIM)}
 """Where the agent's position lies in an observation here."""
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint(Checkpoint):
-    """A checkpoint of another project, its weights under the names used here.
-
-    Attributes:
-        weights: What the policy that `metadata` describes takes.
-    """
+    """A checkpoint of another project, its weights under the names used here."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -69,12 +59,33 @@ def foreign(
     return ForeignCheckpoint(path, metadata, dict(weights))
 
 
-def whole(value: Any) -> int:
-    """A size from a configuration.
+def policy_spec(path: Path, settings: Mapping[str, Any], **sizes: Any) -> PolicySpec:
+    """The specification that a configuration gives, under the names that Diffusion Policy and LeRobot share.
 
     Raises:
-        TypeError: If it is no whole number.
+        CheckpointError: If the network predicts something else than `PREDICTIONS`; a KeyError if a setting is missing,
+            a TypeError if one is of another kind.
     """
+    prediction = settings["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise CheckpointError(f"{path}: prediction_type={prediction}; only {' and '.join(PREDICTIONS)} convert")
+    return PolicySpec(
+        **sizes,
+        horizon=whole(settings["horizon"]),
+        obs_steps=whole(settings["n_obs_steps"]),
+        action_steps=whole(settings["n_action_steps"]),
+        diffusion_steps=whole(settings["num_train_timesteps"]),
+        prediction=prediction,
+        data_scale=float(settings["clip_sample_range"]),
+        down_dims=tuple(whole(channels) for channels in settings["down_dims"]),
+        step_embed_dim=whole(settings["diffusion_step_embed_dim"]),
+        kernel_size=whole(settings["kernel_size"]),
+        groups=settings["n_groups"],
+    )
+
+
+def whole(value: Any) -> int:
+    """A size from a configuration; a TypeError if it is not a whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"a whole number where it says {value}")
     return value
@@ -85,12 +96,15 @@ def lacks(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: the configuration lacks {error}")
 
 
-def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a setting that the architecture here does not have.
+def normalizers(observation: Sequence[Tensor], action: Sequence[Tensor], spec: PolicySpec) -> dict[str, Tensor]:
+    """The tensors of both normalisers here; scale and offset (Do,) and (Da,), the actions' as they are elsewhere."""
+    parts = ("scale", "offset")
+    scaled = dict(zip(parts, (values / spec.data_scale for values in action), strict=True))
+    return under(OBSERVATION, dict(zip(parts, observation, strict=True))) | under(ACTION, scaled)
 
-    Raises:
-        CheckpointError: Naming the first setting that differs.
-    """
+
+def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse settings that the architecture here does not have, by a CheckpointError that names the first."""
     for key, value in wanted.items():
         if config.get(key) != value:
             raise CheckpointError(f"{path}: {key}={config.get(key)}; only {key}={value} can be expressed here")
@@ -109,10 +123,7 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
         raise CheckpointError(f"{path}: prediction={spec.prediction}; only {' and '.join(PREDICTIONS)} convert")
     if spec.groups != FINAL_GROUPS:
         raise CheckpointError(f"{path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
-    if encoder is None:
-        return
-    seen_side(path, [SIZE, SIZE], [encoder.crop, encoder.crop])
-    if encoder != EncoderSpec((CAMERA,), encoder.crop, RESNET_WIDTH):
+    if encoder and encoder != encoder_spec(path, [SIZE, SIZE], [encoder.crop, encoder.crop]):
         raise CheckpointError(
             f"{path}: encoder_width={encoder.width}, cameras={','.join(encoder.cameras)}, "
             f"shared_encoder={encoder.shared}; "
@@ -120,23 +131,8 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
         )
 
 
-def predicted(path: Path, prediction: Any) -> str:
-    """The `prediction` of a setting `prediction_type`.
-
-    Raises:
-        CheckpointError: If it is another one.
-    """
-    if prediction not in PREDICTIONS:
-        raise CheckpointError(f"{path}: prediction_type={prediction}; only {' and '.join(PREDICTIONS)} convert")
-    return prediction
-
-
 def observed(path: Path, numbers: int) -> str:
-    """The `obs` of so many numbers per observation.
-
-    Raises:
-        CheckpointError: If PushT has no such observation.
-    """
+    """The `obs` of so many numbers per observation; a CheckpointError if PushT has none."""
     if numbers not in OBSERVED:
         known = ", ".join(f"{count} ({name})" for count, name in OBSERVED.items())
         raise CheckpointError(f"{path}: {numbers} numbers per observation; PushT has {known}")
@@ -164,24 +160,16 @@ def reordered(unet: Mapping[str, Tensor], order: Tensor, spec: PolicySpec) -> di
     }
 
 
-def seen_side(path: Path, sides: Sequence[int], crop: Sequence[int] | None) -> int:
-    """Side of the square that is seen of PushT's pictures [px].
-
-    Raises:
-        CheckpointError: If the pictures have other sides, or what is seen is no square with the same middle.
-    """
+def encoder_spec(path: Path, sides: Sequence[int], crop: Sequence[int] | None) -> EncoderSpec:
+    """What encodes a square of PushT's pictures [px]; a CheckpointError for other sides or another middle."""
     crop = crop or sides
     if list(sides) != [SIZE, SIZE] or crop[0] != crop[1] or (SIZE - crop[0]) % 2:
         raise CheckpointError(f"{path}: pictures of {sides}, of which {crop} are seen; PushT's are {SIZE} x {SIZE}")
-    return crop[0]
+    return EncoderSpec((CAMERA,), crop[0], RESNET_WIDTH)
 
 
 def check_pixels(path: Path, scale: Tensor, offset: Tensor) -> None:
-    """Refuse pixels that are mapped from 0..1 to anything but -1..1.
-
-    Raises:
-        CheckpointError: If they are.
-    """
+    """Refuse pixels that are mapped from 0..1 to anything but -1..1, by a CheckpointError."""
     if not (torch.allclose(scale, torch.tensor(2.0)) and torch.allclose(offset, torch.tensor(-1.0))):
         raise CheckpointError(f"{path}: pixels are not mapped to -1..1 (a mean and a deviation of 0.5)")
 
@@ -194,11 +182,9 @@ def places(spec: EncoderSpec) -> tuple[Tensor, Tensor]:
 
 
 def encoder_names(backbone: str, linear: str) -> dict[str, str]:
-    """Where the parts of a camera's encoder are in another project, by where they are here.
+    """Where the parts of a camera's encoder are in another project, by where they are here: prefixes.
 
-    Args:
-        backbone: Prefix there of the ResNet's stages, which are numbered; those left out have no weights.
-        linear: Prefix there of the last layer.
+    There, the ResNet's stages are numbered behind `backbone`; those left out have no weights.
     """
     stages = {"conv1": 0, "bn1": 1} | {f"layer{i + 1}": i + 4 for i in range(4)}
     named = {f"backbone.{stage}.": f"{backbone}{number}." for stage, number in stages.items()}

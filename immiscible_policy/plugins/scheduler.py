@@ -27,35 +27,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ChosenNoise:
-    """An `add_noise` that chooses the noise before it adds it; a copy of the scheduler gets one of its own.
-
-    Attributes:
-        add_noise: The scheduler's own.
-        choose: Makes noise for clean samples (B, ...), of the same shape.
-    """
+    """An `add_noise` that chooses the noise before it adds it; a copy of the scheduler gets one of its own."""
 
     add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
     choose: Callable[[Tensor], Tensor]
 
     def __call__(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Overwrite the noise with the chosen one, in place, and add it.
-
-        Args:
-            original_samples: Clean samples (B, ...).
-            noise: The caller's noise, of the same shape.
-            timesteps: Diffusion steps (B,).
-
-        Returns:
-            Noisy samples (B, ...).
+        """Overwrite the noise of clean samples (B, ...) with the chosen one, in place, and add it: noisy samples.
 
         Raises:
             ValueError: If the shapes differ.
         """
         if noise.shape != original_samples.shape:
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, the samples {tuple(original_samples.shape)}; "
-                "chosen noise needs a tensor of its own for each sample"
-            )
+            shapes = f"noise has shape {tuple(noise.shape)}, the samples {tuple(original_samples.shape)}"
+            raise ValueError(f"{shapes}; chosen noise needs a tensor of its own for each sample")
         noise.copy_(self.choose(original_samples.detach()))
         return self.add_noise(original_samples, noise, timesteps)
 
@@ -63,11 +48,6 @@ class ChosenNoise:
 @contextmanager
 def chosen_noise(scheduler: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within this context, whatever is noised by `scheduler.add_noise` is noised with chosen noise.
-
-    ```python
-    with chosen_noise(policy.noise_scheduler, make_selector("knn", k=2)):
-        loss = policy.compute_loss(batch)
-    ```
 
     Args:
         scheduler: A noise scheduler of diffusers, or anything with its `add_noise(original_samples, noise, timesteps)`.

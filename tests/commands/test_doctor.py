@@ -57,7 +57,7 @@ def shift(arrays, steps):
 def test_nothing_is_wrong_with_a_sound_store(sound):
     found = list(doctor.store_findings(sound, PUSHT))
     assert len(found) == 2 and not wrong(found)
-    assert "4 episodes of 40 to 40 steps" in found[0].said and "from t to t + 1" in found[1].said
+    assert "4 episodes of 40 to 40 steps" in found[0].result and "from t to t + 1" in found[1].result
 
 
 @pytest.mark.parametrize("steps", [-2, -1, 1, 2])
@@ -65,7 +65,7 @@ def test_actions_that_are_offset_are_found_and_the_cure_cures(sound, tmp_path, s
     path = changed(sound, tmp_path / "offset.zarr", lambda arrays: shift(arrays, steps))
     (finding,) = wrong(doctor.offset_findings(*moved_by(path)))
     amount = "1 step" if abs(steps) == 1 else "2 steps"
-    assert f"the actions come {amount} too {'late' if steps > 0 else 'early'}" in finding.said
+    assert f"the actions come {amount} too {'late' if steps > 0 else 'early'}" in finding.result
     assert f"store action[t{steps:+d}] as action[t]" in finding.cure
 
     def apply(arrays):
@@ -86,14 +86,14 @@ def test_offsets_are_found_whatever_the_noise_of_the_positions(sound, tmp_path):
     errors = doctor.offset_errors(*moved_by(changed(sound, tmp_path / "noisy.zarr", noisy)))
     assert min(errors, key=lambda each: errors[each]) == 0
     late = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(noisy(arrays), 2))
-    assert "2 steps too late" in wrong(doctor.offset_findings(*moved_by(late)))[0].said
+    assert "2 steps too late" in wrong(doctor.offset_findings(*moved_by(late)))[0].result
 
 
 def test_short_episodes_say_nothing_about_offsets(tmp_path):
     path = write_small_store(tmp_path / "short.zarr", steps=6)
     findings = list(doctor.store_findings(path, PUSHT))
-    assert "too short to tell" in findings[-1].said
-    assert "4 of 4 episodes are shorter than a window" in wrong(findings)[0].said
+    assert "too short to tell" in findings[-1].result
+    assert "4 of 4 episodes are shorter than a window" in wrong(findings)[0].result
 
 
 def test_repeated_steps_by_hand():
@@ -111,7 +111,7 @@ def test_stored_padding_is_found(sound, tmp_path):
         tmp_path / "padded.zarr",
         lambda arrays: {name: np.concatenate([v, np.repeat(v[-1:], 12, axis=0)]) for name, v in arrays.items()},
     )
-    said = wrong(doctor.store_findings(path, PUSHT))[0].said
+    said = wrong(doctor.store_findings(path, PUSHT))[0].result
     assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in said
 
 
@@ -119,12 +119,12 @@ def test_values_that_are_no_numbers_are_found(sound, tmp_path):
     path = changed(sound, tmp_path / "nan.zarr", lambda arrays: arrays)
     zarr.open_group(path, mode="r+")["data/action"][7, 1] = np.nan
     (finding,) = wrong(doctor.store_findings(path, PUSHT))
-    assert "data/action[1] is nan at step 7 (episode 0, its step 7)" in finding.said and "repair" in finding.cure
+    assert "data/action[1] is nan at step 7 (episode 0, its step 7)" in finding.result and "repair" in finding.cure
 
 
 def test_normalised_positions_are_found(sound, tmp_path):
     path = changed(sound, tmp_path / "n.zarr", lambda arrays: arrays | {"action": arrays["action"] / 512})
-    assert any("is no span of pixels" in finding.said for finding in wrong(doctor.store_findings(path, PUSHT)))
+    assert any("is no span of pixels" in finding.result for finding in wrong(doctor.store_findings(path, PUSHT)))
 
 
 def test_dark_images_are_found(tmp_path):
@@ -133,14 +133,14 @@ def test_dark_images_are_found(tmp_path):
     images = zarr.open_group(path, mode="r+")["data/img"]
     images[:] = images[:] / 255
     (finding,) = wrong(doctor.store_findings(path, PUSHT))
-    assert "pixels of 0..1" in finding.said and finding.cure == "multiply data/img by 255"
+    assert "pixels of 0..1" in finding.result and finding.cure == "multiply data/img by 255"
 
 
 @pytest.mark.parametrize("place", ["absent.zarr", "__init__.py"])
 def test_what_is_no_store_is_one_finding(tmp_path, place):
     (tmp_path / "__init__.py").touch()
     (finding,) = list(doctor.store_findings(tmp_path / place, PUSHT))
-    assert finding.cure and "\n" not in finding.said
+    assert finding.cure and "\n" not in finding.result
 
 
 def checkpoint(run, sound, spec=SPEC, damage=None, config=None):
@@ -164,7 +164,7 @@ def test_nothing_is_wrong_with_a_sound_checkpoint(sound, tmp_path):
     found = list(doctor.examine(None, checkpoint(tmp_path / "run", sound)))
     assert not wrong(found)
     assert [finding.subject for finding in found] == ["versions", "GPU", "checkpoint", "data", "offset", "normaliser"]
-    assert str(sound) in found[3].said, "the data that the checkpoint records"
+    assert str(sound) in found[3].result, "the data that the checkpoint records"
 
 
 def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
@@ -173,7 +173,7 @@ def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
     _, (_, policy, spec) = doctor.open_policy(path)
 
     def said(**arrays):
-        return wrong(doctor.normaliser_findings(arrays_changed(demos, **arrays), PUSHT, policy, spec))[0].said
+        return wrong(doctor.normaliser_findings(arrays_changed(demos, **arrays), PUSHT, policy, spec))[0].result
 
     assert "action[" in said(action=demos["action"] * 2) and "reaches" in said(action=demos["action"] * 2)
     middle = (demos["action"].min(axis=0) + demos["action"].max(axis=0)) / 2
@@ -191,16 +191,16 @@ def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sou
         keypoint[demos.episode_ends[0] + step] += 400
         return wrong(doctor.normaliser_findings(arrays_changed(demos, keypoint=keypoint), PUSHT, policy, spec))
 
-    assert not found(-1) and "reaches" in found(-30)[0].said
+    assert not found(-1) and "reaches" in found(-30)[0].result
     short = replace(demos, episode_ends=np.arange(4, len(demos) + 1, 4))
     (finding,) = doctor.normaliser_findings(short, PUSHT, policy, spec)
-    assert "no episode is as long as a window" in finding.said and not wrong([finding])
+    assert "no episode is as long as a window" in finding.result and not wrong([finding])
 
 
 def test_a_checkpoint_whose_weights_are_no_numbers_is_found(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, damage="network.final_conv.1.bias")
     found, opened = doctor.open_policy(path)
-    assert "final_conv.1.bias first" in wrong(found)[0].said and opened is not None
+    assert "final_conv.1.bias first" in wrong(found)[0].result and opened is not None
 
 
 def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_path):
@@ -208,7 +208,7 @@ def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_pat
     file = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(settings | {"horizon": 32, "steps": 50, "threads": 4}))
-    said = sorted(finding.said for finding in wrong(doctor.open_policy(path)[0]))
+    said = sorted(finding.result for finding in wrong(doctor.open_policy(path)[0]))
     assert len(said) == 3
     assert "step 100 lies beyond steps=50" in said[0]
     assert "says horizon=32, the checkpoint has 16" in said[1] and "says steps=50" in said[2]
@@ -216,7 +216,7 @@ def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_pat
 
 def test_a_record_that_contradicts_itself_is_found(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, config={"down_dims": [16, 64]})
-    said = wrong(doctor.open_policy(path)[0])[0].said
+    said = wrong(doctor.open_policy(path)[0])[0].result
     assert said == "its metadata says down_dims=[16, 64], the checkpoint has (16, 32)"
 
 
@@ -224,20 +224,20 @@ def test_a_damaged_checkpoint_is_one_finding(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound)
     (path / "ema.safetensors").write_bytes(b"nothing")
     found, opened = doctor.open_policy(path)
-    assert opened is None and len(found) == 1 and "is corrupt" in found[0].said and found[0].cure
+    assert opened is None and len(found) == 1 and "is corrupt" in found[0].result and found[0].cure
 
 
 def test_a_checkpoint_from_elsewhere_is_compared_with_the_data_that_is_named(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound)
     convert(path, "diffusion_policy", tmp_path / "a.ckpt")
     silent, named = (list(doctor.examine(data, tmp_path / "a.ckpt"))[-1] for data in (None, sound))
-    assert "not compared" in silent.said and named.said == f"fits {sound}" and not wrong([silent, named])
+    assert "not compared" in silent.result and named.result == f"fits {sound}" and not wrong([silent, named])
 
 
 def test_data_that_is_gone_is_said_and_not_replaced(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, config={"data": "gone.zarr"})
     found = list(doctor.examine(None, path))
-    assert "gone.zarr, which the checkpoint was trained on, is not here" in found[-1].said and not wrong(found)
+    assert "gone.zarr, which the checkpoint was trained on, is not here" in found[-1].result and not wrong(found)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_versions_that_do_not_fit_are_found(monkeypatch, needed, said, cure):
     lines = [needed, "wandb>=99; extra == 'wandb'", "numpy>=1"]
     monkeypatch.setattr(doctor, "requires", lambda name: lines)
     (finding,) = wrong(doctor.package_findings())
-    assert said in finding.said and finding.cure == cure
+    assert said in finding.result and finding.cure == cure
 
 
 def test_a_gpu_that_pytorch_does_not_compute_on_is_found(monkeypatch):
@@ -262,7 +262,7 @@ def test_a_gpu_that_pytorch_does_not_compute_on_is_found(monkeypatch):
     monkeypatch.setattr(doctor, "hardware", lambda: {"gpu": "a GPU"})
     monkeypatch.setattr(torch, "ones", fails)
     (finding,) = wrong(doctor.gpu_findings())
-    assert finding.said == "a GPU does not compute (no kernel image is available)"
+    assert finding.result == "a GPU does not compute (no kernel image is available)"
 
 
 def test_the_command_exits_with_what_it_found(sound, tmp_path):

@@ -38,7 +38,7 @@ def press(session, key):
 
 
 def agent(session):
-    return session._state[:2]
+    return session._recording.state[:2]
 
 
 def drag(session, steps):
@@ -66,7 +66,7 @@ def test_nothing_moves_before_the_pointer_touches_the_agent(saved):
 
 def test_saved_rows_are_what_happened(saved):
     session = Session(saved.append)
-    start = session._state
+    start = session._recording.state
     drag(session, 12)
     press(session, pygame.K_s)
     (data,) = saved
@@ -92,10 +92,10 @@ def test_success_saves_and_begins_the_next_episode(saved, monkeypatch):
 
 def test_retry_begins_the_same_episode_again_and_records_nothing_of_it(saved):
     session = Session(saved.append)
-    start = session._state
+    start = session._recording.state
     drag(session, 5)
     press(session, pygame.K_r)
-    np.testing.assert_array_equal(session._state, start)
+    np.testing.assert_array_equal(session._recording.state, start)
     assert not saved
     drag(session, 3)
     press(session, pygame.K_s)
@@ -123,8 +123,8 @@ def test_a_later_session_goes_on_with_the_next_start(saved):
     drag(first, 2)
     press(first, pygame.K_s)
     second = Session(saved.append, episode=1, seed=7)
-    np.testing.assert_array_equal(second._state, first._state)
-    assert (Session(saved.append, episode=1, seed=8)._state != first._state).any()
+    np.testing.assert_array_equal(second._recording.state, first._recording.state)
+    assert (Session(saved.append, episode=1, seed=8)._recording.state != first._recording.state).any()
     drag(second, 3)
     press(second, pygame.K_s)
     assert lengths(saved) == [2, 3] and second.episode == 2

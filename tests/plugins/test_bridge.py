@@ -437,7 +437,7 @@ def changed_ckpt(tmp_path, change):
         (lambda p: p["cfg"]["policy"].pop("horizon"), "the configuration lacks 'horizon'"),
         (lambda p: p["cfg"]["policy"]["model"].update(down_dims=[16]), "weights do not fit"),
         (lambda p: p["state_dicts"]["ema_model"].pop("normalizer.params_dict.obs.scale"), "before its normaliser"),
-        (lambda p: p.pop("cfg"), "no workspace of Diffusion Policy"),
+        (lambda p: p.pop("cfg"), "not a workspace of Diffusion Policy"),
     ],
 )
 def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, said):
