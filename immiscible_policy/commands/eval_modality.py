@@ -49,14 +49,10 @@ Runs = dict[Path, dict[int, list[Checkpoint]]]
 
 
 def find_runs(text: str, checkpoints: str) -> Runs:
-    """The runs that were asked for, and of each seed the checkpoints whose steps all of its seeds keep.
-
-    Args:
-        text: Directories separated by commas, each a run or a directory of runs.
-        checkpoints: `all`, or `last` for the newest of these.
+    """The runs in directories, and of each seed the checkpoints, all or the last, whose steps all of its seeds keep.
 
     Raises:
-        CommandError: If a directory holds no run, two have one name, or the seeds of a run share no checkpoint.
+        CommandError: If a directory has no run, two have one name, or the seeds of a run share no checkpoint.
     """
     kept: Runs = {}
     for directory in (Path(part).expanduser() for part in text.split(",")):
@@ -66,30 +62,18 @@ def find_runs(text: str, checkpoints: str) -> Runs:
         for run in sorted(runs, key=lambda run: (run.name != "vanilla", run.name)):
             if run.name in [path.name for path in kept]:
                 raise CommandError(f"runs={text}: two runs have the same name, {run.name}")
-            of_seed = run.checkpoints()
-            steps = [{checkpoint.step for checkpoint in found} for found in of_seed.values()]
-            shared = sorted(set.intersection(*steps)) if steps else []
+            by_seed = {seed: {one.step: one for one in saved} for seed, saved in run.checkpoints().items()}
+            shared = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
             if not shared:
-                raise CommandError(
-                    f"runs={run.path}: its {len(of_seed)} seeds with checkpoints keep none at the same step; "
-                    "train them first"
-                )
+                problem = f"its {len(by_seed)} seeds with checkpoints keep none at the same step; train them first"
+                raise CommandError(f"runs={run.path}: {problem}")
             chosen = shared if checkpoints == "all" else shared[-1:]
-            kept[run.path] = {
-                seed: [checkpoint for checkpoint in found if checkpoint.step in chosen]
-                for seed, found in of_seed.items()
-            }
+            kept[run.path] = {seed: [saved[step] for step in chosen] for seed, saved in by_seed.items()}
     return kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `eval_modality.py`.
-
-    Args:
-        argv: Words of the command line; those of the process by default, with a mistake shown as one line.
-
-    Returns:
-        Exit code 0.
+    """Run the words of a command line; without argv those of the process, with a mistake shown as one line.
 
     Raises:
         ValueError: For a mistake in argv, or runs that cannot be read.
@@ -103,10 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         training_modes(RunDirectory(run))  # refuses unreadable demonstrations before the first rollout
     solvers = {run: _solvers(kept, options) for run, kept in runs.items()}
     if sum(map(len, solvers.values())) > len(COLOURS):
-        raise CommandError(
-            f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers cannot be told apart in one picture; "
-            f"{len(COLOURS)} can"
-        )
+        crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
+        raise CommandError(f"{crowd} cannot be told apart in one picture; {len(COLOURS)} can")
     arms = []
     with Console(stderr=True).status("") as status:
         for run, kept in runs.items():
@@ -123,6 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def figures(arms: Sequence[Arm]) -> dict[str, Any]:
     """Everything counted, and the measures at every checkpoint; None where there is none."""
+
+    def at_every_checkpoint(arm: Arm, name: str) -> list[dict[str, Any]]:
+        values, floor = arm.values(name), arm.floor(name)
+        return [
+            {
+                "step": step,
+                **interval.figures(estimate(values[:, index])),
+                "by_seed": values[:, index].mean(1).tolist(),
+                **({} if floor is None else {"floor": float(floor[index])}),
+            }
+            for index, step in enumerate(arm.steps)
+        ]
+
     base, modes = arms[0], arms[0].modes
     return {
         "modes": modes.names,
@@ -140,11 +135,11 @@ def figures(arms: Sequence[Arm]) -> dict[str, Any]:
                 "counts": arm.counts.tolist(),
                 "scores_by_start": arm.scores.tolist(),
                 "shares": shares(arm.counts.sum((0, 2))).tolist(),
-                **{name: _at_every_checkpoint(arm, name) for name in arm.measures},
+                **{name: at_every_checkpoint(arm, name) for name in arm.measures},
                 "difference_to": None if arm is base else base.name,
-                "difference": {}
-                if arm is base
-                else {name: interval.figures(difference(arm, base, name)) for name in arm.measures},
+                "difference": {
+                    name: interval.figures(difference(arm, base, name)) for name in arm.measures if arm is not base
+                },
             }
             for arm in arms
         ],
@@ -159,31 +154,28 @@ def markdown(arms: Sequence[Arm]) -> str:
                "its floor", metric)  # fmt: skip
     rows = [_row(arm) for arm in arms]
     rows += [[name, "", "", "", major, "", "", "", score] for name, major, score in modes.published]
-    lines = [
+    parts = [
         f"# {modes.title}",
-        "",
         f"{len(modes)} starts x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
         "intervals. Majority: share of the decided rollouts that took their start's most frequent mode (1: one "
         f"mode only). TV: total-variation distance to the training demonstrations {modes.alike}, {modes.names[-1]} "
         "counted as a mode of its own. Floor: what pure chance gives with as many rollouts.",
-        "",
         table(columns, rows),
-        "",
     ]
     if modes.published:
-        lines += [
-            "The published figures are from one symmetric start, their definition of the majority is not stated.",
-            "",
-        ]
-    lines += [f"- **{arm.name} is incomplete: {gap}.**" for arm in arms for gap in arm.gaps]
+        parts.append(
+            "The published figures are from one symmetric start, their definition of the majority is not stated."
+        )
+    lines = [f"- **{arm.name} is incomplete: {gap}.**" for arm in arms for gap in arm.gaps]
     for arm in arms:
         counts = (f"{count} {mode}" for count, mode in zip(arm.demonstrated, modes.names, strict=True))
         lines.append(f"- {arm.name}: demonstrations {modes.alike}: {', '.join(counts)}")
+    parts.append("\n".join(lines))
     if len(arms) > 1:
         rows = [[arm.name, *(_text(difference(arm, base, name), "+.3f") for name in arm.measures)] for arm in arms[1:]]
         head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
-        lines += ["", head, "", table(("run", *base.measures), rows)]
-    return "\n".join([*lines, ""])
+        parts += [head, table(("run", *base.measures), rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -198,30 +190,12 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any]) -> list[Solver]:
-    """The solvers that were asked for, or the run's own.
-
-    Raises:
-        CommandError: If one is named twice.
-        ValueError: If one is unknown.
-    """
-    checkpoint, names = next(iter(kept.values()))[0], solving.solver_name(options)
-    asked = [None] if names is None else names.split(",")
-    if len(set(asked)) < len(asked):
-        raise CommandError(f"solver={names}: a solver is named twice")
-    return [solving.chosen_solver(checkpoint, options, name) for name in asked]
-
-
-def _at_every_checkpoint(arm: Arm, name: str) -> list[dict[str, Any]]:
-    values, floor = arm.values(name), arm.floor(name)
-    return [
-        {
-            "step": step,
-            **interval.figures(estimate(values[:, index])),
-            "by_seed": values[:, index].mean(1).tolist(),
-            **({} if floor is None else {"floor": float(floor[index])}),
-        }
-        for index, step in enumerate(arm.steps)
-    ]
+    """The solvers that the options name, or the run's own; ValueError if one is unknown, or named twice."""
+    checkpoint, text = next(iter(kept.values()))[0], solving.solver_name(options)
+    names = [None] if text is None else text.split(",")
+    if len(set(names)) < len(names):
+        raise CommandError(f"solver={text}: a solver is named twice")
+    return [solving.chosen_solver(checkpoint, options, name) for name in names]
 
 
 def _row(arm: Arm) -> list[str]:

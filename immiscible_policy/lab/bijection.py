@@ -2,7 +2,7 @@
 
 Figure 2 of Improved Immiscible Diffusion (arXiv 2505.18521) reads a stable result as a bijection between noises and
 images. A start noise eps is perturbed to eps' = ((1 - W) eps + W eta) / sqrt((1 - W)^2 + W^2) with an independent eta:
-standard normal again for every W.
+standard normal again for every W (the paper's equation 1 may scale otherwise).
 
 - *Displacement*: root mean square distance of the result from that of the unperturbed noise, as a share of that at W =
   100 %, where the noise is independent. 0: nothing moved; 1: as far apart as any two results. *Linear in the noise* is
@@ -24,9 +24,10 @@ standard normal again for every W.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from statistics import mean
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -40,21 +41,14 @@ from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, SEED
-from immiscible_policy.lab.perturbation import (
-    Perturbed,
-    PerturbedPolicy,
-    chunk_generator,
-    linear_displacement,
-    perturbed_results,
-)
-from immiscible_policy.lab.report import Document, curves, legend, plain, program, require, table
+from immiscible_policy.lab.report import Document, curves, legend, means, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
 from immiscible_policy.palette import COLOURS, GREY
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.solver import Solver
+from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import Checkpoint
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
@@ -64,14 +58,73 @@ DRAWN = {1.0: "#CCCCCC", 0.5: COLOURS[4], 0.1: COLOURS[0]}
 IMAGE_CALLS, STRIPS = 20, 3
 BATCH = 256
 LINEAR = "linear in the noise"
+Generate = Callable[[Tensor], Tensor]
+"""Turns start noises (N, ...) into samples (N, ...)."""
+
+
+def perturb(noise: Tensor, eta: Tensor, weight: Tensor | float) -> Tensor:
+    """eps': noise and an independent eta of its shape, mixed by W from 0 to 1 (a tensor broadcasts)."""
+    weight = torch.as_tensor(weight)
+    return ((1 - weight) * noise + weight * eta) / ((1 - weight).square() + weight.square()).sqrt()
+
+
+def linear_displacement(weight: float) -> float:
+    """How far, of the way between results of independent noises, a result linear in the noise moves: sqrt(1 - rho).
+
+    rho = (1 - W) / sqrt((1 - W)^2 + W^2) is the correlation of eps' with eps.
+    """
+    return math.sqrt(1 - (1 - weight) / math.hypot(1 - weight, weight))
+
+
+class Perturbed(NamedTuple):
+    """Results of start noises (N, ...), and of perturbed ones (M, P, N, ...) by weight and perturbation."""
+
+    reference: Tensor
+    results: Tensor
+
+    def displacement(self) -> list[float]:
+        """For each weight, the root mean square distance of the results from the reference, over all numbers."""
+        return [float((result - self.reference).square().mean().sqrt()) for result in self.results]
+
+
+def perturbed_results(
+    generate: Generate, noise: Tensor, weights: Sequence[float], perturbations: int, generator: torch.Generator
+) -> Perturbed:
+    """Start a model from noises (N, ...) and from P perturbed ones of each; all weights share the same eta."""
+    etas = [torch.randn(noise.shape, generator=generator) for _ in range(perturbations)]
+    results = [torch.stack([generate(perturb(noise, eta, weight)) for eta in etas]) for weight in weights]
+    return Perturbed(generate(noise), torch.stack(results))
+
+
+def chunk_generator(policy: Policy, observation: Tensor, solver: Solver) -> Generate:
+    """A policy's way from start noises (N, T, A) to normalised action chunks, one for each observation (N, O, Do).
+
+    Raises:
+        ValueError: If the solver adds noise of its own.
+    """
+    if draws(solver.plan(policy.path)) > 1:
+        raise ValueError(f"solver={solver.name}: it adds noise; only a deterministic solver follows its start noise")
+    condition = policy.encode(observation)
+    return lambda noise: policy.solve(condition, solver, noise[None]) / policy.data_scale
+
+
+class PerturbedPolicy:
+    """Samples like a policy, row i of B from start noises that weight i perturbs by eta of generator i."""
+
+    def __init__(self, policy: Policy, weights: Sequence[float], generators: Sequence[torch.Generator]) -> None:
+        self.policy, self.path, self.action, self.generators = policy, policy.path, policy.action, list(generators)
+        self.weights = torch.tensor(weights)[:, None, None]
+
+    def sample(self, observation: Tensor, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
+        """Action chunks (B, T, A), like `Policy.sample`."""
+        shape = (self.policy.horizon, len(self.action.scale))
+        noise, eta = (noise_rows(sources, 1, shape)[0] for sources in (generators, self.generators))
+        generate = chunk_generator(self.policy, observation, solver)
+        return self.action.unnormalize(generate(perturb(noise, eta, self.weights)))
 
 
 def measure(options: Document) -> Findings:
-    """Perturb start noises of policies, of image models, or of both.
-
-    Raises:
-        ValueError: If an option is unusable, or a run cannot be read.
-    """
+    """Perturb start noises of policies, of image models, or of both."""
     if not options["runs"] and not options["image_runs"]:
         raise CommandError("bijection needs runs=DIR,DIR (policies), image_runs=DIR,DIR (image models), or both")
     most = math.inf
@@ -80,16 +133,14 @@ def measure(options: Document) -> Findings:
     policies = lab_runs.newest_policies(options["runs"])
     models = lab_runs.newest_image_models(options["image_runs"])
     starts = {run: lab_runs.starts_of(seeds, options["starts"], 1) for run, seeds in policies.items()}
-    figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}, "images": {}}
+    figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}}
     figures["linear_model"] = [linear_displacement(weight) for weight in WEIGHTS]
     chunks: dict[str, Perturbed] = {}
-    images: dict[str, Perturbed] = {}
     for run, seeds in policies.items():
         measured = [measure_policy(c, solver, options, [] if i else starts[run]) for i, c in enumerate(seeds.values())]
         figures["policies"][run], chunks[run] = [outcome for outcome, _ in measured], measured[0][1]
-    for run, checkpoint in models.items():
-        images[run] = perturbed_images(checkpoint, options)
-        figures["images"][run] = {"displacement": images[run].displacement()}
+    images = {run: perturbed_images(checkpoint, options) for run, checkpoint in models.items()}
+    figures["images"] = {run: {"displacement": result.displacement()} for run, result in images.items()}
     figures["options"] = {key: options[key] for key in ("perturbations", "observations", "windows", "sampling_steps")}
     return Findings(figures, describe(figures), draw(figures, chunks, images))
 
@@ -99,9 +150,9 @@ def measure_policy(
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
     policy, _ = load_policy(checkpoint)
-    windows, _ = lab_runs.drawn_windows(checkpoint, options["data"], options["windows"], options["seed"], key="windows")
-    shown, _ = lab_runs.drawn_windows(
-        checkpoint, options["data"], options["observations"], options["seed"], key="observations"
+    windows, shown = (
+        lab_runs.drawn_windows(checkpoint, options["data"], options[key], options["seed"], key=key)[0]
+        for key in ("windows", "observations")
     )
     generate = chunk_generator(policy, shown.obs, solver)
     generator = torch_generator("cpu", "bijection chunks", options["seed"])
@@ -157,8 +208,7 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
 def score_change(checkpoint: Checkpoint, solver: Solver, start: int, perturbations: int, max_steps: int) -> list[float]:
     """For each weight, the mean absolute difference of the score of perturbed episodes from the unperturbed one's."""
     policy, spec = load_policy(checkpoint)
-    weights = [0.0, *(weight for weight in ROLLOUT_WEIGHTS for _ in range(perturbations))]
-    numbers = [0, *(number for _ in ROLLOUT_WEIGHTS for number in range(perturbations))]
+    weights, numbers = zip((0.0, 0), *product(ROLLOUT_WEIGHTS, range(perturbations)), strict=True)
     generators = [torch_generator("cpu", "bijection rollout", start, number) for number in numbers]
     agent, count = Agent(cast(Policy, PerturbedPolicy(policy, weights, generators)), spec, solver), len(weights)
     score = lab_runs.rolled_out(checkpoint, agent, [start] * count, batch_size=count, max_steps=max_steps)
@@ -175,26 +225,20 @@ def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     )
 
 
-def shares(displacements: Sequence[Sequence[float]]) -> list[float]:
-    """Displacements over those at W = 100 %, mean over seeds."""
-    return [
-        mean(values) for values in zip(*([d / of_seed[-1] for d in of_seed] for of_seed in displacements), strict=True)
-    ]
-
-
 def _moved(figures: Document) -> dict[str, list[float]]:
-    """Displacement of every run, as shares."""
-    moved = {LINEAR: figures["linear_model"]}
-    for run, seeds in figures["policies"].items():
-        moved[run] = shares([outcome["chunk_displacement"] for outcome in seeds])
-    for run, outcome in figures["images"].items():
-        moved[run] = shares([outcome["displacement"]])
-    return moved
+    """Displacement of every run over that at W = 100 %, mean over seeds."""
+    displacements = {run: [seed["chunk_displacement"] for seed in seeds] for run, seeds in figures["policies"].items()}
+    displacements |= {run: [outcome["displacement"]] for run, outcome in figures["images"].items()}
+    moved = {
+        run: means([distance / of_seed[-1] for distance in of_seed] for of_seed in seeds)
+        for run, seeds in displacements.items()
+    }
+    return {LINEAR: figures["linear_model"]} | moved
 
 
-def _changed(seeds: Sequence[Document]) -> list[float]:
+def _changed(figures: Document) -> dict[str, list[float]]:
     """Change of the score for every weight, mean over the starts of the first seed."""
-    return [mean(values) for values in zip(*seeds[0]["score_change"].values(), strict=True)]
+    return {run: means(seeds[0]["score_change"].values()) for run, seeds in figures["policies"].items()}
 
 
 def describe(figures: Document) -> str:
@@ -219,7 +263,7 @@ def describe(figures: Document) -> str:
             "error, always the mean chunk": "{rmse_mean:.1f}",
         }
         parts.append(table(columns, decided))
-        rolled = [{"label": run, "values": _changed(seeds)} for run, seeds in figures["policies"].items()]
+        rolled = [{"label": run, "values": values} for run, values in _changed(figures).items()]
         columns = {f"W = {weight:.0%}": f"{{values[{i}]:.3f}}" for i, weight in enumerate(ROLLOUT_WEIGHTS)}
         parts.append(table({"change of the score, first seed": "{label}", **columns}, rolled))
     return "\n\n".join(parts)
@@ -255,8 +299,7 @@ def _draw_figures(figure: SubFigure, figures: Document) -> None:
             panels[1].scatter([place] * len(values), values, color=colour, s=22, zorder=3)
         panels[1].set_xticks(range(len(policies)), list(policies))
         plain(panels[2], "rollouts change", "W, weight of the perturbation [%]", "mean absolute change of the score")
-        changed = {run: _changed(seeds) for run, seeds in policies.items()}
-        curves(panels[2], [100 * weight for weight in ROLLOUT_WEIGHTS], changed)
+        curves(panels[2], [100 * weight for weight in ROLLOUT_WEIGHTS], _changed(figures))
 
 
 def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
@@ -270,10 +313,8 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
             for number, chunk in enumerate(outcome.results[WEIGHTS.index(weight)][:, row]):
                 label = None if number else f"W = {weight:.0%}"
                 axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=label)
-        reference = outcome.reference[row]
-        axes.plot(
-            reference[:, 0], reference[:, 1], color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0"
-        )
+        x, y = outcome.reference[row, :, :2].T
+        axes.plot(x, y, color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0")
         axes.set_aspect("equal", adjustable="box")
     panels[0].invert_yaxis()  # as in the environment's pictures
     legend(panels[0])

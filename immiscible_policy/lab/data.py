@@ -25,15 +25,10 @@ WITHOUT_CIFAR = (
     "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
     "torchvision.datasets.CIFAR10(PATH, download=True) fills"
 )
-LATENT_SHAPE = (4, 32, 32)
 
 
 def whole(text: str) -> int:
-    """Read a whole number, 0 or more.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Read a whole number, 0 or more; ValueError for anything else."""
     if not text.isdecimal():
         raise ValueError("not a whole number, 0 or more")
     return int(text)
@@ -43,11 +38,7 @@ SEED = Option(whole, 0, "seed of every random choice")
 
 
 def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
-    """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation.
-
-    Raises:
-        ValueError: If the store is unusable.
-    """
+    """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation."""
     demos = open_demonstrations(task, data)
     if spec is None:
         return task_windows(task, demos, task.observations[0])
@@ -55,24 +46,13 @@ def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None =
 
 
 def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:
-    """Action windows (N, T, A), normalised to [-1, 1] as the policy sees them: (N, 16, 2), D = 32, for PushT.
-
-    Raises:
-        ValueError: If the store is unusable.
-    """
+    """Action windows (N, T, A), normalised to [-1, 1] as the policy sees them: (N, 16, 2), D = 32, for PushT."""
     actions = demonstrated(task, data).action
     return Normalizer.fit(actions).normalize(actions)
 
 
 def cifar_images(path: Path | None, limit: int | None = None) -> Tensor:
-    """Training images of CIFAR-10, classes in turn, pixels in [-1, 1] (root mean square about 0.5).
-
-    Args:
-        path: An image folder, a zip of it, or torchvision's directory.
-        limit: How many images; None for all.
-
-    Returns:
-        (N, 3, 32, 32) float32: D = 3072.
+    """Training images (N, 3, 32, 32) of CIFAR-10, classes in turn, pixels in [-1, 1] (root mean square about 0.5).
 
     Raises:
         ValueError: If there is no path, the images are unusable, or there are fewer than `limit`.
@@ -86,23 +66,15 @@ def cifar_images(path: Path | None, limit: int | None = None) -> Tensor:
 
 
 def latent_fields(n: int, generator: torch.Generator) -> Tensor:
-    """Stand-in for Stable Diffusion's latents of 256 px images: Gaussian fields of their size and scale.
+    """Stand-in for Stable Diffusion's latents of 256 px images: Gaussian fields (n, 4, 32, 32) of their size and scale.
 
-    Four channels of 32 x 32 with power 1 / f^2 (that of natural images) and unit variance, which is what the
-    latents' scaling factor is chosen for. Their size D = 4096 and their lengths are what KNN noise depends on; the
-    spectrum, an assumption, matters to assignment alone.
-
-    Args:
-        n: How many.
-        generator: Source of randomness.
-
-    Returns:
-        (n, 4, 32, 32) float32.
+    Power 1 / f^2 (that of natural images) and unit variance, which is what the latents' scaling factor is chosen for.
+    Their size D = 4096 and their lengths are what KNN noise depends on; the spectrum, an assumption, matters to
+    assignment alone.
     """
-    height, width = LATENT_SHAPE[1:]
-    fy, fx = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width  # cycles per field
-    amplitude = 1 / torch.hypot(fy[:, None], fx).clamp_min(1)  # (32, 32)
-    white = torch.randn(n, *LATENT_SHAPE, generator=generator)
+    frequency = torch.fft.fftfreq(32) * 32  # cycles per field
+    amplitude = 1 / torch.hypot(frequency[:, None], frequency).clamp_min(1)  # (32, 32)
+    white = torch.randn(n, 4, 32, 32, generator=generator)
     fields = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
     return fields / amplitude.square().mean().sqrt()
 

@@ -22,27 +22,15 @@ GRID = 1000
 
 
 class Nearest(NamedTuple):
-    """Means of the nearest of k noises to a sample x.
+    """Means of the nearest of k noises to a sample x."""
 
-    Attributes:
-        distance: Of ||x - e||.
-        projection: Of the part of e along x / ||x||.
-        squared_norm: Of ||e||^2; D without selection.
-    """
-
-    distance: float
-    projection: float
-    squared_norm: float
+    distance: float  # ||x - e||
+    projection: float  # the part of e along x / ||x||
+    squared_norm: float  # ||e||^2; D without selection
 
 
 def nearest_of_k(r: float, dims: int, k: int) -> Nearest:
-    """The means of KNN noise for a sample of length r = ||x|| in `dims` dimensions.
-
-    Args:
-        r: Length of the sample.
-        dims: Numbers per sample, D.
-        k: Candidates; 1 is vanilla noise.
-    """
+    """The means of KNN noise for a sample of length r = ||x|| in `dims` dimensions; k = 1 is vanilla noise."""
     mean, spread = dims + r**2, np.sqrt(2 * dims + 4 * r**2)  # of t
     low, high = (max(mean + side * spread, 1e-12) ** 0.5 for side in (-9, 14))
     distance = np.linspace(low, high, GRID)
@@ -59,13 +47,10 @@ def nearest_of_k(r: float, dims: int, k: int) -> Nearest:
 
 
 def nearest_over(x: Tensor, k: int, lengths: int = 24) -> list[Nearest]:
-    """The means for every sample of a batch.
+    """The means for every sample of a batch (B, ...).
 
-    Args:
-        x: Samples (B, ...).
-        k: Candidates.
-        lengths: Of more samples than this, so many lengths from the shortest to the longest are integrated and the
-            others interpolated linearly.
+    Of more samples than `lengths`, so many lengths from the shortest to the longest are integrated and the others
+    interpolated linearly.
     """
     r = x.flatten(1).norm(dim=1).double().numpy()  # (B,)
     grid = np.unique(r) if len(r) <= lengths else np.linspace(r.min(), r.max(), lengths)

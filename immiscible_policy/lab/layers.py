@@ -18,21 +18,13 @@ from immiscible_policy.solver import Plan, solve
 
 
 class Layers(NamedTuple):
-    """What is measured of every layer; lists of S numbers, the noisiest layer first.
+    """What is measured of every layer; lists of S numbers, the noisiest layer first."""
 
-    Attributes:
-        t: What the network is given of the time.
-        own: Error of x_0 from real data noised by the model's own selector.
-        plain: The same from plain Gaussian noise.
-        final: Distance of the predicted from the final sample, along sampling from plain noise.
-        frechet: Squared Fréchet distance of the predicted samples' features to those of real data.
-    """
-
-    t: list[float]
-    own: list[float]
-    plain: list[float]
-    final: list[float]
-    frechet: list[float]
+    t: list[float]  # the time as the network is given it
+    own: list[float]  # error of x_0 from real data noised by the model's own selector
+    plain: list[float]  # the same from plain Gaussian noise
+    final: list[float]  # distance of the predicted from the final sample, along sampling from plain noise
+    frechet: list[float]  # squared Fréchet distance of the predicted samples' features to those of real data
 
 
 @torch.no_grad()
@@ -53,12 +45,8 @@ def predicted_along_sampling(network: Network, path: Path, plan: Plan, noise: Te
 @torch.no_grad()
 def predicted_from_data(network: Network, path: Path, plan: Plan, x: Tensor, noise: Tensor, limit: float) -> Tensor:
     """Clean samples (S, N, ...) that the layers predict from real data x (N, ...) brought to their level by noise."""
-    return torch.cat(
-        [
-            predicted_along_sampling(network, path, (layer,), layer.alpha * x + layer.sigma * noise, limit)
-            for layer in plan
-        ]
-    )
+    noised = [(layer, layer.alpha * x + layer.sigma * noise) for layer in plan]
+    return torch.cat([predicted_along_sampling(network, path, (layer,), at, limit) for layer, at in noised])
 
 
 def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[float]:
@@ -70,21 +58,13 @@ def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[flo
 
 
 class Batch(NamedTuple):
-    """Real data, noises for it, and the denoiser that sees them.
+    """Real data, noises for it, all (N, ...), and the denoiser that sees them."""
 
-    Attributes:
-        x: Clean samples (N, ...), as diffused.
-        own: Noise that the model's own selector chose for them (N, ...).
-        plain: Gaussian noise (N, ...).
-        start: Start noises of sampling (N, ...).
-        network: The denoiser, its conditions bound.
-    """
-
-    x: Tensor
-    own: Tensor
-    plain: Tensor
-    start: Tensor
-    network: Network
+    x: Tensor  # clean, as diffused
+    own: Tensor  # noise that the model's own selector chose
+    plain: Tensor  # Gaussian noise
+    start: Tensor  # start noises of sampling
+    network: Network  # its conditions bound
 
 
 def measure_layers(

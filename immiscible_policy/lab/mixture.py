@@ -18,19 +18,12 @@ REACH = 4.0
 
 @dataclass(frozen=True)
 class Mixture:
-    """Round Gaussian modes in the plane.
+    """Round Gaussian modes in the plane."""
 
-    Attributes:
-        centres: Centres of the modes (K, 2).
-        shares: Probability of each mode (K,), summing to 1.
-        std: Standard deviation of a mode in each direction.
-        conditions: For conditional data, the condition (0 .. C-1) that each mode belongs to (K,).
-    """
-
-    centres: Tensor
-    shares: Tensor
-    std: float
-    conditions: Tensor | None = None
+    centres: Tensor  # (K, 2)
+    shares: Tensor  # probability of each mode (K,), summing to 1
+    std: float  # of a mode, in each direction
+    conditions: Tensor | None = None  # of conditional data: the condition (0 .. C-1) of each mode (K,)
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw points (N, 2) and the modes (N,) they come from."""
@@ -67,11 +60,7 @@ class Mixture:
         return torch.nn.functional.one_hot(self.conditions[modes], int(self.conditions.max()) + 1).float()
 
     def given(self, condition: int) -> Mixture:
-        """The mixture of one condition's modes.
-
-        Raises:
-            ValueError: If the data are unconditional or have no such condition.
-        """
+        """The mixture of one condition's modes; ValueError if there is no such condition."""
         if self.conditions is None or not (self.conditions == condition).any():
             raise ValueError(f"condition={condition}: no mode of this mixture belongs to it")
         own = self.conditions == condition
@@ -86,11 +75,7 @@ def ring(shares: list[float], *, radius: float, std: float, conditions: list[int
 
 
 def wasserstein(a: Tensor, b: Tensor) -> float:
-    """Exact Wasserstein-1 distance between two sets of N points (N, 2): the mean way from one to the other.
-
-    Raises:
-        ValueError: If the sets differ in size.
-    """
+    """Exact Wasserstein-1 distance between sets of N points (N, 2), the mean way; ValueError for unequal sizes."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} points: the sets must be of one size")
     distances = torch.cdist(a.double(), b.double())

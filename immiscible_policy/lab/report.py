@@ -9,7 +9,8 @@ A program's docstring is its usage and, without the examples, the text above its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import mean
 from string import Formatter
 from typing import Any
 
@@ -28,14 +29,7 @@ Document = dict[str, Any]
 def program(
     module: str, doc: str | None, measure: Callable[[Document], Findings], options: Mapping[str, Option]
 ) -> Experiment:
-    """A program whose usage and definitions are its module's docstring.
-
-    Args:
-        module: The module's `__name__`, PACKAGE.NAME.
-        doc: The module's `__doc__`.
-        measure: Measures; its text holds the tables alone.
-        options: The program's words.
-    """
+    """A program whose usage and definitions are its module's docstring; the text of `measure` is the tables alone."""
     package, _, name = module.rpartition(".")
     line, *paragraphs = (doc or "").strip().split("\n\n")
     definitions = [paragraph for paragraph in paragraphs if not paragraph.startswith("  python")]
@@ -48,22 +42,18 @@ def program(
 
 
 def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: the first column to the left, numbers to the right.
+    """A Markdown table; a column's value is the form of its cells, such as `{arm}` or `{scores[last]:+.3f}`.
 
-    Args:
-        columns: By header, how a cell is written from a row, such as `{arm}` or `{scores[last]:+.3f}`; an interval
-            {mean, low, high} is written as every interval is.
-        rows: Figures; a cell whose figures are missing or None stays empty.
+    An interval {mean, low, high} is written as every interval is; a cell whose figures are missing or None stays empty.
     """
+
+    def cell(form: str, row: Mapping[str, Any]) -> str:
+        try:
+            return _Cells().vformat(form, (), row).strip()
+        except (KeyError, TypeError):
+            return ""
+
     return markdown([*columns], [[cell(form, row) for form in columns.values()] for row in rows])
-
-
-def cell(form: str, row: Mapping[str, Any]) -> str:
-    """A cell of `table`."""
-    try:
-        return _Cells().vformat(form, (), row).strip()
-    except (KeyError, TypeError):
-        return ""
 
 
 class _Cells(Formatter):
@@ -74,15 +64,16 @@ class _Cells(Formatter):
 
 
 def require(options: Document, **bounds: tuple[float, float]) -> None:
-    """Refuse options outside their bounds.
-
-    Raises:
-        CommandError: For the first of them.
-    """
+    """Raise CommandError for the first option outside its bounds."""
     for key, (least, most) in bounds.items():
         if not least <= options[key] <= most:
             allowed = f"use {least:,} or more" if most == float("inf") else f"choose {least:,} to {most:,}"
             raise CommandError(f"{key}={options[key]}: {allowed}")
+
+
+def means(lists: Iterable[Iterable[float]]) -> list[float]:
+    """Place by place the mean of lists of one length."""
+    return [mean(values) for values in zip(*lists, strict=True)]
 
 
 def plain(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:

@@ -64,9 +64,7 @@ def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Ne
     result: Newest = {}
     for path in map(Path, runs.split(",") if runs else []):
         run = RunDirectory(path)
-        seeds = run.seeds() if run.exists else []
-        newest = {seed: run.seed(seed).newest() for seed in seeds}
-        kept = {seed: checkpoint for seed, checkpoint in newest.items() if checkpoint is not None}
+        kept = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None} if run.exists else {}
         if not kept:
             raise CommandError(f"{key}={path}: no checkpoint there; name run directories")
         if run.name in result:
@@ -92,29 +90,18 @@ def starts_of(seeds: Mapping[int, Checkpoint], text: str, episodes: int) -> list
 def rolled_out(
     checkpoint: Checkpoint, agent: Agent, starts: Sequence[int], seed: int = 0, **options: Any
 ) -> NDArray[np.float64]:
-    """Scores (starts,), the task's primary metric, of a checkpoint's agent from the starts.
-
-    Args:
-        checkpoint: What acts.
-        agent: How it acts.
-        starts: Start seeds.
-        seed: Its training seed.
-        **options: Further options of `evaluate`.
-    """
+    """Scores (starts,), the task's primary metric, of a checkpoint's agent; further options are those of `evaluate`."""
     task = task_of(checkpoint)
     rows = evaluate(task, agent, starts, seed=seed, checkpoint=checkpoint.step, **options)
     return np.array([row.metrics[primary(task).name] for row in rows])
 
 
 def own_selector(checkpoint: Checkpoint) -> Selector:
-    """The selector that a checkpoint was trained with, at full strength: without its schedule.
-
-    Potentials are left out as well: they change its speed alone.
+    """The selector of a checkpoint's training at full strength, without its schedule and without potentials.
 
     Raises:
-        CommandError: If the checkpoint names none, or if noise was chosen for residuals, whose prediction no
-            checkpoint keeps.
-        ValueError: If the selector is unknown here.
+        ValueError: If the checkpoint names none that is known here, or if noise was chosen for residuals, whose
+            prediction no checkpoint keeps.
     """
     config = checkpoint.metadata.get("config", {})
     recorded = config.get("noise", {})
@@ -133,15 +120,8 @@ def drawn_windows(
 ) -> tuple[Windows, Windows]:
     """Windows of the demonstrations as a policy sees them, drawn by the seed, and all others.
 
-    Args:
-        checkpoint: The policy.
-        data: Demonstrations; None for the task's own.
-        count: How many.
-        seed: Seed of the draw.
-        key: The option that `count` comes from.
-
     Raises:
-        CommandError: If there are not as many.
+        CommandError: If there are fewer than `count`, which is the option `key`.
     """
     windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
     if not 1 <= count <= len(windows):

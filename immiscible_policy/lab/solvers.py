@@ -6,8 +6,12 @@ by training seed and start.
 
 A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless it ends in
 `-leading`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained with, for runs
-of noise=vanilla and noise=knn (`lab/training_law.py`): `drafted` in twice the calls; with plain noise `drafted` starts
-anew, and `renoised` is the control.
+of noise=vanilla and noise=knn: every row selects with its own source of randomness, so its selector has to choose
+within one sample. Training mixes a chunk x with noise that a selector S chose for it:
+
+- *drafted*: a first DDIM solution from e ~ N(0, I) gives a draft x^; a second one starts from S(x^). Twice the calls;
+  with plain noise it starts anew.
+- *renoised*: `renoise`, every predicted chunk noised anew with S(x_0); with plain noise it is the control, `renoise`.
 
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn solvers=ddim10,ddim10-leading,renoise10
@@ -16,26 +20,30 @@ anew, and `renoised` is the control.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.report import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, starts_of
-from immiscible_policy.lab.training_law import LAWS, TrainingLawPolicy
+from immiscible_policy.noise import Selector
 from immiscible_policy.palette import colours, panels
 from immiscible_policy.policy import Policy
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.interval import figures as interval_figures
-from immiscible_policy.solver import SOLVERS, Solver
+from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
 from immiscible_policy.store.checkpoint import Checkpoint
 
+LAWS = {"drafted": "ddim", "renoised": "renoise"}
+"""The ways to follow the law of training, and the solver that each is built on."""
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
 
 
@@ -48,7 +56,7 @@ class Scheme(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As on the command line."""
+        """The solver as the command line names it."""
         return f"{self.name}{self.steps}" + "-leading" * (self.spacing == "leading")
 
     @property
@@ -58,11 +66,7 @@ class Scheme(NamedTuple):
 
 
 def measure(options: Document) -> Findings:
-    """Roll every run out under every solver that it takes.
-
-    Raises:
-        ValueError: If an option is unusable, or a run cannot be read.
-    """
+    """Roll every run out under every solver that it takes."""
     if not options["runs"]:
         raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
     schemes = read_schemes(options["solvers"])
@@ -114,6 +118,46 @@ def takes(checkpoint: Checkpoint, scheme: Scheme) -> bool:
     return scheme.name not in LAWS or (selected and config.get("noise", {}).get("name") in ("vanilla", "knn"))
 
 
+class TrainingLawPolicy:
+    """Samples like a policy, its noise chosen as in training, by one of `LAWS`; its solver is what samples."""
+
+    def __init__(self, policy: Policy, select: Selector, law: str) -> None:
+        self.policy, self.path, self.action, self.select, self.law = policy, policy.path, policy.action, select, law
+
+    @torch.no_grad()
+    def sample(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
+        """Action chunks (B, T, A), like `Policy.sample`."""
+        policy, plan = self.policy, solver.plan(self.path)
+        condition = policy.encode(observation)
+        start = noise_rows(generators, 1, (policy.horizon, len(policy.action.scale)))[0]
+
+        def selected(clean: Tensor) -> Tensor:
+            return torch.cat([self.select(x, generator=g) for x, g in zip(clean.split(1), generators, strict=True)])
+
+        def calls(i: int, x: Tensor) -> Tensor:
+            return policy.network(x, torch.full((len(x),), plan[i].t), condition)
+
+        if self.law == "drafted":
+            draft = policy.solve(condition, solver, start[None])
+            chunk = policy.solve(condition, solver, selected(draft)[None])
+        else:
+            predicted: list[Tensor] = []
+            noise = ChosenNoise(start, lambda: selected(predicted[-1]))
+            chunk = solve(calls, self.path, plan, cast(Tensor, noise), limit=policy.data_scale, record=predicted)
+        return policy.action.unnormalize(chunk / policy.data_scale)
+
+
+class ChosenNoise:
+    """The noise of a solution: its start (B, T, A), and others (B, T, A) chosen when the recurrence asks for them."""
+
+    def __init__(self, start: Tensor, choose: Callable[[], Tensor]) -> None:
+        self.start, self.choose = start, choose
+
+    def __getitem__(self, rows: int | slice) -> Tensor | Iterator[Tensor]:
+        """Row 0, or all others."""
+        return self.start if isinstance(rows, int) else (self.choose() for _ in count())
+
+
 def make_agent(checkpoint: Checkpoint, scheme: Scheme) -> Agent:
     """A policy that samples as written."""
     policy, spec = load_policy(checkpoint)
@@ -125,13 +169,7 @@ def make_agent(checkpoint: Checkpoint, scheme: Scheme) -> Agent:
 def summarise(
     scores: Mapping[tuple[str, Scheme], Array], seeds: Mapping[str, list[int]], schemes: Sequence[Scheme]
 ) -> Document:
-    """Means, and differences from the first run and from the first solver, by run and solver.
-
-    Args:
-        scores: Scores (seeds, starts) of each run under each solver that it takes.
-        seeds: The training seeds of the runs, the first of which is compared with.
-        schemes: The solvers, the first of which is compared with.
-    """
+    """Mean scores (seeds, starts), and differences from the first run and from the first solver, by run and solver."""
     first = next(iter(seeds))
     results: Document = {run: {} for run in seeds}
     for (run, scheme), own in scores.items():

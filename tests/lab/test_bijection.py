@@ -8,7 +8,7 @@ import torch
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.lab import bijection
-from immiscible_policy.lab.perturbation import (
+from immiscible_policy.lab.bijection import (
     Perturbed,
     PerturbedPolicy,
     chunk_generator,

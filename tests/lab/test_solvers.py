@@ -6,8 +6,7 @@ import torch
 
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.lab import solvers
-from immiscible_policy.lab.solvers import Scheme, read_schemes, summarise
-from immiscible_policy.lab.training_law import TrainingLawPolicy
+from immiscible_policy.lab.solvers import Scheme, TrainingLawPolicy, read_schemes, summarise
 from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint

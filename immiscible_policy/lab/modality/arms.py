@@ -48,50 +48,29 @@ MOST_REPETITIONS = 10_000
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout from a start of the benchmark.
-
-    Attributes:
-        start: Number of the start.
-        scenes: Scenes (L, ...) from the start to success or the episode's end.
-        mode: Number into the names of the modes.
-        score: The primary metric.
-    """
+    """One rollout from a start of the benchmark."""
 
     start: int
-    scenes: Array
-    mode: int
-    score: float
+    scenes: Array  # (L, ...) from the start to success or the episode's end
+    mode: int  # index of the mode's name
+    score: float  # the primary metric
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What one run did.
-
-    Attributes:
-        name: Name of the run directory.
-        run: The run.
-        task: What it was trained for.
-        modes: The task's modes.
-        seeds: Training seeds (S).
-        steps: Checkpoints that every seed keeps, ascending (C).
-        counts: Rollouts by mode (S, C, N, K).
-        scores: Mean of the primary metric (S, C, N).
-        demonstrated: Training demonstrations that begin alike, by mode (K,).
-        example: Rollouts of the first seed's last checkpoint from the first start.
-        gaps: What the run was to hold and does not, in words; empty for a finished run.
-    """
+    """What one run did."""
 
     name: str
     run: RunDirectory
     task: Task
     modes: Modes
-    seeds: list[int]
-    steps: list[int]
-    counts: Counts
-    scores: Array
-    demonstrated: Counts
-    example: list[Rollout]
-    gaps: list[str]
+    seeds: list[int]  # training seeds (S)
+    steps: list[int]  # checkpoints that every seed keeps, ascending (C)
+    counts: Counts  # rollouts by mode (S, C, N, K)
+    scores: Array  # mean of the primary metric (S, C, N)
+    demonstrated: Counts  # training demonstrations that begin alike, by mode (K,)
+    example: list[Rollout]  # of the first seed's last checkpoint from the first start
+    gaps: list[str]  # seeds and steps that the run should have and lacks, in words
 
     @property
     def repetitions(self) -> int:
@@ -124,18 +103,9 @@ class Arm:
 def roll_out(
     task: Task, modes: Modes, policy: ActingPolicy, seed: int, checkpoint: int, repetitions: int
 ) -> list[Rollout]:
-    """Roll a policy out from every start of the benchmark.
+    """Roll a policy out from every start of the benchmark: N * R rollouts, start by start.
 
-    Args:
-        task: What it acts in.
-        modes: The task's modes.
-        policy: Chooses the actions.
-        seed: Training seed, recorded in the rows.
-        checkpoint: Training step, recorded in the rows.
-        repetitions: Rollouts per start, R; the sampling noise of each is a function of its start and number alone.
-
-    Returns:
-        N * R rollouts, start by start.
+    The sampling noise of a rollout is a function of its start and repetition alone.
     """
     every = [(start, repetition) for start in range(len(modes)) for repetition in range(repetitions)]
     rollouts = []
@@ -144,9 +114,8 @@ def roll_out(
         names = [start * MOST_REPETITIONS + repetition for start, repetition in group]
         options = {key: values[[start for start, _ in group]] for key, values in modes.options.items()}
         recorder = Recorder(task)
-        rows = evaluate(
-            task, policy, names, seed=seed, checkpoint=checkpoint, on_step=recorder.on_step, options=options
-        )
+        recorded = {"seed": seed, "checkpoint": checkpoint}
+        rows = evaluate(task, policy, names, **recorded, on_step=recorder.on_step, options=options)
         watched = recorder.recording(rows).scenes
         for index, ((start, _), row) in enumerate(zip(group, rows, strict=True)):
             path = watched[: row.steps + 1, index]
@@ -159,59 +128,35 @@ def measure(
     kept: Mapping[int, Sequence[Checkpoint]],
     repetitions: int,
     solver: Solver,
-    device: str = "cpu",
-    progress: Callable[[str], None] = lambda line: None,
+    device: str,
+    progress: Callable[[str], None],
 ) -> Arm:
-    """Roll out checkpoints of every seed of a run.
-
-    Args:
-        run: The run.
-        kept: The checkpoints by training seed, the same steps for every seed.
-        repetitions: Rollouts per start, R.
-        solver: How to sample.
-        device: cpu or cuda.
-        progress: Is told what comes next.
+    """Roll out checkpoints of every seed of a run, the same steps for every seed.
 
     Raises:
-        ValueError: If a checkpoint is damaged, or the demonstrations cannot be read or hold none to compare with.
+        ValueError: If a checkpoint is damaged, or the demonstrations cannot be read or have none to compare with.
     """
     task, modes = run.task, modes_of(run)
-    rollouts: list[list[list[Rollout]]] = []  # (S, C, N * R)
+    rollouts: list[Rollout] = []  # (S, C, N, R), flat
     for seed, checkpoints in kept.items():
-        rollouts.append([])
         for checkpoint in checkpoints:
             progress(f"{run.name}: seed {seed}, step {checkpoint.step}")
             agent = load_agent(checkpoint, solver, device)
-            rollouts[-1].append(roll_out(task, modes, agent, seed, checkpoint.step, repetitions))
+            rollouts += roll_out(task, modes, agent, seed, checkpoint.step, repetitions)
     steps = [checkpoint.step for checkpoint in next(iter(kept.values()))]
     shape = (len(kept), len(steps), len(modes), repetitions)
-    taken = np.reshape([[[one.mode for one in at_step] for at_step in by_step] for by_step in rollouts], shape)
-    scores = np.reshape([[[one.score for one in at_step] for at_step in by_step] for by_step in rollouts], shape)
-    return Arm(
-        name=run.name,
-        run=run,
-        task=task,
-        modes=modes,
-        seeds=list(kept),
-        steps=steps,
-        counts=count_modes(taken, len(modes.names)),
-        scores=scores.mean(-1),
-        demonstrated=training_modes(run),
-        example=[one for one in rollouts[0][-1] if one.start == 0],
-        gaps=find_gaps(run, list(kept), steps),
-    )
+    counts = count_modes(np.reshape([rollout.mode for rollout in rollouts], shape), len(modes.names))
+    scores = np.reshape([rollout.score for rollout in rollouts], shape).mean(-1)
+    last = (len(steps) - 1) * len(modes) * repetitions  # the first seed's last checkpoint begins here
+    example, gaps = rollouts[last : last + repetitions], find_gaps(run, list(kept), steps)
+    return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, training_modes(run), example, gaps)
 
 
 def modes_of(run: RunDirectory) -> Modes:
-    """The modes of a run's task.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    task = run.task
-    if task.modes is None:
-        raise ValueError(f"run={run.path}: task={task.name} has no modes to tell apart")
-    return task.modes
+    """The modes of a run's task; ValueError if it has none."""
+    if run.task.modes is None:
+        raise ValueError(f"run={run.path}: task={run.task.name} has no modes to tell apart")
+    return run.task.modes
 
 
 def find_gaps(run: RunDirectory, seeds: Sequence[int], steps: Sequence[int]) -> list[str]:
@@ -245,11 +190,7 @@ def estimate(values: Array) -> Interval | None:
 
 
 def difference(arm: Arm, base: Arm, measure: str) -> Interval | None:
-    """Last checkpoint of an arm - that of another, paired by seed where the seeds are the same.
-
-    Returns:
-        The difference with its interval, or None where a seed has no score.
-    """
+    """Last checkpoint of an arm - that of another, paired where the seeds are the same; None if a seed has no score."""
     a, b = arm.values(measure)[:, -1], base.values(measure)[:, -1]
     if np.isnan(a).any() or np.isnan(b).any():
         return None

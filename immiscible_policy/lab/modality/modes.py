@@ -29,28 +29,18 @@ def demonstrated_modes(task: Task, modes: Modes, demos: Demonstrations) -> Count
 
 
 def total_variation(counts: ArrayLike, reference: ArrayLike) -> Array:
-    """Total-variation distance between shares of modes, 1/2 sum |p - q| over all K: 0 alike, 1 disjoint.
+    """Total-variation distance (...) between shares, 1/2 sum |p - q| over all K: 0 alike, 1 disjoint.
 
-    None is a mode like the others here: a policy that gets stuck does not do what was demonstrated.
-
-    Args:
-        counts: Counts (..., K), at least one rollout each.
-        reference: Counts (K,) of the demonstrations.
-
-    Returns:
-        Distances (...).
+    Taking no mode counts as a mode: a policy that gets stuck does not do what was demonstrated. Counts (..., K) have
+    at least one rollout each; the reference counts (K,) are those of the demonstrations.
     """
     return 0.5 * np.abs(shares(counts) - shares(reference)).sum(-1)
 
 
 def total_variation_floor(reference: ArrayLike, draws: int) -> float:
-    """Expected distance of `draws` independent draws from the very demonstrations they are compared with.
+    """Expected distance of independent draws from the demonstrations (K,) that they are compared with.
 
     Exact: the count of mode i is binomial(draws, q_i), and expectations add up.
-
-    Args:
-        reference: Counts (K,) of the demonstrations.
-        draws: Rollouts per distance.
     """
     outcomes = np.arange(draws + 1)
     q = shares(reference)[:, None]
@@ -60,11 +50,7 @@ def total_variation_floor(reference: ArrayLike, draws: int) -> float:
 def majority(counts: ArrayLike) -> Array:
     """Share of the decided rollouts that took their start's most frequent mode: 1/(K - 1) balanced, 1 one mode only.
 
-    Args:
-        counts: Counts (..., starts, K).
-
-    Returns:
-        sum over starts of the largest count over the number decided (...); NaN where none is.
+    From counts (..., starts, K): the largest counts, summed over starts, over the number decided (...); NaN for none.
     """
     decided = np.asarray(counts)[..., :-1]
     with np.errstate(invalid="ignore"):
@@ -72,17 +58,9 @@ def majority(counts: ArrayLike) -> Array:
 
 
 def majority_floor(counts: ArrayLike) -> Array:
-    """What `majority` of two modes would be on average if each decided rollout tossed a fair coin.
+    """Expected `majority` (...) of counts (..., starts, 3) if each decided rollout tossed a fair coin; NaN for none."""
 
-    Args:
-        counts: Counts (..., starts, 3).
-
-    Returns:
-        Expected shares (...); NaN where no rollout is decided.
-    """
-
-    def expected(n: int) -> float:
-        """E max(X, n - X) of n fair coins."""
+    def expected(n: int) -> float:  # E max(X, n - X) of n fair coins
         outcomes = np.arange(n + 1)
         return float(stats.binom.pmf(outcomes, n, 0.5) @ np.maximum(outcomes, n - outcomes))
 
@@ -92,11 +70,7 @@ def majority_floor(counts: ArrayLike) -> Array:
 
 
 def shares(counts: ArrayLike) -> Array:
-    """Counts (..., K) as shares of their sum.
-
-    Raises:
-        ValueError: If there is nothing to share out.
-    """
+    """Counts (..., K) as shares of their sum; ValueError if there is nothing to share out."""
     counted = np.asarray(counts, dtype=np.float64)
     total = counted.sum(-1, keepdims=True)
     if not (total > 0).all():

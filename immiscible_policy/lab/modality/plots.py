@@ -32,11 +32,7 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
     """How modes evolve over training.
 
     Top, one panel per run: of each seed and start, the share of the first mode among the decided rollouts; a policy
-    that picked one of two modes lies at 0 or 1. Bottom: the measures with their intervals, dashed what chance alone
-    gives.
-
-    Args:
-        arms: What was measured, one colour each.
+    that picked one of two modes lies at 0 or 1. Bottom: the measures with their intervals, dashed what chance gives.
     """
     measures, colour = arms[0].measures, colours([arm.name for arm in arms])
     figure = Figure(figsize=(WIDTH * max(len(arms), len(measures)), 2 * HEIGHT), dpi=130, layout="constrained")
@@ -63,19 +59,15 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
 def paths_figure(arms: Sequence[Arm]) -> Figure:
     """Where things went from one start, coloured by mode, over the scene at the start.
 
-    Args:
-        arms: What was measured; of each the rollouts of its first seed's last checkpoint from the first start.
-
-    Returns:
-        The figure, a row per track of the task: the first until the mode was decided, the others to the end.
+    A row for each track of the task: the first until the mode was decided, the others to the end.
     """
     modes = arms[0].modes
     figure = Figure(figsize=(WIDTH * max(2, len(arms)) + 0.4, 2 * WIDTH + 1.0), dpi=130, layout="constrained")
     grid = figure.subplots(len(modes.tracks), len(arms), squeeze=False)
     for column, arm in zip(grid.T, arms, strict=True):
-        counts = zip(count_modes([one.mode for one in arm.example], len(modes.names)), modes.names, strict=True)
-        said = ", ".join(f"{count} {mode}" for count, mode in counts if count)
-        column[0].set_title(f"{arm.name}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{said}", fontsize=9)
+        counts = zip(count_modes([rollout.mode for rollout in arm.example], len(modes.names)), modes.names, strict=True)
+        outcome = ", ".join(f"{count} {mode}" for count, mode in counts if count)
+        column[0].set_title(f"{arm.name}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
         for row, axes in enumerate(column):
             _draw_paths(axes, arm, row)
     for row, (axes, name) in enumerate(zip(grid[:, 0], modes.tracks, strict=True)):
