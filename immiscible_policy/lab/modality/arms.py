@@ -114,8 +114,9 @@ def roll_out(
         names = [start * MOST_REPETITIONS + repetition for start, repetition in group]
         options = {key: values[[start for start, _ in group]] for key, values in modes.options.items()}
         recorder = Recorder(task)
-        recorded = {"seed": seed, "checkpoint": checkpoint}
-        rows = evaluate(task, policy, names, **recorded, on_step=recorder.on_step, options=options)
+        rows = evaluate(
+            task, policy, names, seed=seed, checkpoint=checkpoint, on_step=recorder.on_step, options=options
+        )
         watched = recorder.recording(rows).scenes
         for index, ((start, _), row) in enumerate(zip(group, rows, strict=True)):
             path = watched[: row.steps + 1, index]
