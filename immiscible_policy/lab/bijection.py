@@ -37,6 +37,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.lab import runs as lab_runs
@@ -132,7 +133,8 @@ def measure(options: Document) -> Findings:
     solver = Solver("ddim", options["sampling_steps"])
     policies = lab_runs.newest_policies(options["runs"])
     models = lab_runs.newest_image_models(options["image_runs"])
-    starts = {run: lab_runs.starts_of(seeds, options["starts"], 1) for run, seeds in policies.items()}
+    tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
+    starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
     figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}}
     figures["linear_model"] = [linear_displacement(weight) for weight in WEIGHTS]
     chunks: dict[str, Perturbed] = {}
@@ -217,7 +219,7 @@ def score_change(checkpoint: Checkpoint, solver: Solver, start: int, perturbatio
 
 def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
-    model, solver = lab_runs.image_model(checkpoint), Solver("ddim", IMAGE_CALLS)
+    model, solver = load_image_model(checkpoint)[0], Solver("ddim", IMAGE_CALLS)
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.noise_shape, generator=generator)
     return perturbed_results(

@@ -23,7 +23,6 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -117,10 +116,7 @@ def assigned_noise(
 
 
 def expected_distance(pictures: Tensor, k: int) -> float:
-    """Root mean square distance between the true means of KNN noise of all pairs of pictures (P, ...).
-
-    The mean for a picture x is E[z] x / ||x||, see `laws`.
-    """
+    """Root mean square distance of all pairs of true means E[z] x / ||x|| of KNN noise of pictures (P, ...)."""
     projection = torch.tensor([law.projection for law in nearest_over(pictures, k)])  # (P,)
     units = torch.nn.functional.normalize(pictures.flatten(1))
     return float(torch.nn.functional.pdist(projection[:, None] * units).square().mean().sqrt())
@@ -143,7 +139,17 @@ Distance at n = 10,000 for KNN, closed form:
 def draw(figures: Document) -> Figure:
     """The corrected distances beside the published ones, and KNN's in closed form against k."""
     figure, (bars, lines) = panels(2, title="distance between the mean noises of two images")
-    _draw_bars(bars, figures["rows"])
+    rows = figures["rows"]
+    plain(bars, "bars: corrected for the floor", ylabel="Euclidean distance")
+    at, corrected = np.arange(len(rows)), [row["distances"]["corrected"] for row in rows]
+    bars.bar(at, corrected, color=[NAMED[row["name"]] for row in rows], width=0.6)
+    with_floor = [row["at_published_n"] for row in rows]
+    bars.scatter(at, with_floor, color=INK, s=18, zorder=3, label="with floor, n = 10,000")
+    means, spreads = zip(*(row["published"] for row in rows), strict=True)
+    bars.errorbar(at + 0.38, means, spreads, fmt="D", color=TEAL, markersize=3, capsize=2, label="published")
+    bars.set_xticks(at, [f"{row['name']}\n{row['option']}\nrms {row['rms']:.2f}" for row in rows], fontsize=7)
+    bars.set_ylim(0, 5.8)
+    legend(bars, "upper left")
     plain(lines, "KNN in closed form, n = 10,000 noises each; band: published", "candidates k")
     middle, spread = PUBLISHED["knn"]
     lines.axhspan(middle - spread, middle + spread, color=GREY, alpha=0.15, linewidth=0)
@@ -152,20 +158,6 @@ def draw(figures: Document) -> Figure:
     log2(lines, KS)
     lines.set_ylim(0, 4.8)
     return figure
-
-
-def _draw_bars(axes: Axes, rows: list[Document]) -> None:
-    plain(axes, "bars: corrected for the floor", ylabel="Euclidean distance")
-    at = np.arange(len(rows))
-    corrected = [row["distances"]["corrected"] for row in rows]
-    axes.bar(at, corrected, color=[NAMED[row["name"]] for row in rows], width=0.6)
-    with_floor = [row["at_published_n"] for row in rows]
-    axes.scatter(at, with_floor, color=INK, s=18, zorder=3, label="with floor, n = 10,000")
-    middle, spread = zip(*(row["published"] for row in rows), strict=True)
-    axes.errorbar(at + 0.38, middle, spread, fmt="D", color=TEAL, markersize=3, capsize=2, label="published")
-    axes.set_xticks(at, [f"{row['name']}\n{row['option']}\nrms {row['rms']:.2f}" for row in rows], fontsize=7)
-    axes.set_ylim(0, 5.8)
-    legend(axes, "upper left")
 
 
 OPTIONS = {

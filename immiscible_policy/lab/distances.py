@@ -17,7 +17,6 @@ samples, so the floor is 0. KNN takes the nearest of k noises, assignment pairs 
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -85,15 +84,7 @@ def measure(options: Document) -> Findings:
 
 
 def change_of(name: str, size: int, data: str, x: Tensor, batches: int, seed: int) -> Document:
-    """Measure one selector on one kind of data.
-
-    Args:
-        name: knn or linear.
-        size: Noises that compete for a sample: k for KNN, the batch for assignment.
-        data: Name of the data.
-        x: Samples (N, ...).
-        batches: Random batches to measure, 2 or more.
-        seed: Seed of batches and noise.
+    """Measure knn of `size` candidates, or the assignment of batches of that size, on samples x (N, ...) of some data.
 
     Returns:
         The `change` in percent as an interval, KNN's closed form (`expected`), the papers' figure (`published`),
@@ -135,9 +126,8 @@ def _by_scale(rows: list[Document]) -> list[Document]:
     result: dict[str, Document] = {}
     for row in rows:
         label = f"{row['data'].split()[0]}, {row['label']}"
-        result.setdefault(label, {"label": label, "best": [], "published": row["published"]})["best"].append(
-            row["best"]
-        )
+        own = result.setdefault(label, {"label": label, "best": [], "published": row["published"]})
+        own["best"].append(row["best"])
     return list(result.values())
 
 
@@ -145,9 +135,21 @@ def draw(figures: Document) -> Figure:
     """Change against the competing noises for each kind of data, and against the scale of the data."""
     names = list(figures["data"])
     figure, axes = panels(3, (len(names) + 3) // 3, title="change of the mean distance [%]; line of KNN: closed form")
-    for panel, name in zip(axes, names, strict=False):
-        plain(panel, name, "noises that compete: k or B")
-        _draw_sizes(panel, [row for row in figures["rows"] if row["data"] == name])
+    for panel, data in zip(axes, names, strict=False):
+        plain(panel, data, "noises that compete: k or B")
+        rows = [row for row in figures["rows"] if row["data"] == data]
+        for name, label in (("knn", "KNN, k noises"), ("linear", "assignment, batch of B")):
+            shown = [row for row in rows if row["name"] == name]
+            sizes, values = [row["size"] for row in shown], np.array([row["change"]["mean"] for row in shown])
+            error = np.abs([[row["change"][end] for row in shown] for end in ("low", "high")] - values)
+            panel.errorbar(sizes, values, yerr=error, fmt="o", color=NAMED[name], markersize=4, label=label)
+            panel.plot(sizes, [row["best"] for row in shown], color=NAMED[name], linewidth=1.2)
+        known = {row["size"]: row["published"] for row in rows if row["published"] is not None}
+        if known:
+            panel.scatter(list(known), list(known.values()), marker="D", s=22, color=TEAL, zorder=3, label="published")
+        log2(panel, [*KS, *SIZES])
+        panel.set_ylim(top=0)
+        legend(panel, "lower left")
     scaled, by_scale = axes[len(names)], _by_scale(figures["scales"])
     plain(scaled, "dependence on scale; dashed: published", "root mean square of the data")
     curves(scaled, SCALES, {row["label"]: row["best"] for row in by_scale})
@@ -156,25 +158,6 @@ def draw(figures: Document) -> Figure:
     for unused in axes[len(names) + 1 :]:
         unused.set_axis_off()
     return figure
-
-
-def _draw_sizes(axes: Axes, rows: list[Document]) -> None:
-    """Change against the number of competing noises."""
-    for name, colour, label in (
-        ("knn", NAMED["knn"], "KNN, k noises"),
-        ("linear", NAMED["linear"], "assignment, batch of B"),
-    ):
-        shown = [row for row in rows if row["name"] == name]
-        sizes, values = [row["size"] for row in shown], np.array([row["change"]["mean"] for row in shown])
-        error = np.abs([[row["change"][end] for row in shown] for end in ("low", "high")] - values)
-        axes.errorbar(sizes, values, yerr=error, fmt="o", color=colour, markersize=4, label=label)
-        axes.plot(sizes, [row["best"] for row in shown], color=colour, linewidth=1.2)
-    known = {row["size"]: row["published"] for row in rows if row["published"] is not None}
-    if known:
-        axes.scatter(list(known), list(known.values()), marker="D", s=22, color=TEAL, zorder=3, label="published")
-    log2(axes, [*KS, *SIZES])
-    axes.set_ylim(top=0)
-    legend(axes, "lower left")
 
 
 OPTIONS = {

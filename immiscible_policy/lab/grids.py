@@ -29,11 +29,7 @@ UNNAMED = SETTINGS_OF_PLACE | {"experiment", "arms", "data", "seed", "checkpoint
 
 
 def measure(options: Document) -> Findings:
-    """Read the grids.
-
-    Raises:
-        CommandError: If a file is no grid's, or lacks the arm or the seeds of it; or if two have the same setting.
-    """
+    """Read the grids."""
     settings: Document = {}
     for path in (Path(part).expanduser() for part in options["files"].split(",")):
         setting, figures = read_setting(path, options["arm"])
@@ -45,17 +41,10 @@ def measure(options: Document) -> Findings:
 
 
 def read_setting(path: Path, arm: str) -> tuple[str, Document]:
-    """What a grid's file says of an arm and of the first arm.
-
-    Args:
-        path: The JSON file.
-        arm: Name of the arm.
-
-    Returns:
-        The setting in words, and its figures.
+    """The setting of a grid's file in words, and its figures of an arm and of the first arm.
 
     Raises:
-        CommandError: If the file cannot be read, is no grid's, or lacks the arm or its seeds.
+        CommandError: If the file cannot be read, is not a grid's, or lacks the arm or its seeds.
     """
     try:
         document = json.loads(path.read_text())
@@ -95,11 +84,8 @@ def describe(figures: Document) -> str:
     lines = []
     for kind in KINDS:
         columns[f"difference, {kind}"] = f"{{difference[{kind}]:+.3f}}"
-        differences = [row["difference"][kind] for row in rows]
-        better, worse = (
-            sum(result["low"] > 0 for result in differences),
-            sum(result["high"] < 0 for result in differences),
-        )
+        better = sum(row["difference"][kind]["low"] > 0 for row in rows)
+        worse = sum(row["difference"][kind]["high"] < 0 for row in rows)
         lines.append(f"- {kind}: better in {better} of {len(rows)} settings, worse in {worse}.")
     return "\n\n".join([table(columns, rows), "\n".join(lines)])
 

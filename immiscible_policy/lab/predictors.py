@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -53,19 +52,15 @@ RESAMPLES = 4000
 
 
 def measure(options: Document) -> Findings:
-    """Read the arms, measure their early checkpoints, and order them.
-
-    Raises:
-        ValueError: If an option is unusable, or fewer than four arms can be read.
-    """
+    """Read the arms, measure their early checkpoints, and order them."""
     require(options, windows=(2, np.inf))
     early, seed = options["early"], options["seed"]
     checkpoints = early_checkpoints(options["grid"], early)
     first = next(iter(checkpoints.values()))[0]
     windows, _ = drawn_windows(first, options["data"], options["windows"], seed, key="windows")
     arms = {}
-    for arm, of_seeds in checkpoints.items():
-        arms[arm] = arm_figures(RunDirectory(options["grid"] / arm), of_seeds, early, windows, seed)
+    for arm, by_seed in checkpoints.items():
+        arms[arm] = arm_figures(RunDirectory(options["grid"] / arm), by_seed, early, windows, seed)
         print(f"{arm}  score {arms[arm]['final']:.3f}", flush=True)
     correlations = {key: rank_correlation(arms, key, seed) for key in PREDICTORS}
     figures = {"early": early, "arms": arms, "rank_correlation": correlations}
@@ -100,9 +95,10 @@ def arm_figures(
     followed = [start_noise_figures(load_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
     evaluated = list(scores(run.episodes()).values())
     curves, steps = [result.values["coverage"].mean(axis=1) for result in evaluated], evaluated[0].steps
+    losses = ([row["loss"] for row in rows if row["step"] <= early and row.get("loss") is not None] for rows in logged)
     return {
         **{key: _audited(logged, key) for key in AUDIT},
-        "loss": mean(_at(of_seed, "loss", early) for of_seed in logged),
+        "loss": mean(float(values[-1]) for values in losses),
         "coverage": mean(float(curve[steps.index(early)]) for curve in curves),
         "correlation": mean(result["correlation"] for result in followed),
         "rmse_random": mean(result["rmse_random"] for result in followed),
@@ -112,36 +108,20 @@ def arm_figures(
     }
 
 
-def _at(rows: Sequence[Mapping[str, Any]], key: str, step: int) -> float:
-    """A logged figure, at the last row up to a step that has it."""
-    return next(float(row[key]) for row in reversed(rows) if row["step"] <= step and row.get(key) is not None)
-
-
 def _audited(logged: Sequence[Sequence[Document]], key: str) -> float | None:
     """An audited figure with the selector at its strongest, whenever its schedule has that; mean over seeds."""
-    strongest = [
-        max(
-            (row for row in of_seed if row.get("noise/correlation") is not None),
-            key=lambda row: abs(row["noise/correlation"]),
-            default={},
-        )
-        for of_seed in logged
-    ]
-    values = [row[key] for row in strongest if row.get(key) is not None]
-    return mean(values) if len(values) == len(logged) else None
+    values = []
+    for rows in logged:
+        audited = [row for row in rows if row.get("noise/correlation") is not None]
+        strongest = max(audited, key=lambda row: abs(row["noise/correlation"]), default={})
+        values.append(strongest.get(key))
+    return None if None in values else mean(values)
 
 
 def rank_correlation(arms: Mapping[str, Document], key: str, seed: int) -> Document:
-    """Spearman's correlation of a figure with the score at the end, over arms, with its bootstrap interval.
+    """Spearman's correlation `rho` of a figure with the score at the end, with its bootstrap interval `low`, `high`.
 
-    Args:
-        arms: Figures of each arm.
-        key: Which of them; arms without it are left out.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        `rho`, `low`, `high`, and the number of `arms`; nothing but the number where fewer than four have the figure, or
-        all have the same.
+    Over the `arms` that have the figure; their number alone where they are fewer than four, or all have the same.
     """
 
     def spearman(pairs: np.ndarray) -> float:
@@ -164,14 +144,14 @@ def describe(figures: Document) -> str:
     ]
     columns = {"figure": "{figure}", "rank correlation": "{rank:+.2f}", "arms": "{arms}"}
     rows = [{"arm": arm, **result} for arm, result in figures["arms"].items()]
-    each_arm = {"arm": "{arm}", "score at the end": "{final:.3f}"}
-    each_arm |= {title: f"{{{key}:.3f}}" for key, title in PREDICTORS.items()}
+    by_arm = {"arm": "{arm}", "score at the end": "{final:.3f}"}
+    by_arm |= {title: f"{{{key}:.3f}}" for key, title in PREDICTORS.items()}
     return f"""\
 early = {figures["early"]:,} steps.
 
 {table(columns, ranks)}
 
-{table(each_arm, sorted(rows, key=lambda row: -row["final"]))}"""
+{table(by_arm, sorted(rows, key=lambda row: -row["final"]))}"""
 
 
 def draw(figures: Document) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, load_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS
@@ -49,11 +48,6 @@ def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
     return {run: next(iter(seeds.values())) for run, seeds in _newest("image_runs", runs, load_image_model).items()}
 
 
-def image_model(checkpoint: Checkpoint) -> ImageModel:
-    """The model of a checkpoint, in evaluation mode."""
-    return load_image_model(checkpoint)[0]
-
-
 def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Newest:
     """The newest checkpoints of the runs that an option names.
 
@@ -80,11 +74,6 @@ def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Ne
 def task_of(checkpoint: Checkpoint) -> Task:
     """The task that a checkpoint was trained for; PushT where it names none."""
     return recorded_task(checkpoint.metadata.get("config", {}))
-
-
-def starts_of(seeds: Mapping[int, Checkpoint], text: str, episodes: int) -> list[int]:
-    """The starts that some words name on the task of a run's checkpoints."""
-    return task_of(next(iter(seeds.values()))).starts(text, episodes)
 
 
 def rolled_out(

@@ -33,7 +33,7 @@ from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.report import Document, plain, program, table
-from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, starts_of
+from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import colours, panels
 from immiscible_policy.policy import Policy
@@ -71,7 +71,8 @@ def measure(options: Document) -> Findings:
         raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
     schemes = read_schemes(options["solvers"])
     policies = newest_policies(options["runs"], pictures=True)
-    starts = starts_of(next(iter(policies.values())), options["starts"], options["episodes"])
+    first = next(iter(next(iter(policies.values())).values()))
+    starts = task_of(first).starts(options["starts"], options["episodes"])
     agents = {
         (run, scheme): {seed: make_agent(checkpoint, scheme) for seed, checkpoint in seeds.items()}
         for run, seeds in policies.items()

@@ -25,7 +25,7 @@ the error with plain noise lies far above, the network reads x_0 off noise that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +39,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy, read_spec
+from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
@@ -47,9 +48,10 @@ from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED
 from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
-from immiscible_policy.lab.report import Document, legend, plain, program, require, table
+from immiscible_policy.lab.report import Document, legend, means, plain, program, require, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import GREY, colours
+from immiscible_policy.path.base import Network
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
@@ -81,27 +83,22 @@ def measure(options: Document) -> Findings:
     require(options, n=(200, np.inf))  # a Fréchet distance needs them
     policies = lab_runs.newest_policies(options["runs"])
     models = lab_runs.newest_image_models(options["image_runs"])
-    _require_comparable(policies, models)
+    checkpoints = [checkpoint for seeds in policies.values() for checkpoint in seeds.values()]
+    for checkpoint in (*checkpoints, *models.values()):
+        lab_runs.own_selector(checkpoint)  # refuses models without one
+    specs = [read_spec(checkpoint) for checkpoint in checkpoints]
+    for key in ("horizon", "action_dim", "method", "diffusion_steps"):
+        values = sorted({getattr(spec, key) for spec in specs})
+        if len(values) > 1:  # their layers or chunks cannot stand side by side
+            raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
     figures, strips = {}, {}
     if policies:
         figures["actions"] = policy_section(policies, options["data"], options["n"], options["seed"])
     if models:
-        loaded = {label: lab_runs.image_model(checkpoint) for label, checkpoint in models.items()}
+        loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
         figures["images"] = image_section(models, loaded, options["images"], options["n"], options["seed"])
         strips = {label: _strip(model, options["seed"]) for label, model in loaded.items()}
     return Findings({"n": options["n"], **figures}, describe(figures), draw(figures, strips))
-
-
-def _require_comparable(policies: lab_runs.Newest, models: Mapping[str, Checkpoint]) -> None:
-    """Refuse models without a selector, and policies whose layers or chunks cannot stand side by side."""
-    checkpoints = [checkpoint for seeds in policies.values() for checkpoint in seeds.values()]
-    for checkpoint in (*checkpoints, *models.values()):
-        lab_runs.own_selector(checkpoint)
-    specs = [read_spec(checkpoint) for checkpoint in checkpoints]
-    for key in ("horizon", "action_dim", "method", "diffusion_steps"):
-        values = sorted({getattr(spec, key) for spec in specs})
-        if len(values) > 1:
-            raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
 
 
 def policy_section(policies: lab_runs.Newest, data: Path | None, n: int, seed: int) -> Section:
@@ -120,10 +117,9 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
+    select, batch_size = lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
     result = measure_layers(
-        policy_batches(
-            policy, chosen, lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"], seed
-        ),
+        policy_batches(policy, chosen, select, batch_size, seed),
         policy.path,
         SOLVER.plan(policy.path),
         policy.data_scale,
@@ -182,12 +178,7 @@ def _image_batches(model: ImageModel, pixels: Tensor, select: Selector, size: in
 
 
 def _batch(
-    x: Tensor,
-    select: Selector,
-    network: Callable[[Tensor, Tensor], Tensor],
-    seed: int,
-    number: int,
-    condition: Tensor | None = None,
+    x: Tensor, select: Selector, network: Network, seed: int, number: int, condition: Tensor | None = None
 ) -> Batch:
     """Clean samples with their noises; plain noise and start are the same for every model."""
     common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
@@ -205,26 +196,24 @@ def _strip(model: ImageModel, seed: int) -> Tensor:
 
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
     """A quantity of each layer, averaged over training seeds."""
-    return [mean(values) for values in zip(*(result[quantity] for result in seeds), strict=True)]
+    return means(result[quantity] for result in seeds)
 
 
 def describe(sections: Mapping[str, Section]) -> str:
     """The tables of every kind of data."""
-    return "\n\n".join(_section_text(title, section) for title, section in sections.items())
-
-
-def _section_text(title: str, section: Section) -> str:
-    layers = section["layers"]
-    t = next(iter(layers.values()))[0]["t"]
-    parts = [f"### {title.capitalize()}", _half_table(section)]
-    for quantity, meaning in QUANTITIES.items():
-        columns = {"model": "{label}", "seeds": "{seeds}", **{f"t = {t[i]:g}": f"{{values[{i}]:.3f}}" for i in SHOWN}}
-        columns["sample"] = f"{{values[{LAYERS - 1}]:.3f}}"
-        rows: list[Document] = [{"label": run, "seeds": len(seeds), "values": over_seeds(seeds, quantity)}
-                for run, seeds in layers.items()]  # fmt: skip
-        if quantity == "frechet":
-            rows.append({"label": "floor", "values": {LAYERS - 1: section["frechet_floor"]}})
-        parts += [f"{meaning}:", table(columns, rows)]
+    parts = []
+    for title, section in sections.items():
+        layers = section["layers"]
+        t = next(iter(layers.values()))[0]["t"]
+        values = {f"t = {t[i]:g}": f"{{values[{i}]:.3f}}" for i in SHOWN}
+        columns = {"model": "{label}", "seeds": "{seeds}", **values, "sample": f"{{values[{LAYERS - 1}]:.3f}}"}
+        parts += [f"### {title.capitalize()}", _half_table(section)]
+        for quantity, meaning in QUANTITIES.items():
+            rows: list[Document] = [{"label": run, "seeds": len(seeds), "values": over_seeds(seeds, quantity)}
+                    for run, seeds in layers.items()]  # fmt: skip
+            if quantity == "frechet":
+                rows.append({"label": "floor", "values": {LAYERS - 1: section["frechet_floor"]}})
+            parts += [f"{meaning}:", table(columns, rows)]
     return "\n\n".join(parts)
 
 
@@ -234,24 +223,18 @@ def _half_table(section: Section) -> str:
     def half(seeds: list[Document], quantity: str) -> float:
         return mean(over_seeds(seeds, quantity)[: LAYERS // 2])
 
-    first = next(iter(section["layers"].values()))
-    rows = [
-        {
-            "label": run,
-            "samples": [result["frechet"][-1] for result in seeds],
-            "own": 100 * (half(seeds, "own") / half(first, "own") - 1),
-            "plain": 100 * (half(seeds, "plain") / half(first, "plain") - 1),
-        }
-        for run, seeds in section["layers"].items()
-    ]
+    first, rows = next(iter(section["layers"].values())), []
+    for run, seeds in section["layers"].items():
+        samples = [result["frechet"][-1] for result in seeds]
+        row = {"label": run, "distance": mean(samples), "low": min(samples), "high": max(samples)}
+        changes = {key: 100 * (half(seeds, key) / half(first, key) - 1) for key in ("own", "plain")}
+        rows.append(row | changes)
     columns = {
         "over the noisier half, against the first": "{label}",
         "error, own noise [%]": "{own:+.1f}",
         "error, plain noise [%]": "{plain:+.1f}",
         "Fréchet distance of samples": "{distance:.3f} ({low:.3f} to {high:.3f})",
     }
-    for row in rows:
-        row |= {"distance": mean(row["samples"]), "low": min(row["samples"]), "high": max(row["samples"])}
     return table(columns, rows)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -31,18 +32,20 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from torch import Tensor
+from torch import Tensor, nn
 
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
 from immiscible_policy.lab.report import Document, program, require, table
-from immiscible_policy.lab.toy_training import Net, generate, train_net
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS, FAINT, GREY, GRID, INK
-from immiscible_policy.path import Ddpm, Flow, Path
+from immiscible_policy.path import Ddpm, Flow, Path, PathSample
 from immiscible_policy.path.base import CLEAN
-from immiscible_policy.randomness import torch_generator
+from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Findings
+from immiscible_policy.solver import Solver, solve
+from immiscible_policy.training.loop import Cadence, train
+from immiscible_policy.training.state import TrainState
 
 RADIUS, STD, RARE = 2.0, 0.12, 5
 LIMIT = RADIUS + REACH * STD
@@ -70,7 +73,97 @@ CONDITIONAL_COLUMNS = {
     "distance": "{distance:.3f}",
     "on no mode of its condition": "{off_modes:.3f}",
 }
+FREQUENCIES = 4
+TIMES = 1000.0
+"""Largest time that a path tells the network."""
 Figures = dict[str, float]
+
+
+class Net(nn.Module):
+    """Three hidden layers on position, time and a condition of C numbers."""
+
+    def __init__(self, conditions: int, width: int = 128) -> None:
+        super().__init__()
+        sizes = [2 + 2 * FREQUENCIES + conditions, width, width, width]
+        hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
+
+    def forward(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The output (N, 2) for points (N, 2), times (N,) from 0 to `TIMES`, and conditions (N, C)."""
+        angles = math.pi / 2 * t[:, None] / TIMES * 2.0 ** torch.arange(FREQUENCIES)
+        return self.layers(torch.cat([noisy, angles.cos(), angles.sin(), condition], dim=1))
+
+
+class Batch(NamedTuple):
+    """Points on their paths, and their conditions (N, C)."""
+
+    sample: PathSample
+    condition: Tensor
+
+
+@dataclass(frozen=True)
+class ToyObjective:
+    """The path's loss on batches of a mixture; each batch is a function of (seed, step)."""
+
+    net: Net
+    path: Path
+    mixture: Mixture
+    select: Selector
+    batch_size: int
+    seed: int
+
+    def batches(self, step: int) -> list[Batch]:
+        """The batch of a training step."""
+        generator = torch_generator("cpu", "toy", self.seed, step)
+        x, modes = self.mixture.sample(self.batch_size, generator)
+        condition = self.mixture.one_hot(modes)
+        t = self.path.times(len(x), generator, step=step)
+        noise = self.select(x, condition=condition if condition.numel() else None, step=step, generator=generator)
+        return [Batch(self.path.sample(x, noise, t), condition)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The path's loss, a scalar."""
+        return self.path.loss(lambda noisy, t: self.net(noisy, t, batch.condition), batch.sample)
+
+
+def train_net(
+    path: Path, mixture: Mixture, select: Selector, *, steps: int, early: int, batch_size: int, seed: int
+) -> dict[int, Net]:
+    """Train a network with the project's one loop: its EMA weights after `early` and after all steps."""
+    conditions = mixture.one_hot(torch.zeros(1, dtype=torch.long)).shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("toy weights", seed))  # torch's initialisers draw from the global stream alone
+        net = Net(conditions)
+    options: dict[str, Any] = dict(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=50, steps=steps)
+    kept: dict[int, Net] = {}
+
+    def keep(state: TrainState) -> None:
+        kept[state.step] = Net(conditions)
+        kept[state.step].load_state_dict(state.ema_state())
+
+    train(
+        TrainState(net, **options, ema_power=0.75, ema_max=0.99),
+        ToyObjective(net, path, mixture, select, batch_size, seed),
+        Cadence(steps, log_every=steps, eval_every=steps, checkpoint_every=early),
+        precision="fp32",
+        record=lambda row: None,
+        evaluate=lambda state: {},
+        save=keep,
+    )
+    return {early: kept[early], steps: kept[steps]}
+
+
+@torch.no_grad()
+def generate(net: nn.Module, path: Path, noise: Tensor, condition: Tensor, steps: int, limit: float) -> Tensor:
+    """Paths (steps + 1, N, 2) of the path's default solver from noises (N, 2) to samples, under conditions (N, C)."""
+    plan, points = Solver(path.solvers[0], steps).plan(path), []
+
+    def calls(i: int, x: Tensor) -> Tensor:
+        points.append(x)
+        return net(x, torch.full((len(x),), plan[i].t), condition)
+
+    samples = solve(calls, path, plan, noise[None], limit=limit)
+    return torch.stack([*points, samples])
 
 
 class Arm(NamedTuple):
@@ -116,21 +209,10 @@ def pair(arm: Arm, mixture: Mixture, n: int, generator: torch.Generator) -> Pair
     return Pairing(x, arm.select(x, condition=condition, generator=generator), modes)
 
 
-class Shown(NamedTuple):
-    """What the picture draws of an arm: a training batch, generated paths (S, N, 2), samples in few steps (N, 2)."""
-
-    arm: Arm
-    pairing: Pairing
-    paths: Tensor
-    few: Tensor
-
-
-class ShownConditional(NamedTuple):
-    """What the picture draws of a conditional arm: samples (2, N, 2) of both conditions, their distance to the data."""
-
-    arm: Arm
-    samples: Tensor
-    distance: float
+Shown = tuple[Arm, Pairing, Tensor, Tensor]
+"""What the picture draws of an arm: a training batch, generated paths (S, N, 2), samples in few steps (N, 2)."""
+ShownConditional = tuple[Arm, Tensor, float]
+"""What the picture draws of a conditional arm: samples (2, N, 2) of both conditions, their distance to the data."""
 
 
 def _train(arm: Arm, mixture: Mixture, options: Document, seed: int) -> list[Net]:
@@ -162,7 +244,7 @@ def measure_arm(arm: Arm, options: Document, seed: int) -> tuple[Figures, Shown]
         "total_variation": MIXTURE.total_variation(paths[-1]),
         "rare_mode_share": float(MIXTURE.mode_shares(paths[-1])[RARE]),
     }
-    return figures, Shown(arm, pairing, paths, few)
+    return figures, (arm, pairing, paths, few)
 
 
 def measure_conditional(arm: Arm, options: Document, seed: int) -> tuple[Figures, ShownConditional]:
@@ -183,7 +265,7 @@ def measure_conditional(arm: Arm, options: Document, seed: int) -> tuple[Figures
         misses.append(float(own.mode_shares(samples[-1])[-1]))
     shift = (noise[first].mean(dim=0) - noise[~first].mean(dim=0)).norm()
     figures = {"prior_shift": float(shift), "distance": mean(distances), "off_modes": mean(misses)}
-    return figures, ShownConditional(arm, torch.stack(samples), figures["distance"])
+    return figures, (arm, torch.stack(samples), figures["distance"])
 
 
 def floors(seed: int, repeats: int = 10) -> Figures:
@@ -204,26 +286,15 @@ def floors(seed: int, repeats: int = 10) -> Figures:
 
 
 def measure(options: Document) -> Findings:
-    """Train every arm for every seed, measure, and draw the first seed.
-
-    Raises:
-        ValueError: If an option is unusable.
-    """
+    """Train every arm for every seed, measure, and draw the first seed."""
     require(options, steps=(12, math.inf), batch_size=(2, math.inf))
     k, seeds = options["k"], parse_range("seeds", options["seeds"])
     unconditional = {arm.name: [measure_arm(arm, options, seed) for seed in seeds] for arm in arms(k)}
     conditional = {arm.name: [measure_conditional(arm, options, seed) for seed in seeds] for arm in conditional_arms(k)}
-    figures = {
-        "options": options,
-        "floors": floors(seeds[0]),
-        "unconditional": _pooled(unconditional),
-        "conditional": _pooled(conditional),
-    }
-    picture = draw(
-        [runs[0][1] for runs in unconditional.values()],
-        [runs[0][1] for runs in conditional.values()],
-        figures["floors"]["conditional_distance"],
-    )
+    figures = {"options": options, "floors": floors(seeds[0])}
+    figures |= {"unconditional": _pooled(unconditional), "conditional": _pooled(conditional)}
+    shown, shown_conditional = ([runs[0][1] for runs in kind.values()] for kind in (unconditional, conditional))
+    picture = draw(shown, shown_conditional, figures["floors"]["conditional_distance"])
     return Findings(figures, describe(figures), picture)
 
 
@@ -269,12 +340,12 @@ def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor:
     title = f"Six modes in the plane (rings), reached from Gaussian noise; {MANY} network calls unless said"
     top.suptitle(title, fontsize=11, color=GREY)
     grid = top.subplots(3, len(shown), squeeze=False)
-    for column, of_arm in zip(grid.T, shown, strict=True):
-        column[0].set_title(of_arm.arm.name, fontsize=13, fontweight="bold", pad=10)
-        _draw_pairing(column[0], of_arm.arm.path, of_arm.pairing)
-        _draw_paths(column[1], of_arm.paths)
-        _frame(column[2], f"mode error {MIXTURE.total_variation(of_arm.few):.2f}")
-        _dots(column[2], of_arm.few, _colours(of_arm.few), 3)
+    for column, (arm, pairing, paths, few) in zip(grid.T, shown, strict=True):
+        column[0].set_title(arm.name, fontsize=13, fontweight="bold", pad=10)
+        _draw_pairing(column[0], arm.path, pairing)
+        _draw_paths(column[1], paths)
+        _frame(column[2], f"mode error {MIXTURE.total_variation(few):.2f}")
+        _dots(column[2], few, _colours(few), 3)
     labels = (
         "training: each noise, in the\ncolour of its data",
         "generation: paths from fresh noise\n(sky blue: rare, 5% of the data)",
@@ -285,10 +356,10 @@ def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor:
     title = f"With a condition (left or right modes), selection can hurt: samples in {MANY} network calls"
     bottom.suptitle(title, fontsize=13, fontweight="bold")
     row = bottom.subplots(1, len(conditional), squeeze=False)[0]
-    for axes, of_condition in zip(row, conditional, strict=True):
-        _frame(axes, f"distance to its data {of_condition.distance:.2f} (perfect {floor:.2f})")
-        axes.set_title(of_condition.arm.name, fontsize=11.5)
-        for colour, samples in zip(COLOURS, of_condition.samples, strict=False):
+    for axes, (arm, both, distance) in zip(row, conditional, strict=True):
+        _frame(axes, f"distance to its data {distance:.2f} (perfect {floor:.2f})")
+        axes.set_title(arm.name, fontsize=11.5)
+        for colour, samples in zip(COLOURS, both, strict=False):
             _dots(axes, samples, colour, 3)
     row[0].set_ylabel("condition left (blue),\ncondition right (amber)", fontsize=11.5)
     return figure

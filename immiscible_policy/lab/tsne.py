@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
 from immiscible_policy.lab.layers import predicted_along_sampling
@@ -79,11 +79,7 @@ Sections = dict[str, dict[str, Panel]]
 
 
 def measure(options: Document) -> Findings:
-    """Draw all maps that the options give material for.
-
-    Raises:
-        ValueError: If an option is unusable, a file cannot be read, or scikit-learn is absent.
-    """
+    """Draw all maps that the options give material for."""
     require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, np.inf))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
     policies = lab_runs.newest_policies(options["runs"])
@@ -108,11 +104,7 @@ def measure(options: Document) -> Findings:
 
 
 def embed(points: Tensor, seed: int) -> NDArray[np.float64]:
-    """A t-SNE map (N, 2) of points (N, ...), from their principal components, a function of the seed.
-
-    Raises:
-        CommandError: If scikit-learn is not installed.
-    """
+    """A t-SNE map (N, 2) of points (N, ...), a function of the seed; CommandError without scikit-learn."""
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError:
@@ -169,28 +161,22 @@ def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     generator = torch_generator("cpu", "tsne policy", options["seed"])
     start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
     with torch.no_grad():
+        plan, path = SOLVER.plan(policy.path), policy.path
         return predicted_along_sampling(
-            lambda x, t: policy.network(x, t, condition),
-            policy.path,
-            SOLVER.plan(policy.path),
-            start,
-            policy.data_scale,
+            lambda x, t: policy.network(x, t, condition), path, plan, start, policy.data_scale
         )
 
 
 def predicted_images(checkpoint: Checkpoint, options: Document) -> Tensor:
     """Images (S, N, ...) that the layers of an image model predict, the same start noises for every model."""
-    model = lab_runs.image_model(checkpoint)
+    model = load_image_model(checkpoint)[0]
     generator = torch_generator("cpu", "tsne images", options["seed"])
     start = torch.randn(options["starts"], *model.noise_shape, generator=generator)
     return model.sample(start, SOLVER).predicted
 
 
 def spreads(predicted: Tensor) -> list[float]:
-    """How far the predictions of each layer (S, N, ...) differ, as a share of the last layer's.
-
-    Root mean square deviation from the layer's mean; 0 where every start noise leads to the same prediction.
-    """
+    """Root mean square deviation of each layer's predictions (S, N, ...) from their mean, over the last layer's."""
     deviation = (predicted - predicted.mean(dim=1, keepdim=True)).flatten(1).square().mean(dim=1).sqrt()
     return (deviation / deviation[-1]).tolist()
 
@@ -228,24 +214,20 @@ def draw(sections: Sections) -> Figure:
     rows = np.ravel(np.array(figure.subfigures(len(sections), 1)))
     for subfigure, (title, row) in zip(rows, sections.items(), strict=True):
         subfigure.suptitle(title, fontsize=12, fontweight="bold")
-        for axes, (name, panel) in zip(subfigure.subplots(1, len(row), squeeze=False)[0], row.items(), strict=True):
-            _draw_panel(axes, name, panel)
+        for axes, (name, (places, groups, figures)) in zip(
+            subfigure.subplots(1, len(row), squeeze=False)[0], row.items(), strict=True
+        ):
+            shades: Sequence[Any] = COLOURS
+            note = "neighbour of the same sample: {map_agreement:.0%} (chance {chance:.0%})"
+            if "decided" in figures:
+                shades = [*colormaps["viridis"](np.linspace(0, 0.95, LAYERS))]
+                note = "dark: noisiest layer, light: final sample; they correlate by {decided[0]:.2f}"
+            axes.scatter(places[:, 0], places[:, 1], c=[shades[group] for group in groups], s=7, linewidths=0)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(name, fontsize=11)
+            axes.spines[:].set_color(GRID)
+            axes.set_xlabel(note.format(**figures), fontsize=10)
     return figure
-
-
-def _draw_panel(axes: Axes, name: str, panel: Panel) -> None:
-    figures = panel.figures
-    shades: Sequence[Any] = COLOURS
-    if "agreement" in figures:
-        note = f"neighbour of the same sample: {figures['map_agreement']:.0%} (chance {figures['chance']:.0%})"
-    else:
-        shades = [*colormaps["viridis"](np.linspace(0, 0.95, LAYERS))]
-        note = f"dark: noisiest layer, light: final sample; they correlate by {figures['decided'][0]:.2f}"
-    axes.scatter(panel.places[:, 0], panel.places[:, 1], c=[shades[group] for group in panel.groups], s=7, linewidths=0)
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(name, fontsize=11)
-    axes.spines[:].set_color(GRID)
-    axes.set_xlabel(note, fontsize=10)
 
 
 OPTIONS = {

@@ -8,7 +8,7 @@ import torch
 from immiscible_policy.cli import CommandError
 from immiscible_policy.lab import toy
 from immiscible_policy.lab.mixture import Mixture, crossings, curvature, mixing, ring, wasserstein
-from immiscible_policy.lab.toy_training import TIMES, Net, ToyObjective, generate, train_net
+from immiscible_policy.lab.toy import TIMES, Net, ToyObjective, generate, train_net
 from immiscible_policy.noise import make_selector
 
 TWO = Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.75, 0.25]), std=0.1)
