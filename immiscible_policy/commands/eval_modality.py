@@ -13,8 +13,15 @@ from rich.console import Console
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.commands import solving
-from immiscible_policy.lab.modality.arms import MOST_REPETITIONS, Arm, difference, estimate, measure, training_modes
-from immiscible_policy.lab.modality.modes import shares
+from immiscible_policy.lab.modality.arms import (
+    MOST_REPETITIONS,
+    Arm,
+    difference,
+    estimate,
+    measure,
+    shares,
+    training_modes,
+)
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results import interval
@@ -51,8 +58,7 @@ Runs = dict[Path, dict[int, list[Checkpoint]]]
 def find_runs(text: str, checkpoints: str) -> Runs:
     """The runs in directories, and of each seed the checkpoints, all or the last, whose steps all of its seeds keep.
 
-    Raises:
-        CommandError: If a directory has no run, two have one name, or the seeds of a run share no checkpoint.
+    CommandError if a directory has no run, two have one name, or the seeds of a run share no checkpoint.
     """
     kept: Runs = {}
     for directory in (Path(part).expanduser() for part in text.split(",")):
@@ -73,11 +79,7 @@ def find_runs(text: str, checkpoints: str) -> Runs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the words of a command line; without argv those of the process, with a mistake shown as one line.
-
-    Raises:
-        ValueError: For a mistake in argv, or runs that cannot be read.
-    """
+    """Run words (of the process by default, mistakes shown as one line); ValueError for a mistake in them."""
     if argv is None:
         run_command(main)
     options = parse(argv, OPTIONS, USAGE)

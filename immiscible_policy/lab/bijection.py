@@ -59,8 +59,7 @@ DRAWN = {1.0: "#CCCCCC", 0.5: COLOURS[4], 0.1: COLOURS[0]}
 IMAGE_CALLS, STRIPS = 20, 3
 BATCH = 256
 LINEAR = "linear in the noise"
-Generate = Callable[[Tensor], Tensor]
-"""Turns start noises (N, ...) into samples (N, ...)."""
+Generate = Callable[[Tensor], Tensor]  # Turns start noises (N, ...) into samples (N, ...)
 
 
 def perturb(noise: Tensor, eta: Tensor, weight: Tensor | float) -> Tensor:
@@ -100,8 +99,7 @@ def perturbed_results(
 def chunk_generator(policy: Policy, observation: Tensor, solver: Solver) -> Generate:
     """A policy's way from start noises (N, T, A) to normalised action chunks, one for each observation (N, O, Do).
 
-    Raises:
-        ValueError: If the solver adds noise of its own.
+    ValueError for a solver that adds noise of its own.
     """
     if draws(solver.plan(policy.path)) > 1:
         raise ValueError(f"solver={solver.name}: it adds noise; only a deterministic solver follows its start noise")
@@ -162,26 +160,17 @@ def measure_policy(
     chunks = perturbed_results(
         lambda noise: policy.action.unnormalize(generate(noise)), noise, WEIGHTS, options["perturbations"], generator
     )
-    figures = {
-        "step": checkpoint.step,
-        "chunk_displacement": chunks.displacement(),
-        **start_noise_figures(policy, windows, solver, options["seed"]),
-        "score_change": {
-            start: score_change(checkpoint, solver, start, options["perturbations"], options["max_steps"])
-            for start in starts
-        },
-    }
-    return figures, chunks
+    perturbations, max_steps = options["perturbations"], options["max_steps"]
+    figures: Document = {"step": checkpoint.step, "chunk_displacement": chunks.displacement()}
+    figures |= start_noise_figures(policy, windows, solver, options["seed"])
+    changes = {start: score_change(checkpoint, solver, start, perturbations, max_steps) for start in starts}
+    return {**figures, "score_change": changes}, chunks
 
 
 def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: int) -> Document:
-    """How much of the sampled chunk its start noise decides.
+    """How much of the sampled chunk its start noise decides: the *correlation* and the *errors* defined above.
 
-    Returns:
-        `correlation`, between the means of chunk and start noise over the windows; `rmse_random` and `rmse_assigned`,
-        root mean square error to the demonstrated chunk [in the data's units] from random start noise and from the same
-        noises assigned to the demonstrated chunks of their batch at the least distance; `rmse_mean`, that of always
-        answering the mean chunk.
+    Errors [in the data's units] are `rmse_random`, `rmse_assigned`, and `rmse_mean` of always answering the mean chunk.
     """
     generator = torch_generator("cpu", "bijection start noise", seed)
     assign = make_selector("linear")

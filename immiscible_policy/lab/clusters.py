@@ -40,8 +40,7 @@ PUBLISHED = {"vanilla": (0.92, 0.06), "knn": (2.17, 0.35), "linear": (4.11, 0.37
 PUBLISHED_N = 10_000
 K, BATCHES = 8, (128, 1024)
 KS = (2, 4, 8, 16, 32, 64)
-MOST = 1024
-"""Images held in memory; the companions of the P images in a batch are drawn from them."""
+MOST = 1024  # Images held in memory; the companions of the P images in a batch are drawn from them
 COLUMNS = {
     "selector": "{name} {option}",
     "pixel rms": "{rms:.2f}",

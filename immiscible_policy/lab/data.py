@@ -1,6 +1,6 @@
 """The data that the laboratory measures on: actions, CIFAR-10 images, and fields of the size of latents.
 
-Each function returns floats on the scale that diffusion sees them, one sample per row.
+Floats on the scale that diffusion sees them, one sample per row.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:
 def cifar_images(path: Path | None, limit: int | None = None) -> Tensor:
     """Training images (N, 3, 32, 32) of CIFAR-10, classes in turn, pixels in [-1, 1] (root mean square about 0.5).
 
-    Raises:
-        ValueError: If there is no path, the images are unusable, or there are fewer than `limit`.
+    ValueError if there is no path, the images are unusable, or there are fewer than `limit`.
     """
     if path is None:
         raise CommandError(f"this experiment needs images; {WITHOUT_CIFAR}")

@@ -86,9 +86,8 @@ def measure(options: Document) -> Findings:
 def change_of(name: str, size: int, data: str, x: Tensor, batches: int, seed: int) -> Document:
     """Measure knn of `size` candidates, or the assignment of batches of that size, on samples x (N, ...) of some data.
 
-    Returns:
-        The `change` in percent as an interval, KNN's closed form (`expected`), the papers' figure (`published`),
-        and the `best` of ours: the closed form where there is one.
+    The `change` in percent as an interval, KNN's closed form (`expected`), the papers' figure (`published`), and the
+    `best` of ours: the closed form where there is one.
     """
     select = make_selector("knn", k=size) if name == "knn" else make_selector(name)
     generator = torch_generator("cpu", f"distances {name}", seed, size)

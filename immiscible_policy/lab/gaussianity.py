@@ -58,10 +58,11 @@ def measure(options: Document) -> Findings:
     images = cifar_images(options["images"], n)
     own, knn = root_mean_square(images), make_selector("knn", k=K)
     by_angle = make_selector("knn", k=K, nearest="angle")
+    norms = [float(np.mean([law.squared_norm for law in nearest_over(x, K)])) for x in (images, images / own)]
     rows = [
         _row("vanilla", make_selector("vanilla"), images, 1.0, DIMS, seed),
-        _row(f"knn k={K}", knn, images, 1.0, _expected_norm(images), seed),
-        _row(f"knn k={K}", knn, images, 1 / own, _expected_norm(images / own), seed),
+        _row(f"knn k={K}", knn, images, 1.0, norms[0], seed),
+        _row(f"knn k={K}", knn, images, 1 / own, norms[1], seed),
         _row(f"knn k={K} nearest=angle", by_angle, images, 1.0, DIMS, seed),
     ]
     figures = {"n": n, "dims": DIMS, "rows": rows, "published": {**PUBLISHED, "n": PUBLISHED_N}}
@@ -84,10 +85,6 @@ def noise_for(select: Selector, images: Tensor, scale: float, generator: torch.G
     for chosen, part in zip(noise.split(CHUNK), images.split(CHUNK), strict=True):
         chosen.copy_(select(scale * part, generator=generator))
     return noise
-
-
-def _expected_norm(images: Tensor) -> float:
-    return float(np.mean([law.squared_norm for law in nearest_over(images, K)]))
 
 
 def describe(figures: Document) -> str:

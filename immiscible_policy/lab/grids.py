@@ -43,8 +43,7 @@ def measure(options: Document) -> Findings:
 def read_setting(path: Path, arm: str) -> tuple[str, Document]:
     """The setting of a grid's file in words, and its figures of an arm and of the first arm.
 
-    Raises:
-        CommandError: If the file cannot be read, is not a grid's, or lacks the arm or its seeds.
+    CommandError if the file cannot be read, is not a grid's, or lacks the arm or its seeds.
     """
     try:
         document = json.loads(path.read_text())

@@ -17,8 +17,7 @@ import numpy as np
 from scipy.stats import ncx2
 from torch import Tensor
 
-GRID = 1000
-"""Points of the integral over the distance."""
+GRID = 1000  # Points of the integral over the distance
 
 
 class Nearest(NamedTuple):

@@ -70,8 +70,7 @@ def measure(options: Document) -> Findings:
 def early_checkpoints(grid: Path, early: int) -> dict[str, list[Checkpoint]]:
     """The early checkpoints of every seed of every arm that was trained to its end.
 
-    Raises:
-        CommandError: If there are fewer than four such arms, or an arm keeps no checkpoint of that step.
+    CommandError for fewer than four such arms, or an arm without a checkpoint of that step.
     """
     arms: dict[str, list[Checkpoint]] = {}
     for run in runs_in(grid):

@@ -22,8 +22,7 @@ from immiscible_policy.results import interval
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table as markdown
 
-Document = dict[str, Any]
-"""Measured figures as JSON values."""
+Document = dict[str, Any]  # Measured figures as JSON values
 
 
 def program(

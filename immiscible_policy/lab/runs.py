@@ -26,16 +26,11 @@ from immiscible_policy.tasks import Task, primary, recorded_task
 RUNS = Option(str, None, "run directories of train_policy.py, RUN,RUN,...; the first is what others are compared with")
 IMAGE_RUNS = Option(str, None, "run directories of train_image.py, RUN,RUN,...; the first seed of each")
 
-Newest = dict[str, dict[int, Checkpoint]]
-"""The newest checkpoint of every training seed of each run, by the run's name."""
+Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
 
 def newest_policies(runs: str | None, *, pictures: bool = False) -> Newest:
-    """The policies of `runs=`, all of which can be loaded; none for None.
-
-    Raises:
-        CommandError: If a run has none, or one sees pictures where a program measures on numbers alone.
-    """
+    """The policies of `runs=`, all of which can be loaded; CommandError if one sees pictures and must not."""
     result = _newest("runs", runs, load_policy)
     for run, seeds in result.items():
         if not pictures and any(read_spec(checkpoint).encoder for checkpoint in seeds.values()):
@@ -49,12 +44,7 @@ def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
 
 
 def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Newest:
-    """The newest checkpoints of the runs that an option names.
-
-    Raises:
-        CommandError: If a directory has none, two have the same name, or there are more than colours.
-        CheckpointError: If one is damaged.
-    """
+    """The newest checkpoints of the runs that an option names, each of which can be loaded."""
     result: Newest = {}
     for path in map(Path, runs.split(",") if runs else []):
         run = RunDirectory(path)
@@ -88,9 +78,7 @@ def rolled_out(
 def own_selector(checkpoint: Checkpoint) -> Selector:
     """The selector of a checkpoint's training at full strength, without its schedule and without potentials.
 
-    Raises:
-        ValueError: If the checkpoint names none that is known here, or if noise was chosen for residuals, whose
-            prediction no checkpoint keeps.
+    ValueError if the checkpoint names none that is known here, or noise was chosen for residuals, which it lacks.
     """
     config = checkpoint.metadata.get("config", {})
     recorded = config.get("noise", {})
@@ -107,11 +95,7 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
 def drawn_windows(
     checkpoint: Checkpoint, data: Path | None, count: int, seed: int, *, key: str
 ) -> tuple[Windows, Windows]:
-    """Windows of the demonstrations as a policy sees them, drawn by the seed, and all others.
-
-    Raises:
-        CommandError: If there are fewer than `count`, which is the option `key`.
-    """
+    """Windows as a policy sees them, drawn by the seed, and all others; CommandError for more (key=count) than all."""
     windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
     if not 1 <= count <= len(windows):
         raise CommandError(f"{key}={count}: use 1 to {len(windows):,}, as many windows as the demonstrations have")

@@ -82,9 +82,8 @@ def measure(options: Document) -> Findings:
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
     for (run, scheme), seeds in agents.items():
-        scores[run, scheme] = np.array(
-            [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in seeds.items()]
-        )
+        by_seed = [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in seeds.items()]
+        scores[run, scheme] = np.array(by_seed)
         print(f"{run}  {scheme.text}  score {scores[run, scheme].mean():.3f}", flush=True)
     figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, schemes) | {
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
@@ -95,11 +94,7 @@ def measure(options: Document) -> Findings:
 
 
 def read_schemes(text: str) -> list[Scheme]:
-    """Read `ddim10,ddim10-leading,renoised10`.
-
-    Raises:
-        CommandError: If a name or a number of calls is unusable, or one is given twice.
-    """
+    """Read `ddim10,ddim10-leading,renoised10`; CommandError for an unusable name or number, or one given twice."""
     schemes = []
     for word in text.split(","):
         parts = re.fullmatch(r"([a-z]+)(\d+)(-leading)?", word)

@@ -25,10 +25,10 @@ the error with plain noise lies far above, the network reads x_0 off noise that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,36 +42,111 @@ from immiscible_policy.evaluation.agent import load_policy, read_spec
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
-from immiscible_policy.image.evaluation.frechet import feature_statistics, frechet_distance
+from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED
-from immiscible_policy.lab.layers import Batch, Layers, measure_layers, predicted_along_sampling
 from immiscible_policy.lab.report import Document, legend, means, plain, program, require, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import GREY, colours
+from immiscible_policy.path import Path as NoisePath
 from immiscible_policy.path.base import Network
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.solver import Solver
+from immiscible_policy.solver import Plan, Solver, solve
 from immiscible_policy.store.checkpoint import Checkpoint
 
 LAYERS = 20
 SOLVER = Solver("ddim", LAYERS)
-STRIP = 3
-"""Start noises whose predicted images are drawn, at every second layer."""
-SHOWN = (2, 6, 10, 14, 18)
-"""Layers at which the tables stand; the last one is the sample."""
+STRIP = 3  # Start noises whose predicted images are drawn, at every second layer
+SHOWN = (2, 6, 10, 14, 18)  # Layers at which the tables stand; the last one is the sample
 QUANTITIES = {
     "own": "Error of x_0 from noised real data, noise of the model's own selector",
     "plain": "Error of x_0 from noised real data, plain noise",
     "final": "Distance of x_0 from the final sample, along sampling",
     "frechet": "Squared Fréchet distance of x_0 to real data, along sampling",
 }
-Section = dict[str, Any]
-"""One kind of data: `frechet_floor`, and `layers` by label, one entry for each training seed."""
+Section = dict[str, Any]  # One kind of data: `frechet_floor`, and `layers` by label, one entry for each training seed
+
+
+class Layers(NamedTuple):
+    """What is measured of every layer; lists of S numbers, the noisiest layer first."""
+
+    t: list[float]  # the time as the network is given it
+    own: list[float]  # error of x_0 from real data noised by the model's own selector
+    plain: list[float]  # the same from plain Gaussian noise
+    final: list[float]  # distance of the predicted from the final sample, along sampling from plain noise
+    frechet: list[float]  # squared Fréchet distance of the predicted samples' features to those of real data
+
+
+@torch.no_grad()
+def predicted_along_sampling(network: Network, path: NoisePath, plan: Plan, noise: Tensor, limit: float) -> Tensor:
+    """Clean samples (S, N, ...) that the layers predict while start noises (N, ...) are denoised.
+
+    The layers are the calls of the plan, whose solver adds no noise; clean numbers lie within the limit.
+    """
+    predicted: list[Tensor] = []
+
+    def calls(i: int, x: Tensor) -> Tensor:
+        return network(x, torch.full((len(x),), plan[i].t)).float()
+
+    solve(calls, path, plan, noise[None], limit=limit, record=predicted)
+    return torch.stack(predicted)
+
+
+@torch.no_grad()
+def predicted_from_data(
+    network: Network, path: NoisePath, plan: Plan, x: Tensor, noise: Tensor, limit: float
+) -> Tensor:
+    """Clean samples (S, N, ...) that the layers predict from real data x (N, ...) brought to their level by noise."""
+    noised = [(layer, layer.alpha * x + layer.sigma * noise) for layer in plan]
+    return torch.cat([predicted_along_sampling(network, path, (layer,), at, limit) for layer, at in noised])
+
+
+def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[float]:
+    """Root mean square error of each layer's predictions (S, N, ...) of target (N, ...), in units of the data's spread.
+
+    The spread is the root mean square deviation of the data from its mean: whoever always predicts the mean scores 1.
+    """
+    return [float((layer - target).square().mean().sqrt() / spread) for layer in predicted]
+
+
+class Batch(NamedTuple):
+    """Real data, noises for it, all (N, ...), and the denoiser that sees them."""
+
+    x: Tensor  # clean, as diffused
+    own: Tensor  # noise that the model's own selector chose
+    plain: Tensor  # Gaussian noise
+    start: Tensor  # start noises of sampling
+    network: Network  # its conditions bound
+
+
+def measure_layers(
+    batches: Iterable[Batch],
+    path: NoisePath,
+    plan: Plan,
+    limit: float,
+    features: Callable[[Tensor], Tensor],
+    reference: FeatureStatistics,
+) -> Layers:
+    """Measure every layer of a denoiser (see `predicted_along_sampling`); features (N, D) are of samples (N, ...)."""
+    x, own, plain, sampled = [], [], [], []
+    for batch in batches:
+        x.append(batch.x)
+        own.append(predicted_from_data(batch.network, path, plan, batch.x, batch.own, limit))
+        plain.append(predicted_from_data(batch.network, path, plan, batch.x, batch.plain, limit))
+        sampled.append(predicted_along_sampling(batch.network, path, plan, batch.start, limit))
+    data, along = torch.cat(x), torch.cat(sampled, dim=1)
+    spread = float((data - data.mean(dim=0)).square().mean().sqrt())
+    return Layers(
+        [step.t for step in plan],
+        relative_error(torch.cat(own, dim=1), data, spread),
+        relative_error(torch.cat(plain, dim=1), data, spread),
+        relative_error(along, along[-1], spread),
+        [frechet_distance(*feature_statistics(features(layer)), *reference) for layer in along],
+    )
 
 
 def measure(options: Document) -> Findings:
@@ -158,8 +233,12 @@ def image_section(
     layers = {}
     for label, model in loaded.items():
         select, batch_size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
+        encoded = [
+            model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
+            for number, part in enumerate(to_pixels(test[:n]).split(batch_size))
+        ]
         result = measure_layers(
-            _image_batches(model, to_pixels(test[:n]), select, batch_size, seed),
+            [_batch(x, select, model.network(), seed, number) for number, x in enumerate(encoded)],
             model.path,
             SOLVER.plan(model.path),
             model.coder.limit,
@@ -169,12 +248,6 @@ def image_section(
         layers[label] = [result._asdict()]
     floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
     return {"frechet_floor": floor, "layers": layers}
-
-
-def _image_batches(model: ImageModel, pixels: Tensor, select: Selector, size: int, seed: int) -> Iterator[Batch]:
-    for number, part in enumerate(pixels.split(size)):
-        x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
-        yield _batch(x, select, model.network(), seed, number)
 
 
 def _batch(

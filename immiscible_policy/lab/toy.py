@@ -53,8 +53,7 @@ MIXTURE = ring([0.19, 0.19, 0.19, 0.19, 0.19, 0.05], radius=RADIUS, std=STD)
 CONDITIONAL = ring([1 / 6] * 6, radius=RADIUS, std=STD, conditions=[0, 0, 0, 1, 1, 1])
 DIFFUSION, FLOW = Ddpm(1000), Flow()
 SAMPLES, FEW, MANY = 1000, 2, 50
-MODE_COLOURS = [*COLOURS[:6], FAINT]
-"""One for each mode, and grey for points on none."""
+MODE_COLOURS = [*COLOURS[:6], FAINT]  # One for each mode, and grey for points on none
 COLUMNS = {
     "": "{arm}",
     "noise mixed": "{noise_mixing:.3f}",
@@ -74,8 +73,7 @@ CONDITIONAL_COLUMNS = {
     "on no mode of its condition": "{off_modes:.3f}",
 }
 FREQUENCIES = 4
-TIMES = 1000.0
-"""Largest time that a path tells the network."""
+TIMES = 1000.0  # Largest time that a path tells the network
 Figures = dict[str, float]
 
 

@@ -37,9 +37,9 @@ from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
-from immiscible_policy.lab.layers import predicted_along_sampling
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import Document, program, require, table
+from immiscible_policy.lab.steps import predicted_along_sampling
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
 from immiscible_policy.palette import COLOURS, GRID
@@ -74,8 +74,7 @@ class Panel(NamedTuple):
     figures: Document
 
 
-Sections = dict[str, dict[str, Panel]]
-"""Rows of the picture by title, and their panels by title."""
+Sections = dict[str, dict[str, Panel]]  # Rows of the picture by title, and their panels by title
 
 
 def measure(options: Document) -> Findings:
@@ -87,18 +86,13 @@ def measure(options: Document) -> Findings:
     actions = demonstrated_actions(find_task(options["task"]), options["data"])
     sections: Sections = {"noise of action chunks": noise_maps(actions, K_ACTIONS, options)}
     if options["images"]:
-        images = cifar_images(options["images"], options["batch_size"])
-        sections["noise of CIFAR-10 images"] = noise_maps(images, K_IMAGES, options)
-    if policies:
-        sections["predicted action chunks, one observation"] = {
-            run: _layer_map(predicted_chunks(next(iter(seeds.values())), options), options["seed"])
-            for run, seeds in policies.items()
-        }
-    if models:
-        sections["predicted images"] = {
-            run: _layer_map(predicted_images(checkpoint, options), options["seed"])
-            for run, checkpoint in models.items()
-        }
+        pixels = cifar_images(options["images"], options["batch_size"])
+        sections["noise of CIFAR-10 images"] = noise_maps(pixels, K_IMAGES, options)
+    chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
+    images = {run: predicted_images(checkpoint, options) for run, checkpoint in models.items()}
+    for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
+        if predicted:
+            sections[title] = {run: _layer_map(layers, options["seed"]) for run, layers in predicted.items()}
     figures = {title: {name: panel.figures for name, panel in row.items()} for title, row in sections.items()}
     return Findings(figures, describe(figures), draw(sections))
 

@@ -6,7 +6,7 @@ import pytest
 from immiscible_envs.geometry import GOAL_POSE
 from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, classify
 from immiscible_policy.demos.store import Demonstrations
-from immiscible_policy.lab.modality.modes import (
+from immiscible_policy.lab.modality.arms import (
     count_modes,
     demonstrated_modes,
     majority,

@@ -11,7 +11,7 @@ from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
 from immiscible_policy.lab.data import demonstrated
-from immiscible_policy.lab.layers import Batch, measure_layers, predicted_along_sampling, relative_error
+from immiscible_policy.lab.steps import Batch, measure_layers, predicted_along_sampling, relative_error
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
 from immiscible_policy.policy.build import PolicySpec, build_policy

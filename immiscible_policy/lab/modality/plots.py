@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from immiscible_policy.lab.modality.arms import Arm, estimate
-from immiscible_policy.lab.modality.modes import count_modes, shares
+from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate, shares
 from immiscible_policy.palette import AMBER, BASELINE, BLUE, FAINT, GREY, INK, PINK, TEAL, colours
 
 MODE_COLOURS = (BLUE, AMBER, TEAL, PINK)
@@ -19,8 +18,7 @@ TITLES = {
     "total_variation": "total-variation distance\nto the demonstrations",
 }
 WIDTH, HEIGHT = 3.2, 3.1
-BACKGROUND = 512
-"""Side of the scene that paths are drawn on [px]."""
+BACKGROUND = 512  # Side of the scene that paths are drawn on [px]
 
 
 def mode_colour(mode: int, kinds: int) -> str:
