@@ -113,8 +113,9 @@ def _audited(logged: Sequence[Sequence[Document]], key: str) -> float | None:
     for rows in logged:
         audited = [row for row in rows if row.get("noise/correlation") is not None]
         strongest = max(audited, key=lambda row: abs(row["noise/correlation"]), default={})
-        values.append(strongest.get(key))
-    return None if None in values else mean(values)
+        if strongest.get(key) is not None:
+            values.append(strongest[key])
+    return mean(values) if len(values) == len(logged) else None
 
 
 def rank_correlation(arms: Mapping[str, Document], key: str, seed: int) -> Document:

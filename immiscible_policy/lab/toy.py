@@ -291,7 +291,8 @@ def measure(options: Document) -> Findings:
     conditional = {arm.name: [measure_conditional(arm, options, seed) for seed in seeds] for arm in conditional_arms(k)}
     figures = {"options": options, "floors": floors(seeds[0])}
     figures |= {"unconditional": _pooled(unconditional), "conditional": _pooled(conditional)}
-    shown, shown_conditional = ([runs[0][1] for runs in kind.values()] for kind in (unconditional, conditional))
+    shown = [runs[0][1] for runs in unconditional.values()]
+    shown_conditional = [runs[0][1] for runs in conditional.values()]
     picture = draw(shown, shown_conditional, figures["floors"]["conditional_distance"])
     return Findings(figures, describe(figures), picture)
 
