@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig, compose_config
 from immiscible_policy.training.options import group_choices, in_name, read_file
 
-if TYPE_CHECKING:
-    from immiscible_policy.recipes.robot import RobotRecipe
-
 
 @dataclass(frozen=True)
 class Grid:
-    """Runs that differ in a few words.
+    """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
-    Attributes:
-        name: The experiment, or what is swept.
-        out: Directory of all arms.
-        arms: Resolved options of each arm; the first is what the others are compared with.
-        published: What a paper reports, by metric, arm and kind.
+    `published` is what a paper reports, by metric, arm and kind.
     """
 
     name: str
@@ -38,7 +31,7 @@ class Grid:
 def read_grid(words: Sequence[str]) -> Grid | None:
     """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
 
-    A grid is an experiment with arms, or words with several values such as `k=2,4`: then each value is an arm.
+    Words with several values such as `k=2,4` make a grid too: each value is an arm.
 
     Raises:
         CommandError: As `compose_config`, for words that the arms decide themselves, and for unknown `arms=`.
@@ -67,17 +60,18 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
     grid = Grid(name, Path(out), {}, {} if swept else written.get("published", {}))
-    for arm, own in (chosen or _sweep(swept)).items():
+    for texts in product(*swept.values()) if swept else ():
+        values = dict(zip(swept, texts, strict=True))
+        names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
+                 for key, text in values.items()]  # fmt: skip
+        chosen["_".join(names)] = _words(values)
+    for arm, own in chosen.items():
         grid.arms[arm] = replace(compose_config([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
 
 
 def _refuse_decided(given: Mapping[str, str], swept: Collection[str], arms: Mapping[str, Any]) -> None:
-    """Refuse words that the arms of an experiment decide themselves, and words with several values beside them.
-
-    Raises:
-        CommandError: For the first of them.
-    """
+    """Refuse words that the arms of an experiment decide themselves, and words with several values beside them."""
     variants = [words for own in arms.values() for words in (own.values() if isinstance(own, dict) else [own])]
     decided = {word.partition("=")[0] for words in variants for word in words}
     experiment = f"experiment={given['experiment']}"
@@ -88,19 +82,7 @@ def _refuse_decided(given: Mapping[str, str], swept: Collection[str], arms: Mapp
             raise CommandError(f"{key}={text}: {experiment} has arms of its own; give {key}= one value")
 
 
-def _sweep(swept: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The words of every combination of values, by a name that tells them apart."""
-    arms = {}
-    for texts in product(*swept.values()):
-        values = dict(zip(swept, texts, strict=True))
-        names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
-                 for key, text in values.items()]  # fmt: skip
-        arms["_".join(names)] = _words(values)
-    return arms
-
-
 def _words(given: Mapping[str, str]) -> list[str]:
-    """Words again."""
     return [f"{key}={text}" for key, text in given.items()]
 
 
@@ -115,56 +97,36 @@ def train_grid(grid: Grid) -> None:
     """
     from immiscible_policy.recipes.robot import RobotRecipe, load_data
     from immiscible_policy.results.grid import write_grid
-    from immiscible_policy.training.launchers import require_launcher
+    from immiscible_policy.store.run import RunDirectory
+    from immiscible_policy.training.driver import begin, conclude, train_run
+    from immiscible_policy.training.launchers import launch, require_launcher
+    from immiscible_policy.training.launchers.job import open_jobs
 
-    config = next(iter(grid.arms.values()))
-    require_launcher(config)
+    first = next(iter(grid.arms.values()))
+    require_launcher(first)
     load = cache(load_data)  # arms share their data
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: RobotRecipe.prepare(options, load) for arm, options in grid.arms.items()}
-    failures = _arm_after_arm(recipes) if config.launcher == "local" else _all_at_once(recipes)
-    if not config.dry_run:
-        seeds = parse_range("seed", config.seed)
+    failures: list[str] = []
+    jobs = {}
+    for arm, recipe in recipes.items():
+        with _noted(arm, failures):
+            if first.launcher == "local":
+                train_run(RobotRecipe, recipe.config, recipe)
+            elif begin(RobotRecipe, recipe.config, recipe) is not None:
+                jobs[arm] = open_jobs(recipe)
+    if first.launcher != "local":
+        print(flush=True)
+        failed = launch(first, [job for own in jobs.values() for job in own], next(iter(recipes.values())).shown)
+        for arm, own in jobs.items():
+            with _noted(arm, failures):
+                run = RunDirectory(str(recipes[arm].config.out))
+                conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
+    if not first.dry_run:
+        seeds = parse_range("seed", first.seed)
         print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, grid.published)}")
     if failures:
         raise CommandError("; ".join(failures))
-
-
-def _arm_after_arm(recipes: Mapping[str, RobotRecipe]) -> list[str]:
-    """Train the arms in their order; returns a line for each that failed."""
-    from immiscible_policy.recipes.robot import RobotRecipe
-    from immiscible_policy.training.driver import train_run
-
-    failures: list[str] = []
-    for arm, recipe in recipes.items():
-        with _noted(arm, failures):
-            train_run(RobotRecipe, recipe.config, partial(recipes.__getitem__, arm))
-    return failures
-
-
-def _all_at_once(recipes: Mapping[str, RobotRecipe]) -> list[str]:
-    """Launch the jobs of all arms together; returns a line for each arm that failed."""
-    from immiscible_policy.recipes.robot import RobotRecipe
-    from immiscible_policy.store.run import RunDirectory
-    from immiscible_policy.training.driver import begin, conclude
-    from immiscible_policy.training.launchers import launch
-    from immiscible_policy.training.launchers.job import open_jobs
-    from immiscible_policy.training.workers import Job
-
-    failures: list[str] = []
-    jobs: dict[str, list[Job]] = {}
-    for arm, recipe in recipes.items():
-        with _noted(arm, failures):
-            if begin(RobotRecipe, recipe.config, partial(recipes.__getitem__, arm)) is not None:
-                jobs[arm] = open_jobs(recipe, parse_range("seed", recipe.config.seed))
-    print(flush=True)
-    first = next(iter(recipes.values()))
-    failed = launch(first.config, [job for arm in jobs.values() for job in arm], first.shown)
-    for arm, own in jobs.items():
-        with _noted(arm, failures):
-            run = RunDirectory(str(recipes[arm].config.out))
-            conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
-    return failures
 
 
 @contextmanager

@@ -19,26 +19,16 @@ WORTH_FITTING = 1000
 
 @dataclass(frozen=True)
 class NoiseOptions:
-    """The noise of a run, checked, its schedule in steps.
+    """The noise of a run, checked, its schedule in steps: a selector, and whether to fit it to the data."""
 
-    Attributes:
-        name: The selector's.
-        select: The selector, before anything is fitted to the data.
-        fit: Whether to fit what it fits.
-    """
-
-    name: str
     select: Selector
     fit: bool
 
     @torch.no_grad()
     def build(self, samples: Tensor, conditions: Tensor | None = None) -> Selector:
-        """The selector, fitted to the data.
+        """The selector, fitted to all clean normalised samples (N, ...) of the training.
 
-        Args:
-            samples: Clean normalised samples of the whole training data (N, ...), as the selector will see them.
-            conditions: What selection compares of them (N, C): noise is then chosen for what they leave open of the
-                samples. None: for the samples.
+        Where conditions (N, C) are given, noise is chosen for what they leave open of the samples.
         """
         if conditions is None:
             return self._fitted(samples)
@@ -52,13 +42,7 @@ class NoiseOptions:
 
 
 def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float) -> NoiseOptions:
-    """Check a run's noise and turn epochs into steps.
-
-    Args:
-        noise: `name` and options, as configured.
-        steps: Length of the training.
-        batch_size: Samples per step.
-        steps_per_epoch: Training samples over batch size.
+    """Check a run's noise, `name` and options as configured, and turn epochs into steps.
 
     Raises:
         ValueError: If an option is unusable, or nothing would ever be selected.
@@ -72,17 +56,14 @@ def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, step
     if schedule is not None:
         given = " ".join(f"{key}={noise[key]}" for key in ("start", "stop", "ramp") if noise.get(key))
         if schedule.start >= steps:
-            raise ValueError(
-                f"{given}: noise={noise['name']} would first select at step {schedule.start:,} of steps={steps}; "
-                "give an earlier start= or more steps="
-            )
+            late = f"would first select at step {schedule.start:,} of steps={steps}"
+            raise ValueError(f"{given}: noise={noise['name']} {late}; give an earlier start= or more steps=")
         highest, others = schedule.highest(steps), getattr(select, "k", batch_size) - 1
         if others > 0 and round(others * highest) < 1:
-            raise ValueError(
-                f"{given}: noise={noise['name']} would never select, its strength reaches {highest:.2g}; shorten ramp="
-            )
+            reach = f"its strength reaches {highest:.2g}"
+            raise ValueError(f"{given}: noise={noise['name']} would never select, {reach}; shorten ramp=")
     paired = steps - (schedule.start if schedule else 0)
-    return NoiseOptions(noise["name"], select, paired >= WORTH_FITTING if fit == "auto" else fit)
+    return NoiseOptions(select, paired >= WORTH_FITTING if fit == "auto" else fit)
 
 
 def _in_steps(value: Any, steps_per_epoch: float) -> Any:
@@ -94,46 +75,21 @@ def _in_steps(value: Any, steps_per_epoch: float) -> Any:
 def counted(windows: Windows, mask: str, layout: Layout) -> Tensor | None:
     """Which actions of each window enter the distance (N, T), or None for all.
 
-    Args:
-        windows: The training windows.
-        mask: What is left out: `none`, `padding`, or `unsent` (padding, and steps never sent to the robot).
-        layout: Steps of a window.
+    `mask` says what is left out: `none`, `padding`, or `unsent` (padding, and steps never sent to the robot).
     """
-    if mask == "none":
-        return None
-    if mask == "padding":
-        return windows.executed
-    sent = torch.zeros(layout.horizon, dtype=torch.bool)
+    if mask != "unsent":
+        return None if mask == "none" else windows.executed
+    sent = torch.zeros_like(windows.executed[0])
     sent[layout.sent] = True
-    return windows.executed & sent.to(windows.executed.device)
-
-
-def require_selection(name: str, given: Mapping[str, str]) -> None:
-    """Refuse options of the selection where nothing is selected.
-
-    Args:
-        name: The noise.
-        given: Those options that are not at their defaults, and their values.
-
-    Raises:
-        ValueError: If there is one, and the noise is vanilla.
-    """
-    for key, value in given.items():
-        if name == "vanilla":
-            raise ValueError(f"{key}={value}: noise={name} selects no noise for a sample; leave {key}= out")
+    return windows.executed & sent
 
 
 def diffusion_levels(text: str, chain: int) -> range | None:
-    """Read the diffusion steps at which the chosen noise is used: `all` (None), or such as `50..99`.
-
-    Raises:
-        ValueError: If the text is neither, or no range of steps of the chain.
-    """
+    """Read the diffusion steps at which the chosen noise is used: `all` (None), or a range such as `50..99`."""
     if text == "all":
         return None
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", text)
     if not ends or not int(ends[1]) <= int(ends[2]) < chain:
-        raise ValueError(
-            f"select_at={text}: write all, or diffusion steps such as 0..{chain // 2 - 1} (0 to {chain - 1} are there)"
-        )
+        example = f"0..{chain // 2 - 1} (0 to {chain - 1} are there)"
+        raise ValueError(f"select_at={text}: write all, or diffusion steps such as {example}")
     return range(int(ends[1]), int(ends[2]) + 1)

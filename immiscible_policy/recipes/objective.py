@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -15,51 +16,38 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.training.batches import ShuffledOrder, cut
 
 
+@dataclass(eq=False)
 class PolicyObjective:
     """Denoising loss on batches of windows.
 
     Batch, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch before it
     is cut into micro-batches, so accumulation changes memory, not the result.
 
-    Args:
-        policy: What is trained.
+    Attributes:
         windows: All training windows, on the policy's device; a batch is one gather.
         select: Chooses the noise of a batch.
-        batch_size: Windows per optimizer step.
-        accumulate: Micro-batches that a batch is cut into.
-        seed: Training seed.
         counted: Which actions of each window enter the selection's distance (N, T), or None for all.
         levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        windows: Windows,
-        select: Selector,
-        *,
-        batch_size: int,
-        accumulate: int,
-        seed: int,
-        counted: Tensor | None = None,
-        levels: range | None = None,
-        crop: int | None = None,
-    ) -> None:
-        self.policy = policy
-        self.windows = windows
-        self.select = select
-        self.counted = counted
-        self.levels = levels
-        self.crop = crop
-        self.accumulate = accumulate
-        self.seed = seed
-        self.order = ShuffledOrder(len(windows), batch_size, seed, windows.action.device)
+    policy: Policy
+    windows: Windows
+    select: Selector
+    _: KW_ONLY
+    batch_size: int
+    accumulate: int
+    seed: int
+    counted: Tensor | None = None
+    levels: range | None = None
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        self.order = ShuffledOrder(len(self.windows), self.batch_size, self.seed, self.windows.action.device)
 
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
-        generator = torch_generator(self.windows.action.device, "noise", self.seed, step)
         rows = self.order.rows(step)
         batch = self.windows[rows]
         noised = self.policy.noised(
@@ -67,7 +55,7 @@ class PolicyObjective:
             batch.action,
             self.select,
             step=step,
-            generator=generator,
+            generator=torch_generator(self.windows.action.device, "noise", self.seed, step),
             mask=self.mask(rows),
             levels=self.levels,
         )
@@ -91,10 +79,8 @@ def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> 
     if windows.footage is None:
         return windows.obs
     seen = windows.footage.step
-    views = [
-        frames[seen] if crop is None else random_crop(frames, seen, crop, generator)
-        for frames in windows.footage.frames.values()
-    ]
+    cameras = windows.footage.frames.values()
+    views = [frames[seen] if crop is None else random_crop(frames, seen, crop, generator) for frames in cameras]
     return Pictured(windows.obs, torch.stack(views, dim=2))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
@@ -25,13 +24,7 @@ from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.recipes.noise import (
-    NoiseOptions,
-    counted,
-    diffusion_levels,
-    noise_options,
-    require_selection,
-)
+from immiscible_policy.recipes.noise import NoiseOptions, counted, diffusion_levels, noise_options
 from immiscible_policy.recipes.objective import PolicyObjective, conditions
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
@@ -50,29 +43,8 @@ AUDITED = 16
 """Batches of each noise audit during training."""
 
 
-class DataOptions(NamedTuple):
-    """The options that decide what is trained on; runs that agree on them share their data. `task` is JSON."""
-
-    task: str
-    data: str | None
-    obs: str
-    images: str
-    layout: Layout
-    validation: float
-    train_episodes: int | None
-    mirror: bool
-
-
 class Data(NamedTuple):
-    """What a policy is trained on.
-
-    Attributes:
-        path: Where the demonstrations lie.
-        content_hash: Their content hash.
-        episodes: How many there are.
-        training: Windows that are trained on.
-        validation: Windows held out, or None.
-    """
+    """Where demonstrations lie, their content hash and number, and the windows that are trained on and held out."""
 
     path: Path
     content_hash: str
@@ -81,38 +53,30 @@ class Data(NamedTuple):
     validation: Windows | None
 
 
-def load_data(options: DataOptions) -> Data:
-    """Open the demonstrations and cut them into windows.
+def load_data(
+    task_json: str,
+    layout: Layout,
+    *,
+    data: str | None,
+    obs: str,
+    images: str,
+    validation: float,
+    train_episodes: int | None,
+    mirror: bool,
+) -> Data:
+    """Open the demonstrations of a task, given as JSON, and cut them into windows; runs may share the result.
 
     Raises:
         ValueError: If the store, a camera or an option is unusable; one line says which.
     """
-    task = find_task(**json.loads(options.task))
-    demos = open_demonstrations(task, options.data)
-    train_ids, held_out = split_episodes(demos.n_episodes, options.validation, options.train_episodes)
+    task = find_task(**json.loads(task_json))
+    demos = open_demonstrations(task, data)
+    train_ids, held_out_ids = split_episodes(demos.n_episodes, validation, train_episodes)
     chosen = demos.select(train_ids)
-    seen = (options.obs, options.layout, options.images)
-    training = task_windows(task, task.mirror(chosen) if options.mirror else chosen, *seen)
-    validation = task_windows(task, demos.select(held_out), *seen) if len(held_out) else None
-    digest = content_hash(demos, images=training.footage is not None and options.images == "stored")
-    return Data(demos.path, digest, demos.n_episodes, training, validation)
-
-
-def _check_method(config: TrainConfig) -> None:
-    """Refuse options of one method in a training by another.
-
-    Raises:
-        ValueError: For the first of them.
-    """
-    name, method = config.noise["name"], config.method
-    if method in ("regression", "mip") and name != "vanilla":
-        raise ValueError(
-            f"noise={name}: method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"
-        )
-    if method != "diffusion" and config.prediction != "epsilon":
-        raise ValueError(f"prediction={config.prediction}: method={method} has one prediction; leave prediction= out")
-    if method != "diffusion" and config.select_at != "all":
-        raise ValueError(f"select_at={config.select_at}: method={method} has no diffusion steps; leave select_at= out")
+    training = task_windows(task, task.mirror(chosen) if mirror else chosen, obs, layout, images)
+    held_out = task_windows(task, demos.select(held_out_ids), obs, layout, images) if len(held_out_ids) else None
+    digest = content_hash(demos, images=training.footage is not None and images == "stored")
+    return Data(demos.path, digest, demos.n_episodes, training, held_out)
 
 
 @dataclass(frozen=True)
@@ -120,13 +84,7 @@ class RobotRecipe:
     """A robot policy in training, see `training.recipe`.
 
     Attributes:
-        config: The resolved options.
-        windows: What it is trained on.
-        spec: The policy's sizes.
-        counted: Which actions of the training windows enter the selection's distance, or None for all.
         levels: Diffusion steps at which the chosen noise is used, or None for all.
-        noise: How the noise is chosen.
-        solver: How evaluation samples.
         starts: Start seeds of every evaluation.
     """
 
@@ -135,37 +93,26 @@ class RobotRecipe:
     config: TrainConfig
     windows: Data
     spec: PolicySpec
-    counted: Tensor | None
     levels: range | None
     noise: NoiseOptions
     solver: Solver
     starts: list[int]
 
     @classmethod
-    def prepare(cls, config: TrainConfig, load: Callable[[DataOptions], Data] = load_data) -> RobotRecipe:
+    def prepare(cls, config: TrainConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
         """Build everything that could be wrong, and write nothing.
-
-        Args:
-            config: The resolved options.
-            load: Loads the data; several runs may share what it returns.
 
         Raises:
             ValueError: If a setting or the data is unusable; one line says which.
         """
-        _check_method(config)
-        solver = Solver(str(config.solver), config.sampling_steps or 10, config.spacing, config.eta)
-        layout = Layout(config.horizon, config.obs_steps, config.action_steps)
+        solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
         starts = find_task(**config.task).starts(config.starts, config.episodes)
-        data = load(DataOptions(
-            json.dumps(config.task), config.data, config.obs, config.images, layout,
-            config.validation, config.train_episodes, config.mirror,
-        ))  # fmt: skip
+        keys = ("data", "obs", "images", "validation", "train_episodes", "mirror")
+        layout = Layout(**options_of(config, Layout))
+        data = load(json.dumps(config.task), layout, **{key: getattr(config, key) for key in keys})
         windows = data.training
         per_epoch = len(windows) / config.batch_size
         noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
-        defaults = {"mask": "none", "select_for": "action", "select_at": "all"}
-        require_selection(noise.name, {key: getattr(config, key) for key, plain in defaults.items()
-                                       if getattr(config, key) != plain})  # fmt: skip
         spec = PolicySpec(
             **options_of(config, PolicySpec),
             obs_dim=windows.obs.shape[-1],
@@ -175,7 +122,7 @@ class RobotRecipe:
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)
         levels = diffusion_levels(config.select_at, config.diffusion_steps)
-        return cls(config, data, spec, counted(windows, config.mask, layout), levels, noise, solver, starts)
+        return cls(config, data, spec, levels, noise, solver, starts)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -194,7 +141,7 @@ class RobotRecipe:
         config, data = self.config, self.windows
         with torch.device("meta"):  # sizes without memory
             parameters = sum(p.numel() for p in build_policy(self.spec).parameters())
-        evaluations = -(-config.steps // (config.eval_every or config.steps))
+        evaluations = -(-config.steps // config.eval_every)  # type: ignore[operator]  # resolved
         epochs = config.steps * config.batch_size / len(data.training)
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
@@ -228,7 +175,7 @@ class RobotRecipe:
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed.number,
-            counted=None if self.counted is None else self.counted.to(config.device),
+            counted=counted(windows, config.mask, Layout(**options_of(config, Layout))),
             levels=self.levels,
             crop=config.crop,
         )
@@ -274,7 +221,7 @@ def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
     if windows.footage is None:
         return None
     frames = windows.footage.frames
-    side = min(min(shown.shape[1:3]) for shown in frames.values())
+    side = min(min(camera.shape[1:3]) for camera in frames.values())
     if config.crop > side:
         raise ValueError(f"crop={config.crop}: the frames have {side} pixels; use crop={side} or less")
     return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
@@ -284,19 +231,10 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     """What selection does to the noise at this step: `noise/...`."""
     if isinstance(objective.policy.path, Regression):
         return {}
-    windows, policy = objective.windows, objective.policy
-    own = objective.order
+    windows, policy, own = objective.windows, objective.policy, objective.order
     order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
     x = policy.clean(windows.action[rows])
     condition = policy.observer.condition(objective.observed(windows[rows], step))
-    found = audit(
-        objective.select,
-        x,
-        batch_size=own.batch_size,
-        batches=AUDITED,
-        condition=condition,
-        mask=objective.mask(rows),
-        step=step,
-    )
-    return found.metrics()
+    sizes = {"batch_size": own.batch_size, "batches": AUDITED, "step": step}
+    return audit(objective.select, x, condition=condition, mask=objective.mask(rows), **sizes).metrics()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
-from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
 from immiscible_policy.training.options import Part, Schema, choice, number
-
-IMAGE_KEYS = ("images", "crop", "encoder_width", "shared_encoder")
 
 
 @dataclass(kw_only=True)
@@ -45,16 +42,6 @@ class TrainConfig(DiffusionConfig):
     starts: str
 
 
-def compose_config(words: Sequence[str]) -> TrainConfig:
-    """The options that command-line words ask for, as `Schema.compose`."""
-    return SCHEMA.compose(words)
-
-
-def read_config(run: RunDirectory) -> TrainConfig:
-    """The options of a run directory, as `Schema.read`."""
-    return SCHEMA.read(run)
-
-
 def fill(options: dict[str, Any]) -> None:
     """Choose the task's first observation, and the solver that goes with the method."""
     if options["obs"] is None:
@@ -64,10 +51,23 @@ def fill(options: dict[str, Any]) -> None:
 
 
 def check(config: TrainConfig, given: Mapping[str, str]) -> None:
-    """Refuse options of images where none are seen."""
-    for key in IMAGE_KEYS:
+    """Refuse options of images where none are seen, of one method in another, and of a selection where none is made."""
+    for key in ("images", "crop", "encoder_width", "shared_encoder"):
         if key in given and config.obs != "image":
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
+    name, method = config.noise["name"], config.method
+    if method in ("regression", "mip") and name != "vanilla":
+        why = f"method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"
+        raise CommandError(f"noise={name}: {why}")
+    if method != "diffusion" and config.prediction != "epsilon":
+        raise CommandError(f"prediction={config.prediction}: method={method} has one prediction; leave prediction= out")
+    if method != "diffusion" and config.select_at != "all":
+        why = f"method={method} has no diffusion steps; leave select_at= out"
+        raise CommandError(f"select_at={config.select_at}: {why}")
+    for key, plain in {"mask": "none", "select_for": "action", "select_at": "all"}.items():
+        value = getattr(config, key)
+        if name == "vanilla" and value != plain:
+            raise CommandError(f"{key}={value}: noise=vanilla selects no noise for a sample; leave {key}= out")
 
 
 SCHEMA = Schema(
@@ -81,3 +81,5 @@ SCHEMA = Schema(
     presets={"obs_scale": ("obs", "scale")},
     synonyms=SYNONYMS,
 )
+compose_config, read_config = SCHEMA.compose, SCHEMA.read
+"""The options that command-line words ask for, and those of a run directory."""

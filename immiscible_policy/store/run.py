@@ -177,7 +177,7 @@ class RunDirectory:
         evaluated = {number: list(table) for number, table in tables.items()}
         wanted = self.planned_seeds() if seeds is None else list(seeds)
         last = config.get("steps") or max((step for steps in evaluated.values() for step in steps), default=1)
-        every = config.get("eval_every") or config.get("checkpoint_every")  # as `training.loop.Cadence`
+        every = config.get("eval_every")
         between = range(every, last, every) if every else set().union(*evaluated.values())
         lacking = {number: sorted({*between, last} - set(steps)) for number, steps in evaluated.items()}
         planned = self.task.starts(str(config["starts"]), config["episodes"]) if "starts" in config else []

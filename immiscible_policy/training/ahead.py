@@ -24,20 +24,12 @@ class Ahead:
 
     Args:
         batches: The micro-batches of a step; called from several threads.
-        first: The first step.
-        last: The step after the last.
         device: Where the batches lie; on a GPU they are prepared in a stream of their own.
         workers: Threads; twice as many batches are begun before they are asked for.
     """
 
     def __init__(
-        self,
-        batches: Callable[[int], Sequence[Batch]],
-        first: int,
-        last: int,
-        device: torch.device,
-        *,
-        workers: int = 1,
+        self, batches: Callable[[int], Sequence[Batch]], first: int, last: int, device: torch.device, workers: int = 1
     ) -> None:
         self._batches = batches
         self._coming = iter(range(first, last))

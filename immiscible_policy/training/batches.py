@@ -47,7 +47,6 @@ class ShuffledOrder:
     Args:
         size: Number of rows.
         batch_size: Rows per step.
-        seed: Training seed.
         device: Where the rows are wanted; a whole epoch is moved there at once.
     """
 
@@ -59,9 +58,8 @@ class ShuffledOrder:
         """Row numbers (batch_size,) of a step, int64."""
         first = step * self.batch_size
         last = first + self.batch_size
-        epochs = range(first // self.size, (last - 1) // self.size + 1)
         parts = []
-        for epoch in epochs:
+        for epoch in range(first // self.size, (last - 1) // self.size + 1):
             start = epoch * self.size
             parts.append(self._epoch(epoch)[max(first - start, 0) : min(last - start, self.size)])
         return torch.cat(parts)
@@ -70,6 +68,5 @@ class ShuffledOrder:
         shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
         if shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
-            self._shuffled = shuffled
+            self._shuffled = shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
         return shuffled[1]

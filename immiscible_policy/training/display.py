@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 LINE_EVERY = 30.0
 """Seconds between two lines about the loss of the same seed where there is no terminal."""
 FEW = 8
-"""Of so many seeds each has its bar all the time; of more, one while it trains, below one of all."""
+"""Up to so many seeds each have a bar all the time; of more, each while it trains, below one of all."""
 
 
 class Display:
@@ -22,7 +22,7 @@ class Display:
     Args:
         seeds: All seeds of the run, or `run/seed` for those of several runs: what events have as `seed`.
         steps: Length of each training.
-        metrics: What is shown of an evaluation, where it was measured, and the format of each.
+        metrics: What is shown of an evaluation, and its format.
     """
 
     def __init__(self, seeds: Sequence[int | str], steps: int, metrics: Mapping[str, str]) -> None:
@@ -34,11 +34,8 @@ class Display:
         self._many = len(seeds) > FEW
         self._last_line: dict[int | str, float] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.fields[note]}"), TimeRemainingColumn()),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -49,12 +46,10 @@ class Display:
         }
 
     def __enter__(self) -> Display:
-        """Show the bars."""
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bars as they are."""
         self._progress.stop()
 
     def show(self, event: dict[str, Any]) -> None:
@@ -76,7 +71,9 @@ class Display:
         seed = event["seed"]
         note = f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s  waited for batches {event['waited']:.1%}"
         self._reach(seed, event["step"], note=note)
-        if not self.console.is_terminal and self._is_due("all" if self._many else seed):
+        subject, now = "all" if self._many else seed, time.monotonic()
+        if not self.console.is_terminal and now - self._last_line.get(subject, -LINE_EVERY) >= LINE_EVERY:
+            self._last_line[subject] = now
             own = f"seed {seed}  step {event['step']:>6} of {self.steps}  {note}"
             self.line(f"all  {self._summary()}" if self._many else own)
 
@@ -96,14 +93,5 @@ class Display:
         self._progress.update(self._all, completed=sum(self._reached.values()), note=self._summary())
 
     def _summary(self) -> str:
-        """How far all seeds are."""
         trained = sum(self._reached.values()) / self.steps
         return f"{trained:.1f} of {len(self._reached)} seeds trained, {len(self._finished_seeds)} finished"
-
-    def _is_due(self, what: int | str) -> bool:
-        """Whether the last line about a seed, or about all, is long ago; from now on it is not."""
-        now = time.monotonic()
-        due = now - self._last_line.get(what, -LINE_EVERY) >= LINE_EVERY
-        if due:
-            self._last_line[what] = now
-        return due

@@ -1,12 +1,9 @@
-"""The driver: one run of a training command, all its seeds. It checks, plans, trains, resumes and summarises.
-
-It trains anything that is a `Recipe`, and knows nothing of what a recipe is made of.
-"""
+"""The driver: checks, plans, trains, resumes and summarises all seeds of anything that is a `Recipe`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,13 +23,10 @@ NAMED = 5
 """So many failures are named in the line that ends a command; all have been shown by then."""
 
 
-def train_run(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] | None = None) -> None:
+def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -> None:
     """Train every seed of a run, from the start or from where it stopped, and summarise it.
 
-    Args:
-        kind: The kind of recipe.
-        config: The resolved options.
-        prepare: Returns the recipe of these options where it exists already; None: `kind.prepare`.
+    A recipe of these options that has been prepared already is used.
 
     Raises:
         ValueError: If the options, the data or the run directory are unusable (nothing is written then), or if a
@@ -48,20 +42,18 @@ def train_run(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recip
                 train_seed(kind.prepare(config), run.seed(seeds[0]), lambda event: None)
         return
     require_launcher(config)
-    recipe = begin(kind, config, prepare)
+    recipe = begin(kind, config, recipe)
     if recipe is not None:
         conclude(kind, run, _train(recipe, run, seeds))
 
 
-def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] | None = None) -> Recipe | None:
-    """Check a run, say what will be done, and write its options.
+def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -> Recipe | None:
+    """Check a run, say what will be done, write its options, and return its recipe.
 
-    Returns:
-        The recipe; None if nothing is to be trained: the run is finished, or this is a dry run.
+    None if nothing is to be trained: the run is finished, or this is a dry run.
 
     Raises:
         ValueError: If the options, the data or the run directory are unusable; nothing is written then.
-        OSError: If something cannot be written.
     """
     seeds = parse_range("seed", config.seed)
     run = RunDirectory(str(config.out))
@@ -70,13 +62,11 @@ def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] |
     if resuming and run.is_finished(seeds, config.steps):
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
-    recipe = prepare() if prepare else kind.prepare(config)
+    recipe = recipe or kind.prepare(config)
     began, content = run.data_hash if resuming else None, recipe.data["content_hash"]
     if began not in (None, content):
-        raise CommandError(
-            f"data={recipe.data['path']} has changed since the run in {run.path} began (content {content[:12]}, "
-            f"then {str(began)[:12]}); restore the data or name another out="
-        )
+        change = f"has changed since the run in {run.path} began (content {content[:12]}, then {str(began)[:12]})"
+        raise CommandError(f"data={recipe.data['path']} {change}; restore the data or name another out=")
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     if config.dry_run:
         print("dry run: nothing was written")
@@ -88,24 +78,19 @@ def begin(kind: type[Recipe], config: RunConfig, prepare: Callable[[], Recipe] |
 
 
 def conclude(kind: type[Recipe], run: RunDirectory, failures: Sequence[str]) -> None:
-    """Summarise a run whose seeds were trained, or failed.
-
-    Raises:
-        CommandError: If there are failures: their lines, once the others are summarised.
-    """
-    summary = kind.summarise(run)
-    if summary:
+    """Summarise a run; then, if some of its seeds failed, raise a CommandError of their lines."""
+    if summary := kind.summarise(run):
         print(f"\n{summary}")
     if failures:
-        more = [f"and {len(failures) - NAMED} more"] if len(failures) > NAMED else []
-        raise CommandError("; ".join([*failures[:NAMED], *more]))
+        more = f"; and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
+        raise CommandError("; ".join(failures[:NAMED]) + more)
 
 
 def _train(recipe: Recipe, run: RunDirectory, seeds: list[int]) -> list[str]:
     """Train the seeds that are not finished; a single one here, several side by side. Returns why seeds failed."""
     config = recipe.config
     if config.launcher != "local":
-        return list(launch(config, open_jobs(recipe, seeds), recipe.shown).values())
+        return list(launch(config, open_jobs(recipe), recipe.shown).values())
     unfinished = [run.seed(seed) for seed in seeds if not run.seed(seed).is_finished(config.steps)]
     with Display([seed.number for seed in unfinished], config.steps, recipe.shown) as display:
         if len(seeds) > 1:
@@ -117,36 +102,32 @@ def _train(recipe: Recipe, run: RunDirectory, seeds: list[int]) -> list[str]:
 
 
 def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -> bool:
-    """Refuse to write over anything; return whether there is a run to resume.
-
-    Raises:
-        CommandError: If the directory holds something else, a run without `resume=true`, or a run of other settings.
-    """
+    """Refuse to write over anything, by a CommandError; return whether there is a run to resume."""
     directory = run.path
     require_writable("out", directory)
     if directory.exists() and not directory.is_dir():
         raise CommandError(f"out={directory} is a file; name a directory")
+    if not run.exists and not run.is_free:
+        raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
     if not run.exists:
-        if not run.is_free:
-            raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
         return False
     if not config.resume:
         raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
     earlier = kind.schema.read(run).identity
     for key, value in config.identity.items():
         if earlier[key] != value:
-            raise CommandError(
-                f"{key}={_show(value)} differs from the run in {directory}, which has {key}={_show(earlier[key])}; "
-                "resume it with its own settings or name another out="
-            )
+            recorded = f"the run in {directory}, which has {key}={_show(earlier[key])}"
+            cure = "resume it with its own settings or name another out="
+            raise CommandError(f"{key}={_show(value)} differs from {recorded}; {cure}")
     return True
 
 
 def _options(config: RunConfig, seeds: list[int]) -> str:
     """The resolved options, for people."""
     options = {key: value for key, value in asdict(config).items() if key not in ("resume", "dry_run")}
-    at_once = min(config.parallel or 1, len(seeds))
-    side_by_side = f"({at_once} at once, {config.threads} threads each of {os.cpu_count()})"
+    side_by_side = (
+        f"({min(config.parallel or 1, len(seeds))} at once, {config.threads} threads each of {os.cpu_count()})"
+    )
     if config.launcher in CLUSTERS:
         side_by_side = f"({config.threads} threads each, where {config.launcher} finds room)"
     lines = [f"  {key}: {_show(value)}" for key, value in options.items()]
@@ -156,8 +137,8 @@ def _options(config: RunConfig, seeds: list[int]) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={_show(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_show(item) for item in value) + "]"
+    if isinstance(value, list):
+        return f"[{','.join(map(_show, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

@@ -11,6 +11,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -42,14 +43,9 @@ class Objective(Protocol):
 
 
 def make_engine(name: str, state: TrainState, objective: Objective, last: int, precision: str) -> Eager:
-    """What carries out steps, by its name, ready for the steps from `state.step` to `last`.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """What carries out the steps from `state.step` to `last`, by its name; a ValueError if the name is unknown."""
     if name not in ENGINES:
         raise ValueError(f"engine={name}: known engines are {', '.join(ENGINES)}")
-    device = state.parameters[0].device
     gradients = Gradients(objective, state.parameters, precision)
 
     def batches(step: int) -> Sequence[Batch]:
@@ -57,20 +53,14 @@ def make_engine(name: str, state: TrainState, objective: Objective, last: int, p
 
     if name == "eager":
         return Eager(state, lambda: batches(state.step), gradients)
-    on_gpu = device.type == "cuda"
-    ahead = Ahead(batches, state.step, last, device, workers=GPU_WORKERS if on_gpu else 1)
+    on_gpu = gradients.device.type == "cuda"
+    ahead = Ahead(batches, state.step, last, gradients.device, workers=GPU_WORKERS if on_gpu else 1)
     captured = on_gpu and process_group().size == 1  # an exchange between processes in the middle is not captured
     return (Captured if captured else Eager)(state, ahead.next, gradients, ahead.close)
 
 
 class Gradients:
-    """Forward and backward over the micro-batches of a step.
-
-    Args:
-        objective: Gives the loss.
-        parameters: What is trained.
-        precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
-    """
+    """Forward and backward over the micro-batches of a step, the forward pass in bfloat16 for `precision="bf16"`."""
 
     def __init__(self, objective: Objective, parameters: Sequence[Tensor], precision: str) -> None:
         self.loss: Callable[[Batch], Tensor] = objective.loss
@@ -88,25 +78,18 @@ class Gradients:
         return average(total, self.parameters)
 
 
+@dataclass(eq=False)
 class Eager:
     """One operation after another; `waited` counts the seconds in which training stood still for want of a batch.
 
-    Args:
-        state: Changed in place.
-        batch: The micro-batches of the coming step.
-        gradients: Forward and backward.
-        close: Ends whatever prepares the batches.
+    `batch` gives the micro-batches of the coming step, and `close` ends whatever prepares them.
     """
 
-    def __init__(
-        self,
-        state: TrainState,
-        batch: Callable[[], Sequence[Batch]],
-        gradients: Gradients,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.state, self.batch, self.gradients, self.close = state, batch, gradients, close
-        self.waited = 0.0
+    state: TrainState
+    batch: Callable[[], Sequence[Batch]]
+    gradients: Gradients
+    close: Callable[[], None] = lambda: None
+    waited: float = 0.0
 
     def step(self) -> Tensor:
         """One training step; its mean loss."""
@@ -117,7 +100,6 @@ class Eager:
         return loss
 
     def _next(self) -> Sequence[Batch]:
-        """The coming step's micro-batches; the time that they take is counted."""
         start = time.perf_counter()
         batches = self.batch()
         self.waited += time.perf_counter() - start
@@ -128,10 +110,8 @@ class Captured(Eager):
     """Forward, backward, AdamW and EMA as one CUDA graph over fixed buffers.
 
     The first step rehearses (compiling where a compiler is there), undoes what the rehearsal changed, and captures.
-    Only the batch, the learning rate and the EMA's share change between replays, all of them in place. On the CPU the
-    same work runs uncaptured.
-
-    Every batch has the shapes of the first.
+    Only the batch, the learning rate and the EMA's share change between replays, all of them in place; every batch has
+    the shapes of the first. On the CPU the same work runs uncaptured.
     """
 
     _replay: Callable[[], None] | None = None
@@ -172,6 +152,5 @@ def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` has what it needs on a GPU: Triton, and for its launchers a C compiler and headers."""
     if device.type != "cuda":  # on a CPU compiling takes longer than it saves in a training of minutes
         return False
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    compilers = ("cc", "gcc", "clang")
+    headers, compilers = Path(sysconfig.get_path("include")) / "Python.h", ("cc", "gcc", "clang")
     return find_spec("triton") is not None and headers.is_file() and any(shutil.which(name) for name in compilers)

@@ -17,14 +17,7 @@ from immiscible_policy.training.state import TrainState
 
 @dataclass(frozen=True)
 class Cadence:
-    """When things happen, in training steps.
-
-    Attributes:
-        steps: Length of the training.
-        log_every: Steps between metrics.
-        eval_every: Steps between evaluations.
-        checkpoint_every: Steps between checkpoints.
-    """
+    """Length of a training and how often things happen, in training steps."""
 
     steps: int
     log_every: int
@@ -55,16 +48,9 @@ def train(
 
     Evaluation comes before the checkpoint of the same step: a run killed in between evaluates again when resumed.
 
-    Args:
-        state: Model, optimizer, schedule, EMA and step; changed in place.
-        objective: Batches and loss.
-        cadence: When to log, evaluate and save.
-        precision: `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
-        record: Receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
-            `waited`, the share of the time in which training stood still for want of a batch.
-        evaluate: Scores the state; its result is recorded.
-        save: Writes a checkpoint.
-        engine: How a step is carried out: `fast` or `eager`.
+    `record` receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
+    `waited`, the share of the time in which training stood still for want of a batch; and what `evaluate` returns.
+    `precision` is `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
 
     Raises:
         TrainingDiverged: If the loss is NaN or infinite.

@@ -102,7 +102,6 @@ class Part:
     """What a word names and further words adjust, such as `noise=knn noise.k=4`.
 
     Attributes:
-        word: The word.
         group: Entry-point group in which other packages register theirs.
         built_in: `module:attribute` by name.
         bare: Whether its options may be written without the dot (`k=4`) unless the training has one of that name.
@@ -114,28 +113,18 @@ class Part:
     bare: bool = False
 
     def options(self, name: str) -> dict[str, Any]:
-        """The options of what a name stands for, and their defaults: those of configs/WORD/NAME.yaml go first.
-
-        Raises:
-            CommandError: If the name is unknown, or what it stands for cannot be imported.
-        """
-        known = defaults(find_factory(self.word, self.group, name, self.built_in)).items()
+        """The options of what a name stands for, and their defaults: those of configs/WORD/NAME.yaml go first."""
+        known = self._defaults(name).items()
         plain = {key: value for key, value in known if value is None or isinstance(value, str | float | int)}
         return plain | read_file(f"{self.word}/{name}")
 
     def choose(self, default: Mapping[str, Any], name: str | None, words: dict[str, str]) -> dict[str, Any]:
-        """`name` and options as config.yaml holds them; the constructor checks their values later.
+        """`name` and options as config.yaml has them; of `words`, those that are this part's are taken out.
 
-        Args:
-            default: What holds if no word says otherwise.
-            name: What the word names, or None.
-            words: Further words and their texts; those that are this part's are taken out.
-
-        Raises:
-            CommandError: For an option that is not the part's, or given twice.
+        The constructor checks their values later; an option that is not the part's, or given twice, is refused.
         """
         chosen, own = name or str(default["name"]), {}
-        known = defaults(find_factory(self.word, self.group, chosen, self.built_in))
+        known = self._defaults(chosen)
         bare = known.keys() | {key for sibling in self.built_in for key in self.options(sibling)} if self.bare else ()
         for key in list(words):
             word, _, option = key.rpartition(".")
@@ -143,21 +132,24 @@ class Part:
                 if option in own:
                     raise CommandError(f"{option}= is given twice (it is {self.word}.{option}=)")
                 own[option] = words.pop(key)
+        takes = f"it takes {', '.join(known) or 'no options'}"
         for key, text in own.items():
             if key not in known:
-                takes = f"it takes {', '.join(known)}" if known else "it takes no options"
                 raise CommandError(f"{key}={text}: {self.word}={chosen} has no {key}; {takes}")
         values = {key: read_value(key, text) for key, text in own.items()}
         return {"name": chosen} | self.options(chosen) | (dict(default) if name is None else {}) | values
 
     def help(self, name: str, taken: Collection[str]) -> dict[str, Option]:
         """The options of a built-in name for `--help`; those whose bare word is taken are written with the dot."""
-        said = describe(find_factory(self.word, self.group, name, self.built_in))
-        said |= {key: option.help for key, option in described(f"{self.word}/{name}").items()}
+        texts = describe(find_factory(self.word, self.group, name, self.built_in))
+        texts |= {key: option.help for key, option in described(f"{self.word}/{name}").items()}
         return {
-            key if self.bare and key not in taken else f"{self.word}.{key}": Option(str, default, said.get(key, ""))
+            key if self.bare and key not in taken else f"{self.word}.{key}": Option(str, default, texts.get(key, ""))
             for key, default in self.options(name).items()
         }
+
+    def _defaults(self, name: str) -> dict[str, Any]:
+        return defaults(find_factory(self.word, self.group, name, self.built_in))
 
 
 @dataclass(frozen=True)
@@ -166,14 +158,11 @@ class Schema(Generic[Config]):
 
     Attributes:
         base: Name of the file in configs/ that everything else changes.
-        config: Class of the options.
         groups: Words that pick a file, and the directory in configs/ that they pick it from.
-        parts: Words that name something with options of its own.
         title: Options whose values begin the name of a run's directory.
         fill: Chooses what the defaults leave to other options, such as the solver of a method.
         check: Refuses what the fields' own checks let pass, given the words as typed.
         presets: Directory of files that two options pick together, and these options.
-        synonyms: Other words for some options.
     """
 
     base: str
@@ -192,31 +181,28 @@ class Schema(Generic[Config]):
         return {f.name: f for f in fields(self.config)}
 
     def compose(self, words: Sequence[str]) -> Config:
-        """Compose and check the options that command-line words ask for.
-
-        Args:
-            words: `key=value`, for example `["noise=knn", "k=2", "seed=0..2"]`.
-
-        Returns:
-            The resolved options; nothing that has a value of its own is None any more.
+        """The resolved options that words such as `["noise=knn", "k=2", "seed=0..2"]` ask for, checked.
 
         Raises:
             CommandError: For any word that is unknown, ill-formed, of the wrong type or out of range.
         """
         given = split_words(words, self.synonyms)
         config = self._composed(given)
-        self._check_fields(config)
+        for key, of in self.fields.items():
+            value = getattr(config, key)
+            if value is None:
+                continue
+            if "choices" in of.metadata and value not in of.metadata["choices"]:
+                raise CommandError(unknown(key, value, of.metadata["choices"]))
+            if "interval" in of.metadata:
+                _require_inside(key, value, of.metadata["interval"])
         check_run(config)
         self.check(config, given)
         config.out = config.out or f"runs/{self._name(config, given)}"
         return config
 
     def read(self, run: RunDirectory) -> Config:
-        """Read the resolved options of a run directory.
-
-        Raises:
-            ValueError: If they are missing, damaged or of another version.
-        """
+        """The resolved options of a run directory; a ValueError if they are missing, damaged or of another version."""
         values = run.config
         try:
             return self.typed(values, {})
@@ -258,24 +244,19 @@ class Schema(Generic[Config]):
 
     def swept(self, given: Mapping[str, str]) -> dict[str, list[str]]:
         """Words that hold several values (`k=2,4`) where a single one has no comma, and these values."""
-        several = {}
-        for key, text in given.items():
-            of = self.fields.get(key)
-            free = of is not None and of.type.startswith("str") and "choices" not in of.metadata
-            if "," in text and not free and not text.startswith(("[", "{")):
-                several[key] = text.split(",")
-        return several
+        free = {key for key, of in self.fields.items() if of.type.startswith("str") and "choices" not in of.metadata}
+        several = {key: text for key, text in given.items() if "," in text and not text.startswith(("[", "{"))}
+        return {key: text.split(",") for key, text in several.items() if key not in free}
 
     def _composed(self, given: Mapping[str, str]) -> Config:
-        """The resolved options of words."""
         base = read_file(COMMON) | read_file(self.base)
         device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
-        said = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
-        files = {directory: said[word] for word, directory in self.groups.items() if said[word]}
+        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
+        files = {directory: chosen[word] for word, directory in self.groups.items() if chosen[word]}
         for word, directory in self.groups.items():
-            if said[word] and said[word] not in group_choices(directory):
-                raise CommandError(unknown(word, said[word], group_choices(directory)))
-        pairs = {directory: f"{said[first]}_{said[second]}" for directory, (first, second) in self.presets.items()}
+            if chosen[word] and chosen[word] not in group_choices(directory):
+                raise CommandError(unknown(word, chosen[word], group_choices(directory)))
+        pairs = {directory: f"{chosen[first]}_{chosen[second]}" for directory, (first, second) in self.presets.items()}
         files |= {directory: name for directory, name in pairs.items() if name in group_choices(directory)}
         composed: Any = OmegaConf.to_container(_composition(self.base, tuple(files.items())))
         values = {key: value for key, value in composed.items() if key not in OF_GRIDS}
@@ -283,7 +264,9 @@ class Schema(Generic[Config]):
         for part in self.parts:
             values[part.word] = part.choose(values[part.word], given.get(part.word), loose)
         for key in loose:
-            raise CommandError(unknown("option", key, self._words()))
+            bare = {key for part in self.parts if part.bare for name in part.built_in for key in part.options(name)}
+            known = dict.fromkeys([*self.groups, *self.fields, *sorted(bare)])
+            raise CommandError(unknown("option", key, list(known)))
         words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
         values |= {key: self._value(key, given[key]) for key in given if key in words}
         self.fill(values)
@@ -300,23 +283,6 @@ class Schema(Generic[Config]):
         if kind.startswith("list") and not text.startswith("["):
             raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
         return read_value(key, text)
-
-    def _words(self) -> list[str]:
-        """Every word that may be written, for suggestions."""
-        bare = [part for part in self.parts if part.bare]
-        options = {key for part in bare for name in part.built_in for key in part.options(name)}
-        return list(dict.fromkeys([*self.groups, *self.fields, *sorted(options)]))
-
-    def _check_fields(self, config: Config) -> None:
-        """Refuse values that are none of an option's choices, or out of its range."""
-        for key, of in self.fields.items():
-            value = getattr(config, key)
-            if value is None:
-                continue
-            if "choices" in of.metadata and value not in of.metadata["choices"]:
-                raise CommandError(unknown(key, value, of.metadata["choices"]))
-            if "interval" in of.metadata:
-                _require_inside(key, value, of.metadata["interval"])
 
     def _name(self, config: Config, given: Mapping[str, str]) -> str:
         """A directory name: the title, then what differs from the defaults of everything that the title names."""
@@ -368,22 +334,18 @@ def read_file(name: str) -> dict[str, Any]:
 
 def described(name: str) -> dict[str, Option]:
     """The options in a configuration file, with what its comments say of each, for `--help`."""
-    said, last, path = {}, "", config_dir() / f"{name}.yaml"
+    texts, last, path = {}, "", config_dir() / f"{name}.yaml"
     for line in path.read_text().splitlines() if path.exists() else []:
         if entry := re.match(r"(\w+):[^#]*(?:# (.*))?$", line):
-            last, said[entry[1]] = entry[1], entry[2] or ""
+            last, texts[entry[1]] = entry[1], entry[2] or ""
         elif more := re.match(r" +# (.*)", line):
-            said[last] += f" {more[1]}"
+            texts[last] += f" {more[1]}"
     values = {key: value["name"] if isinstance(value, dict) else value for key, value in read_file(name).items()}
-    return {key: Option(str, _text(value), said[key]) for key, value in values.items()}
+    return {key: Option(str, _text(value), texts[key]) for key, value in values.items()}
 
 
 def read_value(key: str, text: str) -> Any:
-    """A word's value as Hydra's grammar reads it: a number, true, null, a list, or text.
-
-    Raises:
-        CommandError: If it cannot be read, or holds several values.
-    """
+    """A word's value as Hydra's grammar reads it: a number, true, null, a list, or text; one value, not several."""
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException:
@@ -410,19 +372,14 @@ def in_name(key: str, value: Any) -> str:
 
 def _not_of(of: Field[Any]) -> str:
     """What is wrong with a value that has not the type of its field."""
-    examples = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[bool]": "false,true"}
-    if of.type in examples:
-        return f"not a list such as [{examples[of.type]}]"
+    lists = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[bool]": "false,true"}
     kinds = {"int": "not a whole number", "float": "not a number", "bool": "use true or false"}
+    kinds |= {kind: f"not a list such as [{example}]" for kind, example in lists.items()}
     return kinds.get(of.type.removesuffix(" | None"), f"not {of.type}")
 
 
 def _require_inside(key: str, value: Any, interval: str) -> None:
-    """Refuse numbers outside an interval such as `[0, 1)`.
-
-    Raises:
-        CommandError: Naming the value and the interval.
-    """
+    """Refuse numbers outside an interval such as `[0, 1)`."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     for number in value if isinstance(value, list) else [value]:
         above = number >= low if interval[0] == "[" else number > low
@@ -480,23 +437,18 @@ def native_bf16(device: str) -> bool:
 
 
 def check_run(config: RunConfig) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        CommandError: For the first of them.
-    """
+    """Refuse options that do not go together."""
     if len(config.betas) != 2:
         raise CommandError(f"betas={config.betas}: needs two numbers")
     if config.accumulate > config.batch_size:
         raise CommandError(f"accumulate={config.accumulate}: more micro-batches than batch_size={config.batch_size}")
+    launcher, processes = f"launcher={config.launcher}", process_group().size
     for key in ("cluster", "job_options"):
         if getattr(config, key) is not None and config.launcher not in CLUSTERS:
-            raise CommandError(f"{key}={getattr(config, key)}: launcher={config.launcher} runs on this machine alone; "
-                               f"use launcher={' or launcher='.join(CLUSTERS)}")  # fmt: skip
+            cure = f"use launcher={' or launcher='.join(CLUSTERS)}"
+            raise CommandError(f"{key}={getattr(config, key)}: {launcher} runs on this machine alone; {cure}")
     if config.launcher in CLUSTERS and config.parallel != 1:
-        raise CommandError(f"parallel={config.parallel}: launcher={config.launcher} runs as many jobs at once as its "
-                           "cluster has room for; leave it out")  # fmt: skip
-    if config.launcher != "local" and process_group().size > 1:
-        raise CommandError(
-            f"launcher={config.launcher}: {process_group().size} processes train one seed here; leave it out"
-        )
+        why = f"{launcher} runs as many jobs at once as its cluster has room for"
+        raise CommandError(f"parallel={config.parallel}: {why}; leave it out")
+    if config.launcher != "local" and processes > 1:
+        raise CommandError(f"{launcher}: {processes} processes train one seed here; leave it out")

@@ -24,42 +24,27 @@ PATIENCE = timedelta(hours=6)
 
 
 class ProcessGroup(NamedTuple):
-    """The processes of a training.
-
-    Attributes:
-        rank: Number of this one; the first is 0.
-        size: How many there are.
-        local_rank: Number of this one among those of its machine, which is the number of its GPU.
-    """
+    """How many processes train together, and which this one is: the first has rank 0, its GPU is its local rank."""
 
     rank: int
     size: int
     local_rank: int
 
 
-class ProcessLost(ValueError):
-    """Another process of the training is gone."""
-
-
 def process_group() -> ProcessGroup:
     """The processes that this one was started with, from the environment; itself alone where nothing says otherwise."""
-    return ProcessGroup(*(int(os.environ.get(name, default)) for name, default in
-                   (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    return ProcessGroup(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
 
 def require_shares(batch_size: int, accumulate: int, seeds: Sequence[int]) -> None:
-    """Refuse what several processes cannot share out.
-
-    Raises:
-        ValueError: If there is more than one seed, or the rows of a micro-batch do not divide.
-    """
+    """Refuse what several processes cannot share out, by a ValueError: several seeds, rows that do not divide."""
     size = process_group().size
     if size == 1:
         return
     if len(seeds) > 1:
-        raise ValueError(
-            f"seed={','.join(map(str, seeds))}: {size} processes train one seed together; start each alone"
-        )
+        listed = ",".join(map(str, seeds))
+        raise ValueError(f"seed={listed}: {size} processes train one seed together; start each alone")
     if batch_size % (size * accumulate):
         needed = f"{size} processes with accumulate={accumulate} need a multiple of {size * accumulate}"
         raise ValueError(f"batch_size={batch_size}: {needed}")
@@ -81,18 +66,12 @@ def joined(device: str) -> Iterator[None]:
 def own_rows(batches: Sequence[Batch]) -> Sequence[Batch]:
     """This process's rows of each micro-batch."""
     rank, size, _ = process_group()
-    if size == 1:
-        return batches
-    return [cut(batch, size)[rank] for batch in batches]
+    return batches if size == 1 else [cut(batch, size)[rank] for batch in batches]
 
 
 @torch.no_grad()
 def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Average the gradients of all processes in place, and their losses, a scalar, which is returned.
-
-    Raises:
-        ProcessLost: If another process is gone.
-    """
+    """Average the gradients of all processes in place, and their losses, a scalar, which is returned."""
     size = process_group().size
     if size == 1:
         return loss
@@ -101,7 +80,7 @@ def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     try:
         dist.all_reduce(vector)
     except RuntimeError:
-        raise ProcessLost("another process of this training is gone; start all again with resume=true") from None
+        raise ValueError("another process of this training is gone; start all again with resume=true") from None
     vector /= size
     for gradient, values in zip(gradients, vector[1:].split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(values.view_as(gradient))

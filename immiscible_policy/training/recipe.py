@@ -22,7 +22,6 @@ class Work(NamedTuple):
 
     Attributes:
         model: What is trained, with its first weights.
-        objective: What is minimised.
         metadata: What a checkpoint says about the model.
         evaluate: Scores a state; its result is recorded.
         scores: Score of each evaluated step, for `keep=last+best`.
@@ -36,21 +35,13 @@ class Work(NamedTuple):
 
 
 class Recipe(Protocol):
-    """A training whose options and data have been checked; worker processes receive it pickled.
-
-    Attributes:
-        schema: Reads the options.
-    """
+    """A training whose options and data have been checked; worker processes receive it pickled."""
 
     schema: ClassVar[Schema[Any]]
 
     @classmethod
     def prepare(cls, config: Any) -> Self:
-        """Read the data and check everything that could be wrong; writes nothing.
-
-        Raises:
-            ValueError: If a setting or the data are unusable; one line says which.
-        """
+        """Read the data and check everything; writes nothing. A ValueError says in one line what is unusable."""
         ...
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from immiscible_policy.capture import ALONE, use_device
+from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.store.run import SeedDirectory
@@ -18,18 +20,12 @@ from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import process_group
 from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
-from immiscible_policy.training.wandb_run import WandbRun
 
 
 def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
     """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
 
     Of several processes that train it together, the first alone writes and says something.
-
-    Args:
-        recipe: What is trained.
-        seed: The seed and where it keeps its results.
-        listen: Receives what happens.
 
     Returns:
         The state after the last step.
@@ -38,8 +34,8 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         ValueError: If another process trains this seed, a checkpoint is corrupt, or training diverges.
         OSError: If something cannot be written.
     """
-    config: RunConfig = recipe.config
-    torch.set_num_threads(config.threads or 1)
+    config = recipe.config
+    torch.set_num_threads(config.threads)
     use_device(config.device)
     first = process_group().rank == 0
     with seed.lock() if first else nullcontext():
@@ -48,9 +44,7 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         newest = seed.newest()
         if newest is not None:
             state.restore(newest.step, newest.tensors)
-        cadence = Cadence(
-            config.steps, config.log_every, config.eval_every or config.checkpoint_every, config.checkpoint_every
-        )
+        cadence = Cadence(config.steps, config.log_every, config.eval_every, config.checkpoint_every)
         run = partial(train, state, work.objective, cadence, precision=config.precision, engine=config.engine)
         if not first:
             run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None)
@@ -58,13 +52,13 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
 
         listen({"event": "started", "seed": seed.number, "step": state.step})
         metrics = seed.append_metrics(state.step)
-        name, run_id = f"{seed.run.name}-seed{seed.number}", derive_seed(str(seed.run.path.resolve()), seed.number)
-        wandb = WandbRun(config.wandb, seed.path, f"{run_id:016x}", name, config.identity | {"train_seed": seed.number})
+        wandb = _wandb_run(config, seed)
         origin = {"seed": seed.number, "config": config.identity, "data_hash": recipe.data["content_hash"]}
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)
-            wandb.record(row)
+            if wandb is not None:
+                wandb.log(row, step=row["step"])
             listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed.number, **row})
 
         def save(state: TrainState) -> None:
@@ -73,9 +67,38 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
 
         run(record=record, evaluate=work.evaluate, save=save)
         metrics.close()
-        wandb.close()
+        if wandb is not None:
+            wandb.finish()
         listen({"event": "finished", "seed": seed.number, "step": state.step})
         return state
+
+
+def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
+    """The seed's wandb run, which a resumed training continues; None where wandb is absent or disabled."""
+    if config.wandb == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        if config.wandb == "online":
+            raise CommandError("wandb=online: wandb is not installed; pip install wandb, or wandb=disabled") from None
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode: Any = config.wandb
+    try:
+        return wandb.init(
+            project="immiscible-policy",
+            id=f"{derive_seed(str(seed.run.path.resolve()), seed.number):016x}",
+            resume="allow",
+            reinit="create_new",  # other seeds may log from this process
+            name=f"{seed.run.name}-seed{seed.number}",
+            dir=seed.path,
+            mode=mode,
+            config=config.identity | {"train_seed": seed.number},
+        )
+    except wandb.errors.Error as error:
+        why = one_line(error)
+        raise CommandError(f"wandb={mode}: {why}; wandb=offline and wandb=disabled need no account") from None
 
 
 @contextmanager

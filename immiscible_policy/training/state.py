@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
@@ -27,11 +28,10 @@ class TrainState:
     Args:
         model: What is trained, on its device for good; its buffers are saved with its weights.
         lr: Peak learning rate.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
+        betas: Betas of AdamW.
+        weight_decay: Weight decay of AdamW.
         warmup_steps: Linear warm-up, then ...
         lr_schedule: ... `cosine` to zero at `steps`, or `constant`.
-        steps: Length of the training.
         ema_power: The EMA's decay in the update after n others is 1 - (1 + n) ** -ema_power ...
         ema_max: ... and at most this.
         clip: Gradients are scaled down to this norm where theirs is larger; None leaves them.
@@ -59,18 +59,15 @@ class TrainState:
         self.step = 0
         self._clip, self._seed = clip, seed
         self._drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        self._flat = _share_one_buffer(self.parameters)
+        self._flat = self.parameters[0].new_zeros(sum(_places(p) for p in self.parameters))
+        with torch.no_grad():
+            for parameter, view in zip(self.parameters, _views(self._flat, self.parameters), strict=True):
+                parameter.data = view.copy_(parameter)
         self._ema = self._flat.clone()
         self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
         self._lr, self._ema_share = self._flat.new_zeros(()), self._flat.new_zeros(())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self._lr,
-            betas=betas,
-            weight_decay=weight_decay,
-            fused=True,
-            capturable=self._flat.is_cuda,
-        )
+        settings: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay, "capturable": self._flat.is_cuda}
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self._lr, fused=True, **settings)
         unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
         schedule = (
             get_constant_schedule_with_warmup(unused, warmup_steps)
@@ -126,11 +123,11 @@ class TrainState:
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Whatever updates happen inside are undone in place: weights, EMA, optimizer."""
-        before = [tensor.clone() for tensor in (self._flat, self._ema)]
+        flat, ema = self._flat.clone(), self._ema.clone()
         known = {name: tensor.clone() for name, tensor in self.optimizer_state().items()}
         yield
-        self._flat.copy_(before[0])
-        self._ema.copy_(before[1])
+        self._flat.copy_(flat)
+        self._ema.copy_(ema)
         for name, tensor in self.optimizer_state().items():
             tensor.copy_(known[name]) if name in known else tensor.zero_()  # an optimizer's state begins with zeros
 
@@ -152,11 +149,7 @@ class TrainState:
         return {"model": self.weights(), "ema": self.ema_state(), "optimizer": self.optimizer_state()}
 
     def restore(self, step: int, tensors: Callable[[str], TensorsByName]) -> None:
-        """Continue from what `tensors` returned after `step` steps.
-
-        Args:
-            step: Steps done.
-            tensors: Gives `model`, `ema` and `optimizer`, as `Checkpoint.tensors` does.
+        """Continue after `step` steps from what `tensors` gives of `model`, `ema` and `optimizer`.
 
         Raises:
             RuntimeError: If names or shapes are not this model's.
@@ -172,15 +165,6 @@ class TrainState:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.optimizer.param_groups[0]["lr"] = self._lr  # loading puts a copy there
         self.step = step
-
-
-@torch.no_grad()
-def _share_one_buffer(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Move parameters into one new buffer (N,), of which each becomes a view."""
-    flat = parameters[0].new_zeros(sum(_places(p) for p in parameters))
-    for parameter, view in zip(parameters, _views(flat, parameters), strict=True):
-        parameter.data = view.copy_(parameter)
-    return flat
 
 
 def _views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

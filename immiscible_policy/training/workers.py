@@ -41,8 +41,6 @@ class Job(NamedTuple):
 
     Attributes:
         recipe: The kind of recipe, `module:Class`.
-        run: The run directory.
-        seed: Training seed.
         wandb: What becomes of the metrics, as the option.
         cwd: Where the command was given: relative paths in the options begin there.
     """
@@ -65,12 +63,7 @@ class Job(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a worker process ended.
-
-    Attributes:
-        failure: Why its seed failed, in one line, or None.
-        killed: Whether a signal ended it.
-    """
+    """How a worker process ended: why its seed failed, in one line or None, and whether a signal killed it."""
 
     failure: str | None
     killed: bool
@@ -79,24 +72,18 @@ class Ending(NamedTuple):
 def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) -> dict[int, str]:
     """Train seeds, at most `config.parallel` at once: in processes on the CPU, in threads on a GPU.
 
-    Args:
-        recipe: What is trained.
-        seeds: The seeds of its run.
-        listen: Receives every seed's events; called from several threads.
-
-    Returns:
-        For each seed that failed, why, in one line; empty if all went well.
+    `listen` is called from several threads. Returns for each seed that failed why, in one line.
     """
     config, stopped = recipe.config, threading.Event()
 
-    def heard(event: dict[str, object]) -> None:
+    def pass_on(event: dict[str, object]) -> None:
         if stopped.is_set():
             raise RuntimeError("stopped")
         listen(event)
 
     def train_one(seed: SeedDirectory) -> str | None:
         if config.device != "cpu":
-            return in_thread(recipe, seed, heard)
+            return in_thread(recipe, seed, pass_on)
         job = Job(recipe_name(type(recipe)), seed.run.path, seed.number, config.wandb, Path.cwd())
         return in_process(job, listen, recipe).failure
 
@@ -129,10 +116,7 @@ def own_stream(device: str) -> AbstractContextManager[object]:
 def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Ending:
     """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log.
 
-    Args:
-        job: The seed.
-        listen: Receives its events.
-        recipe: What is trained; None: the worker prepares it from the run's options.
+    Without a recipe the worker prepares its own from the run's options.
     """
     words = [job.recipe, str(job.run), str(job.seed), job.wandb, *([] if recipe is None else [PIPED])]
     with _log(job.directory, "ab") as log:
@@ -153,21 +137,27 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
         code = worker.wait()
     if code == 0:
         return Ending(None, False)
-    said = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    last = said[-1] if said else "it said nothing"
+    output = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip()
+    last = output.splitlines()[-1] if output else "it said nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {job.directory.log})", code < 0)
 
 
 def _log(seed: SeedDirectory, mode: str) -> IO[Any]:
-    """A seed's log, open."""
     seed.path.mkdir(parents=True, exist_ok=True)
     return open(seed.log, mode)
 
 
 def _work(words: list[str]) -> None:
     """A worker's life: take or prepare the recipe, train one seed, write events as JSON lines."""
-    _die_with_parent()
+    parent = os.getppid()
+
+    def end_with_parent() -> None:  # an orphan would train on beside its successor
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm tells every process that time is up; submitit, our parent, acts on it
         for ending in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(ending, signal.SIG_IGN)
@@ -184,18 +174,6 @@ def _work(words: list[str]) -> None:
         config.wandb = wandb
         recipe = kind.prepare(config)
     train_seed(recipe, run.seed(int(seed)), lambda event: print(json.dumps(event), file=events))
-
-
-def _die_with_parent() -> None:
-    """End this process soon after the parent's end, so that an orphan never trains on beside its successor."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -77,9 +77,8 @@ def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_poten
 
 @pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "mask=padding"])
 def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word):
-    config = compose_config(["experiment=debug", f"data={store}", "device=cpu", word])
     with pytest.raises(ValueError, match=f"{word}: noise=vanilla selects no noise for a sample"):
-        RobotRecipe.prepare(config)
+        compose_config(["experiment=debug", f"data={store}", "device=cpu", word])
 
 
 def test_epochs_become_steps():

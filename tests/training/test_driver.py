@@ -68,7 +68,7 @@ def test_a_launched_job_prepares_for_itself_and_equals_the_others(together, data
 def test_a_recipe_that_exists_is_not_prepared_again(data, tmp_path):
     config = compose_config([*WORDS, f"data={data}", f"out={tmp_path / 'run'}"])
     recipe = ToyRecipe.prepare(config)
-    train_run(ToyRecipe, config, lambda: recipe)
+    train_run(ToyRecipe, config, recipe)
     assert data.read_text() == "prepared\n" and RunDirectory(tmp_path / "run").is_finished()
 
 

@@ -18,10 +18,11 @@ from immiscible_policy.commands.train_grid import Grid, train_grid
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.training import launchers
 from immiscible_policy.training.display import FEW, Display
 from immiscible_policy.training.driver import begin, conclude, train_run
 from immiscible_policy.training.launchers import job as jobs
-from immiscible_policy.training.launchers import require_launcher, view
+from immiscible_policy.training.launchers import require_launcher
 from immiscible_policy.training.workers import Ending, Job
 from tests.image.folders import write_images
 from tests.training.helpers import ROOT, command, refused, write_small_store
@@ -194,8 +195,8 @@ def test_events_are_shown_once_whole_and_to_the_last(tmp_path, monkeypatch):
     job, seen = new_job(tmp_path), []
     job.directory.events.write_text('{"event": "earlier"}\n')
     display = type("Seen", (), {"show": staticmethod(seen.append)})
-    monkeypatch.setattr(view, "LOOK_EVERY", 0.01)
-    with view.shown([job], display), open(job.directory.events, "a") as events:
+    monkeypatch.setattr(launchers, "LOOK_EVERY", 0.01)
+    with launchers.shown([job], display), open(job.directory.events, "a") as events:
         for text in ('{"event": "a"}\n{"eve', 'nt": "b"}\n', '{"event": "to', '\n{"event": "c"}\n', '{"event": "d"'):
             events.write(text)
             events.flush()

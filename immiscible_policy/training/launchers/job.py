@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from immiscible_policy.cli import CommandError, one_line
-from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.cli import CommandError, one_line, parse_range
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.recipe import Recipe, recipe_name
 from immiscible_policy.training.workers import Ending, Job, in_process
@@ -19,60 +19,46 @@ from immiscible_policy.training.workers import Ending, Job, in_process
 PATIENCE = 300.0
 """Seconds that a job waits for its seed's lock, which a network file system keeps for a while when a machine dies."""
 
-
 Outcomes = Iterator[tuple[Job, str | None]]
 """Each job once, as they end, and why it failed, in one line, or None."""
 
 
-def open_jobs(recipe: Recipe, seeds: Sequence[int]) -> list[Job]:
+def open_jobs(recipe: Recipe) -> list[Job]:
     """The jobs of a run, but for seeds that are finished."""
     config = recipe.config
     run = RunDirectory(Path(config.out).resolve())
+    seeds = parse_range("seed", config.seed)
     unfinished = [seed for seed in seeds if not run.seed(seed).is_finished(config.steps)]
     return [Job(recipe_name(type(recipe)), run.path, seed, config.wandb, Path.cwd()) for seed in unfinished]
 
 
 def train_job(job: Job) -> Ending:
     """Run a job on this machine, in a process of its own, its events appended to its file."""
-    _await_lock(job.directory)
-    with open(job.directory.events, "a", buffering=1) as events:
-        events.write("\n")  # whoever wrote here before may have died within a line
-
-        return in_process(job, lambda event: print(json.dumps(event), file=events))
-
-
-def _await_lock(seed: SeedDirectory) -> None:
-    """Wait until nobody trains a seed, or for so long that its worker may say that somebody does."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
-            with seed.lock():
-                return
+            with job.directory.lock():
+                break
         except CommandError:
-            time.sleep(1)
+            time.sleep(1)  # once patience has ended, the worker says that somebody else trains the seed
+    with open(job.directory.events, "a", buffering=1) as events:
+        events.write("\n")  # whoever wrote here before may have died within a line
+        return in_process(job, lambda event: print(json.dumps(event), file=events))
 
 
 def needs(config: RunConfig, cpus: str, gpus: str) -> dict[str, Any]:
-    """What each job asks of its cluster, in the library's words: its threads, a GPU if it trains on one, and more.
+    """What each job asks of its cluster: its threads, a GPU if it trains on one, and the options in `job_options`.
 
-    Args:
-        config: Options of the run.
-        cpus: The library's word for a job's cores.
-        gpus: Its word for a job's GPUs.
-
-    Raises:
-        CommandError: If the file `job_options` is missing, or holds something else than names and values.
+    `cpus` and `gpus` are the library's words for a job's cores and GPUs. A file without options is refused.
     """
-    asked: dict[str, Any] = {cpus: config.threads}
-    if config.device != "cpu":
-        asked[gpus] = 1
+    request: dict[str, Any] = {cpus: config.threads} | ({} if config.device == "cpu" else {gpus: 1})
     name = config.job_options
     if name is None:
-        return asked
+        return request
     try:
         own = yaml.safe_load(Path(name).expanduser().read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"job_options={name} cannot be read: {one_line(error)}") from None
     if not isinstance(own, dict):
         raise CommandError(f"job_options={name} holds no options; write lines such as 'timeout_min: 600'")
-    return asked | own
+    return request | own

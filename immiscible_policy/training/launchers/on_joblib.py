@@ -17,9 +17,9 @@ def require(config: RunConfig) -> None:
 
 def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
     """Threads suffice, since each waits for a process; `joblib.parallel_config` may name another backend."""
+
+    def outcome(job: Job) -> tuple[Job, str | None]:
+        return job, train_job(job).failure
+
     parallel = joblib.Parallel(n_jobs=config.parallel, prefer="threads", return_as="generator_unordered")
-    yield from parallel(joblib.delayed(_outcome)(job) for job in jobs)
-
-
-def _outcome(job: Job) -> tuple[Job, str | None]:
-    return job, train_job(job).failure
+    yield from parallel(joblib.delayed(outcome)(job) for job in jobs)

@@ -26,14 +26,20 @@ class WorkerKilled(RuntimeError):
 
 
 def require(config: RunConfig) -> None:
-    """Refuse options that Ray does not know, and a cluster that does not answer.
-
-    Raises:
-        CommandError: In one line.
-    """
+    """Refuse options that Ray does not know, and a cluster that does not answer, by a CommandError."""
     _task(config)
-    if config.cluster:
-        _require_answer(config.cluster)
+    if not config.cluster:
+        return
+    program = f"import ray, sys; ray.init(sys.argv[1], **{QUIET})"  # Ray may hang, or end the process
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", program, config.cluster], capture_output=True, text=True, timeout=ANSWER_WITHIN
+        )
+    except subprocess.TimeoutExpired:
+        silent = f"no Ray cluster answers there within {ANSWER_WITHIN:.0f} s; start one with ray start"
+        raise CommandError(f"cluster={config.cluster}: {silent}") from None
+    if answer.returncode:
+        raise CommandError(f"cluster={config.cluster}: {_last_line(answer.stderr)}")
 
 
 def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
@@ -41,7 +47,11 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
     task = _task(config)
     ray.init(address=config.cluster or "local", **QUIET)
     try:
-        _say_if_too_big(needs(config, "num_cpus", "num_gpus"))
+        request = needs(config, "num_cpus", "num_gpus")
+        needed = {"CPU": request["num_cpus"] or 0, "GPU": request.get("num_gpus") or 0}
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(machine.get(what, 0) >= amount for what, amount in needed.items()) for machine in machines):
+            print(f"no machine of the Ray cluster has what each job needs, {needed}; they wait for one", flush=True)
         running = {task.remote(job): job for job in jobs}
         while running:
             (ended,), _ = ray.wait(list(running))
@@ -57,9 +67,8 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
 def _task(config: RunConfig) -> Any:
     """What Ray runs, with what it asks for; Ray counts lost machines and killed workers alike as retries."""
     retried: dict[str, Any] = {"max_retries": RETRIES, "retry_exceptions": [WorkerKilled]}
-    asked = retried | needs(config, "num_cpus", "num_gpus")
     try:
-        return ray.remote(**asked)(_train)
+        return ray.remote(**retried | needs(config, "num_cpus", "num_gpus"))(_train)
     except (TypeError, ValueError) as error:
         raise CommandError(f"launcher=ray: {one_line(error)}") from None
 
@@ -70,33 +79,6 @@ def _train(job: Job) -> str | None:
     if ending.killed:
         raise WorkerKilled(ending.failure)
     return ending.failure
-
-
-def _require_answer(cluster: str) -> None:
-    """Connect in another process, which may hang or be ended by Ray.
-
-    Raises:
-        CommandError: If that does not work.
-    """
-    program = f"import ray, sys; ray.init(sys.argv[1], **{QUIET})"
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", program, cluster], capture_output=True, text=True, timeout=ANSWER_WITHIN
-        )
-    except subprocess.TimeoutExpired:
-        raise CommandError(
-            f"cluster={cluster}: no Ray cluster answers there within {ANSWER_WITHIN:.0f} s; start one with ray start"
-        ) from None
-    if answer.returncode:
-        raise CommandError(f"cluster={cluster}: {_last_line(answer.stderr)}")
-
-
-def _say_if_too_big(asked: dict[str, Any]) -> None:
-    """Say that jobs wait for a machine that the cluster lacks; it may be about to grow."""
-    needed = {"CPU": asked["num_cpus"] or 0, "GPU": asked.get("num_gpus") or 0}
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(machine.get(what, 0) >= amount for what, amount in needed.items()) for machine in machines):
-        print(f"no machine of the Ray cluster has what each job needs, {needed}; they wait for one", flush=True)
 
 
 def _last_line(text: str) -> str:

@@ -16,7 +16,7 @@ from immiscible_policy.training.workers import Job
 
 CLUSTERS = ("slurm", "local")
 TIMEOUT = 24 * 60
-"""Minutes that a job asks for unless it says otherwise; submitit's own 5 are none for a training."""
+"""Minutes that a job asks for unless it says otherwise; submitit's own 5 are too few for a training."""
 
 
 class Requeued:
@@ -32,11 +32,7 @@ class Requeued:
 
 
 def require(config: RunConfig) -> None:
-    """Refuse a cluster that is not there, and options that submitit does not know.
-
-    Raises:
-        CommandError: In one line.
-    """
+    """Refuse a cluster that is not there, and options that submitit does not know, by a CommandError."""
     if config.cluster not in (None, *CLUSTERS):
         raise CommandError(unknown("cluster of launcher=submitit", str(config.cluster), CLUSTERS))
     with TemporaryDirectory() as folder:
@@ -57,10 +53,9 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
 
 
 def _executor(config: RunConfig, folder: Path) -> submitit.AutoExecutor:
-    asked = {"timeout_min": TIMEOUT} | needs(config, "cpus_per_task", "gpus_per_node")
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=config.cluster or "slurm")
-        executor.update_parameters(**asked)
+        executor.update_parameters(**{"timeout_min": TIMEOUT} | needs(config, "cpus_per_task", "gpus_per_node"))
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:  # submitit's ways to refuse
         raise CommandError(f"launcher=submitit: {one_line(error)}") from None
     return executor
