@@ -22,10 +22,8 @@ from immiscible_policy.training.batches import Batch, tensors
 class Ahead:
     """Hands out the batches of steps `first`, `first + 1`, ..., `last - 1`.
 
-    Args:
-        batches: The micro-batches of a step; called from several threads.
-        device: Where the batches lie; on a GPU they are prepared in a stream of their own.
-        workers: Threads; twice as many batches are begun before they are asked for.
+    `batches` is called from several threads; twice as many batches as workers are begun before they are asked for. On a
+    GPU they are prepared in a stream of their own.
     """
 
     def __init__(

@@ -44,10 +44,7 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
 class ShuffledOrder:
     """Epoch after epoch through shuffled rows, as a function of the step; batches may span two epochs.
 
-    Args:
-        size: Number of rows.
-        batch_size: Rows per step.
-        device: Where the rows are wanted; a whole epoch is moved there at once.
+    A whole epoch is moved to the device at once.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:

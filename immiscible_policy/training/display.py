@@ -19,10 +19,7 @@ FEW = 8
 class Display:
     """Shows the events of `train_seed`; may be called from several threads.
 
-    Args:
-        seeds: All seeds of the run, or `run/seed` for those of several runs: what events have as `seed`.
-        steps: Length of each training.
-        metrics: What is shown of an evaluation, and its format.
+    `seeds` are what events have as `seed`: numbers, or `run/seed`. `metrics` are shown of an evaluation, by format.
     """
 
     def __init__(self, seeds: Sequence[int | str], steps: int, metrics: Mapping[str, str]) -> None:

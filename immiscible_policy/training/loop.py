@@ -30,7 +30,7 @@ class Cadence:
 
 
 class TrainingDiverged(ValueError):
-    """The loss is no longer a number."""
+    """The loss is NaN or infinite."""
 
 
 def train(
@@ -53,7 +53,7 @@ def train(
     `precision` is `fp32`, or `bf16` for a forward pass in bfloat16 over float32 weights.
 
     Raises:
-        TrainingDiverged: If the loss is NaN or infinite.
+        TrainingDiverged: At the next record.
     """
     state.model.train()
     total, since = torch.zeros((), device=state.parameters[0].device), state.step

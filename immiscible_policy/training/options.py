@@ -40,12 +40,12 @@ LONGEST_NAME = 150
 
 
 def number(interval: str) -> Any:
-    """A field for numbers of an interval, written as `[1, inf)`; None is checked by nobody."""
+    """A field for numbers of an interval, written as `[1, inf)`; None passes."""
     return field(metadata={"interval": interval})
 
 
 def choice(*names: str) -> Any:
-    """A field for one of some names; None is checked by nobody."""
+    """A field for one of some names; None passes."""
     return field(metadata={"choices": names})
 
 
@@ -275,7 +275,7 @@ class Schema(Generic[Config]):
         return config
 
     def _value(self, key: str, text: str) -> Any:
-        """The value of an option that is no part."""
+        """The value of an option that is not a part."""
         kind = self.fields[key].type
         if kind.startswith("str"):  # text may hold anything
             path = str(Path(text).expanduser()) if key in ("data", "out") else text
