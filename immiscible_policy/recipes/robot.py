@@ -236,5 +236,5 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
     x = policy.clean(windows.action[rows])
     condition = policy.observer.condition(objective.observed(windows[rows], step))
-    sizes = {"batch_size": own.batch_size, "batches": AUDITED, "step": step}
+    sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": AUDITED, "step": step}
     return audit(objective.select, x, condition=condition, mask=objective.mask(rows), **sizes).metrics()
