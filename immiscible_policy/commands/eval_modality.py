@@ -83,7 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         run_command(main)
     options = parse(argv, OPTIONS, USAGE)
-    _check(options)
+    if options["checkpoints"] not in ("all", "last"):
+        raise CommandError(f"checkpoints={options['checkpoints']}: known are all, last")
+    if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
+        raise CommandError(f"repetitions={options['repetitions']}: use 1 to {MOST_REPETITIONS:,}")
+    options["device"] = resolve_device(options["device"])
+    if (options["out"] / "modality.json").exists():
+        raise CommandError(f"out={options['out']} holds a modality.json already; name a new directory")
+    require_writable("out", options["out"] / "modality.json")
     runs = find_runs(options["runs"], options["checkpoints"])
     for run in runs:
         training_modes(RunDirectory(run))  # refuses unreadable demonstrations before the first rollout
@@ -178,17 +185,6 @@ def markdown(arms: Sequence[Arm]) -> str:
         head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
         parts += [head, table(("run", *base.measures), rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def _check(options: dict[str, Any]) -> None:
-    if options["checkpoints"] not in ("all", "last"):
-        raise CommandError(f"checkpoints={options['checkpoints']}: known are all, last")
-    if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
-        raise CommandError(f"repetitions={options['repetitions']}: use 1 to {MOST_REPETITIONS:,}")
-    options["device"] = resolve_device(options["device"])
-    if (options["out"] / "modality.json").exists():
-        raise CommandError(f"out={options['out']} holds a modality.json already; name a new directory")
-    require_writable("out", options["out"] / "modality.json")
 
 
 def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any]) -> list[Solver]:

@@ -19,7 +19,7 @@ The noise audit of each selector on the same batches of normalised action chunks
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -50,22 +50,18 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 LEVEL = 0.9
 
 
-class Column(NamedTuple):
-    """A figure of the audit: how it is read, how it is written, and whether it is drawn."""
-
-    read: Callable[[Audit], float]
-    form: str
-    drawn: bool = True
+Column = tuple[Callable[[Audit], float], str]
+"""How a figure of the audit is read, and how it is written."""
 
 
-COLUMNS = {
-    "distance [%]": Column(lambda result: result.distance.percent, "{:+.2f}"),
-    "mean squared norm": Column(lambda result: result.selected.squared_norm, "{:.2f}"),
-    "KS": Column(lambda result: result.ks.statistic, "{:.4f}", drawn=False),
-    "correlation with the action": Column(lambda result: result.correlation.row_means, "{:+.2f}"),
-    "prior shift": Column(lambda result: result.prior_shift or 0.0, "{:.2f}"),
-    "left to guess": Column(lambda result: result.target.selected[result.target.alpha_bars.index(LEVEL)], "{:.4f}"),
-    "time [ms]": Column(lambda result: 1e3 * result.seconds, "{:.2f}", drawn=False),
+COLUMNS: dict[str, Column] = {
+    "distance [%]": (lambda result: result.distance.percent, "{:+.2f}"),
+    "mean squared norm": (lambda result: result.selected.squared_norm, "{:.2f}"),
+    "KS": (lambda result: result.ks.statistic, "{:.4f}"),
+    "correlation with the action": (lambda result: result.correlation.row_means, "{:+.2f}"),
+    "prior shift": (lambda result: result.prior_shift or 0.0, "{:.2f}"),
+    "left to guess": (lambda result: result.target.selected[result.target.alpha_bars.index(LEVEL)], "{:.4f}"),
+    "time [ms]": (lambda result: 1e3 * result.seconds, "{:.2f}"),
 }
 
 
@@ -79,14 +75,10 @@ def measure(options: Document) -> Findings:
     audits = {}
     for label, (name, settings) in ARMS.items():
         known = {"potentials": potentials} if label == "linear" else {}
-        audits[label] = audit(
-            make_selector(name, **settings, **known),
-            x,
-            batch_size=options["batch_size"],
-            batches=options["batches"],
-            condition=condition,
-            generator=torch_generator("cpu", "selectors", options["seed"]),  # all meet the same batches
-        )
+        select = make_selector(name, **settings, **known)
+        generator = torch_generator("cpu", "selectors", options["seed"])  # all meet the same batches
+        size, batches = options["batch_size"], options["batches"]
+        audits[label] = audit(select, x, batch_size=size, batches=batches, condition=condition, generator=generator)
     figures = {"windows": len(x), "selectors": {label: result.as_dict() for label, result in audits.items()}}
     return Findings(figures, describe(audits), draw(audits))
 
@@ -95,7 +87,7 @@ def describe(audits: dict[str, Audit]) -> str:
     """The audits as a table."""
     first = next(iter(audits.values()))
     rows = [
-        {"selector": label, "cells": [column.form.format(column.read(result)) for column in COLUMNS.values()]}
+        {"selector": label, "cells": [form.format(read(result)) for read, form in COLUMNS.values()]}
         for label, result in audits.items()
     ]
     columns = {"selector": "{selector}", **{title: f"{{cells[{i}]}}" for i, title in enumerate(COLUMNS)}}
@@ -108,14 +100,14 @@ below {first.ks.critical:.4f} in 95 % of cases.
 
 def draw(audits: dict[str, Audit]) -> Figure:
     """The audited figures of all selectors as bars that start at what plain noise has."""
-    drawn = {title: column for title, column in COLUMNS.items() if column.drawn}
+    drawn = {title: column for title, column in COLUMNS.items() if title not in ("KS", "time [ms]")}
     figure = Figure(figsize=(14.5, 0.36 * len(audits) + 1.3), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(drawn), sharey=True)
-    for panel, (title, column) in zip(axes, drawn.items(), strict=True):
-        values = np.array([column.read(result) for result in audits.values()])
+    for panel, (title, (read, form)) in zip(axes, drawn.items(), strict=True):
+        values = np.array([read(result) for result in audits.values()])
         plain(panel, title)
         bars = panel.barh(np.arange(len(values)), values - values[0], left=values[0], height=0.62, color=COLOURS[0])
-        labels = [column.form.format(value) for value in values]  # the values, not the lengths of the bars
+        labels = [form.format(value) for value in values]  # the values, not the lengths of the bars
         panel.bar_label(bars, labels, padding=3, fontsize=7.5, color=GREY)
         panel.axvline(values[0], color=GREY, linewidth=1)
         panel.margins(x=0.3)

@@ -26,6 +26,7 @@ the error with plain noise lies far above, the network reads x_0 off noise that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -168,7 +169,14 @@ def measure(options: Document) -> Findings:
             raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
     figures, strips = {}, {}
     if policies:
-        figures["actions"] = policy_section(policies, options["data"], options["n"], options["seed"])
+        layers = {
+            run: [measure_policy(c, options["data"], options["n"], options["seed"]) for c in seeds.values()]
+            for run, seeds in policies.items()
+        }
+        figures["actions"] = {
+            "frechet_floor": next(iter(layers.values()))[0][1],
+            "layers": {run: [result._asdict() for result, _ in of_run] for run, of_run in layers.items()},
+        }
     if models:
         loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
         figures["images"] = image_section(models, loaded, options["images"], options["n"], options["seed"])
@@ -176,17 +184,8 @@ def measure(options: Document) -> Findings:
     return Findings({"n": options["n"], **figures}, describe(figures), draw(figures, strips))
 
 
-def policy_section(policies: lab_runs.Newest, data: Path | None, n: int, seed: int) -> Section:
-    """The layers of policies on n windows of the demonstrations, which they may have been trained on."""
-    layers = {run: [measure_policy(c, data, n, seed) for c in seeds.values()] for run, seeds in policies.items()}
-    return {
-        "frechet_floor": next(iter(layers.values()))[0][1],
-        "layers": {run: [result._asdict() for result, _ in of_run] for run, of_run in layers.items()},
-    }
-
-
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Layers, float]:
-    """The layers of a policy, and the floor of its Fréchet distance."""
+    """The layers of a policy, and the floor of its Fréchet distance, on n windows that it may have been trained on."""
     policy, _ = load_policy(checkpoint)
     chosen, others = lab_runs.drawn_windows(checkpoint, data, n, seed, key="n")
     if len(others) < n:
@@ -208,11 +207,7 @@ def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int
     """Windows with their noises, in batches of the size that the selector saw in training."""
     for rows in torch.arange(len(windows)).split(size):
         batch = windows[rows]
-        condition = policy.encode(batch.obs)
-
-        def network(noisy: Tensor, t: Tensor, condition: Tensor = condition) -> Tensor:
-            return policy.network(noisy, t, condition)
-
+        network = partial(policy.network, condition=policy.encode(batch.obs))
         observed = policy.observer.condition(batch.obs)
         yield _batch(policy.clean(batch.action), select, network, seed, int(rows[0]), condition=observed)
 

@@ -91,8 +91,10 @@ def measure(options: Document) -> Findings:
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {run: predicted_images(checkpoint, options) for run, checkpoint in models.items()}
     for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
-        if predicted:
-            sections[title] = {run: _layer_map(layers, options["seed"]) for run, layers in predicted.items()}
+        for run, layers in predicted.items():  # (S, N, ...)
+            groups = torch.arange(len(layers)).repeat_interleave(layers.shape[1])
+            measured = {"decided": decided(layers), "spread": spreads(layers)}
+            sections.setdefault(title, {})[run] = Panel(embed(layers.flatten(0, 1), options["seed"]), groups, measured)
     figures = {title: {name: panel.figures for name, panel in row.items()} for title, row in sections.items()}
     return Findings(figures, describe(figures), draw(sections))
 
@@ -178,13 +180,6 @@ def spreads(predicted: Tensor) -> list[float]:
 def decided(predicted: Tensor) -> list[float]:
     """Correlation of each layer's predictions (S, N, ...) with the last's over the N start noises."""
     return [correlation(layer, predicted[-1]).coordinates for layer in predicted]
-
-
-def _layer_map(predicted: Tensor, seed: int) -> Panel:
-    """Map of a model's predictions (S, N, ...)."""
-    groups = torch.arange(len(predicted)).repeat_interleave(predicted.shape[1])
-    figures = {"decided": decided(predicted), "spread": spreads(predicted)}
-    return Panel(embed(predicted.flatten(0, 1), seed), groups, figures)
 
 
 def describe(figures: Mapping[str, Mapping[str, Document]]) -> str:

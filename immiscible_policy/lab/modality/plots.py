@@ -36,7 +36,14 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(WIDTH * max(len(arms), len(measures)), 2 * HEIGHT), dpi=130, layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for axes, arm in zip(above.subplots(1, len(arms), squeeze=False)[0], arms, strict=True):
-        _draw_first_mode(axes, arm, colour[arm.name])
+        decided = arm.counts[..., :-1].sum(-1)  # (S, C, N)
+        for by_seed in np.where(decided > 0, arm.counts[..., 0] / np.maximum(decided, 1), np.nan):
+            axes.plot(arm.steps, by_seed, color=colour[arm.name], linewidth=0.9, alpha=0.6, marker="o", markersize=2.5)
+        demonstrated = arm.demonstrated[0] / max(1, arm.demonstrated[:-1].sum())
+        axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
+        axes.plot(arm.steps, shares(arm.counts.sum((0, 2)))[:, -1], color=INK, linewidth=1.6, linestyle=":")
+        axes.set_title(f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", fontsize=10, loc="left")
+        _finish(axes)
     handles = [
         Line2D([], [], color=FAINT, linewidth=0.9, marker="o", markersize=2.5, label="each seed and start"),
         Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="demonstrations"),
@@ -76,18 +83,6 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
-
-
-def _draw_first_mode(axes: Axes, arm: Arm, colour: str) -> None:
-    decided = arm.counts[..., :-1].sum(-1)  # (S, C, N)
-    first = np.where(decided > 0, arm.counts[..., 0] / np.maximum(decided, 1), np.nan)
-    for by_seed in first:
-        axes.plot(arm.steps, by_seed, color=colour, linewidth=0.9, alpha=0.6, marker="o", markersize=2.5)
-    demonstrated = arm.demonstrated[0] / max(1, arm.demonstrated[:-1].sum())
-    axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
-    axes.plot(arm.steps, shares(arm.counts.sum((0, 2)))[:, -1], color=INK, linewidth=1.6, linestyle=":")
-    axes.set_title(f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", fontsize=10, loc="left")
-    _finish(axes)
 
 
 def _draw_measure(axes: Axes, arm: Arm, name: str, colour: str) -> None:
