@@ -13,15 +13,7 @@ from rich.console import Console
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.commands import solving
-from immiscible_policy.lab.modality.arms import (
-    MOST_REPETITIONS,
-    Arm,
-    difference,
-    estimate,
-    measure,
-    shares,
-    training_modes,
-)
+from immiscible_policy.lab.modality.arms import MOST_REPETITIONS, Arm, difference, estimate, measure, training_modes
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results import interval
@@ -143,7 +135,7 @@ def figures(arms: Sequence[Arm]) -> dict[str, Any]:
                 "demonstrated": arm.demonstrated.tolist(),
                 "counts": arm.counts.tolist(),
                 "scores_by_start": arm.scores.tolist(),
-                "shares": shares(arm.counts.sum((0, 2))).tolist(),
+                "shares": arm.shares.tolist(),
                 **{name: at_every_checkpoint(arm, name) for name in arm.measures},
                 "difference_to": None if arm is base else base.name,
                 "difference": {
@@ -197,14 +189,18 @@ def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any
 
 
 def _row(arm: Arm) -> list[str]:
-    taken = " / ".join(f"{share:.1%}" for share in shares(arm.counts[:, -1].sum((0, 1))))
-    cells = []
+    cells = [
+        arm.name,
+        str(len(arm.seeds)),
+        f"{arm.steps[-1]:,}",
+        " / ".join(f"{share:.1%}" for share in arm.shares[-1]),
+    ]
     for name in arm.measures:
         cells.append(_text(estimate(arm.values(name)[:, -1])))
         floor = arm.floor(name)
         if floor is not None:
             cells.append("" if np.isnan(floor[-1]) else f"{floor[-1]:.3f}")
-    return [arm.name, str(len(arm.seeds)), f"{arm.steps[-1]:,}", taken, *cells]
+    return cells
 
 
 def _text(value: interval.Interval | None, form: str = ".3f") -> str:

@@ -9,12 +9,10 @@ standard normal again for every W (the paper's equation 1 may scale otherwise).
   what a model would score whose result were linear in its start noise.
 - *Correlation*: over windows of the demonstrations, of the sampled chunk's mean with its start noise's mean. In a
   policy the observation should decide the action.
-- *Error*: root mean square error to the demonstrated chunk, from random start noise and from noise that is assigned to
-  the demonstrations of its batch at the least distance. Where several chunks fit an observation, the noise may pick
-  one of them. A high correlation, with an error from random noise near that of always answering the mean chunk,
-  belongs to a policy that learned to read its noise instead.
-- *Rollouts*: mean absolute difference of an episode's score from that of the unperturbed episode, which starts from
-  the same start; at W = 100 % every plan has an independent noise.
+- *Error*: root mean square error to the demonstrated chunk, from random start noise and from noise assigned to the
+  demonstrations of its batch at the least distance. A high correlation, with an error from random noise near that of
+  always answering the mean chunk, belongs to a policy that learned to read its noise.
+- *Rollouts*: mean absolute difference of an episode's score from that of the unperturbed episode from the same start.
 
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn data=STORE starts=100000..100004

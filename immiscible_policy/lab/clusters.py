@@ -9,8 +9,8 @@ for one noise of an image, so it gets fewer.
 - *Corrected*: root mean square distance between the true means: the squared distances - what averaging adds.
 - *Closed form*: the same for KNN: the mean noise of an image x is E[z] x / |x|, an integral over the law of nearest.
 - *At n = 10,000*: corrected and the floor of 10,000 noises added in squares, to stand beside the published figures.
-- *Pixel rms*: root mean square of the pixels, near 0.5 for pixels in [-1, 1], 1 where they were divided by it. The
-  paper states neither its scale nor k nor the batch: KNN depends on k and scale, assignment on the batch.
+- *Pixel rms*: root mean square of the pixels, near 0.5 for pixels in [-1, 1]. KNN depends on it and on k, assignment on
+  the batch; the paper states none of them.
 
   python -m immiscible_policy.lab clusters images=cifar10-jpeg.zip
   python -m immiscible_policy.lab clusters images=cifar10-jpeg.zip n=2000 assigned=20

@@ -57,26 +57,22 @@ def measure(options: Document) -> Findings:
     require(options, n=(DIMS + 1, float("inf")))  # a covariance of D numbers needs more than D noises
     images = cifar_images(options["images"], n)
     own, knn = root_mean_square(images), make_selector("knn", k=K)
-    by_angle = make_selector("knn", k=K, nearest="angle")
+    rows: list[Document] = []
     norms = [float(np.mean([law.squared_norm for law in nearest_over(x, K)])) for x in (images, images / own)]
-    rows = [
-        _row("vanilla", make_selector("vanilla"), images, 1.0, DIMS, seed),
-        _row(f"knn k={K}", knn, images, 1.0, norms[0], seed),
-        _row(f"knn k={K}", knn, images, 1 / own, norms[1], seed),
-        _row(f"knn k={K} nearest=angle", by_angle, images, 1.0, DIMS, seed),
-    ]
+    for name, select, scale, expected_norm in (
+        ("vanilla", make_selector("vanilla"), 1.0, DIMS),
+        (f"knn k={K}", knn, 1.0, norms[0]),
+        (f"knn k={K}", knn, 1 / own, norms[1]),
+        (f"knn k={K} nearest=angle", make_selector("knn", k=K, nearest="angle"), 1.0, DIMS),
+    ):
+        noise = noise_for(select, images, scale, torch_generator("cpu", "gaussianity", seed))
+        divergence = gaussian_kl(noise)
+        squared_norm = float(noise.flatten(1).norm(dim=1).double().square().mean())
+        rows.append({"selector": name, "rms": scale * own, "divergence": asdict(divergence),
+                     "deviations": divergence.excess / divergence.deviation, "squared_norm": squared_norm,
+                     "expected_norm": expected_norm, "published": PUBLISHED.get(name)})  # fmt: skip
     figures = {"n": n, "dims": DIMS, "rows": rows, "published": {**PUBLISHED, "n": PUBLISHED_N}}
     return Findings(figures, describe(figures), draw(figures))
-
-
-def _row(name: str, select: Selector, images: Tensor, scale: float, expected_norm: float, seed: int) -> Document:
-    """What is measured of the noise that a selector chooses for scaled images."""
-    noise = noise_for(select, images, scale, torch_generator("cpu", "gaussianity", seed))
-    divergence = gaussian_kl(noise)
-    squared_norm = float(noise.flatten(1).norm(dim=1).double().square().mean())
-    return {"selector": name, "rms": scale * root_mean_square(images), "divergence": asdict(divergence),
-            "deviations": divergence.excess / divergence.deviation, "squared_norm": squared_norm,
-            "expected_norm": expected_norm, "published": PUBLISHED.get(name)}  # fmt: skip
 
 
 def noise_for(select: Selector, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:

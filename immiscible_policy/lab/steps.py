@@ -1,8 +1,7 @@
 """Shows what each denoising layer predicts: its error, and how near it comes to real data.
 
 What a network says at a network call implies a clean sample x_0 (Figure 3 a, b, d and equation 2 of Improved
-Immiscible Diffusion, arXiv 2505.18521). No published figures stand beside ours: models, resolution and features
-differ.
+Immiscible Diffusion, arXiv 2505.18521; its figures are of other models, resolutions and features).
 
 - *Error*: root mean square error of x_0 against the true clean sample, real data noised to the layer's level, once
   with noise of the model's own selector (what training shows it) and once with plain Gaussian noise (what sampling
@@ -14,9 +13,8 @@ differ.
   samples score: for actions those windows' own chunks against all others, for images training images against test
   images.
 
-An error above 1 at the noisiest layers is a network that has not converged, divided by a small alpha. An error with a
-model's own noise below vanilla's shows how much of x_0 the choice of noise gives away. It is no gain in itself: where
-the error with plain noise lies far above, the network reads x_0 off noise that says nothing about it.
+An error above 1 at the noisiest layers is a network that has not converged, divided by a small alpha. An error with own
+noise below vanilla's shows how much of x_0 the noise gives away: no gain where the error with plain noise is far above.
 
   python -m immiscible_policy.lab steps runs=runs/vanilla,runs/knn
   python train_image.py model=ddim noise=knn k=8 data=CIFAR10 out=runs/images/knn
@@ -180,7 +178,10 @@ def measure(options: Document) -> Findings:
     if models:
         loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
         figures["images"] = image_section(models, loaded, options["images"], options["n"], options["seed"])
-        strips = {label: _strip(model, options["seed"]) for label, model in loaded.items()}
+        for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
+            generator = torch_generator("cpu", "steps strip", options["seed"])
+            predicted = model.sample(torch.randn(STRIP, *model.noise_shape, generator=generator), SOLVER).predicted
+            strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
     return Findings({"n": options["n"], **figures}, describe(figures), draw(figures, strips))
 
 
@@ -254,14 +255,6 @@ def _batch(
     return Batch(x, select(x, condition=condition, generator=own), noise, start, network)
 
 
-def _strip(model: ImageModel, seed: int) -> Tensor:
-    """Predicted images of every second layer, uint8, a row for each start noise, the noisiest layer first."""
-    start = torch.randn(STRIP, *model.noise_shape, generator=torch_generator("cpu", "steps strip", seed))
-    plan = SOLVER.plan(model.path)
-    predicted = predicted_along_sampling(model.network(), model.path, plan, start, model.coder.limit)
-    return to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
-
-
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
     """A quantity of each layer, averaged over training seeds."""
     return means(result[quantity] for result in seeds)
@@ -291,7 +284,8 @@ def _half_table(section: Section) -> str:
     def half(seeds: list[Document], quantity: str) -> float:
         return mean(over_seeds(seeds, quantity)[: LAYERS // 2])
 
-    first, rows = next(iter(section["layers"].values())), []
+    first = next(iter(section["layers"].values()))
+    rows: list[Document] = []
     for run, seeds in section["layers"].items():
         samples = [result["frechet"][-1] for result in seeds]
         row = {"label": run, "distance": mean(samples), "low": min(samples), "high": max(samples)}

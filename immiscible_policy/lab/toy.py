@@ -215,9 +215,8 @@ ShownConditional = tuple[Arm, Tensor, float]
 
 def _train(arm: Arm, mixture: Mixture, options: Document, seed: int) -> list[Net]:
     """The arm's network after the early steps and after all."""
-    steps, batch_size = options["steps"], options["batch_size"]
-    early = max(1, steps // 6)
-    nets = train_net(arm.path, mixture, arm.select, steps=steps, early=early, batch_size=batch_size, seed=seed)
+    words = {key: options[key] for key in ("steps", "batch_size")}
+    nets = train_net(arm.path, mixture, arm.select, **words, early=max(1, options["steps"] // 6), seed=seed)
     return list(nets.values())
 
 

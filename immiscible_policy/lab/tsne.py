@@ -7,9 +7,8 @@ without it. Perplexity 30, starting from principal components. Needs scikit-lear
 - *Neighbour of the same sample*: share of the noises whose nearest other noise belongs to the same sample, in the full
   space and on the map.
 - *Distance of centroids*: mean distance between the clusters' means, the floor that chance alone gives, and the
-  distance corrected for it (`clusters` repeats the paper's experiment). Where selected noise shows no clusters, the
-  selector moves it by less than chance scatters it: two noises of one sample lie sqrt(2 D) apart, 8 for action chunks
-  (D = 32) and 78 for images (D = 3,072).
+  distance corrected for it (see `clusters`). Two noises of one sample lie sqrt(2 D) apart, 8 for action chunks (D = 32)
+  and 78 for images (D = 3,072): a selector that moves noise by less shows no clusters.
 - *Decided*: correlation of a layer's predictions with the final samples over the start noises, mean over coordinates;
   1: the layer knows already where its noise will end.
 - *Spread*: root mean square deviation of a layer's predictions from their mean, over that of the final samples; 0: the

@@ -135,6 +135,11 @@ class Arm:
         return int(self.counts[0, 0, 0].sum())
 
     @property
+    def shares(self) -> Array:
+        """Shares of the modes in all rollouts of each checkpoint (C, K)."""
+        return shares(self.counts.sum((0, 2)))
+
+    @property
     def measures(self) -> tuple[str, str, str]:
         """What is measured."""
         return "majority", "total_variation", primary(self.task).name

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate, shares
+from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
 from immiscible_policy.palette import AMBER, BASELINE, BLUE, FAINT, GREY, INK, PINK, TEAL, colours
 
 MODE_COLOURS = (BLUE, AMBER, TEAL, PINK)
@@ -41,7 +41,7 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
             axes.plot(arm.steps, by_seed, color=colour[arm.name], linewidth=0.9, alpha=0.6, marker="o", markersize=2.5)
         demonstrated = arm.demonstrated[0] / max(1, arm.demonstrated[:-1].sum())
         axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
-        axes.plot(arm.steps, shares(arm.counts.sum((0, 2)))[:, -1], color=INK, linewidth=1.6, linestyle=":")
+        axes.plot(arm.steps, arm.shares[:, -1], color=INK, linewidth=1.6, linestyle=":")
         axes.set_title(f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", fontsize=10, loc="left")
         _finish(axes)
     handles = [
@@ -52,7 +52,16 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
     above.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     for axes, name in zip(below.subplots(1, len(measures)), measures, strict=True):
         for arm in arms:
-            _draw_measure(axes, arm, name, colour[arm.name])
+            values, floor, own = arm.values(name), arm.floor(name), colour[arm.name]
+            estimates = [estimate(values[:, index]) for index in range(len(arm.steps))]
+            mean, low, high = (
+                np.array([np.nan if one is None else getattr(one, end) for one in estimates])
+                for end in ("estimate", "low", "high")
+            )
+            axes.fill_between(arm.steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=own, alpha=0.13, linewidth=0)
+            axes.plot(arm.steps, mean, color=own, linewidth=2, marker="o", markersize=3.5)
+            if floor is not None:
+                axes.plot(arm.steps, floor, color=own, linewidth=1, linestyle="--")
         axes.set_title(TITLES.get(name, arms[0].task.measured), fontsize=10, loc="left")
         _finish(axes)
     handles = [Line2D([], [], color=colour[arm.name], marker="o", markersize=3.5, label=arm.name) for arm in arms]
@@ -73,8 +82,14 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
         counts = zip(count_modes([rollout.mode for rollout in arm.example], len(modes.names)), modes.names, strict=True)
         outcome = ", ".join(f"{count} {mode}" for count, mode in counts if count)
         column[0].set_title(f"{arm.name}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
-        for row, axes in enumerate(column):
-            _draw_paths(axes, arm, row)
+        for row, (axes, track) in enumerate(zip(column, modes.tracks.values(), strict=True)):
+            axes.imshow(arm.task.draw(arm.example[0].scenes[0], BACKGROUND), extent=modes.extent, alpha=0.45)
+            for rollout in arm.example:
+                path = track(rollout.scenes)[: None if row else modes.decided(rollout.scenes, rollout.mode)]
+                colour = mode_colour(rollout.mode, len(modes.names))
+                axes.plot(*path.T, color=colour, linewidth=1, alpha=0.75)
+                axes.plot(*path[-1], color=colour, marker="o", markersize=3)
+            axes.set(xlim=modes.extent[:2], ylim=modes.extent[2:], xticks=[], yticks=[])
     for row, (axes, name) in enumerate(zip(grid[:, 0], modes.tracks, strict=True)):
         axes.set_ylabel(f"{name},\n{'to the end' if row else 'until the mode is decided'}", fontsize=9)
     handles = [
@@ -85,19 +100,6 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-def _draw_measure(axes: Axes, arm: Arm, name: str, colour: str) -> None:
-    values, floor = arm.values(name), arm.floor(name)
-    estimates = [estimate(values[:, index]) for index in range(len(arm.steps))]
-    mean, low, high = (
-        np.array([np.nan if one is None else getattr(one, end) for one in estimates])
-        for end in ("estimate", "low", "high")
-    )
-    axes.fill_between(arm.steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=colour, alpha=0.13, linewidth=0)
-    axes.plot(arm.steps, mean, color=colour, linewidth=2, marker="o", markersize=3.5)
-    if floor is not None:
-        axes.plot(arm.steps, floor, color=colour, linewidth=1, linestyle="--")
-
-
 def _finish(axes: Axes) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(left=0)
@@ -105,15 +107,3 @@ def _finish(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_paths(axes: Axes, arm: Arm, row: int) -> None:
-    modes, (left, right, bottom, top) = arm.modes, arm.modes.extent
-    track = list(modes.tracks.values())[row]
-    axes.imshow(arm.task.draw(arm.example[0].scenes[0], BACKGROUND), extent=modes.extent, alpha=0.45)
-    for rollout in arm.example:
-        path = track(rollout.scenes)[: None if row else modes.decided(rollout.scenes, rollout.mode)]
-        colour = mode_colour(rollout.mode, len(modes.names))
-        axes.plot(*path.T, color=colour, linewidth=1, alpha=0.75)
-        axes.plot(*path[-1], color=colour, marker="o", markersize=3)
-    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
