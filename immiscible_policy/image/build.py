@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from immiscible_policy.image.lpips import load_lpips
+from immiscible_policy.cli import one_line
 from immiscible_policy.image.model import ImageModel, PixelCoder
 from immiscible_policy.image.spec import MODELS, ImageSpec, Spec, read_spec
 from immiscible_policy.network.image import image_unet, repeatable_dropout
@@ -20,6 +22,8 @@ from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 PIXEL_STD = 0.5
 """Standard deviation of natural images' pixels in [-1, 1]; 0.49 for CIFAR-10."""
 METRICS = ("huber", "lpips")
+LPIPS_SIDE = 224
+"""Smaller images are enlarged to this side first, as consistency training does (Song et al., 2023, appendix C)."""
 
 
 def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
@@ -62,6 +66,34 @@ def _metric(spec: ImageSpec) -> Metric:
         return metric(x / spec.data_scale, y / spec.data_scale)
 
     return compare
+
+
+def load_lpips() -> Metric:
+    """LPIPS with VGG16 (Zhang et al., 2018), by the package `lpips`: the distance of images in a network's features.
+
+    It gives distances (B,) of images (B, 3, H, W) in [-1, 1]. The network follows them to their device; its weights
+    never
+    train and are not part of a state dict.
+
+    Raises:
+        ValueError: If the package, a torchvision that imports, or VGG's weights are missing.
+    """
+    try:
+        import lpips
+
+        network: Any = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+    except (ImportError, OSError, RuntimeError) as error:  # a torchvision of another build raises RuntimeError
+        raise ValueError(
+            f"metric=lpips needs the package lpips and VGG16's weights, which torchvision downloads "
+            f"({one_line(error)}): pip install 'immiscible-policy[lpips]', or use metric=huber"
+        ) from None
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < LPIPS_SIDE:
+            x, y = (interpolate(images, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bilinear") for images in (x, y))
+        return network.to(x.device)(x, y).flatten()
+
+    return distance
 
 
 def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -> tuple[ImageModel, Spec]:

@@ -8,9 +8,8 @@ from diffusers import DiffusionPipeline
 
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
-from immiscible_policy.recipes.image import ImageRecipe, first_share, image_spec
+from immiscible_policy.recipes.image import ImageObjective, ImageRecipe, first_share, image_spec
 from immiscible_policy.recipes.image_config import SCHEMA
-from immiscible_policy.recipes.image_objective import ImageObjective
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.seed import initial_state, train_seed

@@ -6,8 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from immiscible_policy.image.build import build_image_model
-from immiscible_policy.image.lpips import load_lpips
+from immiscible_policy.image.build import build_image_model, load_lpips
 from immiscible_policy.noise import make_selector
 from tests.image.specs import tiny_spec
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from immiscible_policy.image.data import Images
-from immiscible_policy.image.prompts import prompts_for
+from immiscible_policy.image.data.images import prompts_for
 
 
 def named(names=None) -> Images:

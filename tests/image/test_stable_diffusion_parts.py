@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.export import export_diffusers
-from immiscible_policy.image.pretrained import find_pretrained, pretrained_hash
 from immiscible_policy.image.spec import read_spec, spec_metadata
-from immiscible_policy.image.stable_diffusion import build_stable_diffusion, pinned
+from immiscible_policy.image.stable_diffusion import build_stable_diffusion, find_pretrained, pinned, pretrained_hash
 from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint

@@ -5,7 +5,7 @@ import torch
 
 from immiscible_policy.image.data import Images, to_pixels
 from immiscible_policy.noise import make_selector
-from immiscible_policy.recipes.image_objective import ImageObjective
+from immiscible_policy.recipes.image import ImageObjective
 from tests.image.mixture import ALPHA_BARS
 from tests.image.specs import model_of
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.image.data.files import find, open_source
-from immiscible_policy.image.data.listing import Dataset, Listing
+from immiscible_policy.image.data.files import Dataset, Listing, find, open_source
 
 SPLITS = ("train", "valid", "test")
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"

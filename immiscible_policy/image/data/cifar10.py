@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immiscible_policy.image.data.cache import cached
-from immiscible_policy.image.data.decode import Decoder, Shape
-from immiscible_policy.image.data.files import find, in_turn, open_source
-from immiscible_policy.image.data.listing import Dataset, Listing
+from immiscible_policy.image.data.decode import Decoder, Shape, cached
+from immiscible_policy.image.data.files import Dataset, Listing, find, in_turn, open_source
 
 SIDE = 32
 SHAPE = Shape(SIDE, exact=(SIDE, SIDE), rgb=True)

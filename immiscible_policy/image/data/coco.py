@@ -10,8 +10,7 @@ import zlib
 from collections import defaultdict
 from pathlib import Path
 
-from immiscible_policy.image.data.files import open_source
-from immiscible_policy.image.data.listing import Dataset, Listing
+from immiscible_policy.image.data.files import Dataset, Listing, open_source
 
 WANTED = (
     "MS-COCO is a folder with train2017/*.jpg and annotations/captions_train2017.json (train2017.zip, val2017.zip and "

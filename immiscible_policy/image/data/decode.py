@@ -1,4 +1,4 @@
-"""From encoded images to pixels of one size."""
+"""From encoded images to pixels of one size, which are kept between runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from immiscible_policy.image.data.listing import Listing
+from immiscible_policy.image.data.files import Listing, digest
 
 THREADS = min(16, os.cpu_count() or 1)
 SHARE = 16
 """Images that a thread decodes in one go."""
 CHUNK = 1024
 """Images that are decoded between two looks at the progress."""
+FROM_BYTES = 2**24
+"""Encoded images of fewer bytes in all are decoded anew every time: they take about a second."""
+FORMAT = 1
+"""Raised when the same files and shape give other pixels."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +118,31 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     left, top = ((length - side) // 2 for length in colours.size)
     square = colours.crop((left, top, left + side, top + side))
     return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def cached(decoder: Decoder) -> Tensor:
+    """Decoded images (N, 3, S, S), uint8: what an earlier run kept of the same files, or decoded now and kept.
+
+    The same files are those of the same names, sizes and contents (of a zip), or times of modification (of a folder).
+    They are kept in `immiscible-policy` of the user's cache directory.
+    """
+    files = decoder.listing.files
+    if sum(file.size for file in files) < FROM_BYTES:
+        return decoder.all()
+    key = digest([f"{FORMAT} {decoder.shape}", *(f"{file.name} {file.size} {file.stamp}" for file in files)])
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kept = Path(home) / "immiscible-policy" / f"images-{key[:32]}.npy"
+    if kept.exists():
+        return torch.from_numpy(np.load(kept, allow_pickle=False))
+    images, part = decoder.all(), kept.with_name(f"{kept.name}.{os.getpid()}.part")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:  # too large to be held twice, as `write_atomically` would
+            np.save(file, images.numpy())
+            os.fsync(file.fileno())
+        part.replace(kept)
+    except OSError as error:
+        print(f"decoded images are not kept for the next run: {error}", file=sys.stderr)
+        if part.is_file():
+            part.unlink()
+    return images

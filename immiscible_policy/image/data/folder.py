@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.image.data.files import Zip, in_turn, open_source
-from immiscible_policy.image.data.listing import Dataset, Listing
+from immiscible_policy.image.data.files import Dataset, Listing, Zip, in_turn, open_source
 
 WANTED = "it should be a folder (or a zip of one) of .jpg or .png images, flat or as CLASS/NAME.jpg"
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.image.data.files import find, in_turn, open_source
-from immiscible_policy.image.data.listing import Dataset, Listing
+from immiscible_policy.image.data.files import Dataset, Listing, find, in_turn, open_source
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from immiscible_policy.image.data.decode import Decoder
-from immiscible_policy.image.data.listing import digest
+from immiscible_policy.image.data.files import digest
 from immiscible_policy.image.data.pixels import enlarge
+
+OWN, NONE = "own", "none"
+"""Sources that are no file: what the images themselves know, class names or captions; and nothing."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,32 @@ def on_disk(decoder: Decoder) -> Images:
     """Leave images where they lie."""
     content = digest([str(decoder.shape.size), decoder.listing.names_hash])
     return Images(decoder, decoder.shape.size, content, decoder.listing.texts)
+
+
+def prompts_for(images: Images, source: str) -> Images:
+    """The images with the prompts of a source.
+
+    `own` are the class names or captions that the images know, `none` is unconditional; else a text file (UTF-8) with
+    one prompt per line, for the images in their order; an empty line is the empty prompt.
+
+    Raises:
+        ValueError: If the images know no prompts, or the file is missing, unreadable or of the wrong length.
+    """
+    if source == NONE:
+        return replace(images, texts=None)
+    if source == OWN:
+        if images.texts is None:
+            raise ValueError(f"prompts={OWN}: these images have none; use prompts=none, or a file with one per line")
+        return images
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"prompts={path}: no such file; known besides files: {OWN}, {NONE}")
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"prompts={path} is no UTF-8 text") from None
+    if len(lines) != len(images):
+        raise ValueError(
+            f"prompts={path} has {len(lines)} lines for {len(images)} images; it needs one prompt per image"
+        )
+    return images.with_texts(lines)

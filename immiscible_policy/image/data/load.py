@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immiscible_policy.image.data.cache import cached
 from immiscible_policy.image.data.celeba import CELEBA
 from immiscible_policy.image.data.cifar10 import CIFAR10, SIDE, read_cifar10
 from immiscible_policy.image.data.coco import COCO
-from immiscible_policy.image.data.decode import Decoder, Shape
+from immiscible_policy.image.data.decode import Decoder, Shape, cached
 from immiscible_policy.image.data.folder import FOLDER
 from immiscible_policy.image.data.imagenet import IMAGENET
 from immiscible_policy.image.data.images import Images, in_memory, on_disk

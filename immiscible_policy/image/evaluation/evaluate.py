@@ -13,6 +13,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import Images, load_images
+from immiscible_policy.image.data.images import NONE, prompts_for
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor
 from immiscible_policy.image.evaluation.measure import (
@@ -27,7 +28,6 @@ from immiscible_policy.image.evaluation.measure import (
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.evaluation.rows import ROWS, ImageRow, read_image_rows, write_image_rows
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.image.prompts import NONE, prompts_for
 from immiscible_policy.image.spec import ImageSpec, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
 from immiscible_policy.store.run import RunDirectory, SeedDirectory, run_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from immiscible_policy.image.data import cache as caching
+from immiscible_policy.image.data import decode as caching
 from immiscible_policy.image.data import load_cifar10, load_images
 from immiscible_policy.image.data.decode import Decoder
 from tests.image.data.layouts import noise, write, zipped
