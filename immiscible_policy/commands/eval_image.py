@@ -20,6 +20,7 @@ from immiscible_policy.image.evaluation.report import ImageResults, require_comp
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.training.options import resolve_device
 
+TITLES = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}
 EDITED = 6
 """Images in the picture of edits."""
 USAGE = """\
@@ -97,8 +98,12 @@ def main() -> None:
 def _main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
-    plan = _plan(options)
-    targets = _targets(options, plan)
+    plan, edit = _plan(options), options["edit"]
+    if options["checkpoint"] is not None:
+        targets = [find_checkpoint(options["checkpoint"], plan)]
+    else:
+        runs = options["runs"] or {options["run"].resolve().name: options["run"]}
+        targets = [find_run(label, directory, plan) for label, directory in runs.items()]
     own = targets[0].run.path if targets[0].run is not None else None
     out: Path | None = options["out"] or (own if len(targets) == 1 else Path("frechet"))
     if out is not None:
@@ -109,16 +114,16 @@ def _main(words: list[str]) -> None:
     rows = {target.label: evaluation.rows(target) for target in targets}
     require_comparable(rows)
     origins = {target.label: target.run.origin for target in targets if target.run is not None}
-    results = ImageResults(_title(plan), rows, evaluation.reference(targets[0]), origins)
+    results = ImageResults(plan.extractor.title + TITLES[edit], rows, evaluation.reference(targets[0].source), origins)
     if out is None:
         return
-    name = "frechet" if plan.drawing.edit is None else plan.drawing.edit
+    name = edit or "frechet"
     print("", write_report(out, name, results), sep="\n")
-    written = [f"{name}.json", f"{name}.md", f"{name}.png", f"{name}.html"]
-    if plan.drawing.edit is not None:
-        title = "known pixels kept, the others filled in"
-        save_figure(edits_figure(_edits(evaluation, targets), title), out / f"{plan.drawing.edit}_images.png")
-        written.append(f"{plan.drawing.edit}_images.png")
+    written = [f"{name}.{suffix}" for suffix in ("json", "md", "png", "html")]
+    if edit is not None:
+        written.append(f"{edit}_images.png")
+        columns = _edits(evaluation, targets, edit)
+        save_figure(edits_figure(columns, "known pixels kept, the others filled in"), out / written[-1])
     print(f"saved {', '.join(written)} in {out}")
 
 
@@ -135,50 +140,26 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _plan(options: dict[str, Any]) -> Plan:
-    device = options["device"]
-    extractor = make_extractor(
-        options["features"], classifier=options["classifier"], inception=options["inception"], device=device
-    )
+    device, clip = options["device"], options["clip"]
+    words = SolverWords(options["solver"], options["sampling_steps"], options["spacing"], options["eta"])
     return Plan(
-        drawing=Drawing(
-            options["samples"],
-            SolverWords(options["solver"], options["sampling_steps"], options["spacing"], options["eta"]),
-            options["noise_seed"],
-            options["batch_size"],
-            device,
-            options["edit"],
+        Drawing(options["samples"], words, options["noise_seed"], options["batch_size"], device, options["edit"]),
+        make_extractor(
+            options["features"], classifier=options["classifier"], inception=options["inception"], device=device
         ),
-        extractor=extractor,
-        clip=None if options["clip"] is None else ClipScore(options["clip"], device),
+        None if clip is None else ClipScore(clip, device),
         split=options["reference"],
         limit=options["reference_samples"],
-        originals=options["originals"],
-        data=options["data"],
-        dataset=options["dataset"],
-        prompts=options["prompts"],
-        pretrained=options["pretrained"],
+        **{key: options[key] for key in ("originals", "data", "dataset", "prompts", "pretrained")},
     )
 
 
-def _targets(options: dict[str, Any], plan: Plan) -> list[Target]:
-    if options["checkpoint"] is not None:
-        return [find_checkpoint(options["checkpoint"], plan)]
-    runs = options["runs"] or {options["run"].resolve().name: options["run"]}
-    return [find_run(label, directory, plan) for label, directory in runs.items()]
-
-
-def _title(plan: Plan) -> str:
-    kind = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}[plan.drawing.edit]
-    return f"{plan.extractor.title}{kind}"
-
-
-def _edits(evaluation: Evaluation, targets: list[Target]) -> dict[str, torch.Tensor]:
+def _edits(evaluation: Evaluation, targets: list[Target], edit: str) -> dict[str, torch.Tensor]:
     """Originals, what is left of them with noise in the gap, and every run's edits of them."""
-    assert evaluation.plan.drawing.edit is not None
     rows = torch.arange(EDITED)
     originals = evaluation.conditions(targets[0].source).pixels(rows)
     size = originals.shape[-1]
     noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.drawing.seed))
-    mask = edit_mask(evaluation.plan.drawing.edit, size)
+    mask = edit_mask(edit, size)
     columns = {"original": originals, "masked": torch.where(mask, noise, originals)}
     return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

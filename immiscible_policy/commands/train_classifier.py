@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,29 +36,15 @@ OPTIONS = {
 }
 
 
-class LabelledImages(NamedTuple):
-    """A split of CIFAR-10.
-
-    Attributes:
-        images: (N, 3, S, S), uint8.
-        labels: Numbers (N,) of their classes in the order of the alphabet.
-        content_hash: Hash of images and classes.
-    """
-
-    images: Tensor
-    labels: Tensor
-    content_hash: str
-
-
-def read_labelled(data: Path, split: str, size: int) -> LabelledImages:
-    """Read a split of CIFAR-10 with its classes; raises ValueError if it cannot be read, or has not ten classes."""
+def read_labelled(data: Path, split: str, size: int) -> tuple[Tensor, Tensor, str]:
+    """Images (N, 3, S, S), uint8, classes (N,) and hash of a split of CIFAR-10; ValueError unless ten classes."""
     images = load_images("cifar10", data, split=split, size=size)
     rows = torch.arange(len(images))
     named = images.prompts(rows) or []
     classes = {name: number for number, name in enumerate(sorted(set(named)))}
     if len(classes) != CLASSES:
         raise ValueError(f"data={data}: {split} has {len(classes)} classes; CIFAR-10 has {CLASSES}")
-    return LabelledImages(images.pixels(rows), torch.tensor([classes[name] for name in named]), images.content_hash)
+    return images.pixels(rows), torch.tensor([classes[name] for name in named]), images.content_hash
 
 
 def main() -> None:
@@ -77,12 +63,12 @@ def _main(words: list[str]) -> None:
     )
     learnt, unseen = (read_labelled(options["data"], split, options["size"]) for split in ("train", "test"))
     torch.set_num_threads(1)  # the weights' bits depend on it
-    model = train_classifier(learnt.images, learnt.labels, ClassifierSpec(options["size"]), training, _show)
-    score = accuracy(model, unseen.images, unseen.labels)
+    model = train_classifier(*learnt[:2], ClassifierSpec(options["size"]), training, _show)
+    score = accuracy(model, *unseen[:2])
     about = {
         "test_accuracy": score,
         "training": asdict(training),
-        "data": {"dataset": "cifar10", "split": "train", "content_hash": learnt.content_hash},
+        "data": {"dataset": "cifar10", "split": "train", "content_hash": learnt[2]},
         "command": without_places(command()),
         "versions": versions(),
     }

@@ -69,14 +69,12 @@ def _metric(spec: ImageSpec) -> Metric:
 
 
 def load_lpips() -> Metric:
-    """LPIPS with VGG16 (Zhang et al., 2018), by the package `lpips`: the distance of images in a network's features.
+    """LPIPS with VGG16 (Zhang et al., 2018): distances (B,) of images (B, 3, H, W) in [-1, 1] in a network's features.
 
-    It gives distances (B,) of images (B, 3, H, W) in [-1, 1]. The network follows them to their device; its weights
-    never
-    train and are not part of a state dict.
+    The network follows the images to their device; its weights never train and are not part of a state dict.
 
     Raises:
-        ValueError: If the package, a torchvision that imports, or VGG's weights are missing.
+        ValueError: If the package `lpips`, a torchvision that imports, or VGG's weights are missing.
     """
     try:
         import lpips

@@ -41,11 +41,7 @@ EDITS = ("inpaint", "outpaint")
 
 
 def edit_mask(edit: str, size: int) -> Tensor:
-    """Which pixels (S, S) an edit fills in, bool: the centre (`inpaint`), or all but the centre (`outpaint`).
-
-    Raises:
-        ValueError: If the edit is unknown, or the side has no half around a centre.
-    """
+    """What an edit fills in (S, S), bool: the centre, or all but the centre; ValueError unless 4 divides S."""
     if edit not in EDITS:
         raise ValueError(f"edit={edit}: known are {' and '.join(EDITS)}")
     if size % 4:
@@ -56,14 +52,7 @@ def edit_mask(edit: str, size: int) -> Tensor:
 
 
 class KnownPath:
-    """A path on which part of the clean sample is known, and the noise that it meets is fixed.
-
-    Args:
-        path: The model's own.
-        clean: Clean samples (B, C, H, W), as noised.
-        mask: What is not known (H, W), bool.
-        noise: The noise that clean samples meet (B, C, H, W).
-    """
+    """A path on which clean samples (B, C, H, W) and the noise that they meet are known outside a mask (H, W), bool."""
 
     def __init__(self, path: Path, clean: Tensor, mask: Tensor, noise: Tensor) -> None:
         self.path, self.clean, self.mask, self.noise = path, clean, mask.to(noise.device), noise
@@ -109,11 +98,7 @@ def fill_in(
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """The mask (S, S) at the resolution of latents (S/factor, S/factor).
-
-    Raises:
-        ValueError: If some latent covers both kinds of pixels.
-    """
+    """The mask (S, S) at the resolution of latents; ValueError if one of them covers both kinds of pixels."""
     small = mask[::factor, ::factor]
     if not torch.equal(small.repeat_interleave(factor, 0).repeat_interleave(factor, 1), mask):
         raise ValueError(f"size={len(mask)}: the edges of the mask fall within latents of {factor} pixels")

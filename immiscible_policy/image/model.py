@@ -52,12 +52,7 @@ class TextSample(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Embedded prompts.
-
-    Attributes:
-        tokens: One embedding per token (B, L, E), which the network attends to.
-        pooled: The embedding of the end of the text (B, E), which stands for the whole prompt.
-    """
+    """Embedded prompts: tokens (B, L, E), which the network attends to; pooled (B, E), which stands for the whole."""
 
     tokens: Tensor
     pooled: Tensor
@@ -80,15 +75,12 @@ class Coder(Protocol):
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Clean samples (B, C, H, W), float32, of pixels (B, 3, S, S) in [-1, 1]."""
-        ...
 
     def decode(self, x: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), clipped to [-1, 1], of clean samples (B, C, H, W)."""
-        ...
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
-        ...
 
 
 class TextEncoder(Protocol):
@@ -96,11 +88,9 @@ class TextEncoder(Protocol):
 
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embeddings of some prompts, float32."""
-        ...
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply what moves a module's tensors."""
-        ...
 
 
 class PixelCoder:
@@ -206,15 +196,13 @@ class ImageModel(nn.Module):
         generator: torch.Generator,
         prompts: Sequence[str] | None = None,
     ) -> PathSample | TextSample:
-        """Draw everything that is random in a training step, and choose the noise.
+        """Draw all that is random in a training step of images (B, 3, S, S), float, in [-1, 1], and choose the noise.
 
-        Args:
-            pixels: Clean images (B, 3, S, S), float, in [-1, 1].
-            select: Chooses the noise for the scaled clean samples. Its condition is the prompts' pooled embedding
-                (B, E), equal prompts having equal rows; None without prompts.
-            step: Training step, for what follows a schedule; None for the end of training.
-            generator: Source of all randomness: posterior, dropped prompts, noise, offset and times, in this order.
-            prompts: One per image, where the model knows prompts; None for the empty prompt throughout.
+        The selector sees the scaled clean samples; its condition is the prompts' pooled embedding (B, E), equal prompts
+        having
+        equal rows, or None without prompts. The generator draws posterior, dropped prompts, noise, offset and times, in
+        this
+        order. `step` is for what follows a schedule; None is the end of training.
 
         Raises:
             ValueError: If the images have another shape, or the prompts another number.
@@ -248,11 +236,8 @@ class ImageModel(nn.Module):
     ) -> Solver | None:
         """The solver that some words name, the model's own wherever they are silent.
 
-        Args:
-            name: A solver; None for the path's first one.
-            steps: Network calls; None for as many as the model's own solver makes, or 50 where that is adaptive.
-            spacing: Grid of its times.
-            eta: Noise of `ddim`.
+        Without a name it is the path's first one, without steps as many as the model's own solver makes (50 if
+        adaptive).
 
         Raises:
             ValueError: If the path has no such solver or no such grid of times.

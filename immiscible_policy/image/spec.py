@@ -75,11 +75,7 @@ def spec_metadata(spec: Spec) -> dict[str, Any]:
 
 
 def read_spec(checkpoint: Checkpoint) -> Spec:
-    """What a checkpoint's metadata records about its image model; nothing is built.
-
-    Raises:
-        CheckpointError: If it describes no image model that this version knows.
-    """
+    """What a checkpoint records about its image model; CheckpointError if this version does not know such a model."""
     recorded = checkpoint.metadata.get("image")
     values = recorded if isinstance(recorded, dict) else {}
     kind: type[Spec] = StableDiffusionSpec if values.get("model") == "sd" else ImageSpec

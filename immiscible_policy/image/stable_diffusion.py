@@ -63,20 +63,12 @@ HOW: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 
 
 def pinned(spec: StableDiffusionSpec) -> StableDiffusionSpec:
-    """The spec with the hash of the ready-made parts that are there now: it builds with no others afterwards.
-
-    Raises:
-        ValueError: If the parts are missing.
-    """
+    """The spec with the hash of the ready-made parts: it builds with no others; ValueError if parts are missing."""
     return replace(spec, pretrained_hash=pretrained_hash(find_pretrained(spec.pretrained, spec.init)))
 
 
 def build_stable_diffusion(spec: StableDiffusionSpec) -> ImageModel:
-    """Build a model; fresh weights are drawn from torch's global stream.
-
-    Raises:
-        ValueError: If a value is unusable, parts are missing, are not those of the spec, or do not fit together.
-    """
+    """A model, fresh weights from torch's global stream; ValueError if values or parts are unusable or do not fit."""
     if spec.frozen_precision not in PRECISIONS:
         raise ValueError(f"frozen_precision={spec.frozen_precision}: known are {' and '.join(PRECISIONS)}")
     directory = find_pretrained(spec.pretrained, spec.init)
@@ -144,17 +136,24 @@ def save_pipeline(model: ImageModel, scheduler: Any, directory: Path | str) -> N
 
 
 def find_pretrained(pretrained: str, init: str) -> Path:
-    """The directory that holds the parts; a hub id's comes from the Hugging Face cache, or is downloaded into it.
-
-    Raises:
-        ValueError: If init is unknown, there is no such directory or hub model, or a file is missing.
-    """
+    """The parts' directory, a hub id's from the cache or downloaded; ValueError if it or a file is missing."""
     if init not in INITS:
         raise ValueError(f"init={init}: Stable Diffusion knows {' and '.join(INITS)}")
     files = FROZEN + (UNET_WEIGHTS,) * (init == "pretrained")
     directory = Path(pretrained)
     if not directory.is_dir():
-        directory = _from_hub(pretrained, files)
+        if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
+            raise ValueError(
+                f"pretrained={pretrained}: no such directory (diffusers' layout), and no hub id OWNER/NAME"
+            )
+        try:
+            directory = Path(snapshot_download(pretrained, allow_patterns=[*files, "tokenizer/*"]))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"pretrained={pretrained} is not a directory, and the Hugging Face hub does not give it "
+                f"({type(error).__name__}); where there is a network run: hf download {pretrained} "
+                f"--include {' '.join(files)} 'tokenizer/*' --local-dir DIR, and use pretrained=DIR"
+            ) from None
     missing = [name for name in files if not (directory / name).is_file()]
     if not any((directory / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         missing.append("tokenizer/vocab.json")
@@ -176,12 +175,9 @@ def pretrained_hash(directory: Path) -> str:
 
 
 def load_denoiser(directory: Path, init: str, latent_size: int) -> UNet2DConditionModel:
-    """The U-Net: with fresh weights from torch's global stream (`scratch`), or with its own (`pretrained`).
+    """The U-Net, with fresh weights from torch's global stream (`scratch`) or its own; ValueError if one is missing.
 
     Its config, which pipelines read, records the side of the latents that it will see.
-
-    Raises:
-        ValueError: If a weight is missing.
     """
     if init == "pretrained":
         unet = _whole("unet", UNet2DConditionModel.from_pretrained(directory / "unet", **HOW, low_cpu_mem_usage=False))
@@ -221,17 +217,3 @@ def _whole(part: str, loaded: Any) -> Any:
     if missing:
         raise ValueError(f"pretrained: {len(missing)} weights of {part} are not in its file, {missing[0]} among them")
     return model.float()
-
-
-def _from_hub(pretrained: str, files: tuple[str, ...]) -> Path:
-    """The snapshot of a hub id, from the cache or downloaded."""
-    if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
-        raise ValueError(f"pretrained={pretrained}: no such directory (diffusers' layout), and no hub id OWNER/NAME")
-    try:
-        return Path(snapshot_download(pretrained, allow_patterns=[*files, "tokenizer/*"]))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"pretrained={pretrained} is not a directory, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}); where there is a network run: hf download {pretrained} "
-            f"--include {' '.join(files)} 'tokenizer/*' --local-dir DIR, and use pretrained=DIR"
-        ) from None

@@ -91,8 +91,7 @@ def train_classifier(
     """Train a classifier on images (N, 3, S, S), uint8, of classes (N,), int64; returned in evaluation mode.
 
     A function of its arguments; `record` receives a row of metrics every epoch. The learning rate ends at zero, so the
-    last
-    weights are taken, without an average over steps.
+    last weights are taken, without an average over steps.
     """
     torch.manual_seed(derive_seed("weights", training.seed))  # torch's initialisers draw from the global stream alone
     per_epoch = max(1, len(images) // training.batch_size)

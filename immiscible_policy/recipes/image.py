@@ -56,12 +56,8 @@ class ImageObjective:
         accumulate: int = 1,
         flip: bool = True,
     ) -> None:
-        self.model = model
-        self.images = images
-        self.select = select
-        self.seed = seed
-        self.accumulate = accumulate
-        self.flip = flip
+        self.model, self.images, self.select = model, images, select
+        self.seed, self.accumulate, self.flip = seed, accumulate, flip
         self.device = next(model.denoiser.parameters()).device
         self.order = ShuffledOrder(len(images), batch_size, seed, self.device)
 
@@ -70,7 +66,9 @@ class ImageObjective:
         rows = self.order.rows(step)
         pixels = to_pixels(self.images.pixels(rows))
         if self.flip:
-            pixels = random_flip(pixels, torch_generator(self.device, "flips", self.seed, step))
+            generator = torch_generator(self.device, "flips", self.seed, step)
+            mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         generator = torch_generator(self.device, "noise", self.seed, step)
         prompts = self.images.prompts(rows)
         batch = self.model.noised(pixels, self.select, step=step, generator=generator, prompts=prompts)
@@ -79,12 +77,6 @@ class ImageObjective:
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""
         return self.model.loss(batch)
-
-
-def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each of some images (B, C, H, W) left to right with probability 1/2."""
-    mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device) < 0.5
-    return torch.where(mirrored, pixels.flip(-1), pixels)
 
 
 @dataclass(frozen=True)
@@ -102,18 +94,20 @@ class ImageRecipe:
 
     @classmethod
     def prepare(cls, config: ImageConfig) -> ImageRecipe:
-        """Build everything that could be wrong, and write nothing.
-
-        Raises:
-            ValueError: If a setting or the data is unusable; one line says which.
-        """
+        """Build everything that could be wrong and write nothing; ValueError says in one line what is unusable."""
         spec = image_spec(config)
         if isinstance(spec, ImageSpec):
             with torch.device("meta"):  # sizes without memory
                 model = build_image_model(spec)
         else:
             model = build_image_model(spec)
-            _require_same_parts(RunDirectory(str(config.out)), spec)
+            run = RunDirectory(str(config.out))
+            for newest in filter(None, (run.seed(number).newest() for number in run.seeds())):
+                if read_spec(newest) != spec:
+                    raise ValueError(
+                        f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or "
+                        "name another out="
+                    )
         solver(config, model)
         images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
@@ -178,8 +172,18 @@ class ImageRecipe:
     @staticmethod
     def summarise(run: RunDirectory) -> str:
         """What each seed's metrics come to; nothing before the first evaluation."""
-        summaries = {run.seed(number).path.name: _summary(run.seed(number)) for number in run.seeds()}
-        seeds = {name: summary for name, summary in summaries.items() if summary}
+        seeds: dict[str, dict[str, Any]] = {}
+        for seed in map(run.seed, run.seeds()):
+            rows = seed.metrics()
+            evaluated = [row for row in rows if "fixed_loss" in row]
+            if evaluated:
+                rates = sorted(row["rate"] for row in rows if "rate" in row)
+                seeds[seed.path.name] = {
+                    "step": evaluated[-1]["step"],
+                    "first_fixed_loss": evaluated[0]["fixed_loss"],
+                    "fixed_loss": evaluated[-1]["fixed_loss"],
+                    "images_per_second": rates[len(rates) // 2] * run.config["batch_size"],
+                }
         if not seeds:
             return ""
         run.write_summary({"seeds": seeds})
@@ -210,17 +214,6 @@ def image_spec(config: ImageConfig) -> Spec:
 def solver(config: ImageConfig, model: ImageModel) -> Solver | None:
     """How samples are drawn; ValueError if the model has no such solver."""
     return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
-
-
-def _require_same_parts(run: RunDirectory, spec: Spec) -> None:
-    """Refuse to train on beside other ready-made parts than those that a run began with."""
-    for number in run.seeds():
-        newest = run.seed(number).newest()
-        if newest is not None and read_spec(newest) != spec:
-            raise ValueError(
-                f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or name "
-                "another out="
-            )
 
 
 @torch.no_grad()
@@ -269,12 +262,10 @@ def noise_audit(objective: ImageObjective, step: int) -> dict[str, float | None]
 
 def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: Path) -> None:
     """Draw a grid of samples, from the same start noises at every step and for every selector."""
-    rows = torch.arange(config.samples)
+    rows, generator = torch.arange(config.samples), torch_generator(config.device, "samples")
     noise = start_noise(model.noise_shape, rows, seed=0).to(config.device)
-    generator = torch_generator(config.device, "samples")
     prompts = images.prompts(rows % len(images))
     drawn = model.sample(noise, solver(config, model), prompts=prompts, generator=generator).images
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_tiles(path, to_bytes(drawn.cpu()))
 
 
@@ -282,18 +273,3 @@ def first_share(config: ImageConfig) -> float:
     """Share of the EMA at the end that is its first value: the product of the decays of all updates but the first."""
     n = np.arange(1, min(config.steps, 10**6))  # beyond those nothing is left in any case
     return float(np.minimum(1 - (1.0 + n) ** -config.ema_power, config.ema_max).prod())
-
-
-def _summary(seed: SeedDirectory) -> dict[str, Any]:
-    """First and last loss of a seed, and its speed."""
-    rows = seed.metrics()
-    evaluated = [row for row in rows if "fixed_loss" in row]
-    if not evaluated:
-        return {}
-    rates = sorted(row["rate"] for row in rows if "rate" in row)
-    return {
-        "step": evaluated[-1]["step"],
-        "first_fixed_loss": evaluated[0]["fixed_loss"],
-        "fixed_loss": evaluated[-1]["fixed_loss"],
-        "images_per_second": rates[len(rates) // 2] * seed.run.config["batch_size"],
-    }

@@ -24,11 +24,7 @@ WANTED = (
 
 
 def read_cifar10(path: Path, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, 32, 32), uint8, and the name of each one's class.
-
-    Raises:
-        ValueError: If the path holds no such data set, or an image cannot be read or is not 32x32 RGB.
-    """
+    """Images (N, 3, 32, 32), uint8, and each one's class name; ValueError if absent, damaged or not 32x32 RGB."""
     root = path.parent if path.name == BATCHES else path
     if (root / BATCHES).is_dir():
         return _from_torchvision(root, split, limit)
@@ -37,11 +33,7 @@ def read_cifar10(path: Path, split: str, limit: int | None) -> tuple[Tensor, lis
 
 
 def list_cifar10(path: Path, split: str) -> Listing:
-    """The images of a folder or a zip, `train/CLASS/NAME.png` at its top or one folder further down.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Images of a folder or zip, `train/CLASS/NAME.png` at its top or one folder down; ValueError without any."""
     source = open_source(path, WANTED)
     within = find(source, split)
     files = [] if within is None else in_turn(file for file in source.images(within) if file.depth == 1)

@@ -78,11 +78,7 @@ class Decoder:
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
     def all(self) -> Tensor:
-        """All images (N, 3, S, S), uint8; what they cost is shown on a terminal.
-
-        Raises:
-            ValueError: If one cannot be read or is not what the shape demands.
-        """
+        """All images (N, 3, S, S), uint8, with their progress on a terminal; errors as `rows`."""
         count, side = len(self), self.shape.size
         images = torch.empty(count, 3, side, side, dtype=torch.uint8)
         console = Console(stderr=True)

@@ -19,12 +19,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class ImageFile(NamedTuple):
-    """An encoded image.
+    """An encoded image: its name below the listed folder, with `/` between folders, and its size [bytes].
 
-    Attributes:
-        name: Below the folder that was listed, with `/` between folders.
-        size: Bytes.
-        stamp: Changes with the content: CRC-32 in a zip, time of modification in a folder [ns].
+    The stamp changes with the content: CRC-32 in a zip, time of modification in a folder [ns].
     """
 
     name: str
@@ -110,11 +107,7 @@ Source = Folder | Zip
 
 
 def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:
-    """A directory, or a file that is a zip archive.
-
-    Raises:
-        ValueError: If it is neither, or a file where `zips` is false; the message ends with what is wanted.
-    """
+    """A directory, or a zip where `zips` allows it; ValueError, ending with what is wanted, for other files."""
     if path.is_file() and not zips:
         raise ValueError(f"{path} is a file; {wanted}")
     try:

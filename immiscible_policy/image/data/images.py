@@ -45,11 +45,7 @@ class Images:
         return len(self.held)
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """Images (B, 3, S, S), uint8, of some rows (B,), int64; a function of the rows alone.
-
-        Raises:
-            ValueError: If one cannot be read.
-        """
+        """Images (B, 3, S, S), uint8, of rows (B,), int64, by the rows alone; ValueError if one cannot be read."""
         if isinstance(self.held, Tensor):
             return enlarge(self.held[rows.to(self.device)], self.size)
         return self.held.rows(rows.tolist()).to(self.device)
@@ -63,22 +59,11 @@ class Images:
         held = self.held.to(device) if isinstance(self.held, Tensor) else self.held
         return replace(self, held=held, device=torch.device(device))
 
-    def with_texts(self, texts: Sequence[str]) -> Images:
-        """The same set with other prompts, one per row."""
-        content = hashlib.sha256("\n".join((self.content_hash, *texts)).encode()).hexdigest()
-        return replace(self, texts=texts, content_hash=content)
-
 
 def in_memory(stored: Tensor, size: int, texts: Sequence[str] | None = None) -> Images:
     """Hold images (N, 3, T, T), uint8."""
     pixels = hashlib.sha256(stored.contiguous().numpy().data).hexdigest()
     return Images(stored, size, digest([f"{tuple(stored.shape)} {size}", pixels, *(texts or ())]), texts)
-
-
-def on_disk(decoder: Decoder) -> Images:
-    """Leave images where they lie."""
-    content = digest([str(decoder.shape.size), decoder.listing.names_hash])
-    return Images(decoder, decoder.shape.size, content, decoder.listing.texts)
 
 
 def prompts_for(images: Images, source: str) -> Images:
@@ -107,4 +92,5 @@ def prompts_for(images: Images, source: str) -> Images:
         raise ValueError(
             f"prompts={path} has {len(lines)} lines for {len(images)} images; it needs one prompt per image"
         )
-    return images.with_texts(lines)
+    content = hashlib.sha256("\n".join((images.content_hash, *lines)).encode()).hexdigest()
+    return replace(images, texts=lines, content_hash=content)

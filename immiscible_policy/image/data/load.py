@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immiscible_policy.image.data.celeba import CELEBA
 from immiscible_policy.image.data.cifar10 import CIFAR10, SIDE, read_cifar10
-from immiscible_policy.image.data.coco import COCO
 from immiscible_policy.image.data.decode import Decoder, Shape, cached
-from immiscible_policy.image.data.folder import FOLDER
-from immiscible_policy.image.data.imagenet import IMAGENET
-from immiscible_policy.image.data.images import Images, in_memory, on_disk
+from immiscible_policy.image.data.files import digest
+from immiscible_policy.image.data.images import Images, in_memory
 from immiscible_policy.image.data.pixels import require_divisor, shrink
+from immiscible_policy.image.data.published import CELEBA, COCO, FOLDER, IMAGENET
 
 MEMORY_BYTES = 4 * 2**30
 """Pixels that are held whole: CelebA at 64 takes 2.5 GB, MS-COCO at 256 takes 23 GB."""
@@ -59,7 +57,7 @@ def load_images(
     listing = data.find(path, split).first(limit)
     decoder = Decoder(listing, Shape(side, data.exact))
     if len(decoder) * 3 * side**2 > MEMORY_BYTES:
-        return on_disk(decoder)
+        return Images(decoder, side, digest([str(side), listing.names_hash]), listing.texts)
     return in_memory(cached(decoder), side, listing.texts)
 
 

@@ -18,11 +18,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Average images (N, C, S, S) over square blocks to (N, C, size, size), in the same dtype; bytes are rounded.
-
-    Raises:
-        ValueError: If size does not divide the side.
-    """
+    """Average (N, C, S, S) over blocks to (N, C, size, size), bytes rounded; ValueError if size does not divide S."""
     side = images.shape[-1]
     require_divisor(size, side)
     if size == side:

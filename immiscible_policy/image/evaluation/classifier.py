@@ -76,11 +76,7 @@ def _convolution(before: int, after: int, stride: int = 1) -> nn.Conv2d:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, str]:
-    """Read what `save_classifier` wrote: the classifier in evaluation mode, and its weights' SHA-256.
-
-    Raises:
-        ValueError: If a file is missing or damaged, or the two do not belong together.
-    """
+    """What `save_classifier` wrote, in evaluation mode, and its weights' SHA-256; ValueError for damaged files."""
     beside = path.with_suffix(".json")
     for file in (path, beside):
         if not file.is_file():

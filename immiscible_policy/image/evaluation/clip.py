@@ -16,11 +16,7 @@ from immiscible_policy.cli import one_line
 
 
 class ClipScore:
-    """Scores images against prompts with a CLIP model of transformers, a directory or hub id with safetensors weights.
-
-    Raises:
-        ValueError: If transformers or the model is not there.
-    """
+    """Scores images by a CLIP model of transformers, a directory or hub id; ValueError if it is not there."""
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         try:
@@ -41,11 +37,7 @@ class ClipScore:
 
     @torch.no_grad()
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """CLIPScore (B,) of images (B, 3, S, S), uint8, and their prompts; long prompts are cut to 77 tokens.
-
-        Raises:
-            ValueError: If there is not one prompt per image.
-        """
+        """CLIPScore (B,) of images (B, 3, S, S), uint8, with a prompt each (or ValueError), cut to 77 tokens."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; CLIPScore needs one for each")
         length = self.model.config.text_config.max_position_embeddings

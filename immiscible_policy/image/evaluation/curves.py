@@ -35,7 +35,6 @@ class Reached:
     """When a run reached the first run's best distance, for one training seed.
 
     Attributes:
-        seed: Training seed.
         target: The first run's smallest distance.
         at: Step at which the first run has it.
         reached: Step at which the other run is at or below it; None if at none of its checkpoints.
@@ -58,13 +57,10 @@ class Reached:
 class Against:
     """A run against the first one.
 
-    Attributes:
-        difference: Distance minus the first run's, at the last checkpoint that all seeds of both share.
-        step: That checkpoint.
-        best: The same of the smallest distances.
-        paired: Whether both runs have the same training seeds.
-        reached: Per common training seed.
-        speedup: Geometric mean of the ratios, with interval; None unless every common seed reaches its target.
+    The difference is distance - the first run's, at the last checkpoint `step` that all seeds of both share, `best`
+    that of
+    the smallest distances. The speed-up is the geometric mean of the ratios; None unless every common seed reaches its
+    target.
     """
 
     difference: Interval

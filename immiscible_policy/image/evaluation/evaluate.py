@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,15 +41,9 @@ HASH = 16
 class Plan:
     """How images are drawn and what they are compared with, the same for every run.
 
-    Attributes:
-        clip: For CLIPScore, or None.
-        split: Part of the data set that is the reference.
-        limit: Only the first so many reference images; None for all.
-        originals: Part of the data set that is edited.
-        data: Path of the data set; None for what the run was trained on.
-        dataset: Its name; None likewise.
-        prompts: Source of prompts; None likewise.
-        pretrained: Where the ready-made parts of Stable Diffusion lie; None for where they lay in training.
+    `split` and `limit` say what of the data set is the reference, `originals` which part is edited. Where data,
+    dataset,
+    prompts or pretrained are None they are those of the run's training.
     """
 
     drawing: Drawing
@@ -81,45 +76,34 @@ class Target(NamedTuple):
     source: Source
 
 
-@dataclass
 class Evaluation:
     """Measures runs by one plan; what they have in common is read once; `report` receives a line on each checkpoint."""
 
-    plan: Plan
-    report: Callable[[str], None]
-    _images: dict[Any, Images] = field(default_factory=dict)
-    _references: dict[Source, Reference] = field(default_factory=dict)
+    def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
+        self.plan, self.report = plan, report
+        self._load = cache(load_images)
+        self.reference = cache(self._reference)
 
     def check(self, target: Target) -> None:
-        """Find out what `rows` would find out after minutes; draws one image from the run's first checkpoint.
-
-        Raises:
-            ValueError: If data are unusable, there are too few images for the features, or the model cannot draw.
-        """
+        """Raise the ValueErrors of `rows` before minutes of work; draws one image from the first checkpoint."""
         require_enough(self.plan.extractor, self._reference_images(target.source), self.plan.drawing.n)
         if self.plan.clip is not None:
             require_prompts(self.conditions(target.source))
         self._draw(target, target.checkpoints[0], 1)
 
     def rows(self, target: Target) -> list[ImageRow]:
-        """Measure what is not measured yet; all rows of this plan, also of checkpoints that are gone.
-
-        Raises:
-            ValueError: As `check`, or if a checkpoint is damaged.
-        """
+        """Measure what is not measured yet; all rows of this plan, also of checkpoints that are gone."""
         rows = [self._row(target, checkpoint) for checkpoint in target.checkpoints]
         if target.run is None:
             return rows
         files = [target.run.seed(number).path / ROWS for number in target.run.seeds()]
         return [row for file in files for row in read_image_rows(file) if row.setting == rows[0].setting]
 
-    def reference(self, target: Target) -> Reference:
-        """The reference of a run, measured."""
-        source, drawing = target.source, self.plan.drawing
-        if source not in self._references:
-            images = self._reference_images(source)
-            self._references[source] = make_reference(self.plan.extractor, images, drawing.n, drawing.seed)
-        return self._references[source]
+    def _reference(self, source: Source) -> Reference:
+        """What distances of a source's images mean, measured."""
+        return make_reference(
+            self.plan.extractor, self._reference_images(source), self.plan.drawing.n, self.plan.drawing.seed
+        )
 
     def first_images(self, target: Target, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that the last checkpoint of the first seed draws or edits."""
@@ -128,8 +112,10 @@ class Evaluation:
 
     def conditions(self, source: Source) -> Images:
         """Originals and prompts of what is drawn."""
-        edited = self.plan.drawing.edit is not None
-        images = self._load(source, self.plan.originals, None) if edited else self._reference_images(source)
+        if self.plan.drawing.edit is None:
+            images = self._reference_images(source)
+        else:
+            images = self._load(source.dataset, source.data, split=self.plan.originals, size=source.size, limit=None)
         return prompts_for(images, source.prompts)
 
     def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
@@ -140,22 +126,16 @@ class Evaluation:
 
     def _row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
-        plan, asked, seed = self.plan, self._asked(target.source, checkpoint), run_of(checkpoint.path)
+        plan, blank, seed = self.plan, self._blank(target.source, checkpoint), run_of(checkpoint.path)
         known = [] if seed is None else read_image_rows(seed.path / ROWS)
-        name = f"{target.label}: seed {asked.seed}, step {asked.checkpoint}"
+        name = f"{target.label}: seed {blank.seed}, step {blank.checkpoint}"
         for row in known:
-            if row.asked == asked:
+            if row.blank == blank:
                 self.report(f"{name}: {row.distance:.3f}, measured before")
                 return row
-        quality = measure(
-            self._model(checkpoint),
-            plan.drawing,
-            self.conditions(target.source),
-            plan.extractor,
-            self.reference(target).statistics,
-            plan.clip,
-        )
-        row = replace(asked, distance=quality.distance, clip_score=quality.clip_score)
+        conditions, reference = self.conditions(target.source), self.reference(target.source).statistics
+        quality = measure(self._model(checkpoint), plan.drawing, conditions, plan.extractor, reference, plan.clip)
+        row = replace(blank, distance=quality.distance, clip_score=quality.clip_score)
         self.report(f"{name}: {row.distance:.3f}")
         if seed is not None:
             write_image_rows(seed.path / ROWS, [*known, row])
@@ -167,7 +147,7 @@ class Evaluation:
         """A checkpoint's model on its device."""
         return load_image_model(checkpoint, pretrained=self.plan.pretrained)[0].to(self.plan.drawing.device)
 
-    def _asked(self, source: Source, checkpoint: Checkpoint) -> ImageRow:
+    def _blank(self, source: Source, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
         plan, drawing, images = self.plan, self.plan.drawing, self._reference_images(source)
         return ImageRow(
@@ -194,22 +174,12 @@ class Evaluation:
         )
 
     def _reference_images(self, source: Source) -> Images:
-        return self._load(source, self.plan.split, self.plan.limit)
-
-    def _load(self, source: Source, split: str, limit: int | None) -> Images:
-        key = (source, split, limit)
-        if key not in self._images:
-            self._images[key] = load_images(source.dataset, source.data, split=split, size=source.size, limit=limit)
-        return self._images[key]
+        plan = self.plan
+        return self._load(source.dataset, source.data, split=plan.split, size=source.size, limit=plan.limit)
 
 
 def find_run(label: str, directory: Path, plan: Plan) -> Target:
-    """All kept checkpoints of a run.
-
-    Raises:
-        CommandError: If it is not a run, keeps none, or nothing says where its data lie.
-        CheckpointError: If its first checkpoint is of no image model.
-    """
+    """All kept checkpoints of a run; CommandError if it keeps none, or nothing says where its data lie."""
     run = RunDirectory(directory)
     run.config  # noqa: B018  # refuses what is no run
     kept = [checkpoint for checkpoints in run.checkpoints().values() for checkpoint in checkpoints]
@@ -219,12 +189,7 @@ def find_run(label: str, directory: Path, plan: Plan) -> Target:
 
 
 def find_checkpoint(path: Path, plan: Plan) -> Target:
-    """A single checkpoint, with the run that it lies in, if any.
-
-    Raises:
-        CommandError: If nothing says where its data lie.
-        CheckpointError: If it is missing, damaged, or of no image model.
-    """
+    """A single checkpoint, with any run around it; CommandError if nothing says where its data lie."""
     checkpoint, seed = read_checkpoint(path), run_of(path)
     run = seed.run if isinstance(seed, SeedDirectory) else None
     label = path.absolute().name if run is None else run.name

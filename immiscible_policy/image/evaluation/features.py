@@ -41,15 +41,10 @@ class Extractor(Protocol):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D), float32, of images (B, 3, S, S), uint8."""
-        ...
 
 
 class ClassifierFeatures:
-    """Features of the project's CIFAR-10 classifier; images are brought to its size by averaging areas.
-
-    Raises:
-        ValueError: If the weights are missing or damaged.
-    """
+    """Features of the CIFAR-10 classifier, of images averaged to its size; ValueError if its weights are damaged."""
 
     name = "classifier"
 
@@ -70,12 +65,10 @@ class ClassifierFeatures:
 class InceptionFeatures:
     """The 2,048 features that FID is defined on (Heusel et al., 2017), by torch-fidelity.
 
-    The file of weights is read as plain tensors before torch-fidelity, which would execute what is in it, may see it;
-    without a path it is where torch keeps what torch-fidelity downloaded.
+    ValueError if parts are missing.
 
-    Raises:
-        ValueError: If torch-fidelity, a torchvision that imports, or the weights are missing, or the weights are not
-            InceptionV3's.
+    The file of weights, by default where torch keeps torch-fidelity's download, is read as plain tensors before
+    torch-fidelity, which would execute what is in it, may see it.
     """
 
     name = "inception"
@@ -91,7 +84,17 @@ class InceptionFeatures:
                 f"({one_line(error)}): pip install torch-fidelity torchvision, or use features=classifier"
             ) from None
         path = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-        self.weights = _require_plain_weights(path)
+        if not path.is_file():
+            raise ValueError(
+                f"inception={path} is missing; download {INCEPTION_URL} there, or name it by inception=PATH"
+            )
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle raises whatever the bytes lead to
+            what = type(error).__name__
+            raise ValueError(f"inception={path} is no file of weights ({what}); download it again") from None
+        with open(path, "rb") as file:
+            self.weights = hashlib.file_digest(file, "sha256").hexdigest()
         self.title = "FID" if self.weights.startswith(INCEPTION_HASH) else "Fréchet distance (Inception, other weights)"
         self.device = device
         try:
@@ -108,11 +111,7 @@ class InceptionFeatures:
 def make_extractor(
     name: str, *, classifier: Path | None = None, inception: Path | None = None, device: str = "cpu"
 ) -> Extractor:
-    """An extractor by name, with other weights than the package's classifier or torch's downloads where they are named.
-
-    Raises:
-        ValueError: If the name is unknown, or what it needs is not there.
-    """
+    """An extractor by name, with its usual weights where no path is given; ValueError if it cannot be had."""
     if name == "classifier":
         return ClassifierFeatures(classifier or BUNDLED, device)
     if name == "inception":
@@ -123,16 +122,3 @@ def make_extractor(
 def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
     """Features (N, D), float32 on the CPU, of images that come in batches (B, 3, S, S), uint8."""
     return torch.cat([extractor.features(batch).float().cpu() for batch in batches])
-
-
-def _require_plain_weights(path: Path) -> str:
-    """The SHA-256 of a file of weights, which must hold nothing but tensors."""
-    if not path.is_file():
-        raise ValueError(f"inception={path} is missing; download {INCEPTION_URL} there, or name it by inception=PATH")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle raises whatever the bytes lead to
-        what = type(error).__name__
-        raise ValueError(f"inception={path} is no file of weights ({what}); download it again") from None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

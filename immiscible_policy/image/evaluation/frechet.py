@@ -25,11 +25,7 @@ class FeatureStatistics(NamedTuple):
 
 
 def feature_statistics(features: ArrayLike) -> FeatureStatistics:
-    """Mean and covariance of features (N, D), in float64.
-
-    Raises:
-        ValueError: If there are fewer than two rows, or a feature is not finite.
-    """
+    """Mean and covariance of features (N, D), in float64; ValueError if N < 2 or a feature is not finite."""
     table = np.asarray(features, np.float64)
     if table.ndim != 2 or len(table) < 2:
         raise ValueError(f"features of shape {table.shape}: needs (N, D) with N of 2 or more")

@@ -63,9 +63,8 @@ class Drawing:
 class Reference(NamedTuple):
     """Real images as a Gaussian of features, and what distances to it mean.
 
-    Attributes:
-        floor: Distance of as many real images as will be generated to the remaining ones; None if too few remain.
-        noise: Distance of as many images of plain noise.
+    `floor` is the distance of as many real images as will be generated to the remaining ones, None if too few remain;
+    `noise` that of as many images of plain noise.
     """
 
     statistics: FeatureStatistics
@@ -127,11 +126,7 @@ def measure(
     reference: FeatureStatistics,
     clip: ClipScore | None,
 ) -> Quality:
-    """Draw images and compare them with the reference.
-
-    Raises:
-        ValueError: If CLIPScore is asked for without prompts, or as `draw`.
-    """
+    """Draw images and compare them with the reference; ValueError as `draw`, or for CLIPScore without prompts."""
     if clip is not None:
         require_prompts(conditions)
     features: list[Tensor] = []

@@ -68,9 +68,6 @@ def curves_figure(
 
     Left: thick the mean over seeds, its 95 % interval as a band, thin each seed. Right, where runs are compared: the
     speed-up of every training seed that reached its target.
-
-    Raises:
-        ValueError: If there are more runs than colours.
     """
     figure, axes = panels(2 if reached else 1, width=4.9 if reached else 6.0, height=4.2)
     _draw_distances(axes[0], curves, floor)

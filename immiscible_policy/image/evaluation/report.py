@@ -197,12 +197,12 @@ def against_table(results: ImageResults) -> Columns:
     rows: list[list[str]] = [
         [
             label,
-            f"{text(found.difference, '+.3f')} at {found.step:,}",
-            text(found.best, "+.3f"),
-            ", ".join(f"{seed.at:,} / {seed.reached:,}" if seed.reached else "not reached" for seed in found.reached),
-            text(found.speedup, ".2f") or "-",
+            f"{text(run.difference, '+.3f')} at {run.step:,}",
+            text(run.best, "+.3f"),
+            ", ".join(f"{seed.at:,} / {seed.reached:,}" if seed.reached else "not reached" for seed in run.reached),
+            text(run.speedup, ".2f") or "-",
         ]
-        for label, found in results.against.items()
+        for label, run in results.against.items()
     ]
     differences = ["difference, last [95 %]", "difference, smallest [95 %]"]
     columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95 %]"]
@@ -212,24 +212,23 @@ def against_table(results: ImageResults) -> Columns:
 def sentences(results: ImageResults) -> list[str]:
     """For every run but the first, when it reached the first one's best distance."""
     first = next(iter(results.rows))
-    return [sentence(label, first, found) for label, found in results.against.items()]
+    return [_sentence(label, first, comparison) for label, comparison in results.against.items()]
 
 
-def sentence(label: str, first: str, found: Against) -> str:
+def _sentence(label: str, first: str, comparison: Against) -> str:
     """When a run reached the first one's best distance, in words."""
-    missed = [seed for seed in found.reached if seed.reached is None]
-    if not found.reached:
+    reached, speedup = comparison.reached, comparison.speedup
+    if not reached:
         return f"{label} and {first} have no training seed in common: no steps to {first}'s best can be paired."
-    if missed:
+    if speedup is None:
+        missed = [seed for seed in reached if seed.reached is None]
         seeds = ", ".join(f"seed {seed.seed} (target {seed.target:.3f}, until step {seed.last:,})" for seed in missed)
-        return f"{label}: not reached in {len(missed)} of {len(found.reached)} seeds, {seeds}; no mean is given."
-    assert found.speedup is not None
-    if math.isnan(found.speedup.low):
+        return f"{label}: not reached in {len(missed)} of {len(reached)} seeds, {seeds}; no mean is given."
+    if math.isnan(speedup.low):
         verdict = "one seed, so no interval and no conclusion"
-    elif found.speedup.low > 1:
-        verdict = "sooner, 1 is not in the interval"
+    elif speedup.low <= 1 <= speedup.high:
+        verdict = "no difference detected, 1 is in the interval"
     else:
-        late = found.speedup.high < 1
-        verdict = "later, 1 is not in the interval" if late else "no difference detected, 1 is in the interval"
+        verdict = f"{'sooner' if speedup.low > 1 else 'later'}, 1 is not in the interval"
     what = f"speed-up to the best of {first} (its steps over those of {label}, geometric mean over seeds)"
-    return f"{label}: {what} {text(found.speedup, '.2f')}; {verdict}."
+    return f"{label}: {what} {text(speedup, '.2f')}; {verdict}."

@@ -23,29 +23,13 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class ImageRow:
-    """How good the images of one checkpoint are.
+    """How good the images of one checkpoint are: squared Fréchet distance to the reference, and CLIPScore if asked for.
 
-    Attributes:
-        checkpoint: Training step of the measured weights.
-        seed: Training seed.
-        distance: Squared Fréchet distance to the reference.
-        clip_score: CLIPScore of the same images; None where it was not asked for.
-        n: Generated images.
-        features: Extractor, one of `features.EXTRACTORS`.
-        weights: First 16 digits of the SHA-256 of the extractor's weights.
-        dims: Number of features.
-        resize: How images come to the extractor's size.
-        reference: Data set.
-        split: Its part.
-        reference_hash: First 16 digits of the reference's content hash.
-        reference_n: Reference images.
-        size: Side of generated and reference images.
-        sampling_steps: Steps and solver, or `best` for the model's own.
-        noise_seed: Names the start noises.
-        edit: `none`, `inpaint` or `outpaint`.
-        originals: Split of the edited images; `none` where none are.
-        prompts: Where the prompts came from; `none` where there were none.
-        clip: CLIP model; `none` where no CLIPScore was asked for.
+    `weights` (of the extractor) and `reference_hash` are the first 16 digits of a SHA-256; `resize` says how images
+    come to
+    the extractor's size, `sampling_steps` names steps and solver, or `best` for the model's own. `none` stands for no
+    edit,
+    no originals, prompts or CLIP model.
     """
 
     checkpoint: int
@@ -70,14 +54,14 @@ class ImageRow:
     clip: str
 
     @property
-    def asked(self) -> ImageRow:
+    def blank(self) -> ImageRow:
         """The row without what was measured: equal for equal checkpoints and settings."""
         return replace(self, distance=0.0, clip_score=None)
 
     @property
     def setting(self) -> ImageRow:
         """The settings alone: equal for all checkpoints that may be compared."""
-        return replace(self.asked, checkpoint=0, seed=0)
+        return replace(self.blank, checkpoint=0, seed=0)
 
 
 COLUMNS = [field.name for field in fields(ImageRow)]

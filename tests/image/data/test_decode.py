@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from immiscible_policy.image.data.decode import Decoder, Shape
-from immiscible_policy.image.data.folder import list_folder
+from immiscible_policy.image.data.published import list_folder
 from tests.image.data.layouts import noise, read, write
 
 
