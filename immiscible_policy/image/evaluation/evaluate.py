@@ -130,7 +130,7 @@ class Evaluation:
         known = [] if seed is None else read_image_rows(seed.path / ROWS)
         name = f"{target.label}: seed {blank.seed}, step {blank.checkpoint}"
         for row in known:
-            if row.blank == blank:
+            if row.asked == blank:
                 self.report(f"{name}: {row.distance:.3f}, measured before")
                 return row
         conditions, reference = self.conditions(target.source), self.reference(target.source).statistics

@@ -54,14 +54,14 @@ class ImageRow:
     clip: str
 
     @property
-    def blank(self) -> ImageRow:
+    def asked(self) -> ImageRow:
         """The row without what was measured: equal for equal checkpoints and settings."""
         return replace(self, distance=0.0, clip_score=None)
 
     @property
     def setting(self) -> ImageRow:
         """The settings alone: equal for all checkpoints that may be compared."""
-        return replace(self.blank, checkpoint=0, seed=0)
+        return replace(self.asked, checkpoint=0, seed=0)
 
 
 COLUMNS = [field.name for field in fields(ImageRow)]
