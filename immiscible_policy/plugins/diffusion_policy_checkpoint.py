@@ -108,7 +108,7 @@ def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
 
 
 def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: Observed | None) -> dict[str, Tensor]:
-    affines = [_affine(path, state, field) for field in (seen.agent if seen else "obs", "action")]
+    observation, action = (_affine(path, state, field) for field in (seen.agent if seen else "obs", "action"))
     unet, encoder = published.within("model.", state), {}
     if seen:
         published.check_pixels(path, *_affine(path, state, seen.camera))
@@ -116,7 +116,7 @@ def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: Ob
         once = {name: value for name, value in theirs.items() if name.startswith(tuple(ENCODER.values()))}
         encoder = published.under(CAMERA_ENCODER, published.renamed(once, HERE))
         unet = published.reordered(unet, published.agent_first(spec).argsort(), spec) if seen.agent_first else unet
-    return published.under(NETWORK, unet) | encoder | published.normalizers(*affines, spec)
+    return published.under(NETWORK, unet) | encoder | published.normalizers(observation, action, spec)
 
 
 def _affine(path: Path, state: Mapping[str, Tensor], field: str) -> tuple[Tensor, Tensor]:
