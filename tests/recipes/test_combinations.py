@@ -11,6 +11,7 @@ from immiscible_policy.path import PREDICTIONS
 from immiscible_policy.recipes.robot import RobotRecipe, load_data
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.solver import Solver
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.state import TrainState
 from tests.training.helpers import write_small_store
@@ -48,7 +49,7 @@ def words_of(method, noise, obs, store):
 )
 def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs, store, load, tmp_path):
     recipe = RobotRecipe.prepare(compose_config(words_of(method, noise, obs, store)), load)
-    work = recipe.build(0, tmp_path)
+    work = recipe.build(RunDirectory(tmp_path).seed(0))
     before = {name: value.clone() for name, value in work.model.state_dict().items()}
     state = TrainState(
         work.model, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=1, steps=3, ema_power=0.75, ema_max=0.99
