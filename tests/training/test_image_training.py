@@ -185,7 +185,7 @@ def test_weights_of_pictures_begin_as_a_function_of_the_seed(store):
     config = compose_config(["experiment=debug", "obs=image", f"data={store}"])
     recipe = RobotRecipe.prepare(config)
     first, again, other = (recipe.policy(seed).state_dict() for seed in (0, 0, 1))
-    name = "encoder.obs_nets.img.backbone.conv1.weight"
+    name = "observer.encoder.obs_nets.img.backbone.conv1.weight"
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
 

@@ -28,18 +28,22 @@ class WorkerKilled(RuntimeError):
 def require(config: RunConfig) -> None:
     """Refuse options that Ray does not know, and a cluster that does not answer, by a CommandError."""
     _task(config)
-    if not config.cluster:
-        return
-    program = f"import ray, sys; ray.init(sys.argv[1], **{QUIET})"  # Ray may hang, or end the process
+    if config.cluster:
+        _require_answer(config.cluster)
+
+
+def _require_answer(cluster: str) -> None:
+    """Refuse a cluster that does not answer; another process asks, because Ray may hang, or end the process."""
+    program = f"import ray, sys; ray.init(sys.argv[1], **{QUIET})"
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", program, config.cluster], capture_output=True, text=True, timeout=ANSWER_WITHIN
+            [sys.executable, "-c", program, cluster], capture_output=True, text=True, timeout=ANSWER_WITHIN
         )
     except subprocess.TimeoutExpired:
         silent = f"no Ray cluster answers there within {ANSWER_WITHIN:.0f} s; start one with ray start"
-        raise CommandError(f"cluster={config.cluster}: {silent}") from None
+        raise CommandError(f"cluster={cluster}: {silent}") from None
     if answer.returncode:
-        raise CommandError(f"cluster={config.cluster}: {_last_line(answer.stderr)}")
+        raise CommandError(f"cluster={cluster}: {_last_line(answer.stderr)}")
 
 
 def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
