@@ -73,7 +73,8 @@ def hurried(monkeypatch):
     found = shutil.which
     monkeypatch.setattr("shutil.which", which)  # a login node of Slurm has it
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("immiscible_envs.rendering.Window", Window)
+    for user in ("rendering", "teleop"):  # whoever was imported before holds the name itself
+        monkeypatch.setattr(f"immiscible_envs.{user}.Window", Window)
     monkeypatch.setattr("immiscible_policy.results.writer.provenance", over)
     monkeypatch.setattr("immiscible_policy.training.launchers.on_ray._require_answer", lambda cluster: None)
     monkeypatch.setattr("immiscible_envs.expert.make_episodes", lambda *_: iter([small_arrays((20,))[0]]))
