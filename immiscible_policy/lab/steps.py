@@ -209,7 +209,7 @@ def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int
     for rows in torch.arange(len(windows)).split(size):
         batch = windows[rows]
         network = partial(policy.network, condition=policy.encode(batch.obs))
-        observed = policy.observer.condition(batch.obs)
+        observed = policy.condition(batch.obs)
         yield _batch(policy.clean(batch.action), select, network, seed, int(rows[0]), condition=observed)
 
 

@@ -35,8 +35,9 @@ class Observer(Protocol):
         """Makes the network's condition (B, G), with gradients, of the tensors that `prepare` returned."""
         ...
 
-    def condition(self, observation: Any) -> Tensor:
-        """What selection compares (B, C): no parameters enter, so that batches can be prepared ahead."""
+    @property
+    def condition(self) -> Callable[..., Tensor]:
+        """Makes what selection compares (B, C) of what `prepare` returned: no parameters enter, so it runs ahead."""
         ...
 
     def prepare(self, observation: Any) -> tuple[Tensor, ...]:
@@ -51,13 +52,13 @@ class NumberObserver(nn.Module):
         super().__init__()
         self.normalizer = normalizer
 
-    def condition(self, observation: Tensor) -> Tensor:
-        """Normalised numbers (B, O * Do)."""
-        return self.normalizer.normalize(observation).flatten(1)
-
     def prepare(self, observation: Tensor) -> tuple[Tensor]:
         """Normalised numbers (B, O * Do)."""
-        return (self.condition(observation),)
+        return (self.normalizer.normalize(observation).flatten(1),)
+
+    def condition(self, numbers: Tensor) -> Tensor:
+        """The numbers as they are."""
+        return numbers
 
     def encode(self, numbers: Tensor) -> Tensor:
         """The numbers as they are."""
@@ -72,14 +73,14 @@ class ImageObserver(nn.Module):
         self.normalizer = normalizer
         self.encoder = encoder
 
-    def condition(self, observation: Pictured) -> Tensor:
+    def condition(self, numbers: Tensor, images: Tensor) -> Tensor:
         """Normalised numbers, and the newest frames as 8 x 8 thumbnails of -1..1 (B, O * Do + K * 192).
 
         The encoder's features would tie the noise to the parameters, so that no batch could be prepared ahead.
         """
-        newest = to_pixels(observation.images[:, -1]).flatten(0, 1)  # (B K, 3, H, W)
-        thumbnails = nn.functional.adaptive_avg_pool2d(newest, THUMBNAIL).reshape(len(observation.numbers), -1)
-        return torch.cat([self.normalizer.normalize(observation.numbers).flatten(1), thumbnails], dim=1)
+        newest = to_pixels(images[:, -1]).flatten(0, 1)  # (B K, 3, H, W)
+        thumbnails = nn.functional.adaptive_avg_pool2d(newest, THUMBNAIL).reshape(len(numbers), -1)
+        return torch.cat([numbers.flatten(1), thumbnails], dim=1)
 
     def prepare(self, observation: Pictured) -> tuple[Tensor, Tensor]:
         """Normalised numbers (B, O, Do), and the frames as bytes, a quarter of what float32 takes."""

@@ -93,13 +93,14 @@ class Policy(nn.Module):
             levels: Times at which the chosen noise is used, plain noise at the others; None: at all.
         """
         x = self.clean(action)
-        condition = self.observer.condition(observation)
+        observed = self.observer.prepare(observation)
+        condition = self.observer.condition(*observed)
         noise = select(x, condition=condition, mask=mask, step=step, generator=generator)
         t = self.path.times(len(x), generator, step=step).to(x.device)
         if levels is not None:
             chosen = ((t >= levels.start) & (t < levels.stop)).reshape(-1, 1, 1)
             noise = torch.where(chosen, noise, draw(x, generator))
-        return Batch(self.path.sample(x, noise, t), self.observer.prepare(observation))
+        return Batch(self.path.sample(x, noise, t), observed)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of what `noised` returned, a scalar."""
@@ -148,6 +149,10 @@ class Policy(nn.Module):
             return function(t, condition, noise)
         weights = tuple(p.data_ptr() for p in self.network.parameters())  # a recording reads them where they were
         return self._replay((plan, weights), function, t, condition, noise)
+
+    def condition(self, observation: Any) -> Tensor:
+        """What selection compares of observations (B, C)."""
+        return self.observer.condition(*self.observer.prepare(observation))
 
     def clean(self, action: Tensor) -> Tensor:
         """What selection and path see of action chunks (B, T, A): normalised and scaled."""

@@ -87,4 +87,4 @@ def observed(windows: Windows, crop: int | None, generator: torch.Generator) -> 
 def conditions(policy: Policy, windows: Windows, crop: int | None, generator: torch.Generator) -> Tensor:
     """What selection compares of windows (N, C), a thousand at a time."""
     rows = torch.arange(len(windows), device=windows.action.device).split(1000)
-    return torch.cat([policy.observer.condition(observed(windows[part], crop, generator)) for part in rows])
+    return torch.cat([policy.condition(observed(windows[part], crop, generator)) for part in rows])

@@ -235,6 +235,6 @@ def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | Non
     order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
     rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
     x = policy.clean(windows.action[rows])
-    condition = policy.observer.condition(objective.observed(windows[rows], step))
+    condition = policy.condition(objective.observed(windows[rows], step))
     sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": AUDITED, "step": step}
     return audit(objective.select, x, condition=condition, mask=objective.mask(rows), **sizes).metrics()

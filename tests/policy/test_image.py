@@ -95,12 +95,12 @@ def test_splitting_a_batch_keeps_its_rows():
 def test_selection_compares_thumbnails_of_the_newest_frames():
     policy, seen = small_policy(), observation(side=40)
     seen.images[:, -1] = torch.arange(0, 240, 60, dtype=torch.uint8)[:, None, None, None, None]  # even, one per row
-    condition = policy.observer.condition(seen)
+    condition = policy.condition(seen)
     assert condition.shape == (4, 2 * 2 + 192)
     torch.testing.assert_close(condition[:, :4], (seen.numbers / 256 - 1).flatten(1))
     torch.testing.assert_close(condition[:, 4:], (torch.arange(0, 240, 60)[:, None] / 127.5 - 1).expand(4, 192))
     seen.images[:, 0] = 0
-    assert torch.equal(policy.observer.condition(seen), condition)
+    assert torch.equal(policy.condition(seen), condition)
 
 
 @pytest.mark.parametrize("solver", [Solver("ddim", 3), Solver("ddpm", 3)])
