@@ -3,7 +3,7 @@
 A chunk for each of so many observations in one batch. All candidates take turns; figures are medians over the turns,
 ratios medians of the paired ratios. Without checkpoint= the network is untrained, which takes the same time.
 
-- *ours*: every call in one unit, the condition encoded once per chunk; on a GPU a captured graph.
+- *ours*: every call in one unit, the features encoded once per chunk; on a GPU a captured graph.
 - *plain*: the same recurrence, not captured (on a CPU it is ours, and is left out).
 - *diffusers*: the same network, call by call through diffusers' schedulers, which know neither flow nor renoising. Its
   DDIM steps past its own grid where the calls do not divide the chain.
@@ -171,7 +171,7 @@ def sources(rows: int) -> list[torch.Generator]:
 
 def our_chunk(policy: Policy, observation: Tensor, solver: Solver) -> Tensor:
     """Chunks (B, T, A) as the policy samples them."""
-    return policy.sample(observation, solver, sources(len(observation)))
+    return policy.predict(observation, solver, sources(len(observation)))
 
 
 def _floor_seconds(forward: Callable[[], Tensor], calls: int, device: str) -> float:
@@ -187,20 +187,20 @@ def apart(samples: dict[str, Callable[[], Tensor]]) -> float:
 @torch.no_grad()
 def plain_chunk(policy: Policy, observation: Tensor, solver: Solver) -> Tensor:
     """Chunks (B, T, A) by the recurrence, nothing captured."""
-    plan, condition = solver.plan(policy.path), policy.encode(observation)
+    plan, features = solver.plan(policy.path), policy.encode(observation)
     noise = noise_rows(sources(len(observation)), draws(plan), (policy.horizon, len(policy.action.scale)))
-    t = torch.tensor([step.t for step in plan], device=condition.device)
-    return policy.action.unnormalize(policy._solve(plan, t, condition, noise.to(condition.device)) / policy.data_scale)
+    t = torch.tensor([step.t for step in plan], device=features.device)
+    return policy.action.unnormalize(policy._solve(plan, t, features, noise.to(features.device)) / policy.data_scale)
 
 
 @torch.no_grad()
 def diffusers_chunk(policy: Policy, observation: Tensor, solver: Solver) -> Tensor:
     """Chunks (B, T, A) call by call through a scheduler of diffusers."""
     scheduler = diffusers_scheduler(policy, solver)
-    condition, generators = policy.encode(observation), sources(len(observation))
-    x = noise_rows(generators, 1, (policy.horizon, len(policy.action.scale)))[0].to(condition.device)
+    features, generators = policy.encode(observation), sources(len(observation))
+    x = noise_rows(generators, 1, (policy.horizon, len(policy.action.scale)))[0].to(features.device)
     for t in scheduler.timesteps:
-        output = policy.network(x, t.to(x.device).expand(len(x)), condition).float()
+        output = policy.network(x, t.to(x.device).expand(len(x)), features).float()
         x = scheduler.step(output, t, x, generator=generators, return_dict=False)[0]
     return policy.action.unnormalize(x / policy.data_scale)
 
@@ -254,10 +254,10 @@ def _cell(solver: Solver, envs: int, seconds: Seconds) -> Figures:
 
 def forward(policy: Policy, observation: Tensor) -> Callable[[], Tensor]:
     """One bare forward pass of the network for a batch of observations."""
-    condition = policy.encode(observation)
-    x = torch.randn(len(observation), policy.horizon, policy.action.scale.shape[0], device=condition.device)
+    features = policy.encode(observation)
+    x = torch.randn(len(observation), policy.horizon, policy.action.scale.shape[0], device=features.device)
     t = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return torch.no_grad()(lambda: policy.network(x, t, condition))
+    return torch.no_grad()(lambda: policy.network(x, t, features))
 
 
 def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:

@@ -39,9 +39,9 @@ from immiscible_policy.noise import Selector
 from immiscible_policy.palette import BLUE, GREY, NAMED, RUST, SKY, panels
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.noise import noise_options
-from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
-from immiscible_policy.recipes.robot_config import TrainConfig, compose_config
+from immiscible_policy.recipes.robot_config import RobotConfig, compose_config
+from immiscible_policy.recipes.robot_objective import RobotObjective
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
@@ -106,7 +106,7 @@ def measure(options: dict[str, Any]) -> Findings:
     return Findings(figures, describe(figures), draw(figures))
 
 
-def configure(options: dict[str, Any], batch: int | None, width: int | None) -> TrainConfig:
+def configure(options: dict[str, Any], batch: int | None, width: int | None) -> RobotConfig:
     """The options of a training run at that batch size and width; None: the scale's own."""
     words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
     if batch is not None:
@@ -116,7 +116,7 @@ def configure(options: dict[str, Any], batch: int | None, width: int | None) -> 
     return compose_config([*words, "wandb=disabled", "solver=ddim"])
 
 
-def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
+def require_sizes(config: RobotConfig, others: Sequence[RobotConfig]) -> None:
     """Refuse networks that cannot be built, before anything is measured.
 
     Raises:
@@ -128,7 +128,7 @@ def require_sizes(config: TrainConfig, others: Sequence[TrainConfig]) -> None:
             build_policy(replace(spec, down_dims=tuple(other.down_dims)))
 
 
-def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, Selector]:
+def noise_choices(config: RobotConfig, noises: Sequence[str]) -> dict[str, Selector]:
     """What chooses each kind of noise, as configured by default and fitted to the training windows."""
     recipe = RobotRecipe.prepare(config)
     actions = recipe.policy(0).clean(recipe.windows.training.action.to(config.device))
@@ -140,7 +140,7 @@ def noise_choices(config: TrainConfig, noises: Sequence[str]) -> dict[str, Selec
 
 
 def beside_each_other(
-    config: TrainConfig, arms: Sequence[str], choices: dict[str, Selector], peer: Peer | None, turns: int, steps: int
+    config: RobotConfig, arms: Sequence[str], choices: dict[str, Selector], peer: Peer | None, turns: int, steps: int
 ) -> Figures:
     """Time a training step of each arm, of the bare network, and of LeRobot.
 
@@ -219,7 +219,7 @@ class BareNetwork:
         parts: What it is made of.
     """
 
-    def __init__(self, config: TrainConfig, recipe: RobotRecipe) -> None:
+    def __init__(self, config: RobotConfig, recipe: RobotRecipe) -> None:
         self.model = build_policy(recipe.spec).network.to(config.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, fused=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -227,10 +227,10 @@ class BareNetwork:
         rows, spec = config.batch_size, recipe.spec
         shape = (rows, spec.horizon, spec.action_dim)
         noisy, noise = (torch.randn(shape, generator=generator) for _ in range(2))
-        condition = torch.randn(rows, spec.obs_dim * spec.obs_steps, generator=generator)
+        features = torch.randn(rows, spec.obs_dim * spec.obs_steps, generator=generator)
         t = torch.randint(spec.diffusion_steps, (rows,), generator=generator)
         self.noise = noise.to(config.device)
-        self.inputs = [tensor.to(config.device) for tensor in (noisy, t, condition)]
+        self.inputs = [tensor.to(config.device) for tensor in (noisy, t, features)]
         self.autocast = torch.autocast(
             torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"
         )
@@ -246,20 +246,20 @@ class BareNetwork:
 
 
 def trainer(
-    config: TrainConfig, recipe: RobotRecipe, choice: Selector, engine: str, stack: ExitStack
+    config: RobotConfig, recipe: RobotRecipe, choice: Selector, engine: str, stack: ExitStack
 ) -> Callable[[], object]:
     """The training step of a run with that noise and engine; the stack ends what it holds."""
     policy = recipe.policy(0)
     state = initial_state(config, policy, 0)
     windows = recipe.windows.training.to(config.device)
-    objective = PolicyObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
+    objective = RobotObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
     state.model.train()
     running = make_engine(engine, state, objective, ENDLESS, config.precision)
     stack.callback(running.close)
     return running.step
 
 
-def batch_assembly(recipe: RobotRecipe, config: TrainConfig, turns: int = 300) -> float:
+def batch_assembly(recipe: RobotRecipe, config: RobotConfig, turns: int = 300) -> float:
     """Median seconds to gather a batch of windows."""
     windows, generator = recipe.windows.training.to(config.device), torch.Generator().manual_seed(0)
     seconds = []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from immiscible_policy.cli import unknown
 
 if TYPE_CHECKING:
-    from immiscible_policy.recipes.robot_config import TrainConfig
+    from immiscible_policy.recipes.robot_config import RobotConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -117,7 +117,7 @@ class Peer:
         return said[-1] if said else f"it said nothing (exit code {self._process.returncode})"
 
 
-def network_options(config: TrainConfig) -> dict[str, Any]:
+def network_options(config: RobotConfig) -> dict[str, Any]:
     """What `build` of the peer `lerobot` needs to stand beside a training run of ours."""
     keys = ("down_dims", "step_embed_dim", "kernel_size", "groups", "horizon", "obs_steps", "action_steps",
             "batch_size", "sampler", "sampling_steps", "precision", "threads", "device")  # fmt: skip

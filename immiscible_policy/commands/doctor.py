@@ -235,7 +235,7 @@ def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, Po
     bad = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         text = f"{len(bad)} weights are NaN or infinity, {bad[0]} first"
-        action = "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip=1"
+        action = "take an earlier checkpoint; train with precision=fp32, a lower lr= or clip_grad_norm=1"
         findings.append(Finding("checkpoint", text, action))
     return [*findings, *config_findings(checkpoint, spec)], (checkpoint, policy, spec)
 

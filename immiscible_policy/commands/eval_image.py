@@ -10,7 +10,7 @@ import torch
 from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.image.data import to_bytes
-from immiscible_policy.image.editing import EDITS, edit_mask
+from immiscible_policy.image.editing import EDITS, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.evaluate import Evaluation, Plan, Target, find_checkpoint, find_run
 from immiscible_policy.image.evaluation.features import make_extractor
@@ -160,6 +160,6 @@ def _edits(evaluation: Evaluation, targets: list[Target], edit: str) -> dict[str
     originals = evaluation.conditions(targets[0].source).pixels(rows)
     size = originals.shape[-1]
     noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.drawing.seed))
-    mask = edit_mask(edit, size)
-    columns = {"original": originals, "masked": torch.where(mask, noise, originals)}
+    region = edit_region(edit, size)
+    columns = {"original": originals, "masked": torch.where(region, noise, originals)}
     return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
-from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig, compose_config
+from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig, compose_config
 from immiscible_policy.training.options import group_choices, in_name, read_file
 
 
@@ -24,7 +24,7 @@ class Grid:
 
     name: str
     out: Path
-    arms: dict[str, TrainConfig]
+    arms: dict[str, RobotConfig]
     published: dict[str, Any] = field(default_factory=dict)
 
 

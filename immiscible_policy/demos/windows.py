@@ -5,11 +5,11 @@ A window starts at a step `s` and covers `horizon` steps. With horizon 16, obs_s
     step of the window     0    1    2    3    4    5    6    7    8    9   10  ...  15
     observed               o    o
     predicted actions      a    a    a    a    a    a    a    a    a    a    a  ...   a
-    sent to the robot           #    #    #    #    #    #    #    #
-                                ^ now: the newest observation, and the first action sent
+    executed by the robot       #    #    #    #    #    #    #    #
+                                ^ now: the newest observation, and the first action executed
 
 The windows of an episode of n steps start at s = -(obs_steps - 1) ... n - horizon + (action_steps - 1). In
-the first, the episode has just begun; with the numbers above, the last one sends the last recorded actions::
+the first, the episode has just begun; with the numbers above, the last one executes the last recorded actions::
 
     step of the episode   -1    0    1    2   ...  n-2  n-1    n  n+1   ...
     first window           p    r    r    r   ...                              (obs_steps - 1 of p)
@@ -39,7 +39,7 @@ class Layout:
 
     horizon: int = 16  # steps of the predicted action chunk
     obs_steps: int = 2  # newest observations that the policy sees
-    action_steps: int = 8  # actions sent to the robot before it plans again
+    action_steps: int = 8  # actions executed before it plans again
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -47,15 +47,15 @@ class Layout:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field.name} must be a whole number above 0. Got {field.name}={value!r}")
         if self.obs_steps - 1 + self.action_steps > self.horizon:
-            reason = "obs_steps - 1 + action_steps must not exceed horizon: the sent actions lie inside it"
+            reason = "obs_steps - 1 + action_steps must not exceed horizon: the executed actions lie inside it"
             raise ValueError(f"{reason}. Got {self}")
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
     @property
-    def sent(self) -> slice:
-        """The steps of a window whose actions are sent to the robot: `chunk[:, layout.sent]`."""
+    def executed(self) -> slice:
+        """The steps of a window whose actions the robot executes: `chunk[:, layout.executed]`."""
         return slice(self.obs_steps - 1, self.obs_steps - 1 + self.action_steps)
 
     def n_windows(self, lengths: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class Windows:
 
     obs: torch.Tensor  # (N, obs_steps, Do) float32
     action: torch.Tensor  # (N, horizon, Da) float32
-    executed: torch.Tensor  # (N, horizon) bool: real steps of the episode, not padding
+    real: torch.Tensor  # (N, horizon) bool: steps of the episode, not padding
     episode: torch.Tensor  # (N,) int64, the episode that a window was cut from
     footage: Footage | None = None  # what cameras saw, where the windows come with images
 
@@ -102,7 +102,7 @@ class Windows:
         return self._map(lambda tensor: tensor.to(device), self.footage and self.footage.to(device))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor], footage: Footage | None) -> Windows:
-        return Windows(change(self.obs), change(self.action), change(self.executed), change(self.episode), footage)
+        return Windows(change(self.obs), change(self.action), change(self.real), change(self.episode), footage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def make_windows(
     return Windows(
         obs=torch.from_numpy(observation.astype(np.float32))[seen],
         action=torch.from_numpy(action.astype(np.float32))[step],
-        executed=torch.from_numpy(index.real),
+        real=torch.from_numpy(index.real),
         episode=torch.from_numpy(index.episode),
         footage=None if frames is None else Footage(frames, seen),
     )

@@ -30,7 +30,7 @@ class Agent:
         solver.plan(policy.path)  # refuses what does not go together
         self.policy, self.spec, self.solver = policy, spec, solver
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
-        self._sent = Layout(spec.horizon, spec.obs_steps, spec.action_steps).sent
+        self._executed = Layout(spec.horizon, spec.obs_steps, spec.action_steps).executed
 
     def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, A), in the environment's units."""
@@ -40,7 +40,7 @@ class Agent:
         if self.spec.encoder is not None:
             frames = [torch.from_numpy(observed.frames[camera]) for camera in self.spec.encoder.cameras]
             seen = Pictured(numbers, torch.stack(frames, dim=2).to(device))
-        return self.policy.sample(seen, self.solver, generators)[:, self._sent].double().cpu().numpy()
+        return self.policy.predict(seen, self.solver, generators)[:, self._executed].double().cpu().numpy()
 
 
 def spec_metadata(spec: PolicySpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""In-painting and out-painting with a trained model that never saw a mask.
+"""In-painting and out-painting with a trained model that never saw a gap.
 
     in-painting          out-painting
     k k k k k k          . . . . . .
@@ -15,8 +15,8 @@ Defined here:
   the original, noised to the level of that step along one fixed path, and what is filled in sees it through the
   network. This is the replacement method of Song et al. (2021, score-based models, appendix I.2) with the noise of the
   known part held fixed, so that a deterministic solver stays one;
-* at the end known pixels are the original's exactly. Stable Diffusion does all of this with latents, whose mask is the
-  image's at their resolution; its known pixels pass through the autoencoder and are not pasted back.
+* at the end known pixels are the original's exactly. Stable Diffusion does all of this with latents, whose region is
+  the image's at their resolution; its known pixels pass through the autoencoder and are not pasted back.
 
 With nothing known this is plain sampling, bit for bit; with everything known it returns the original. Consistency
 models draw in one step and have no path to hold on to: they are refused.
@@ -33,14 +33,14 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.path import Path, Prediction
+from immiscible_policy.path import Prediction, ProbabilityPath
 from immiscible_policy.path.consistency import Consistency
 from immiscible_policy.solver import Solver
 
 EDITS = ("inpaint", "outpaint")
 
 
-def edit_mask(edit: str, size: int) -> Tensor:
+def edit_region(edit: str, size: int) -> Tensor:
     """What an edit fills in (S, S), bool: the centre, or all but the centre; ValueError unless 4 divides S."""
     if edit not in EDITS:
         raise ValueError(f"edit={edit}: known are {' and '.join(EDITS)}")
@@ -52,10 +52,10 @@ def edit_mask(edit: str, size: int) -> Tensor:
 
 
 class KnownPath:
-    """A path on which clean samples (B, C, H, W) and the noise that they meet are known outside a mask (H, W), bool."""
+    """A path on which clean samples (B, C, H, W) and the noise that they meet are known outside a region (H, W)."""
 
-    def __init__(self, path: Path, clean: Tensor, mask: Tensor, noise: Tensor) -> None:
-        self.path, self.clean, self.mask, self.noise = path, clean, mask.to(noise.device), noise
+    def __init__(self, path: ProbabilityPath, clean: Tensor, region: Tensor, noise: Tensor) -> None:
+        self.path, self.clean, self.region, self.noise = path, clean, region.to(noise.device), noise
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is as on the model's own path."""
@@ -64,26 +64,26 @@ class KnownPath:
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """What the output implies where nothing is known, and what is known elsewhere."""
         clean, noise = self.path.split(output, noisy, alpha, sigma)
-        return Prediction(torch.where(self.mask, clean, self.clean), torch.where(self.mask, noise, self.noise))
+        return Prediction(torch.where(self.region, clean, self.clean), torch.where(self.region, noise, self.noise))
 
 
 def fill_in(
     model: ImageModel,
     pixels: Tensor,
-    mask: Tensor,
+    region: Tensor,
     noise: Tensor,
     solver: Solver | None = None,
     *,
     prompts: Sequence[str] | None = None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Images (B, 3, S, S), in [-1, 1], whose masked pixels the model fills in; see the module for how.
+    """Images (B, 3, S, S), in [-1, 1], whose pixels inside the region the model fills in; see the module for how.
 
-    `pixels`: the originals (B, 3, S, S) in [-1, 1]. `mask`: which pixels to fill in (S, S), bool. `noise`: start
+    `pixels`: the originals (B, 3, S, S) in [-1, 1]. `region`: which pixels to fill in (S, S), bool. `noise`: start
     noises (B, C, H, W).
 
     Raises:
-        ValueError: If the model cannot edit, or mask and latents do not fit together.
+        ValueError: If the model cannot edit, or region and latents do not fit together.
     """
     if isinstance(model.path, Consistency):
         raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
@@ -92,14 +92,14 @@ def fill_in(
     chosen = solver or model.solver
     alpha, sigma = (0.0, 1.0) if chosen is None else chosen.plan(model.path)[0][1:3]
     met = (model.path.start(noise) - alpha * clean) / sigma  # so that sampling starts from the start noise everywhere
-    path: Any = KnownPath(model.path, clean, latent_mask(mask, factor), met)
+    path: Any = KnownPath(model.path, clean, latent_region(region, factor), met)
     images = model.sample(noise, solver, prompts=prompts, generator=generator, path=path).images
-    return images if factor > 1 else torch.where(mask.to(pixels.device), images, pixels)
+    return images if factor > 1 else torch.where(region.to(pixels.device), images, pixels)
 
 
-def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """The mask (S, S) at the resolution of latents; ValueError if one of them covers both kinds of pixels."""
-    small = mask[::factor, ::factor]
-    if not torch.equal(small.repeat_interleave(factor, 0).repeat_interleave(factor, 1), mask):
-        raise ValueError(f"size={len(mask)}: the edges of the mask fall within latents of {factor} pixels")
+def latent_region(region: Tensor, factor: int) -> Tensor:
+    """The region (S, S) at the resolution of latents; ValueError if one of them covers both kinds of pixels."""
+    small = region[::factor, ::factor]
+    if not torch.equal(small.repeat_interleave(factor, 0).repeat_interleave(factor, 1), region):
+        raise ValueError(f"size={len(region)}: the edges of the region fall within latents of {factor} pixels")
     return small

@@ -19,7 +19,7 @@ from torchdiffeq import odeint
 
 from immiscible_policy.noise import Selector
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.path import Flow, Path, PathSample
+from immiscible_policy.path import Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.solver import Solver, draws, solve
 
@@ -146,7 +146,7 @@ class ImageModel(nn.Module):
 
     def __init__(
         self,
-        path: Path,
+        path: ProbabilityPath,
         denoiser: nn.Module,
         coder: Coder,
         *,
@@ -257,7 +257,7 @@ class ImageModel(nn.Module):
         *,
         prompts: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
-        path: Path | None = None,
+        path: ProbabilityPath | None = None,
     ) -> ImageSample:
         """Draw images from start noises.
 
@@ -290,7 +290,7 @@ class ImageModel(nn.Module):
         )
         return ImageSample(self.coder.decode(x), torch.stack(predicted), times)
 
-    def _adaptive(self, network: Network, path: Path, noise: Tensor) -> Tensor:
+    def _adaptive(self, network: Network, path: ProbabilityPath, noise: Tensor) -> Tensor:
         """The end (B, C, H, W) of straight paths from start noises at t = 0, by Dormand-Prince."""
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:

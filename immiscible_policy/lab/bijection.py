@@ -99,10 +99,11 @@ def chunk_generator(policy: Policy, observation: Tensor, solver: Solver) -> Gene
 
     ValueError for a solver that adds noise of its own.
     """
-    if draws(solver.plan(policy.path)) > 1:
+    plan = solver.plan(policy.path)
+    if draws(plan) > 1:
         raise ValueError(f"solver={solver.name}: it adds noise; only a deterministic solver follows its start noise")
-    condition = policy.encode(observation)
-    return lambda noise: policy.solve(condition, solver, noise[None]) / policy.data_scale
+    features = policy.encode(observation)
+    return lambda noise: policy.solve(features, plan, noise[None]) / policy.data_scale
 
 
 class PerturbedPolicy:
@@ -112,8 +113,8 @@ class PerturbedPolicy:
         self.policy, self.path, self.action, self.generators = policy, policy.path, policy.action, list(generators)
         self.weights = torch.tensor(weights)[:, None, None]
 
-    def sample(self, observation: Tensor, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
-        """Action chunks (B, T, A), like `Policy.sample`."""
+    def predict(self, observation: Tensor, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
+        """Action chunks (B, T, A), like `Policy.predict`."""
         shape = (self.policy.horizon, len(self.action.scale))
         noise, eta = (noise_rows(sources, 1, shape)[0] for sources in (generators, self.generators))
         generate = chunk_generator(self.policy, observation, solver)

@@ -121,21 +121,21 @@ class TrainingLawPolicy:
         self.policy, self.path, self.action, self.select, self.law = policy, policy.path, policy.action, select, law
 
     @torch.no_grad()
-    def sample(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
-        """Action chunks (B, T, A), like `Policy.sample`."""
+    def predict(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
+        """Action chunks (B, T, A), like `Policy.predict`."""
         policy, plan = self.policy, solver.plan(self.path)
-        condition = policy.encode(observation)
+        features = policy.encode(observation)
         start = noise_rows(generators, 1, (policy.horizon, len(policy.action.scale)))[0]
 
         def selected(clean: Tensor) -> Tensor:
             return torch.cat([self.select(x, generator=g) for x, g in zip(clean.split(1), generators, strict=True)])
 
         def calls(i: int, x: Tensor) -> Tensor:
-            return policy.network(x, torch.full((len(x),), plan[i].t), condition)
+            return policy.network(x, torch.full((len(x),), plan[i].t), features)
 
         if self.law == "drafted":
-            draft = policy.solve(condition, solver, start[None])
-            chunk = policy.solve(condition, solver, selected(draft)[None])
+            draft = policy.solve(features, plan, start[None])
+            chunk = policy.solve(features, plan, selected(draft)[None])
         else:
             predicted: list[Tensor] = []
             noise = ChosenNoise(start, lambda: selected(predicted[-1]))

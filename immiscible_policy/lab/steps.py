@@ -49,7 +49,7 @@ from immiscible_policy.lab.data import DATA, IMAGES, SEED
 from immiscible_policy.lab.report import Document, legend, means, plain, program, require, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import GREY, colours
-from immiscible_policy.path import Path as NoisePath
+from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
@@ -81,7 +81,9 @@ class Layers(NamedTuple):
 
 
 @torch.no_grad()
-def predicted_along_sampling(network: Network, path: NoisePath, plan: Plan, noise: Tensor, limit: float) -> Tensor:
+def predicted_along_sampling(
+    network: Network, path: ProbabilityPath, plan: Plan, noise: Tensor, limit: float
+) -> Tensor:
     """Clean samples (S, N, ...) that the layers predict while start noises (N, ...) are denoised.
 
     The layers are the calls of the plan, whose solver adds no noise; clean numbers lie within the limit.
@@ -97,7 +99,7 @@ def predicted_along_sampling(network: Network, path: NoisePath, plan: Plan, nois
 
 @torch.no_grad()
 def predicted_from_data(
-    network: Network, path: NoisePath, plan: Plan, x: Tensor, noise: Tensor, limit: float
+    network: Network, path: ProbabilityPath, plan: Plan, x: Tensor, noise: Tensor, limit: float
 ) -> Tensor:
     """Clean samples (S, N, ...) that the layers predict from real data x (N, ...) brought to their level by noise."""
     noised = [(layer, layer.alpha * x + layer.sigma * noise) for layer in plan]
@@ -119,12 +121,12 @@ class Batch(NamedTuple):
     own: Tensor  # noise that the model's own selector chose
     plain: Tensor  # Gaussian noise
     start: Tensor  # start noises of sampling
-    network: Network  # its conditions bound
+    network: Network  # its features bound
 
 
 def measure_layers(
     batches: Iterable[Batch],
-    path: NoisePath,
+    path: ProbabilityPath,
     plan: Plan,
     limit: float,
     features: Callable[[Tensor], Tensor],
@@ -208,7 +210,7 @@ def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int
     """Windows with their noises, in batches of the size that the selector saw in training."""
     for rows in torch.arange(len(windows)).split(size):
         batch = windows[rows]
-        network = partial(policy.network, condition=policy.encode(batch.obs))
+        network = partial(policy.network, features=policy.encode(batch.obs))
         observed = policy.condition(batch.obs)
         yield _batch(policy.clean(batch.action), select, network, seed, int(rows[0]), condition=observed)
 

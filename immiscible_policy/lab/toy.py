@@ -39,7 +39,7 @@ from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, 
 from immiscible_policy.lab.report import Document, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS, FAINT, GREY, GRID, INK
-from immiscible_policy.path import Ddpm, Flow, Path, PathSample
+from immiscible_policy.path import Ddpm, Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import CLEAN
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.results.experiment import Findings
@@ -104,7 +104,7 @@ class ToyObjective:
     """The path's loss on batches of a mixture; each batch is a function of (seed, step)."""
 
     net: Net
-    path: Path
+    path: ProbabilityPath
     mixture: Mixture
     select: Selector
     batch_size: int
@@ -125,7 +125,7 @@ class ToyObjective:
 
 
 def train_net(
-    path: Path, mixture: Mixture, select: Selector, *, steps: int, early: int, batch_size: int, seed: int
+    path: ProbabilityPath, mixture: Mixture, select: Selector, *, steps: int, early: int, batch_size: int, seed: int
 ) -> dict[int, Net]:
     """Train a network with the project's one loop: its EMA weights after `early` and after all steps."""
     conditions = mixture.one_hot(torch.zeros(1, dtype=torch.long)).shape[1]
@@ -152,7 +152,9 @@ def train_net(
 
 
 @torch.no_grad()
-def generate(net: nn.Module, path: Path, noise: Tensor, condition: Tensor, steps: int, limit: float) -> Tensor:
+def generate(
+    net: nn.Module, path: ProbabilityPath, noise: Tensor, condition: Tensor, steps: int, limit: float
+) -> Tensor:
     """Paths (steps + 1, N, 2) of the path's default solver from noises (N, 2) to samples, under conditions (N, C)."""
     plan, points = Solver(path.solvers[0], steps).plan(path), []
 
@@ -168,7 +170,7 @@ class Arm(NamedTuple):
     """One way to train: what the picture calls it, the path between data and noise, and what chooses the noise."""
 
     name: str
-    path: Path
+    path: ProbabilityPath
     select: Selector
 
 
@@ -363,7 +365,7 @@ def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor:
     return figure
 
 
-def _draw_pairing(axes: Axes, path: Path, pairing: Pairing) -> None:
+def _draw_pairing(axes: Axes, path: ProbabilityPath, pairing: Pairing) -> None:
     levels = torch.tensor([*path.levels(25, "trailing"), CLEAN])[:, :, None, None]  # (26, 3, 1, 1): t, alpha, sigma
     lines = levels[:, 1] * pairing.x + levels[:, 2] * pairing.noise  # (26, N, 2)
     _frame(axes, f"{crossings(pairing.noise, pairing.x):.0%} of pairs cross")

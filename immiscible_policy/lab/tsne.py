@@ -152,13 +152,13 @@ def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     """Chunks (S, N, ...) that a policy's layers predict for one observation, the same start noises for every policy."""
     policy, spec = load_policy(checkpoint)
     window, _ = lab_runs.drawn_windows(checkpoint, options["data"], 1, options["seed"], key="windows")
-    condition = policy.encode(window.obs).expand(options["starts"], -1)
+    features = policy.encode(window.obs).expand(options["starts"], -1)
     generator = torch_generator("cpu", "tsne policy", options["seed"])
     start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
     with torch.no_grad():
         plan, path = SOLVER.plan(policy.path), policy.path
         return predicted_along_sampling(
-            lambda x, t: policy.network(x, t, condition), path, plan, start, policy.data_scale
+            lambda x, t: policy.network(x, t, features), path, plan, start, policy.data_scale
         )
 
 

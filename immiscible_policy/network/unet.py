@@ -2,10 +2,10 @@
 
 Module names follow the published architecture, so that its weights load here and ours load there.
 
-Shape legend: B samples, T steps of the chunk, A action dimensions, C channels, G condition numbers.
+Shape legend: B samples, T steps of the chunk, A action dimensions, C channels, G features of the observation.
 
 ```
- actions (B, T, A)          step t (B,)   condition (B, G)
+ actions (B, T, A)          step t (B,)   features (B, G)
       |                          |              |
       |                     sinusoid, MLP       |
       |                          +---- concat --+----> FiLM of every residual block
@@ -34,7 +34,7 @@ class ConditionalUnet1d(nn.Module):
 
     Args:
         action_dim: A, numbers per action.
-        condition_dim: G, numbers in the flattened observation.
+        feature_dim: G, numbers that describe the observations.
         step_embed_dim: Size of the diffusion-step embedding.
         down_dims: Channels at each resolution; the chunk is halved between them.
         kernel_size: Width of the temporal convolutions, odd.
@@ -47,7 +47,7 @@ class ConditionalUnet1d(nn.Module):
     def __init__(
         self,
         action_dim: int,
-        condition_dim: int,
+        feature_dim: int,
         step_embed_dim: int = 256,
         down_dims: Sequence[int] = (256, 512, 1024),
         kernel_size: int = 5,
@@ -72,7 +72,7 @@ class ConditionalUnet1d(nn.Module):
         )
 
         def block(inputs: int, outputs: int) -> FilmResidualBlock:
-            return FilmResidualBlock(inputs, outputs, step_embed_dim + condition_dim, kernel_size, groups)
+            return FilmResidualBlock(inputs, outputs, step_embed_dim + feature_dim, kernel_size, groups)
 
         sizes = [action_dim, *down_dims]
         levels = list(zip(sizes[:-1], sizes[1:], strict=True))
@@ -88,38 +88,38 @@ class ConditionalUnet1d(nn.Module):
         first = down_dims[0]
         self.final_conv = nn.Sequential(ConvBlock(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
 
-    def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, step: Tensor, features: Tensor) -> Tensor:
         """Predict the noise (B, T, A) in chunks (B, T, A) at diffusion steps (B,), given observations (B, G).
 
         Raises:
             ValueError: If T does not divide by 2 ** (len(down_dims) - 1).
         """
-        film = torch.cat([self.diffusion_step_encoder(step), condition], dim=-1)
+        film = torch.cat([self.diffusion_step_encoder(step), features], dim=-1)
         return self._denoise(sample, [block.cond_encoder(film) for block in self._blocks()])
 
-    def predictor(self, steps: Tensor, condition: Tensor) -> Callable[[int, Tensor], Tensor]:
-        """Prepare many predictions for the same condition: everything that the sample does not enter is computed now.
+    def predictor(self, steps: Tensor, features: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Prepare many predictions for the same features: everything that the sample does not enter is computed now.
 
-        The condition enters a residual block through `Linear(Mish([step embedding, condition]))`. Mish acts number by
-        number, so that this is a part of the step, the same for all rows, plus a part of the condition, the same for
+        The features enter a residual block through `Linear(Mish([step embedding, features]))`. Mish acts number by
+        number, so that this is a part of the step, the same for all rows, plus a part of the features, the same for
         all steps.
 
         Returns:
             A function of i and noisy action chunks (B, T, A) that predicts their noise at steps[i] (B, T, A), as
-            `forward` does; steps (S,) are for all rows of the condition (B, G).
+            `forward` does; steps (S,) are for all rows of the features (B, G).
         """
         blocks = self._blocks()
         linears = [cast(nn.Linear, block.cond_encoder[1]) for block in blocks]
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
-        step_weight, condition_weight = weight.split([self.step_embed_dim, condition.shape[1]], dim=1)
+        step_weight, feature_weight = weight.split([self.step_embed_dim, features.shape[1]], dim=1)
         activation, sizes = blocks[0].cond_encoder[0], [linear.out_features for linear in linears]
         embedded = activation(self.diffusion_step_encoder(steps))
         step_films = nn.functional.linear(embedded, step_weight, bias)  # (S, films)
-        condition_films = nn.functional.linear(activation(condition), condition_weight)  # (B, films)
+        feature_films = nn.functional.linear(activation(features), feature_weight)  # (B, films)
 
         def predict(i: int, sample: Tensor) -> Tensor:
-            return self._denoise(sample, (step_films[i] + condition_films).split(sizes, dim=1))
+            return self._denoise(sample, (step_films[i] + feature_films).split(sizes, dim=1))
 
         return predict
 
@@ -150,9 +150,9 @@ class ConditionalUnet1d(nn.Module):
 
 
 class FilmResidualBlock(nn.Module):
-    """Two convolutions with a residual path; the condition scales and shifts what lies between them (FiLM).
+    """Two convolutions with a residual path; the features scale and shift what lies between them (FiLM).
 
-    `cond_encoder` makes the scales and shifts from the step's embedding and the condition (B, film_dim).
+    `cond_encoder` makes the scales and shifts from the step's embedding and the features (B, film_dim).
     """
 
     def __init__(self, inputs: int, outputs: int, film_dim: int, kernel_size: int, groups: int) -> None:

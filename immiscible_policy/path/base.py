@@ -52,8 +52,11 @@ CLEAN = Level(0.0, 1.0, 0.0)
 """The end of every path; no network is asked there."""
 
 
-class Path(Protocol):
-    """How clean sample and noise meet, and what the network learns."""
+class ProbabilityPath(Protocol):
+    """A probability path from noise to data: how clean sample and noise meet at a time, and what the network learns.
+
+    The term is that of flow matching (Lipman et al., 2023): the law of x_t goes from N(0, I) to that of the data.
+    """
 
     solvers: tuple[str, ...]  # names of the solvers that go from noise to data on it; the first is the default
     clipped: bool  # whether solvers clip every predicted clean sample to the range of the data

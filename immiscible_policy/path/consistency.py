@@ -31,7 +31,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, per_sample, require_trailing
+from immiscible_policy.path.base import (
+    Level,
+    Network,
+    PathSample,
+    Prediction,
+    ProbabilityPath,
+    per_sample,
+    require_trailing,
+)
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 FIRST, LAST = 10, 1280
@@ -45,7 +53,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """Compares samples (B, ...) row by row: (B,)."""
 
 
-class Consistency(Path):
+class Consistency(ProbabilityPath):
     """Two neighbouring noise levels of one path, on which a network's clean samples are to agree.
 
     Times are pairs (B, 2) of noise levels, the upper one first; a sample's `target` is the point at the lower level.

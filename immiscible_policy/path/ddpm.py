@@ -21,7 +21,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, add_scaled
+from immiscible_policy.path.base import Level, Network, PathSample, Prediction, ProbabilityPath, add_scaled
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ BETAS: dict[str, dict[str, Any]] = {
 """Schedules by diffusers' names: Nichol & Dhariwal (2021); Ho et al. (2020); Stable Diffusion."""
 
 
-class Ddpm(Path):
+class Ddpm(ProbabilityPath):
     """A chain of noise levels, and a network that predicts noise (Ho et al., 2020, equation 14), sample or velocity.
 
     Args:

@@ -15,9 +15,9 @@ from torch import Tensor
 from immiscible_policy.path.base import (
     Level,
     Network,
-    Path,
     PathSample,
     Prediction,
+    ProbabilityPath,
     add_scaled,
     per_sample,
     require_trailing,
@@ -27,7 +27,7 @@ TIME_SCALE = 1000.0
 """Factor on t for the network, whose sinusoidal embedding resolves times of 0 to 1,000."""
 
 
-class Flow(Path):
+class Flow(ProbabilityPath):
     """Straight paths; the network predicts the velocity (Tong et al., 2024, equation 10)."""
 
     solvers: tuple[str, ...] = ("euler", "heun", "ddim", "ddpm", "dpmpp", "renoise")

@@ -22,13 +22,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from immiscible_policy.path.base import Level, Network, Path, PathSample, Prediction, require_trailing
+from immiscible_policy.path.base import Level, Network, PathSample, Prediction, ProbabilityPath, require_trailing
 
 REGRESSION, MIP = (0.0,), (0.0, 0.9)
 """Times at which each control asks its network."""
 
 
-class Regression(Path):
+class Regression(ProbabilityPath):
     """Prediction of the clean sample at fixed times.
 
     Args:

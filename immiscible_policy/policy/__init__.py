@@ -3,11 +3,11 @@
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.observer import ImageObserver, NumberObserver, Pictured
-from immiscible_policy.policy.policy import Batch, Policy
+from immiscible_policy.policy.policy import NoisedBatch, Policy
 
 __all__ = [
-    "Batch",
     "ImageObserver",
+    "NoisedBatch",
     "Normalizer",
     "NumberObserver",
     "Pictured",

@@ -9,7 +9,7 @@ import torch
 
 from immiscible_policy.network.encoder import EncoderSpec, ImageEncoder
 from immiscible_policy.network.unet import ConditionalUnet1d
-from immiscible_policy.path import Ddpm, Flow, Path, Regression
+from immiscible_policy.path import Ddpm, Flow, ProbabilityPath, Regression
 from immiscible_policy.path.regression import MIP, REGRESSION
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.observer import ImageObserver, NumberObserver
@@ -37,7 +37,7 @@ class PolicySpec:
     diffusion_steps: int = 100  # length of the noising chain
 
 
-PATHS: dict[str, Callable[[PolicySpec], Path]] = {
+PATHS: dict[str, Callable[[PolicySpec], ProbabilityPath]] = {
     "diffusion": lambda spec: Ddpm(spec.diffusion_steps, prediction=spec.prediction),
     "flow": lambda spec: Flow(),
     "regression": lambda spec: Regression(REGRESSION, chain=spec.diffusion_steps),

@@ -1,4 +1,4 @@
-"""What a policy makes of its observations: the network's condition, and what selection compares.
+"""What a policy makes of its observations: the network's features, and the condition that selection compares.
 
 Shape legend: B samples, O observation steps, K cameras, H and W height and width, Do numbers per observation.
 """
@@ -32,7 +32,7 @@ class Observer(Protocol):
 
     @property
     def encode(self) -> Callable[..., Tensor]:
-        """Makes the network's condition (B, G), with gradients, of the tensors that `prepare` returned."""
+        """Makes the network's features (B, G), with gradients, of the tensors that `prepare` returned."""
         ...
 
     @property

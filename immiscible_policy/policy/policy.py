@@ -1,11 +1,11 @@
 """A policy: a path, a network, an observer, and the units on either side.
 
-    observation --observer--> condition --.
+    observation --observer--> features of the network, condition of the selection
     action --normalise, scale--> x --path(noise, t)--> x_t --network--> output, compared with the path's target
-    noise --solver(path, network, condition)--> x --unscale, unnormalise--> action
+    noise --solver(path, network, features)--> x --unscale, unnormalise--> action
 
-Shape legend: B samples, O observation steps, T horizon, A action dimensions, C numbers that selection compares, G
-numbers of the network's condition.
+Shape legend: B samples, O observation steps, T horizon, A action dimensions, C numbers of the selection's condition,
+G features of the network.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from immiscible_policy.network.unet import ConditionalUnet1d
 from immiscible_policy.noise import Selector
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.path import Path, PathSample
+from immiscible_policy.path import PathSample, ProbabilityPath
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.observer import Observer
 from immiscible_policy.solver import Plan, Replay, Solver, draws, noise_rows, solve
 
 
-class Batch(NamedTuple):
+class NoisedBatch(NamedTuple):
     """Everything of a training step that is random, drawn; every tensor has B rows."""
 
     path: PathSample  # of (B, T, A)
@@ -38,8 +38,8 @@ class Policy(nn.Module):
 
     Args:
         path: How clean actions and noise meet, and what the network learns.
-        network: Called with (x_t (B, T, A), what the path tells it of the time (B,), condition (B, G)).
-        observer: Makes the network's condition of observations, and what selection compares.
+        network: Called with (x_t (B, T, A), what the path tells it of the time (B,), features (B, G)).
+        observer: Makes the network's features of observations, and the condition that selection compares.
         action: Normaliser of one action.
         horizon: T, steps in a chunk.
         data_scale: Factor on the normalised actions before selection and the path, undone after sampling; the range
@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        path: Path,
+        path: ProbabilityPath,
         network: nn.Module,
         observer: Observer,
         action: Normalizer,
@@ -80,7 +80,7 @@ class Policy(nn.Module):
         generator: torch.Generator,
         mask: Tensor | None = None,
         levels: range | None = None,
-    ) -> Batch:
+    ) -> NoisedBatch:
         """Choose noise and times for a batch: the seam at which immiscible noise enters training.
 
         Args:
@@ -100,15 +100,15 @@ class Policy(nn.Module):
         if levels is not None:
             chosen = ((t >= levels.start) & (t < levels.stop)).reshape(-1, 1, 1)
             noise = torch.where(chosen, noise, draw(x, generator))
-        return Batch(self.path.sample(x, noise, t), observed)
+        return NoisedBatch(self.path.sample(x, noise, t), observed)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: NoisedBatch) -> Tensor:
         """Mean loss of what `noised` returned, a scalar."""
-        condition = self.observer.encode(*batch.observed)
-        return self.path.loss(lambda noisy, t: self.network(noisy, t, condition), batch.path)
+        features = self.observer.encode(*batch.observed)
+        return self.path.loss(lambda noisy, t: self.network(noisy, t, features), batch.path)
 
     @torch.no_grad()
-    def sample(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
+    def predict(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
         """Make one action chunk per observation, starting from plain Gaussian noise.
 
         Args:
@@ -122,33 +122,29 @@ class Policy(nn.Module):
         Raises:
             ValueError: If the rows and the generators differ in number, or the solver does not go with the path.
         """
-        condition = self.encode(observation)
-        if len(generators) != len(condition):
-            raise ValueError(f"{len(condition)} observations need as many generators; got {len(generators)}")
-        count = draws(solver.plan(self.path))
-        noise = noise_rows(generators, count, (self.horizon, len(self.action.scale))).to(condition.device)
-        return self.action.unnormalize(self.solve(condition, solver, noise) / self.data_scale)
+        features, plan = self.encode(observation), solver.plan(self.path)
+        if len(generators) != len(features):
+            raise ValueError(f"{len(features)} observations need as many generators; got {len(generators)}")
+        noise = noise_rows(generators, draws(plan), (self.horizon, len(self.action.scale))).to(features.device)
+        return self.action.unnormalize(self.solve(features, plan, noise) / self.data_scale)
 
     def encode(self, observation: Any) -> Tensor:
-        """The network's condition (B, G): observations encoded once for all its calls."""
+        """The network's features (B, G) of observations, computed once for all its calls."""
         return self.observer.encode(*self.observer.prepare(observation))
 
     @torch.no_grad()
-    def solve(self, condition: Tensor, solver: Solver, noise: Tensor) -> Tensor:
+    def solve(self, features: Tensor, plan: Plan, noise: Tensor) -> Tensor:
         """Clean scaled actions (B, T, A) from given noise; on a CUDA device one captured graph.
 
-        The condition (B, G) is that of `encode`; there are `solver.draws` noises (N, B, T, A).
-
-        Raises:
-            ValueError: If the solver does not go with the path.
+        The features (B, G) are those of `encode`, the plan a solver's for this path, the noise (N, B, T, A) as much as
+        the plan `draws`.
         """
-        plan = solver.plan(self.path)
         function = partial(self._solve, plan)
-        t = torch.tensor([step.t for step in plan], device=condition.device)
+        t = torch.tensor([step.t for step in plan], device=features.device)
         if t.device.type != "cuda":
-            return function(t, condition, noise)
+            return function(t, features, noise)
         weights = tuple(p.data_ptr() for p in self.network.parameters())  # a recording reads them where they were
-        return self._replay((plan, weights), function, t, condition, noise)
+        return self._replay((plan, weights), function, t, features, noise)
 
     def condition(self, observation: Any) -> Tensor:
         """What selection compares of observations (B, C)."""
@@ -158,10 +154,10 @@ class Policy(nn.Module):
         """What selection and path see of action chunks (B, T, A): normalised and scaled."""
         return self.data_scale * self.action.normalize(action)
 
-    def _solve(self, plan: Plan, t: Tensor, condition: Tensor, noise: Tensor) -> Tensor:
+    def _solve(self, plan: Plan, t: Tensor, features: Tensor, noise: Tensor) -> Tensor:
         """Clean actions (B, T, A) of network calls at times t (S,): a function of tensors and weights alone."""
         if isinstance(self.network, ConditionalUnet1d):
-            calls: Callable[[int, Tensor], Tensor] = self.network.predictor(t, condition)
+            calls: Callable[[int, Tensor], Tensor] = self.network.predictor(t, features)
         else:
-            calls = lambda i, x: self.network(x, t[i].expand(len(x)), condition)  # noqa: E731
+            calls = lambda i, x: self.network(x, t[i].expand(len(x)), features)  # noqa: E731
         return solve(calls, self.path, plan, noise, limit=self.data_scale)

@@ -72,16 +72,16 @@ def _in_steps(value: Any, steps_per_epoch: float) -> Any:
     return round(float(epochs[1]) * steps_per_epoch) if epochs else value
 
 
-def counted(windows: Windows, mask: str, layout: Layout) -> Tensor | None:
-    """Which actions of each window enter the distance (N, T), or None for all.
+def actions_compared(windows: Windows, exclude: str, layout: Layout) -> Tensor | None:
+    """Which actions of each window enter the selection's distance (N, T), or None for all.
 
-    `mask` says what is left out: `none`, `padding`, or `unsent` (padding, and steps never sent to the robot).
+    What is excluded: `none`, `padding`, or `unexecuted` (padding, and steps that the robot never executes).
     """
-    if mask != "unsent":
-        return None if mask == "none" else windows.executed
-    sent = torch.zeros_like(windows.executed[0])
-    sent[layout.sent] = True
-    return windows.executed & sent
+    if exclude != "unexecuted":
+        return None if exclude == "none" else windows.real
+    executed = torch.zeros_like(windows.real[0])
+    executed[layout.executed] = True
+    return windows.real & executed
 
 
 def diffusion_levels(text: str, chain: int) -> range | None:

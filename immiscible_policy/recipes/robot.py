@@ -24,10 +24,10 @@ from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.recipes.noise import NoiseOptions, counted, diffusion_levels, noise_options
-from immiscible_policy.recipes.objective import PolicyObjective, conditions
+from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diffusion_levels, noise_options
 from immiscible_policy.recipes.options import options_of
-from immiscible_policy.recipes.robot_config import SCHEMA, TrainConfig
+from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig
+from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
@@ -90,7 +90,7 @@ class RobotRecipe:
 
     schema: ClassVar = SCHEMA
 
-    config: TrainConfig
+    config: RobotConfig
     windows: Data
     spec: PolicySpec
     levels: range | None
@@ -99,7 +99,7 @@ class RobotRecipe:
     starts: list[int]
 
     @classmethod
-    def prepare(cls, config: TrainConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
+    def prepare(cls, config: RobotConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
         """Build everything that could be wrong, and write nothing.
 
         Raises:
@@ -168,14 +168,14 @@ class RobotRecipe:
             if config.select_for == "residual":
                 seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
             choice = self.noise.build(policy.clean(windows.action), seen)
-        objective = PolicyObjective(
+        objective = RobotObjective(
             policy,
             windows,
             choice,
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed.number,
-            counted=counted(windows, config.mask, Layout(**options_of(config, Layout))),
+            compared=actions_compared(windows, config.exclude, Layout(**options_of(config, Layout))),
             levels=self.levels,
             crop=config.crop,
         )
@@ -199,7 +199,7 @@ class RobotRecipe:
             return {}
         windows = self.windows.validation.to(self.config.device)
         size = min(self.config.batch_size, len(windows))
-        objective = PolicyObjective(policy, windows, make_selector("vanilla"), batch_size=size, accumulate=1, seed=0)
+        objective = RobotObjective(policy, windows, make_selector("vanilla"), batch_size=size, accumulate=1, seed=0)
         with torch.no_grad():
             losses = [float(objective.loss(objective.batches(i)[0])) for i in range(-(-len(windows) // size))]
         return {"validation_loss": sum(losses) / len(losses)}
@@ -216,7 +216,7 @@ class RobotRecipe:
         return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {picture}"
 
 
-def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
+def _encoder_spec(config: RobotConfig, windows: Windows) -> EncoderSpec | None:
     """What encodes the frames, if there are any."""
     if windows.footage is None:
         return None
@@ -227,7 +227,7 @@ def _encoder_spec(config: TrainConfig, windows: Windows) -> EncoderSpec | None:
     return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
 
 
-def _noise_audit(objective: PolicyObjective, step: int) -> dict[str, float | None]:
+def _noise_audit(objective: RobotObjective, step: int) -> dict[str, float | None]:
     """What selection does to the noise at this step: `noise/...`."""
     if isinstance(objective.policy.path, Regression):
         return {}

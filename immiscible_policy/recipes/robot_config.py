@@ -13,12 +13,12 @@ from immiscible_policy.training.options import Part, Schema, choice, number
 
 
 @dataclass(kw_only=True)
-class TrainConfig(DiffusionConfig):
-    """Every option of `train_policy.py`, after composition; configs/train.yaml says what each means."""
+class RobotConfig(DiffusionConfig):
+    """Every option of `train_policy.py`, after composition; configs/robot.yaml says what each means."""
 
     task: dict[str, Any]
     obs: str
-    mask: str = choice("none", "padding", "unsent")
+    exclude: str = choice("none", "padding", "unexecuted")
     select_for: str = choice("action", "residual")
     select_at: str
     mirror: bool
@@ -50,7 +50,7 @@ def fill(options: dict[str, Any]) -> None:
         options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
 
 
-def check(config: TrainConfig, given: Mapping[str, str]) -> None:
+def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     """Refuse options of images where none are seen, of one method in another, and of a selection where none is made."""
     for key in ("images", "crop", "encoder_width", "shared_encoder"):
         if key in given and config.obs != "image":
@@ -64,16 +64,16 @@ def check(config: TrainConfig, given: Mapping[str, str]) -> None:
     if method != "diffusion" and config.select_at != "all":
         why = f"method={method} has no diffusion steps; leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")
-    for key, plain in {"mask": "none", "select_for": "action", "select_at": "all"}.items():
+    for key, plain in {"exclude": "none", "select_for": "action", "select_at": "all"}.items():
         value = getattr(config, key)
         if name == "vanilla" and value != plain:
             raise CommandError(f"{key}={value}: noise=vanilla selects no noise for a sample; leave {key}= out")
 
 
 SCHEMA = Schema(
-    base="train",
-    config=TrainConfig,
-    groups={"scale": "scale", "experiment": "experiment"},
+    base="robot",
+    config=RobotConfig,
+    groups={"scale": "robot_scale", "experiment": "experiment"},
     parts=(NOISE, Part("task", GROUP, BUILT_IN)),
     title=("task", "obs", "noise"),
     fill=fill,

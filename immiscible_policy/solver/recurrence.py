@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from immiscible_policy.path import Path
+from immiscible_policy.path import ProbabilityPath
 
 Calls = Callable[[int, Tensor], Tensor]
 """(i, x (B, ...)) -> the network's output (B, ...) at the i-th call."""
@@ -65,7 +65,7 @@ def noise_rows(generators: Sequence[torch.Generator], count: int, shape: Sequenc
 
 
 def solve(
-    calls: Calls, path: Path, plan: Plan, noise: Tensor, *, limit: float, record: list[Tensor] | None = None
+    calls: Calls, path: ProbabilityPath, plan: Plan, noise: Tensor, *, limit: float, record: list[Tensor] | None = None
 ) -> Tensor:
     """Go from noise to data: a function of tensors and weights alone, nothing is drawn or read back.
 

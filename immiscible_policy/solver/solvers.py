@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from immiscible_policy.path import Level, Path
+from immiscible_policy.path import Level, ProbabilityPath
 from immiscible_policy.path.base import CLEAN
 from immiscible_policy.solver.recurrence import Plan, Step
 
@@ -51,7 +51,7 @@ class Solver:
         if self.eta and self.name != "ddim":
             raise ValueError(f"eta={self.eta}: solver={self.name} has no eta; use solver=ddim")
 
-    def plan(self, path: Path) -> Plan:
+    def plan(self, path: ProbabilityPath) -> Plan:
         """The network calls on a path.
 
         Raises:

@@ -66,7 +66,7 @@ class RunConfig:
     lr_schedule: str = choice("cosine", "constant")
     warmup_steps: int = number("[0, inf)")
     weight_decay: float = number("[0, inf)")
-    clip: float | None = number("(0, inf)")
+    clip_grad_norm: float | None = number("(0, inf)")
     betas: list[float] = number("[0, 1)")
     ema_power: float = number("(0, inf)")
     ema_max: float = number("(0, 1)")

@@ -124,6 +124,6 @@ def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> Train
         ema_power=config.ema_power,
         ema_max=config.ema_max,
         lr_schedule=config.lr_schedule,
-        clip=config.clip,
+        clip_grad_norm=config.clip_grad_norm,
         seed=seed,
     )

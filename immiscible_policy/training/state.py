@@ -34,7 +34,7 @@ class TrainState:
         lr_schedule: ... `cosine` to zero at `steps`, or `constant`.
         ema_power: The EMA's decay in the update after n others is 1 - (1 + n) ** -ema_power ...
         ema_max: ... and at most this.
-        clip: Gradients are scaled down to this norm where theirs is larger; None leaves them.
+        clip_grad_norm: Gradients are scaled down to this norm where theirs is larger; None leaves them.
         seed: Makes dropout a function of seed and step; None leaves it to the device's stream.
     """
 
@@ -50,14 +50,14 @@ class TrainState:
         ema_power: float,
         ema_max: float,
         lr_schedule: str = "cosine",
-        clip: float | None = None,
+        clip_grad_norm: float | None = None,
         seed: int | None = None,
     ) -> None:
         self.model = model
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
-        self._clip, self._seed = clip, seed
+        self._clip_grad_norm, self._seed = clip_grad_norm, seed
         self._drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._flat = self.parameters[0].new_zeros(sum(_places(p) for p in self.parameters))
         with torch.no_grad():
@@ -97,8 +97,8 @@ class TrainState:
     @torch.no_grad()
     def update(self) -> None:
         """Let optimizer and EMA follow the gradients, at the rates that were set; the same operations every step."""
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self._clip)
+        if self._clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self._clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._ema.lerp_(self._flat, self._ema_share)

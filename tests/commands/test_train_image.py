@@ -144,7 +144,7 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
         (["model=flow", "noise=knn", "k=0"], "k=0"),
         (["model=flow", "dataset=celeba", "size=64"], "CelebA"),
         (["model=consistency", "metric=ssim"], "metric=ssim"),
-        (["model=flow", "clip=-1"], "clip=-1"),
+        (["model=flow", "clip_grad_norm=-1"], "clip_grad_norm=-1"),
         (["model=flow", "data=/nowhere"], "/nowhere"),
     ],
 )

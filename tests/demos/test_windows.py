@@ -56,8 +56,8 @@ def test_windows_stay_in_their_episode_and_pad_its_edges(demos, layout):
 def test_every_action_sent_is_a_recorded_one_and_every_recorded_one_is_sent(demos):
     layout = Layout()
     index = window_index(demos.episode_ends, layout)
-    assert index.real[:, layout.sent].all()
-    assert set(index.step[:, layout.sent].ravel()) == set(range(len(demos)))
+    assert index.real[:, layout.executed].all()
+    assert set(index.step[:, layout.executed].ravel()) == set(range(len(demos)))
 
 
 @pytest.mark.parametrize("obs", ["keypoints", "state"])
@@ -65,7 +65,7 @@ def test_windows_hold_the_steps_of_their_index(demos, obs):
     layout = Layout()
     windows, index = windows_of(demos, obs, layout), window_index(demos.episode_ends, layout)
     np.testing.assert_array_equal(windows.action, demos["action"][index.step])
-    np.testing.assert_array_equal(windows.executed, index.real)
+    np.testing.assert_array_equal(windows.real, index.real)
     np.testing.assert_array_equal(windows.episode, index.episode)
     seen = index.step[:, :2]
     if obs == "state":
@@ -79,7 +79,7 @@ def test_windows_hold_the_steps_of_their_index(demos, obs):
 def test_types(demos):
     windows = windows_of(demos)
     assert (windows.obs.dtype, windows.action.dtype) == (torch.float32, torch.float32)
-    assert (windows.executed.dtype, windows.episode.dtype) == (torch.bool, torch.int64)
+    assert (windows.real.dtype, windows.episode.dtype) == (torch.bool, torch.int64)
     assert windows.to("cpu").action.equal(windows.action)
 
 
@@ -88,7 +88,7 @@ def test_a_batch_is_the_windows_asked_for(demos):
     index = torch.tensor([5, 0, 5, len(windows) - 1])
     batch = windows[index]
     assert len(batch) == 4
-    for name in ("obs", "action", "executed", "episode"):
+    for name in ("obs", "action", "real", "episode"):
         assert getattr(batch, name).equal(getattr(windows, name)[index])
 
 
@@ -127,4 +127,4 @@ def test_human_windows(human_store):
     windows = windows_of(demos)
     assert len(windows) == 24_208 == (demos.lengths - 7).sum()
     assert windows.obs.shape == (24_208, 2, 20)
-    assert (~windows.executed).sum() == 206 * (1 + 7 * 8 // 2)
+    assert (~windows.real).sum() == 206 * (1 + 7 * 8 // 2)

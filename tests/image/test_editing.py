@@ -1,4 +1,4 @@
-"""Editing: the mask's geometry, known pixels that come back, and the two ends, nothing and everything known."""
+"""Editing: the region's geometry, known pixels that come back, and the two ends, nothing and everything known."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from immiscible_policy.image.build import build_image_model
-from immiscible_policy.image.editing import KnownPath, edit_mask, latent_mask
+from immiscible_policy.image.editing import KnownPath, edit_region, latent_region
 from immiscible_policy.image.editing import fill_in as fill
 from immiscible_policy.solver import Solver
 from tests.image.mixture import ALPHA_BARS
@@ -34,8 +34,8 @@ def model(kind: str):
     return built
 
 
-def fill_in(model, pixels, mask, noise, solver=None, **words):
-    return fill(model, pixels, mask, noise, solver, **{"generator": generator(4)} | words)
+def fill_in(model, pixels, region, noise, solver=None, **words):
+    return fill(model, pixels, region, noise, solver, **{"generator": generator(4)} | words)
 
 
 def originals(count: int = 3) -> torch.Tensor:
@@ -48,35 +48,35 @@ def noises(count: int = 3) -> torch.Tensor:
 
 def test_masks_by_hand():
     centre = torch.tensor([[row in (2, 3, 4, 5) and col in (2, 3, 4, 5) for col in range(8)] for row in range(8)])
-    assert torch.equal(edit_mask("inpaint", 8), centre)
-    assert torch.equal(edit_mask("outpaint", 8), ~centre)
-    assert edit_mask("inpaint", 32).sum() == 16 * 16
+    assert torch.equal(edit_region("inpaint", 8), centre)
+    assert torch.equal(edit_region("outpaint", 8), ~centre)
+    assert edit_region("inpaint", 32).sum() == 16 * 16
 
 
 @pytest.mark.parametrize(("edit", "size", "message"), [("crop", 8, "edit=crop: known"), ("inpaint", 10, "size=10")])
 def test_unusable_masks_are_refused(edit, size, message):
     with pytest.raises(ValueError, match=message):
-        edit_mask(edit, size)
+        edit_region(edit, size)
 
 
 @ALL
 @pytest.mark.parametrize("edit", ["inpaint", "outpaint"])
 def test_known_pixels_come_back_and_others_are_the_models(kind, solver, edit):
-    pixels, mask = originals(), edit_mask(edit, 8)
-    found = fill_in(model(kind), pixels, mask, noises(), solver)
-    assert torch.equal(found[..., ~mask], pixels[..., ~mask])
-    assert float((found - pixels)[..., mask].abs().mean()) > 0.1
+    pixels, region = originals(), edit_region(edit, 8)
+    found = fill_in(model(kind), pixels, region, noises(), solver)
+    assert torch.equal(found[..., ~region], pixels[..., ~region])
+    assert float((found - pixels)[..., region].abs().mean()) > 0.1
     assert found.abs().max() <= 1
 
 
 @ALL
 def test_the_path_itself_leads_back_to_known_pixels(kind, solver):
     """Before anything is pasted: at every step the known part predicts the original."""
-    built, pixels, mask = model(kind), originals(), edit_mask("inpaint", 8)
-    path = KnownPath(built.path, built.data_scale * pixels, mask, noises())
+    built, pixels, region = model(kind), originals(), edit_region("inpaint", 8)
+    path = KnownPath(built.path, built.data_scale * pixels, region, noises())
     found = built.sample(noises(), solver, path=path, generator=generator())
     for predicted in (found.images, *(found.predicted / built.data_scale)):
-        torch.testing.assert_close(predicted[..., ~mask], pixels[..., ~mask], rtol=0, atol=1e-3)
+        torch.testing.assert_close(predicted[..., ~region], pixels[..., ~region], rtol=0, atol=1e-3)
 
 
 @CASES
@@ -93,14 +93,14 @@ def test_with_everything_known_editing_returns_the_original(kind, solver):
 
 @CASES
 def test_what_is_filled_in_follows_what_is_known_and_the_noise(kind, solver):
-    built, mask = model(kind), edit_mask("inpaint", 8)
-    found = fill_in(built, originals(), mask, noises(), solver)
+    built, region = model(kind), edit_region("inpaint", 8)
+    found = fill_in(built, originals(), region, noises(), solver)
     for other in (
-        fill_in(built, -originals(), mask, noises(), solver),
-        fill_in(built, originals(), mask, -noises(), solver),
+        fill_in(built, -originals(), region, noises(), solver),
+        fill_in(built, originals(), region, -noises(), solver),
     ):
-        assert float((found - other)[..., mask].abs().mean()) > 1e-3
-    assert torch.equal(found, fill_in(built, originals(), mask, noises(), solver))
+        assert float((found - other)[..., region].abs().mean()) > 1e-3
+    assert torch.equal(found, fill_in(built, originals(), region, noises(), solver))
 
 
 @pytest.mark.parametrize("kind", ["ddim", "flow"])
@@ -116,32 +116,32 @@ def test_a_model_of_a_single_image_fills_in_that_image(kind):
             return SimpleNamespace(sample=(x - alpha * image) / sigma)
 
     built = model_of(kind, Network())
-    mask = edit_mask("outpaint", 8)
+    region = edit_region("outpaint", 8)
     known = torch.full((2, 3, 8, 8), 0.5)
-    found = fill_in(built, known, mask, noises(2), Solver("ddim", 10))
-    torch.testing.assert_close(found, torch.where(mask, image, known), rtol=0, atol=1e-3)
+    found = fill_in(built, known, region, noises(2), Solver("ddim", 10))
+    torch.testing.assert_close(found, torch.where(region, image, known), rtol=0, atol=1e-3)
 
 
 def test_the_known_part_meets_one_noise_along_the_whole_path():
     """x_T is the start noise, so that e = (x_T - a_T x) / s_T; at every later level the known part is a x + s e."""
-    built, pixels, mask, seen = model("ddim"), originals(), edit_mask("inpaint", 8), []
+    built, pixels, region, seen = model("ddim"), originals(), edit_region("inpaint", 8), []
     built.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    fill_in(built, pixels, mask, noises(), DDIM)
+    fill_in(built, pixels, region, noises(), DDIM)
     clean = 2 * pixels
     e = (noises() - A[999] * clean) / S[999]
     for x, t in zip(seen, range(999, 0, -100), strict=True):
-        torch.testing.assert_close(x[..., ~mask], (A[t] * clean + S[t] * e)[..., ~mask].float(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(x[..., ~region], (A[t] * clean + S[t] * e)[..., ~region].float(), rtol=0, atol=1e-3)
 
 
 def test_a_consistency_model_is_refused():
     with pytest.raises(ValueError, match="a consistency model cannot edit"):
-        fill_in(model("consistency"), originals(), edit_mask("inpaint", 8), noises())
+        fill_in(model("consistency"), originals(), edit_region("inpaint", 8), noises())
 
 
 def test_latents_see_the_mask_at_their_resolution():
-    assert torch.equal(latent_mask(edit_mask("inpaint", 32), 2), edit_mask("inpaint", 16))
+    assert torch.equal(latent_region(edit_region("inpaint", 32), 2), edit_region("inpaint", 16))
     with pytest.raises(ValueError, match="fall within latents of 8 pixels"):
-        latent_mask(edit_mask("inpaint", 16), 8)
+        latent_region(edit_region("inpaint", 16), 8)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -159,9 +159,9 @@ def test_stable_diffusion_edits_latents(tmp_path, prediction):
     plain = built.sample(noise, four, **words).images
     assert torch.equal(fill_in(built, pixels, everything, noise, four, **words), plain)
 
-    latents, known = built.coder.encode(pixels, generator(3)), ~edit_mask("inpaint", 8)
+    latents, known = built.coder.encode(pixels, generator(3)), ~edit_region("inpaint", 8)
     path = KnownPath(built.path, latents, ~known, noise)
     for layer in built.sample(noise, four, **words, path=path).predicted:
         torch.testing.assert_close(layer[..., known], latents[..., known], rtol=0, atol=1e-3)
-    edited = fill_in(built, pixels, edit_mask("inpaint", 64), noise, four, **words)
+    edited = fill_in(built, pixels, edit_region("inpaint", 64), noise, four, **words)
     assert edited.shape == pixels.shape and not torch.equal(edited, plain)

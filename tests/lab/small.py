@@ -22,7 +22,7 @@ class AlwaysThere(torch.nn.Module):
         super().__init__()
         self.alphas, self.place, self.seen = policy.path.alphas_cumprod, place, []
 
-    def forward(self, x, t, condition):
+    def forward(self, x, t, features):
         self.seen.append((x.clone(), int(t[0])))
         a = self.alphas[t][:, None, None]
         return (x - a.sqrt() * self.place) / (1 - a).sqrt()

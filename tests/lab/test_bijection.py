@@ -42,7 +42,7 @@ class FollowsNoise(torch.nn.Module):
         super().__init__()
         self.alphas = policy.path.alphas_cumprod
 
-    def forward(self, x, t, condition):
+    def forward(self, x, t, features):
         return x * (1 - self.alphas[t]).sqrt()[:, None, None]
 
 
@@ -100,7 +100,7 @@ def test_chunks_from_given_noise_are_those_that_the_policy_samples(policy):
     observation = 512 * torch.rand(3, 2, 20, generator=generator())
     noise = torch.stack([torch.randn(16, 2, generator=generator(seed)) for seed in range(3)])
     generate = chunk_generator(policy, observation, Solver("ddim", 4))
-    expected = policy.sample(observation, Solver("ddim", 4), [generator(seed) for seed in range(3)])
+    expected = policy.predict(observation, Solver("ddim", 4), [generator(seed) for seed in range(3)])
     assert torch.allclose(policy.action.unnormalize(generate(noise)), expected, atol=1e-3)
 
 
@@ -126,8 +126,8 @@ def test_start_noise_figures_tell_a_policy_that_follows_its_noise_from_one_that_
 def test_an_unperturbed_row_samples_as_the_policy_and_a_perturbed_one_otherwise(policy):
     observation = (512 * torch.rand(1, 2, 20, generator=generator())).expand(2, -1, -1)
     perturbed = PerturbedPolicy(policy, [0.0, 0.5], [generator(5), generator(6)])
-    sampled = perturbed.sample(observation, Solver("ddim", 3), [generator(1), generator(1)])
-    expected = policy.sample(observation, Solver("ddim", 3), [generator(1), generator(1)])
+    sampled = perturbed.predict(observation, Solver("ddim", 3), [generator(1), generator(1)])
+    expected = policy.predict(observation, Solver("ddim", 3), [generator(1), generator(1)])
     assert torch.allclose(sampled[0], expected[0], atol=1e-3)
     assert (sampled[1] - expected[1]).abs().max() > 1
 

@@ -96,21 +96,21 @@ def test_film_scales_and_shifts_as_written():
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_a_prepared_prediction_is_the_forward_pass(batch):
-    """The condition encoded once, the steps once, and their sum: what each forward pass encodes together."""
+    """The features encoded once, the steps once, and their sum: what each forward pass encodes together."""
     torch.manual_seed(0)
     unet = ConditionalUnet1d(2, 5, step_embed_dim=8, down_dims=(8, 16, 24), groups=4)
-    steps, condition = torch.tensor([99, 40, 0]), torch.randn(batch, 5)
-    predict = unet.predictor(steps, condition)
+    steps, features = torch.tensor([99, 40, 0]), torch.randn(batch, 5)
+    predict = unet.predictor(steps, features)
     for i, step in enumerate(steps):
         x = torch.randn(batch, 8, 2)
-        torch.testing.assert_close(predict(i, x), unet(x, step.expand(batch), condition), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(predict(i, x), unet(x, step.expand(batch), features), rtol=1e-4, atol=1e-5)
 
 
 def test_a_prepared_prediction_depends_on_step_and_condition():
     torch.manual_seed(0)
     unet = ConditionalUnet1d(2, 5, step_embed_dim=8, down_dims=(8, 16), groups=4)
-    x, condition = torch.randn(2, 8, 2), torch.randn(2, 5)
-    predict, other = (unet.predictor(torch.tensor([80, 3]), each) for each in (condition, -condition))
+    x, features = torch.randn(2, 8, 2), torch.randn(2, 5)
+    predict, other = (unet.predictor(torch.tensor([80, 3]), each) for each in (features, -features))
     assert not torch.allclose(predict(0, x), predict(1, x)) and not torch.allclose(predict(0, x), other(0, x))
 
 

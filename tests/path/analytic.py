@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from immiscible_policy.path import Ddpm, Flow, Path
+from immiscible_policy.path import Ddpm, Flow, ProbabilityPath
 
 
 class MixtureNetwork:
@@ -15,7 +15,7 @@ class MixtureNetwork:
     N(alpha m_i, alpha^2 s^2 + sigma^2), and E[x | x_t] is the mean of the components' posterior means.
     """
 
-    def __init__(self, path: Path, means: list[float], std: float, weights: list[float] | None = None):
+    def __init__(self, path: ProbabilityPath, means: list[float], std: float, weights: list[float] | None = None):
         self.path, self.std = path, std
         self.means = torch.tensor(means, dtype=torch.float64)
         self.weights = torch.tensor(weights or [1.0] * len(means), dtype=torch.float64)
@@ -34,7 +34,7 @@ class MixtureNetwork:
         return target(self.path, clean, noise, alpha, sigma).to(x.dtype)
 
 
-def target(path: Path, clean: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+def target(path: ProbabilityPath, clean: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """What a path's network learns, written out."""
     if isinstance(path, Flow):
         return clean - noise

@@ -60,7 +60,7 @@ def chunks(path, sampler=None):
         observation = Pictured(observation, images)
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     noise = torch.stack([torch.randn(16, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    return policy.sample(observation, sampler or PUBLISHED, generators), observation, noise
+    return policy.predict(observation, sampler or PUBLISHED, generators), observation, noise
 
 
 def close(found, expected):

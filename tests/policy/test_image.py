@@ -60,8 +60,8 @@ def test_the_loss_on_a_fixed_batch_is_the_networks_written_out():
     batch = noised(policy, seen)
     middle = seen.images[:, :, 0, 4:44, 4:44].permute(0, 1, 4, 2, 3).flatten(0, 1) / 127.5 - 1
     features = policy.observer.encoder.obs_nets["img"](middle).reshape(4, 2, 64)
-    condition = torch.cat([features, seen.numbers / 256 - 1], dim=-1).reshape(4, 132)
-    error = policy.network(batch.path.noisy, batch.path.t, condition) - batch.path.target
+    features = torch.cat([features, seen.numbers / 256 - 1], dim=-1).reshape(4, 132)
+    error = policy.network(batch.path.noisy, batch.path.t, features) - batch.path.target
     assert float(policy.loss(batch).detach()) == pytest.approx(float((error.detach() ** 2).mean()), rel=1e-5)
 
 
@@ -110,14 +110,14 @@ def test_pictures_are_encoded_once_and_steer_the_sample(solver, monkeypatch):
     monkeypatch.setattr(ImageEncoder, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
     generators = [torch.Generator().manual_seed(7) for _ in range(4)]
     seen = observation()
-    chunk = policy.sample(Pictured(seen.numbers[:1].expand(4, 2, 2), seen.images), solver, generators)
+    chunk = policy.predict(Pictured(seen.numbers[:1].expand(4, 2, 2), seen.images), solver, generators)
     assert chunk.shape == (4, 16, 2) and len(calls) == 1
     assert len({tuple(row.flatten().tolist()) for row in chunk}) == 4  # the same positions and noise, other pictures
 
 
 def test_samples_and_generators_must_match():
     with pytest.raises(ValueError, match="4 observations need as many generators; got 1"):
-        small_policy().sample(observation(), Solver("ddim", 2), [torch.Generator()])
+        small_policy().predict(observation(), Solver("ddim", 2), [torch.Generator()])
 
 
 def test_several_cameras_train():

@@ -15,13 +15,13 @@ PATHS = [Ddpm(100), Ddpm(100, prediction="sample"), Ddpm(100, prediction="v_pred
 
 
 class AnalyticNetwork(torch.nn.Module):
-    """The exact output for data N(mean, std^2) in every number, at any condition, told the time as the U-Net is."""
+    """The exact output for data N(mean, std^2) in every number, for any features, given the time as the U-Net is."""
 
     def __init__(self, path, mean, std):
         super().__init__()
         self.path, self.exact = path, MixtureNetwork(path, [mean], std)
 
-    def forward(self, x, t, condition):
+    def forward(self, x, t, features):
         alpha, sigma = self.path.coefficients(t[:1] / 1000 if isinstance(self.path, Flow) else t[:1].long())
         return self.exact(x, float(alpha), float(sigma))
 
@@ -29,16 +29,14 @@ class AnalyticNetwork(torch.nn.Module):
 class Zero(torch.nn.Module):
     """Says nothing."""
 
-    def forward(self, x, t, condition):
+    def forward(self, x, t, features):
         return torch.zeros_like(x)
 
 
 def make_policy(network=None, data_scale=1.0, path=None) -> Policy:
     unit = Normalizer(-torch.ones(2), torch.ones(2))
     pixels = Normalizer(torch.tensor([0.0, 100.0]), torch.tensor([200.0, 400.0]))
-    return Policy(
-        path or Ddpm(100), network or Zero(), NumberObserver(unit), pixels, horizon=16, data_scale=data_scale
-    )
+    return Policy(path or Ddpm(100), network or Zero(), NumberObserver(unit), pixels, horizon=16, data_scale=data_scale)
 
 
 def small_policy(data_scale=1.0, path=None) -> Policy:
@@ -115,7 +113,7 @@ def test_every_diffusion_step_is_trained():
 def test_a_gaussian_comes_back_in_pixels(path, data_scale):
     """Data N(0.3, 0.1^2) in normalised units comes back, whatever data_scale it was learned at."""
     policy = make_policy(AnalyticNetwork(path, 0.3 * data_scale, 0.1 * data_scale), data_scale, path)
-    chunk = policy.sample(torch.zeros(500, 2, 2), Solver(path.solvers[0], 100), generators(500))
+    chunk = policy.predict(torch.zeros(500, 2, 2), Solver(path.solvers[0], 100), generators(500))
     normalised = policy.action.normalize(chunk)
     assert float(normalised.mean()) == pytest.approx(0.3, abs=0.01)
     assert float(normalised.std()) == pytest.approx(0.1, rel=0.1)
@@ -123,20 +121,20 @@ def test_a_gaussian_comes_back_in_pixels(path, data_scale):
 
 @pytest.mark.parametrize("path", [*PATHS, Regression((0, 0.9))])
 def test_the_unet_prepared_for_all_calls_says_what_it_says_call_by_call(path):
-    """A network that is no U-Net is called with (x, t, condition); the U-Net prepares what x does not enter."""
+    """A network that is no U-Net is called with (x, t, features); the U-Net prepares what x does not enter."""
 
     class Wrapped(torch.nn.Module):
         def __init__(self, unet):
             super().__init__()
             self.unet = unet
 
-        def forward(self, x, t, condition):
-            return self.unet(x, t, condition)
+        def forward(self, x, t, features):
+            return self.unet(x, t, features)
 
     policy, called = small_policy(path=path), small_policy(path=path)
     called.network = Wrapped(called.network)
     solver = Solver(path.solvers[0], 5)
-    prepared, plain = (each.sample(observations(4), solver, generators(4)) for each in (policy, called))
+    prepared, plain = (each.predict(observations(4), solver, generators(4)) for each in (policy, called))
     torch.testing.assert_close(prepared, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -161,11 +159,11 @@ def test_normaliser_maps_the_range_to_one_and_back():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: make_policy().sample(torch.zeros(1, 2, 2), Solver("ddim", 101), generators(1)), "sampling_steps=101"),
+        (lambda: make_policy().predict(torch.zeros(1, 2, 2), Solver("ddim", 101), generators(1)), "sampling_steps=101"),
         (lambda: make_policy(data_scale=0.0), "data_scale=0"),
         (lambda: Normalizer(torch.tensor([float("nan")]), torch.ones(1)), "nan"),
         (
-            lambda: make_policy().sample(torch.zeros(2, 2, 2), Solver("ddim", 5), generators(1)),
+            lambda: make_policy().predict(torch.zeros(2, 2, 2), Solver("ddim", 5), generators(1)),
             "2 observ",
         ),
     ],

@@ -19,14 +19,14 @@ LOW, HIGH = torch.tensor([0.0, 100.0]), torch.tensor([200.0, 400.0])
 
 
 class Affine(torch.nn.Module):
-    """f(x, step, condition) = scale x + step / 100 + the condition's first number."""
+    """f(x, step, features) = scale x + step / 100 + the first feature."""
 
     def __init__(self, scale: float):
         super().__init__()
         self.scale = scale
 
-    def forward(self, x, step, condition):
-        return self.scale * x + step[:, None, None] / 100 + condition[:, :1, None]
+    def forward(self, x, step, features):
+        return self.scale * x + step[:, None, None] / 100 + features[:, :1, None]
 
 
 def make_policy(method, denoiser, data_scale=1.0) -> Policy:
@@ -92,13 +92,13 @@ def test_the_network_reads_steps_0_and_90():
     seen = []
 
     class Watching(Affine):
-        def forward(self, x, step, condition):
+        def forward(self, x, step, features):
             seen.append(step.tolist())
-            return super().forward(x, step, condition)
+            return super().forward(x, step, features)
 
     policy = make_policy("mip", Watching(1.0))
     policy.loss(noised(policy, *windows(2)))
-    policy.sample(windows(2)[0], DIRECT, generators(range(2)))
+    policy.predict(windows(2)[0], DIRECT, generators(range(2)))
     assert seen == [[0, 0], [90, 90]] * 2
 
 
@@ -118,7 +118,7 @@ def test_regression_acts_with_one_forward_pass():
     with torch.no_grad():
         predicted = policy.network(torch.zeros(4, 8, 2), torch.zeros(4, dtype=torch.long), observation.flatten(1))
     assert predicted.abs().max() < 3, "nothing is clipped"
-    chunk = policy.sample(observation, DIRECT, generators(range(4)))
+    chunk = policy.predict(observation, DIRECT, generators(range(4)))
     torch.testing.assert_close(chunk, LOW + (HIGH - LOW) * (predicted / 3 + 1) / 2)
 
 
@@ -130,7 +130,7 @@ def test_mip_acts_with_two_passes(data_scale):
     c = observation[:, 0, 0]
     first = c.clamp(-data_scale, data_scale)
     a = (0.5 * 0.9 * first + 0.9 + c).clamp(-data_scale, data_scale)
-    chunk = policy.sample(observation, DIRECT, generators(range(5)))
+    chunk = policy.predict(observation, DIRECT, generators(range(5)))
     expected = LOW + (HIGH - LOW) * (a / data_scale + 1)[:, None, None] / 2
     torch.testing.assert_close(chunk, expected.expand(5, 8, 2), rtol=1e-5, atol=1e-3)
     assert chunk[..., 0].min() >= 0 and chunk[..., 0].max() <= 200 + 1e-3
@@ -141,8 +141,8 @@ def test_acting_depends_on_the_observation_alone(method):
     """Neither generators nor the number of steps enter: bit for bit the same chunks."""
     policy = make_policy(method, make_unet())
     observation, _ = windows(3)
-    chunk = policy.sample(observation, DIRECT, generators([1, 2, 3]))
-    assert torch.equal(chunk, policy.sample(observation, Solver("direct", 100), generators([7, 8, 9])))
+    chunk = policy.predict(observation, DIRECT, generators([1, 2, 3]))
+    assert torch.equal(chunk, policy.predict(observation, Solver("direct", 100), generators([7, 8, 9])))
     assert not torch.equal(chunk[0], chunk[1])
 
 
@@ -159,9 +159,9 @@ def test_between_two_ways_it_takes_the_mean(method):
             self.of_input = torch.nn.Parameter(torch.zeros(()))
             self.at_0, self.at_90 = torch.nn.Linear(6, 2), torch.nn.Linear(6, 2)
 
-        def forward(self, x, step, condition):
-            of_condition = torch.where(step[:, None] == 0, self.at_0(condition), self.at_90(condition))
-            return self.of_input * x + of_condition[:, None]
+        def forward(self, x, step, features):
+            of_features = torch.where(step[:, None] == 0, self.at_0(features), self.at_90(features))
+            return self.of_input * x + of_features[:, None]
 
     def batch(rows):
         observation = 2 * torch.rand(rows, 2, 3, generator=g) - 1
@@ -182,7 +182,7 @@ def test_between_two_ways_it_takes_the_mean(method):
         optimizer.step()
         schedule.step()
     observation, middle, action = batch(400)
-    chunk = policy.sample(observation, DIRECT, generators(range(400)))
+    chunk = policy.predict(observation, DIRECT, generators(range(400)))
     assert (chunk - middle).abs().mean() < 8
     assert (chunk - action).abs().mean() > 50, "the demonstrated chunks are 60 px away"
 

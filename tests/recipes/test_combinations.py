@@ -68,7 +68,7 @@ def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs,
     low, high = policy.action.unnormalize(torch.tensor([[-1.0], [1.0]]))
     for solver in policy.path.solvers:
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        chunk = policy.sample(seen, Solver(solver, 3), generators)
+        chunk = policy.predict(seen, Solver(solver, 3), generators)
         assert chunk.shape == (2, 16, 2) and (chunk >= low - 1e-3).all() and (chunk <= high + 1e-3).all()
 
 

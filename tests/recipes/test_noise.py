@@ -11,10 +11,10 @@ from immiscible_policy.demos.windows import Layout
 from immiscible_policy.noise import ForResidual, fit_linear_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
-from immiscible_policy.recipes.noise import counted, diffusion_levels, noise_options
-from immiscible_policy.recipes.objective import PolicyObjective, conditions
+from immiscible_policy.recipes.noise import actions_compared, diffusion_levels, noise_options
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.training.helpers import here, refused, write_small_store
 
@@ -38,7 +38,7 @@ def objective(store, choice, **options):
     config = compose_config(["experiment=debug", f"data={store}", "device=cpu"])
     recipe = RobotRecipe.prepare(config)
     windows = recipe.windows.training
-    return PolicyObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
+    return RobotObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
 
 
 def test_levels_are_read_and_refused():
@@ -75,7 +75,7 @@ def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_poten
     assert torch.equal(first.path.target, second.path.target)
 
 
-@pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "mask=padding"])
+@pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "exclude=padding"])
 def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word):
     with pytest.raises(ValueError, match=f"{word}: noise=vanilla selects no noise for a sample"):
         compose_config(["experiment=debug", f"data={store}", "device=cpu", word])
@@ -143,27 +143,27 @@ def test_unusable_options_are_refused_in_one_line(words, said):
         noise(words, steps=3000)
 
 
-def test_masks_leave_out_padding_or_what_is_never_sent(store):
+def test_padding_or_what_is_never_executed_is_excluded(store):
     layout = Layout()
     task = find_task("pusht")
     windows = task_windows(task, open_demonstrations(task, store), "keypoints", layout)
-    assert counted(windows, "none", layout) is None
-    padding, unsent = (counted(windows, mask, layout) for mask in ("padding", "unsent"))
-    assert torch.equal(padding, windows.executed)
-    assert not unsent[:, 0].any() and not unsent[:, 9:].any()
-    assert torch.equal(unsent[:, 1:9], windows.executed[:, 1:9])
+    assert actions_compared(windows, "none", layout) is None
+    padding, unexecuted = (actions_compared(windows, exclude, layout) for exclude in ("padding", "unexecuted"))
+    assert torch.equal(padding, windows.real)
+    assert not unexecuted[:, 0].any() and not unexecuted[:, 9:].any()
+    assert torch.equal(unexecuted[:, 1:9], windows.real[:, 1:9])
 
 
 def test_the_mask_of_each_window_enters_the_selection(store):
     windows = objective(store, make_selector("vanilla")).windows
-    mask = counted(windows, "unsent", Layout())
+    mask = actions_compared(windows, "unexecuted", Layout())
     seen = {}
 
     def spy(x, *, condition=None, mask=None, step=None, generator=None):
         seen.update(mask=mask, step=step, condition=condition)
         return torch.randn(x.shape, generator=generator)
 
-    trained = objective(store, spy, counted=mask)
+    trained = objective(store, spy, compared=mask)
     trained.batches(3)
     assert torch.equal(seen["mask"][..., 0], mask[trained.order.rows(3)])
     assert seen["step"] == 3 and seen["condition"].shape == (16, 40)
@@ -176,7 +176,7 @@ def test_schedules_reach_the_selector():
 
 def test_a_conditional_assignment_trains_and_logs_its_audit(tmp_path, store):
     out = tmp_path / "run"
-    words = ("noise=c2ot", "weight=0.1", "mask=unsent", "device=cpu")
+    words = ("noise=c2ot", "weight=0.1", "exclude=unexecuted", "device=cpu")
     result = here("train_policy.py", "experiment=debug", f"data={store}", f"out={out}", *words)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (out / "seed_0" / "metrics.jsonl").read_text().splitlines()]
@@ -185,7 +185,7 @@ def test_a_conditional_assignment_trains_and_logs_its_audit(tmp_path, store):
     assert all(row["noise/distance_percent"] < -1 and row["noise/selection_ms"] > 0 for row in audits)
 
 
-def test_a_mask_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store):
+def test_an_exclusion_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store):
     out = tmp_path / "run"
-    said = refused(here("train_policy.py", "mask=padding", f"data={store}", f"out={out}", "device=cpu"))
-    assert "mask=padding: noise=vanilla" in said and not out.exists()
+    said = refused(here("train_policy.py", "exclude=padding", f"data={store}", f"out={out}", "device=cpu"))
+    assert "exclude=padding: noise=vanilla" in said and not out.exists()

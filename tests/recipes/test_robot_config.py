@@ -57,12 +57,12 @@ def test_every_configuration_file_is_covered():
     files = {str(path.relative_to(config_dir())) for path in config_dir().rglob("*.yaml")}
     directories = {*SCHEMA.groups.values(), *IMAGES.groups.values()}
     choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
-    together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("scale")}
+    together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("robot_scale")}
     together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
                  for scale in group_choices("image_scale")}  # fmt: skip
     shared = {"network/small.yaml", "network/image_cpu.yaml", "network/image_paper.yaml"}
     own = {"noise/linear.yaml", "noise/idp26.yaml"}
-    assert files == choices | together | shared | own | {"run.yaml", "train.yaml", "image.yaml"}
+    assert files == choices | together | shared | own | {"run.yaml", "robot.yaml", "image.yaml"}
     for group in SCHEMA.groups:
         for name in group_choices(group):
             compose_config([f"{group}={name}"])

@@ -53,9 +53,9 @@ def test_a_replayed_solution_is_a_function_of_its_inputs_and_sees_new_weights(na
 
     @torch.no_grad()
     def chunk(seed):
-        condition = policy.encode(observations(3)) + seed
+        features = policy.encode(observations(3)) + seed
         noise = noise_rows(generators(3, seed), draws(plan), (16, 2))
-        return replay(plan, lambda *inputs: policy._solve(plan, *inputs), t, condition, noise)
+        return replay(plan, lambda *inputs: policy._solve(plan, *inputs), t, features, noise)
 
     first, second = chunk(0), chunk(1)
     assert not torch.equal(first, second)
@@ -64,7 +64,7 @@ def test_a_replayed_solution_is_a_function_of_its_inputs_and_sees_new_weights(na
     third = chunk(0)
     assert not torch.equal(first, third)
     assert replay.record.recordings == 1
-    expected = policy.sample(observations(3), Solver(name, 5), generators(3, 0))
+    expected = policy.predict(observations(3), Solver(name, 5), generators(3, 0))
     torch.testing.assert_close(policy.action.unnormalize(third / policy.data_scale), expected)
 
 
@@ -80,8 +80,8 @@ def test_a_captured_solution_equals_the_plain_one(name, monkeypatch):
                 for policy in (plain, captured):
                     policy.network.final_conv[1].weight.fill_(0.1)
         chunks = [
-            policy.sample(observations(5).to(policy.action.scale.device), solver, generators(5, seed)).cpu()
+            policy.predict(observations(5).to(policy.action.scale.device), solver, generators(5, seed)).cpu()
             for policy in (captured, plain)
         ]
         torch.testing.assert_close(*chunks, rtol=1e-3, atol=1e-3)
-    assert captured.sample(observations(2).to("cuda"), solver, generators(2)).shape == (2, 16, 2)
+    assert captured.predict(observations(2).to("cuda"), solver, generators(2)).shape == (2, 16, 2)

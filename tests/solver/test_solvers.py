@@ -2,7 +2,7 @@
 
 import json
 import math
-from pathlib import Path as File
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,7 +218,7 @@ def test_noise_is_drawn_row_by_row_one_sample_at_a_time():
             assert torch.equal(rows[:, i], torch.stack([torch.randn(shape, generator=generator) for _ in range(4)]))
 
 
-GOLDEN = json.loads(File(__file__).with_name("golden.json").read_text())
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
 
 @pytest.mark.parametrize("name", GOLDEN["samples"])

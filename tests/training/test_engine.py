@@ -11,9 +11,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from immiscible_policy.recipes.noise import noise_options
-from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.recipes.robot_objective import RobotObjective
 from immiscible_policy.training.ahead import Ahead
 from immiscible_policy.training.batches import ShuffledOrder, tensors
 from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
@@ -205,7 +205,7 @@ def policy_objective(store, noise, device="cpu", accumulate=1):
     windows = recipe.windows.training.to(device)
     options = noise_options(config.noise, steps=20, batch_size=16, steps_per_epoch=1)
     choice = options.build(policy.clean(windows.action))
-    return state, PolicyObjective(policy, windows, choice, batch_size=16, accumulate=accumulate, seed=0)
+    return state, RobotObjective(policy, windows, choice, batch_size=16, accumulate=accumulate, seed=0)
 
 
 @pytest.mark.parametrize("noise", NOISES)

@@ -15,9 +15,9 @@ from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import Normalizer
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.recipes.objective import PolicyObjective
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.recipes.robot_objective import RobotObjective
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from immiscible_policy.tasks.pusht import PushT
@@ -59,7 +59,7 @@ def objective(windows, cameras=("img",), crop=84, seed=0):
     torch.manual_seed(0)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     choice = make_selector("knn", k=2)
-    return PolicyObjective(policy, windows, choice, batch_size=6, accumulate=1, seed=seed, crop=crop)
+    return RobotObjective(policy, windows, choice, batch_size=6, accumulate=1, seed=seed, crop=crop)
 
 
 def pictures(batch):
@@ -115,7 +115,7 @@ def test_the_loss_is_one_graph(windows):
 def test_several_cameras_train(windows):
     footage = windows.footage
     wrist = footage.frames["img"].flip(1)[:, :90, :90]
-    both = type(windows)(windows.obs, windows.action, windows.executed, windows.episode,
+    both = type(windows)(windows.obs, windows.action, windows.real, windows.episode,
                          type(footage)({"img": footage.frames["img"], "wrist": wrist}, footage.step))  # fmt: skip
     ours = objective(both, cameras=("img", "wrist"))
     (batch,) = ours.batches(0)

@@ -17,7 +17,7 @@ from immiscible_policy.training.batches import ShuffledOrder, cut
 
 
 @dataclass(eq=False)
-class PolicyObjective:
+class RobotObjective:
     """Denoising loss on batches of windows.
 
     Batch, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch before it
@@ -26,7 +26,7 @@ class PolicyObjective:
     Attributes:
         windows: All training windows, on the policy's device; a batch is one gather.
         select: Chooses the noise of a batch.
-        counted: Which actions of each window enter the selection's distance (N, T), or None for all.
+        compared: Which actions of each window enter the selection's distance (N, T), or None for all.
         levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
@@ -39,7 +39,7 @@ class PolicyObjective:
     batch_size: int
     accumulate: int
     seed: int
-    counted: Tensor | None = None
+    compared: Tensor | None = None
     levels: range | None = None
     crop: int | None = None
 
@@ -63,7 +63,7 @@ class PolicyObjective:
 
     def mask(self, rows: Tensor) -> Tensor | None:
         """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
-        return None if self.counted is None else self.counted[rows].unsqueeze(-1)
+        return None if self.compared is None else self.compared[rows].unsqueeze(-1)
 
     def observed(self, batch: Windows, step: int) -> Any:
         """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
