@@ -119,6 +119,13 @@ class RunDirectory:
         write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
         write_atomically(self.path / CONFIG, config.encode())
 
+    def extend(self, config: str, command: str) -> None:
+        """Replace the options (YAML) by those of a longer training; provenance keeps the steps planned so far."""
+        earlier = {"steps": self.config["steps"], "then": command}
+        provenance = self.provenance
+        provenance["extended"] = [*provenance.get("extended", []), earlier]
+        self.begin(config, provenance)
+
     @property
     def is_free(self) -> bool:
         """Whether a run may be begun here: nothing is there, or what is left of a start that was cut short."""

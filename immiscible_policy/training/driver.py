@@ -68,10 +68,16 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
         change = f"has changed since the run in {run.path} began (content {content[:12]}, then {str(began)[:12]})"
         raise CommandError(f"data={recipe.data['path']} {change}; restore the data or name another out=")
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
+    longer = resuming and config.steps > run.config["steps"]
+    if longer:
+        law = f"lr_schedule={config.lr_schedule} over {config.steps:,} steps, as if planned from the start"
+        print(f"longer: {run.config['steps']:,} steps were planned; the learning rate follows {law}")
     if config.dry_run:
         print("dry run: nothing was written")
         return None
-    if not resuming:
+    if longer:
+        run.extend(config.to_yaml(), provenance()["command"])
+    elif not resuming:
         run.begin(config.to_yaml(), {**provenance(), "data": recipe.data})
     run.forget_summary()
     return recipe
@@ -114,8 +120,11 @@ def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -
     if not config.resume:
         raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
     earlier = kind.schema.read(run).identity
+    if config.steps < earlier["steps"]:
+        have = f"the run in {directory} has {earlier['steps']} steps"
+        raise CommandError(f"steps={config.steps}: {have}; give more to train it further, or leave steps= out")
     for key, value in config.identity.items():
-        if earlier[key] != value:
+        if earlier[key] != value and key != "steps":
             recorded = f"the run in {directory}, which has {key}={_show(earlier[key])}"
             cure = "resume it with its own settings or name another out="
             raise CommandError(f"{key}={_show(value)} differs from {recorded}; {cure}")

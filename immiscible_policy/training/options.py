@@ -187,7 +187,30 @@ class Schema(Generic[Config]):
             CommandError: For any word that is unknown, ill-formed, of the wrong type or out of range.
         """
         given = split_words(words, self.synonyms)
+        if given.get("resume", "true").lower() not in ("true", "false"):
+            return self._continued(given)
         config = self._composed(given)
+        self._check(config, given)
+        config.out = config.out or f"runs/{self._name(config, given)}"
+        return config
+
+    def _continued(self, given: dict[str, str]) -> Config:
+        """The options of the run that `resume=RUN` names, with more steps or settings of place where words say so."""
+        run = RunDirectory(Path(given.pop("resume")).expanduser())
+        if not run.path.is_dir():
+            raise CommandError(f"resume={run.path}: neither true nor false nor the directory of a run")
+        takes = {"steps", *SETTINGS_OF_PLACE} - {"out", "resume"}
+        for key, text in given.items():
+            if key not in takes:
+                why = f"resume={run.path} goes on with the run's own options"
+                raise CommandError(f"{key}={text}: {why}; beside it stand {', '.join(sorted(takes))}")
+        recorded = asdict(self.read(run)) | {"out": str(run.path), "resume": True, "dry_run": False}
+        config = self.typed(recorded | {key: self._value(key, text) for key, text in given.items()}, given)
+        self._check(config, given)
+        return config
+
+    def _check(self, config: Config, given: Mapping[str, str]) -> None:
+        """Refuse values that are unknown, out of range, or do not go together."""
         for key, of in self.fields.items():
             value = getattr(config, key)
             if value is None:
@@ -198,8 +221,6 @@ class Schema(Generic[Config]):
                 _require_inside(key, value, of.metadata["interval"])
         check_run(config)
         self.check(config, given)
-        config.out = config.out or f"runs/{self._name(config, given)}"
-        return config
 
     def read(self, run: RunDirectory) -> Config:
         """The resolved options of a run directory; a ValueError if they are missing, damaged or of another version."""

@@ -148,7 +148,7 @@ def uninterrupted(store, tmp_path_factory):
 
 
 def kill_and_resume(store, out, delays):
-    """Kill a training -9, each time a random moment after a new checkpoint, then let it finish.
+    """Kill a training -9, each time a random moment after a new checkpoint, then let it finish by its directory alone.
 
     Returns:
         The step at which it was resumed last.
@@ -164,7 +164,7 @@ def kill_and_resume(store, out, delays):
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was to be killed before its end"
-    result = here("train_policy.py", *words)
+    result = here("train_policy.py", f"resume={out}")
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (out / "seed_1" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(5, 245, 5))
@@ -203,6 +203,9 @@ def test_a_finished_run_is_left_alone(finished, store):
     assert "resume=true" in refused(here("train_policy.py", *words))
     changed = refused(here("train_policy.py", *words, "lr=0.001", "resume=true"))
     assert "lr=0.001 differs" in changed and "lr=0.0003" in changed
+    assert "goes on with the run's own options" in refused(here("train_policy.py", f"resume={out}", "lr=0.001"))
+    assert "neither true nor false nor the directory of a run" in refused(here("train_policy.py", "resume=nowhere"))
+    assert "has 20 steps; give more" in refused(here("train_policy.py", f"resume={out}", "steps=19"))
     assert tree(out) == before
 
 

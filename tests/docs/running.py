@@ -60,7 +60,8 @@ def run(words: Words) -> None:
 def python(words: Sequence[str]) -> None:
     """Run a script of the project, or a module."""
     kind, name, *given = words if words[0] == "-m" else ("", *words)
-    place = untrained() if name in TRAINING else Path.cwd()
+    begins = name in TRAINING and not any(word.startswith("resume=runs/") for word in given)
+    place = untrained() if begins else Path.cwd()
     done = here(*([kind] if kind else []), name, *completed(name, given), cwd=place)
     assert done.returncode == 0, f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
 

@@ -28,7 +28,8 @@ def together(tmp_path_factory):
 
 
 def train(data, out, *words, **options):
-    train_run(ToyRecipe, compose_config([*WORDS, f"data={data}", f"out={out}", *words]), **options)
+    given = dict(word.split("=", 1) for word in [*WORDS, f"data={data}", f"out={out}", *words])
+    train_run(ToyRecipe, compose_config([f"{key}={text}" for key, text in given.items()]), **options)
     return RunDirectory(out)
 
 
@@ -81,6 +82,18 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
         train(data, tmp_path / "run")
     with pytest.raises(CommandError, match="lr=0.5 differs from the run in"):
         train(data, tmp_path / "run", "resume=true", "lr=0.5")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_finished_run_is_trained_further_by_its_directory_alone(schedule, data, tmp_path):
+    """With a constant rate as if the longer training had been planned; with cosine the later rates are that one's."""
+    planned = train(data, tmp_path / "planned", "steps=12", f"lr_schedule={schedule}")
+    run = train(data, tmp_path / "run", f"lr_schedule={schedule}")
+    train_run(ToyRecipe, compose_config([f"resume={run.path}", "steps=12"]))
+    assert run.is_finished() and run.config["steps"] == 12 and run.provenance["extended"][0]["steps"] == 6
+    later = [[row["lr"] for row in run.seed(0).metrics() if "lr" in row and row["step"] > 6] for run in (planned, run)]
+    assert later[0] == later[1] and len(later[0]) == 4
+    assert same(weights(run, 0), weights(planned, 0)) == (schedule == "constant")
 
 
 def test_what_a_recipe_refuses_creates_nothing(tmp_path):
