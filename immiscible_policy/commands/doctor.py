@@ -28,6 +28,7 @@ from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy import Policy, PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
+from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
 from immiscible_policy.tasks import Task, find_task, recorded_task
@@ -169,7 +170,7 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
         text = f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})"
         cure = "cut each episode after its last change and write meta/episode_ends anew; windows are padded when cut"
         yield Finding("padding", text, cure)
-    if short := int((Layout().n_windows(lengths) == 0).sum()):
+    if short := int((Layout.of(compose_config([])).n_windows(lengths) == 0).sum()):
         text = f"{short} of {demos.n_episodes} episodes are shorter than a window and are never trained on"
         yield Finding("padding", text, "record longer episodes, or train with a smaller horizon=")
     position = task.commanded(demos)
@@ -266,7 +267,7 @@ def _differing(place: str, given: Mapping[str, Any], true: Mapping[str, Any]) ->
 
 def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec: PolicySpec) -> Iterator[Finding]:
     """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
-    layout = Layout(spec.horizon, spec.obs_steps, spec.action_steps)
+    layout = Layout.of(spec)
     if not layout.n_windows(demos.lengths).any():
         yield Finding("normaliser", "not compared: no episode is as long as a window of the policy")
         return

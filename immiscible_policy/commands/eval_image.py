@@ -18,7 +18,7 @@ from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, sta
 from immiscible_policy.image.evaluation.pictures import edits_figure
 from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
 from immiscible_policy.results.writer import save_figure
-from immiscible_policy.training.options import resolve_device
+from immiscible_policy.training.options import device_option, resolve_device
 
 TITLES = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}
 EDITED = 6
@@ -85,7 +85,7 @@ OPTIONS = {
     "originals": Option(str, "test", "part of the data set that is edited"),
     "noise_seed": Option(int, 0, "names the start noises"),
     "batch_size": Option(int, 250, "images at a time"),
-    "device": Option(str, "cpu", "cpu or cuda"),
+    "device": device_option(),
     "out": Option(Path, None, "directory of the report; by default the run, or frechet for several"),
 }
 

@@ -22,7 +22,7 @@ from immiscible_policy.results.writer import save_figure, write_result
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, runs_in
-from immiscible_policy.training.options import resolve_device
+from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
 usage: python eval_modality.py runs=DIR[,DIR...] [KEY=VALUE ...]
@@ -41,7 +41,7 @@ OPTIONS = {
     "repetitions": Option(int, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
     **solving.OPTIONS,
-    "device": Option(str, "cpu", "cpu or cuda"),
+    "device": device_option(),
 }
 SHARE = (0.0, 1.0)
 Runs = dict[Path, dict[int, list[Checkpoint]]]

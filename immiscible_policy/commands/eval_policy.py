@@ -21,7 +21,7 @@ from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, primary, recorded_task
-from immiscible_policy.training.options import resolve_device
+from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
 usage: python eval_policy.py run=DIR|checkpoint=PATH [KEY=VALUE ...]
@@ -41,7 +41,7 @@ OPTIONS = {
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     **solving.OPTIONS,
-    "device": Option(str, "cpu", "cpu or cuda"),
+    "device": device_option(),
     "out": Option(Path, None, "write the episodes to this CSV file"),
 }
 

@@ -14,7 +14,7 @@ from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.results.video import frames, show_window, write_video
 from immiscible_policy.tasks import primary, recorded_task, success
-from immiscible_policy.training.options import resolve_device
+from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
 render what a checkpoint does, several starts side by side
@@ -40,7 +40,7 @@ OPTIONS = {
     "columns": Option(int, 3, "tiles per row"),
     "size": Option(int, 256, "pixels per tile"),
     **solving.OPTIONS,
-    "device": Option(str, "cpu", "cpu or cuda"),
+    "device": device_option(),
 }
 
 

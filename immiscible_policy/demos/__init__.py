@@ -2,12 +2,13 @@
 
 Example::
 
-    from immiscible_policy.demos import make_windows, open_store, split_episodes
+    from immiscible_policy.demos import Layout, make_windows, open_store, split_episodes
 
     demos = open_store("my_robot.zarr")
-    train, validation = split_episodes(demos.n_episodes, limit=90)
+    train, validation = split_episodes(demos.n_episodes, validation=0.02, limit=90)
     chosen = demos.select(train)
-    windows = make_windows(chosen["position"], chosen["action"], chosen.episode_ends)
+    layout = Layout(horizon=16, obs_steps=2, action_steps=8)
+    windows = make_windows(chosen["position"], chosen["action"], chosen.episode_ends, layout)
 """
 
 from immiscible_policy.demos.checks import Column

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def split_episodes(
-    n_episodes: int, validation: float = 0.02, limit: int | None = None, seed: int = 42
+    n_episodes: int, validation: float, limit: int | None = None, seed: int = 42
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split E episodes into training and validation episode numbers, each increasing, disjoint.
 

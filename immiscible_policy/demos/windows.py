@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,9 @@ class Layout:
         ValueError: If one is below 1, or the executed actions do not fit into the horizon.
     """
 
-    horizon: int = 16  # steps of the predicted action chunk
-    obs_steps: int = 2  # newest observations that the policy sees
-    action_steps: int = 8  # actions executed before it plans again
+    horizon: int  # steps of the predicted action chunk
+    obs_steps: int  # newest observations that the policy sees
+    action_steps: int  # actions executed before it plans again
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -49,6 +50,11 @@ class Layout:
         if self.obs_steps - 1 + self.action_steps > self.horizon:
             reason = "obs_steps - 1 + action_steps must not exceed horizon: the executed actions lie inside it"
             raise ValueError(f"{reason}. Got {self}")
+
+    @classmethod
+    def of(cls, sizes: Any) -> Layout:
+        """The layout that a policy's specification or a training's options give."""
+        return cls(sizes.horizon, sizes.obs_steps, sizes.action_steps)
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
@@ -135,7 +141,7 @@ def make_windows(
     observation: np.ndarray,
     action: np.ndarray,
     episode_ends: np.ndarray,
-    layout: Layout | None = None,
+    layout: Layout,
     frames: Mapping[str, torch.Tensor] | None = None,
 ) -> Windows:
     """Cut demonstrations into windows, episode after episode, held in memory.
@@ -144,13 +150,12 @@ def make_windows(
         observation: (T, Do) the numbers that a policy sees of each step.
         action: (T, Da) what was commanded.
         episode_ends: (E,) the step after each episode's last.
-        layout: Steps of a window; by default Diffusion Policy's for PushT.
+        layout: Steps of a window.
         frames: What cameras saw, by camera (T, H, W, 3) uint8.
 
     Raises:
         ValueError: If no episode is long enough.
     """
-    layout = layout or Layout()
     index = window_index(episode_ends, layout)
     step = torch.from_numpy(index.step)
     seen = step[:, : layout.obs_steps].contiguous()

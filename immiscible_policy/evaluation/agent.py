@@ -30,7 +30,7 @@ class Agent:
         solver.plan(policy.path)  # refuses what does not go together
         self.policy, self.spec, self.solver = policy, spec, solver
         self.obs, self.obs_steps = spec.obs, spec.obs_steps
-        self._executed = Layout(spec.horizon, spec.obs_steps, spec.action_steps).executed
+        self._executed = Layout.of(spec).executed
 
     def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, A), in the environment's units."""

@@ -21,6 +21,8 @@ IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, 
 DATA = Option(Path, None, "demonstrations of the task; none: its own")
 TASK = Option(str, "pusht", "the task whose demonstrations are measured")
 
+PUBLISHED = Layout(horizon=16, obs_steps=2, action_steps=8)
+"""The windows of Diffusion Policy, which are measured where no policy says which it sees."""
 WITHOUT_CIFAR = (
     "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
     "torchvision.datasets.CIFAR10(PATH, download=True) fills"
@@ -41,8 +43,8 @@ def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None =
     """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation."""
     demos = open_demonstrations(task, data)
     if spec is None:
-        return task_windows(task, demos, task.observations[0])
-    return task_windows(task, demos, spec.obs, Layout(spec.horizon, spec.obs_steps, spec.action_steps))
+        return task_windows(task, demos, task.observations[0], PUBLISHED)
+    return task_windows(task, demos, spec.obs, Layout.of(spec))
 
 
 def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:

@@ -74,6 +74,7 @@ def policy_spec(path: Path, settings: Mapping[str, Any], **sizes: Any) -> Policy
         horizon=whole(settings["horizon"]),
         obs_steps=whole(settings["n_obs_steps"]),
         action_steps=whole(settings["n_action_steps"]),
+        method="diffusion",
         diffusion_steps=whole(settings["num_train_timesteps"]),
         prediction=prediction,
         data_scale=float(settings["clip_sample_range"]),

@@ -31,10 +31,10 @@ class PolicySpec:
     step_embed_dim: int  # size of its embedding of the time
     kernel_size: int  # width of its convolutions
     groups: int  # groups of its normalisation
+    method: str  # a key of `PATHS`
+    prediction: str  # what the network of `diffusion` predicts
+    diffusion_steps: int  # length of the noising chain
     encoder: EncoderSpec | None = None  # what encodes images, or None where nothing is seen
-    method: str = "diffusion"  # a key of `PATHS`
-    prediction: str = "epsilon"  # what the network of `diffusion` predicts
-    diffusion_steps: int = 100  # length of the noising chain
 
 
 PATHS: dict[str, Callable[[PolicySpec], ProbabilityPath]] = {

@@ -33,7 +33,7 @@ from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
-from immiscible_policy.tasks import find_task, open_demonstrations, primary, summarised, task_windows
+from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -44,8 +44,9 @@ AUDITED = 16
 
 
 class Data(NamedTuple):
-    """Where demonstrations lie, their content hash and number, and the windows that are trained on and held out."""
+    """A task and its demonstrations: their place, content hash and number, and windows to train on and to validate."""
 
+    task: Task
     path: Path
     content_hash: str
     episodes: int
@@ -76,7 +77,7 @@ def load_data(
     training = task_windows(task, task.mirror(chosen) if mirror else chosen, obs, layout, images)
     held_out = task_windows(task, demos.select(held_out_ids), obs, layout, images) if len(held_out_ids) else None
     digest = content_hash(demos, images=training.footage is not None and images == "stored")
-    return Data(demos.path, digest, demos.n_episodes, training, held_out)
+    return Data(task, demos.path, digest, demos.n_episodes, training, held_out)
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,10 @@ class RobotRecipe:
             ValueError: If a setting or the data is unusable; one line says which.
         """
         solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
-        starts = find_task(**config.task).starts(config.starts, config.episodes)
         keys = ("data", "obs", "images", "validation", "train_episodes", "mirror")
-        layout = Layout(**options_of(config, Layout))
+        layout = Layout.of(config)
         data = load(json.dumps(config.task), layout, **{key: getattr(config, key) for key in keys})
-        windows = data.training
+        starts, windows = data.task.starts(config.starts, config.episodes), data.training
         per_epoch = len(windows) / config.batch_size
         noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
         spec = PolicySpec(
@@ -127,14 +127,14 @@ class RobotRecipe:
     @property
     def data(self) -> dict[str, Any]:
         """What provenance says of the demonstrations."""
-        path, digest, episodes, *_ = self.windows
-        return {"path": str(path), "content_hash": digest, "episodes": episodes}
+        data = self.windows
+        return {"path": str(data.path), "content_hash": data.content_hash, "episodes": data.episodes}
 
     @property
     def shown(self) -> dict[str, str]:
         """The task's metrics, and how many starts they are means over."""
-        metrics = [metric.name for metric in find_task(**self.config.task).metrics if metric.summarised]
-        return {name: f"{name} {{:.3f}}" for name in metrics} | {"episodes": "({} starts)"}
+        names = [metric.name for metric in summarised(self.windows.task)]
+        return {name: f"{name} {{:.3f}}" for name in names} | {"episodes": "({} starts)"}
 
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
@@ -175,21 +175,21 @@ class RobotRecipe:
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed.number,
-            compared=actions_compared(windows, config.exclude, Layout(**options_of(config, Layout))),
+            compared=actions_compared(windows, config.exclude, Layout.of(config)),
             levels=self.levels,
             crop=config.crop,
         )
 
         def score(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
-                agent, task = Agent(policy, self.spec, self.solver), find_task(**config.task)
-                rows = evaluate(task, agent, self.starts, seed=seed.number, checkpoint=state.step)
+                agent = Agent(policy, self.spec, self.solver)
+                rows = evaluate(self.windows.task, agent, self.starts, seed=seed.number, checkpoint=state.step)
                 held_out = self._validation_loss(policy)
             seed.append_episodes(rows)
             return means(rows) | {"episodes": len(rows)} | held_out | _noise_audit(objective, state.step)
 
         def by_step() -> dict[int, float]:
-            return mean_by_step(seed.episodes(), primary(seed.run.task).name)
+            return mean_by_step(seed.episodes(), primary(self.windows.task).name)
 
         return Work(policy, objective, spec_metadata(self.spec), score, by_step)
 

@@ -75,8 +75,8 @@ class Modes:
 class Task(Protocol):
     """What a policy is trained for and scored on.
 
-    A task derives from this class, states what has no default below, and writes `make`. A *scene* is what a picture
-    of one moment needs, an array of any shape.
+    A task derives from this class, states what has no default below, and writes `make`; worker processes receive it
+    pickled. A *scene* is what a picture of one moment needs, an array of any shape.
     """
 
     name: str  # for `task=`
@@ -216,9 +216,7 @@ def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstra
     return open_store(path, task.columns)
 
 
-def task_windows(
-    task: Task, demos: Demonstrations, obs: str, layout: Layout | None = None, images: str = "stored"
-) -> Windows:
+def task_windows(task: Task, demos: Demonstrations, obs: str, layout: Layout, images: str = "stored") -> Windows:
     """Windows of demonstrations as a policy sees them; images are `stored` or `rendered`.
 
     Raises:

@@ -411,6 +411,11 @@ def _require_inside(key: str, value: Any, interval: str) -> None:
             raise CommandError(f"{key}={value}: needs {need}")
 
 
+def device_option() -> Option:
+    """The option `device=` of commands that do not train, as configs/ has it for those that do."""
+    return described(COMMON)["device"]
+
+
 def resolve_device(text: str, launcher: str = "local") -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there, or that the cluster's machines are to have.
 

@@ -21,7 +21,7 @@ from tests.demos.stores import PUSHT
 from tests.demos.stores import changed as arrays_changed
 from tests.training.helpers import here, refused, write_small_store
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,9 @@ def checkpoint(tmp_path: Path) -> Path:
         step_embed_dim=8,
         kernel_size=3,
         groups=4,
+        method="diffusion",
+        prediction="epsilon",
+        diffusion_steps=100,
     )
     weights = build_policy(spec).state_dict()
     path = tmp_path / "step_000500"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from immiscible_envs.rendering import render_state
-from immiscible_policy.demos import StoreError, content_hash, make_windows, write_store
+from immiscible_policy.demos import Layout, StoreError, content_hash, make_windows, write_store
 from tests.demos.stores import PUSHT, opened, small_arrays, write_plain
 
 
@@ -81,9 +81,9 @@ def test_a_camera_of_another_length_is_refused(tmp_path):
 def test_windows_name_the_frames_that_they_show(tmp_path):
     demos = opened(write_store(tmp_path / "a.zarr", *small_arrays()))
     frames = {"img": torch.arange(51, dtype=torch.uint8)[:, None, None, None].expand(51, 2, 2, 3)}
-    place = demos["state"][:, :2]
-    windows = make_windows(place, demos["action"], demos.episode_ends, frames=frames)
-    plain = make_windows(place, demos["action"], demos.episode_ends)
+    place, layout = demos["state"][:, :2], Layout(16, 2, 8)
+    windows = make_windows(place, demos["action"], demos.episode_ends, layout, frames)
+    plain = make_windows(place, demos["action"], demos.episode_ends, layout)
     assert torch.equal(windows.obs, plain.obs) and torch.equal(windows.action, plain.action)
     shown = windows.footage.frames["img"][windows.footage.step][..., 0, 0, 0]
     assert torch.equal(torch.from_numpy(place)[shown.long()], windows.obs)

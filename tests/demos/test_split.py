@@ -34,7 +34,7 @@ def test_equals_the_protocol(n, share, limit, seed):
 
 
 def test_the_human_split():
-    train, validation = split_episodes(206, limit=90)
+    train, validation = split_episodes(206, 0.02, 90)
     assert validation.tolist() == [18, 90, 134, 157]
     assert len(train) == 90
     assert train.tolist() == published(206, 0.02, 90, 42)[0]
@@ -53,7 +53,7 @@ def test_the_human_split():
 )
 def test_impossible_splits_are_refused(words, says):
     with pytest.raises(ValueError, match=says):
-        split_episodes(**words)
+        split_episodes(**{"validation": 0.02} | words)
 
 
 def test_one_episode_trains_without_validation():

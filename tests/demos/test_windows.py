@@ -8,7 +8,8 @@ from immiscible_policy.demos import Layout, make_windows, open_store, write_stor
 from immiscible_policy.demos.windows import window_index
 from tests.demos.stores import PUSHT, small_arrays
 
-LAYOUTS = [Layout(), Layout(16, 1, 1), Layout(16, 2, 15), Layout(4, 3, 2), Layout(1, 1, 1), Layout(32, 4, 16)]
+PUBLISHED = Layout(16, 2, 8)
+LAYOUTS = [PUBLISHED, Layout(16, 1, 1), Layout(16, 2, 15), Layout(4, 3, 2), Layout(1, 1, 1), Layout(32, 4, 16)]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def demos(tmp_path_factory):
     return open_store(write_store(tmp_path_factory.mktemp("windows") / "a.zarr", arrays, ends))
 
 
-def windows_of(demos, obs="keypoints", layout=None):
+def windows_of(demos, obs="keypoints", layout=PUBLISHED):
     return make_windows(PUSHT.observation(demos, obs), demos["action"], demos.episode_ends, layout)
 
 
@@ -54,7 +55,7 @@ def test_windows_stay_in_their_episode_and_pad_its_edges(demos, layout):
 
 
 def test_every_action_sent_is_a_recorded_one_and_every_recorded_one_is_sent(demos):
-    layout = Layout()
+    layout = PUBLISHED
     index = window_index(demos.episode_ends, layout)
     assert index.real[:, layout.executed].all()
     assert set(index.step[:, layout.executed].ravel()) == set(range(len(demos)))
@@ -62,7 +63,7 @@ def test_every_action_sent_is_a_recorded_one_and_every_recorded_one_is_sent(demo
 
 @pytest.mark.parametrize("obs", ["keypoints", "state"])
 def test_windows_hold_the_steps_of_their_index(demos, obs):
-    layout = Layout()
+    layout = PUBLISHED
     windows, index = windows_of(demos, obs, layout), window_index(demos.episode_ends, layout)
     np.testing.assert_array_equal(windows.action, demos["action"][index.step])
     np.testing.assert_array_equal(windows.real, index.real)

@@ -76,7 +76,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
     torch.manual_seed(0)
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
     agent = Agent(build_policy(spec).eval(), spec, Solver("ddim", 2))
     agent.policy.action.scale.fill_(1 / 256)
     agent.policy.action.offset.fill_(-1.0)

@@ -201,7 +201,7 @@ def test_paths_have_the_colour_of_their_mode_and_the_agents_end_at_the_quarter_t
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds of an untrained policy; only steps 10 and 20 are kept by both."""
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (8, 16), 8, 3, 4)
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (8, 16), 8, 3, 4, "diffusion", "epsilon", 100)
     weights = build_policy(spec).state_dict()
     run = tmp_path_factory.mktemp("runs") / "vanilla"
     for seed, steps in ((0, (10, 20)), (1, (10, 20, 30))):

@@ -97,7 +97,7 @@ def write(run, seed, about, policy):
 
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
-    spec = PolicySpec("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4)
+    spec = PolicySpec("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4, "diffusion", "epsilon", 100)
     windows = demonstrated(find_task("pusht"), spec=spec)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     for run, noise in (("plain", {"name": "vanilla"}), ("near", {"name": "knn", "k": 64})):
@@ -165,7 +165,7 @@ def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(t
     monkeypatch.setattr(steps, "measure_policy", lambda *_: pytest.fail("a policy was measured"))
 
     def save(run, horizon, noise="vanilla"):
-        spec = PolicySpec("state", 5, 2, horizon, 2, 4, 1.0, (8, 16), 16, 3, 4)
+        spec = PolicySpec("state", 5, 2, horizon, 2, 4, 1.0, (8, 16), 16, 3, 4, "diffusion", "epsilon", 100)
         about = spec_metadata(spec) | {"config": {"noise": {"name": noise}, "batch_size": 9}, "step": 1}
         return write(tmp_path / run, 0, about, build_policy(spec))
 

@@ -24,7 +24,7 @@ from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet
 from tests.training.helpers import command, refused
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8)
+SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 PUBLISHED = Solver("ddim", 10, spacing="leading")
 """How the other projects sample."""
 SEEING = replace(SPEC, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84))

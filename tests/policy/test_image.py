@@ -14,7 +14,7 @@ PIXELS = Normalizer(torch.zeros(2), torch.full((2,), 512.0))
 
 
 def spec(encoder=SMALL, dims=(16, 32), step_embed_dim=16):
-    return PolicySpec("image", 2, 2, 16, 2, 8, 1.0, dims, step_embed_dim, 5, 8, encoder)
+    return PolicySpec("image", 2, 2, 16, 2, 8, 1.0, dims, step_embed_dim, 5, 8, "diffusion", "epsilon", 100, encoder)
 
 
 def small_policy(encoder=SMALL):

@@ -144,7 +144,7 @@ def test_unusable_options_are_refused_in_one_line(words, said):
 
 
 def test_padding_or_what_is_never_executed_is_excluded(store):
-    layout = Layout()
+    layout = Layout(16, 2, 8)
     task = find_task("pusht")
     windows = task_windows(task, open_demonstrations(task, store), "keypoints", layout)
     assert actions_compared(windows, "none", layout) is None
@@ -156,7 +156,7 @@ def test_padding_or_what_is_never_executed_is_excluded(store):
 
 def test_the_mask_of_each_window_enters_the_selection(store):
     windows = objective(store, make_selector("vanilla")).windows
-    mask = actions_compared(windows, "unexecuted", Layout())
+    mask = actions_compared(windows, "unexecuted", Layout(16, 2, 8))
     seen = {}
 
     def spy(x, *, condition=None, mask=None, step=None, generator=None):

@@ -17,7 +17,8 @@ from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.results.runs import Score, write_run
 
 SPEC = PolicySpec(
-    obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8, diffusion_steps=100,
+    obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8,
+    method="diffusion", prediction="epsilon", diffusion_steps=100,
     data_scale=1.0, down_dims=(8, 16), step_embed_dim=8, kernel_size=3, groups=4,
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from immiscible_policy.demos import Layout
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.policy import Normalizer
@@ -55,7 +56,8 @@ def results(run):
 
 
 def objective(windows, cameras=("img",), crop=84, seed=0):
-    spec = PolicySpec("image", 2, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, EncoderSpec(cameras, 84, 16))
+    spec = PolicySpec("image", 2, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100,
+                      EncoderSpec(cameras, 84, 16))  # fmt: skip
     torch.manual_seed(0)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     choice = make_selector("knn", k=2)
@@ -70,7 +72,7 @@ def pictures(batch):
 @pytest.fixture(scope="module")
 def windows(blind_store):
     task = find_task("pusht")
-    return task_windows(task, open_demonstrations(task, blind_store), "image", images="rendered")
+    return task_windows(task, open_demonstrations(task, blind_store), "image", Layout(16, 2, 8), images="rendered")
 
 
 def test_a_batch_shows_its_windows_frames_cropped_at_random(windows):
