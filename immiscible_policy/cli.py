@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 
 class CommandError(ValueError):
-    """A mistake in what the user asked for; its message is the one line that the user sees."""
+    """A mistake in the user's words; its message is the one line that the user sees."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Option:
 
 REQUIRED = object()
 """Default of an option that must be given."""
-UNSAID = object()
+UNSHOWN = object()
 """Default that `--help` does not show."""
 MOST_NAMED = 12
 """So many names are listed in a message; of more, the nearest."""
@@ -126,7 +126,7 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
         lines += ["", f"{title}:"]
         for key, option in options.items():
             default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
-            note = "" if option.default is UNSAID else f" ({default})"
+            note = "" if option.default is UNSHOWN else f" ({default})"
             first, later = f"  {key:<{width}}  ", " " * (width + 4)
             lines += textwrap.wrap(f"{option.help}{note}", 120, initial_indent=first, subsequent_indent=later)
     return "\n".join(lines)
@@ -156,7 +156,7 @@ def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None
 def commands_text(program: str, commands: Commands, note: str = "") -> str:
     """List a program's commands; the note follows what says how to learn more."""
     usage = f"usage: python -m {program} COMMAND key=value ..."
-    rows = {name: Option(str, UNSAID, help_line) for name, (_, help_line) in commands.items()}
+    rows = {name: Option(str, UNSHOWN, help_line) for name, (_, help_line) in commands.items()}
     return f"{help_text(usage, {'commands': rows})}\n\n`COMMAND --help` says what it takes.{note}"
 
 
@@ -182,11 +182,11 @@ def require_writable(key: str, path: Path) -> None:
     """Refuse a path that cannot be created, before any work is done for it.
 
     Raises:
-        CommandError: If its nearest existing parent is no directory, or one that may not be written.
+        CommandError: If its nearest existing parent is not a directory, or one that may not be written.
     """
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
-        raise CommandError(f"{key}={path}: {parent} is no directory")
+        raise CommandError(f"{key}={path}: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
         raise CommandError(f"{key}={path}: {parent} may not be written")
 

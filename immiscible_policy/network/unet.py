@@ -22,6 +22,7 @@ Shape legend: B samples, T steps of the chunk, A action dimensions, C channels, 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -78,15 +79,15 @@ class ConditionalUnet1d(nn.Module):
         levels = list(zip(sizes[:-1], sizes[1:], strict=True))
         deepest = down_dims[-1]
         self.down_modules = nn.ModuleList(
-            nn.ModuleList([block(i, o), block(o, o), Downsample(o)]) for i, o in levels[:-1]
+            nn.ModuleList([block(i, o), block(o, o), downsample(o)]) for i, o in levels[:-1]
         )
         self.down_modules.append(nn.ModuleList([block(*levels[-1]), block(deepest, deepest), nn.Identity()]))
         self.mid_modules = nn.ModuleList([block(deepest, deepest), block(deepest, deepest)])
         self.up_modules = nn.ModuleList(
-            nn.ModuleList([block(2 * o, i), block(i, i), Upsample(i)]) for i, o in reversed(levels[1:])
+            nn.ModuleList([block(2 * o, i), block(i, i), upsample(i)]) for i, o in reversed(levels[1:])
         )
         first = down_dims[0]
-        self.final_conv = nn.Sequential(ConvBlock(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
+        self.final_conv = nn.Sequential(conv_block(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
 
     def forward(self, sample: Tensor, step: Tensor, features: Tensor) -> Tensor:
         """Predict the noise (B, T, A) in chunks (B, T, A) at diffusion steps (B,), given observations (B, G).
@@ -158,7 +159,7 @@ class FilmResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, film_dim: int, kernel_size: int, groups: int) -> None:
         super().__init__()
         widths = (inputs, outputs)
-        self.blocks = nn.ModuleList(ConvBlock(width, outputs, kernel_size, groups) for width in widths)
+        self.blocks = nn.ModuleList(conv_block(width, outputs, kernel_size, groups) for width in widths)
         self.cond_encoder = nn.Sequential(Mish(), nn.Linear(film_dim, 2 * outputs))
         self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -169,20 +170,10 @@ class FilmResidualBlock(nn.Module):
         return self.blocks[1](hidden) + self.residual_conv(x)
 
 
-class ConvBlock(nn.Module):
-    """Convolution, group normalisation, Mish."""
-
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, groups: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            TemporalConv(inputs, outputs, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(groups, outputs),
-            Mish(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, inputs, T) to (B, outputs, T)."""
-        return self.block(x)
+def conv_block(inputs: int, outputs: int, kernel_size: int, groups: int) -> nn.Module:
+    """Convolution, group normalisation, Mish: (B, inputs, T) to (B, outputs, T)."""
+    conv = TemporalConv(inputs, outputs, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(OrderedDict(block=nn.Sequential(conv, nn.GroupNorm(groups, outputs), Mish())))
 
 
 class TemporalConv(nn.Conv1d):
@@ -230,28 +221,14 @@ class _MishBySigmoid(torch.autograd.Function):
         return u.div_(2 - u).add_(slope, alpha=4).mul_(gradient)
 
 
-class Downsample(nn.Module):
-    """Halve the number of steps."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, C, T) to (B, C, T/2)."""
-        return self.conv(x)
+def downsample(channels: int) -> nn.Module:
+    """Halve the number of steps: (B, C, T) to (B, C, T/2)."""
+    return nn.Sequential(OrderedDict(conv=nn.Conv1d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
-    """Double the number of steps."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.ConvTranspose1d(channels, channels, 4, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, C, T) to (B, C, 2T)."""
-        return self.conv(x)
+def upsample(channels: int) -> nn.Module:
+    """Double the number of steps: (B, C, T) to (B, C, 2T)."""
+    return nn.Sequential(OrderedDict(conv=nn.ConvTranspose1d(channels, channels, 4, stride=2, padding=1)))
 
 
 class SinusoidalEmbedding(nn.Module):

@@ -49,7 +49,7 @@ class Level(NamedTuple):
 
 
 CLEAN = Level(0.0, 1.0, 0.0)
-"""The end of every path; no network is asked there."""
+"""The end of every path; no network is called there."""
 
 
 class ProbabilityPath(Protocol):

@@ -5,7 +5,7 @@ With o the condition, x the clean sample, z ~ N(0, I), and a network f(input, t,
     regression    learns   |f(0, 0, o) - x|^2                            acts with   f(0, 0, o)
     mip           learns   |f(0, 0, o) - x|^2 + |f(I, t*, o) - x|^2      acts with   f(t* f(0, 0, o), t*, o)
 
-where I = t* x + (1 - t*) z and t* = 0.9. Both are the same loop over the times at which the network is asked, (0,) and
+where I = t* x + (1 - t*) z and t* = 0.9. Both are the same loop over the times at which the network is called, (0,) and
 (0, t*): at each it meets t x + (1 - t) z in training (nothing at t = 0) and t times its own last prediction in acting.
 
 `mip` is the minimal iterative policy of "Much Ado About Noising" (Pan et al., 2025, arXiv 2512.01809). The authors'
@@ -25,14 +25,14 @@ from torch import Tensor
 from immiscible_policy.path.base import Level, Network, PathSample, Prediction, ProbabilityPath, require_trailing
 
 REGRESSION, MIP = (0.0,), (0.0, 0.9)
-"""Times at which each control asks its network."""
+"""Times at which each control calls its network."""
 
 
 class Regression(ProbabilityPath):
     """Prediction of the clean sample at fixed times.
 
     Args:
-        times: When the network is asked, from 0 on: `REGRESSION` or `MIP`.
+        times: When the network is called, from 0 on: `REGRESSION` or `MIP`.
         chain: What the network is given for t = 1.
 
     Raises:

@@ -57,12 +57,10 @@ class NumberObserver(nn.Module):
         return (self.normalizer.normalize(observation).flatten(1),)
 
     def condition(self, numbers: Tensor) -> Tensor:
-        """The numbers as they are."""
+        """The numbers as they are: condition and features alike."""
         return numbers
 
-    def encode(self, numbers: Tensor) -> Tensor:
-        """The numbers as they are."""
-        return numbers
+    encode = condition
 
 
 class ImageObserver(nn.Module):

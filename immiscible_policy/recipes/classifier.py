@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -44,13 +44,6 @@ class ClassifierTraining:
     precision: str = "fp32"
 
 
-class Labelled(NamedTuple):
-    """Pixels (B, 3, S, S) in [-1, 1] and class numbers (B,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
 class ClassifierObjective:
     """Cross entropy on images (N, 3, S, S), uint8, of classes (N,), that are flipped and shifted at random.
 
@@ -63,8 +56,8 @@ class ClassifierObjective:
         self.padded = nn.functional.pad(images, (self.margin,) * 4)
         self.order = ShuffledOrder(len(images), training.batch_size, training.seed)
 
-    def batches(self, step: int) -> list[Labelled]:
-        """The batch of a training step."""
+    def batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """The batch of a training step: pixels (B, 3, S, S) in [-1, 1] and class numbers (B,)."""
         rows = self.order.rows(step)
         generator = torch_generator("cpu", "augmentation", self.training.seed, step)
         shifts = torch.randint(2 * self.margin + 1, (2, len(rows), 1), generator=generator)
@@ -73,12 +66,12 @@ class ClassifierObjective:
         down, across = shifts + side  # (B, S) each
         across = torch.where(mirrored, across.flip(-1), across)
         cut = self.padded[rows[:, None, None], :, down[:, :, None], across[:, None, :]]  # (B, S, S, 3)
-        return [Labelled(to_pixels(cut.permute(0, 3, 1, 2)), self.labels[rows])]
+        return [(to_pixels(cut.permute(0, 3, 1, 2)), self.labels[rows])]
 
-    def loss(self, batch: Labelled) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross entropy with smoothed labels, a scalar."""
-        logits = self.model(batch.pixels).float()
-        return nn.functional.cross_entropy(logits, batch.labels, label_smoothing=self.training.smoothing)
+        pixels, labels = batch
+        return nn.functional.cross_entropy(self.model(pixels).float(), labels, label_smoothing=self.training.smoothing)
 
 
 def train_classifier(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,10 +19,9 @@ from immiscible_policy.image.export import export_diffusers
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.spec import ImageSpec, Spec, StableDiffusionSpec, read_spec, spec_metadata
 from immiscible_policy.noise import Selector, make_selector
-from immiscible_policy.noise.audit import audit
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
-from immiscible_policy.recipes.noise import NoiseOptions, noise_options
+from immiscible_policy.recipes.noise import NoiseOptions, noise_audit, noise_options
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
@@ -35,31 +34,31 @@ AUDITED = 4
 """Batches of each noise audit during training."""
 
 
+@dataclass(eq=False)
 class ImageObjective:
     """An image model's loss on batches of images.
 
     Batch, flips, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch
     before it is cut into micro-batches, so accumulation changes memory, not the result.
 
-    `images`: all training images, on the model's device. `accumulate`: micro-batches that a batch is cut into.
-    `flip`: whether each image is mirrored left to right with probability 1/2.
+    Attributes:
+        images: All training images, on the model's device.
+        accumulate: Micro-batches that a batch is cut into.
+        flip: Whether each image is mirrored left to right with probability 1/2.
     """
 
-    def __init__(
-        self,
-        model: ImageModel,
-        images: Images,
-        select: Selector,
-        *,
-        batch_size: int,
-        seed: int,
-        accumulate: int = 1,
-        flip: bool = True,
-    ) -> None:
-        self.model, self.images, self.select = model, images, select
-        self.seed, self.accumulate, self.flip = seed, accumulate, flip
-        self.device = next(model.denoiser.parameters()).device
-        self.order = ShuffledOrder(len(images), batch_size, seed, self.device)
+    model: ImageModel
+    images: Images
+    select: Selector
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    accumulate: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.denoiser.parameters()).device
+        self.order = ShuffledOrder(len(self.images), self.batch_size, self.seed, self.device)
 
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
@@ -160,7 +159,7 @@ class ImageRecipe:
 
         def evaluate(state: TrainState) -> dict[str, Any]:
             state.model.eval()
-            measured = fixed_loss(objective, config) | noise_audit(objective, state.step)
+            measured = fixed_loss(objective, config) | noise_audit(objective, state.step, AUDITED)
             with state.ema_weights():
                 draw_samples(model, self.images, config, seed.path / "samples" / f"step_{state.step:06d}.png")
                 if state.step == config.steps:
@@ -232,32 +231,6 @@ def fixed_loss(objective: ImageObjective, config: ImageConfig) -> dict[str, floa
     )
     losses = [float(objective.model.loss(part)) * size(part) for part in cut(batch, config.accumulate)]
     return {"fixed_loss": sum(losses) / size(batch)}
-
-
-@torch.no_grad()
-def noise_audit(objective: ImageObjective, step: int) -> dict[str, float | None]:
-    """What selection does to the noise at this step: `noise/...`."""
-    seen: list[tuple[Tensor, Tensor | None]] = []
-
-    def watch(x: Tensor, *, condition: Tensor | None = None, **others: Any) -> Tensor:
-        seen.append((x, condition))
-        return torch.zeros_like(x)
-
-    watching = ImageObjective(
-        objective.model,
-        objective.images,
-        watch,
-        batch_size=objective.order.batch_size,
-        flip=objective.flip,
-        seed=objective.seed,
-    )
-    for later in range(AUDITED):
-        watching.batches(step + later)
-    x = torch.cat([clean for clean, _ in seen])
-    conditions = [condition for _, condition in seen if condition is not None]
-    condition = torch.cat(conditions) if conditions else None
-    own = objective.order.batch_size
-    return audit(objective.select, x, batch_size=own, batches=AUDITED, condition=condition, step=step).metrics()
 
 
 def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: Path) -> None:

@@ -1,9 +1,10 @@
-"""From a run's noise options to the selector that chooses its noise."""
+"""From a run's noise options to the selector that chooses its noise, and what that does to the noise."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import ForResidual, Selector, fit_linear_prediction, make_selector
+from immiscible_policy.noise.audit import audit
+from immiscible_policy.training.batches import ShuffledOrder
 
 WORTH_FITTING = 1000
 """Paired steps from which on fitting potentials takes less time than it saves."""
@@ -93,3 +96,22 @@ def diffusion_levels(text: str, chain: int) -> range | None:
         example = f"0..{chain // 2 - 1} (0 to {chain - 1} are there)"
         raise ValueError(f"select_at={text}: write all, or diffusion steps such as {example}")
     return range(int(ends[1]), int(ends[2]) + 1)
+
+
+@torch.no_grad()
+def noise_audit(objective: Any, step: int, batches: int) -> dict[str, float | None]:
+    """What an objective's selector does to the noise of its next batches, from a step on: `noise/...`."""
+    seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+
+    def watch(x: Tensor, *, condition: Tensor | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:
+        seen.append((x, condition, mask))
+        return torch.zeros_like(x)
+
+    own, watched = objective.order, copy(objective)
+    watched.select, watched.order = watch, ShuffledOrder(own.size, own.batch_size, own.seed, own.device)
+    for later in range(batches):
+        watched.batches(step + later)
+    x = torch.cat([clean for clean, _, _ in seen])
+    condition, mask = (None if part[0] is None else torch.cat(part) for part in list(zip(*seen, strict=True))[1:])
+    sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": batches}
+    return audit(objective.select, x, condition=condition, mask=mask, step=step, **sizes).metrics()

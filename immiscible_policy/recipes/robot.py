@@ -18,13 +18,12 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import mean_by_step, means, scores
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.audit import audit
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diffusion_levels, noise_options
+from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diffusion_levels, noise_audit, noise_options
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
@@ -34,7 +33,6 @@ from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
-from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
@@ -180,13 +178,16 @@ class RobotRecipe:
             crop=config.crop,
         )
 
+        selects = not isinstance(policy.path, Regression)
+
         def score(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
                 agent = Agent(policy, self.spec, self.solver)
                 rows = evaluate(self.windows.task, agent, self.starts, seed=seed.number, checkpoint=state.step)
                 held_out = self._validation_loss(policy)
             seed.append_episodes(rows)
-            return means(rows) | {"episodes": len(rows)} | held_out | _noise_audit(objective, state.step)
+            audited = noise_audit(objective, state.step, AUDITED) if selects else {}
+            return means(rows) | {"episodes": len(rows)} | held_out | audited
 
         def by_step() -> dict[int, float]:
             return mean_by_step(seed.episodes(), primary(self.windows.task).name)
@@ -225,16 +226,3 @@ def _encoder_spec(config: RobotConfig, windows: Windows) -> EncoderSpec | None:
     if config.crop > side:
         raise ValueError(f"crop={config.crop}: the frames have {side} pixels; use crop={side} or less")
     return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
-
-
-def _noise_audit(objective: RobotObjective, step: int) -> dict[str, float | None]:
-    """What selection does to the noise at this step: `noise/...`."""
-    if isinstance(objective.policy.path, Regression):
-        return {}
-    windows, policy, own = objective.windows, objective.policy, objective.order
-    order = ShuffledOrder(own.size, own.batch_size, own.seed, own.device)  # batches are prepared from the other one
-    rows = torch.cat([order.rows(step + later) for later in range(AUDITED)])
-    x = policy.clean(windows.action[rows])
-    condition = policy.condition(objective.observed(windows[rows], step))
-    sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": AUDITED, "step": step}
-    return audit(objective.select, x, condition=condition, mask=objective.mask(rows), **sizes).metrics()

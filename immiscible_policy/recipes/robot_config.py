@@ -52,8 +52,9 @@ def fill(options: dict[str, Any]) -> None:
 
 def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     """Refuse options of images where none are seen, of one method in another, and of a selection where none is made."""
+    blind = config.obs != "image" and config.obs in find_task(**config.task).observations
     for key in ("images", "crop", "encoder_width", "shared_encoder"):
-        if key in given and config.obs != "image":
+        if key in given and blind:
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
     name, method = config.noise["name"], config.method
     if method in ("regression", "mip") and name != "vanilla":

@@ -51,23 +51,15 @@ class RobotObjective:
         rows = self.order.rows(step)
         batch = self.windows[rows]
         noised = self.policy.noised(
-            self.observed(batch, step),
+            observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step)),
             batch.action,
             self.select,
             step=step,
             generator=torch_generator(self.windows.action.device, "noise", self.seed, step),
-            mask=self.mask(rows),
+            mask=None if self.compared is None else self.compared[rows].unsqueeze(-1),  # (B, T, 1)
             levels=self.levels,
         )
         return cut(noised, self.accumulate)
-
-    def mask(self, rows: Tensor) -> Tensor | None:
-        """Which actions of some windows enter the selection's distance (B, T, 1), or None for all."""
-        return None if self.compared is None else self.compared[rows].unsqueeze(-1)
-
-    def observed(self, batch: Windows, step: int) -> Any:
-        """What the policy sees in a step's windows: numbers (B, O, Do), with camera frames where there are any."""
-        return observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step))
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""

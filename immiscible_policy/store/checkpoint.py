@@ -99,7 +99,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     file = path / METADATA
     if not file.is_file():
-        raise CheckpointError(f"{path} is no checkpoint: it has no {METADATA} (give a directory such as step_000500)")
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {METADATA} (give a directory like step_000500)")
     try:
         metadata = json.loads(file.read_text())
         if metadata["format"] != FORMAT:

@@ -8,7 +8,7 @@ RUN/
         checkpoints/step_XXXXXX/    see `store.checkpoint`
         metrics.jsonl               a JSON object per line, in the order of training
         episodes.csv                every episode of every evaluated checkpoint, see `store.rows`
-        fresh.csv                   the best checkpoint again, on held-out starts (only where that was asked for)
+        fresh.csv                   the best checkpoint again, on held-out starts (only on request)
         log.txt, events.jsonl       what the seed's worker process printed, and the events of a job
         .lock                       held by the process that trains the seed
 """
@@ -77,17 +77,17 @@ class RunDirectory:
         """The resolved options, as they were written; a ValueError if there is no run, or the file is damaged."""
         file = self.path / CONFIG
         if not self.path.is_dir():
-            raise ValueError(f"{self.path} is no directory; give a run's directory (with {CONFIG} and {SEED}N/)")
+            raise ValueError(f"{self.path} is not a directory; give a run's directory (with {CONFIG} and {SEED}N/)")
         if not file.is_file():
             below = ", ".join(run.name for run in runs_in(self.path))
-            hint = f"; it holds the runs {below}: give one of them" if below else ""
-            raise ValueError(f"{self.path} is no run: it has no {CONFIG}{hint}")
+            hint = f"; it contains the runs {below}: give one of them" if below else ""
+            raise ValueError(f"{self.path} is not a run: it has no {CONFIG}{hint}")
         try:
             config = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is damaged: {one_line(error)}") from None
         if not isinstance(config, dict):
-            raise ValueError(f"{file} holds no settings; the run is torn, train it again")
+            raise ValueError(f"{file} has no settings; the run is torn, train it again")
         return config
 
     @property

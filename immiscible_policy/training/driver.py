@@ -114,11 +114,11 @@ def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -
     if directory.exists() and not directory.is_dir():
         raise CommandError(f"out={directory} is a file; name a directory")
     if not run.exists and not run.is_free:
-        raise CommandError(f"out={directory} holds other files; name an empty or a new directory")
+        raise CommandError(f"out={directory} contains other files; name an empty or a new directory")
     if not run.exists:
         return False
     if not config.resume:
-        raise CommandError(f"out={directory} holds a run already; continue it with resume=true or name another out=")
+        raise CommandError(f"out={directory} has a run already; continue it with resume=true or name another out=")
     earlier = kind.schema.read(run).identity
     if config.steps < earlier["steps"]:
         have = f"the run in {directory} has {earlier['steps']} steps"

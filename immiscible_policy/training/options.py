@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from immiscible_policy.cli import UNSAID, CommandError, Option, help_text, one_line, parse_range, split_words, unknown
+from immiscible_policy.cli import UNSHOWN, CommandError, Option, help_text, one_line, parse_range, split_words, unknown
 from immiscible_policy.extensions import defaults, describe, find_factory, registered
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
 from immiscible_policy.training.processes import process_group
@@ -248,7 +248,7 @@ class Schema(Generic[Config]):
         for key, option in described(self.base).items():
             base[key] = option if option.help or key not in base else replace(base[key], default=option.default)
         names = {word: group_choices(directory) for word, directory in self.groups.items()}
-        choices = {word: Option(str, UNSAID, "|".join(known)) for word, known in names.items()}
+        choices = {word: Option(str, UNSHOWN, "|".join(known)) for word, known in names.items()}
         sections: dict[str, dict[str, Option]] = {"choices": choices}
         for part in self.parts:
             known = list(registered(part.group, part.built_in))
@@ -257,7 +257,7 @@ class Schema(Generic[Config]):
                 sections[f"options of {part.word}={name}"] = part.help(name, self.fields)
         scales = {name: read_file(f"{self.groups['scale']}/{name}") for name in names["scale"]}
         sections["set by scale="] = {
-            name: Option(str, UNSAID, " ".join(f"{key}={_text(value)}" for key, value in values.items()))
+            name: Option(str, UNSHOWN, " ".join(f"{key}={_text(value)}" for key, value in values.items()))
             for name, values in scales.items()
         }
         sections["options"] = base

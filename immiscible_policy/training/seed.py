@@ -114,16 +114,6 @@ def weights_of(seed: int) -> Iterator[None]:
 
 def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> TrainState:
     """The training state of a model at step 0."""
-    return TrainState(
-        model,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-        steps=config.steps,
-        ema_power=config.ema_power,
-        ema_max=config.ema_max,
-        lr_schedule=config.lr_schedule,
-        clip_grad_norm=config.clip_grad_norm,
-        seed=seed,
-    )
+    keys = ("lr", "weight_decay", "warmup_steps", "steps", "ema_power", "ema_max", "lr_schedule", "clip_grad_norm")
+    betas = (config.betas[0], config.betas[1])
+    return TrainState(model, seed=seed, betas=betas, **{key: getattr(config, key) for key in keys})

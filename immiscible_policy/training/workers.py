@@ -138,7 +138,7 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
     if code == 0:
         return Ending(None, False)
     output = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip()
-    last = output.splitlines()[-1] if output else "it said nothing"
+    last = output.splitlines()[-1] if output else "it printed nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {job.directory.log})", code < 0)
 

@@ -55,7 +55,7 @@ def test_record_refuses_what_it_did_not_make(tmp_path):
     for path in (tmp_path, tmp_path / "notes.txt", PUSHT.demonstrations()):
         with pytest.raises(CommandError, match="is not a store that this command made; give a new path"):
             record.main([f"out={path}"])
-    with pytest.raises(CommandError, match="notes.txt is no directory"):
+    with pytest.raises(CommandError, match="notes.txt is not a directory"):
         record.main([f"out={tmp_path / 'notes.txt' / 'demos.zarr'}"])
 
 

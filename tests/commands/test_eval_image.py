@@ -150,7 +150,7 @@ def test_named_runs():
         (["run=RUN", "edit=crop"], "unknown edit 'crop'"),
         (["run=RUN", "edit=inpaint", "originals=val"], "split=val"),
         (["run=RUN", "classifier=nowhere.safetensors"], "nowhere.safetensors is missing"),
-        (["run=nowhere"], "nowhere is no directory; give a run's directory"),
+        (["run=nowhere"], "nowhere is not a directory; give a run's directory"),
         (["run=RUN", "solver=rk4"], "solver=rk4: known solvers are"),
         (["run=RUN", "sampling_steps=2", "solver=heun"], "sampling_steps=2: solver=heun"),
         (["run=RUN", "solver=ddpm", "eta=0.5"], "eta=0.5: solver=ddpm has no eta"),

@@ -120,7 +120,7 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     (tmp_path / "grid" / "linear").mkdir(parents=True)
     (tmp_path / "grid" / "linear" / "notes.txt").write_text("mine")
     said = refused(here("train_policy.py", *words))
-    assert "linear: out=" in said and "holds other files" in said
+    assert "linear: out=" in said and "contains other files" in said
     figures = json.loads((tmp_path / "grid" / "ksweep.json").read_text())["arms"]
     assert [arm for arm, each in figures.items() if each["missing_seeds"]] == ["linear"]
     before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}

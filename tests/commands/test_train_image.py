@@ -95,7 +95,8 @@ def test_a_selector_changes_what_is_learned_and_nothing_that_is_drawn_beside_it(
     for noise in ("vanilla", "linear"):
         config = SCHEMA.compose([*TINY, "model=ddim", f"noise={noise}", f"data={images}", f"out={tmp_path / noise}"])
         recipe = ImageRecipe.prepare(config)
-        objective = ImageObjective(recipe.model(0), recipe.images, recipe.noise.select, batch_size=8, seed=0)
+        objective = ImageObjective(recipe.model(0), recipe.images, recipe.noise.select,
+                                   batch_size=8, seed=0, accumulate=1, flip=True)  # fmt: skip
         (batches[noise],) = objective.batches(2)
     vanilla, linear = batches["vanilla"], batches["linear"]
     assert torch.equal(vanilla.t, linear.t) and not torch.equal(vanilla.target, linear.target)

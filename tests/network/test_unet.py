@@ -5,12 +5,12 @@ import torch
 
 from immiscible_policy.network.unet import (
     ConditionalUnet1d,
-    Downsample,
     FilmResidualBlock,
     Mish,
     SinusoidalEmbedding,
     TemporalConv,
-    Upsample,
+    downsample,
+    upsample,
 )
 
 
@@ -149,8 +149,8 @@ def test_mish_of_other_types_or_few_numbers_is_that_of_torch(dtype, size):
 
 def test_resampling_halves_and_doubles():
     x = torch.randn(2, 4, 8)
-    assert Downsample(4)(x).shape == (2, 4, 4)
-    assert Upsample(4)(x).shape == (2, 4, 16)
+    assert downsample(4)(x).shape == (2, 4, 4)
+    assert upsample(4)(x).shape == (2, 4, 16)
 
 
 def test_sinusoids_by_hand():

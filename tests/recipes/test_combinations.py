@@ -10,6 +10,7 @@ from immiscible_policy.noise import SELECTORS
 from immiscible_policy.path import PREDICTIONS
 from immiscible_policy.recipes.robot import RobotRecipe, load_data
 from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.recipes.robot_objective import observed
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.loop import Cadence, train
@@ -64,7 +65,7 @@ def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs,
     assert any(name.startswith("network") for name in changed)
     assert any(name.startswith("observer.encoder") for name in changed) == (obs == "image")
     windows = work.objective.windows[torch.arange(2)]
-    policy, seen = work.model.eval(), work.objective.observed(windows, 0)
+    policy, seen = work.model.eval(), observed(windows, work.objective.crop, torch.Generator())
     low, high = policy.action.unnormalize(torch.tensor([[-1.0], [1.0]]))
     for solver in policy.path.solvers:
         generators = [torch.Generator().manual_seed(i) for i in range(2)]

@@ -13,6 +13,7 @@ from tests.image.specs import model_of
 def objective(select, seed=0, **options) -> ImageObjective:
     stored = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = model_of("ddim", torch.nn.Linear(1, 1))
+    options = {"accumulate": 1, "flip": True} | options
     return ImageObjective(model, Images(stored, 8, "hash"), select, batch_size=8, seed=seed, **options)
 
 

@@ -44,16 +44,16 @@ def test_a_run_is_read_by_seed(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no directory"):
+    with pytest.raises(ValueError, match="is not a directory"):
         RunDirectory(tmp_path / "absent").episodes()
     (tmp_path / "arm").mkdir()
     with pytest.raises(ValueError, match="has no config.yaml"):
         RunDirectory(tmp_path).episodes()
     (tmp_path / "arm" / "config.yaml").write_text("")
-    with pytest.raises(ValueError, match="it holds the runs arm: give one of them"):
+    with pytest.raises(ValueError, match="it contains the runs arm: give one of them"):
         RunDirectory(tmp_path).episodes()
     for content, message in (
-        ("", "holds no settings; the run is torn"),
+        ("", "has no settings; the run is torn"),
         ("{", "config.yaml is damaged"),
         ("seed: [0]\n", "names no task"),
         ("task: pusht\n", "no evaluated episodes"),

@@ -78,7 +78,7 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
     data.unlink()
     train(data, tmp_path / "run", "resume=true")
     assert "finished already" in capsys.readouterr().out and run.is_finished()
-    with pytest.raises(CommandError, match="holds a run already; continue it with resume=true"):
+    with pytest.raises(CommandError, match="has a run already; continue it with resume=true"):
         train(data, tmp_path / "run")
     with pytest.raises(CommandError, match="lr=0.5 differs from the run in"):
         train(data, tmp_path / "run", "resume=true", "lr=0.5")

@@ -97,7 +97,7 @@ def test_a_grids_jobs_are_shown_together_and_what_fails_is_named_by_its_arm(untr
     with pytest.raises(CommandError) as caught:
         train_grid(grid)
     knn, linear = str(caught.value).split("; linear: ")
-    assert knn.startswith("knn: out=") and "holds other files" in knn
+    assert knn.startswith("knn: out=") and "contains other files" in knn
     assert linear == "seed 1 failed (exit code 2): no space left"
     said = capsys.readouterr().out
     assert "linear: seed 1 failed" in said and "3 of 4 jobs finished" in said
@@ -122,7 +122,7 @@ def test_a_thousand_failures_are_no_longer_a_line_than_six():
         (("launcher=joblib", "job_options=a.yaml"), "job_options=a.yaml: launcher=joblib runs on this machine alone"),
         (("launcher=ray", "parallel=2"), "parallel=2: launcher=ray runs as many jobs at once as its cluster has room"),
         (("launcher=ray", "job_options=a.yaml"), "job_options=a.yaml cannot be read"),
-        (("launcher=ray", "job_options=EMPTY"), "holds no options; write lines such as"),
+        (("launcher=ray", "job_options=EMPTY"), "has no options; write lines such as"),
         (("launcher=ray", "job_options=MISSPELT"), "launcher=ray: Invalid option keyword num_cpsu"),
         (("launcher=ray", "device=cuda:1"), "device=cuda:1: launcher=ray gives each job a device of its own"),
         (("launcher=ray", "device=cuda", "precision=auto"), "precision=auto: no CUDA device is visible here"),

@@ -88,7 +88,7 @@ def target_variance(
     plain_noise = draw(data.new_empty(SINKHORN_NOISES, data.shape[1]), generator)
     nearest = [nearest_ratio(data, dims, k) for k in CANDIDATES]
     assigned = [assigned_ratio(data, plain_noise, strength / deviation) for strength in STRENGTHS]
-    ratios = [_no_ratio, *nearest, *assigned]
+    ratios: list[LogRatio] = [lambda x_t, a, s: x_t.new_zeros(()), *nearest, *assigned]
     scales = [value / (1 - value) / dims for value in alpha_bars]  # from the clean sample's error to the noise's
     levels = list(zip(alpha_bars, scales, strict=True))
     vanilla = tuple(scale * plain_variance(data, plain, level) for level, scale in levels)
@@ -141,10 +141,6 @@ def least_error(data: Tensor, noise: Tensor, ratios: Sequence[LogRatio], alpha_b
 def _log_normal(x_t: Tensor, data: Tensor, a: float, s: float) -> Tensor:
     """Log density of eps_j under N(0, I) (Q, B), up to what all j share."""
     return (2 * a * x_t @ data.T - a**2 * data.square().sum(dim=1)) / (2 * s**2)
-
-
-def _no_ratio(x_t: Tensor, a: float, s: float) -> Tensor:
-    return x_t.new_zeros(())
 
 
 def nearest_ratio(data: Tensor, dims: int, k: int) -> LogRatio:

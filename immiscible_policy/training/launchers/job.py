@@ -60,5 +60,5 @@ def needs(config: RunConfig, cpus: str, gpus: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"job_options={name} cannot be read: {one_line(error)}") from None
     if not isinstance(own, dict):
-        raise CommandError(f"job_options={name} holds no options; write lines such as 'timeout_min: 600'")
+        raise CommandError(f"job_options={name} has no options; write lines such as 'timeout_min: 600'")
     return request | own
