@@ -149,21 +149,22 @@ def measure_policy(
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
     policy, _ = load_policy(checkpoint)
+    perturbations, max_steps, seed = (options[key] for key in ("perturbations", "max_steps", "seed"))
     windows, shown = (
-        lab_runs.drawn_windows(checkpoint, options["data"], options[key], options["seed"], key=key)[0]
+        lab_runs.drawn_windows(checkpoint, options["data"], options[key], seed, key=key)[0]
         for key in ("windows", "observations")
     )
-    generate = chunk_generator(policy, shown.obs, solver)
-    generator = torch_generator("cpu", "bijection chunks", options["seed"])
+    generate, generator = chunk_generator(policy, shown.obs, solver), torch_generator("cpu", "bijection chunks", seed)
     noise = torch.randn(shown.action.shape, generator=generator)
     chunks = perturbed_results(
-        lambda noise: policy.action.unnormalize(generate(noise)), noise, WEIGHTS, options["perturbations"], generator
+        lambda noise: policy.action.unnormalize(generate(noise)), noise, WEIGHTS, perturbations, generator
     )
-    perturbations, max_steps = options["perturbations"], options["max_steps"]
-    figures: Document = {"step": checkpoint.step, "chunk_displacement": chunks.displacement()}
-    figures |= start_noise_figures(policy, windows, solver, options["seed"])
-    changes = {start: score_change(checkpoint, solver, start, perturbations, max_steps) for start in starts}
-    return {**figures, "score_change": changes}, chunks
+    return {
+        "step": checkpoint.step,
+        "chunk_displacement": chunks.displacement(),
+        **start_noise_figures(policy, windows, solver, seed),
+        "score_change": {start: score_change(checkpoint, solver, start, perturbations, max_steps) for start in starts},
+    }, chunks
 
 
 def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: int) -> Document:

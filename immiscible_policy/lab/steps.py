@@ -1,6 +1,6 @@
 """Shows what each denoising layer predicts: its error, and how near it comes to real data.
 
-What a network says at a network call implies a clean sample x_0 (Figure 3 a, b, d and equation 2 of Improved
+What a network predicts at a network call implies a clean sample x_0 (Figure 3 a, b, d and equation 2 of Improved
 Immiscible Diffusion, arXiv 2505.18521; its figures are of other models, resolutions and features).
 
 - *Error*: root mean square error of x_0 against the true clean sample, real data noised to the layer's level, once
@@ -23,11 +23,12 @@ noise below vanilla's shows how much of x_0 the noise gives away: no gain where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import load_policy, read_spec
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
@@ -47,11 +47,9 @@ from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED
 from immiscible_policy.lab.report import Document, legend, means, plain, program, require, table
-from immiscible_policy.noise import Selector
 from immiscible_policy.palette import GREY, colours
 from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network
-from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Plan, Solver, solve
@@ -67,17 +65,6 @@ QUANTITIES = {
     "final": "Distance of x_0 from the final sample, along sampling",
     "frechet": "Squared Fréchet distance of x_0 to real data, along sampling",
 }
-Section = dict[str, Any]  # One kind of data: `frechet_floor`, and `layers` by label, one entry for each training seed
-
-
-class Layers(NamedTuple):
-    """What is measured of every layer; lists of S numbers, the noisiest layer first."""
-
-    t: list[float]  # the time as the network is given it
-    own: list[float]  # error of x_0 from real data noised by the model's own selector
-    plain: list[float]  # the same from plain Gaussian noise
-    final: list[float]  # distance of the predicted from the final sample, along sampling from plain noise
-    frechet: list[float]  # squared Fréchet distance of the predicted samples' features to those of real data
 
 
 @torch.no_grad()
@@ -97,15 +84,6 @@ def predicted_along_sampling(
     return torch.stack(predicted)
 
 
-@torch.no_grad()
-def predicted_from_data(
-    network: Network, path: ProbabilityPath, plan: Plan, x: Tensor, noise: Tensor, limit: float
-) -> Tensor:
-    """Clean samples (S, N, ...) that the layers predict from real data x (N, ...) brought to their level by noise."""
-    noised = [(layer, layer.alpha * x + layer.sigma * noise) for layer in plan]
-    return torch.cat([predicted_along_sampling(network, path, (layer,), at, limit) for layer, at in noised])
-
-
 def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[float]:
     """Root mean square error of each layer's predictions (S, N, ...) of target (N, ...), in units of the data's spread.
 
@@ -114,7 +92,7 @@ def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[flo
     return [float((layer - target).square().mean().sqrt() / spread) for layer in predicted]
 
 
-class Batch(NamedTuple):
+class NoisedBatch(NamedTuple):
     """Real data, noises for it, all (N, ...), and the denoiser that sees them."""
 
     x: Tensor  # clean, as diffused
@@ -125,29 +103,34 @@ class Batch(NamedTuple):
 
 
 def measure_layers(
-    batches: Iterable[Batch],
+    batches: Iterable[NoisedBatch],
     path: ProbabilityPath,
     plan: Plan,
     limit: float,
     features: Callable[[Tensor], Tensor],
     reference: FeatureStatistics,
-) -> Layers:
-    """Measure every layer of a denoiser (see `predicted_along_sampling`); features (N, D) are of samples (N, ...)."""
-    x, own, plain, sampled = [], [], [], []
+) -> dict[str, list[float]]:
+    """The `QUANTITIES` of every layer of a denoiser, the noisiest first, and the times `t` that its network is given.
+
+    See `predicted_along_sampling`; features (N, D) are of samples (N, ...).
+    """
+    data, predicted = [], defaultdict(list)
     for batch in batches:
-        x.append(batch.x)
-        own.append(predicted_from_data(batch.network, path, plan, batch.x, batch.own, limit))
-        plain.append(predicted_from_data(batch.network, path, plan, batch.x, batch.plain, limit))
-        sampled.append(predicted_along_sampling(batch.network, path, plan, batch.start, limit))
-    data, along = torch.cat(x), torch.cat(sampled, dim=1)
-    spread = float((data - data.mean(dim=0)).square().mean().sqrt())
-    return Layers(
-        [step.t for step in plan],
-        relative_error(torch.cat(own, dim=1), data, spread),
-        relative_error(torch.cat(plain, dim=1), data, spread),
-        relative_error(along, along[-1], spread),
-        [frechet_distance(*feature_statistics(features(layer)), *reference) for layer in along],
-    )
+        predict = partial(predicted_along_sampling, batch.network, path, limit=limit)
+        data.append(batch.x)
+        predicted["final"].append(predict(plan, batch.start))
+        for key, noise in (("own", batch.own), ("plain", batch.plain)):
+            layers = [predict((layer,), layer.alpha * batch.x + layer.sigma * noise) for layer in plan]
+            predicted[key].append(torch.cat(layers))
+    x, (final, own, plain) = torch.cat(data), (torch.cat(parts, dim=1) for parts in predicted.values())
+    spread = float((x - x.mean(dim=0)).square().mean().sqrt())
+    return {
+        "t": [step.t for step in plan],
+        "own": relative_error(own, x, spread),
+        "plain": relative_error(plain, x, spread),
+        "final": relative_error(final, final[-1], spread),
+        "frechet": [frechet_distance(*feature_statistics(features(layer)), *reference) for layer in final],
+    }
 
 
 def measure(options: Document) -> Findings:
@@ -167,57 +150,45 @@ def measure(options: Document) -> Findings:
         values = sorted({getattr(spec, key) for spec in specs})
         if len(values) > 1:  # their layers or chunks cannot stand side by side
             raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
+    n, seed = options["n"], options["seed"]
     figures, strips = {}, {}
     if policies:
-        layers = {
-            run: [measure_policy(c, options["data"], options["n"], options["seed"]) for c in seeds.values()]
-            for run, seeds in policies.items()
-        }
-        figures["actions"] = {
-            "frechet_floor": next(iter(layers.values()))[0][1],
-            "layers": {run: [result._asdict() for result, _ in of_run] for run, of_run in layers.items()},
-        }
+        layers: dict[str, list[Document]] = {}
+        for run, seeds in policies.items():
+            measured = [measure_policy(checkpoint, options["data"], n, seed) for checkpoint in seeds.values()]
+            layers[run] = [result for result, _ in measured]
+            figures.setdefault("actions", {"frechet_floor": measured[0][1], "layers": layers})
     if models:
         loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
-        figures["images"] = image_section(models, loaded, options["images"], options["n"], options["seed"])
+        figures["images"] = measure_images(models, loaded, options["images"], n, seed)
         for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
-            generator = torch_generator("cpu", "steps strip", options["seed"])
+            generator = torch_generator("cpu", "steps strip", seed)
             predicted = model.sample(torch.randn(STRIP, *model.noise_shape, generator=generator), SOLVER).predicted
             strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
-    return Findings({"n": options["n"], **figures}, describe(figures), draw(figures, strips))
+    return Findings({"n": n, **figures}, describe(figures), draw(figures, strips))
 
 
-def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Layers, float]:
+def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Document, float]:
     """The layers of a policy, and the floor of its Fréchet distance, on n windows that it may have been trained on."""
     policy, _ = load_policy(checkpoint)
     chosen, others = lab_runs.drawn_windows(checkpoint, data, n, seed, key="n")
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
-    select, batch_size = lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
-    result = measure_layers(
-        policy_batches(policy, chosen, select, batch_size, seed),
-        policy.path,
-        SOLVER.plan(policy.path),
-        policy.data_scale,
-        lambda x: x.flatten(1) / policy.data_scale,
-        reference,
-    )
+    batches = []
+    for rows in torch.arange(n).split(checkpoint.metadata["config"]["batch_size"]):  # as the selector saw in training
+        batch = chosen[rows]
+        network = partial(policy.network, features=policy.encode(batch.obs))
+        x, condition = policy.clean(batch.action), policy.condition(batch.obs)
+        batches.append(_noised(x, checkpoint, network, seed, int(rows[0]), condition))
+    plan, scale = SOLVER.plan(policy.path), policy.data_scale
+    result = measure_layers(batches, policy.path, plan, scale, lambda x: x.flatten(1) / scale, reference)
     return result, frechet_distance(*real, *reference)
 
 
-def policy_batches(policy: Policy, windows: Windows, select: Selector, size: int, seed: int) -> Iterator[Batch]:
-    """Windows with their noises, in batches of the size that the selector saw in training."""
-    for rows in torch.arange(len(windows)).split(size):
-        batch = windows[rows]
-        network = partial(policy.network, features=policy.encode(batch.obs))
-        observed = policy.condition(batch.obs)
-        yield _batch(policy.clean(batch.action), select, network, seed, int(rows[0]), condition=observed)
-
-
-def image_section(
+def measure_images(
     models: Mapping[str, Checkpoint], loaded: Mapping[str, ImageModel], images: Path, n: int, seed: int
-) -> Section:
+) -> Document:
     """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
     size, extractor = next(iter(loaded.values())).coder.size, make_extractor("classifier")
 
@@ -226,35 +197,32 @@ def image_section(
 
     test, training = (load_cifar10(images, split, size=size) for split in ("test", "train"))
     if min(len(test), len(training)) < n:
-        raise CommandError(f"n={n}: images={images} holds {min(len(test), len(training)):,} images of a split")
+        raise CommandError(f"n={n}: images={images} has {min(len(test), len(training)):,} images of a split")
     reference = feature_statistics(features(test))
     layers = {}
     for label, model in loaded.items():
-        select, batch_size = lab_runs.own_selector(models[label]), models[label].metadata["config"]["batch_size"]
-        encoded = [
-            model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
-            for number, part in enumerate(to_pixels(test[:n]).split(batch_size))
-        ]
-        result = measure_layers(
-            [_batch(x, select, model.network(), seed, number) for number, x in enumerate(encoded)],
-            model.path,
-            SOLVER.plan(model.path),
-            model.coder.limit,
-            lambda x, model=model: features(to_bytes(model.coder.decode(x))),  # type: ignore[misc]
-            reference,
-        )
-        layers[label] = [result._asdict()]
+        batches = []
+        for number, part in enumerate(to_pixels(test[:n]).split(models[label].metadata["config"]["batch_size"])):
+            x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
+            batches.append(_noised(x, models[label], model.network(), seed, number))
+
+        def decoded(x: Tensor, model: ImageModel = model) -> Tensor:
+            return features(to_bytes(model.coder.decode(x)))
+
+        plan = SOLVER.plan(model.path)
+        layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, decoded, reference)]
     floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
     return {"frechet_floor": floor, "layers": layers}
 
 
-def _batch(
-    x: Tensor, select: Selector, network: Network, seed: int, number: int, condition: Tensor | None = None
-) -> Batch:
+def _noised(
+    x: Tensor, checkpoint: Checkpoint, network: Network, seed: int, number: int, condition: Tensor | None = None
+) -> NoisedBatch:
     """Clean samples with their noises; plain noise and start are the same for every model."""
     common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
     noise, start = (torch.randn(x.shape, generator=common) for _ in range(2))
-    return Batch(x, select(x, condition=condition, generator=own), noise, start, network)
+    select = lab_runs.own_selector(checkpoint)
+    return NoisedBatch(x, select(x, condition=condition, generator=own), noise, start, network)
 
 
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
@@ -262,7 +230,7 @@ def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
     return means(result[quantity] for result in seeds)
 
 
-def describe(sections: Mapping[str, Section]) -> str:
+def describe(sections: Mapping[str, Document]) -> str:
     """The tables of every kind of data."""
     parts = []
     for title, section in sections.items():
@@ -280,7 +248,7 @@ def describe(sections: Mapping[str, Section]) -> str:
     return "\n\n".join(parts)
 
 
-def _half_table(section: Section) -> str:
+def _half_table(section: Document) -> str:
     """Every model against the first: errors over the noisier half of the layers, and the samples' Fréchet distance."""
 
     def half(seeds: list[Document], quantity: str) -> float:
@@ -302,7 +270,7 @@ def _half_table(section: Section) -> str:
     return table(columns, rows)
 
 
-def draw(sections: Mapping[str, Section], strips: Mapping[str, Tensor]) -> Figure:
+def draw(sections: Mapping[str, Document], strips: Mapping[str, Tensor]) -> Figure:
     """Error, distance from the final sample and Fréchet distance of every layer; below, predicted images."""
     heights = [3.7] * len(sections) + [1.8] * bool(strips)
     figure = Figure(figsize=(14.7, sum(heights)), dpi=130, layout="constrained")
@@ -317,7 +285,7 @@ def draw(sections: Mapping[str, Section], strips: Mapping[str, Tensor]) -> Figur
     return figure
 
 
-def _draw_layers(axes: list[Axes], title: str, section: Section) -> None:
+def _draw_layers(axes: list[Axes], title: str, section: Document) -> None:
     names = ("error, noised real data (dotted: plain noise)", "distance from the final sample", "Fréchet distance²")
     for panel, name in zip(axes, names, strict=True):
         plain(panel, f"{title}: {name}", "layer (left: noise, right: clean)", "1 = always predicting the mean")

@@ -22,7 +22,7 @@ from N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
@@ -92,11 +92,7 @@ class Net(nn.Module):
         return self.layers(torch.cat([noisy, angles.cos(), angles.sin(), condition], dim=1))
 
 
-class Batch(NamedTuple):
-    """Points on their paths, and their conditions (N, C)."""
-
-    sample: PathSample
-    condition: Tensor
+Points = tuple[PathSample, Tensor]  # Noised points on their paths, and their conditions (N, C)
 
 
 @dataclass(frozen=True)
@@ -110,45 +106,46 @@ class ToyObjective:
     batch_size: int
     seed: int
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> list[Points]:
         """The batch of a training step."""
         generator = torch_generator("cpu", "toy", self.seed, step)
         x, modes = self.mixture.sample(self.batch_size, generator)
         condition = self.mixture.one_hot(modes)
         t = self.path.times(len(x), generator, step=step)
         noise = self.select(x, condition=condition if condition.numel() else None, step=step, generator=generator)
-        return [Batch(self.path.sample(x, noise, t), condition)]
+        return [(self.path.sample(x, noise, t), condition)]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Points) -> Tensor:
         """The path's loss, a scalar."""
-        return self.path.loss(lambda noisy, t: self.net(noisy, t, batch.condition), batch.sample)
+        sample, condition = batch
+        return self.path.loss(lambda noisy, t: self.net(noisy, t, condition), sample)
 
 
 def train_net(
-    path: ProbabilityPath, mixture: Mixture, select: Selector, *, steps: int, early: int, batch_size: int, seed: int
-) -> dict[int, Net]:
-    """Train a network with the project's one loop: its EMA weights after `early` and after all steps."""
+    path: ProbabilityPath, mixture: Mixture, select: Selector, steps: int, batch_size: int, seed: int
+) -> list[Net]:
+    """Train a network with the project's one loop: its EMA weights after a sixth of the steps and after all."""
     conditions = mixture.one_hot(torch.zeros(1, dtype=torch.long)).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("toy weights", seed))  # torch's initialisers draw from the global stream alone
         net = Net(conditions)
     options: dict[str, Any] = dict(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=50, steps=steps)
-    kept: dict[int, Net] = {}
+    kept: list[Net] = []
 
     def keep(state: TrainState) -> None:
-        kept[state.step] = Net(conditions)
-        kept[state.step].load_state_dict(state.ema_state())
+        kept.append(Net(conditions))
+        kept[-1].load_state_dict(state.ema_state())
 
     train(
         TrainState(net, **options, ema_power=0.75, ema_max=0.99),
         ToyObjective(net, path, mixture, select, batch_size, seed),
-        Cadence(steps, log_every=steps, eval_every=steps, checkpoint_every=early),
+        Cadence(steps, log_every=steps, eval_every=steps, checkpoint_every=max(1, steps // 6)),
         precision="fp32",
         record=lambda row: None,
         evaluate=lambda state: {},
         save=keep,
     )
-    return {early: kept[early], steps: kept[steps]}
+    return [kept[0], kept[-1]]
 
 
 @torch.no_grad()
@@ -166,35 +163,30 @@ def generate(
     return torch.stack([*points, samples])
 
 
-class Arm(NamedTuple):
-    """One way to train: what the picture calls it, the path between data and noise, and what chooses the noise."""
-
-    name: str
-    path: ProbabilityPath
-    select: Selector
+Way = tuple[ProbabilityPath, Selector]  # To train: the path between data and noise, and what chooses the noise
 
 
-def arms(k: int) -> list[Arm]:
-    """The columns of Figure 11."""
-    return [
-        Arm("diffusion", DIFFUSION, make_selector("vanilla")),
-        Arm("flow matching", FLOW, make_selector("vanilla")),
-        Arm(f"immiscible flow, KNN k={k}", FLOW, make_selector("knn", k=k)),
-        Arm("immiscible flow, assignment", FLOW, make_selector("linear")),
-    ]
+def ways(k: int) -> dict[str, Way]:
+    """The columns of Figure 11, by their titles."""
+    return {
+        "diffusion": (DIFFUSION, make_selector("vanilla")),
+        "flow matching": (FLOW, make_selector("vanilla")),
+        f"immiscible flow, KNN k={k}": (FLOW, make_selector("knn", k=k)),
+        "immiscible flow, assignment": (FLOW, make_selector("linear")),
+    }
 
 
-def conditional_arms(k: int) -> list[Arm]:
+def conditional_ways(k: int) -> dict[str, Way]:
     """Ways to train flow matching on conditional data."""
-    return [
-        Arm("vanilla", FLOW, make_selector("vanilla")),
-        Arm(f"KNN k={k}", FLOW, make_selector("knn", k=k)),
-        Arm("assignment across conditions", FLOW, make_selector("linear")),
-        Arm("assignment within conditions (c2ot)", FLOW, make_selector("c2ot", weight=math.inf)),
-    ]
+    return {
+        "vanilla": (FLOW, make_selector("vanilla")),
+        f"KNN k={k}": (FLOW, make_selector("knn", k=k)),
+        "assignment across conditions": (FLOW, make_selector("linear")),
+        "assignment within conditions (c2ot)": (FLOW, make_selector("c2ot", weight=math.inf)),
+    }
 
 
-class Pairing(NamedTuple):
+class Pairs(NamedTuple):
     """A training batch before noising: data and noise (N, 2), and the data's modes (N,)."""
 
     x: Tensor
@@ -202,69 +194,64 @@ class Pairing(NamedTuple):
     modes: Tensor
 
 
-def pair(arm: Arm, mixture: Mixture, n: int, generator: torch.Generator) -> Pairing:
-    """Draw data and let the arm's selector choose noise for them."""
+def pair(select: Selector, mixture: Mixture, n: int, generator: torch.Generator) -> Pairs:
+    """Draw data and let a selector choose noise for them."""
     x, modes = mixture.sample(n, generator)
     condition = None if mixture.conditions is None else mixture.one_hot(modes)
-    return Pairing(x, arm.select(x, condition=condition, generator=generator), modes)
+    return Pairs(x, select(x, condition=condition, generator=generator), modes)
 
 
-Shown = tuple[Arm, Pairing, Tensor, Tensor]
-"""What the picture draws of an arm: a training batch, generated paths (S, N, 2), samples in few steps (N, 2)."""
-ShownConditional = tuple[Arm, Tensor, float]
-"""What the picture draws of a conditional arm: samples (2, N, 2) of both conditions, their distance to the data."""
+def measure_way(
+    way: Way, options: Document, seed: int
+) -> tuple[Figures, tuple[ProbabilityPath, Pairs, Tensor, Tensor]]:
+    """Train on the mixture: the numbers, and what is drawn.
 
-
-def _train(arm: Arm, mixture: Mixture, options: Document, seed: int) -> list[Net]:
-    """The arm's network after the early steps and after all."""
-    words = {key: options[key] for key in ("steps", "batch_size")}
-    nets = train_net(arm.path, mixture, arm.select, **words, early=max(1, options["steps"] // 6), seed=seed)
-    return list(nets.values())
-
-
-def measure_arm(arm: Arm, options: Document, seed: int) -> tuple[Figures, Shown]:
-    """Train an arm on the mixture: its numbers, and what the picture draws of it."""
+    Drawn are the path, a training batch, generated paths (S, N, 2), and samples in few steps (N, 2).
+    """
+    path, select = way
     generator = torch_generator("cpu", "toy evaluation", seed)
-    pairing = pair(arm, MIXTURE, options["batch_size"], generator)
+    pairs = pair(select, MIXTURE, options["batch_size"], generator)
     data = MIXTURE.around(MIXTURE.apportioned(SAMPLES), generator)
     start = torch.randn(SAMPLES, 2, generator=generator)
-    early_net, net = _train(arm, MIXTURE, options, seed)
-    early = generate(early_net, arm.path, start, start[:, :0], MANY, LIMIT)[-1]
-    few = generate(net, arm.path, start, start[:, :0], FEW, LIMIT)[-1]
-    paths = generate(net, arm.path, start, start[:, :0], MANY, LIMIT)
+    early_net, net = train_net(path, MIXTURE, select, options["steps"], options["batch_size"], seed)
+    early, few, paths = (
+        generate(trained, path, start, start[:, :0], steps, LIMIT)
+        for trained, steps in ((early_net, MANY), (net, FEW), (net, MANY))
+    )
     figures = {
-        "noise_mixing": mixing(pairing.noise, pairing.modes),
-        "training_crossings": crossings(pairing.noise, pairing.x),
+        "noise_mixing": mixing(pairs.noise, pairs.modes),
+        "training_crossings": crossings(pairs.noise, pairs.x),
         "path_curvature": curvature(paths),
-        "distance_early": wasserstein(early, data),
-        "distance_few_steps": wasserstein(few, data),
+        "distance_early": wasserstein(early[-1], data),
+        "distance_few_steps": wasserstein(few[-1], data),
         "distance": wasserstein(paths[-1], data),
-        "total_variation_few_steps": MIXTURE.total_variation(few),
+        "total_variation_few_steps": MIXTURE.total_variation(few[-1]),
         "total_variation": MIXTURE.total_variation(paths[-1]),
         "rare_mode_share": float(MIXTURE.mode_shares(paths[-1])[RARE]),
     }
-    return figures, (arm, pairing, paths, few)
+    return figures, (path, pairs, paths, few[-1])
 
 
-def measure_conditional(arm: Arm, options: Document, seed: int) -> tuple[Figures, ShownConditional]:
-    """Train an arm on the conditional mixture: its numbers (means over conditions), and what the picture draws."""
+def measure_conditional(way: Way, options: Document, seed: int) -> tuple[Figures, Tensor]:
+    """Train on the conditional mixture: the numbers, means over conditions, and samples (2, N, 2) of both."""
+    path, select = way
     generator = torch_generator("cpu", "toy conditional evaluation", seed)
-    pairings = [pair(arm, CONDITIONAL, options["batch_size"], generator) for _ in range(20)]
-    noise = torch.cat([pairing.noise for pairing in pairings])
-    first = CONDITIONAL.one_hot(torch.cat([pairing.modes for pairing in pairings]))[:, 0].bool()
-    net = _train(arm, CONDITIONAL, options, seed)[1]
+    batches = [pair(select, CONDITIONAL, options["batch_size"], generator) for _ in range(20)]
+    noise, modes = torch.cat([pairs.noise for pairs in batches]), torch.cat([pairs.modes for pairs in batches])
+    first = CONDITIONAL.one_hot(modes)[:, 0].bool()
+    net = train_net(path, CONDITIONAL, select, options["steps"], options["batch_size"], seed)[1]
     samples, distances, misses = [], [], []
     for number in (0, 1):
         own = CONDITIONAL.given(number)
         data = own.around(own.apportioned(SAMPLES), generator)
         start = torch.randn(SAMPLES, 2, generator=generator)
         condition = torch.eye(2)[number].expand(SAMPLES, 2)
-        samples.append(generate(net, arm.path, start, condition, MANY, LIMIT)[-1])
+        samples.append(generate(net, path, start, condition, MANY, LIMIT)[-1])
         distances.append(wasserstein(samples[-1], data))
         misses.append(float(own.mode_shares(samples[-1])[-1]))
     shift = (noise[first].mean(dim=0) - noise[~first].mean(dim=0)).norm()
     figures = {"prior_shift": float(shift), "distance": mean(distances), "off_modes": mean(misses)}
-    return figures, (arm, torch.stack(samples), figures["distance"])
+    return figures, torch.stack(samples)
 
 
 def floors(seed: int, repeats: int = 10) -> Figures:
@@ -285,17 +272,16 @@ def floors(seed: int, repeats: int = 10) -> Figures:
 
 
 def measure(options: Document) -> Findings:
-    """Train every arm for every seed, measure, and draw the first seed."""
+    """Train every way for every seed, measure, and draw the first seed."""
     require(options, steps=(12, math.inf), batch_size=(2, math.inf))
     k, seeds = options["k"], parse_range("seeds", options["seeds"])
-    unconditional = {arm.name: [measure_arm(arm, options, seed) for seed in seeds] for arm in arms(k)}
-    conditional = {arm.name: [measure_conditional(arm, options, seed) for seed in seeds] for arm in conditional_arms(k)}
+    runs = {name: [measure_way(way, options, seed) for seed in seeds] for name, way in ways(k).items()}
+    conditional = {
+        name: [measure_conditional(way, options, seed) for seed in seeds] for name, way in conditional_ways(k).items()
+    }
     figures = {"options": options, "floors": floors(seeds[0])}
-    figures |= {"unconditional": _pooled(unconditional), "conditional": _pooled(conditional)}
-    shown = [runs[0][1] for runs in unconditional.values()]
-    shown_conditional = [runs[0][1] for runs in conditional.values()]
-    picture = draw(shown, shown_conditional, figures["floors"]["conditional_distance"])
-    return Findings(figures, describe(figures), picture)
+    figures |= {"unconditional": _pooled(runs), "conditional": _pooled(conditional)}
+    return Findings(figures, describe(figures), draw(runs, conditional, figures["floors"]["conditional_distance"]))
 
 
 def _pooled(measured: dict[str, list[tuple[Figures, Any]]]) -> Document:
@@ -332,19 +318,30 @@ With a condition:
 {table(CONDITIONAL_COLUMNS, [*rows("conditional"), conditional])}"""
 
 
-def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor: float) -> Figure:
-    """The picture: pairs, paths and few-step samples of each arm; below, samples of the conditional arms."""
+def draw(runs: Mapping[str, Any], conditional: Mapping[str, Any], floor: float) -> Figure:
+    """The picture: pairs, paths and few-step samples of the first seeds; below, samples of conditional data."""
     figure = Figure(figsize=(12.4, 13.6), dpi=130, layout="constrained", facecolor="white")
     rows = figure.add_gridspec(2, 1, height_ratios=[3.05, 1.22])
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-    title = f"Six modes in the plane (rings), reached from Gaussian noise; {MANY} network calls unless said"
+    title = f"Six modes in the plane (rings), reached from Gaussian noise; {MANY} network calls unless stated"
     top.suptitle(title, fontsize=11, color=GREY)
-    grid = top.subplots(3, len(shown), squeeze=False)
-    for column, (arm, pairing, paths, few) in zip(grid.T, shown, strict=True):
-        column[0].set_title(arm.name, fontsize=13, fontweight="bold", pad=10)
-        _draw_pairing(column[0], arm.path, pairing)
-        _draw_paths(column[1], paths)
-        _frame(column[2], f"mode error {MIXTURE.total_variation(few):.2f}")
+    grid = top.subplots(3, len(runs), squeeze=False)
+    for column, (name, seeds) in zip(grid.T, runs.items(), strict=True):
+        figures, (path, pairs, paths, few) = seeds[0]
+        column[0].set_title(name, fontsize=13, fontweight="bold", pad=10)
+        _frame(column[0], f"{figures['training_crossings']:.0%} of pairs cross")
+        levels = torch.tensor([*path.levels(25, "trailing"), CLEAN])[:, :, None, None]  # (26, 3, 1, 1): t, alpha, sigma
+        noising = levels[:, 1] * pairs.x + levels[:, 2] * pairs.noise  # (26, N, 2)
+        colours = [MODE_COLOURS[mode] for mode in pairs.modes]
+        _lines(column[0], noising, colours, 0.6, 0.4)
+        _dots(column[0], pairs.noise, colours, 13)
+        note = f"curvature {figures['path_curvature']:.2f}; sky blue gets {figures['rare_mode_share']:.1%}"
+        _frame(column[1], note)
+        drawn = paths[:, :128]
+        _lines(column[1], drawn, _colours(drawn[-1]), 0.8, 0.6)
+        for points, size in ((drawn[0], 5), (drawn[-1], 9)):
+            _dots(column[1], points, _colours(drawn[-1]), size)
+        _frame(column[2], f"mode error {figures['total_variation_few_steps']:.2f}")
         _dots(column[2], few, _colours(few), 3)
     labels = (
         "training: each noise, in the\ncolour of its data",
@@ -356,31 +353,19 @@ def draw(shown: Sequence[Shown], conditional: Sequence[ShownConditional], floor:
     title = f"With a condition (left or right modes), selection can hurt: samples in {MANY} network calls"
     bottom.suptitle(title, fontsize=13, fontweight="bold")
     row = bottom.subplots(1, len(conditional), squeeze=False)[0]
-    for axes, (arm, both, distance) in zip(row, conditional, strict=True):
-        _frame(axes, f"distance to its data {distance:.2f} (perfect {floor:.2f})")
-        axes.set_title(arm.name, fontsize=11.5)
+    for axes, (name, seeds) in zip(row, conditional.items(), strict=True):
+        figures, both = seeds[0]
+        _frame(axes, f"distance to its data {figures['distance']:.2f} (perfect {floor:.2f})")
+        axes.set_title(name, fontsize=11.5)
         for colour, samples in zip(COLOURS, both, strict=False):
             _dots(axes, samples, colour, 3)
     row[0].set_ylabel("condition left (blue),\ncondition right (amber)", fontsize=11.5)
     return figure
 
 
-def _draw_pairing(axes: Axes, path: ProbabilityPath, pairing: Pairing) -> None:
-    levels = torch.tensor([*path.levels(25, "trailing"), CLEAN])[:, :, None, None]  # (26, 3, 1, 1): t, alpha, sigma
-    lines = levels[:, 1] * pairing.x + levels[:, 2] * pairing.noise  # (26, N, 2)
-    _frame(axes, f"{crossings(pairing.noise, pairing.x):.0%} of pairs cross")
-    colours = [MODE_COLOURS[mode] for mode in pairing.modes]
-    axes.add_collection(LineCollection(list(lines.permute(1, 0, 2).numpy()), colors=colours, linewidths=0.6, alpha=0.4))
-    _dots(axes, pairing.noise, colours, 13)
-
-
-def _draw_paths(axes: Axes, paths: Tensor, count: int = 128) -> None:
-    rare = float(MIXTURE.mode_shares(paths[-1])[RARE])
-    _frame(axes, f"curvature {curvature(paths):.2f}; sky blue gets {rare:.1%}")
-    lines, colours = list(paths[:, :count].permute(1, 0, 2).numpy()), _colours(paths[-1, :count])
-    axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.8, alpha=0.6))
-    _dots(axes, paths[0, :count], colours, 5)
-    _dots(axes, paths[-1, :count], colours, 9)
+def _lines(axes: Axes, paths: Tensor, colours: Sequence[str], width: float, alpha: float) -> None:
+    lines = list(paths.permute(1, 0, 2).numpy())  # (S, N, 2) to N lines of S points
+    axes.add_collection(LineCollection(lines, colors=colours, linewidths=width, alpha=alpha))
 
 
 def _colours(points: Tensor) -> list[str]:

@@ -22,7 +22,7 @@ without it. Perplexity 30, starting from principal components. Needs scikit-lear
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +35,12 @@ from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
+from immiscible_policy.lab.clusters import assigned_noise
 from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.report import Document, program, require, table
 from immiscible_policy.lab.steps import predicted_along_sampling
-from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
 from immiscible_policy.palette import COLOURS, GRID
 from immiscible_policy.randomness import torch_generator
@@ -65,36 +66,34 @@ NOISE_COLUMNS = {
 }
 
 
-class Panel(NamedTuple):
-    """One map: positions (N, 2), the cluster or layer of each point (N,), and what was measured."""
-
-    places: NDArray[np.float64]
-    groups: Tensor
-    figures: Document
-
-
+Panel = tuple[NDArray[np.float64], Tensor, Document]
+"""One map: positions (N, 2), the cluster or layer of each point (N,), and what was measured."""
 Sections = dict[str, dict[str, Panel]]  # Rows of the picture by title, and their panels by title
 
 
 def measure(options: Document) -> Findings:
     """Draw all maps that the options give material for."""
-    require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, np.inf))
+    actions = demonstrated_actions(find_task(options["task"]), options["data"])
+    require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(actions)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
     policies = lab_runs.newest_policies(options["runs"])
     models = lab_runs.newest_image_models(options["image_runs"])
-    actions = demonstrated_actions(find_task(options["task"]), options["data"])
     sections: Sections = {"noise of action chunks": noise_maps(actions, K_ACTIONS, options)}
     if options["images"]:
         pixels = cifar_images(options["images"], options["batch_size"])
         sections["noise of CIFAR-10 images"] = noise_maps(pixels, K_IMAGES, options)
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
-    images = {run: predicted_images(checkpoint, options) for run, checkpoint in models.items()}
+    images = {}
+    for run, checkpoint in models.items():
+        model, generator = load_image_model(checkpoint)[0], torch_generator("cpu", "tsne images", options["seed"])
+        start = torch.randn(options["starts"], *model.noise_shape, generator=generator)
+        images[run] = model.sample(start, SOLVER).predicted
     for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
         for run, layers in predicted.items():  # (S, N, ...)
             groups = torch.arange(len(layers)).repeat_interleave(layers.shape[1])
             measured = {"decided": decided(layers), "spread": spreads(layers)}
-            sections.setdefault(title, {})[run] = Panel(embed(layers.flatten(0, 1), options["seed"]), groups, measured)
-    figures = {title: {name: panel.figures for name, panel in row.items()} for title, row in sections.items()}
+            sections.setdefault(title, {})[run] = (embed(layers.flatten(0, 1), options["seed"]), groups, measured)
+    figures = {title: {name: measured for name, (_, _, measured) in row.items()} for title, row in sections.items()}
     return Findings(figures, describe(figures), draw(sections))
 
 
@@ -109,19 +108,6 @@ def embed(points: Tensor, seed: int) -> NDArray[np.float64]:
     return places.astype(np.float64)
 
 
-def noise_clusters(select: Selector, data: Tensor, count: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Noises (CLUSTERS, count, D) that a selector gives to the first samples of the data (N, ...).
-
-    They always lie in a batch with others, which are drawn anew for every batch.
-    """
-    noises = []
-    for _ in range(count):
-        companions = torch.randint(CLUSTERS, len(data), (batch_size - CLUSTERS,), generator=generator)
-        batch = torch.cat([data[:CLUSTERS], data[companions]])
-        noises.append(select(batch, generator=generator)[:CLUSTERS].flatten(1))
-    return torch.stack(noises, dim=1)
-
-
 def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
     """The noises of a few samples under each selector, the same samples for all."""
     seed, noises = options["seed"], options["noises"]
@@ -134,7 +120,7 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
     groups, maps = torch.arange(CLUSTERS).repeat_interleave(noises), {}
     for name, select in selectors.items():
         generator = torch_generator("cpu", "tsne noise", seed)
-        noise = noise_clusters(select, data[order], noises, options["batch_size"], generator)
+        noise = assigned_noise(select, data[order], CLUSTERS, options["batch_size"], noises, generator).flatten(2)
         places, distances = embed(noise.flatten(0, 1), seed), cluster_distances(noise)
         figures = {
             "agreement": 1 - mixing(noise.flatten(0, 1), groups),
@@ -144,7 +130,7 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
             "centroid_floor": distances.floor,
             "centroid_corrected": distances.corrected,
         }
-        maps[name] = Panel(places, groups, figures)
+        maps[name] = (places, groups, figures)
     return maps
 
 
@@ -160,14 +146,6 @@ def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
         return predicted_along_sampling(
             lambda x, t: policy.network(x, t, features), path, plan, start, policy.data_scale
         )
-
-
-def predicted_images(checkpoint: Checkpoint, options: Document) -> Tensor:
-    """Images (S, N, ...) that the layers of an image model predict, the same start noises for every model."""
-    model = load_image_model(checkpoint)[0]
-    generator = torch_generator("cpu", "tsne images", options["seed"])
-    start = torch.randn(options["starts"], *model.noise_shape, generator=generator)
-    return model.sample(start, SOLVER).predicted
 
 
 def spreads(predicted: Tensor) -> list[float]:
