@@ -11,7 +11,7 @@ from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
 from immiscible_policy.lab.data import demonstrated
-from immiscible_policy.lab.steps import Batch, measure_layers, predicted_along_sampling, relative_error
+from immiscible_policy.lab.steps import NoisedBatch, measure_layers, predicted_along_sampling, relative_error
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -39,35 +39,36 @@ def gaussian_layers(mean, std, count=10):
     x = mean + STD * z
     reference = feature_statistics(mean + STD * torch.randn(20000, DIMS, generator=generator))
     halves = [
-        Batch(*(each[rows] for each in (x, own, plain, start)), network) for rows in (slice(1500), slice(1500, None))
+        NoisedBatch(*(values[rows] for values in (x, own, plain, start)), network)
+        for rows in (slice(1500), slice(1500, None))
     ]
     return measure_layers(halves, path, plan, 1e9, lambda samples: samples, reference), plan
 
 
 def test_the_error_of_the_exact_denoiser_is_the_posterior_spread():
     """For N(m, s^2) the best error is sqrt((1 - a) / (a s^2 + 1 - a)) of the spread: 1 in pure noise, 0 at the data."""
-    found, plan = gaussian_layers(mean=0.7, std=STD)
+    layers, plan = gaussian_layers(mean=0.7, std=STD)
     a = np.array([step.alpha**2 for step in plan])
     expected = np.sqrt((1 - a) / (a * STD**2 + 1 - a))
-    assert found.t == [step.t for step in plan]
-    np.testing.assert_allclose(found.plain, expected, rtol=0.03)
-    np.testing.assert_allclose(found.own, expected, rtol=0.03)
+    assert layers["t"] == [step.t for step in plan]
+    np.testing.assert_allclose(layers["plain"], expected, rtol=0.03)
+    np.testing.assert_allclose(layers["own"], expected, rtol=0.03)
 
 
 def test_the_exact_denoisers_layers_spread_towards_the_data():
     """Predictions of the first layer are nearly the mean, at distance tr(C) = D s^2; the last are nearly the data."""
-    found, _ = gaussian_layers(mean=0.7, std=STD, count=50)
-    assert found.frechet[0] == pytest.approx(DIMS * STD**2, rel=0.05)
-    assert found.frechet[-1] < 0.02 * found.frechet[0]
-    assert found.final[-1] == 0
-    assert all(later < sooner for sooner, later in zip(found.final, found.final[1:], strict=False))
+    layers, _ = gaussian_layers(mean=0.7, std=STD, count=50)
+    assert layers["frechet"][0] == pytest.approx(DIMS * STD**2, rel=0.05)
+    assert layers["frechet"][-1] < 0.02 * layers["frechet"][0]
+    assert layers["final"][-1] == 0
+    assert all(later < sooner for sooner, later in zip(layers["final"], layers["final"][1:], strict=False))
 
 
 def test_a_denoiser_of_one_point_predicts_it_at_every_layer():
-    found, _ = gaussian_layers(mean=0.7, std=0.0)
-    np.testing.assert_allclose(found.plain, 1, rtol=0.02)  # the mean is all that it predicts
-    np.testing.assert_allclose(found.frechet, DIMS * STD**2, rtol=0.05)
-    np.testing.assert_allclose(found.final, 0, atol=0.03)
+    layers, _ = gaussian_layers(mean=0.7, std=0.0)
+    np.testing.assert_allclose(layers["plain"], 1, rtol=0.02)  # the mean is all that it predicts
+    np.testing.assert_allclose(layers["frechet"], DIMS * STD**2, rtol=0.05)
+    np.testing.assert_allclose(layers["final"], 0, atol=0.03)
 
 
 def test_flow_matching_has_layers_too():

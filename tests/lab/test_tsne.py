@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from immiscible_policy.lab import tsne
+from immiscible_policy.lab.clusters import assigned_noise
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.noise import make_selector
 
@@ -42,7 +43,8 @@ def test_noise_clusters_belong_to_their_samples():
     groups = torch.arange(tsne.CLUSTERS).repeat_interleave(40)
     agreement = {}
     for name, options in {"vanilla": {}, "knn": {"k": 64}, "linear": {}}.items():
-        noise = tsne.noise_clusters(make_selector(name, **options), far, 40, 2 * tsne.CLUSTERS, generator())
+        select = make_selector(name, **options)
+        noise = assigned_noise(select, far, tsne.CLUSTERS, 2 * tsne.CLUSTERS, 40, generator())
         assert noise.shape == (tsne.CLUSTERS, 40, 32)
         agreement[name] = 1 - mixing(noise.flatten(0, 1), groups)
         along = (noise.mean(dim=1) * far[: tsne.CLUSTERS] / 30).sum(dim=1)  # each cluster's mean along its sample
