@@ -28,18 +28,11 @@ TOLERANCE = 1e-5
 
 
 class ImageSample(NamedTuple):
-    """What sampling yields.
+    """What sampling yields; network calls from the noisiest on."""
 
-    Attributes:
-        images: The samples (B, 3, S, S), pixels in [-1, 1].
-        predicted: The clean sample that each network call predicts (steps, B, C, H, W), the noisiest first, as it is
-            noised: `coder.decode` makes pixels of it.
-        t: What the network is given of the time at each call (steps,).
-    """
-
-    images: Tensor
-    predicted: Tensor
-    t: Tensor
+    images: Tensor  # samples (B, 3, S, S), pixels in [-1, 1]
+    predicted: Tensor  # clean sample that each call predicts (steps, B, C, H, W); `coder.decode` makes pixels of it
+    t: Tensor  # what the network is given of the time at each call (steps,)
 
 
 class TextSample(NamedTuple):
@@ -59,19 +52,12 @@ class Text(NamedTuple):
 
 
 class Coder(Protocol):
-    """What pixels become before they are noised; held by a model without being trained or saved.
+    """What pixels become before they are noised; held by a model without being trained or saved."""
 
-    Attributes:
-        size: Side S of the images.
-        shape: Shape (C, H, W) of what is noised.
-        data_scale: Factor on the normalised clean sample, undone by `decode`.
-        limit: Largest magnitude of a number of a clean sample.
-    """
-
-    size: int
-    shape: tuple[int, int, int]
-    data_scale: float
-    limit: float
+    size: int  # side S of the images
+    shape: tuple[int, int, int]  # (C, H, W) of what is noised
+    data_scale: float  # factor on the normalised clean sample, undone by `decode`
+    limit: float  # largest magnitude of a number of a clean sample
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Clean samples (B, C, H, W), float32, of pixels (B, 3, S, S) in [-1, 1]."""
@@ -198,11 +184,9 @@ class ImageModel(nn.Module):
     ) -> PathSample | TextSample:
         """Draw all that is random in a training step of images (B, 3, S, S), float, in [-1, 1], and choose the noise.
 
-        The selector sees the scaled clean samples; its condition is the prompts' pooled embedding (B, E), equal prompts
-        having
-        equal rows, or None without prompts. The generator draws posterior, dropped prompts, noise, offset and times, in
-        this
-        order. `step` is for what follows a schedule; None is the end of training.
+        The selector sees the scaled clean samples; its condition is the prompts' pooled embedding (B, E), where equal
+        prompts have equal rows, or None without prompts. The generator draws posterior, dropped prompts, noise, offset
+        and times, in this order. `step` is for what follows a schedule; None is the end of training.
 
         Raises:
             ValueError: If the images have another shape, or the prompts another number.

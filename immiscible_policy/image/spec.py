@@ -12,18 +12,9 @@ MODELS = ("ddim", "flow", "consistency")
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Everything that shapes an unconditional image model except its weights; sizes as `image_unet` takes them.
+    """Everything that shapes an unconditional image model except its weights; sizes as `image_unet` takes them."""
 
-    Attributes:
-        model: `ddim`, `flow` or `consistency`.
-        data_scale: Factor from pixels in [-1, 1] to what is noised.
-        diffusion_steps: Length of the noising chain (`ddim`).
-        prediction: What the network predicts (`ddim`): `epsilon`, `sample` or `v_prediction`.
-        metric: What compares images in training (`consistency`): `huber` or `lpips`.
-        training_steps: Length of the training (`consistency`, whose noise levels depend on it); None otherwise.
-    """
-
-    model: str
+    model: str  # `ddim`, `flow` or `consistency`
     size: int
     channels: tuple[int, ...]
     layers: int
@@ -32,37 +23,27 @@ class ImageSpec:
     head_channels: int
     dropout: float
     layout: str
-    data_scale: float
-    diffusion_steps: int
-    prediction: str
-    metric: str
-    training_steps: int | None
+    data_scale: float  # factor from pixels in [-1, 1] to what is noised
+    diffusion_steps: int  # length of the noising chain (`ddim`)
+    prediction: str  # what the network predicts (`ddim`): `epsilon`, `sample` or `v_prediction`
+    metric: str  # what compares images in training (`consistency`): `huber` or `lpips`
+    training_steps: int | None  # length of the training (`consistency`, whose noise levels depend on it)
 
 
 @dataclass(frozen=True)
 class StableDiffusionSpec:
-    """Everything that shapes a Stable Diffusion model except its U-Net's weights; see `ImageModel` for its numbers.
+    """Everything that shapes a Stable Diffusion model except its U-Net's weights; see `ImageModel` for its numbers."""
 
-    Attributes:
-        pretrained: Directory in diffusers' layout, or hub id, of the ready-made parts.
-        init: The U-Net's first weights: `scratch` for fresh ones, `pretrained` for fine-tuning.
-        size: Side of the images [px].
-        data_scale: Factor on the latents beside the autoencoder's own.
-        gradient_checkpointing: Whether the backward pass computes activations again instead of keeping them.
-        frozen_precision: Arithmetic of autoencoder and text encoder: `fp32`, or `bf16` over float32 weights.
-        pretrained_hash: Hash of the ready-made parts, see `stable_diffusion.pinned`; empty for whatever is there.
-    """
-
-    pretrained: str
-    init: str
-    size: int
-    data_scale: float
+    pretrained: str  # directory in diffusers' layout, or hub id, of the ready-made parts
+    init: str  # the U-Net's first weights: `scratch` for fresh ones, `pretrained` for fine-tuning
+    size: int  # side of the images [px]
+    data_scale: float  # factor on the latents beside the autoencoder's own
     noise_offset: float
     prompt_dropout: float
     guidance: float
-    gradient_checkpointing: bool
-    frozen_precision: str
-    pretrained_hash: str = ""
+    gradient_checkpointing: bool  # the backward pass computes activations again instead of keeping them
+    frozen_precision: str  # arithmetic of autoencoder and text encoder: `fp32`, or `bf16` over float32 weights
+    pretrained_hash: str = ""  # of the ready-made parts, see `stable_diffusion.pinned`; empty for whatever is there
     model: str = "sd"
 
 
@@ -80,6 +61,6 @@ def read_spec(checkpoint: Checkpoint) -> Spec:
     values = recorded if isinstance(recorded, dict) else {}
     kind: type[Spec] = StableDiffusionSpec if values.get("model") == "sd" else ImageSpec
     if set(values) != {field.name for field in fields(kind)}:
-        raise CheckpointError(f"{checkpoint.path} describes no image model that this version knows")
+        raise CheckpointError(f"{checkpoint.path} does not describe an image model that this version knows")
     plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return kind(**plain)

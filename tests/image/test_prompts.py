@@ -55,5 +55,5 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(ValueError, match="clas: no such file; known besides files: own, none"):
         prompts_for(NAMED, "clas")
     (tmp_path / "latin.txt").write_bytes("früh".encode("latin-1"))
-    with pytest.raises(ValueError, match="latin.txt is no UTF-8 text"):
+    with pytest.raises(ValueError, match="latin.txt is not UTF-8 text"):
         prompts_for(NAMED, str(tmp_path / "latin.txt"))

@@ -39,18 +39,13 @@ class Shape:
 
     Images are shown upright, as their EXIF orientation says. The largest square in the middle is cut out (of an odd
     rest, the smaller half lies left or above) and resized to S x S with an antialiased bicubic filter. A JPEG whose
-    shorter side is at least 4 S is halved (or quartered, ...) while it is decoded, to no less than 2 S.
-
-    Attributes:
-        size: Side S of the result, pixels.
-        exact: Width and height that every image must have; None takes any.
-        rgb: Whether an image must be RGB; otherwise grayscale, palette and CMYK images are converted, and
-            transparency is dropped.
+    shorter side is at least 4 S is halved (or quartered, ...) while it is decoded, to no less than 2 S. Unless images
+    must be RGB, grayscale, palette and CMYK images are converted, and transparency is dropped.
     """
 
-    size: int
-    exact: tuple[int, int] | None = None
-    rgb: bool = False
+    size: int  # side S of the result [px]
+    exact: tuple[int, int] | None = None  # width and height that every image must have; None takes any
+    rgb: bool = False  # whether an image must be RGB
 
 
 class Decoder:

@@ -113,7 +113,7 @@ def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:
     try:
         return Zip(path) if path.is_file() else Folder(path)
     except zipfile.BadZipFile:
-        raise ValueError(f"{path} is no zip archive; {wanted}") from None
+        raise ValueError(f"{path} is not a zip archive; {wanted}") from None
 
 
 def find(source: Source, *names: str) -> str | None:
@@ -173,23 +173,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as it is published.
+    """A data set as it is published."""
 
-    Attributes:
-        name: Its name in messages.
-        splits: Its parts.
-        wanted: What to download, from where, and how it must lie.
-        find: (path, split) -> its images.
-        size: Side unless another is asked for; None if one must be.
-        exact: Width and height of every published image; None if they differ.
-    """
-
-    name: str
+    name: str  # in messages
     splits: tuple[str, ...]
-    wanted: str
-    find: Callable[[Path, str], Listing]
-    size: int | None
-    exact: tuple[int, int] | None = None
+    wanted: str  # what to download, from where, and how it must lie
+    find: Callable[[Path, str], Listing]  # (path, split) -> its images
+    size: int | None  # side of the images by default; None if there is no default
+    exact: tuple[int, int] | None = None  # width and height of every published image; None if they differ
 
 
 def digest(lines: Iterable[str]) -> str:

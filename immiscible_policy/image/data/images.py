@@ -25,21 +25,16 @@ OWN, NONE = "own", "none"
 class Images:
     """A data set; every method may be called from several threads.
 
-    Attributes:
-        held: The images (N, 3, T, T), uint8, T <= S, those of T < S being enlarged when asked for; or what reads and
-            decodes them when they are asked for. A damaged file is noticed then, and not before.
-        size: Side S of what `pixels` returns.
-        content_hash: Changes with the images, their order, their side and their prompts: of held images with every
-            pixel, of others with names and sizes of the files, see `Listing.names_hash`.
-        texts: Class name or caption of each row; None if the set has none.
-        device: Where pixels are returned.
+    Images are held (N, 3, T, T), uint8, T <= S, and enlarged where T < S; or read and decoded on demand, so that a
+    damaged file is noticed then, and not before. The hash changes with the images, their order, their side and their
+    prompts: of held images with every pixel, of others with names and sizes of the files, see `Listing.names_hash`.
     """
 
     held: Tensor | Decoder
-    size: int
+    size: int  # side S of what `pixels` returns
     content_hash: str
-    texts: Sequence[str] | None = None
-    device: torch.device = torch.device("cpu")
+    texts: Sequence[str] | None = None  # class name or caption of each row; None if the set has none
+    device: torch.device = torch.device("cpu")  # where pixels are returned
 
     def __len__(self) -> int:
         return len(self.held)
@@ -87,7 +82,7 @@ def prompts_for(images: Images, source: str) -> Images:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"prompts={path} is no UTF-8 text") from None
+        raise ValueError(f"prompts={path} is not UTF-8 text") from None
     if len(lines) != len(images):
         raise ValueError(
             f"prompts={path} has {len(lines)} lines for {len(images)} images; it needs one prompt per image"

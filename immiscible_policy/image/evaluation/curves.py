@@ -32,20 +32,13 @@ Seeds = Mapping[int, Distances]
 
 @dataclass(frozen=True)
 class Reached:
-    """When a run reached the first run's best distance, for one training seed.
-
-    Attributes:
-        target: The first run's smallest distance.
-        at: Step at which the first run has it.
-        reached: Step at which the other run is at or below it; None if at none of its checkpoints.
-        last: The other run's last checkpoint.
-    """
+    """When a run reached the first run's best distance, for one training seed."""
 
     seed: int
-    target: float
-    at: int
-    reached: int | None
-    last: int
+    target: float  # the first run's smallest distance
+    at: int  # step at which the first run has it
+    reached: int | None  # step at which the other run is at or below it; None if at none of its checkpoints
+    last: int  # the other run's last checkpoint
 
     @property
     def ratio(self) -> float | None:
@@ -55,20 +48,14 @@ class Reached:
 
 @dataclass(frozen=True)
 class Against:
-    """A run against the first one.
+    """A run against the first one; differences are its distance - the first run's."""
 
-    The difference is distance - the first run's, at the last checkpoint `step` that all seeds of both share, `best`
-    that of
-    the smallest distances. The speed-up is the geometric mean of the ratios; None unless every common seed reaches its
-    target.
-    """
-
-    difference: Interval
-    step: int
-    best: Interval
+    difference: Interval  # at the last checkpoint that all seeds of both share
+    step: int  # of that checkpoint
+    best: Interval  # difference of the smallest distances
     paired: bool
     reached: list[Reached]
-    speedup: Interval | None
+    speedup: Interval | None  # geometric mean of the ratios; None unless every common seed reaches its target
 
 
 def make_curve(label: str, seeds: Seeds) -> Curve:

@@ -45,19 +45,16 @@ class SolverWords(NamedTuple):
 class Drawing:
     """How images are drawn from a model.
 
-    Attributes:
-        seed: Names the start noises.
-        batch_size: Images at a time. It changes nothing but rounding, except for samplers that draw more than start
-            noises, or choose their steps by the error of a batch.
-        edit: `inpaint` or `outpaint` to fill in originals, None to draw whole images.
+    The batch size changes nothing but rounding, except for solvers that draw more than start noises, or choose their
+    steps by the error of a batch.
     """
 
     n: int
     solver: SolverWords
-    seed: int
-    batch_size: int
+    seed: int  # names the start noises
+    batch_size: int  # images at a time
     device: str
-    edit: str | None
+    edit: str | None  # `inpaint` or `outpaint` to fill in originals, None to draw whole images
 
 
 class Reference(NamedTuple):

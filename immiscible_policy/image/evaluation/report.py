@@ -35,18 +35,12 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageResults:
-    """What was measured.
+    """What was measured, by run, the first one first; all of one setting but for the model's own sampling steps."""
 
-    Attributes:
-        title: What the distance is called.
-        rows: By run, the first one first; all of one setting but for sampling steps that are the model's own.
-        origins: By run, where it came from.
-    """
-
-    title: str
+    title: str  # what the distance is called
     rows: Mapping[str, Sequence[ImageRow]]
     reference: Reference
-    origins: Mapping[str, dict[str, Any]]
+    origins: Mapping[str, dict[str, Any]]  # where the runs came from
 
     @property
     def setting(self) -> ImageRow:

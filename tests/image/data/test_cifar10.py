@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_with_what_to_download(tmp_path):
     with pytest.raises(ValueError, match="holds no train images"):
         load_cifar10(tmp_path)
     (tmp_path / "cifar.zip").write_text("no zip")
-    with pytest.raises(ValueError, match="no zip archive"):
+    with pytest.raises(ValueError, match="not a zip archive"):
         load_cifar10(tmp_path / "cifar.zip")
 
 

@@ -84,5 +84,5 @@ def test_a_link_that_leads_nowhere_is_no_image(folder):
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path):
     (tmp_path / "set.zip").write_text("no zip")
-    with pytest.raises(ValueError, match=r"set.zip is no zip archive; wanted$"):
+    with pytest.raises(ValueError, match=r"set.zip is not a zip archive; wanted$"):
         open_source(tmp_path / "set.zip", "wanted")

@@ -62,5 +62,5 @@ def test_a_size_must_be_given(tmp_path):
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path):
     (tmp_path / "a.tar").write_text("no zip")
-    with pytest.raises(ValueError, match="a.tar is no zip archive; it should be a folder"):
+    with pytest.raises(ValueError, match="a.tar is not a zip archive; it should be a folder"):
         load_images("folder", tmp_path / "a.tar", size=8)
