@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from immiscible_policy.lab.report import log2
+from immiscible_policy.lab.program import log2
 
 
 def log_axes(axes: Axes, at: Sequence[int]) -> None:

@@ -40,7 +40,7 @@ from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.statistics import mean_interval
-from immiscible_policy.lab.report import legend, plain, program, table
+from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.path import Ddpm
 from immiscible_policy.policy import Policy, PolicySpec, build_policy

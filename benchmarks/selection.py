@@ -39,7 +39,7 @@ from benchmarks.measuring import QUICK, Seconds, medians, ratio, ratios, require
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.lab.data import demonstrated_actions
-from immiscible_policy.lab.report import legend, plain, program, table
+from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.noise import SELECTORS, Potentials, fit_potentials, make_selector
 from immiscible_policy.noise.assigners import AssignerName, solve
 from immiscible_policy.noise.costs import distances

@@ -46,7 +46,7 @@ from immiscible_policy.evaluation.statistics import (
     episodes_needed,
     interval,
 )
-from immiscible_policy.lab.report import legend, plain, program, table
+from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver

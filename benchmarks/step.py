@@ -34,7 +34,7 @@ from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import CommandError, Option, parse_range, unknown
-from immiscible_policy.lab.report import legend, plain, program, table
+from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import BLUE, GREY, NAMED, RUST, SKY, panels
 from immiscible_policy.policy.build import build_policy

@@ -12,7 +12,7 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
-from immiscible_policy.image.evaluation.evaluate import Evaluation, Plan, Target, find_checkpoint, find_run
+from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, Target, find_checkpoint, find_run
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, start_noise
 from immiscible_policy.image.evaluation.pictures import edits_figure
@@ -98,23 +98,25 @@ def main() -> None:
 def _main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
-    plan, edit = _plan(options), options["edit"]
+    protocol, edit = _protocol(options), options["edit"]
     if options["checkpoint"] is not None:
-        targets = [find_checkpoint(options["checkpoint"], plan)]
+        targets = [find_checkpoint(options["checkpoint"], protocol)]
     else:
         runs = options["runs"] or {options["run"].resolve().name: options["run"]}
-        targets = [find_run(label, directory, plan) for label, directory in runs.items()]
+        targets = [find_run(label, directory, protocol) for label, directory in runs.items()]
     own = targets[0].run.path if targets[0].run is not None else None
     out: Path | None = options["out"] or (own if len(targets) == 1 else Path("frechet"))
     if out is not None:
         require_writable("out", out / "x")
-    evaluation = Evaluation(plan, lambda line: print(line, flush=True))
+    evaluation = Evaluation(protocol, lambda line: print(line, flush=True))
     for target in targets:
         evaluation.check(target)
     rows = {target.label: evaluation.rows(target) for target in targets}
     require_comparable(rows)
     origins = {target.label: target.run.origin for target in targets if target.run is not None}
-    results = ImageResults(plan.extractor.title + TITLES[edit], rows, evaluation.reference(targets[0].source), origins)
+    results = ImageResults(
+        protocol.extractor.title + TITLES[edit], rows, evaluation.reference(targets[0].source), origins
+    )
     if out is None:
         return
     name = edit or "frechet"
@@ -139,10 +141,10 @@ def _check(options: dict[str, Any]) -> None:
     options["device"] = resolve_device(options["device"])
 
 
-def _plan(options: dict[str, Any]) -> Plan:
+def _protocol(options: dict[str, Any]) -> ImageProtocol:
     device, clip = options["device"], options["clip"]
     words = SolverWords(options["solver"], options["sampling_steps"], options["spacing"], options["eta"])
-    return Plan(
+    return ImageProtocol(
         Drawing(options["samples"], words, options["noise_seed"], options["batch_size"], device, options["edit"]),
         make_extractor(
             options["features"], classifier=options["classifier"], inception=options["inception"], device=device
@@ -159,7 +161,7 @@ def _edits(evaluation: Evaluation, targets: list[Target], edit: str) -> dict[str
     rows = torch.arange(EDITED)
     originals = evaluation.conditions(targets[0].source).pixels(rows)
     size = originals.shape[-1]
-    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.plan.drawing.seed))
+    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.protocol.drawing.seed))
     region = edit_region(edit, size)
     columns = {"original": originals, "masked": torch.where(region, noise, originals)}
     return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

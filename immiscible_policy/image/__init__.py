@@ -1,23 +1,15 @@
 """Image generation with immiscible noise: the papers' image experiments, on the same selectors and training loop."""
 
 from immiscible_policy.image.build import build_image_model, load_image_model
-from immiscible_policy.image.data import Images, load_cifar10, load_images, shrink, to_bytes, to_pixels
 from immiscible_policy.image.export import export_diffusers
-from immiscible_policy.image.model import ImageModel, ImageSample
+from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.spec import ImageSpec, StableDiffusionSpec
 
 __all__ = [
     "ImageModel",
-    "ImageSample",
     "ImageSpec",
-    "Images",
     "StableDiffusionSpec",
     "build_image_model",
     "export_diffusers",
-    "load_cifar10",
     "load_image_model",
-    "load_images",
-    "shrink",
-    "to_bytes",
-    "to_pixels",
 ]

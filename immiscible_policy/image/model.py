@@ -211,7 +211,7 @@ class ImageModel(nn.Module):
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of what `noised` returned, or of some of its rows: a scalar.
 
-        It holds no randomness (dropout apart) and no sizes that depend on values.
+        It has no randomness (dropout apart) and no sizes that depend on values.
         """
         return self.path.loss(self.network(batch.text if self.text is not None else None), batch)
 

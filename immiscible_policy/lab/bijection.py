@@ -40,7 +40,7 @@ from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, SEED
-from immiscible_policy.lab.report import Document, curves, legend, means, plain, program, require, table
+from immiscible_policy.lab.program import Document, curves, legend, means, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
 from immiscible_policy.palette import COLOURS, GREY

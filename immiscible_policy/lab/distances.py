@@ -23,7 +23,7 @@ from torch import Tensor
 from immiscible_policy.cli import Option
 from immiscible_policy.lab import data as lab_data
 from immiscible_policy.lab.laws import expected_change
-from immiscible_policy.lab.report import Document, curves, legend, log2, plain, program, require, table
+from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.palette import COLOURS, NAMED, TEAL, panels

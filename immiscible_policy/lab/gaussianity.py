@@ -29,7 +29,7 @@ from torch import Tensor
 from immiscible_policy.cli import Option
 from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, root_mean_square
 from immiscible_policy.lab.laws import nearest_over
-from immiscible_policy.lab.report import Document, legend, plain, program, require, table
+from immiscible_policy.lab.program import Document, legend, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import gaussian_kl, kl_floor
 from immiscible_policy.palette import GREY, NAMED, TEAL, panels

@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
-from immiscible_policy.lab.report import Document, legend, plain, program, table
+from immiscible_policy.lab.program import Document, legend, plain, program, table
 from immiscible_policy.palette import BASELINE, FAINT, GREY, INK, colours
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.run import SETTINGS_OF_PLACE

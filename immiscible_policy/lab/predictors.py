@@ -25,7 +25,7 @@ from immiscible_policy.evaluation.agent import load_policy
 from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED
-from immiscible_policy.lab.report import Document, plain, program, require, table
+from immiscible_policy.lab.program import Document, plain, program, require, table
 from immiscible_policy.lab.runs import drawn_windows
 from immiscible_policy.palette import BLUE, panels
 from immiscible_policy.randomness import derive_seed

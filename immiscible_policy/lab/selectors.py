@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import Option
 from immiscible_policy.lab.data import DATA, SEED, TASK, demonstrated
-from immiscible_policy.lab.report import Document, plain, program, require, table
+from immiscible_policy.lab.program import Document, plain, program, require, table
 from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.audit import Audit, audit
 from immiscible_policy.palette import COLOURS, GREY

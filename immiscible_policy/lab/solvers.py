@@ -32,7 +32,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, load_policy
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
-from immiscible_policy.lab.report import Document, plain, program, table
+from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import colours, panels

@@ -46,7 +46,7 @@ from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import DATA, IMAGES, SEED
-from immiscible_policy.lab.report import Document, legend, means, plain, program, require, table
+from immiscible_policy.lab.program import Document, legend, means, plain, program, require, table
 from immiscible_policy.palette import GREY, colours
 from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network

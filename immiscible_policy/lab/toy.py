@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from immiscible_policy.cli import Option, parse_range
 from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
-from immiscible_policy.lab.report import Document, program, require, table
+from immiscible_policy.lab.program import Document, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS, FAINT, GREY, GRID, INK
 from immiscible_policy.path import Ddpm, Flow, PathSample, ProbabilityPath

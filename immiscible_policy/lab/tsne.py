@@ -38,7 +38,7 @@ from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.clusters import assigned_noise
 from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
 from immiscible_policy.lab.mixture import mixing
-from immiscible_policy.lab.report import Document, program, require, table
+from immiscible_policy.lab.program import Document, program, require, table
 from immiscible_policy.lab.steps import predicted_along_sampling
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation

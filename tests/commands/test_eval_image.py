@@ -169,7 +169,7 @@ def test_checkpoints_of_other_models_and_empty_runs_are_refused(run, tmp_path):
         _main([f"checkpoint={tmp_path / 'policy' / 'step_000001'}"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("{}")
-    with pytest.raises(CommandError, match="keeps no checkpoint"):
+    with pytest.raises(CommandError, match="has no checkpoint"):
         _main([f"run={tmp_path / 'empty'}"])
     (run / "config.yaml").write_text("{}")
     with pytest.raises(CommandError, match="does not say where its data lie; give data=PATH"):

@@ -16,7 +16,7 @@ from immiscible_policy.lab import __main__ as command_line
 from immiscible_policy.lab import clusters, distances, gaussianity
 from immiscible_policy.lab.data import cifar_images, demonstrated_actions, latent_fields, root_mean_square
 from immiscible_policy.lab.laws import expected_change, nearest_of_k, nearest_over
-from immiscible_policy.lab.report import table
+from immiscible_policy.lab.program import table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import distance_change
 from immiscible_policy.noise.audit.statistics import cluster_distances, gaussian_kl

@@ -11,13 +11,4 @@ from immiscible_policy.image.data.images import Images
 from immiscible_policy.image.data.load import DATASETS, MEMORY_BYTES, load_cifar10, load_images
 from immiscible_policy.image.data.pixels import shrink, to_bytes, to_pixels
 
-__all__ = [
-    "DATASETS",
-    "MEMORY_BYTES",
-    "Images",
-    "load_cifar10",
-    "load_images",
-    "shrink",
-    "to_bytes",
-    "to_pixels",
-]
+__all__ = ["DATASETS", "MEMORY_BYTES", "Images", "load_cifar10", "load_images", "shrink", "to_bytes", "to_pixels"]

@@ -38,7 +38,7 @@ def list_cifar10(path: Path, split: str) -> Listing:
     within = find(source, split)
     files = [] if within is None else in_turn(file for file in source.images(within) if file.depth == 1)
     if not files:
-        raise ValueError(f"{path} holds no {split} images; {WANTED}")
+        raise ValueError(f"{path} has no {split} images; {WANTED}")
     return Listing(source, within or "", files, [file.class_name.replace("_", " ") for file in files])
 
 

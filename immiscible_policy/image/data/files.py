@@ -117,7 +117,7 @@ def open_source(path: Path, wanted: str, *, zips: bool = True) -> Source:
 
 
 def find(source: Source, *names: str) -> str | None:
-    """The first of some folders that a source holds, at its top or one folder further down; None if it holds none."""
+    """The first of some folders that a source has, at its top or one folder further down; None if it has none."""
     tops = sorted(top for top in source.folders() if not top.startswith((".", "__")))
     places = (f"{top}{name}" for name in names for top in ("", *(f"{top}/" for top in tops)))
     return next((place for place in places if source.has(place)), None)

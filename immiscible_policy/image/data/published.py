@@ -48,7 +48,7 @@ def list_celeba(path: Path, split: str) -> Listing:
     within = find(source, FACES) or ""
     there = {file.name: file for file in source.images(within) if file.depth == 0}
     if not there:
-        raise ValueError(f"{path} holds no images of CelebA; {CELEBA_WANTED}")
+        raise ValueError(f"{path} has no images of CelebA; {CELEBA_WANTED}")
     partition = next((place for place in (path / PARTITION, path.parent / PARTITION) if place.is_file()), None)
     if partition is None:
         raise ValueError(f"{path}: {PARTITION} is missing; {CELEBA_WANTED}")
@@ -57,7 +57,7 @@ def list_celeba(path: Path, split: str) -> Listing:
         raise ValueError(f"{partition} should have lines like '000001.jpg 0'; {CELEBA_WANTED}")
     names = sorted(name for name, part in lines if part == str(CELEBA_SPLITS.index(split)))
     if not names:
-        raise ValueError(f"{partition} names no {split} images; {CELEBA_WANTED}")
+        raise ValueError(f"{partition} lists no {split} images; {CELEBA_WANTED}")
     absent = [name for name in names if name not in there]
     if absent:
         raise ValueError(f"{path} lacks {absent[0]}, which {PARTITION} names; is it unpacked completely?")
@@ -76,7 +76,7 @@ def list_imagenet(path: Path, split: str) -> Listing:
     within = find(source, split, f"{KAGGLE}/{split}")
     files = [] if within is None else in_turn(file for file in source.images(within) if file.depth == 1)
     if within is None or not files:
-        raise ValueError(f"{path} holds no {split}/nXXXXXXXX/*.JPEG; {IMAGENET_WANTED}")
+        raise ValueError(f"{path} has no {split}/nXXXXXXXX/*.JPEG; {IMAGENET_WANTED}")
     places = list((path / within).absolute().parents)[:4]  # beside the folder of the split, or up to three further up
     listed = next((place / name for place in places for name in NAMES if (place / name).is_file()), None)
     if listed is None:
@@ -86,7 +86,7 @@ def list_imagenet(path: Path, split: str) -> Listing:
     names = {words[0]: words[-1].split(",")[0].strip() for words in lines}  # from `n01440764 tench, Tinca tinca`
     unnamed = sorted({file.class_name for file in files} - names.keys())
     if unnamed:
-        raise ValueError(f"{listed} names no class {unnamed[0]}, a folder of {path / within}")
+        raise ValueError(f"{listed} does not name the class {unnamed[0]}, a folder of {path / within}")
     return Listing(source, within, files, [names[file.class_name] for file in files])
 
 
@@ -105,7 +105,7 @@ def list_coco(path: Path, split: str) -> Listing:
     source, within = open_source(path, COCO_WANTED, zips=False), f"{split}2017"
     files = sorted(file for file in source.images(within) if file.depth == 0)
     if not files:
-        raise ValueError(f"{path} holds no {within}/*.jpg; {COCO_WANTED}")
+        raise ValueError(f"{path} has no {within}/*.jpg; {COCO_WANTED}")
     captions = _captions(path / "annotations" / f"captions_{within}.json")
     bare = [file.name for file in files if not captions[file.name]]
     if bare:
@@ -127,7 +127,7 @@ def _captions(annotations: Path) -> dict[str, list[str]]:
     except FileNotFoundError:
         raise ValueError(f"{annotations} is missing; {COCO_WANTED}") from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{annotations} holds no captions of MS-COCO; is the download complete?") from None
+        raise ValueError(f"{annotations} has no captions of MS-COCO; is the download complete?") from None
     return captions
 
 
@@ -142,7 +142,7 @@ def list_folder(path: Path, split: str) -> Listing:
     within = around if source.has(around) else ""
     files = in_turn(source.images(within))
     if not files:
-        raise ValueError(f"{path} holds no images; {FOLDER_WANTED}")
+        raise ValueError(f"{path} has no images; {FOLDER_WANTED}")
     highest, deepest = (choose(files, key=lambda file: file.depth) for choose in (min, max))
     if deepest.depth > 1 or deepest.depth != highest.depth:
         raise ValueError(f"{path} holds {highest.name} and {deepest.name}; {FOLDER_WANTED}")

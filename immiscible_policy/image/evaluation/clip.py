@@ -29,8 +29,8 @@ class ClipScore:
             self.processor: Any = transformers.CLIPImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"clip={source} is no directory and no hub id of a CLIP model with safetensors weights, tokenizer and "
-                f"processor ({one_line(error)[:120]})"
+                f"clip={source} is neither a directory nor the hub id of a CLIP model with safetensors weights, "
+                f"tokenizer and processor ({one_line(error)[:120]})"
             ) from None
         self.model = model.to(device).eval()
         self.source, self.device = source, device

@@ -38,27 +38,25 @@ HASH = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImageProtocol:
     """How images are drawn and what they are compared with, the same for every run.
 
-    `split` and `limit` say what of the data set is the reference, `originals` which part is edited. Where data,
-    dataset,
-    prompts or pretrained are None they are those of the run's training.
+    Where data, dataset, prompts or pretrained are None they are those of the run's training.
     """
 
     drawing: Drawing
     extractor: Extractor
     clip: ClipScore | None
-    split: str
-    limit: int | None
-    originals: str
+    split: str  # part of the data set that is the reference
+    limit: int | None  # only the first so many images of it
+    originals: str  # part of the data set that is edited
     data: Path | None
     dataset: str | None
     prompts: str | None
     pretrained: str | None
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """Where the images of a run come from: name and path of a data set, side of its images, source of prompts."""
 
     dataset: str
@@ -73,140 +71,137 @@ class Target(NamedTuple):
     label: str
     run: RunDirectory | None
     checkpoints: list[Checkpoint]
-    source: Source
+    source: ImageSource
 
 
 class Evaluation:
-    """Measures runs by one plan; what they have in common is read once; `report` receives a line on each checkpoint."""
+    """Measures runs by one protocol, reading what they share once; `report` receives a line on each checkpoint."""
 
-    def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
-        self.plan, self.report = plan, report
+    def __init__(self, protocol: ImageProtocol, report: Callable[[str], None]) -> None:
+        self.protocol, self.report = protocol, report
         self._load = cache(load_images)
-        self.reference = cache(self._reference)
+        self.reference = cache(self._reference)  # what distances of a source's images mean, measured
 
     def check(self, target: Target) -> None:
         """Raise the ValueErrors of `rows` before minutes of work; draws one image from the first checkpoint."""
-        require_enough(self.plan.extractor, self._reference_images(target.source), self.plan.drawing.n)
-        if self.plan.clip is not None:
+        require_enough(self.protocol.extractor, self._reference_images(target.source), self.protocol.drawing.n)
+        if self.protocol.clip is not None:
             require_prompts(self.conditions(target.source))
         self._draw(target, target.checkpoints[0], 1)
 
     def rows(self, target: Target) -> list[ImageRow]:
-        """Measure what is not measured yet; all rows of this plan, also of checkpoints that are gone."""
+        """Measure what is not measured yet; all rows of this protocol, also of checkpoints that are gone."""
         rows = [self._row(target, checkpoint) for checkpoint in target.checkpoints]
         if target.run is None:
             return rows
         files = [target.run.seed(number).path / ROWS for number in target.run.seeds()]
         return [row for file in files for row in read_image_rows(file) if row.setting == rows[0].setting]
 
-    def _reference(self, source: Source) -> Reference:
-        """What distances of a source's images mean, measured."""
-        return make_reference(
-            self.plan.extractor, self._reference_images(source), self.plan.drawing.n, self.plan.drawing.seed
-        )
+    def _reference(self, source: ImageSource) -> Reference:
+        drawing = self.protocol.drawing
+        return make_reference(self.protocol.extractor, self._reference_images(source), drawing.n, drawing.seed)
 
     def first_images(self, target: Target, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that the last checkpoint of the first seed draws or edits."""
         first = target.checkpoints[0].path.parent
         return self._draw(target, [kept for kept in target.checkpoints if kept.path.parent == first][-1], n)
 
-    def conditions(self, source: Source) -> Images:
+    def conditions(self, source: ImageSource) -> Images:
         """Originals and prompts of what is drawn."""
-        if self.plan.drawing.edit is None:
+        if self.protocol.drawing.edit is None:
             images = self._reference_images(source)
         else:
-            images = self._load(source.dataset, source.data, split=self.plan.originals, size=source.size, limit=None)
+            images = self._load(
+                source.dataset, source.data, split=self.protocol.originals, size=source.size, limit=None
+            )
         return prompts_for(images, source.prompts)
 
     def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
-        drawing = replace(self.plan.drawing, n=n)
+        drawing = replace(self.protocol.drawing, n=n)
         drawn = draw(self._model(checkpoint), drawing, self.conditions(target.source))
         return torch.cat([images.cpu() for images, _ in drawn])
 
     def _row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
-        plan, blank, seed = self.plan, self._blank(target.source, checkpoint), run_of(checkpoint.path)
+        protocol, blank, seed = self.protocol, self._blank(target.source, checkpoint), run_of(checkpoint.path)
         known = [] if seed is None else read_image_rows(seed.path / ROWS)
         name = f"{target.label}: seed {blank.seed}, step {blank.checkpoint}"
         for row in known:
-            if row.asked == blank:
+            if row.unmeasured == blank:
                 self.report(f"{name}: {row.distance:.3f}, measured before")
                 return row
         conditions, reference = self.conditions(target.source), self.reference(target.source).statistics
-        quality = measure(self._model(checkpoint), plan.drawing, conditions, plan.extractor, reference, plan.clip)
+        quality = measure(
+            self._model(checkpoint), protocol.drawing, conditions, protocol.extractor, reference, protocol.clip
+        )
         row = replace(blank, distance=quality.distance, clip_score=quality.clip_score)
         self.report(f"{name}: {row.distance:.3f}")
         if seed is not None:
             write_image_rows(seed.path / ROWS, [*known, row])
-            picture = f"{plan.drawing.edit or 'measured'}_{checkpoint.path.name}.png"
+            picture = f"{protocol.drawing.edit or 'measured'}_{checkpoint.path.name}.png"
             save_tiles(seed.path / "samples" / picture, quality.shown)
         return row
 
     def _model(self, checkpoint: Checkpoint) -> ImageModel:
         """A checkpoint's model on its device."""
-        return load_image_model(checkpoint, pretrained=self.plan.pretrained)[0].to(self.plan.drawing.device)
+        return load_image_model(checkpoint, pretrained=self.protocol.pretrained)[0].to(self.protocol.drawing.device)
 
-    def _blank(self, source: Source, checkpoint: Checkpoint) -> ImageRow:
+    def _blank(self, source: ImageSource, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
-        plan, drawing, images = self.plan, self.plan.drawing, self._reference_images(source)
+        protocol, drawing, images = self.protocol, self.protocol.drawing, self._reference_images(source)
         return ImageRow(
             checkpoint=checkpoint.step,
             seed=checkpoint.metadata.get("seed", 0),
             distance=0.0,
             clip_score=None,
             n=drawing.n,
-            features=plan.extractor.name,
-            weights=plan.extractor.weights[:HASH],
-            dims=plan.extractor.dims,
-            resize=plan.extractor.resize,
+            features=protocol.extractor.name,
+            weights=protocol.extractor.weights[:HASH],
+            dims=protocol.extractor.dims,
+            resize=protocol.extractor.resize,
             reference=source.dataset,
-            split=plan.split,
+            split=protocol.split,
             reference_hash=images.content_hash[:HASH],
             reference_n=len(images),
             size=source.size,
             sampling_steps=drawing.solver.words,
             noise_seed=drawing.seed,
             edit=drawing.edit or NONE,
-            originals=plan.originals if drawing.edit else NONE,
-            prompts=without_places(source.prompts),
-            clip=NONE if plan.clip is None else without_places(plan.clip.source),
+            originals=protocol.originals if drawing.edit else NONE,
+            prompts=Path(source.prompts).name,
+            clip=NONE if protocol.clip is None else Path(protocol.clip.source).name,
         )
 
-    def _reference_images(self, source: Source) -> Images:
-        plan = self.plan
-        return self._load(source.dataset, source.data, split=plan.split, size=source.size, limit=plan.limit)
+    def _reference_images(self, source: ImageSource) -> Images:
+        protocol = self.protocol
+        return self._load(source.dataset, source.data, split=protocol.split, size=source.size, limit=protocol.limit)
 
 
-def find_run(label: str, directory: Path, plan: Plan) -> Target:
-    """All kept checkpoints of a run; CommandError if it keeps none, or nothing says where its data lie."""
+def find_run(label: str, directory: Path, protocol: ImageProtocol) -> Target:
+    """All kept checkpoints of a run; CommandError if it has none, or nothing says where its data lie."""
     run = RunDirectory(directory)
-    run.config  # noqa: B018  # refuses what is no run
+    run.config  # noqa: B018  # refuses what is not a run
     kept = [checkpoint for checkpoints in run.checkpoints().values() for checkpoint in checkpoints]
     if not kept:
-        raise CommandError(f"{directory} keeps no checkpoint; train it first")
-    return Target(label, run, kept, _source(label, run, kept[0], plan))
+        raise CommandError(f"{directory} has no checkpoint; train it first")
+    return Target(label, run, kept, _source(label, run, kept[0], protocol))
 
 
-def find_checkpoint(path: Path, plan: Plan) -> Target:
+def find_checkpoint(path: Path, protocol: ImageProtocol) -> Target:
     """A single checkpoint, with any run around it; CommandError if nothing says where its data lie."""
     checkpoint, seed = read_checkpoint(path), run_of(path)
     run = seed.run if isinstance(seed, SeedDirectory) else None
     label = path.absolute().name if run is None else run.name
-    return Target(label, run, [checkpoint], _source(str(path), run, checkpoint, plan))
+    return Target(label, run, [checkpoint], _source(str(path), run, checkpoint, protocol))
 
 
-def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, plan: Plan) -> Source:
-    """Where images come from: the plan's word, else the run's own options; only Stable Diffusion has prompts."""
+def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, protocol: ImageProtocol) -> ImageSource:
+    """Where images come from: the protocol's, else the run's own options; only Stable Diffusion has prompts."""
     spec = read_spec(checkpoint)
     config = {} if run is None else run.config
-    data = plan.data or config.get("data")
+    data = protocol.data or config.get("data")
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")
-    prompts = plan.prompts or (NONE if isinstance(spec, ImageSpec) else config.get("prompts", NONE))
-    return Source(plan.dataset or config.get("dataset") or "cifar10", str(data), spec.size, prompts)
-
-
-def without_places(source: str) -> str:
-    """A file or directory by its name alone, wherever it lies; anything else as it is."""
-    return Path(source).name if Path(source).exists() else source
+    prompts = protocol.prompts or (NONE if isinstance(spec, ImageSpec) else config.get("prompts", NONE))
+    return ImageSource(protocol.dataset or config.get("dataset") or "cifar10", str(data), spec.size, prompts)

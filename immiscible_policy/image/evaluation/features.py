@@ -92,7 +92,7 @@ class InceptionFeatures:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle raises whatever the bytes lead to
             what = type(error).__name__
-            raise ValueError(f"inception={path} is no file of weights ({what}); download it again") from None
+            raise ValueError(f"inception={path} is not a file of weights ({what}); download it again") from None
         with open(path, "rb") as file:
             self.weights = hashlib.file_digest(file, "sha256").hexdigest()
         self.title = "FID" if self.weights.startswith(INCEPTION_HASH) else "Fréchet distance (Inception, other weights)"
@@ -100,7 +100,7 @@ class InceptionFeatures:
         try:
             self.model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
         except RuntimeError:
-            raise ValueError(f"inception={path} holds no weights of torch-fidelity's InceptionV3") from None
+            raise ValueError(f"inception={path} has no weights of torch-fidelity's InceptionV3") from None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

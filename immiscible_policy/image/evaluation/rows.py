@@ -23,7 +23,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class ImageRow:
-    """How good the images of one checkpoint are: squared Fréchet distance to the reference, and CLIPScore if asked for.
+    """How good the images of one checkpoint are: squared Fréchet distance to the reference, and CLIPScore if wanted.
 
     `weights` (of the extractor) and `reference_hash` are the first 16 digits of a SHA-256; `resize` says how images
     come to the extractor's size, `sampling_steps` names steps and solver, or `best` for the model's own. `none` stands
@@ -52,14 +52,14 @@ class ImageRow:
     clip: str
 
     @property
-    def asked(self) -> ImageRow:
+    def unmeasured(self) -> ImageRow:
         """The row without what was measured: equal for equal checkpoints and settings."""
         return replace(self, distance=0.0, clip_score=None)
 
     @property
     def setting(self) -> ImageRow:
         """The settings alone: equal for all checkpoints that may be compared."""
-        return replace(self.asked, checkpoint=0, seed=0)
+        return replace(self.unmeasured, checkpoint=0, seed=0)
 
 
 COLUMNS = [field.name for field in fields(ImageRow)]

@@ -69,12 +69,12 @@ def test_what_is_missing_is_named_in_one_line(celeba):
     assert "list_eval_partition.txt is missing" in message(celeba)
     assert "mmlab.ie.cuhk.edu.hk" in message(celeba)
     (celeba / "empty").mkdir()
-    assert "holds no images of CelebA" in message(celeba / "empty")
+    assert "has no images of CelebA" in message(celeba / "empty")
 
 
 def test_a_split_without_images_is_refused(celeba):
     (celeba / "list_eval_partition.txt").write_text("000001.jpg 0\n")
-    with pytest.raises(ValueError, match="list_eval_partition.txt names no test images"):
+    with pytest.raises(ValueError, match="list_eval_partition.txt lists no test images"):
         load_images("celeba", celeba, split="test")
 
 

@@ -53,7 +53,7 @@ def test_what_is_missing_is_named_in_one_line(coco):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "holds no val2017/*.jpg; MS-COCO is a folder" in message("val")
+    assert "has no val2017/*.jpg; MS-COCO is a folder" in message("val")
     assert "split=test: MS-COCO has train, val" in message("test")
     annotations = coco / "annotations" / "captions_train2017.json"
     content = json.loads(annotations.read_text())
@@ -62,7 +62,7 @@ def test_what_is_missing_is_named_in_one_line(coco):
     assert f"train2017/{21:012d}.jpg has no caption, as 2 of 8 images" in message()
     for damaged in ("{", '{"images": []}', "[]", '{"images": [], "annotations": [{"id": 1, "image_id": 2}]}'):
         annotations.write_text(damaged)
-        assert "holds no captions of MS-COCO; is the download complete?" in message()
+        assert "has no captions of MS-COCO; is the download complete?" in message()
     annotations.unlink()
     assert "captions_train2017.json is missing; MS-COCO is" in message()
     assert "cocodataset.org" in message()

@@ -40,7 +40,7 @@ def test_a_single_class_folder_is_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "holds no images; it should be a folder"),
+        ((), "has no images; it should be a folder"),
         (("a.png", "cat/b.png"), "holds a.png and cat/b.png; it should be"),
         (("deep/cat/b.png",), "holds deep/cat/b.png and deep/cat/b.png; it should be"),
     ],

@@ -79,13 +79,13 @@ def test_what_is_missing_is_named_in_one_line(imagenet):
         return str(caught.value)
 
     assert "nowhere is missing; ImageNet is a folder" in message(imagenet / "nowhere")
-    assert "holds no val/nXXXXXXXX/*.JPEG" in message(imagenet, "val")
+    assert "has no val/nXXXXXXXX/*.JPEG" in message(imagenet, "val")
     (imagenet / "val").mkdir()
     (imagenet / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    assert "holds no val/nXXXXXXXX/*.JPEG" in message(imagenet, "val")
+    assert "has no val/nXXXXXXXX/*.JPEG" in message(imagenet, "val")
     assert "split=test: ImageNet has train, val" in message(imagenet, "test")
     (imagenet / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01484850 shark\n")
-    assert "names no class n01443537" in message(imagenet)
+    assert "does not name the class n01443537" in message(imagenet)
     (imagenet / "LOC_synset_mapping.txt").unlink()
     assert "LOC_synset_mapping.txt is missing, nor is there synset_words.txt or words.txt; ImageNet is" in message(
         imagenet

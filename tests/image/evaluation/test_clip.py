@@ -58,5 +58,5 @@ def test_each_image_needs_a_prompt(tiny):
 
 
 def test_what_is_no_model_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"^clip=.* is no directory and no hub id of a CLIP model"):
+    with pytest.raises(ValueError, match=r"^clip=.* is neither a directory nor the hub id of a CLIP model"):
         ClipScore(str(tmp_path))

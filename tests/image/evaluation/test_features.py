@@ -79,7 +79,7 @@ def test_missing_weights_are_named_with_where_to_get_them(fidelity, tmp_path, mo
 
 def test_weights_of_another_network_are_refused(fidelity, tmp_path):
     torch.save({"other": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="holds no weights of torch-fidelity's InceptionV3"):
+    with pytest.raises(ValueError, match="has no weights of torch-fidelity's InceptionV3"):
         make_extractor("inception", inception=tmp_path / "weights.pth")
 
 
@@ -91,6 +91,6 @@ class Trap:
 @pytest.mark.parametrize("save", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))])
 def test_weights_that_would_execute_something_are_refused_unread(fidelity, tmp_path, capsys, save):
     save({"scale": Trap()}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="is no file of weights"):
+    with pytest.raises(ValueError, match="is not a file of weights"):
         make_extractor("inception", inception=tmp_path / "weights.pth")
     assert "executed" not in capsys.readouterr().out

@@ -21,9 +21,9 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert read_image_rows(tmp_path / "none.csv") == []
 
 
-def test_what_was_asked_and_the_setting():
+def test_a_row_without_what_was_measured_and_its_setting():
     measured = replace(ROW, distance=7.0, clip_score=1.0)
-    assert measured.asked == ROW.asked != replace(ROW, n=5000).asked
+    assert measured.unmeasured == ROW.unmeasured != replace(ROW, n=5000).unmeasured
     assert replace(ROW, checkpoint=1, seed=2).setting == ROW.setting
     assert settings(ROW).keys() & {"checkpoint", "seed", "distance", "clip_score"} == set()
 
