@@ -29,8 +29,7 @@ LPIPS_SIDE = 224
 def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
     """Build a model with fresh weights, drawn from torch's global stream; a metric only for training.
 
-    Raises:
-        ValueError: If a name is unknown, the sizes do not fit together, or ready-made parts are missing or unusable.
+    ValueError if a name is unknown, the sizes do not fit together, or ready-made parts are missing or unusable.
     """
     if not isinstance(spec, ImageSpec):
         from immiscible_policy.image.stable_diffusion import build_stable_diffusion
@@ -72,9 +71,7 @@ def load_lpips() -> Metric:
     """LPIPS with VGG16 (Zhang et al., 2018): distances (B,) of images (B, 3, H, W) in [-1, 1] in a network's features.
 
     The network follows the images to their device; its weights never train and are not part of a state dict.
-
-    Raises:
-        ValueError: If the package `lpips`, a torchvision that imports, or VGG's weights are missing.
+    ValueError if the package `lpips`, a torchvision that imports, or VGG's weights are missing.
     """
     try:
         import lpips
@@ -98,10 +95,8 @@ def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
     A consistency model comes without its metric: it samples, and its loss refuses.
-
-    Raises:
-        CheckpointError: If the checkpoint is damaged or describes no image model, ready-made parts are missing or
-            others, or `pretrained` is given for a model without any.
+    CheckpointError if the checkpoint is damaged or describes no image model, ready-made parts are missing or others, or
+    `pretrained` is given for a model without any.
     """
     spec = read_spec(checkpoint)
     built = spec

@@ -81,9 +81,7 @@ def fill_in(
 
     `pixels`: the originals (B, 3, S, S) in [-1, 1]. `region`: which pixels to fill in (S, S), bool. `noise`: start
     noises (B, C, H, W).
-
-    Raises:
-        ValueError: If the model cannot edit, or region and latents do not fit together.
+    ValueError if the model cannot edit, or region and latents do not fit together.
     """
     if isinstance(model.path, Consistency):
         raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")

@@ -31,9 +31,7 @@ class Latents:
 
     z is drawn from the autoencoder's posterior N(mean, std^2); `scaling_factor` is the autoencoder's own, which brings
     natural images to a standard deviation of about 1 (Rombach et al., 2022, appendix G).
-
-    Raises:
-        ValueError: If data_scale is not positive.
+    ValueError if data_scale is not positive.
     """
 
     limit = math.inf  # latents have no bounds

@@ -84,9 +84,7 @@ class PixelCoder:
 
     Pixels in [-1, 1] have a standard deviation of about 0.5, what is noised 0.5 data_scale (Figure 8 of arXiv
     2505.18521 goes by this number; its default, 0.5, changes nothing).
-
-    Raises:
-        ValueError: If data_scale is not positive.
+    ValueError if data_scale is not positive.
     """
 
     def __init__(self, size: int, data_scale: float = 1.0) -> None:
@@ -126,8 +124,7 @@ class ImageModel(nn.Module):
         guidance: w in `empty + w (prompted - empty)`, how strongly samples follow their prompts; 1 is the network's
             prediction for the prompt alone.
 
-    Raises:
-        ValueError: If a number is out of range, or the path does not go with the solver.
+    ValueError if a number is out of range, or the path does not go with the solver.
     """
 
     def __init__(
@@ -187,9 +184,7 @@ class ImageModel(nn.Module):
         The selector sees the scaled clean samples; its condition is the prompts' pooled embedding (B, E), where equal
         prompts have equal rows, or None without prompts. The generator draws posterior, dropped prompts, noise, offset
         and times, in this order. `step` is for what follows a schedule; None is the end of training.
-
-        Raises:
-            ValueError: If the images have another shape, or the prompts another number.
+        ValueError if the images have another shape, or the prompts another number.
         """
         size = self.coder.size
         if pixels.shape[1:] != (3, size, size):
@@ -222,9 +217,7 @@ class ImageModel(nn.Module):
 
         Without a name it is the path's first one, without steps as many as the model's own solver makes (50 if
         adaptive).
-
-        Raises:
-            ValueError: If the path has no such solver or no such grid of times.
+        ValueError if the path has no such solver or no such grid of times.
         """
         if (name, steps, spacing, eta) == (None, None, "trailing", 0.0):
             return self.solver
@@ -248,10 +241,8 @@ class ImageModel(nn.Module):
         `noise`: start noises (B, C, H, W), standard Gaussian. `solver`: how; None for the model's own. The adaptive one
         chooses its steps by the error of the whole batch, and only its end is shown. `path`: reads the network's
         outputs in the place of the model's own path, for editing.
-
-        Raises:
-            ValueError: If the path has no such solver, the prompts have another number, or the solver adds noise and
-                there is no generator.
+        ValueError if the path has no such solver, the prompts have another number, or the solver adds noise and there
+        is no generator.
         """
         solver, path = solver or self.solver, path or self.path
         network = self._prompted(prompts, len(noise))

@@ -48,13 +48,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "c2ot, ratio 0.2": ("c2ot", {"ratio": 0.2}),
 }
 LEVEL = 0.9
-
-
-Column = tuple[Callable[[Audit], float], str]
-"""How a figure of the audit is read, and how it is written."""
-
-
-COLUMNS: dict[str, Column] = {
+COLUMNS: dict[str, tuple[Callable[[Audit], float], str]] = {  # how a figure is read, and how it is written
     "distance [%]": (lambda result: result.distance.percent, "{:+.2f}"),
     "mean squared norm": (lambda result: result.selected.squared_norm, "{:.2f}"),
     "KS": (lambda result: result.ks.statistic, "{:.4f}"),
@@ -75,10 +69,10 @@ def measure(options: Document) -> Findings:
     audits = {}
     for label, (name, settings) in ARMS.items():
         known = {"potentials": potentials} if label == "linear" else {}
-        select = make_selector(name, **settings, **known)
         generator = torch_generator("cpu", "selectors", options["seed"])  # all meet the same batches
-        size, batches = options["batch_size"], options["batches"]
-        audits[label] = audit(select, x, batch_size=size, batches=batches, condition=condition, generator=generator)
+        sizes = {key: options[key] for key in ("batch_size", "batches")}
+        select = make_selector(name, **settings, **known)
+        audits[label] = audit(select, x, **sizes, condition=condition, generator=generator)
     figures = {"windows": len(x), "selectors": {label: result.as_dict() for label, result in audits.items()}}
     return Findings(figures, describe(audits), draw(audits))
 

@@ -77,7 +77,7 @@ def measure(options: Document) -> Findings:
         (run, scheme): {seed: make_agent(checkpoint, scheme) for seed, checkpoint in seeds.items()}
         for run, seeds in policies.items()
         for scheme in schemes
-        if all(takes(checkpoint, scheme) for checkpoint in seeds.values())
+        if scheme.name not in LAWS or all(selects_within_samples(checkpoint) for checkpoint in seeds.values())
     }  # built, and so checked, before the first is rolled out
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
@@ -107,11 +107,11 @@ def read_schemes(text: str) -> list[Scheme]:
     return schemes
 
 
-def takes(checkpoint: Checkpoint, scheme: Scheme) -> bool:
-    """Whether a solver means anything for a policy: those of `LAWS` need a selector that chooses within a sample."""
+def selects_within_samples(checkpoint: Checkpoint) -> bool:
+    """Whether the noise of a policy's training was chosen for one action chunk alone, as those of `LAWS` need it."""
     config = checkpoint.metadata.get("config", {})
-    selected = config.get("select_for", "action") == "action"
-    return scheme.name not in LAWS or (selected and config.get("noise", {}).get("name") in ("vanilla", "knn"))
+    by_action = config.get("select_for", "action") == "action"
+    return by_action and config.get("noise", {}).get("name") in ("vanilla", "knn")
 
 
 class TrainingLawPolicy:
@@ -201,9 +201,10 @@ def draw(figures: Document) -> Figure:
     """Score against network calls for each solver, a colour for each run; the runs a little apart."""
     points: dict[str, dict[str, dict[int, Document]]] = {}
     for run, result in figures["runs"].items():
-        for scheme, values in result.items():
-            name, steps, leading = cast(re.Match[str], re.fullmatch(r"([a-z]+)(\d+)(.*)", scheme)).groups()
-            points.setdefault(name + leading, {}).setdefault(run, {})[int(steps)] = values["score"]
+        for text, values in result.items():
+            (scheme,) = read_schemes(text)
+            name = scheme.name + "-leading" * (scheme.spacing == "leading")
+            points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
     figure, axes = panels(len(points), title=f"{figures['starts']} starts; bars: 95 % intervals")
     colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
@@ -211,10 +212,9 @@ def draw(figures: Document) -> Figure:
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)
             places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
-            score = {key: np.array([by_steps[steps][key] for steps in at], float) for key in ("mean", "low", "high")}
-            spans = [score["mean"] - score["low"], score["high"] - score["mean"]]
+            low, middle, high = (np.array([by_steps[steps][key] for steps in at]) for key in ("low", "mean", "high"))
             look: dict[str, Any] = {"color": colour[run], "capsize": 2, "label": run}
-            panel.errorbar(places, score["mean"], spans, marker="o", markersize=4, linewidth=1, **look)
+            panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
         panel.set(xscale="log", ylim=(0, 1), xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
         panel.set_xticks(ticks, [str(steps) for steps in ticks])

@@ -66,9 +66,7 @@ def prompts_for(images: Images, source: str) -> Images:
 
     `own` are the class names or captions that the images know, `none` is unconditional; else a text file (UTF-8) with
     one prompt per line, for the images in their order; an empty line is the empty prompt.
-
-    Raises:
-        ValueError: If the images know no prompts, or the file is missing, unreadable or of the wrong length.
+    ValueError if the images know no prompts, or the file is missing, unreadable or of the wrong length.
     """
     if source == NONE:
         return replace(images, texts=None)

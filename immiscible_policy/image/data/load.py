@@ -30,10 +30,8 @@ def load_images(
 
     `split`: `train`, or `test` (CIFAR-10, CelebA), `valid` (CelebA), `val` (ImageNet, MS-COCO). `size`: side S of
     the images, pixels; None for 32, 64 (CelebA) or 256 (ImageNet, MS-COCO).
-
-    Raises:
-        ValueError: If dataset, split, size or limit is unusable, the data set is not there or incomplete, or an image
-            cannot be read or is not of the data set's kind.
+    ValueError if dataset, split, size or limit is unusable, the data set is not there or incomplete, or an image cannot
+    be read or is not of the data set's kind.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset={dataset}: known are {', '.join(DATASETS)}")

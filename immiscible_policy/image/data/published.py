@@ -98,9 +98,7 @@ def list_coco(path: Path, split: str) -> Listing:
 
     Of an image's n captions, in the order of their ids, the one numbered CRC-32(file name) mod n is its prompt: always
     the same one, whichever other images are there.
-
-    Raises:
-        ValueError: If images or captions are missing.
+    ValueError if images or captions are missing.
     """
     source, within = open_source(path, COCO_WANTED, zips=False), f"{split}2017"
     files = sorted(file for file in source.images(within) if file.depth == 0)

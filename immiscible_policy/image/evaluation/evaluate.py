@@ -84,7 +84,7 @@ class Evaluation:
 
     def check(self, target: Target) -> None:
         """Raise the ValueErrors of `rows` before minutes of work; draws one image from the first checkpoint."""
-        require_enough(self.protocol.extractor, self._reference_images(target.source), self.protocol.drawing.n)
+        require_enough(self.protocol.extractor, self._images(target.source), self.protocol.drawing.n)
         if self.protocol.clip is not None:
             require_prompts(self.conditions(target.source))
         self._draw(target, target.checkpoints[0], 1)
@@ -99,7 +99,7 @@ class Evaluation:
 
     def _reference(self, source: ImageSource) -> Reference:
         drawing = self.protocol.drawing
-        return make_reference(self.protocol.extractor, self._reference_images(source), drawing.n, drawing.seed)
+        return make_reference(self.protocol.extractor, self._images(source), drawing.n, drawing.seed)
 
     def first_images(self, target: Target, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that the last checkpoint of the first seed draws or edits."""
@@ -108,13 +108,7 @@ class Evaluation:
 
     def conditions(self, source: ImageSource) -> Images:
         """Originals and prompts of what is drawn."""
-        if self.protocol.drawing.edit is None:
-            images = self._reference_images(source)
-        else:
-            images = self._load(
-                source.dataset, source.data, split=self.protocol.originals, size=source.size, limit=None
-            )
-        return prompts_for(images, source.prompts)
+        return prompts_for(self._images(source, edited=self.protocol.drawing.edit is not None), source.prompts)
 
     def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
@@ -149,7 +143,7 @@ class Evaluation:
 
     def _blank(self, source: ImageSource, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
-        protocol, drawing, images = self.protocol, self.protocol.drawing, self._reference_images(source)
+        protocol, drawing, images = self.protocol, self.protocol.drawing, self._images(source)
         return ImageRow(
             checkpoint=checkpoint.step,
             seed=checkpoint.metadata.get("seed", 0),
@@ -173,9 +167,10 @@ class Evaluation:
             clip=NONE if protocol.clip is None else Path(protocol.clip.source).name,
         )
 
-    def _reference_images(self, source: ImageSource) -> Images:
-        protocol = self.protocol
-        return self._load(source.dataset, source.data, split=protocol.split, size=source.size, limit=protocol.limit)
+    def _images(self, source: ImageSource, edited: bool = False) -> Images:
+        """The reference, or what is edited."""
+        split, limit = (self.protocol.originals, None) if edited else (self.protocol.split, self.protocol.limit)
+        return self._load(source.dataset, source.data, split=split, size=source.size, limit=limit)
 
 
 def find_run(label: str, directory: Path, protocol: ImageProtocol) -> Target:

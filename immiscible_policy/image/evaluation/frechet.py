@@ -39,9 +39,7 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
 
     The trace of (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
     symmetric: no complex numbers, and singular covariances need no regularisation.
-
-    Raises:
-        ValueError: If the sizes do not agree.
+    ValueError if the sizes do not agree.
     """
     m1, m2, c1, c2 = (np.asarray(values, np.float64) for values in (mean1, mean2, cov1, cov2))
     if not m1.shape == m2.shape or not c1.shape == c2.shape == (len(m1), len(m1)):

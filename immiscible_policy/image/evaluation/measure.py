@@ -88,15 +88,10 @@ def start_noise(shape: tuple[int, int, int], rows: Tensor, seed: int) -> Tensor:
 
 
 def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tuple[Tensor, list[str] | None]]:
-    """Draw images in batches.
+    """Draw images in batches (B, 3, S, S), uint8, each with its prompts, or None.
 
     Image i takes prompt and original from row i of the conditions, in turn where they are fewer.
-
-    Yields:
-        Images (B, 3, S, S), uint8, and their prompts, or None.
-
-    Raises:
-        ValueError: If the model has no such solver, cannot edit, or draws NaN.
+    ValueError if the model has no such solver, cannot edit, or draws NaN.
     """
     solver = model.choose(*drawing.solver)
     for numbers in torch.arange(drawing.n).split(drawing.batch_size):
@@ -144,9 +139,7 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
 
     Both ends are measured with n images, as a model's distance is: it depends on their number. The real ones are drawn
     from the reference and compared with what remains of it, so that no image is on both sides.
-
-    Raises:
-        ValueError: If there are fewer images, or fewer drawn, than the covariance of D features needs, D + 1.
+    ValueError if there are fewer images, or fewer drawn, than the covariance of D features needs, D + 1.
     """
     require_enough(extractor, images, n)
     rows = torch.arange(len(images))

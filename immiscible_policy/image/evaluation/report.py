@@ -25,8 +25,8 @@ from immiscible_policy.results.writer import origin_here, write_result
 from immiscible_policy.store.atomic import write_atomically
 
 
-class Columns(NamedTuple):
-    """A table of text: what it shows, its header, its rows."""
+class TextTable(NamedTuple):
+    """A table of text."""
 
     caption: str
     header: list[str]
@@ -119,9 +119,8 @@ def markdown(results: ImageResults) -> str:
     """The results as Markdown."""
     lines = "\n".join(f"- {fact}" for fact in facts(results))
     parts = [f"# {results.title}", lines, *(table(shown.header, shown.rows) for shown in tables(results))]
-    if len(results.rows) > 1:
-        shown = against_table(results)
-        verdicts = "\n".join(f"- {line}" for line in sentences(results))
+    if results.against:
+        shown, verdicts = against_table(results), "\n".join(f"- {line}" for line in sentences(results))
         parts += [f"## {shown.caption}", table(shown.header, shown.rows), verdicts]
     return "\n\n".join(parts) + "\n"
 
@@ -168,7 +167,7 @@ def facts(results: ImageResults) -> list[str]:
     ]
 
 
-def tables(results: ImageResults) -> list[Columns]:
+def tables(results: ImageResults) -> list[TextTable]:
     """The last and the smallest distance of each run, and all of them by step."""
     rows: list[list[str]] = []
     for label, seeds in results.seeds.items():
@@ -183,10 +182,10 @@ def tables(results: ImageResults) -> list[Columns]:
         [f"{step:,}", *(text(means.get(step)) or "-" for means in by_run)] for step in sorted(set().union(*by_run))
     ]
     heads = ["step", *(f"{label} [95 %]" for label in results.curves)]
-    return [Columns(results.title, columns, rows), Columns(f"{results.title} at each checkpoint", heads, by_step)]
+    return [TextTable(results.title, columns, rows), TextTable(f"{results.title} at each checkpoint", heads, by_step)]
 
 
-def against_table(results: ImageResults) -> Columns:
+def against_table(results: ImageResults) -> TextTable:
     """Differences from the first run, and how much sooner its best distance was reached."""
     rows: list[list[str]] = [
         [
@@ -200,7 +199,7 @@ def against_table(results: ImageResults) -> Columns:
     ]
     differences = ["difference, last [95 %]", "difference, smallest [95 %]"]
     columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95 %]"]
-    return Columns(f"Against {next(iter(results.rows))}", columns, rows)
+    return TextTable(f"Against {next(iter(results.rows))}", columns, rows)
 
 
 def sentences(results: ImageResults) -> list[str]:
