@@ -212,7 +212,9 @@ def draw(figures: Document) -> Figure:
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)
             places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
-            low, middle, high = (np.array([by_steps[steps][key] for steps in at]) for key in ("low", "mean", "high"))
+            low, middle, high = (
+                np.array([by_steps[steps][key] for steps in at], float) for key in ("low", "mean", "high")
+            )
             look: dict[str, Any] = {"color": colour[run], "capsize": 2, "label": run}
             panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
