@@ -108,12 +108,9 @@ def arm_figures(
 
 def _audited(logged: Sequence[Sequence[Document]], key: str) -> float | None:
     """An audited figure with the selector at its strongest, whenever its schedule has that; mean over seeds."""
-    values = []
-    for rows in logged:
-        audited = [row for row in rows if row.get("noise/correlation") is not None]
-        strongest = max(audited, key=lambda row: abs(row["noise/correlation"]), default={})
-        if strongest.get(key) is not None:
-            values.append(strongest[key])
+    audited = ([row for row in rows if row.get("noise/correlation") is not None] for rows in logged)
+    strongest = [max(rows, key=lambda row: abs(row["noise/correlation"]), default={}) for rows in audited]
+    values = [row[key] for row in strongest if row.get(key) is not None]
     return mean(values) if len(values) == len(logged) else None
 
 

@@ -6,8 +6,7 @@ without it. Perplexity 30, starting from principal components. Needs scikit-lear
 
 - *Neighbour of the same sample*: share of the noises whose nearest other noise belongs to the same sample, in the full
   space and on the map.
-- *Distance of centroids*: mean distance between the clusters' means, the floor that chance alone gives, and the
-  distance corrected for it (see `clusters`). Two noises of one sample lie sqrt(2 D) apart, 8 for action chunks (D = 32)
+- *Distance of centroids*: see `clusters`. Two noises of one sample lie sqrt(2 D) apart, 8 for action chunks (D = 32)
   and 78 for images (D = 3,072): a selector that moves noise by less shows no clusters.
 - *Decided*: correlation of a layer's predictions with the final samples over the start noises, mean over coordinates;
   1: the layer knows already where its noise will end.
@@ -60,9 +59,8 @@ NOISE_COLUMNS = {
     "neighbour of the same sample": "{agreement:.3f}",
     "on the map": "{map_agreement:.3f}",
     "chance": "{chance:.3f}",
-    "distance of centroids": "{centroid_distance:.3f}",
+    "distance of centroids, corrected": "{centroid_corrected:.3f}",
     "floor": "{centroid_floor:.3f}",
-    "corrected": "{centroid_corrected:.3f}",
 }
 
 
@@ -126,7 +124,6 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
             "agreement": 1 - mixing(noise.flatten(0, 1), groups),
             "map_agreement": 1 - mixing(torch.from_numpy(places), groups),
             "chance": (noises - 1) / (CLUSTERS * noises - 1),
-            "centroid_distance": distances.mean,
             "centroid_floor": distances.floor,
             "centroid_corrected": distances.corrected,
         }

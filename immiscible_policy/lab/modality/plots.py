@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
+from immiscible_policy.lab.program import plain
 from immiscible_policy.palette import AMBER, BASELINE, BLUE, FAINT, GREY, INK, PINK, TEAL, colours
+from immiscible_policy.results import interval
 
 MODE_COLOURS = (BLUE, AMBER, TEAL, PINK)
 TITLES = {
@@ -42,8 +43,8 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
         demonstrated = arm.demonstrated[0] / max(1, arm.demonstrated[:-1].sum())
         axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
         axes.plot(arm.steps, arm.shares[:, -1], color=INK, linewidth=1.6, linestyle=":")
-        axes.set_title(f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", fontsize=10, loc="left")
-        _finish(axes)
+        plain(axes, f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", "training steps")
+        axes.set(xlim=(0, None), ylim=(-0.03, 1.03))
     handles = [
         Line2D([], [], color=FAINT, linewidth=0.9, marker="o", markersize=2.5, label="each seed and start"),
         Line2D([], [], color=GREY, linewidth=1, linestyle="--", label="demonstrations"),
@@ -53,17 +54,14 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
     for axes, name in zip(below.subplots(1, len(measures)), measures, strict=True):
         for arm in arms:
             values, floor, own = arm.values(name), arm.floor(name), colour[arm.name]
-            estimates = [estimate(values[:, index]) for index in range(len(arm.steps))]
-            mean, low, high = (
-                np.array([np.nan if one is None else getattr(one, end) for one in estimates])
-                for end in ("estimate", "low", "high")
-            )
+            estimates = [interval.figures(estimate(values[:, index])) for index in range(len(arm.steps))]
+            mean, low, high = (np.array([one[end] for one in estimates], float) for end in ("mean", "low", "high"))
             axes.fill_between(arm.steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=own, alpha=0.13, linewidth=0)
             axes.plot(arm.steps, mean, color=own, linewidth=2, marker="o", markersize=3.5)
             if floor is not None:
                 axes.plot(arm.steps, floor, color=own, linewidth=1, linestyle="--")
-        axes.set_title(TITLES.get(name, arms[0].task.measured), fontsize=10, loc="left")
-        _finish(axes)
+        plain(axes, TITLES.get(name, arms[0].task.measured), "training steps")
+        axes.set(xlim=(0, None), ylim=(-0.03, 1.03))
     handles = [Line2D([], [], color=colour[arm.name], marker="o", markersize=3.5, label=arm.name) for arm in arms]
     handles.append(Line2D([], [], color=GREY, linestyle="--", label="pure chance"))
     below.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
@@ -98,12 +96,3 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
-
-
-def _finish(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("training steps", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
