@@ -96,7 +96,7 @@ def export_diffusers(model: ImageModel, directory: Path | str) -> None:
         grid = f"sigmas=[1 - i / {STEPS} for i in range({STEPS})]"
         lines |= {"title": "Flow matching", "timesteps": grid, "call": UNEVEN}
     pipeline.save_pretrained(directory, safe_serialization=True)
-    scale, name = model.data_scale, type(pipeline).__name__
+    scale, name = model.coder.data_scale, type(pipeline).__name__
     if scale != 1:
         lines["call"] = SCALED.format(scale=scale)
     text = README.format(**lines, pipeline=name, size=model.coder.size, scale=scale)

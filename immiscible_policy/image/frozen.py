@@ -10,7 +10,7 @@ E numbers per token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -39,6 +39,7 @@ class Latents:
     def __init__(self, vae: AutoencoderKL, size: int, *, data_scale: float, precision: str) -> None:
         require_scale(data_scale)
         self.vae = vae.eval().requires_grad_(False)
+        self.frozen = (self.vae,)
         self.size, self.data_scale, self.precision = size, data_scale, precision
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per number along a side
         self.shape = (vae.config["latent_channels"], size // self.factor, size // self.factor)
@@ -63,10 +64,6 @@ class Latents:
             parts = [self.vae.decode(part / self.scale).sample for part in x.split(IMAGES)]
         return torch.cat(parts).float().clamp(-1, 1)
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
-        self.vae._apply(change)
-
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -77,6 +74,7 @@ class ClipText:
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, precision: str) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder.eval().requires_grad_(False)
+        self.frozen = (self.encoder,)
         self.precision = precision
         self._tokens([""])  # fixes padding and length; later calls change nothing in it, whatever thread they come from
 
@@ -86,10 +84,6 @@ class ClipText:
         parts = [self._encode(part) for part in self._tokens(list(distinct)).split(PROMPTS)]
         rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self.encoder.device)
         return Text(*(torch.cat(field)[rows] for field in zip(*parts, strict=True)))
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
-        self.encoder._apply(change)
 
     def _tokens(self, prompts: list[str]) -> Tensor:
         """Token numbers (B, L)."""

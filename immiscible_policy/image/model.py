@@ -56,8 +56,9 @@ class Coder(Protocol):
 
     size: int  # side S of the images
     shape: tuple[int, int, int]  # (C, H, W) of what is noised
-    data_scale: float  # factor on the normalised clean sample, undone by `decode`
+    data_scale: float  # factor on the normalised clean sample before selection and noising, undone by `decode`
     limit: float  # largest magnitude of a number of a clean sample
+    frozen: tuple[nn.Module, ...]  # what moves with the model, and neither trains nor is saved
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Clean samples (B, C, H, W), float32, of pixels (B, 3, S, S) in [-1, 1]."""
@@ -65,18 +66,14 @@ class Coder(Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """Pixels (B, 3, S, S), clipped to [-1, 1], of clean samples (B, C, H, W)."""
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply what moves a module's tensors, as `torch.nn.Module.to` does."""
-
 
 class TextEncoder(Protocol):
     """Embeds prompts; held as a coder is."""
 
+    frozen: tuple[nn.Module, ...]
+
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embeddings of some prompts, float32."""
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply what moves a module's tensors."""
 
 
 class PixelCoder:
@@ -91,6 +88,7 @@ class PixelCoder:
         require_scale(data_scale)
         self.size, self.shape = size, (3, size, size)
         self.data_scale = self.limit = data_scale
+        self.frozen = ()
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Nothing is drawn."""
@@ -99,9 +97,6 @@ class PixelCoder:
     def decode(self, x: Tensor) -> Tensor:
         """The inverse, clipped."""
         return (x / self.data_scale).clamp(-1, 1)
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """There is nothing to move."""
 
 
 class ImageModel(nn.Module):
@@ -153,21 +148,10 @@ class ImageModel(nn.Module):
         elif not isinstance(path, Flow):
             raise ValueError("the adaptive solver follows a velocity, which flow matching alone learns; name a solver")
 
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one start noise."""
-        return self.coder.shape
-
-    @property
-    def data_scale(self) -> float:
-        """Factor on the normalised clean sample before selection and noising, undone after sampling."""
-        return self.coder.data_scale
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageModel:
         """What `to`, `cuda` and `cpu` call: the ready-made parts move along."""
-        for part in (self.coder, self.text):
-            if part is not None:
-                part.apply(fn)
+        for module in (*self.coder.frozen, *(() if self.text is None else self.text.frozen)):
+            module._apply(fn)
         return super()._apply(fn, recurse)
 
     def noised(

@@ -210,7 +210,7 @@ def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
     model, solver = load_image_model(checkpoint)[0], Solver("ddim", IMAGE_CALLS)
     generator = torch_generator("cpu", "bijection images", options["seed"])
-    noise = torch.randn(options["observations"], *model.noise_shape, generator=generator)
+    noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(
         lambda noise: model.sample(noise, solver).images, noise, WEIGHTS, options["perturbations"], generator
     )

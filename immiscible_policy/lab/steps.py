@@ -163,7 +163,7 @@ def measure(options: Document) -> Findings:
         figures["images"] = measure_images(models, loaded, options["images"], n, seed)
         for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
             generator = torch_generator("cpu", "steps strip", seed)
-            predicted = model.sample(torch.randn(STRIP, *model.noise_shape, generator=generator), SOLVER).predicted
+            predicted = model.sample(torch.randn(STRIP, *model.coder.shape, generator=generator), SOLVER).predicted
             strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
     return Findings({"n": n, **figures}, describe(figures), draw(figures, strips))
 

@@ -84,7 +84,7 @@ def measure(options: Document) -> Findings:
     images = {}
     for run, checkpoint in models.items():
         model, generator = load_image_model(checkpoint)[0], torch_generator("cpu", "tsne images", options["seed"])
-        start = torch.randn(options["starts"], *model.noise_shape, generator=generator)
+        start = torch.randn(options["starts"], *model.coder.shape, generator=generator)
         images[run] = model.sample(start, SOLVER).predicted
     for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
         for run, layers in predicted.items():  # (S, N, ...)

@@ -236,7 +236,7 @@ def fixed_loss(objective: ImageObjective, config: ImageConfig) -> dict[str, floa
 def draw_samples(model: ImageModel, images: Images, config: ImageConfig, path: Path) -> None:
     """Draw a grid of samples, from the same start noises at every step and for every selector."""
     rows, generator = torch.arange(config.samples), torch_generator(config.device, "samples")
-    noise = start_noise(model.noise_shape, rows, seed=0).to(config.device)
+    noise = start_noise(model.coder.shape, rows, seed=0).to(config.device)
     prompts = images.prompts(rows % len(images))
     drawn = model.sample(noise, solver(config, model), prompts=prompts, generator=generator).images
     save_tiles(path, to_bytes(drawn.cpu()))

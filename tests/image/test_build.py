@@ -80,13 +80,13 @@ def test_the_layout_of_torchcfm_for_cifar10():
 def test_a_specs_model_takes_a_batch_and_gives_images(spec):
     model = build_image_model(spec)
     assert type(model.path) is PATHS[spec.model]
-    assert model.noise_shape == (3, 8, 8) and model.data_scale == spec.data_scale
+    assert model.coder.shape == (3, 8, 8) and model.coder.data_scale == spec.data_scale
     pixels = torch.rand(6, 3, 8, 8, generator=generator()) * 2 - 1
     batch = model.noised(pixels, make_selector("knn", k=2), step=3, generator=generator())
     assert [len(field) for field in batch] == [6] * len(batch)
     model.loss(batch).backward()
     assert all(p.grad is not None for p in model.parameters())
-    found = model.eval().sample(torch.randn(2, *model.noise_shape, generator=generator()), model.choose(steps=2),
+    found = model.eval().sample(torch.randn(2, *model.coder.shape, generator=generator()), model.choose(steps=2),
                                 generator=generator())  # fmt: skip
     assert found.images.shape == (2, 3, 8, 8) and found.predicted.shape == (2, 2, 3, 8, 8) and len(found.t) == 2
     assert float(found.images.abs().max()) <= 1
@@ -114,7 +114,7 @@ def test_a_checkpoint_rebuilds_the_model_with_its_ema_weights(spec, tmp_path):
     save_checkpoint(tmp_path / "step_000001", spec_metadata(spec) | {"step": 1}, tensors)
     model, found = load_image_model(read_checkpoint(tmp_path / "step_000001"))
     assert found == spec and type(model.path) is PATHS[spec.model]
-    assert model.data_scale == spec.data_scale and not model.training
+    assert model.coder.data_scale == spec.data_scale and not model.training
     for name, tensor in averaged.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 

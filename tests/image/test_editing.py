@@ -73,9 +73,9 @@ def test_known_pixels_come_back_and_others_are_the_models(kind, solver, edit):
 def test_the_path_itself_leads_back_to_known_pixels(kind, solver):
     """Before anything is pasted: at every step the known part predicts the original."""
     built, pixels, region = model(kind), originals(), edit_region("inpaint", 8)
-    path = KnownPath(built.path, built.data_scale * pixels, region, noises())
+    path = KnownPath(built.path, built.coder.data_scale * pixels, region, noises())
     found = built.sample(noises(), solver, path=path, generator=generator())
-    for predicted in (found.images, *(found.predicted / built.data_scale)):
+    for predicted in (found.images, *(found.predicted / built.coder.data_scale)):
         torch.testing.assert_close(predicted[..., ~region], pixels[..., ~region], rtol=0, atol=1e-3)
 
 
@@ -152,7 +152,7 @@ def test_stable_diffusion_edits_latents(tmp_path, prediction):
     directory = tiny_stable_diffusion(tmp_path / "tiny", ["cat", "dog"], prediction)
     built = build_image_model(tiny_stable_diffusion_spec(directory)).eval()
     pixels = torch.rand(2, 3, 64, 64, generator=generator()) * 2 - 1
-    noise = torch.randn(2, *built.noise_shape, generator=generator())
+    noise = torch.randn(2, *built.coder.shape, generator=generator())
     words = {"prompts": ["cat", "dog"]}
     everything = torch.ones(64, 64, dtype=torch.bool)
     four = Solver("ddim", 4)

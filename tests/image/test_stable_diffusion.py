@@ -163,7 +163,7 @@ def test_arithmetic_in_bfloat16_changes_latents_and_embeddings_little(model):
 def test_selectors_see_latents_step_and_pooled_prompts(model):
     model, select = model(), Watching()
     noised(model, select, prompts=NAMES)
-    assert select.x.shape == (6, *model.noise_shape) == (6, 4, 8, 8)
+    assert select.x.shape == (6, *model.coder.shape) == (6, 4, 8, 8)
     assert select.given["step"] == 3
     condition = select.given["condition"]
     assert torch.equal(condition, model.text(NAMES).pooled)

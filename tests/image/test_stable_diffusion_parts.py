@@ -41,7 +41,7 @@ def built(spec, seed=0):
 
 
 def start(model, count=2):
-    return torch.randn(count, *model.noise_shape, generator=torch.Generator().manual_seed(3))
+    return torch.randn(count, *model.coder.shape, generator=torch.Generator().manual_seed(3))
 
 
 def noised(model):
@@ -65,7 +65,7 @@ def test_from_scratch_the_weights_are_a_function_of_the_seed(spec):
 @pytest.mark.parametrize(("size", "side"), [(64, 8), (128, 16)])
 def test_start_noises_and_the_pipelines_default_size_follow_from_the_images(spec, size, side):
     model = built(replace(spec, size=size))
-    assert model.noise_shape == (4, side, side) and model.denoiser.config.sample_size == side
+    assert model.coder.shape == (4, side, side) and model.denoiser.config.sample_size == side
 
 
 def test_fine_tuning_begins_at_the_pretrained_weights(spec, directory):

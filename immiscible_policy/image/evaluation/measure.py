@@ -97,7 +97,7 @@ def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tu
     for numbers in torch.arange(drawing.n).split(drawing.batch_size):
         rows = numbers % len(conditions)
         prompts = conditions.prompts(rows)
-        noise = start_noise(model.noise_shape, numbers, drawing.seed).to(drawing.device)
+        noise = start_noise(model.coder.shape, numbers, drawing.seed).to(drawing.device)
         generator = torch_generator(drawing.device, "sampling", drawing.seed, int(numbers[0]))
         if drawing.edit is None:
             images = model.sample(noise, solver, prompts=prompts, generator=generator).images

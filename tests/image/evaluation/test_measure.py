@@ -20,7 +20,7 @@ COUNT = 150
 class Stub:
     """Answers start noises with images by a rule, and keeps what it was given."""
 
-    noise_shape = SHAPE
+    coder = SimpleNamespace(shape=SHAPE)
 
     def __init__(self, rule):
         self.rule, self.seen = rule, []
