@@ -172,9 +172,7 @@ class ImageModel(nn.Module):
         """
         size = self.coder.size
         if pixels.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pixels have shape {tuple(pixels.shape)}; this model needs RGB images (B, 3, {size}, {size})"
-            )
+            raise ValueError(f"pixels {tuple(pixels.shape)}: this model needs RGB images (B, 3, {size}, {size})")
         x = self.coder.encode(pixels, generator)
         text = self._text(prompts, len(x))
         if text is not None and prompts is not None and self.prompt_dropout:

@@ -98,9 +98,8 @@ def _require_fit(spec: StableDiffusionSpec, latents: Latents, width: int, unet: 
     levels = 2 ** (len(unet.block_out_channels) - 1)
     factor, channels = latents.factor * levels, latents.shape[0]
     if spec.size < factor or spec.size % factor:
-        raise ValueError(
-            f"size={spec.size}: needs a multiple of {factor} (autoencoder {latents.factor} x U-Net {levels})"
-        )
+        parts = f"autoencoder {latents.factor} x U-Net {levels}"
+        raise ValueError(f"size={spec.size}: needs a multiple of {factor} ({parts})")
     if (unet.in_channels, unet.out_channels) != (channels, channels):
         raise ValueError(
             f"pretrained={spec.pretrained}: the U-Net has {unet.in_channels} channels in and {unet.out_channels} out, "
@@ -143,9 +142,7 @@ def find_pretrained(pretrained: str, init: str) -> Path:
     directory = Path(pretrained)
     if not directory.is_dir():
         if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
-            raise ValueError(
-                f"pretrained={pretrained}: no such directory (diffusers' layout), and no hub id OWNER/NAME"
-            )
+            raise ValueError(f"pretrained={pretrained}: no such directory, and not a hub id OWNER/NAME")
         try:
             directory = Path(snapshot_download(pretrained, allow_patterns=[*files, "tokenizer/*"]))
         except (OSError, ValueError) as error:
@@ -158,9 +155,7 @@ def find_pretrained(pretrained: str, init: str) -> Path:
     if not any((directory / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         missing.append("tokenizer/vocab.json")
     if missing:
-        raise ValueError(
-            f"pretrained={pretrained}: {directory} lacks {', '.join(missing)} (diffusers' layout, safetensors weights)"
-        )
+        raise ValueError(f"pretrained={directory} lacks {', '.join(missing)} (diffusers' layout, safetensors weights)")
     return directory
 
 

@@ -83,11 +83,9 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     config = checkpoint.metadata.get("config", {})
     recorded = config.get("noise", {})
     if config.get("select_for", "action") != "action":
-        raise CommandError(
-            f"{checkpoint.path}: trained with select_for={config['select_for']}; needs select_for=action"
-        )
+        raise CommandError(f"{checkpoint.path}: select_for={config['select_for']}; train with select_for=action")
     if "name" not in recorded:
-        raise CommandError(f"{checkpoint.path}: names no noise that it was trained with")
+        raise CommandError(f"{checkpoint.path}: does not name the noise that it was trained with")
     ignored = ("name", "potentials", "start", "stop", "ramp")
     return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
 

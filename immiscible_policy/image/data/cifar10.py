@@ -46,9 +46,7 @@ def _from_torchvision(root: Path, split: str, limit: int | None) -> tuple[Tensor
     try:
         from torchvision.datasets import CIFAR10
     except ImportError:
-        raise ValueError(
-            f"{root / BATCHES} needs torchvision: pip install torchvision, or give an image folder"
-        ) from None
+        raise ValueError(f"{root / BATCHES} needs torchvision: install it, or give an image folder") from None
     try:
         data = CIFAR10(str(root), train=split == "train", download=False)
     except RuntimeError as error:

@@ -82,8 +82,6 @@ def prompts_for(images: Images, source: str) -> Images:
     except UnicodeDecodeError:
         raise ValueError(f"prompts={path} is not UTF-8 text") from None
     if len(lines) != len(images):
-        raise ValueError(
-            f"prompts={path} has {len(lines)} lines for {len(images)} images; it needs one prompt per image"
-        )
+        raise ValueError(f"prompts={path} has {len(lines)} lines for {len(images)} images; write one prompt per image")
     content = hashlib.sha256("\n".join((images.content_hash, *lines)).encode()).hexdigest()
     return replace(images, texts=lines, content_hash=content)

@@ -107,9 +107,8 @@ def list_coco(path: Path, split: str) -> Listing:
     captions = _captions(path / "annotations" / f"captions_{within}.json")
     bare = [file.name for file in files if not captions[file.name]]
     if bare:
-        raise ValueError(
-            f"{path}: {within}/{bare[0]} has no caption, as {len(bare)} of {len(files)} images; {COCO_WANTED}"
-        )
+        many = f"{len(bare)} of {len(files)} images"
+        raise ValueError(f"{path}: {within}/{bare[0]} has no caption, as {many}; {COCO_WANTED}")
     texts = [captions[file.name][zlib.crc32(file.name.encode()) % len(captions[file.name])] for file in files]
     return Listing(source, within, files, texts)
 

@@ -85,9 +85,7 @@ class InceptionFeatures:
             ) from None
         path = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
         if not path.is_file():
-            raise ValueError(
-                f"inception={path} is missing; download {INCEPTION_URL} there, or name it by inception=PATH"
-            )
+            raise ValueError(f"inception={path} is missing; download {INCEPTION_URL}, or use inception=PATH")
         try:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle raises whatever the bytes lead to
