@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, product
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -64,6 +64,13 @@ class Scheme(NamedTuple):
         """What samples, or what the law's way is built on."""
         return Solver(LAWS.get(self.name, self.name), self.steps, self.spacing)
 
+    def agent(self, checkpoint: Checkpoint) -> Agent:
+        """A policy that samples as written."""
+        policy, spec = load_policy(checkpoint)
+        if self.name in LAWS:
+            policy = cast(Policy, TrainingLawPolicy(policy, own_selector(checkpoint), self.name))
+        return Agent(policy, spec, self.solver)
+
 
 def measure(options: Document) -> Findings:
     """Roll every run out under every solver that it takes."""
@@ -73,12 +80,10 @@ def measure(options: Document) -> Findings:
     policies = newest_policies(options["runs"], pictures=True)
     first = next(iter(next(iter(policies.values())).values()))
     starts = task_of(first).starts(options["starts"], options["episodes"])
-    agents = {
-        (run, scheme): {seed: make_agent(checkpoint, scheme) for seed, checkpoint in seeds.items()}
-        for run, seeds in policies.items()
-        for scheme in schemes
-        if scheme.name not in LAWS or all(selects_within_samples(checkpoint) for checkpoint in seeds.values())
-    }  # built, and so checked, before the first is rolled out
+    agents: dict[tuple[str, Scheme], dict[int, Agent]] = {}  # built, and so checked, before the first is rolled out
+    for (run, seeds), scheme in product(policies.items(), schemes):
+        if scheme.name not in LAWS or all(map(selects_within_samples, seeds.values())):
+            agents[run, scheme] = {seed: scheme.agent(checkpoint) for seed, checkpoint in seeds.items()}
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
     for (run, scheme), seeds in agents.items():
@@ -152,14 +157,6 @@ class ChosenNoise:
     def __getitem__(self, rows: int | slice) -> Tensor | Iterator[Tensor]:
         """Row 0, or all others."""
         return self.start if isinstance(rows, int) else (self.choose() for _ in count())
-
-
-def make_agent(checkpoint: Checkpoint, scheme: Scheme) -> Agent:
-    """A policy that samples as written."""
-    policy, spec = load_policy(checkpoint)
-    if scheme.name in LAWS:
-        policy = cast(Policy, TrainingLawPolicy(policy, own_selector(checkpoint), scheme.name))
-    return Agent(policy, spec, scheme.solver)
 
 
 def summarise(

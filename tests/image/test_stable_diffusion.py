@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from immiscible_policy.image.frozen import Latents
 from immiscible_policy.image.model import ImageModel, TextSample
-from immiscible_policy.image.stable_diffusion import load_chain, load_text, load_vae
+from immiscible_policy.image.stable_diffusion import Latents, load_chain, load_text, load_vae
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.solver import Solver
 from tests.image.tiny import tiny_stable_diffusion

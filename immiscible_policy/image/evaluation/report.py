@@ -204,13 +204,11 @@ def against_table(results: ImageResults) -> TextTable:
 
 def sentences(results: ImageResults) -> list[str]:
     """For every run but the first, when it reached the first one's best distance."""
-    first = next(iter(results.rows))
-    return [_sentence(label, first, comparison) for label, comparison in results.against.items()]
+    return [_sentence(label, next(iter(results.rows)), run) for label, run in results.against.items()]
 
 
-def _sentence(label: str, first: str, comparison: Against) -> str:
-    """When a run reached the first one's best distance, in words."""
-    reached, speedup = comparison.reached, comparison.speedup
+def _sentence(label: str, first: str, run: Against) -> str:
+    reached, speedup = run.reached, run.speedup
     if not reached:
         return f"{label} and {first} have no training seed in common: no steps to {first}'s best can be paired."
     if speedup is None:
