@@ -68,12 +68,13 @@ def measure(options: Document) -> Findings:
         repeats = batches if x[0].numel() > 1000 else 8 * batches  # few numbers allow more batches
         rows += [change_of("knn", k, name, x, 2 * repeats, seed) for k in KS]
         rows += [change_of("linear", size, name, x, repeats, seed) for size in SIZES]
-    scales = [
-        change_of(name, size, label, rms / lab_data.root_mean_square(data[label]) * data[label], batches, seed)
-        for label, name, size in SCALED
-        if label in data
-        for rms in SCALES
-    ]
+    scales = []
+    for kind, name, size in SCALED:
+        if kind in data:
+            unit = data[kind] / lab_data.root_mean_square(data[kind])
+            own = [change_of(name, size, kind, rms * unit, batches, seed) for rms in SCALES]
+            label, best = f"{kind.split()[0]}, {own[0]['label']}", [row["best"] for row in own]
+            scales.append({"label": label, "best": best, "published": own[0]["published"], "rows": own})
     figures = {
         "data": {name: {"dims": x[0].numel(), "rms": lab_data.root_mean_square(x)} for name, x in data.items()},
         "store": store.name if store else options["task"],
@@ -116,18 +117,8 @@ def describe(figures: Document) -> str:
         parts.append(table(COLUMNS, [row for row in figures["rows"] if row["data"] == name]))
     by_scale = {"": "{label}", **{f"rms {rms:g}": f"{{best[{i}]:+.2f}}" for i, rms in enumerate(SCALES)}}
     parts.append("By the root mean square of the data; closed form for KNN, measured for assignment:")
-    parts.append(table({**by_scale, "published": COLUMNS["published"]}, _by_scale(figures["scales"])))
+    parts.append(table({**by_scale, "published": COLUMNS["published"]}, figures["scales"]))
     return "\n\n".join(parts)
-
-
-def _by_scale(rows: list[Document]) -> list[Document]:
-    """For each selector the `best` figures over all scales, and the published one."""
-    result: dict[str, Document] = {}
-    for row in rows:
-        label = f"{row['data'].split()[0]}, {row['label']}"
-        own = result.setdefault(label, {"label": label, "best": [], "published": row["published"]})
-        own["best"].append(row["best"])
-    return list(result.values())
 
 
 def draw(figures: Document) -> Figure:
@@ -149,7 +140,7 @@ def draw(figures: Document) -> Figure:
         log2(panel, [*KS, *SIZES])
         panel.set_ylim(top=0)
         legend(panel, "lower left")
-    scaled, by_scale = axes[len(names)], _by_scale(figures["scales"])
+    scaled, by_scale = axes[len(names)], figures["scales"]
     plain(scaled, "dependence on scale; dashed: published", "root mean square of the data")
     curves(scaled, SCALES, {row["label"]: row["best"] for row in by_scale})
     for colour, row in zip(COLOURS, by_scale, strict=False):

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immiscible_policy.image.data.cifar10 import CIFAR10, SIDE, read_cifar10
 from immiscible_policy.image.data.decode import Decoder, Shape, cached
 from immiscible_policy.image.data.files import digest
 from immiscible_policy.image.data.images import Images, in_memory
 from immiscible_policy.image.data.pixels import require_divisor, shrink
-from immiscible_policy.image.data.published import CELEBA, COCO, FOLDER, IMAGENET
+from immiscible_policy.image.data.published import CELEBA, CIFAR10, COCO, FOLDER, IMAGENET, SIDE, read_cifar10
 
 MEMORY_BYTES = 4 * 2**30
 """Pixels that are held whole: CelebA at 64 takes 2.5 GB, MS-COCO at 256 takes 23 GB."""
@@ -27,7 +26,6 @@ def load_images(
     Where N images of 3 S^2 bytes fit into `MEMORY_BYTES` they are held in memory, otherwise read from the disk
     whenever they are asked for. CIFAR-10 is always held, at 32x32 or smaller: a smaller size averages square blocks
     and must divide 32, a larger one is interpolated (bicubic) batch by batch.
-
     `split`: `train`, or `test` (CIFAR-10, CelebA), `valid` (CelebA), `val` (ImageNet, MS-COCO). `size`: side S of
     the images, pixels; None for 32, 64 (CelebA) or 256 (ImageNet, MS-COCO).
     ValueError if dataset, split, size or limit is unusable, the data set is not there or incomplete, or an image cannot

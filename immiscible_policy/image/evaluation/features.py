@@ -63,9 +63,7 @@ class ClassifierFeatures:
 
 
 class InceptionFeatures:
-    """The 2,048 features that FID is defined on (Heusel et al., 2017), by torch-fidelity.
-
-    ValueError if parts are missing.
+    """The 2,048 features that FID is defined on (Heusel et al., 2017); ValueError if parts are missing.
 
     The file of weights, by default where torch keeps torch-fidelity's download, is read as plain tensors before
     torch-fidelity, which would execute what is in it, may see it.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from immiscible_policy.image.data import load_cifar10, load_images, shrink, to_bytes, to_pixels
-from immiscible_policy.image.data.cifar10 import list_cifar10
+from immiscible_policy.image.data.published import list_cifar10
 from tests.image.data.layouts import zipped
 from tests.image.folders import write_image, write_images
 
