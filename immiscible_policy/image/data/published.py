@@ -77,11 +77,11 @@ def list_cifar10(path: Path, split: str) -> Listing:
 
 def _from_torchvision(root: Path, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
     try:
-        from torchvision import datasets
+        from torchvision.datasets import CIFAR10 as Torchvision
     except ImportError:
-        raise ValueError(f"{root / BATCHES} needs torchvision: install it, or give an image folder") from None
+        raise ValueError(f"{root / BATCHES} needs torchvision: pip install torchvision, or use a folder") from None
     try:
-        data = datasets.CIFAR10(str(root), train=split == "train", download=False)
+        data = Torchvision(str(root), train=split == "train", download=False)
     except RuntimeError as error:
         raise ValueError(f"{root / BATCHES}: {error}") from None
     images = torch.from_numpy(data.data[:limit]).permute(0, 3, 1, 2).contiguous()  # from (N, 32, 32, 3)
