@@ -165,7 +165,7 @@ def test_mistakes_are_one_line_before_anything_is_written(run, words, message):
 
 def test_checkpoints_of_other_models_and_empty_runs_are_refused(run, tmp_path):
     save_checkpoint(tmp_path / "policy" / "step_000001", {"policy": {}, "step": 1}, {"ema": {}})
-    with pytest.raises(CheckpointError, match="describes no image model"):
+    with pytest.raises(CheckpointError, match="does not describe an image model"):
         _main([f"checkpoint={tmp_path / 'policy' / 'step_000001'}"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("{}")

@@ -122,9 +122,9 @@ def test_a_checkpoint_rebuilds_the_model_with_its_ema_weights(spec, tmp_path):
 @pytest.mark.parametrize(
     ("recorded", "message"),
     [
-        (None, "describes no image model"),
-        ({"size": 8}, "describes no image model"),
-        (spec_metadata(TINY)["image"] | {"colour": "red"}, "describes no image model"),
+        (None, "does not describe an image model"),
+        ({"size": 8}, "does not describe an image model"),
+        (spec_metadata(TINY)["image"] | {"colour": "red"}, "does not describe an image model"),
         (spec_metadata(replace(TINY, model="gan"))["image"], "model=gan"),
         (spec_metadata(replace(TINY, channels=(16, 16)))["image"], "do not fit"),
         (spec_metadata(replace(TINY, size="large"))["image"], "cannot be built"),
