@@ -88,7 +88,7 @@ class PixelCoder:
         require_scale(data_scale)
         self.size, self.shape = size, (3, size, size)
         self.data_scale = self.limit = data_scale
-        self.frozen = ()
+        self.frozen: tuple[nn.Module, ...] = ()
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Nothing is drawn."""

@@ -34,7 +34,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from huggingface_hub import snapshot_download
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -87,7 +87,7 @@ class Latents:
     def __init__(self, vae: AutoencoderKL, size: int, *, data_scale: float, precision: str) -> None:
         require_scale(data_scale)
         self.vae = vae.eval().requires_grad_(False)
-        self.frozen = (self.vae,)
+        self.frozen: tuple[nn.Module, ...] = (self.vae,)
         self.size, self.data_scale, self.precision = size, data_scale, precision
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per number along a side
         self.shape = (vae.config["latent_channels"], size // self.factor, size // self.factor)
@@ -122,7 +122,7 @@ class ClipText:
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, precision: str) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder.eval().requires_grad_(False)
-        self.frozen = (self.encoder,)
+        self.frozen: tuple[nn.Module, ...] = (self.encoder,)
         self.precision = precision
         self._tokens([""])  # fixes padding and length; later calls change nothing in it, whatever thread they come from
 

@@ -86,8 +86,8 @@ def measure(options: Document) -> Findings:
             agents[run, scheme] = {seed: scheme.agent(checkpoint) for seed, checkpoint in seeds.items()}
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
-    for (run, scheme), seeds in agents.items():
-        by_seed = [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in seeds.items()]
+    for (run, scheme), own in agents.items():
+        by_seed = [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in own.items()]
         scores[run, scheme] = np.array(by_seed)
         print(f"{run}  {scheme.text}  score {scores[run, scheme].mean():.3f}", flush=True)
     figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, schemes) | {

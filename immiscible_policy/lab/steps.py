@@ -151,7 +151,8 @@ def measure(options: Document) -> Findings:
         if len(values) > 1:  # their layers or chunks cannot stand side by side
             raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
     n, seed = options["n"], options["seed"]
-    figures, strips = {}, {}
+    figures: Document = {}
+    strips: dict[str, Tensor] = {}
     if policies:
         layers: dict[str, list[Document]] = {}
         for run, seeds in policies.items():

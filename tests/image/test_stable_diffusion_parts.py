@@ -177,7 +177,7 @@ def test_a_checkpoint_whose_parts_changed_is_refused_and_moved_ones_are_found(sp
 def test_a_checkpoint_of_another_model_is_refused(spec, tmp_path):
     weights = built(spec).state_dict()
     save_checkpoint(tmp_path / "step_000001", {"image": {"model": "ddim"}, "step": 1}, {"ema": weights})
-    with pytest.raises(CheckpointError, match="describes no image model"):
+    with pytest.raises(CheckpointError, match="does not describe an image model"):
         load_image_model(read_checkpoint(tmp_path / "step_000001"))
     checkpoint = save(tmp_path, spec, ema=weights | {"denoiser.conv_in.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="do not fit"):
