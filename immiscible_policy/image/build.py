@@ -19,8 +19,7 @@ from immiscible_policy.path.consistency import Consistency, Metric, pseudo_huber
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
-PIXEL_STD = 0.5
-"""Standard deviation of natural images' pixels in [-1, 1]; 0.49 for CIFAR-10."""
+PIXEL_STD = 0.5  # Standard deviation of natural images' pixels in [-1, 1]; 0.49 for CIFAR-10
 METRICS = ("huber", "lpips")
 LPIPS_SIDE = 224
 """Smaller images are enlarged to this side first, as consistency training does (Song et al., 2023, appendix C)."""

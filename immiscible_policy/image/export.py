@@ -17,8 +17,7 @@ from immiscible_policy.path import Ddpm
 from immiscible_policy.path.consistency import MOST_STEPS, RHO, SIGMA_MAX, SIGMA_MIN, Consistency
 from immiscible_policy.path.flow import TIME_SCALE
 
-STEPS = 50
-"""Network calls of a saved pipeline."""
+STEPS = 50  # Network calls of a saved pipeline
 README = """\
 # {title}
 

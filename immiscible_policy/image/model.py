@@ -23,8 +23,7 @@ from immiscible_policy.path import Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.solver import Solver, draws, solve
 
-TOLERANCE = 1e-5
-"""Absolute and relative tolerance of the adaptive solver."""
+TOLERANCE = 1e-5  # Absolute and relative tolerance of the adaptive solver
 
 
 class ImageSample(NamedTuple):

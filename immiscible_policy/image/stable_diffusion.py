@@ -70,8 +70,7 @@ CHAIN = {
 HOW: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 IMAGES = 32
 """Images encoded or decoded at a time; at 256 x 256 pixels each takes 0.16 GB on the way (measured, float32, CPU)."""
-PROMPTS = 256
-"""Prompts that are encoded at a time."""
+PROMPTS = 256  # Prompts that are encoded at a time
 
 
 class Latents:

@@ -42,8 +42,7 @@ from immiscible_policy.results.interval import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
 from immiscible_policy.store.checkpoint import Checkpoint
 
-LAWS = {"drafted": "ddim", "renoised": "renoise"}
-"""The ways to follow the law of training, and the solver that each is built on."""
+LAWS = {"drafted": "ddim", "renoised": "renoise"}  # The ways to follow the law of training, and their solvers
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
 
 

@@ -64,8 +64,7 @@ NOISE_COLUMNS = {
 }
 
 
-Panel = tuple[NDArray[np.float64], Tensor, Document]
-"""One map: positions (N, 2), the cluster or layer of each point (N,), and what was measured."""
+Panel = tuple[NDArray[np.float64], Tensor, Document]  # Positions (N, 2), cluster or layer of each point (N,), figures
 Sections = dict[str, dict[str, Panel]]  # Rows of the picture by title, and their panels by title
 
 

@@ -23,14 +23,10 @@ from torch import Tensor
 from immiscible_policy.image.data.files import Listing, digest
 
 THREADS = min(16, os.cpu_count() or 1)
-SHARE = 16
-"""Images that a thread decodes in one go."""
-CHUNK = 1024
-"""Images that are decoded between two looks at the progress."""
-FROM_BYTES = 2**24
-"""Encoded images of fewer bytes in all are decoded anew every time: they take about a second."""
-FORMAT = 1
-"""Raised when the same files and shape give other pixels."""
+SHARE = 16  # Images that a thread decodes in one go
+CHUNK = 1024  # Images that are decoded between two looks at the progress
+FROM_BYTES = 2**24  # Encoded images of fewer bytes in all are decoded anew every time: they take about a second
+FORMAT = 1  # Raised when the same files and shape give other pixels
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class ImageFile(NamedTuple):
-    """An encoded image: its name below the listed folder, with `/` between folders, and its size [bytes].
+    """An encoded image."""
 
-    The stamp changes with the content: CRC-32 in a zip, time of modification in a folder [ns].
-    """
-
-    name: str
-    size: int
-    stamp: int
+    name: str  # below the listed folder, with `/` between folders
+    size: int  # [bytes]
+    stamp: int  # changes with the content: CRC-32 in a zip, time of modification in a folder [ns]
 
     @property
     def depth(self) -> int:

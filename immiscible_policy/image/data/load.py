@@ -13,8 +13,7 @@ from immiscible_policy.image.data.images import Images, in_memory
 from immiscible_policy.image.data.pixels import require_divisor, shrink
 from immiscible_policy.image.data.published import CELEBA, CIFAR10, COCO, FOLDER, IMAGENET, SIDE, read_cifar10
 
-MEMORY_BYTES = 4 * 2**30
-"""Pixels that are held whole: CelebA at 64 takes 2.5 GB, MS-COCO at 256 takes 23 GB."""
+MEMORY_BYTES = 4 * 2**30  # Pixels that are held whole: CelebA at 64 takes 2.5 GB, MS-COCO at 256 takes 23 GB
 DATASETS = {"cifar10": CIFAR10, "celeba": CELEBA, "imagenet": IMAGENET, "coco": COCO, "folder": FOLDER}
 
 

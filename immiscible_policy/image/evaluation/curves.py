@@ -24,10 +24,8 @@ import numpy as np
 from immiscible_policy.evaluation.statistics import Array, Interval, difference_arms, interval, mean_interval
 from immiscible_policy.results.plots import Curve
 
-Distances = Mapping[int, float]
-"""Distance by checkpoint, of one training seed."""
-Seeds = Mapping[int, Distances]
-"""The same by training seed, of one run."""
+Distances = Mapping[int, float]  # Distance by checkpoint, of one training seed
+Seeds = Mapping[int, Distances]  # The same by training seed, of one run
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ from immiscible_policy.image.spec import ImageSpec, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
 from immiscible_policy.store.run import RunDirectory, SeedDirectory, run_of
 
-HASH = 16
-"""Digits of a SHA-256 that rows keep."""
+HASH = 16  # Digits of a SHA-256 that rows keep
 
 
 @dataclass(frozen=True)

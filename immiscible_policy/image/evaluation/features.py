@@ -23,21 +23,17 @@ from immiscible_policy.image.evaluation.classifier import BUNDLED, load_classifi
 EXTRACTORS = ("classifier", "inception")
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-INCEPTION_HASH = "6726825d"
-"""How the SHA-256 of the published weights begins."""
+INCEPTION_HASH = "6726825d"  # How the SHA-256 of the published weights begins
 
 
 class Extractor(Protocol):
-    """Turns images into features of D = `dims` numbers.
-
-    `weights` is the SHA-256 of its network's weights; `resize` says how images come to the size that it wants.
-    """
+    """Turns images into features."""
 
     name: str
-    title: str
-    dims: int
-    resize: str
-    weights: str
+    title: str  # what a distance of its features is called
+    dims: int  # D
+    resize: str  # how images come to the size that it wants
+    weights: str  # SHA-256 of its network's weights
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D), float32, of images (B, 3, S, S), uint8."""

@@ -20,8 +20,7 @@ from immiscible_policy.image.evaluation.frechet import FeatureStatistics, featur
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.randomness import derive_seed, torch_generator
 
-SHOWN = 64
-"""Generated images that are kept to be looked at."""
+SHOWN = 64  # Generated images that are kept to be looked at
 REFERENCE_BATCH = 500
 
 
@@ -58,16 +57,12 @@ class Drawing:
 
 
 class Reference(NamedTuple):
-    """Real images as a Gaussian of features, and what distances to it mean.
-
-    `floor` is the distance of as many real images as will be generated to the remaining ones, None if too few remain;
-    `noise` that of as many images of plain noise.
-    """
+    """Real images as a Gaussian of features, and distances of as many images as will be generated."""
 
     statistics: FeatureStatistics
     n: int
-    floor: float | None
-    noise: float
+    floor: float | None  # of real images to the remaining ones; None if too few remain
+    noise: float  # of images of plain noise
 
 
 class Quality(NamedTuple):

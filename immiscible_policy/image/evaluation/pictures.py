@@ -20,8 +20,7 @@ from immiscible_policy.results.plots import Curve, draw_curves
 from immiscible_policy.results.report.charts import HEIGHT, WIDTH
 from immiscible_policy.store.atomic import write_atomically
 
-ENLARGED = 64
-"""Side that small images are enlarged to, by repeating pixels."""
+ENLARGED = 64  # Side that small images are enlarged to, by repeating pixels
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
