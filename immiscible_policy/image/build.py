@@ -94,7 +94,7 @@ def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
     A consistency model comes without its metric: it samples, and its loss refuses.
-    CheckpointError if the checkpoint is damaged or describes no image model, ready-made parts are missing or others, or
+    CheckpointError if the checkpoint is damaged or not of an image model, ready-made parts are missing or others, or
     `pretrained` is given for a model without any.
     """
     spec = read_spec(checkpoint)
