@@ -103,7 +103,7 @@ def parse_range(key: str, text: str) -> list[int]:
         if last < first:
             raise CommandError(f"{key}={text}: the range {part} runs backwards; write {last}..{first}")
         if last - first >= 100_000:
-            raise CommandError(f"{key}={text}: the range {part} holds {last - first + 1:,} numbers; at most 100,000")
+            raise CommandError(f"{key}={text}: the range {part} has {last - first + 1:,} numbers; at most 100,000")
         numbers += range(first, last + 1)
     if len(set(numbers)) < len(numbers):
         raise CommandError(f"{key}={text}: a number is given twice")

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.path import Prediction, ProbabilityPath
+from immiscible_policy.path.base import Prediction, ProbabilityPath
 from immiscible_policy.path.consistency import Consistency
 from immiscible_policy.solver import Solver
 

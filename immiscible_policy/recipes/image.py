@@ -104,7 +104,7 @@ class ImageRecipe:
             for newest in filter(None, (run.seed(number).newest() for number in run.seeds())):
                 if read_spec(newest) != spec:
                     raise ValueError(
-                        f"{newest.path} was trained beside other parts than pretrained= holds now; restore them or "
+                        f"{newest.path} was trained beside other parts than pretrained= has now; restore them or "
                         "name another out="
                     )
         solver(config, model)

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from immiscible_policy.path import Level, ProbabilityPath
-from immiscible_policy.path.base import CLEAN
+from immiscible_policy.path.base import CLEAN, Level, ProbabilityPath
 from immiscible_policy.solver.recurrence import Plan, Step
 
 

@@ -67,7 +67,12 @@ def append_rows(path: Path, rows: Iterable[EpisodeRow], metrics: Sequence[Metric
         ValueError: If the file is not one of episodes of this task, or a value lies outside its metric's range.
         OSError: If it cannot be written.
     """
-    lines = [_format(row, metrics) for row in rows]
+    lines = []
+    for row in rows:
+        values = [(metric.reduce, _checked(row.metrics[metric.name], metric)) for metric in _columns(metrics)]
+        numbers = [int(value) if reduce == "any" else value for reduce, value in values]
+        cells = [int(row.checkpoint), int(row.start), int(row.seed), *numbers, int(row.steps)]
+        lines.append(",".join(map(repr, cells)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         file.seek(0)
@@ -118,12 +123,6 @@ def _header(metrics: Sequence[Metric]) -> str:
 def _check_header(line: str, path: Path, metrics: Sequence[Metric]) -> None:
     if line != _header(metrics):
         raise ValueError(f"{path}: the first line is '{line[:80]}', not '{_header(metrics)}': no file of episodes")
-
-
-def _format(row: EpisodeRow, metrics: Sequence[Metric]) -> str:
-    values = [(metric.reduce == "any", _checked(row.metrics[metric.name], metric)) for metric in _columns(metrics)]
-    numbers = [int(value) if yes_or_no else value for yes_or_no, value in values]
-    return ",".join(map(repr, [int(row.checkpoint), int(row.start), int(row.seed), *numbers, int(row.steps)]))
 
 
 def _parse(line: str, metrics: Sequence[Metric], where: str) -> EpisodeRow:

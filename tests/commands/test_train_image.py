@@ -177,7 +177,7 @@ def test_stable_diffusion_is_not_trained_on_beside_other_parts(images, tmp_path)
     assert ImageRecipe.prepare(config).spec == spec
     file = pretrained / "tokenizer/merges.txt"
     file.write_text(file.read_text() + "b i\n")
-    with pytest.raises(ValueError, match="step_000003 was trained beside other parts than pretrained= holds now"):
+    with pytest.raises(ValueError, match="step_000003 was trained beside other parts than pretrained= has now"):
         ImageRecipe.prepare(config)
 
 
