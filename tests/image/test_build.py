@@ -86,10 +86,10 @@ def test_a_specs_model_takes_a_batch_and_gives_images(spec):
     assert [len(field) for field in batch] == [6] * len(batch)
     model.loss(batch).backward()
     assert all(p.grad is not None for p in model.parameters())
-    found = model.eval().sample(torch.randn(2, *model.coder.shape, generator=generator()), model.choose(steps=2),
+    result = model.eval().sample(torch.randn(2, *model.coder.shape, generator=generator()), model.choose(steps=2),
                                 generator=generator())  # fmt: skip
-    assert found.images.shape == (2, 3, 8, 8) and found.predicted.shape == (2, 2, 3, 8, 8) and len(found.t) == 2
-    assert float(found.images.abs().max()) <= 1
+    assert result.images.shape == (2, 3, 8, 8) and result.predicted.shape == (2, 2, 3, 8, 8) and len(result.t) == 2
+    assert float(result.images.abs().max()) <= 1
 
 
 @EACH
@@ -112,8 +112,8 @@ def test_a_checkpoint_rebuilds_the_model_with_its_ema_weights(spec, tmp_path):
     trained, averaged = build_image_model(spec), build_image_model(spec)
     tensors = {"model": trained.state_dict(), "ema": averaged.state_dict()}
     save_checkpoint(tmp_path / "step_000001", spec_metadata(spec) | {"step": 1}, tensors)
-    model, found = load_image_model(read_checkpoint(tmp_path / "step_000001"))
-    assert found == spec and type(model.path) is PATHS[spec.model]
+    model, result = load_image_model(read_checkpoint(tmp_path / "step_000001"))
+    assert result == spec and type(model.path) is PATHS[spec.model]
     assert model.coder.data_scale == spec.data_scale and not model.training
     for name, tensor in averaged.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name

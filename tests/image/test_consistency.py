@@ -109,11 +109,11 @@ def test_consistency_recovers_a_mixture(steps, data_scale):
     oracle = ConsistencyOracle(Mixture(data_scale), 0.5 * data_scale)
     model = consistency(oracle, size=1, data_scale=data_scale)
     noise = torch.randn(4000, 3, 1, 1, generator=generator())
-    found = model.sample(noise, steps and Solver("renoise", steps), generator=generator(1))
-    assert found.predicted.shape == (steps or 1, 4000, 3, 1, 1)
-    assert float((found.t[0] / 250).exp()) == pytest.approx(SIGMA_MAX)
-    torch.testing.assert_close(found.predicted[-1] / data_scale, found.images)
-    assert_recovers(found.images)
+    result = model.sample(noise, steps and Solver("renoise", steps), generator=generator(1))
+    assert result.predicted.shape == (steps or 1, 4000, 3, 1, 1)
+    assert float((result.t[0] / 250).exp()) == pytest.approx(SIGMA_MAX)
+    torch.testing.assert_close(result.predicted[-1] / data_scale, result.images)
+    assert_recovers(result.images)
 
 
 def test_several_steps_take_their_noise_from_the_generator():

@@ -76,9 +76,9 @@ def test_with_one_training_image_every_layer_predicts_it(data_scale):
     """For data that is one image, the exact denoiser implies that image at every step, from any noise."""
     pixels = torch.rand(1, 3, 8, 8, generator=generator()) * 1.8 - 0.9
     model = diffusion(GaussianDenoiser(pixels * data_scale, 0.0), data_scale=data_scale)
-    found = model.sample(torch.randn(4, 3, 8, 8, generator=generator(1)), ddim(20))
-    torch.testing.assert_close(found.images, pixels.expand(4, -1, -1, -1), rtol=0, atol=2e-3)
-    torch.testing.assert_close(found.predicted / data_scale, pixels.expand(20, 4, -1, -1, -1), rtol=0, atol=2e-2)
+    result = model.sample(torch.randn(4, 3, 8, 8, generator=generator(1)), ddim(20))
+    torch.testing.assert_close(result.images, pixels.expand(4, -1, -1, -1), rtol=0, atol=2e-3)
+    torch.testing.assert_close(result.predicted / data_scale, pixels.expand(20, 4, -1, -1, -1), rtol=0, atol=2e-2)
 
 
 @SCALES
@@ -86,8 +86,8 @@ def test_ddim_recovers_the_law_of_gaussian_data(data_scale):
     """Pixels N(0.1, 0.2^2): the samples have this mean and spread, and follow the start noise."""
     model = diffusion(GaussianDenoiser(0.1 * data_scale, 0.2 * data_scale), data_scale=data_scale)
     noise = torch.randn(64, 3, 8, 8, generator=generator())
-    found = model.sample(noise, ddim(500)).images
-    torch.testing.assert_close(found, 0.1 + 0.2 * noise, rtol=0, atol=0.03)
+    result = model.sample(noise, ddim(500)).images
+    torch.testing.assert_close(result, 0.1 + 0.2 * noise, rtol=0, atol=0.03)
 
 
 @SCALES
@@ -117,20 +117,20 @@ def test_ddim_is_invertible():
 def test_ddim_is_a_function_of_the_start_noise_alone():
     model = build_image_model(tiny_spec()).eval()
     noise = torch.randn(5, 3, 8, 8, generator=generator())
-    found = model.sample(noise, ddim(10))
+    result = model.sample(noise, ddim(10))
     torch.manual_seed(99)
     again = model.sample(noise, ddim(10))
-    assert torch.equal(found.images, again.images) and torch.equal(found.predicted, again.predicted)
-    torch.testing.assert_close(model.sample(noise[2:3], ddim(10)).images, found.images[2:3], rtol=1e-3, atol=1e-4)
+    assert torch.equal(result.images, again.images) and torch.equal(result.predicted, again.predicted)
+    torch.testing.assert_close(model.sample(noise[2:3], ddim(10)).images, result.images[2:3], rtol=1e-3, atol=1e-4)
 
 
 def test_the_layers_are_linearly_spaced_and_the_last_prediction_is_the_sample():
     model = build_image_model(tiny_spec()).eval()
     noise = torch.randn(2, 3, 8, 8, generator=generator())
-    found = model.sample(noise, ddim(4))
-    assert found.t.tolist() == [999, 749, 499, 249]
-    assert found.predicted.shape == (4, 2, 3, 8, 8)
-    torch.testing.assert_close(found.predicted[-1], found.images)
+    result = model.sample(noise, ddim(4))
+    assert result.t.tolist() == [999, 749, 499, 249]
+    assert result.predicted.shape == (4, 2, 3, 8, 8)
+    torch.testing.assert_close(result.predicted[-1], result.images)
     assert model.sample(noise).t.tolist() == list(range(999, 0, -20))
 
 
@@ -155,10 +155,10 @@ def test_it_steps_as_diffusers_does(steps, prediction, data_scale):
         for t in scheduler.timesteps:
             x, clean = scheduler.step(model.denoiser(x, t).sample, t, x, eta=0.0, return_dict=False)
             predicted.append(clean)
-    found = model.sample(noise, ddim(steps))
-    assert found.t.tolist() == scheduler.timesteps.tolist()
-    torch.testing.assert_close(found.predicted, torch.stack(predicted), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.images, x / data_scale, rtol=1e-3, atol=1e-3)
+    result = model.sample(noise, ddim(steps))
+    assert result.t.tolist() == scheduler.timesteps.tolist()
+    torch.testing.assert_close(result.predicted, torch.stack(predicted), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(result.images, x / data_scale, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [0, 2000])

@@ -63,10 +63,10 @@ def test_unusable_masks_are_refused(edit, size, message):
 @pytest.mark.parametrize("edit", ["inpaint", "outpaint"])
 def test_known_pixels_come_back_and_others_are_the_models(kind, solver, edit):
     pixels, region = originals(), edit_region(edit, 8)
-    found = fill_in(model(kind), pixels, region, noises(), solver)
-    assert torch.equal(found[..., ~region], pixels[..., ~region])
-    assert float((found - pixels)[..., region].abs().mean()) > 0.1
-    assert found.abs().max() <= 1
+    result = fill_in(model(kind), pixels, region, noises(), solver)
+    assert torch.equal(result[..., ~region], pixels[..., ~region])
+    assert float((result - pixels)[..., region].abs().mean()) > 0.1
+    assert result.abs().max() <= 1
 
 
 @ALL
@@ -74,8 +74,8 @@ def test_the_path_itself_leads_back_to_known_pixels(kind, solver):
     """Before anything is pasted: at every step the known part predicts the original."""
     built, pixels, region = model(kind), originals(), edit_region("inpaint", 8)
     path = KnownPath(built.path, built.coder.data_scale * pixels, region, noises())
-    found = built.sample(noises(), solver, path=path, generator=generator())
-    for predicted in (found.images, *(found.predicted / built.coder.data_scale)):
+    result = built.sample(noises(), solver, path=path, generator=generator())
+    for predicted in (result.images, *(result.predicted / built.coder.data_scale)):
         torch.testing.assert_close(predicted[..., ~region], pixels[..., ~region], rtol=0, atol=1e-3)
 
 
@@ -94,13 +94,13 @@ def test_with_everything_known_editing_returns_the_original(kind, solver):
 @CASES
 def test_what_is_filled_in_follows_what_is_known_and_the_noise(kind, solver):
     built, region = model(kind), edit_region("inpaint", 8)
-    found = fill_in(built, originals(), region, noises(), solver)
+    result = fill_in(built, originals(), region, noises(), solver)
     for other in (
         fill_in(built, -originals(), region, noises(), solver),
         fill_in(built, originals(), region, -noises(), solver),
     ):
-        assert float((found - other)[..., region].abs().mean()) > 1e-3
-    assert torch.equal(found, fill_in(built, originals(), region, noises(), solver))
+        assert float((result - other)[..., region].abs().mean()) > 1e-3
+    assert torch.equal(result, fill_in(built, originals(), region, noises(), solver))
 
 
 @pytest.mark.parametrize("kind", ["ddim", "flow"])
@@ -118,8 +118,8 @@ def test_a_model_of_a_single_image_fills_in_that_image(kind):
     built = model_of(kind, Network())
     region = edit_region("outpaint", 8)
     known = torch.full((2, 3, 8, 8), 0.5)
-    found = fill_in(built, known, region, noises(2), Solver("ddim", 10))
-    torch.testing.assert_close(found, torch.where(region, image, known), rtol=0, atol=1e-3)
+    result = fill_in(built, known, region, noises(2), Solver("ddim", 10))
+    torch.testing.assert_close(result, torch.where(region, image, known), rtol=0, atol=1e-3)
 
 
 def test_the_known_part_meets_one_noise_along_the_whole_path():

@@ -44,10 +44,10 @@ def test_the_readmes_lines_give_the_models_samples(name, data_scale, tmp_path, m
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert "immiscible" not in code
     monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec(code, found)
+    result: dict = {}
+    exec(code, result)
     expected = model.sample(start_noise(), model.choose(steps=STEPS[name])).images
-    torch.testing.assert_close(found["images"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(result["images"], expected, rtol=1e-3, atol=1e-3)
     assert ("gives wrong contrast" in readme) == (data_scale != 1)
 
 

@@ -93,17 +93,17 @@ def test_euler_tends_to_the_adaptive_solution():
 
 def test_euler_calls_the_network_once_a_step_and_shows_what_it_predicts():
     oracle = FlowOracle(Mixture(means=MEANS[:1], weights=torch.ones(1), std=1e-6))
-    found = flow(oracle, size=1).sample(torch.randn(3, 3, 1, 1, generator=generator()), euler(4))
+    result = flow(oracle, size=1).sample(torch.randn(3, 3, 1, 1, generator=generator()), euler(4))
     assert oracle.calls == 4
-    assert found.t.tolist() == [0, 250, 500, 750]
+    assert result.t.tolist() == [0, 250, 500, 750]
     expected = MEANS[0].view(1, 3, 1, 1).expand(4, 3, 3, 1, 1)  # straight to the only point
-    torch.testing.assert_close(found.predicted, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.images, expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.predicted, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.images, expected[0], rtol=0, atol=1e-5)
 
 
 def test_the_adaptive_solver_shows_its_end():
-    found = flow(FlowOracle(Mixture()), size=1).sample(torch.randn(3, 3, 1, 1, generator=generator()))
-    assert found.t.tolist() == [1] and torch.equal(found.predicted.clamp(-1, 1), found.images[None])
+    result = flow(FlowOracle(Mixture()), size=1).sample(torch.randn(3, 3, 1, 1, generator=generator()))
+    assert result.t.tolist() == [1] and torch.equal(result.predicted.clamp(-1, 1), result.images[None])
 
 
 def test_samples_are_pixels():

@@ -153,7 +153,7 @@ def test_the_posteriors_noise_comes_from_the_generator_and_has_the_posteriors_wi
 
 def test_arithmetic_in_bfloat16_changes_latents_and_embeddings_little(model):
     exact, rough = model(), model(precision="bf16")
-    latents = [each.coder.encode(pictures(), generator()) for each in (exact, rough)]
+    latents = [model.coder.encode(pictures(), generator()) for model in (exact, rough)]
     assert latents[1].dtype == torch.float32 and not torch.equal(*latents)
     torch.testing.assert_close(*latents, rtol=0, atol=0.1)
     torch.testing.assert_close(exact.text(NAMES).tokens, rough.text(NAMES).tokens, rtol=0, atol=0.1)
@@ -173,7 +173,7 @@ def test_c2ot_pairs_by_prompt_and_says_so_where_there_are_none(model):
     """With infinite weight noise travels between equal prompts only: groups keep their own noises."""
     model, names = model(), ["cat"] * 8 + ["bird"] * 8
     c2ot, vanilla = make_selector("c2ot", weight=float("inf")), make_selector("vanilla")
-    chosen, plain = (noised(model, each, prompts=names, count=16).target.flatten(1) for each in (c2ot, vanilla))
+    chosen, plain = (noised(model, select, prompts=names, count=16).target.flatten(1) for select in (c2ot, vanilla))
     for group in (slice(0, 8), slice(8, 16)):
         assert torch.equal(chosen[group, 0].sort().values, plain[group, 0].sort().values)
     assert not torch.equal(chosen, plain)
@@ -260,11 +260,11 @@ def test_each_distinct_prompt_is_embedded_once(model, monkeypatch):
     text, rows = model().text, []
     encode = text._encode
     monkeypatch.setattr(text, "_encode", lambda tokens: rows.append(len(tokens)) or encode(tokens))
-    found = text(NAMES)
+    result = text(NAMES)
     assert rows == [3]
     for row, name in enumerate(NAMES):
-        torch.testing.assert_close(found.tokens[row], text([name]).tokens[0])
-        torch.testing.assert_close(found.pooled[row], text([name]).pooled[0])
+        torch.testing.assert_close(result.tokens[row], text([name]).tokens[0])
+        torch.testing.assert_close(result.pooled[row], text([name]).pooled[0])
 
 
 def test_long_prompts_are_cut_to_the_encoders_length(model):
@@ -277,8 +277,8 @@ def test_prompts_are_embedded_from_several_threads(model):
     text = model().text
     expected = text(NAMES).pooled
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: text(NAMES).pooled, range(40)):
-            torch.testing.assert_close(found, expected)
+        for result in pool.map(lambda _: text(NAMES).pooled, range(40)):
+            torch.testing.assert_close(result, expected)
 
 
 def test_dropped_prompts_become_the_empty_one_for_the_network_and_the_selector(model):
@@ -297,11 +297,11 @@ def test_ddim_by_hand_with_one_training_latent(model, prediction):
     point = torch.randn(1, 4, 8, 8, generator=generator(5))
     model = model(OnePoint(point, prediction), prediction)
     start = torch.randn(3, 4, 8, 8, generator=generator(1))
-    found = model.sample(start, Solver("ddim", 25))
-    assert found.t.tolist() == list(range(999, 0, -40))
-    torch.testing.assert_close(found.predicted, point.expand(25, 3, -1, -1, -1), rtol=0, atol=1e-3)
-    torch.testing.assert_close(found.images, model.coder.decode(point.expand(3, -1, -1, -1)), rtol=0, atol=1e-3)
-    assert found.images.abs().max() <= 1
+    result = model.sample(start, Solver("ddim", 25))
+    assert result.t.tolist() == list(range(999, 0, -40))
+    torch.testing.assert_close(result.predicted, point.expand(25, 3, -1, -1, -1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.images, model.coder.decode(point.expand(3, -1, -1, -1)), rtol=0, atol=1e-3)
+    assert result.images.abs().max() <= 1
 
 
 def test_guidance_by_hand(model):
@@ -310,8 +310,8 @@ def test_guidance_by_hand(model):
     shift = [model.text(names).tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1) for names in (["", ""], ["cat", "bird"])]
     eps = 0.5 * start + 999 / 1000 + shift[0] + 3.0 * (shift[1] - shift[0])
     by_hand = (start - (1 - ALPHA_BARS[999]).sqrt() * eps) / ALPHA_BARS[999].sqrt()
-    found = model.sample(start, Solver("ddim", 1), prompts=["cat", "bird"]).predicted[0]
-    torch.testing.assert_close(found, by_hand.float(), rtol=1e-4, atol=1e-5)
+    result = model.sample(start, Solver("ddim", 1), prompts=["cat", "bird"]).predicted[0]
+    torch.testing.assert_close(result, by_hand.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_of_one_asks_the_network_once_and_of_none_ignores_prompts(model):

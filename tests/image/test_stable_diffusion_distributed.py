@@ -29,7 +29,7 @@ def work(rank: int, port: int, directory: Path) -> None:
     """One process's share: its latents and conditions, the generator's state before selection, noise, gradient."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=SIZE)
-    model, found = built(directory), {}
+    model, result = built(directory), {}
     pixels = torch.rand(BATCH, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model.denoiser = DistributedDataParallel(model.denoiser)
     for name in SELECTORS:
@@ -46,16 +46,16 @@ def work(rank: int, port: int, directory: Path) -> None:
             generator=torch.Generator().manual_seed(7 + rank),
             prompts=NAMES[rank * BATCH // SIZE :][: BATCH // SIZE],
         )
-        found[name] = seen | {"batch": tuple(batch)}
+        result[name] = seen | {"batch": tuple(batch)}
     model.loss(batch).backward()
-    found["gradient"] = model.denoiser.module.conv_in.weight.grad
-    torch.save(found, directory / f"{rank}.pt")
+    result["gradient"] = model.denoiser.module.conv_in.weight.grad
+    torch.save(result, directory / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def result(tmp_path_factory):
     directory = tiny_stable_diffusion(tmp_path_factory.mktemp("distributed") / "tiny", ["cat", "bird"])
     context, port = multiprocessing.get_context("spawn"), free_port()
     workers = [context.Process(target=work, args=(rank, port, directory)) for rank in range(SIZE)]
@@ -71,8 +71,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_the_noise_is_that_of_one_process_with_all_latents(found, name):
-    parts = [each[name] for each in found[1]]
+def test_the_noise_is_that_of_one_process_with_all_latents(result, name):
+    parts = [part[name] for part in result[1]]
     x, condition = (torch.cat([part[key] for part in parts]) for key in ("x", "condition"))
     generator = torch.Generator()
     generator.set_state(parts[0]["state"])
@@ -81,8 +81,8 @@ def test_the_noise_is_that_of_one_process_with_all_latents(found, name):
     assert torch.equal(noise, alone)
 
 
-def test_the_mean_gradient_is_that_of_the_global_batch(found):
-    directory, ranks = found
+def test_the_mean_gradient_is_that_of_the_global_batch(result):
+    directory, ranks = result
     batch = TextSample(*map(torch.cat, zip(*(rank[SELECTORS[-1]]["batch"] for rank in ranks), strict=True)))
     model = built(directory)
     model.loss(batch).backward()

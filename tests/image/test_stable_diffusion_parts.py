@@ -117,7 +117,7 @@ def test_a_saved_text_encoder_keeps_the_published_names(spec, directory, tmp_pat
     """Libraries that are older than ours know no others, and would go on with random weights."""
     export_diffusers(built(spec), tmp_path / "saved")
     ours, published = (
-        load_file(each / "text_encoder" / "model.safetensors") for each in (tmp_path / "saved", directory)
+        load_file(place / "text_encoder" / "model.safetensors") for place in (tmp_path / "saved", directory)
     )
     assert ours.keys() == published.keys() and all(name.startswith("text_model.") for name in ours)
 
@@ -126,7 +126,7 @@ def test_a_saved_pipeline_serves_as_pretrained_directory(spec, tmp_path):
     model = built(replace(spec, data_scale=2.0))
     export_diffusers(model, tmp_path / "saved")
     again = build_stable_diffusion(tiny_stable_diffusion_spec(tmp_path / "saved", init="pretrained"))
-    ours, theirs = (each.sample(start(model), THREE, prompts=PROMPTS).images for each in (model, again))
+    ours, theirs = (one.sample(start(model), THREE, prompts=PROMPTS).images for one in (model, again))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
@@ -140,8 +140,8 @@ def test_a_checkpoint_holds_the_unet_alone_and_rebuilds_the_model(spec, tmp_path
     trained, averaged = built(spec, 0), built(spec, 1)
     checkpoint = save(tmp_path, spec, model=trained.state_dict(), ema=averaged.state_dict())
     assert all(name.startswith("denoiser.") for name in checkpoint.tensors("ema"))
-    model, found = load_image_model(checkpoint)
-    assert found == spec and not model.training and model.guidance == 2.0
+    model, result = load_image_model(checkpoint)
+    assert result == spec and not model.training and model.guidance == 2.0
     expected = averaged.sample(start(model), THREE, prompts=PROMPTS)
     assert torch.equal(model.sample(start(model), THREE, prompts=PROMPTS).images, expected.images)
 

@@ -84,8 +84,8 @@ def test_a_linear_model_moves_as_the_law_says():
 
 def test_a_model_that_ignores_its_noise_never_moves():
     noise = torch.randn(5, 3, generator=generator())
-    found = perturbed_results(lambda eps: torch.ones_like(eps), noise, (0.2, 1.0), 3, generator())
-    assert found.results.shape == (2, 3, 5, 3) and found.displacement() == [0, 0]
+    result = perturbed_results(lambda eps: torch.ones_like(eps), noise, (0.2, 1.0), 3, generator())
+    assert result.results.shape == (2, 3, 5, 3) and result.displacement() == [0, 0]
 
 
 def test_displacement_by_hand():
@@ -161,8 +161,8 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
     first, again = bijection.measure(options), bijection.measure(options)
     assert first.figures == again.figures and first.text == again.text
     seeds = first.figures["policies"]["small"]
-    assert [list(found["score_change"]) for found in seeds] == [[100_000], []]
-    assert all(found["chunk_displacement"][0] < 1e-3 < found["chunk_displacement"][-1] for found in seeds)
+    assert [list(result["score_change"]) for result in seeds] == [[100_000], []]
+    assert all(result["chunk_displacement"][0] < 1e-3 < result["chunk_displacement"][-1] for result in seeds)
     assert seeds[0]["chunk_displacement"] == seeds[1]["chunk_displacement"]  # the same weights, the same noises
 
 

@@ -15,11 +15,11 @@ def interval(mean, half=0.1):
 
 
 def arm(last10, last, difference=None, missing=()):
-    found = {"missing_seeds": list(missing), "steps": 9, "seeds": {"0": {}, "1": {}}}
-    found["scores"] = {"coverage": {"last10": interval(last10), "last": interval(last)}}
+    result = {"missing_seeds": list(missing), "steps": 9, "seeds": {"0": {}, "1": {}}}
+    result["scores"] = {"coverage": {"last10": interval(last10), "last": interval(last)}}
     if difference is not None:
-        found["difference"] = {"coverage": {"last10": interval(difference[0]), "last": interval(difference[1])}}
-    return found
+        result["difference"] = {"coverage": {"last10": interval(difference[0]), "last": interval(difference[1])}}
+    return result
 
 
 def write(path, command, arms):
@@ -41,13 +41,13 @@ def measure(grids, arm="knn_k2"):
 
 
 def test_settings_are_named_by_their_words_and_counted_by_their_intervals(grids):
-    found = measure(grids)
-    assert list(found.figures["settings"]) == ["when", "when train_episodes=25 steps=9"]
-    assert found.figures["settings"]["when"]["difference"]["last10"] == interval(-0.2)
-    assert found.figures["settings"]["when"]["data"] == "a.zarr"
-    assert "- last10: better in 1 of 2 settings, worse in 1." in found.text
-    assert "- last: better in 1 of 2 settings, worse in 0." in found.text
-    row = next(line for line in found.text.splitlines() if line.startswith("| when |"))
+    result = measure(grids)
+    assert list(result.figures["settings"]) == ["when", "when train_episodes=25 steps=9"]
+    assert result.figures["settings"]["when"]["difference"]["last10"] == interval(-0.2)
+    assert result.figures["settings"]["when"]["data"] == "a.zarr"
+    assert "- last10: better in 1 of 2 settings, worse in 1." in result.text
+    assert "- last: better in 1 of 2 settings, worse in 0." in result.text
+    row = next(line for line in result.text.splitlines() if line.startswith("| when |"))
     assert row == "| when | a.zarr | 9 | 2 | 0.600 | 0.550 | -0.200 [-0.300, -0.100] | -0.050 [-0.150, +0.050] |"
 
 
@@ -74,9 +74,9 @@ def test_what_is_no_setting_is_refused(grids, tmp_path):
 
 
 def test_committed_grids_are_read_with_the_figures_they_hold():
-    found = measure([RESULTS / "when" / "when.json", RESULTS / "table2" / "table2.json"]).figures["settings"]
-    assert list(found) == ["when", "table2"]
+    result = measure([RESULTS / "when" / "when.json", RESULTS / "table2" / "table2.json"]).figures["settings"]
+    assert list(result) == ["when", "table2"]
     for name, file in (("when", "when/when.json"), ("table2", "table2/table2.json")):
         arms = json.loads((RESULTS / file).read_text())["arms"]
-        assert found[name]["difference"]["last"] == arms["knn_k2"]["difference"]["coverage"]["last"]
-        assert found[name]["first"]["last10"] == arms["vanilla"]["scores"]["coverage"]["last10"]
+        assert result[name]["difference"]["last"] == arms["knn_k2"]["difference"]["coverage"]["last"]
+        assert result[name]["first"]["last10"] == arms["vanilla"]["scores"]["coverage"]["last10"]

@@ -43,7 +43,7 @@ class Pusher:
         above = place([(0.0, 0.0)], now[:, 2:])[:, 0] - place([(0.0, 45.0)], now[:, 2:])[:, 0]
         on_top = np.sum((now[:, :2] - place([(0.0, 45.0)], now[:, 2:])[:, 0]) * above, axis=1) > 0
         target = [(self.side * 50.0, 30.0 if top else 0.0) for top in on_top]
-        aim = np.stack([place([each], pose)[0] for each, pose in zip(target, now[:, 2:], strict=True)])
+        aim = np.stack([place([point], pose)[0] for point, pose in zip(target, now[:, 2:], strict=True)])
         return np.repeat(aim[:, None], 2, axis=1)
 
 
@@ -53,7 +53,7 @@ class Jumpy:
     obs, obs_steps = "state", 2
 
     def act(self, observed, generators):
-        noise = np.stack([torch.randn(8, 2, generator=each).numpy() for each in generators])
+        noise = np.stack([torch.randn(8, 2, generator=source).numpy() for source in generators])
         return observed.numbers[:, -1:, :2] + 60 * noise
 
 
@@ -73,7 +73,7 @@ def small_arm(name="vanilla", seeds=(0, 1), counts=None, coverage=0.5) -> Arm:
 
 def test_pushing_either_end_of_the_bar_gives_opposite_modes():
     left, right = (roll_out(PUSHT, PUSHT.modes, Pusher(side), 0, 0, repetitions=1) for side in (-1, 1))
-    modes = [[each.mode for each in found] for found in (left, right)]
+    modes = [[rollout.mode for rollout in result] for result in (left, right)]
     assert {*modes[0], *modes[1]} == {CLOCKWISE, COUNTER_CLOCKWISE}
     assert all(a != b for a, b in zip(*modes, strict=True))
     # A force towards the stem at x > 0 of the block turns x into y: clockwise, as y points down.
@@ -81,11 +81,11 @@ def test_pushing_either_end_of_the_bar_gives_opposite_modes():
 
 
 def test_rollouts_begin_at_their_start_and_end_with_their_episode():
-    found = roll_out(PUSHT, PUSHT.modes, Pusher(1), 0, 0, repetitions=2)
-    assert [each.start for each in found] == [0, 0, 1, 1, 2, 2, 3, 3]
-    for each in found:
-        np.testing.assert_allclose(each.scenes[0], symmetric_starts()[each.start], atol=1e-9)
-        assert len(each.scenes) == 301 and 0 <= each.score < 0.95
+    result = roll_out(PUSHT, PUSHT.modes, Pusher(1), 0, 0, repetitions=2)
+    assert [rollout.start for rollout in result] == [0, 0, 1, 1, 2, 2, 3, 3]
+    for rollout in result:
+        np.testing.assert_allclose(rollout.scenes[0], symmetric_starts()[rollout.start], atol=1e-9)
+        assert len(rollout.scenes) == 301 and 0 <= rollout.score < 0.95
 
 
 def test_noise_is_a_function_of_start_and_repetition(monkeypatch):
@@ -93,10 +93,10 @@ def test_noise_is_a_function_of_start_and_repetition(monkeypatch):
     few, many = (
         roll_out(PUSHT, PUSHT.modes, Jumpy(), 0, 0, repetitions) for repetitions in (2, 14)
     )  # 8 in one batch, 56 in two
-    kept = [each for number, each in enumerate(many) if number % 14 < 2]
+    kept = [rollout for number, rollout in enumerate(many) if number % 14 < 2]
     for a, b in zip(few, kept, strict=True):
         assert (a.start, a.score) == (b.start, b.score) and np.array_equal(a.scenes, b.scenes)
-    assert len({each.scenes[-1].tobytes() for each in many}) == 56
+    assert len({rollout.scenes[-1].tobytes() for rollout in many}) == 56
 
 
 def test_states_need_one_row_per_start():
@@ -165,7 +165,7 @@ def test_json_holds_the_counts_and_every_checkpoint():
     content = figures([small_arm(), small_arm("linear")])
     first, second = content["arms"]
     assert first["counts"] == small_arm().counts.tolist() and first["difference"] == {}
-    assert [each["step"] for each in first["majority"]] == [10, 20]
+    assert [row["step"] for row in first["majority"]] == [10, 20]
     assert first["majority"][1]["by_seed"] == [1.0, pytest.approx(5 / 6)]
     assert first["shares"][1] == [7 / 16, 7 / 16, 2 / 16]
     assert second["difference_to"] == "vanilla" and set(second["difference"]) == {
@@ -189,7 +189,7 @@ def test_paths_have_the_colour_of_their_mode_and_the_agents_end_at_the_quarter_t
     top, bottom = paths_figure([arm]).axes
     agents, blocks = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in (top, bottom))
     for lines in (agents, blocks):
-        assert [line.get_color() for line in lines] == [mode_colour(each.mode, 3) for each in arm.example]
+        assert [line.get_color() for line in lines] == [mode_colour(rollout.mode, 3) for rollout in arm.example]
     for line, rollout, steps in zip(agents, arm.example, (4, 4, 6), strict=True):  # 2 rad of 3 after four states
         np.testing.assert_allclose(line.get_xydata(), rollout.scenes[:steps, :2])
     for line, rollout in zip(blocks, arm.example, strict=True):
@@ -226,12 +226,12 @@ def test_a_run_with_missing_seeds_or_steps_is_called_incomplete(run: Path):
 def test_a_run_is_found_by_itself_and_in_its_directory(run: Path, given: str):
     kept = find_runs(given.format(run=run, parent=run.parent), "all")
     ((path, seeds),) = kept.items()
-    assert path == run and {seed: [each.step for each in found] for seed, found in seeds.items()} == {
+    assert path == run and {seed: [checkpoint.step for checkpoint in result] for seed, result in seeds.items()} == {
         0: [10, 20],
         1: [10, 20],
     }
     (last,) = find_runs(str(run), "last").values()
-    assert [[each.step for each in found] for found in last.values()] == [[20], [20]]
+    assert [[checkpoint.step for checkpoint in result] for result in last.values()] == [[20], [20]]
 
 
 def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monkeypatch, capsys):
@@ -239,7 +239,7 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
     out = tmp_path / "out"
     words = [f"runs={run}", f"out={out}", "repetitions=1", "sampling_steps=2"]
     assert main(words) == 0
-    assert sorted(each.name for each in out.iterdir()) == ["modality.json", "modality.md", "modality.png", "paths.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["modality.json", "modality.md", "modality.png", "paths.png"]
     (arm,) = json.loads((out / "modality.json").read_text())["arms"]
     assert np.shape(arm["counts"]) == (2, 2, 4, 3) and np.sum(arm["counts"]) == 16
     assert arm["demonstrated"] == [42, 42, 0]
@@ -254,12 +254,12 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
     used = []
     monkeypatch.setattr(arms, "load_agent", lambda *given: used.append(given[1]) or load_agent(*given))
 
-    def found(sampler):
+    def result(sampler):
         words = [f"runs={run}", f"out={tmp_path / sampler}", "repetitions=1", "sampling_steps=2", "checkpoints=last"]
         assert main([*words, f"sampler={sampler}"]) == 0
         return json.loads((tmp_path / sampler / "modality.json").read_text())["arms"]
 
-    both, (alone,) = found("ddim,renoise"), found("renoise")
+    both, (alone,) = result("ddim,renoise"), result("renoise")
     assert used == [Solver(name, 2) for name in ("ddim", "ddim", *["renoise"] * 4)]  # two seeds each
     assert [arm["name"] for arm in both] == [f"{run.name} ddim2", f"{run.name} renoise2"]
     assert both[1]["difference_to"] == both[0]["name"] and alone["difference_to"] is None

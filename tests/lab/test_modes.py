@@ -29,7 +29,7 @@ def demos() -> Demonstrations:
 
 def test_every_embedded_demonstration_turns_the_other_way_in_the_mirror(demos: Demonstrations):
     twin = reflect(demos)
-    modes, mirrored = (np.array([classify(of["state"][each, 4]) for each in of.episodes]) for of in (demos, twin))
+    modes, mirrored = (np.array([classify(of["state"][steps, 4]) for steps in of.episodes]) for of in (demos, twin))
     assert np.array_equal(mirrored, OPPOSITE[modes])
     assert set(modes) == {CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED}
 
@@ -42,7 +42,7 @@ def test_demonstrations_that_begin_upside_down_are_all_decided_and_balanced_by_t
 
 
 def test_only_demonstrations_that_begin_upside_down_are_counted(demos: Demonstrations):
-    first = np.array([demos["state"][each, 4][0] for each in demos.episodes])
+    first = np.array([demos["state"][steps, 4][0] for steps in demos.episodes])
     off = np.abs(np.angle(np.exp(1j * (first - GOAL_POSE[2] - np.pi))))
     assert demonstrated_modes(PUSHT, PUSHT.modes, demos).sum() == (off <= np.pi / 6).sum()
     assert demonstrated_modes(PUSHT, PUSHT.modes, demos.select(np.flatnonzero(off > np.pi / 6))).tolist() == [0, 0, 0]
@@ -87,8 +87,8 @@ def test_the_floor_of_the_majority_is_that_of_fair_coins():
     rng = np.random.default_rng(5)
     clockwise = rng.binomial([25, 4], 0.5, (40_000, 2))
     counts = np.stack([clockwise, [25, 4] - clockwise, np.ones_like(clockwise)], axis=-1)
-    found = majority(counts)
-    assert majority_floor(counts[0]) == pytest.approx(found.mean(), abs=4 * found.std() / len(found) ** 0.5)
+    result = majority(counts)
+    assert majority_floor(counts[0]) == pytest.approx(result.mean(), abs=4 * result.std() / len(result) ** 0.5)
 
 
 def test_nothing_to_share_out_is_refused():

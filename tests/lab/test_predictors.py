@@ -53,14 +53,16 @@ def test_a_grid_is_read_and_arms_in_training_are_left_out(tmp_path):
     for arm, coverage, correlation in (("a", 0.8, 0.0), ("b", 0.6, 0.2), ("c", 0.4, 0.5), ("d", 0.2, 0.9)):
         write_arm(tmp_path / arm, coverage, correlation)
     write_arm(tmp_path / "unfinished", 0.9, 0.9, summary=False)
-    found = predictors.measure(OPTIONS | {"grid": tmp_path}).figures
-    assert list(found["arms"]) == ["a", "b", "c", "d"]
-    assert found["arms"]["b"]["final"] == pytest.approx(0.6) and found["arms"]["b"]["coverage"] == pytest.approx(0.3)
-    assert found["arms"]["b"]["noise/correlation"] == 0.2 and found["arms"]["b"]["loss"] == 2.0
-    assert found["arms"]["b"]["noise/squared_norm"] is None
-    assert found["rank_correlation"]["noise/correlation"]["rho"] == pytest.approx(-1)
-    assert found["rank_correlation"]["coverage"]["rho"] == pytest.approx(1)
-    assert found["rank_correlation"]["loss"] == {"arms": 4} and found["rank_correlation"]["rmse_random"] == {"arms": 4}
+    result = predictors.measure(OPTIONS | {"grid": tmp_path}).figures
+    assert list(result["arms"]) == ["a", "b", "c", "d"]
+    assert result["arms"]["b"]["final"] == pytest.approx(0.6) and result["arms"]["b"]["coverage"] == pytest.approx(0.3)
+    assert result["arms"]["b"]["noise/correlation"] == 0.2 and result["arms"]["b"]["loss"] == 2.0
+    assert result["arms"]["b"]["noise/squared_norm"] is None
+    assert result["rank_correlation"]["noise/correlation"]["rho"] == pytest.approx(-1)
+    assert result["rank_correlation"]["coverage"]["rho"] == pytest.approx(1)
+    assert result["rank_correlation"]["loss"] == {"arms": 4} and result["rank_correlation"]["rmse_random"] == {
+        "arms": 4
+    }
 
 
 def test_what_cannot_be_ordered_is_refused(tmp_path):

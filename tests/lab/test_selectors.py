@@ -15,16 +15,16 @@ def test_the_table_of_selectors(tmp_path):
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     assert (out / "selectors.png").read_bytes().startswith(b"\x89PNG") and (out / "selectors.md").exists()
-    found = json.loads((out / "selectors.json").read_text())["figures"]["selectors"]
-    distance = {name: each["distance"]["percent"] for name, each in found.items()}
-    norm = {name: each["selected"]["squared_norm"] for name, each in found.items()}
+    outcome = json.loads((out / "selectors.json").read_text())["figures"]["selectors"]
+    distance = {name: figures["distance"]["percent"] for name, figures in outcome.items()}
+    norm = {name: figures["selected"]["squared_norm"] for name, figures in outcome.items()}
     assert distance["vanilla"] == 0
     row = next(line for line in (out / "selectors.md").read_text().splitlines() if line.startswith("| KNN k=2 |"))
     assert row.split(" | ")[1:3] == [f"{distance['KNN k=2']:+.2f}", f"{norm['KNN k=2']:.2f}"] and "|  |" not in row
     assert distance["KNN k=8"] < distance["KNN k=2"] < -1 and distance["linear, pool of 4"] < distance["linear"] < -1
     assert all(math.isclose(norm[name], norm["vanilla"], rel_tol=1e-9) for name in ("linear", "idp26", "c2ot"))
     assert norm["KNN k=8"] < norm["KNN k=2"] < norm["vanilla"] - 1
-    assert found["linear"]["correlation"]["row_means"] > found["KNN k=2"]["correlation"]["row_means"] > 0
+    assert outcome["linear"]["correlation"]["row_means"] > outcome["KNN k=2"]["correlation"]["row_means"] > 0
 
 
 @pytest.mark.parametrize(

@@ -130,18 +130,18 @@ def write_run(directory, policy, noise, **config):
 def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path, policy):
     runs = [write_run(tmp_path / "vanilla", policy, {"name": "vanilla"}),
             write_run(tmp_path / "linear", policy, {"name": "linear"})]  # fmt: skip
-    found = solvers.measure(OPTIONS | {"runs": ",".join(runs), "solvers": "ddim1,renoised1", "episodes": 2})
-    results = found.figures["runs"]
+    outcome = solvers.measure(OPTIONS | {"runs": ",".join(runs), "solvers": "ddim1,renoised1", "episodes": 2})
+    results = outcome.figures["runs"]
     assert list(results["vanilla"]) == ["ddim1", "renoised1"] and list(results["linear"]) == ["ddim1"]
     same = results["linear"]["ddim1"]["from_run"]  # the same weights, starts and noises
     assert same["mean"] == same["low"] == same["high"] == 0
-    assert "| linear | +0.000 [+0.000, +0.000] |  |" in found.text
+    assert "| linear | +0.000 [+0.000, +0.000] |  |" in outcome.text
 
 
 def test_a_residual_run_takes_no_solver_of_its_law(tmp_path, policy):
     run = write_run(tmp_path / "residual", policy, {"name": "knn", "k": 2}, select_for="residual")
-    found = solvers.measure(OPTIONS | {"runs": run, "solvers": "ddim1,drafted1", "episodes": 1})
-    assert list(found.figures["runs"]["residual"]) == ["ddim1"]
+    result = solvers.measure(OPTIONS | {"runs": run, "solvers": "ddim1,drafted1", "episodes": 1})
+    assert list(result.figures["runs"]["residual"]) == ["ddim1"]
 
 
 @pytest.mark.parametrize(

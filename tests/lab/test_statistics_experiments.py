@@ -106,15 +106,15 @@ class TestLaws:
 
     def test_lengths_between_the_grid_are_interpolated_closely(self):
         x = torch.randn(30, 64, generator=generator()) * torch.linspace(0.2, 2, 30)[:, None]
-        for row, found in zip(x, nearest_over(x, 8, lengths=24), strict=True):
+        for row, result in zip(x, nearest_over(x, 8, lengths=24), strict=True):
             exact = nearest_of_k(float(row.norm()), 64, 8)
-            assert found.distance == pytest.approx(exact.distance, rel=1e-3)
-            assert found.projection == pytest.approx(exact.projection, abs=5e-3)
+            assert result.distance == pytest.approx(exact.distance, rel=1e-3)
+            assert result.projection == pytest.approx(exact.projection, abs=5e-3)
 
     def test_expected_change_is_within_the_interval_that_is_measured(self):
         x = 0.5 * torch.randn(2000, 48, generator=generator())
-        found = distance_change(make_selector("knn", k=4), x, batch_size=1000, batches=40, generator=generator(1))
-        low, high = found.interval
+        result = distance_change(make_selector("knn", k=4), x, batch_size=1000, batches=40, generator=generator(1))
+        low, high = result.interval
         reach = high - low
         assert low - reach < expected_change(x, 4) < high + reach
         assert reach < 0.5
@@ -132,10 +132,10 @@ class TestDistances:
     def test_report_without_images_measures_the_rest_and_says_what_is_missing(self, monkeypatch):
         monkeypatch.setattr(distances, "SIZES", (8, 32))
         monkeypatch.setattr(distances, "KNN_BATCH", 32)
-        found = run(distances.EXPERIMENT, batches=2)
-        assert set(found.figures["data"]) == {distances.LATENTS, distances.ACTIONS}
-        assert "CIFAR-10 was not measured: pass images=PATH" in found.text
-        changes = {(row["data"], row["name"], row["size"]): row["change"]["mean"] for row in found.figures["rows"]}
+        result = run(distances.EXPERIMENT, batches=2)
+        assert set(result.figures["data"]) == {distances.LATENTS, distances.ACTIONS}
+        assert "CIFAR-10 was not measured: pass images=PATH" in result.text
+        changes = {(row["data"], row["name"], row["size"]): row["change"]["mean"] for row in result.figures["rows"]}
         assert len(changes) == 2 * (4 + 2) and max(changes.values()) < 0
         assert changes[distances.ACTIONS, "linear", 32] < changes[distances.ACTIONS, "linear", 8]
 
@@ -153,9 +153,9 @@ class TestClusters:
 
     def test_vanilla_is_its_floor(self):
         pictures = torch.randn(8, 100, generator=generator())
-        found = cluster_distances(clusters.repeated_noise(make_selector("vanilla"), pictures, 500, generator(1)))
-        assert found.mean == pytest.approx(found.floor, rel=0.05)
-        assert clusters.raw_distance(0.0, 100, 500) == found.floor
+        result = cluster_distances(clusters.repeated_noise(make_selector("vanilla"), pictures, 500, generator(1)))
+        assert result.mean == pytest.approx(result.floor, rel=0.05)
+        assert clusters.raw_distance(0.0, 100, 500) == result.floor
 
     def test_assigned_noise_stays_with_its_picture(self):
         """Far apart on a line, the only assignment of two pictures' noises is the order on it."""
@@ -171,9 +171,9 @@ class TestClusters:
     def test_report_holds_every_selector_at_both_scales(self, images, monkeypatch):
         monkeypatch.setattr(clusters, "BATCHES", (8, 32))
         monkeypatch.setattr(clusters, "MOST", 40)
-        found = run(clusters.EXPERIMENT, images=images, n=20, assigned=2, pictures=3)
-        assert [row["option"] for row in found.figures["rows"]] == ["", *["k=8", "B=8", "B=32"] * 2]
-        assert {round(row["rms"], 2) for row in found.figures["rows"][4:]} == {1.0}
+        result = run(clusters.EXPERIMENT, images=images, n=20, assigned=2, pictures=3)
+        assert [row["option"] for row in result.figures["rows"]] == ["", *["k=8", "B=8", "B=32"] * 2]
+        assert {round(row["rms"], 2) for row in result.figures["rows"][4:]} == {1.0}
 
 
 class TestGaussianity:
@@ -202,11 +202,11 @@ class TestGaussianity:
         path = Path("../shared/data/cifar10-jpeg.zip")
         if not path.exists():
             pytest.skip("CIFAR-10 is not here")
-        found = run(gaussianity.EXPERIMENT, images=path, n=4000)
-        vanilla, knn, _, angle = (row["divergence"] for row in found.figures["rows"])
+        result = run(gaussianity.EXPERIMENT, images=path, n=4000)
+        vanilla, knn, _, angle = (row["divergence"] for row in result.figures["rows"])
         assert abs(vanilla["excess"]) < 4 * vanilla["deviation"]
         assert knn["kl"] > vanilla["kl"]
-        norms = [row["squared_norm"] / row["expected_norm"] for row in found.figures["rows"]]
+        norms = [row["squared_norm"] / row["expected_norm"] for row in result.figures["rows"]]
         assert norms == pytest.approx([1] * 4, abs=2e-3)
         assert abs(angle["excess"]) < 6 * angle["deviation"]
 

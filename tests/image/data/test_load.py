@@ -115,18 +115,18 @@ def test_the_hash_tells_other_images_orders_sizes_and_prompts(tmp_path, memory, 
         for number in range(2):
             write(folder / name / f"{number}.png", noise(10 * place + number, 8, 8))
 
-    def found(**options):
+    def result(**options):
         return load_images("folder", folder, **{"size": 8} | options).content_hash
 
-    hashes = [found()]
-    assert found() == hashes[0]
-    hashes += [found(size=4), found(limit=3)]
+    hashes = [result()]
+    assert result() == hashes[0]
+    hashes += [result(size=4), result(limit=3)]
     write(folder / "cat" / "1.png", np.zeros((8, 8, 3), np.uint8))  # another image, of fewer bytes
-    hashes.append(found())
+    hashes.append(result())
     (folder / "cat" / "1.png").rename(folder / "bear" / "2.png")  # moved: another prompt, another order
-    hashes.append(found())
+    hashes.append(result())
     (folder / "bear").rename(folder / "lion")  # the same pixels in another order, with another prompt
-    hashes.append(found())
+    hashes.append(result())
     assert len(set(hashes)) == len(hashes)
 
 

@@ -37,9 +37,9 @@ def random_images(count: int, size: int = 8) -> torch.Tensor:
 def test_features_are_what_the_head_sees():
     model = Classifier(SPEC).eval()
     pixels = torch.randn(5, 3, 8, 8)
-    found = model.features(pixels)
-    assert found.shape == (5, 8)
-    torch.testing.assert_close(model(pixels), model.head(found))
+    result = model.features(pixels)
+    assert result.shape == (5, 8)
+    torch.testing.assert_close(model(pixels), model.head(result))
 
 
 def test_the_packages_classifier_is_small_and_its_record_names_it():
@@ -102,8 +102,8 @@ def test_training_tells_dark_from_bright_and_repeats_itself():
 def test_what_is_saved_is_loaded(tmp_path):
     model = Classifier(SPEC).eval()
     digest = save_classifier(tmp_path / "small.safetensors", model, {"test_accuracy": 0.5})
-    loaded, found = load_classifier(tmp_path / "small.safetensors")
-    assert (found, loaded.spec) == (digest, SPEC)
+    loaded, result = load_classifier(tmp_path / "small.safetensors")
+    assert (result, loaded.spec) == (digest, SPEC)
     pixels = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(loaded(pixels), model(pixels))
 

@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
 def test_scores_are_the_cosines_of_the_models_embeddings(tiny):
     scorer = ClipScore(str(tiny))
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = scorer.scores(images, ["cat", "dog", "cat " * 100])
+    result = scorer.scores(images, ["cat", "dog", "cat " * 100])
     views = scorer.processor(images=list(images), return_tensors="pt")["pixel_values"]
     words = scorer.tokenizer(
         ["cat", "dog", "cat " * 100], padding=True, truncation=True, max_length=77, return_tensors="pt"
@@ -49,7 +49,7 @@ def test_scores_are_the_cosines_of_the_models_embeddings(tiny):
         seen = scorer.model.visual_projection(scorer.model.vision_model(pixel_values=views).pooler_output)
         read = scorer.model.text_projection(scorer.model.text_model(**words).pooler_output)
     by_hand = [100 * max(0.0, float(a @ b / (a.norm() * b.norm()))) for a, b in zip(seen, read, strict=True)]
-    torch.testing.assert_close(found, torch.tensor(by_hand), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(result, torch.tensor(by_hand), rtol=1e-4, atol=1e-3)
 
 
 def test_each_image_needs_a_prompt(tiny):

@@ -16,9 +16,9 @@ def test_best_is_the_first_of_the_smallest():
 
 
 def test_reached_at_the_first_checkpoint_at_or_below_the_target():
-    found = reach(0, VANILLA, {100: 6.0, 200: 4.0, 300: 5.0, 400: 1.0})
-    assert (found.target, found.at, found.reached, found.last) == (4.0, 300, 200, 400)
-    assert found.ratio == pytest.approx(1.5)
+    result = reach(0, VANILLA, {100: 6.0, 200: 4.0, 300: 5.0, 400: 1.0})
+    assert (result.target, result.at, result.reached, result.last) == (4.0, 300, 200, 400)
+    assert result.ratio == pytest.approx(1.5)
 
 
 def test_a_run_reaches_its_own_best_when_it_does():
@@ -26,16 +26,16 @@ def test_a_run_reaches_its_own_best_when_it_does():
 
 
 def test_what_is_not_reached_has_no_ratio():
-    found = reach(0, VANILLA, {100: 6.0, 200: 4.1})
-    assert (found.reached, found.ratio, found.last) == (None, None, 200)
+    result = reach(0, VANILLA, {100: 6.0, 200: 4.1})
+    assert (result.reached, result.ratio, result.last) == (None, None, 200)
 
 
 def test_geometric_mean_and_its_interval_by_hand():
     """log2 ratios 1, 2, 3: mean 2, standard error 1 / sqrt(3)."""
-    found = geometric_mean([2.0, 4.0, 8.0])
+    result = geometric_mean([2.0, 4.0, 8.0])
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
-    assert found.estimate == pytest.approx(4)
-    assert (found.low, found.high) == (pytest.approx(2 ** (2 - half)), pytest.approx(2 ** (2 + half)))
+    assert result.estimate == pytest.approx(4)
+    assert (result.low, result.high) == (pytest.approx(2 ** (2 - half)), pytest.approx(2 ** (2 + half)))
 
 
 @pytest.mark.parametrize("ratios", [[], [2.0, None]])
@@ -46,15 +46,15 @@ def test_no_mean_where_a_seed_is_missing(ratios):
 def test_the_interval_over_seeds_is_students():
     values = np.array([1.0, 2.0, 6.0])
     low, high = stats.t.interval(0.95, 2, loc=3, scale=values.std(ddof=1) / math.sqrt(3))
-    found = over_seeds(values)
-    assert (found.estimate, found.low, found.high) == (3, pytest.approx(low), pytest.approx(high))
+    result = over_seeds(values)
+    assert (result.estimate, result.low, result.high) == (3, pytest.approx(low), pytest.approx(high))
 
 
 def test_a_curve_has_the_checkpoints_that_all_seeds_share():
     curve = make_curve("a", {0: VANILLA, 1: {200: 7.0, 300: 6.0}})
     assert curve.steps == [200, 300]
     assert curve.seeds.tolist() == [[5, 4], [7, 6]]
-    assert [found.estimate for found in curve.means] == [6, 5]
+    assert [result.estimate for result in curve.means] == [6, 5]
     with pytest.raises(ValueError, match="seeds of a share no measured checkpoint"):
         make_curve("a", {0: {100: 1.0}, 1: {200: 1.0}})
 
@@ -62,9 +62,9 @@ def test_a_curve_has_the_checkpoints_that_all_seeds_share():
 def test_runs_are_paired_by_seed():
     """Seeds differ by 10, runs by 1: paired, the interval knows the difference exactly."""
     first, other = ({seed: {100: 10.0 * seed + 5 - shift} for seed in range(3)} for shift in (0, 1))
-    found = against(first, other)
-    assert found.paired and found.step == 100
-    assert (found.difference.low, found.difference.high) == (pytest.approx(-1), pytest.approx(-1))
+    result = against(first, other)
+    assert result.paired and result.step == 100
+    assert (result.difference.low, result.difference.high) == (pytest.approx(-1), pytest.approx(-1))
     unpaired = against(first, {seed + 5: distances for seed, distances in other.items()})
     assert not unpaired.paired and not unpaired.reached and unpaired.speedup is None
     assert unpaired.difference.low < -1 < unpaired.difference.high

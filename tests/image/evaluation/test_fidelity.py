@@ -41,6 +41,6 @@ def test_equal_to_torch_fidelity_on_the_same_features(tmp_path):
         **{f"{name}_{side}": s for name, both in sets.items() for side, s in zip("ab", both, strict=True)},
     )
     words = [python, "-c", PEER, tmp_path / "sets.npz", json.dumps(list(sets))]
-    found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
-    assert [feature_distance(*both) for both in sets.values()] == pytest.approx(found, rel=1e-4)
-    assert min(found) > 0
+    result = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    assert [feature_distance(*both) for both in sets.values()] == pytest.approx(result, rel=1e-4)
+    assert min(result) > 0

@@ -24,8 +24,8 @@ def test_equal_covariances_leave_the_squared_distance_of_the_means():
 
 
 def test_diagonal_covariances_add_the_squared_differences_of_the_standard_deviations():
-    found = frechet_distance([1, 0, 0], np.diag([1.0, 4, 9]), [0, 0, 0], np.diag([4.0, 4, 0]))
-    assert found == pytest.approx(1 + (1 - 2) ** 2 + 0 + (3 - 0) ** 2)
+    result = frechet_distance([1, 0, 0], np.diag([1.0, 4, 9]), [0, 0, 0], np.diag([4.0, 4, 0]))
+    assert result == pytest.approx(1 + (1 - 2) ** 2 + 0 + (3 - 0) ** 2)
 
 
 def test_it_equals_the_matrix_square_root_and_is_symmetric():
@@ -46,10 +46,10 @@ def test_rotating_both_changes_nothing_and_scaling_both_squares():
 
 
 def test_features_are_taken_in_double_precision_with_the_unbiased_covariance():
-    found = feature_statistics(np.array([[1e4], [1e4 + 2]], np.float32))
-    assert found.mean == pytest.approx([1e4 + 1])
-    np.testing.assert_allclose(found.cov, [[2.0]])
-    assert found.cov.dtype == np.float64
+    result = feature_statistics(np.array([[1e4], [1e4 + 2]], np.float32))
+    assert result.mean == pytest.approx([1e4 + 1])
+    np.testing.assert_allclose(result.cov, [[2.0]])
+    assert result.cov.dtype == np.float64
 
 
 @pytest.mark.parametrize("features", [np.zeros((1, 3)), np.zeros(4), np.array([[0.0], [np.nan]])])

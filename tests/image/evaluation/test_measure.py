@@ -78,17 +78,17 @@ def test_the_distance_of_a_set_to_itself_is_zero(images, extractor):
     """A model that returns the reference itself."""
     reference = make_reference(extractor, images, COUNT, 0)
     pixels = iter(to_pixels(images.held).split(64))
-    found = measure(Stub(lambda noise: next(pixels)[: len(noise)]), drawing(n=2 * COUNT), images, extractor,
+    result = measure(Stub(lambda noise: next(pixels)[: len(noise)]), drawing(n=2 * COUNT), images, extractor,
                     reference.statistics, None)  # fmt: skip
-    assert found.distance == pytest.approx(0, abs=1e-4 * reference.noise)
-    assert torch.equal(found.shown, images.held[:64])
+    assert result.distance == pytest.approx(0, abs=1e-4 * reference.noise)
+    assert torch.equal(result.shown, images.held[:64])
 
 
 def test_real_images_are_nearer_than_noise_and_a_model_of_noise_is_as_far_as_noise(images, extractor):
     reference = make_reference(extractor, images, COUNT, 0)
     assert 0 < reference.floor < reference.noise / 10
-    found = measure(Stub(lambda noise: 0.5 * noise), drawing(), images, extractor, reference.statistics, None)
-    assert found.distance == pytest.approx(reference.noise)
+    result = measure(Stub(lambda noise: 0.5 * noise), drawing(), images, extractor, reference.statistics, None)
+    assert result.distance == pytest.approx(reference.noise)
 
 
 def test_the_floor_takes_images_from_the_reference_and_compares_them_with_the_rest(images, extractor):
@@ -118,8 +118,8 @@ def test_clipscore_is_the_mean_over_images_and_needs_prompts(images, extractor):
             return torch.tensor([float(len(prompt)) for prompt in prompts])
 
     statistics = make_reference(extractor, images, COUNT, 0).statistics
-    found = measure(Stub(lambda noise: noise), drawing(), images, extractor, statistics, Length())
-    assert found.clip_score == pytest.approx((10 * 9 + 90 * 10 + 50 * 11) / 150)
+    result = measure(Stub(lambda noise: noise), drawing(), images, extractor, statistics, Length())
+    assert result.clip_score == pytest.approx((10 * 9 + 90 * 10 + 50 * 11) / 150)
     with pytest.raises(ValueError, match="clip= needs prompts"):
         bare = in_memory(images.held, 16)
         measure(Stub(lambda noise: noise), drawing(), bare, extractor, statistics, Length())

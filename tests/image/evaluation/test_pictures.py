@@ -11,9 +11,9 @@ from immiscible_policy.image.evaluation.pictures import curves_figure, edits_fig
 
 def test_tiles_lie_row_by_row_one_white_pixel_apart():
     images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    found = tile(images, 2)
-    assert found.shape == (5, 5, 3)
-    assert found[..., 0].tolist() == [
+    result = tile(images, 2)
+    assert result.shape == (5, 5, 3)
+    assert result[..., 0].tolist() == [
         [0, 0, 255, 1, 1],
         [0, 0, 255, 1, 1],
         [255] * 5,

@@ -34,9 +34,9 @@ def test_the_page_says_what_the_text_says(results: ImageResults) -> None:
     assert sentences(results) and all(line in shown and line in written for line in sentences(results))
     assert "speed-up to the best of vanilla" in shown and "2.00 [2.00, 2.00]" in shown and "abc1234" in shown
     assert "As many real images: 0.100." in shown
-    found = Page(html)
-    assert found.open == [] and "<knn>" not in html and len(found.by_role("tab")) == 3
-    assert all("http" not in str(value) for _, attributes in found.elements for value in attributes.values())
+    outcome = Page(html)
+    assert outcome.open == [] and "<knn>" not in html and len(outcome.by_role("tab")) == 3
+    assert all("http" not in str(value) for _, attributes in outcome.elements for value in attributes.values())
 
 
 def test_one_run_alone_has_a_page(results: ImageResults) -> None:
