@@ -21,8 +21,7 @@ from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 
 PIXEL_STD = 0.5  # Standard deviation of natural images' pixels in [-1, 1]; 0.49 for CIFAR-10
 METRICS = ("huber", "lpips")
-LPIPS_SIDE = 224
-"""Smaller images are enlarged to this side first, as consistency training does (Song et al., 2023, appendix C)."""
+LPIPS_SIDE = 224  # Smaller images are enlarged to this side first (Song et al., 2023, appendix C)
 
 
 def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:

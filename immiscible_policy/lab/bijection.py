@@ -50,8 +50,7 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import Checkpoint
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-"""W; the last gives independent noises, the scale on which the others are read."""
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # W; the last gives independent noises, the scale of the others
 ROLLOUT_WEIGHTS = (0.1, 0.2, 0.3, 0.5, 1.0)
 DRAWN = {1.0: "#CCCCCC", 0.5: COLOURS[4], 0.1: COLOURS[0]}
 IMAGE_CALLS, STRIPS = 20, 3

@@ -40,8 +40,7 @@ PUBLISHED_CIFAR = {
     **{("linear", size): change for size, change in zip(SIZES, (-1.93, -2.16, -2.32, -2.44), strict=True)},
 }
 PUBLISHED = {CIFAR: PUBLISHED_CIFAR, CIFAR_UNIT: PUBLISHED_CIFAR, LATENTS: {("knn", 64): -2.32}, ACTIONS: {}}
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-"""Root mean squares to which data are brought to see how the figures depend on it."""
+SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # Root mean squares to which data are brought
 SCALED = ((CIFAR, "knn", 4), (CIFAR, "knn", 8), (CIFAR, "linear", 128), (LATENTS, "knn", 64))
 """Selectors with a published figure, measured at every scale."""
 COLUMNS = {

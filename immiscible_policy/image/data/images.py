@@ -17,8 +17,7 @@ from immiscible_policy.image.data.decode import Decoder
 from immiscible_policy.image.data.files import digest
 from immiscible_policy.image.data.pixels import enlarge
 
-OWN, NONE = "own", "none"
-"""Sources that are no file: what the images themselves know, class names or captions; and nothing."""
+OWN, NONE = "own", "none"  # Prompts that are not a file: the images' own class names or captions; and nothing
 
 
 @dataclass(frozen=True)
