@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,6 +172,16 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(code or 0)
+
+
+def program(main: Callable[[list[str]], int | None]) -> Callable[..., int | None]:
+    """Make a main function a program: called without words, it reads those of the process and exits as `run` does."""
+
+    @wraps(main)
+    def entry(words: list[str] | None = None) -> int | None:
+        return run(main) if words is None else main(words)
+
+    return entry
 
 
 def one_line(error: BaseException) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program
 from immiscible_policy.results.compare import Comparison, cells, columns, compare, content, verdict, write_comparison
 from immiscible_policy.results.report import VIDEOS, page_file, require_page
 from immiscible_policy.results.writer import as_json
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, label_runs
 
 USAGE = """\
 compare two runs over the same starts and checkpoints
@@ -34,11 +32,10 @@ OPTIONS = {
 WIDTH = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; without words, on those of the process, with the ValueError of a mistake in one line."""
-    if argv is None:
-        run_command(main)
-    options = parse(argv, OPTIONS, USAGE)
+@program
+def main(words: list[str]) -> None:
+    """Compare, print, and write what `out=`, `json=` and `report=` name."""
+    options = parse(words, OPTIONS, USAGE)
     if options["out"] is not None and options["out"].is_file():
         raise CommandError(f"out={options['out']} is a file; give a directory")
     if options["json"] is not None and options["json"].is_dir():
@@ -55,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options["report"] is not None:
         from immiscible_policy.results.report.page import write_report  # needs Jinja and the rollouts
 
-        write_report([b, a], options["report"], reference=0, videos=options["videos"])
-    return 0
+        runs = label_runs([b, a])
+        write_report(runs, options["report"], reference=next(iter(runs)), videos=options["videos"])
 
 
 def _show(comparison: Comparison) -> None:

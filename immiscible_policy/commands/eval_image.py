@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import CommandError, Option, parse, program, require_writable, unknown
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
@@ -18,13 +17,14 @@ from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, sta
 from immiscible_policy.image.evaluation.pictures import edits_figure
 from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
 from immiscible_policy.results.writer import save_figure
+from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.training.options import device_option, resolve_device
 
 TITLES = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}
 EDITED = 6
 """Images in the picture of edits."""
 USAGE = """\
-usage: python eval_image.py run=DIR|runs=NAME=DIR,NAME=DIR,...|checkpoint=PATH [KEY=VALUE ...]
+usage: python eval_image.py run=DIR|runs=DIR,DIR,...|checkpoint=PATH [KEY=VALUE ...]
 
 Fréchet distance between generated and real images, for every checkpoint that a run keeps. Values go to
 seed_N/frechet.csv, each with everything it depends on, and are not measured twice. Several runs, vanilla first, are
@@ -38,19 +38,6 @@ those of the project's own CIFAR-10 classifier, the default, a distance that is 
 """
 
 
-def named_runs(text: str) -> dict[str, Path]:
-    """Read NAME=DIR,NAME=DIR; ValueError if a part is something else, or a name is given twice."""
-    runs: dict[str, Path] = {}
-    for part in text.split(","):
-        label, equals, directory = part.partition("=")
-        if not (label and equals and directory):
-            raise ValueError(f"'{part}' is not NAME=DIR")
-        if label in runs:
-            raise ValueError(f"the name {label} is given twice")
-        runs[label] = Path(directory).expanduser()
-    return runs
-
-
 def sampling_steps(text: str) -> int | None:
     """Read a number of sampling steps, 1 or more, or `best`, which is None; ValueError if it is neither."""
     if text == "best":
@@ -62,7 +49,9 @@ def sampling_steps(text: str) -> int | None:
 
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
-    "runs": Option(named_runs, None, "run directories with names, the first being what others are compared with"),
+    "runs": Option(
+        named_runs, None, "DIR,DIR or NAME=DIR,NAME=DIR: run directories; the others are compared with the first"
+    ),
     "checkpoint": Option(Path, None, "a single checkpoint"),
     "samples": Option(int, 2000, "images per checkpoint; 50,000 for published FIDs"),
     "sampling_steps": Option(
@@ -90,20 +79,17 @@ OPTIONS = {
 }
 
 
-def main() -> None:
-    """Console entry point."""
-    run_command(_main)
-
-
-def _main(words: list[str]) -> None:
+@program
+def main(words: list[str]) -> None:
+    """Measure what is not measured yet, and write the report."""
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     protocol, edit = _protocol(options), options["edit"]
     if options["checkpoint"] is not None:
         targets = [find_checkpoint(options["checkpoint"], protocol)]
     else:
-        runs = options["runs"] or {options["run"].resolve().name: options["run"]}
-        targets = [find_run(label, directory, protocol) for label, directory in runs.items()]
+        runs = options["runs"] or {(run := RunDirectory(options["run"])).name: run}
+        targets = [find_run(name, run, protocol) for name, run in runs.items()]
     own = targets[0].run.path if targets[0].run is not None else None
     out: Path | None = options["out"] or (own if len(targets) == 1 else Path("frechet"))
     if out is not None:
@@ -132,7 +118,7 @@ def _main(words: list[str]) -> None:
 def _check(options: dict[str, Any]) -> None:
     given = [key for key in ("run", "runs", "checkpoint") if options[key] is not None]
     if len(given) != 1:
-        raise CommandError("give run=DIR, runs=NAME=DIR,NAME=DIR or checkpoint=PATH, one of them")
+        raise CommandError("give run=DIR, runs=DIR,DIR or checkpoint=PATH, one of them")
     for key in ("samples", "batch_size", "reference_samples"):
         if options[key] is not None and options[key] < 1:
             raise CommandError(f"{key}={options[key]}: needs 1 or more")

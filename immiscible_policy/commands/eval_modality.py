@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.lab.modality.arms import MOST_REPETITIONS, Arm, difference, estimate, measure, training_modes
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
@@ -21,7 +20,7 @@ from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import save_figure, write_result
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory, runs_in
+from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
@@ -36,7 +35,7 @@ Which way round do policies turn the T from starts that favour neither way? Each
   python eval_modality.py runs=runs/modality/vanilla solver=ddim,renoise checkpoints=last out=solvers
 """
 OPTIONS = {
-    "runs": Option(str, REQUIRED, "run directories, or directories of runs, separated by commas"),
+    "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(int, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
@@ -44,37 +43,26 @@ OPTIONS = {
     "device": device_option(),
 }
 SHARE = (0.0, 1.0)
-Runs = dict[Path, dict[int, list[Checkpoint]]]
 
 
-def find_runs(text: str, checkpoints: str) -> Runs:
-    """The runs in directories, and of each seed the checkpoints, all or the last, whose steps all of its seeds keep.
+def shared_checkpoints(run: RunDirectory, which: str) -> dict[int, list[Checkpoint]]:
+    """The checkpoints of each seed, `all` or the `last`, at the steps that all seeds of a run have.
 
-    CommandError if a directory has no run, two have one name, or the seeds of a run share no checkpoint.
+    CommandError if there is no such step.
     """
-    kept: Runs = {}
-    for directory in (Path(part).expanduser() for part in text.split(",")):
-        runs = [RunDirectory(directory)] if RunDirectory(directory).exists else runs_in(directory)
-        if not runs:
-            raise CommandError(f"runs={directory}: neither a run (with config.yaml) nor a directory of runs")
-        for run in sorted(runs, key=lambda run: (run.name != "vanilla", run.name)):
-            if run.name in [path.name for path in kept]:
-                raise CommandError(f"runs={text}: two runs have the same name, {run.name}")
-            by_seed = {seed: {one.step: one for one in saved} for seed, saved in run.checkpoints().items()}
-            shared = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
-            if not shared:
-                problem = f"its {len(by_seed)} seeds with checkpoints keep none at the same step; train them first"
-                raise CommandError(f"runs={run.path}: {problem}")
-            chosen = shared if checkpoints == "all" else shared[-1:]
-            kept[run.path] = {seed: [saved[step] for step in chosen] for seed, saved in by_seed.items()}
-    return kept
+    by_seed = {seed: {one.step: one for one in saved} for seed, saved in run.checkpoints().items()}
+    shared = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
+    if not shared:
+        problem = f"its {len(by_seed)} seeds with checkpoints have none at the same step; train them first"
+        raise CommandError(f"runs={run.path}: {problem}")
+    steps = shared if which == "all" else shared[-1:]
+    return {seed: [saved[step] for step in steps] for seed, saved in by_seed.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run words (of the process by default, mistakes shown as one line); ValueError for a mistake in them."""
-    if argv is None:
-        run_command(main)
-    options = parse(argv, OPTIONS, USAGE)
+@program
+def main(words: list[str]) -> None:
+    """Roll out, count modes, and write the tables and pictures."""
+    options = parse(words, OPTIONS, USAGE)
     if options["checkpoints"] not in ("all", "last"):
         raise CommandError(f"checkpoints={options['checkpoints']}: known are all, last")
     if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
@@ -83,25 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (options["out"] / "modality.json").exists():
         raise CommandError(f"out={options['out']} holds a modality.json already; name a new directory")
     require_writable("out", options["out"] / "modality.json")
-    runs = find_runs(options["runs"], options["checkpoints"])
-    for run in runs:
-        training_modes(RunDirectory(run))  # refuses unreadable demonstrations before the first rollout
-    solvers = {run: _solvers(kept, options) for run, kept in runs.items()}
+    runs: dict[str, RunDirectory] = options["runs"]
+    kept = {name: shared_checkpoints(run, options["checkpoints"]) for name, run in runs.items()}
+    for run in runs.values():
+        training_modes(run)  # refuses unreadable demonstrations before the first rollout
+    solvers = {name: _solvers(kept[name], options) for name in runs}
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
         raise CommandError(f"{crowd} cannot be told apart in one picture; {len(COLOURS)} can")
     arms = []
     with Console(stderr=True).status("") as status:
-        for run, kept in runs.items():
-            for solver in solvers[run]:
-                arm = measure(RunDirectory(run), kept, options["repetitions"], solver, options["device"], status.update)
-                several = f" {solver.name}{solver.steps}" if len(solvers[run]) > 1 else ""
-                arms.append(replace(arm, name=arm.name + several))
+        for name, run in runs.items():
+            for solver in solvers[name]:
+                arm = measure(run, kept[name], options["repetitions"], solver, options["device"], status.update)
+                several = f" {solver.name}{solver.steps}" if len(solvers[name]) > 1 else ""
+                arms.append(replace(arm, name=name + several))
     write_result(options["out"] / "modality", figures(arms), markdown(arms), evolution_figure(arms))
     save_figure(paths_figure(arms), options["out"] / "paths.png")
     print(markdown(arms))
     print(f"saved in {options['out']}: modality.json, modality.md, modality.png, paths.png")
-    return 0
 
 
 def figures(arms: Sequence[Arm]) -> dict[str, Any]:

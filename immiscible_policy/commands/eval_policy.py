@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import CommandError, Option, parse, require_writable
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
@@ -46,12 +45,9 @@ OPTIONS = {
 }
 
 
-def main() -> None:
-    """Console entry point."""
-    run_command(_main)
-
-
-def _main(words: list[str]) -> int:
+@program
+def main(words: list[str]) -> None:
+    """Evaluate, print the table, and write the episodes."""
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     chosen = _chosen(options)
@@ -77,7 +73,6 @@ def _main(words: list[str]) -> int:
             run.seed(seed).append_fresh(row for row in rows if row.seed == seed)
         summarize(run)
         print(f"added max_fresh to {run.path}/summary.md")
-    return 0
 
 
 def _check(options: dict[str, Any]) -> None:

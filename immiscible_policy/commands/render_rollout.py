@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
@@ -44,11 +42,10 @@ OPTIONS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; without words, on those of the process, with the ValueError of a mistake in one line."""
-    if argv is None:
-        run_command(main)
-    options = parse(argv, OPTIONS, USAGE)
+@program
+def main(words: list[str]) -> None:
+    """Roll out, print how each episode ended, and show or write the video."""
+    options = parse(words, OPTIONS, USAGE)
     out, columns, size = options["out"], options["columns"], options["size"]
     if out.suffix != ".mp4":
         raise CommandError(f"out={out}: a video's name must end in .mp4")
@@ -75,4 +72,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_window(pictures, task.fps, task.title)
     else:
         print(f"{write_video(out, pictures, task.fps)} frames in {out}")
-    return 0

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
-from immiscible_policy.cli import run as run_command
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.image.data import load_images
 from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec
 from immiscible_policy.provenance import command, versions, without_places
@@ -47,12 +46,9 @@ def read_labelled(data: Path, split: str, size: int) -> tuple[Tensor, Tensor, st
     return images.pixels(rows), torch.tensor([classes[name] for name in named]), images.content_hash
 
 
-def main() -> None:
-    """Console entry point."""
-    run_command(_main)
-
-
-def _main(words: list[str]) -> None:
+@program
+def main(words: list[str]) -> None:
+    """Train, test and save the classifier."""
     options = parse(words, OPTIONS, USAGE)
     out: Path = options["out"]
     if out.suffix != ".safetensors":

@@ -1,8 +1,9 @@
-"""`python train_image.py`: words become options here; `training.driver` does the work."""
+"""`python train_image.py`: words become options here; `commands.training` trains."""
 
 from __future__ import annotations
 
-from immiscible_policy.cli import asks_for_help, run
+from immiscible_policy.cli import program
+from immiscible_policy.commands.training import train
 from immiscible_policy.recipes.image_config import SCHEMA
 
 USAGE = """\
@@ -17,17 +18,7 @@ Train an image model with noise chosen by a selector; draws samples on the way.
 """
 
 
-def main() -> None:
-    """Console command: read the words after it, do the work, turn mistakes into one line."""
-    run(_main)
-
-
-def _main(words: list[str]) -> None:
-    if asks_for_help(words):
-        print(SCHEMA.help(USAGE))
-        return
-    config = SCHEMA.compose(words)
-    from immiscible_policy.recipes.image import ImageRecipe
-    from immiscible_policy.training.driver import train_run
-
-    train_run(ImageRecipe, config)
+@program
+def main(words: list[str]) -> None:
+    """Train an image model."""
+    train(words, SCHEMA, USAGE, "immiscible_policy.recipes.image:ImageRecipe")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
-
-from immiscible_policy import cli
+from immiscible_policy.cli import commands_text, dispatch, program
 
 COMMANDS = {
     "download": ("immiscible_policy.commands.demos.download", "fetch the human PushT demonstrations, verified"),
@@ -20,10 +16,10 @@ COMMANDS = {
 """Module and one line of help of each command; a module is imported when its command is called."""
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0, or 2 after one line on stderr about the mistake."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    cli.run(lambda _: cli.dispatch(words, COMMANDS, cli.commands_text("immiscible_policy.demos", COMMANDS)))
+@program
+def main(words: list[str]) -> int | None:
+    """Run the command that the first word names."""
+    return dispatch(words, COMMANDS, commands_text("immiscible_policy.demos", COMMANDS))
 
 
 if __name__ == "__main__":

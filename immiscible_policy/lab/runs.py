@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.tasks import Task, primary, recorded_task
 
-RUNS = Option(str, None, "run directories of train_policy.py, RUN,RUN,...; the first is what others are compared with")
-IMAGE_RUNS = Option(str, None, "run directories of train_image.py, RUN,RUN,...; the first seed of each")
+RUNS = Option(
+    named_runs, None, "runs of train_policy.py, DIR,DIR or NAME=DIR,...; the others are compared with the first"
+)
+IMAGE_RUNS = Option(named_runs, None, "runs of train_image.py, DIR,DIR or NAME=DIR,...; the first seed of each")
 
 Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
 
-def newest_policies(runs: str | None, *, pictures: bool = False) -> Newest:
+def newest_policies(runs: Mapping[str, RunDirectory] | None, *, pictures: bool = False) -> Newest:
     """The policies of `runs=`, all of which can be loaded; CommandError if one sees pictures and must not."""
     result = _newest("runs", runs, load_policy)
     for run, seeds in result.items():
@@ -38,24 +40,21 @@ def newest_policies(runs: str | None, *, pictures: bool = False) -> Newest:
     return result
 
 
-def newest_image_models(runs: str | None) -> dict[str, Checkpoint]:
+def newest_image_models(runs: Mapping[str, RunDirectory] | None) -> dict[str, Checkpoint]:
     """The image models of `image_runs=`, the first seed of each run."""
     return {run: next(iter(seeds.values())) for run, seeds in _newest("image_runs", runs, load_image_model).items()}
 
 
-def _newest(key: str, runs: str | None, load: Callable[[Checkpoint], Any]) -> Newest:
+def _newest(key: str, runs: Mapping[str, RunDirectory] | None, load: Callable[[Checkpoint], Any]) -> Newest:
     """The newest checkpoints of the runs that an option names, each of which can be loaded."""
     result: Newest = {}
-    for path in map(Path, runs.split(",") if runs else []):
-        run = RunDirectory(path)
-        kept = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None} if run.exists else {}
+    for name, run in (runs or {}).items():
+        kept = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None}
         if not kept:
-            raise CommandError(f"{key}={path}: no checkpoint there; name run directories")
-        if run.name in result:
-            raise CommandError(f"{key}= names two runs called {run.name}")
+            raise CommandError(f"{key}={run.path}: no checkpoint there; train it first")
         for checkpoint in kept.values():
             load(checkpoint)  # a damaged one is noticed before the others are measured
-        result[run.name] = kept
+        result[name] = kept
     if len(result) > len(COLOURS):
         raise CommandError(f"{key}= names {len(result)} runs; at most {len(COLOURS)} can be told apart")
     return result

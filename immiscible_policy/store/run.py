@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -343,6 +344,44 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 def runs_in(directory: Path) -> list[RunDirectory]:
     """The runs that lie in a directory, by name."""
     return [RunDirectory(file.parent) for file in sorted(directory.glob(f"*/{CONFIG}"))]
+
+
+def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
+    """Runs by the last part of their paths, or by as many last parts as tell the paths apart.
+
+    Raises:
+        ValueError: If a run is given twice.
+    """
+    parts = [run.path.resolve().parts for run in runs]
+    repeated = [path for path, count in Counter(parts).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{Path(*repeated[0])} is given twice; name each run once")
+    depth = next(n for n in range(1, 100) if len({path[-n:] for path in parts}) == len(parts))
+    return {"/".join(path[-depth:]): run for path, run in zip(parts, runs, strict=True)}
+
+
+def named_runs(text: str) -> dict[str, RunDirectory]:
+    """Read `DIR,DIR` or `NAME=DIR,NAME=DIR`: the runs by name, as every option `runs=` takes them.
+
+    Without NAME a run is called as `label_runs` does, and a directory of runs stands for these, vanilla first.
+
+    Raises:
+        ValueError: If a part is empty, a directory has no run, or a run or a name is given twice.
+    """
+    parts = text.split(",")
+    names = [part.partition("=")[0] for part in parts if "=" in part]
+    places = [part.partition("=")[2] if names else part for part in parts]
+    if not all(places) or not all(names):
+        raise ValueError("write DIR,DIR or NAME=DIR,NAME=DIR")
+    if len(set(names)) < len(names):
+        raise ValueError("a name is given twice")
+    runs: list[RunDirectory] = []
+    for run in (RunDirectory(Path(place).expanduser()) for place in places):
+        inside = sorted(runs_in(run.path), key=lambda run: run.name != "vanilla")
+        if not run.exists and (names or not inside):
+            raise ValueError(f"{run.path} has no {CONFIG}, so it is not a run; name a run, or a directory of runs")
+        runs += [run] if run.exists else inside
+    return dict(zip(names, runs, strict=True)) if names else label_runs(runs)
 
 
 def run_of(checkpoint: Path) -> SeedDirectory | None:

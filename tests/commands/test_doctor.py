@@ -8,7 +8,7 @@ import torch
 import yaml
 import zarr
 
-from immiscible_policy.__main__ import dispatch, usage
+from immiscible_policy.__main__ import main
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands import doctor
 from immiscible_policy.demos.store import open_store, write_store
@@ -274,10 +274,11 @@ def test_the_command_exits_with_what_it_found(sound, tmp_path):
 
 
 def test_the_commands_are_listed(capsys):
-    assert dispatch(["--help"]) is None
-    assert "doctor" in capsys.readouterr().out and "convert" in usage()
+    assert main(["--help"]) is None
+    printed = capsys.readouterr().out
+    assert "doctor" in printed and "convert" in printed
     with pytest.raises(CommandError, match="a command is missing; known: doctor, convert"):
-        dispatch([])
+        main([])
 
 
 def test_mistakes_are_one_line():

@@ -72,7 +72,7 @@ def test_the_command_renders_a_checkpoint(
     monkeypatch.setattr(render_rollout, "evaluate", partial(evaluate, max_steps=5, batch_size=3))
     out = checkpoint.parent / "rollout.mp4"
     words = [f"checkpoint={checkpoint}", f"out={out}", "starts=100000..100002", "columns=2", "size=64"]
-    assert main([*words, "sampling_steps=1"]) == 0
+    assert main([*words, "sampling_steps=1"]) is None
     assert imageio.imread(out, plugin="FFMPEG").shape == (6, 2 * 78, 2 * 64, 3)
     printed = capsys.readouterr().out
     assert "start 100002: no success after 5 steps" in printed and "6 frames in" in printed

@@ -1,6 +1,7 @@
 """Run the command line in this process and look at what it prints."""
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -18,8 +19,8 @@ class Run(NamedTuple):
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> Run:
     """Call `python -m immiscible_policy.demos` with these words."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
+    with patch("sys.argv", ["demos", *map(str, words)]), pytest.raises(SystemExit) as stop:
+        main()
     return Run(int(stop.value.code or 0), *capsys.readouterr())
 
 

@@ -11,7 +11,7 @@ import torch
 
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, place
 from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, symmetric_starts
-from immiscible_policy.commands.eval_modality import figures, find_runs, main, markdown
+from immiscible_policy.commands.eval_modality import figures, main, markdown, shared_checkpoints
 from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
@@ -222,24 +222,19 @@ def test_a_run_with_missing_seeds_or_steps_is_called_incomplete(run: Path):
     assert "**vanilla is incomplete: no checkpoint of seed 0.**" in text and "incomplete" not in markdown([small_arm()])
 
 
-@pytest.mark.parametrize("given", ["{run}", "{parent}"])
-def test_a_run_is_found_by_itself_and_in_its_directory(run: Path, given: str):
-    kept = find_runs(given.format(run=run, parent=run.parent), "all")
-    ((path, seeds),) = kept.items()
-    assert path == run and {seed: [checkpoint.step for checkpoint in result] for seed, result in seeds.items()} == {
-        0: [10, 20],
-        1: [10, 20],
-    }
-    (last,) = find_runs(str(run), "last").values()
-    assert [[checkpoint.step for checkpoint in result] for result in last.values()] == [[20], [20]]
+def test_the_checkpoints_of_a_run_are_those_that_all_seeds_have(run: Path):
+    steps = {seed: [one.step for one in kept] for seed, kept in shared_checkpoints(RunDirectory(run), "all").items()}
+    assert steps == {0: [10, 20], 1: [10, 20]}
+    last = shared_checkpoints(RunDirectory(run), "last")
+    assert [[one.step for one in kept] for kept in last.values()] == [[20], [20]]
 
 
 def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(arms, "evaluate", partial(evaluate, max_steps=9, batch_size=50))
     out = tmp_path / "out"
     words = [f"runs={run}", f"out={out}", "repetitions=1", "sampling_steps=2"]
-    assert main(words) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["modality.json", "modality.md", "modality.png", "paths.png"]
+    assert main(words) is None
+    assert sorted(each.name for each in out.iterdir()) == ["modality.json", "modality.md", "modality.png", "paths.png"]
     (arm,) = json.loads((out / "modality.json").read_text())["arms"]
     assert np.shape(arm["counts"]) == (2, 2, 4, 3) and np.sum(arm["counts"]) == 16
     assert arm["demonstrated"] == [42, 42, 0]
@@ -256,7 +251,7 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
 
     def result(sampler):
         words = [f"runs={run}", f"out={tmp_path / sampler}", "repetitions=1", "sampling_steps=2", "checkpoints=last"]
-        assert main([*words, f"sampler={sampler}"]) == 0
+        assert main([*words, f"sampler={sampler}"]) is None
         return json.loads((tmp_path / sampler / "modality.json").read_text())["arms"]
 
     both, (alone,) = result("ddim,renoise"), result("renoise")
@@ -270,14 +265,14 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
     "words, message",
     [
         ([], "runs= is missing"),
-        (["runs={tmp}"], "neither a run"),
-        (["runs={run},{run}"], "same name"),
+        (["runs={tmp}"], "so it is not a run"),
+        (["runs={run},{run}"], "given twice"),
         (["runs={run}", "repetitions=0"], "repetitions=0"),
         (["runs={run}", "checkpoints=best"], "known are all, last"),
         (["runs={run}", "sampler=warp"], "warp"),
         (["runs={run}", "sampler=ddim,ddim"], "named twice"),
         (["runs={run}", "sampling_steps=101"], "101"),
-        (["runs={empty}"], "keep none at the same step"),
+        (["runs={empty}"], "have none at the same step"),
         (["runs={lost}"], "absent.zarr"),
     ],
 )

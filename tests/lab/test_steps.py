@@ -186,13 +186,15 @@ def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(t
     ("words", "message"),
     [
         ([], "steps needs runs="),
-        (["runs=nowhere"], "runs=nowhere: no checkpoint there"),
-        (["runs=nowhere", "n=10"], "n=10: use 200 or more"),
-        (["image_runs=nowhere"], "image_runs= needs images=PATH"),
-        (["image_runs=nowhere", "images=here"], "image_runs=nowhere: no checkpoint there"),
+        (["runs=nowhere"], "runs=nowhere: nowhere has no config.yaml, so it is not a run"),
+        (["runs=RUN", "n=10"], "n=10: use 200 or more"),
+        (["image_runs=RUN"], "image_runs= needs images=PATH"),
+        (["image_runs=RUN", "images=here"], "image_runs=.*: no checkpoint there"),
     ],
 )
-def test_bad_options_are_one_line_before_any_work(words, message):
+def test_bad_options_are_one_line_before_any_work(words, message, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    words = [word.replace("RUN", str(tmp_path)) for word in words]
     with pytest.raises(ValueError, match=message) as refused:
         steps.EXPERIMENT.measure(parse(words, steps.EXPERIMENT.options, ""))
     assert "\n" not in str(refused.value)

@@ -131,7 +131,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     write_run(tmp_path / "knn", noisy(0.3, 0))
     write_run(tmp_path / "vanilla", noisy(0.0, 1))
     words = [f"a={tmp_path / 'knn'}", f"b={tmp_path / 'vanilla'}", f"out={tmp_path / 'out'}"]
-    assert main([*words, f"json={tmp_path / 'c.json'}"]) == 0
+    assert main([*words, f"json={tmp_path / 'c.json'}"]) is None
     printed = capsys.readouterr().out
     for expected in (
         "coverage, last10",

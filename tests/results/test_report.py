@@ -17,11 +17,11 @@ from immiscible_policy.palette import NAMED
 from immiscible_policy.results.compare import compare
 from immiscible_policy.results.report.__main__ import main
 from immiscible_policy.results.report.charts import curve_chart, start_chart, svg
-from immiscible_policy.results.report.evidence import by_start, gather, names
+from immiscible_policy.results.report.evidence import Evidence, by_start, gather
 from immiscible_policy.results.report.page import render
 from immiscible_policy.results.report.rollouts import best_kept, chosen_starts
 from immiscible_policy.results.report.words import confidence, headline, outcome, setting, verdict
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, label_runs
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.runs import Score, episode
 from tests.test_palette import contrast_ratio
@@ -62,10 +62,15 @@ class Page(HTMLParser):
         return [attributes for _, attributes in self.elements if attributes.get("role") == role]
 
 
+def gathered(*runs: RunDirectory) -> Evidence:
+    """The evidence of runs against the first."""
+    return gather(label_runs(runs), next(iter(label_runs(runs))))
+
+
 def pair(tmp_path: Path, score_a: Score, score_b: Score, **of_a):
     b = write_whole_run(tmp_path / "vanilla", score_b, "vanilla")
     a = write_whole_run(tmp_path / "knn", score_a, "knn", **of_a)
-    return gather([RunDirectory(b), RunDirectory(a)])
+    return gathered(RunDirectory(b), RunDirectory(a))
 
 
 def page(evidence) -> str:
@@ -91,7 +96,7 @@ def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
 def test_exchanging_the_runs_turns_the_verdict(tmp_path: Path) -> None:
     pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
     runs = [RunDirectory(tmp_path / name) for name in ("vanilla", "knn")]
-    (one,), (other,) = gather(runs, 0).contrasts, gather(runs, 1).contrasts
+    (one,), (other,) = gathered(*runs).contrasts, gathered(*reversed(runs)).contrasts
     assert (outcome(one), outcome(other)) == ("better", "worse")
     assert (one.run.name, other.run.name) == ("knn", "vanilla")
 
@@ -108,7 +113,7 @@ def test_one_seed_each_claims_nothing_about_other_seeds(tmp_path: Path) -> None:
         write_whole_run(tmp_path / name, noisy(shift, 0), name, seeds=[0], seed=0)
         for name, shift in (("a", 0), ("b", 0.3))
     ]
-    evidence = gather([RunDirectory(run) for run in runs])
+    evidence = gathered(*map(RunDirectory, runs))
     assert "other training seeds are not covered" in headline(evidence)
     assert not any(run.gaps for run in evidence.runs)
 
@@ -119,7 +124,7 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
         write_whole_run(tmp_path / name, noisy(shift, index), name)
         for index, (name, shift) in enumerate(shifts.items())
     ]
-    evidence = gather([RunDirectory(run) for run in runs])
+    evidence = gathered(*map(RunDirectory, runs))
     assert headline(evidence).startswith(
         "3 runs against vanilla: 1 better (good), 1 worse (bad), 1 with no difference detected (same)."
     )
@@ -129,7 +134,7 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
 
 def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "knn", lambda seed, step, start: 0.4 + seed / 10, "knn"))
-    evidence = gather([run])
+    evidence = gathered(run)
     # means 0.4, 0.5, 0.6: standard error 0.1 / sqrt(3), t(2) = 4.303
     assert headline(evidence).startswith("knn: mean coverage of the goal 0.500 (95 % interval 0.252 to 0.748)")
     assert "there is nothing to pair" in page(evidence)
@@ -142,7 +147,7 @@ def test_runs_without_common_ground_are_shown_with_the_reason(tmp_path: Path) ->
         RunDirectory(tmp_path / "knn").seed(seed).append_episodes(
             episode(seed, 7, start, 0.5) for start in range(100, 106)
         )
-    evidence = gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")])
+    evidence = gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn"))
     reason = "knn and vanilla cannot be compared: knn and vanilla share no checkpoint; evaluate both at the same steps."
     assert headline(evidence) == reason
     assert reason in text(page(evidence)) and str(tmp_path) not in page(evidence)
@@ -173,7 +178,7 @@ def test_what_is_missing_is_named_on_the_first_screen(tmp_path: Path, of_a: dict
 
 def test_a_curve_has_the_interval_of_every_point(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000 + (seed - 1) / 10, "knn"))
-    evidence = gather([run])
+    evidence = gathered(run)
     found = evidence.curves(evidence.metrics[0])["a"]
     assert found.steps == [500, 1000, 1500]
     assert [each.estimate for each in found.means] == pytest.approx([0.25, 0.5, 0.75])
@@ -221,11 +226,6 @@ def test_a_chart_takes_the_colours_of_the_page_and_is_always_the_same(tmp_path: 
     assert set(used) == set(ids) and all(name.startswith("c-") for name in ids)
 
 
-def test_two_runs_of_one_name_are_told_apart() -> None:
-    assert names([Path("/x/knn"), Path("/x/vanilla")]) == ["knn", "vanilla"]
-    assert names([Path("/x/a/knn"), Path("/x/b/knn")]) == ["a/knn", "b/knn"]
-
-
 def test_settings_read_as_a_person_writes_them() -> None:
     assert setting({"name": "knn", "k": 2}) == "knn (k=2)" and setting({"name": "vanilla"}) == "vanilla"
     assert setting([64, 128]) == "64, 128" and setting(True) == "true" and setting(None) == "none"
@@ -270,7 +270,7 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     bad = '<img src=x onerror=alert(1)>&"'
     run = write_whole_run(tmp_path / bad, noisy(0, 0), "knn", note="</script><b>")
     other = write_whole_run(tmp_path / "vanilla", noisy(0, 1), "vanilla")
-    found = Page(page(gather([RunDirectory(other), RunDirectory(run)])))
+    found = Page(page(gathered(RunDirectory(other), RunDirectory(run))))
     assert found.open == [] and not found.all("img") and len(found.all("script")) == 1 and not found.all("b")
 
 
@@ -292,7 +292,7 @@ def test_modes_have_a_tab_only_where_they_were_counted(tmp_path: Path) -> None:
     arm |= {"majority": measure, "total_variation": measure, "coverage": [{**measure[0], "mean": None}]}
     modes = ["clockwise", "counter-clockwise", "undecided"]
     (tmp_path / "modality.json").write_text(json.dumps({"modes": modes, "arms": [{"name": "knn"} | arm]}))
-    html = page(gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")]))
+    html = page(gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn")))
     shown = text(html)
     assert "tab-modes" in html and "clockwise 70 %, counter-clockwise 20 %, undecided 10 %" in shown
     assert "clockwise 50 %, counter-clockwise 50 %, undecided 0 %" in shown  # the demonstrations
@@ -305,7 +305,7 @@ def test_the_noise_audit_is_the_last_of_each_seed(tmp_path: Path) -> None:
         lines = [{"step": 500, "noise/variance": 5.0}, {"step": 1500, "noise/variance": last}, {"step": 1500}]
         path = tmp_path / "knn" / f"seed_{seed}" / "metrics.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 20')
-    shown = text(page(gather([RunDirectory(tmp_path / name) for name in ("vanilla", "knn")])))
+    shown = text(page(gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn"))))
     assert "variance of all numbers1" in shown and "0.92 [0.8703, 0.9697]" in shown  # 4.303 * 0.02 / sqrt(3)
     assert "knn, step 1,500" in shown and "No audit was recorded for vanilla." in shown
 
@@ -345,9 +345,9 @@ def test_a_video_shows_all_runs_from_one_start(tmp_path: Path, monkeypatch: pyte
 def test_compare_writes_a_report_and_so_does_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
     a, b = tmp_path / "knn", tmp_path / "vanilla"
-    assert compare_main([f"a={a}", f"b={b}", f"report={tmp_path / 'one.html'}", "videos=none"]) == 0
-    assert main([f"runs={a},{b}", f"out={tmp_path / 'two.html'}", "videos=0"]) == 0
-    assert main([f"runs={tmp_path}", f"out={tmp_path / 'three.html'}", "against=knn", "videos=none"]) == 0
+    assert compare_main([f"a={a}", f"b={b}", f"report={tmp_path / 'one.html'}", "videos=none"]) is None
+    assert main([f"runs={a},{b}", f"out={tmp_path / 'two.html'}", "videos=0"]) is None
+    assert main([f"runs={tmp_path}", f"out={tmp_path / 'three.html'}", "against=knn", "videos=none"]) is None
     pages = [(tmp_path / f"{name}.html").read_text() for name in ("one", "two", "three")]
     assert all("knn is better than vanilla" in each for each in pages[:2])  # vanilla is the reference by itself
     assert "vanilla is worse than knn" in pages[2]
@@ -361,7 +361,8 @@ def test_compare_writes_a_report_and_so_does_the_command(tmp_path: Path, capsys:
         (main, ["runs={run}", "out=x.pdf"], "must end in .html"),
         (main, ["runs={run}", "out={run}/config.yaml/x.html"], "is no directory"),
         (main, ["runs={run},{run}", "out=x.html"], "given twice"),
-        (main, ["runs={absent}", "out=x.html"], "is no directory"),
+        (main, ["runs={absent}", "out=x.html"], "has no config.yaml, so it is not a run"),
+        (main, ["runs={run},,", "out=x.html"], "runs=.*: write DIR,DIR or NAME=DIR,NAME=DIR"),
         (main, ["runs={run}", "out=x.html", "against=other"], "unknown run 'other'"),
         (main, ["runs={run}", "out=x.html", "videos=many"], "use none or 0 to 20"),
         (compare_main, ["a={run}", "b={run}", "report=x.txt"], "must end in .html"),
@@ -381,4 +382,4 @@ def test_a_mistake_is_refused_and_creates_nothing(
 def test_more_runs_than_colours_are_refused(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "run", noisy(0, 0), "knn"))
     with pytest.raises(ValueError, match="9 runs in one report"):
-        gather([run] * 9)
+        gather({str(number): run for number in range(9)}, "0")

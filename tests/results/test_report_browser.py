@@ -9,7 +9,7 @@ import pytest
 
 from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.results.report.page import render
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, label_runs
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.test_report import ORIGIN
 
@@ -41,7 +41,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs.append(RunDirectory(run))
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch, steps=40)
-        (place / "report.html").write_text(render(gather(runs), ORIGIN, videos=1))
+        (place / "report.html").write_text(render(gather(label_runs(runs), "vanilla"), ORIGIN, videos=1))
     return place / "report.html"
 
 

@@ -8,7 +8,7 @@ import pytest
 from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.results.report.page import render
 from immiscible_policy.store.rows import EpisodeRow
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, label_runs
 from immiscible_policy.tasks import Metric, Task
 from tests.results.test_report import ORIGIN, Page, text
 
@@ -47,7 +47,9 @@ def write_run(directory: Path, noise: str, shift: float) -> RunDirectory:
 def shown(tmp_path: Path) -> str:
     """The page's text."""
     runs = [write_run(tmp_path / "vanilla", "vanilla", 0.0), write_run(tmp_path / "knn", "knn", 5.0)]
-    return render(gather(runs), ORIGIN, videos=1)  # the task has no renderer: no videos, and no failure
+    return render(
+        gather(label_runs(runs), "vanilla"), ORIGIN, videos=1
+    )  # the task has no renderer: no videos, and no failure
 
 
 def test_the_verdict_is_about_the_primary_metric(shown: str) -> None:
@@ -70,4 +72,4 @@ def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:
     metrics = {"coverage": 0.5, "final_coverage": 0.5, "reward": 0.5, "success": 0.0}
     other.seed(0).append_episodes([EpisodeRow(10, 100, 0, metrics, 300)])
     with pytest.raises(ValueError, match="knn is of task reach, pusht of task pusht; report them apart"):
-        gather([other, reach])
+        gather(label_runs([other, reach]), "pusht")

@@ -11,7 +11,7 @@ import yaml
 from immiscible_policy.cli import CommandError
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import CheckpointError
-from immiscible_policy.store.run import RunDirectory, run_of, runs_in
+from immiscible_policy.store.run import RunDirectory, label_runs, named_runs, run_of, runs_in
 from tests.results.runs import episode, write_run
 
 PLAN = {"seed": "0..2", "steps": 1500, "eval_every": 500, "starts": "100..105", "episodes": 6}
@@ -174,3 +174,45 @@ def test_a_summary_is_json(tmp_path: Path) -> None:
     run.write_summary({"a": [1.5]}, "text")
     assert json.loads((tmp_path / "summary.json").read_text()) == {"a": [1.5]}
     assert (tmp_path / "summary.md").read_text() == "text"
+
+
+def begun(*paths: Path) -> list[RunDirectory]:
+    for path in paths:
+        RunDirectory(path).begin("{}", {})
+    return [RunDirectory(path) for path in paths]
+
+
+def test_runs_are_labelled_by_as_much_of_their_paths_as_tells_them_apart() -> None:
+    assert list(label_runs([RunDirectory("/x/knn"), RunDirectory("/x/vanilla")])) == ["knn", "vanilla"]
+    assert list(label_runs([RunDirectory("/x/a/knn"), RunDirectory("/x/b/knn")])) == ["a/knn", "b/knn"]
+
+
+def test_runs_are_named_by_directory_by_name_or_by_the_directory_around_them(tmp_path: Path, monkeypatch) -> None:
+    begun(tmp_path / "knn", tmp_path / "vanilla", tmp_path / "y=z")
+    monkeypatch.chdir(tmp_path)
+    for text, names in {"knn": ["knn"], "vanilla,knn": ["vanilla", "knn"], "a=knn,b=y=z": ["a", "b"]}.items():
+        assert list(named_runs(text)) == names
+    assert named_runs("a=knn,b=y=z")["b"].path == Path("y=z")
+    assert list(named_runs(str(tmp_path))) == ["vanilla", "knn", "y=z"]
+    assert list(named_runs("a=knn,b=knn")) == ["a", "b"]  # one run may be shown under two names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("knn,,", "write DIR,DIR or NAME=DIR,NAME=DIR"),
+        ("a=knn,knn", "write DIR,DIR or NAME=DIR,NAME=DIR"),
+        ("=knn", "write DIR,DIR or NAME=DIR,NAME=DIR"),
+        ("a=", "write DIR,DIR or NAME=DIR,NAME=DIR"),
+        ("a=knn,a=knn", "a name is given twice"),
+        ("knn,knn", "is given twice; name each run once"),
+        ("empty", "empty has no config.yaml, so it is not a run"),
+        ("a=.", "has no config.yaml, so it is not a run"),
+    ],
+)
+def test_what_names_no_runs_is_refused(tmp_path: Path, monkeypatch, text: str, message: str) -> None:
+    begun(tmp_path / "knn")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        named_runs(text)

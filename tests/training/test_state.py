@@ -1,6 +1,5 @@
 """Training state, checkpoints, batches: laws in memory."""
 
-
 import pytest
 import torch
 

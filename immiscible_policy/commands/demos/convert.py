@@ -21,9 +21,9 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    task = find_task(words["task"])
-    _, ends = convert(words["path"], words["out"], task.fps, task.columns, task.from_features)
-    print(f"{words['out']}: {len(ends)} episodes, {ends[-1]:,} steps")
+    options = parse(words, OPTIONS, USAGE)
+    task = find_task(options["task"])
+    _, ends = convert(options["path"], options["out"], task.fps, task.columns, task.from_features)
+    print(f"{options['out']}: {len(ends)} episodes, {ends[-1]:,} steps")

@@ -22,7 +22,7 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    print(f"{download(replace(ARCHIVE, url=words['url']), words['out'])}: verified")
+    options = parse(words, OPTIONS, USAGE)
+    print(f"{download(replace(ARCHIVE, url=options['url']), options['out'])}: verified")

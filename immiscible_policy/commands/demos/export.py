@@ -28,19 +28,19 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    if words["images"] not in IMAGES:
-        raise CommandError(unknown("images", words["images"], IMAGES))
-    task = find_task(words["task"])
-    demos = open_store(words["path"], task.columns)
+    options = parse(words, OPTIONS, USAGE)
+    if options["images"] not in IMAGES:
+        raise CommandError(unknown("images", options["images"], IMAGES))
+    task = find_task(options["task"])
+    demos = open_store(options["path"], task.columns)
     shown: dict[str, np.ndarray] = {}
-    if words["images"] != "none":
-        frames = next(filter(None, (task.frames(demos, obs, words["images"]) for obs in task.observations)), {})
+    if options["images"] != "none":
+        frames = next(filter(None, (task.frames(demos, obs, options["images"]) for obs in task.observations)), {})
         if not frames:
-            raise CommandError(f"images={words['images']}: task={task.name} sees no pictures; leave it out")
+            raise CommandError(f"images={options['images']}: task={task.name} sees no pictures; leave it out")
         shown = {camera: pictures.numpy() for camera, pictures in frames.items()}
     features = task.features(demos)
-    export(demos, words["out"], features, shown, robot=task.name, fps=task.fps, instruction=task.instruction)
-    print(f"{words['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")
+    export(demos, options["out"], features, shown, robot=task.name, fps=task.fps, instruction=task.instruction)
+    print(f"{options['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")

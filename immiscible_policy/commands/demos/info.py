@@ -33,10 +33,10 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    out, task = words["out"], find_task(words["task"])
+    options = parse(words, OPTIONS, USAGE)
+    out, task = options["out"], find_task(options["task"])
     if out is not None:
         if out.suffix not in FORMATS:
             raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
             raise CommandError(f"out={out}: the directory {out.parent} does not exist")
         if task.modes is None:
             raise CommandError(f"out={out}: task={task.name} has nothing to draw its demonstrations by; leave it out")
-    demos = open_store(words["path"], task.columns)
+    demos = open_store(options["path"], task.columns)
     for line in describe(demos, task):
         print(line, flush=True)
     if out is not None and task.modes is not None:

@@ -27,23 +27,23 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    if words["out"].exists():
-        raise CommandError(f"out={words['out']} exists already; choose another path or remove it first")
-    require_writable("out", words["out"])
-    making = expert.make_episodes(words["episodes"], words["seed"], words["workers"])
-    made = list(track(making, "episodes", total=words["episodes"], disable=not sys.stdout.isatty()))
+    options = parse(words, OPTIONS, USAGE)
+    if options["out"].exists():
+        raise CommandError(f"out={options['out']} exists already; choose another path or remove it first")
+    require_writable("out", options["out"])
+    making = expert.make_episodes(options["episodes"], options["seed"], options["workers"])
+    made = list(track(making, "episodes", total=options["episodes"], disable=not sys.stdout.isatty()))
     arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
     ends = np.cumsum([len(episode["state"]) for episode in made])
     attrs = {
         "made_by": "a scripted expert: planned pushes carried out in immiscible_envs.simulation, no human data",
         "command": "python -m immiscible_policy.demos make",
-        "episodes": words["episodes"],
-        "seed": words["seed"],
+        "episodes": options["episodes"],
+        "seed": options["seed"],
         "pymunk": pymunk.version,
         "numpy": np.__version__,
     }
-    write_store(words["out"], arrays, ends, attrs)
-    print(f"{words['out']}: {len(ends)} episodes, {ends[-1]} steps, content {content_hash(words['out'])}")
+    write_store(options["out"], arrays, ends, attrs)
+    print(f"{options['out']}: {len(ends)} episodes, {ends[-1]} steps, content {content_hash(options['out'])}")

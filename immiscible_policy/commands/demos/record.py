@@ -28,10 +28,10 @@ OPTIONS = {
 MADE = {"made_by": "a person at the mouse", "command": "python -m immiscible_policy.demos record"}
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command."""
-    words = parse(argv, OPTIONS, USAGE)
-    path, seed = words["out"], words["seed"]
+    options = parse(words, OPTIONS, USAGE)
+    path, seed = options["out"], options["seed"]
     if seed < 0:
         raise CommandError(f"seed={seed}: not a whole number >= 0")
     if path.exists() and not made_here(path):

@@ -21,10 +21,10 @@ OPTIONS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the command; a CommandError if anything is wrong with the store, after each thing was printed."""
-    words = parse(argv, OPTIONS, USAGE)
-    path, task = words["path"], find_task(words["task"])
+    options = parse(words, OPTIONS, USAGE)
+    path, task = options["path"], find_task(options["task"])
     count = 0
     for problem in problems(path, task.columns, task.problems):
         print(problem, flush=True)

@@ -172,13 +172,12 @@ class Evaluation:
         return self._load(source.dataset, source.data, split=split, size=source.size, limit=limit)
 
 
-def find_run(label: str, directory: Path, protocol: ImageProtocol) -> Target:
+def find_run(label: str, run: RunDirectory, protocol: ImageProtocol) -> Target:
     """All kept checkpoints of a run; CommandError if it has none, or nothing says where its data lie."""
-    run = RunDirectory(directory)
     run.config  # noqa: B018  # refuses what is not a run
     kept = [checkpoint for checkpoints in run.checkpoints().values() for checkpoint in checkpoints]
     if not kept:
-        raise CommandError(f"{directory} has no checkpoint; train it first")
+        raise CommandError(f"{run.path} has no checkpoint; train it first")
     return Target(label, run, kept, _source(label, run, kept[0], protocol))
 
 

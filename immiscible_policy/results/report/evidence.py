@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,47 +104,31 @@ class StartDifference(NamedTuple):
     difference: Interval
 
 
-def gather(runs: Sequence[RunDirectory], reference: int = 0) -> Evidence:
-    """Arrange runs, at most as many as there are colours, and compare each with the one of index `reference`.
+def gather(runs: Mapping[str, RunDirectory], reference: str) -> Evidence:
+    """Arrange runs, at most as many as there are colours, and compare each with the one called `reference`.
 
     Runs that have nothing in common with it are kept, with the reason.
 
     Raises:
-        ValueError: If there are too few or too many runs, one twice, one without a complete checkpoint, or runs of
+        ValueError: If there are too few or too many runs, one without a complete checkpoint, or runs of
             different tasks.
     """
     if not 1 <= len(runs) <= len(COLOURS):
         raise ValueError(f"{len(runs)} runs in one report; give 1 to {len(COLOURS)}")
-    ordered = [runs[reference], *(run for index, run in enumerate(runs) if index != reference)]
-    labels = names([run.path for run in ordered])
-    tables = [scores(run.episodes()) for run in ordered]
-    for run, table in zip(ordered, tables, strict=True):
-        if not table:
+    ordered = {reference: runs[reference], **runs}
+    tables = {name: scores(run.episodes()) for name, run in ordered.items()}
+    task = runs[reference].task
+    for name, run in ordered.items():
+        if not tables[name]:
             raise ValueError(f"{run.path} has no complete checkpoint to report; evaluate it first")
-    task, *others = (run.task for run in ordered)
-    for label, other in zip(labels[1:], others, strict=True):
-        if other.name != task.name:
-            raise ValueError(f"{label} is of task {other.name}, {labels[0]} of task {task.name}; report them apart")
-    union = sorted(set().union(*tables))
+        if run.task.name != task.name:
+            raise ValueError(f"{name} is of task {run.task.name}, {reference} of task {task.name}; report them apart")
+    union = sorted(set().union(*tables.values()))
     reported = [
-        ReportedRun(label, run, table, gaps(run, table, union), last_audits(run), _modes(run))
-        for label, run, table in zip(labels, ordered, tables, strict=True)
+        ReportedRun(name, run, table, gaps(run, table, union), last_audits(run), _modes(run))
+        for (name, run), table in zip(ordered.items(), tables.values(), strict=True)
     ]
     return Evidence(task, reported, [_contrast(run, reported[0]) for run in reported[1:]])
-
-
-def names(directories: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many last parts as tell the paths apart.
-
-    Raises:
-        ValueError: If a path is given twice.
-    """
-    parts = [directory.resolve().parts for directory in directories]
-    repeated = [path for path, count in Counter(parts).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{Path(*repeated[0])} is given twice; name each run once")
-    depth = next(n for n in range(1, 100) if len({path[-n:] for path in parts}) == len(parts))
-    return ["/".join(path[-depth:]) for path in parts]
 
 
 def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from immiscible_policy.tasks import Metric
 PACKAGE = "immiscible_policy.results.report"
 
 
-def write_report(runs: Sequence[RunDirectory], out: Path, *, reference: int, videos: int) -> int:
+def write_report(runs: Mapping[str, RunDirectory], out: Path, *, reference: str, videos: int) -> int:
     """Write a report of runs, one HTML file that needs nothing else, and return its size in bytes.
 
-    The others are compared with the run of index `reference`; `videos` starts are rolled out.
+    The others are compared with the run called `reference`; `videos` starts are rolled out.
 
     Raises:
         ValueError: If the runs cannot be reported, or a checkpoint that is to be rolled out is damaged.

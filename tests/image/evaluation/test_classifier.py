@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.commands.train_classifier import _main, read_labelled
+from immiscible_policy.commands.train_classifier import main, read_labelled
 from immiscible_policy.image.evaluation.classifier import (
     BUNDLED,
     Classifier,
@@ -128,7 +128,7 @@ def test_the_command_trains_and_records(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "classifier.safetensors"
     threads = torch.get_num_threads()
     try:
-        _main([f"data={tmp_path / 'cifar'}", f"out={out}", "size=8", "epochs=1"])
+        main([f"data={tmp_path / 'cifar'}", f"out={out}", "size=8", "epochs=1"])
     finally:
         torch.set_num_threads(threads)
     record = json.loads(out.with_suffix(".json").read_text())
@@ -143,4 +143,4 @@ def test_other_data_and_names_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="train has 2 classes; CIFAR-10 has 10"):
         read_labelled(tmp_path / "cifar", "train", 8)
     with pytest.raises(CommandError, match="must end in .safetensors"):
-        _main([f"data={tmp_path}", "out=weights.pt"])
+        main([f"data={tmp_path}", "out=weights.pt"])
