@@ -1,3 +1,3 @@
-"""Immiscible diffusion for robot policies: noise selectors, PushT, training, paired evaluation."""
+"""Immiscible diffusion for robot policies: noise selectors, tasks, training, paired evaluation."""
 
 __version__ = "0.1.0"

@@ -31,7 +31,7 @@ from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
-from immiscible_policy.tasks import Task, find_task, recorded_task
+from immiscible_policy.tasks import DEFAULT, Task, find_task, recorded_task
 
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
@@ -41,7 +41,7 @@ Prints each finding with its cure; exit code 1 if one is wrong.
 """
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
-    "task": Option(str, None, "the task that the data shows; none: the one of the checkpoint, or pusht"),
+    "task": Option(str, None, f"the task that the data shows; none: the one of the checkpoint, or {DEFAULT}"),
     "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"

@@ -19,7 +19,7 @@ from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, primary, recorded_task
+from immiscible_policy.tasks import DEFAULT, Metric, primary, recorded_task
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
@@ -36,7 +36,7 @@ OPTIONS = {
     "run": Option(Path, None, "run directory"),
     "checkpoint": Option(Path, None, "a single one instead: ours, Diffusion Policy's .ckpt, or LeRobot's directory"),
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean score in training) or last"),
-    "task": Option(str, "pusht", "of a checkpoint that does not name its own"),
+    "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     **solving.OPTIONS,

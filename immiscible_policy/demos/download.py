@@ -26,7 +26,7 @@ from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.store import content_hash
 
 MAX_FILES, MAX_BYTES = 10_000, 2**30
-"""More than an archive of demonstrations can hold unpacked (the human ones of PushT: 819 files, 32 MB)."""
+"""More than an archive of demonstrations can hold unpacked (published ones have 819 files, 32 MB)."""
 TIMEOUT, BLOCK = 30.0, 2**20
 """Seconds without an answer, and bytes read at a time."""
 

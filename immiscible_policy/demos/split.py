@@ -4,7 +4,7 @@ The protocol (Chi et al., RSS 2023; `seed` is 42 in every task of theirs, whatev
 
 1. validation: round(2 % of the episodes), at least 1, drawn without replacement by
    `default_rng(seed).choice`;
-2. of the others, in increasing order, at most `limit` (90 for PushT) are drawn without replacement by a
+2. of the others, in increasing order, at most `limit` are drawn without replacement by a
    second, fresh `default_rng(seed).choice`; the rest is not used.
 
 On the 206 human episodes: 4 validate, 90 of the other 202 train.

@@ -19,7 +19,7 @@ from immiscible_policy.tasks import Task, open_demonstrations, task_windows
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "demonstrations of the task; none: its own")
-TASK = Option(str, "pusht", "the task whose demonstrations are measured")
+TASK = Option(str, DEFAULT, "the task whose demonstrations are measured")
 
 PUBLISHED = Layout(horizon=16, obs_steps=2, action_steps=8)
 """The windows of Diffusion Policy, which are measured where no policy says which it sees."""
@@ -48,7 +48,7 @@ def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None =
 
 
 def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:
-    """Action windows (N, T, A), normalised to [-1, 1] as the policy sees them: (N, 16, 2), D = 32, for PushT."""
+    """Action windows (N, T, A), normalised to [-1, 1] as the policy sees them: (N, 16, 2) is D = 32."""
     actions = demonstrated(task, data).action
     return Normalizer.fit(actions).normalize(actions)
 

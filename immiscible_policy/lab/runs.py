@@ -61,7 +61,7 @@ def _newest(key: str, runs: Mapping[str, RunDirectory] | None, load: Callable[[C
 
 
 def task_of(checkpoint: Checkpoint) -> Task:
-    """The task that a checkpoint was trained for; PushT where it names none."""
+    """The task that a checkpoint was trained for; the default one where it names none."""
     return recorded_task(checkpoint.metadata.get("config", {}))
 
 

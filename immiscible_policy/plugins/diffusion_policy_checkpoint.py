@@ -29,10 +29,9 @@ from torch import Tensor
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins import published
 from immiscible_policy.plugins.inert_pickle import plain, read_bytes, read_pickled
-from immiscible_policy.plugins.published import ACTION, AGENT_DIM, CAMERA_ENCODER, NETWORK, OBSERVATION
+from immiscible_policy.plugins.published import ACTION, AGENT_DIM, CAMERA_ENCODER, LAYOUT, NETWORK, OBSERVATION, TASK
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import SIZE
 
 LOWDIM, HYBRID = "DiffusionUnetLowdimPolicy", "DiffusionUnetHybridImagePolicy"
 MODULES = {LOWDIM: "diffusion_unet_lowdim_policy", HYBRID: "diffusion_unet_hybrid_image_policy"}
@@ -102,7 +101,9 @@ def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
     agent = [name for name in shapes if name not in seen]
     if len(seen) != 1 or [shapes[name] for name in agent] != [[AGENT_DIM]]:
         names = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise CheckpointError(f"{path}: observes {names}; PushT has one camera and the agent's position [{AGENT_DIM}]")
+        raise CheckpointError(
+            f"{path}: observes {names}; {TASK.title} has one camera and the agent's position [{AGENT_DIM}]"
+        )
     encoder = published.encoder_spec(path, shapes[seen[0]][1:], policy["crop_shape"])
     return Observed(seen[0], agent[0], list(shapes)[0] == agent[0], encoder)
 
@@ -186,9 +187,9 @@ def _config(spec: PolicySpec) -> dict[str, Any]:
         sizes = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim}
         return config | LOWDIM_SETTINGS | sizes | {"model": ends | network}
     fields = {
-        WRITTEN_CAMERA: {"shape": [3, SIZE, SIZE], "type": "rgb"},
+        WRITTEN_CAMERA: {"shape": [3, LAYOUT.side, LAYOUT.side], "type": "rgb"},
         WRITTEN_AGENT: {"shape": [AGENT_DIM], "type": "low_dim"},
     }
-    crop = None if spec.encoder.crop == SIZE else [spec.encoder.crop, spec.encoder.crop]
+    crop = None if spec.encoder.crop == LAYOUT.side else [spec.encoder.crop, spec.encoder.crop]
     shapes = {"obs": fields, "action": {"shape": [spec.action_dim]}}
     return config | HYBRID_SETTINGS | network | {"crop_shape": crop, "shape_meta": shapes}

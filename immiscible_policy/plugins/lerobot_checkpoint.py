@@ -19,7 +19,7 @@ The names (lerobot 0.4.4 and 0.6.1):
       keypoints                              pool.nets              (and pool.pos_grid, the places of its pixels)
       linear                                 out
 
-An observation of PushT is there split in two: `observation.state` is the agent's position, and
+An observation is there split in two: `observation.state` is the agent's position, and
 `observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block,
 whose 64 features come after the agent's position there, and before it here. Pixels have to be mapped to -1..1, as here:
 by a mean and a deviation of 0.5, or from 0..1. Another map could be moved into the first convolution, but for the zeros
@@ -42,14 +42,13 @@ from torch import Tensor
 from immiscible_policy.cli import one_line
 from immiscible_policy.network.encoder import KEYPOINTS
 from immiscible_policy.plugins import published
-from immiscible_policy.plugins.published import AGENT_DIM, CAMERA_ENCODER, NETWORK, OBSERVATION
+from immiscible_policy.plugins.published import AGENT_DIM, CAMERA_ENCODER, LAYOUT, NETWORK, OBSERVATION, TASK
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import SIZE
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
-IMAGE = "observation.image"  # LeRobot's name for PushT's camera
+IMAGE = "observation.image"  # LeRobot's name for the camera
 SETTINGS = {"use_film_scale_modulation": True, "n_groups": published.FINAL_GROUPS} | published.NOISING
 ENCODER_SETTINGS = {"vision_backbone": "resnet18", "resize_shape": None, "use_group_norm": True,
                     "spatial_softmax_num_keypoints": KEYPOINTS}  # fmt: skip
@@ -93,10 +92,10 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
     sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
     if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != AGENT_DIM:
         raise CheckpointError(
-            f"{path}: has {', '.join(features)}; PushT needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
+            f"{path}: has {', '.join(features)}; {TASK.title} needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
         )
     if len(seen) > 1:
-        raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); PushT has one")
+        raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); {TASK.title} has one")
     encoder, numbers = None, sizes[STATE] + sizes.get(BLOCK, 0)
     if seen:
         published.require(path, config, ENCODER_SETTINGS)
@@ -168,7 +167,7 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
         positions = {POSITIONS: torch.stack(published.places(spec.encoder), dim=1)}
         camera = published.renamed(published.within(CAMERA_ENCODER, weights), ENCODER)
         theirs |= published.under(THEIR_ENCODER, camera | positions)
-    seen = {IMAGE: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}}
+    seen = {IMAGE: {"type": "VISUAL", "shape": [3, LAYOUT.side, LAYOUT.side]}}
     block = {BLOCK: {"type": "ENV", "shape": [spec.obs_dim - AGENT_DIM]}}
     features = {
         STATE: {"type": "STATE", "shape": [AGENT_DIM]},

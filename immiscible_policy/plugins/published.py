@@ -19,19 +19,21 @@ from torch import Tensor
 from immiscible_policy.network.encoder import FEATURES, EncoderSpec
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.tasks.pusht import CAMERA, SIZE
+from immiscible_policy.tasks import ObservationLayout, find_task
 
-OBSERVED = {20: "keypoints", 5: "state"}  # by the numbers of one observation
+TASK = find_task()  # what the other projects' checkpoints observe
+assert TASK.published is not None
+LAYOUT: ObservationLayout = TASK.published
 NOISING = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}  # in the terms of both projects
 PREDICTIONS = ("epsilon", "sample")  # in diffusers' terms
 RESNET_WIDTH = 64  # channels of a ResNet-18's first stage
 REDUCTION = 32  # how much smaller than the picture the last maps are
 FINAL_GROUPS = 8  # of the U-Net's last block, which in the other projects no option changes
-# Where the weights of the U-Net, of the normalisers, and of PushT's camera are here.
+# Where the weights of the U-Net, of the normalisers, and of the camera are here.
 NETWORK, OBSERVATION, ACTION = "network.", "observer.normalizer.", "action."
-CAMERA_ENCODER = f"observer.encoder.obs_nets.{CAMERA}."
+CAMERA_ENCODER = f"observer.encoder.obs_nets.{LAYOUT.camera}."
 AGENT_DIM = 2  # numbers of the agent's position
-AGENT = {"keypoints": slice(18, 20), "state": slice(0, 2), "image": slice(FEATURES, FEATURES + AGENT_DIM)}
+AGENT = {**LAYOUT.agent, "image": slice(FEATURES, FEATURES + AGENT_DIM)}
 """Where the agent's position lies in an observation here."""
 
 
@@ -124,20 +126,20 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
         raise CheckpointError(f"{path}: prediction={spec.prediction}; only {' and '.join(PREDICTIONS)} convert")
     if spec.groups != FINAL_GROUPS:
         raise CheckpointError(f"{path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
-    if encoder and encoder != encoder_spec(path, [SIZE, SIZE], [encoder.crop, encoder.crop]):
+    if encoder and encoder != encoder_spec(path, [LAYOUT.side] * 2, [encoder.crop, encoder.crop]):
         raise CheckpointError(
             f"{path}: encoder_width={encoder.width}, cameras={','.join(encoder.cameras)}, "
             f"shared_encoder={encoder.shared}; "
-            f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH}, and here of PushT's one camera, {CAMERA}"
+            f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH}, and here of {TASK.title}'s one camera, {LAYOUT.camera}"
         )
 
 
 def observed(path: Path, numbers: int) -> str:
-    """The `obs` of so many numbers per observation; a CheckpointError if PushT has none."""
-    if numbers not in OBSERVED:
-        known = ", ".join(f"{count} ({name})" for count, name in OBSERVED.items())
-        raise CheckpointError(f"{path}: {numbers} numbers per observation; PushT has {known}")
-    return OBSERVED[numbers]
+    """The `obs` of so many numbers per observation; a CheckpointError if the task has none."""
+    if numbers not in LAYOUT.numbers:
+        known = ", ".join(f"{count} ({name})" for count, name in LAYOUT.numbers.items())
+        raise CheckpointError(f"{path}: {numbers} numbers per observation; {TASK.title} has {known}")
+    return LAYOUT.numbers[numbers]
 
 
 def agent_first(spec: PolicySpec) -> Tensor:
@@ -162,11 +164,12 @@ def reordered(unet: Mapping[str, Tensor], order: Tensor, spec: PolicySpec) -> di
 
 
 def encoder_spec(path: Path, sides: Sequence[int], crop: Sequence[int] | None) -> EncoderSpec:
-    """What encodes a square of PushT's pictures [px]; a CheckpointError for other sides or another middle."""
-    crop = crop or sides
-    if list(sides) != [SIZE, SIZE] or crop[0] != crop[1] or (SIZE - crop[0]) % 2:
-        raise CheckpointError(f"{path}: pictures of {sides}, of which {crop} are seen; PushT's are {SIZE} x {SIZE}")
-    return EncoderSpec((CAMERA,), crop[0], RESNET_WIDTH)
+    """What encodes a square of the camera's pictures [px]; a CheckpointError for other sides or another middle."""
+    crop, side = crop or sides, LAYOUT.side
+    if list(sides) != [side, side] or crop[0] != crop[1] or (side - crop[0]) % 2:
+        seen = f"pictures of {sides}, of which {crop} are seen"
+        raise CheckpointError(f"{path}: {seen}; {TASK.title}'s are {side} x {side}")
+    return EncoderSpec((LAYOUT.camera,), crop[0], RESNET_WIDTH)
 
 
 def check_pixels(path: Path, scale: Tensor, offset: Tensor) -> None:

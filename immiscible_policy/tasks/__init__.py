@@ -1,6 +1,7 @@
-"""Tasks: what a policy is scored on. One file per task; `pusht.py` is the only file that knows PushT."""
+"""Tasks: what a policy is scored on. One file per task: what is PushT's alone is in `pusht.py`."""
 
 from immiscible_policy.tasks.task import (
+    DEFAULT,
     Metric,
     Modes,
     Observed,
@@ -15,6 +16,7 @@ from immiscible_policy.tasks.task import (
 )
 
 __all__ = [
+    "DEFAULT",
     "Metric",
     "Modes",
     "Observed",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pymunk
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 import immiscible_envs
+from immiscible_envs import expert
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, keypoints, mirror_point, mirror_state, place
 from immiscible_envs.lerobot import CORNERS, TASK, fit_pose
 from immiscible_envs.modes import MODES, begins_upside_down, classify, decided, symmetric_starts
@@ -28,7 +30,7 @@ from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.store import Demonstrations, join
-from immiscible_policy.tasks.task import Array, Metric, Modes, Observed, Task
+from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task
 
 ENVIRONMENT = "immiscible/PushT-v0"
 CAMERA, SIZE = "img", 96
@@ -37,6 +39,13 @@ KEYPOINT_TOLERANCE = 3.0
 """Largest distance [px] of stored keypoints from those of the stored pose; the human store reaches 2.2."""
 FIT_TOLERANCE = 0.1
 """Largest distance [px] of a corner from the fitted T; float32 rounding stays below 0.001."""
+TELEOPERATION = """\
+Push the T onto the green goal with the mouse. Touch the blue agent with the pointer to take hold of it; from then on
+it follows the pointer and every step (0.1 s) is recorded. Covering the goal saves the episode and begins the next.
+
+  R  retry: drop this episode and begin it again
+  S  save this episode as it is and begin the next
+  Q  quit: drop this episode; all saved ones are in the store"""
 CORNER_FEATURE = "observation.environment_state"
 
 
@@ -74,6 +83,14 @@ class PushT(Task):
         "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a",
         "the 206 human PushT demonstrations of Diffusion Policy (Chi et al., RSS 2023; MIT)",
     )
+    published = ObservationLayout(
+        {20: "keypoints", 5: "state"}, {"keypoints": slice(18, 20), "state": slice(0, 2)}, CAMERA, SIZE
+    )
+    teleoperation = TELEOPERATION
+    made_by = {
+        "made_by": "a scripted expert: planned pushes carried out in immiscible_envs.simulation, no human data",
+        "pymunk": pymunk.version,
+    }
     modes = Modes(
         title="Which way round from symmetric starts",
         names=MODES,
@@ -121,6 +138,16 @@ class PushT(Task):
         package = Path(__file__).resolve().parent.parent
         installed = package / "data" / "pusht_expert.zarr"
         return installed if installed.is_dir() else package.parent / "data" / "pusht_expert.zarr"
+
+    def make_episodes(self, episodes: int, seed: int, workers: int) -> Iterator[dict[str, Array]]:
+        """By `immiscible_envs.expert`, which plans a few pushes ahead and carries them out in the simulation."""
+        return expert.make_episodes(episodes, seed, workers)
+
+    def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
+        """With the mouse."""
+        from immiscible_envs.teleop import Session, run_session  # opens pygame
+
+        run_session(Session(save, episode, seed))
 
     def observation(self, demos: Demonstrations, obs: str) -> Array:
         """Nine points of the block, then the agent: 20 numbers; the state: 5; the agent beside pictures: 2."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, parse_range, unknown
 from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.store import Demonstrations, open_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
@@ -22,6 +23,8 @@ from immiscible_policy.extensions import build, find_factory
 GROUP = "immiscible_policy.tasks"
 """Entry-point group in which other packages register tasks."""
 BUILT_IN = {"pusht": "immiscible_policy.tasks.pusht:PushT"}
+DEFAULT = next(iter(BUILT_IN))
+"""The task of a store or a checkpoint that names none."""
 FIRST_START = {"legacy": 100_000, "fresh": 200_000}
 """Where a named list of starts begins; no checkpoint is chosen on `fresh`."""
 LARGEST_START = 2**32 - 1
@@ -72,6 +75,16 @@ class Modes:
         return len(next(iter(self.options.values())))
 
 
+@dataclass(frozen=True)
+class ObservationLayout:
+    """How published policies of a task observe it: what other projects' checkpoints can be read and written with."""
+
+    numbers: Mapping[int, str]  # the `obs` of so many numbers per observation
+    agent: Mapping[str, slice]  # where the agent's position lies among the numbers of an `obs`, beside pictures alone
+    camera: str
+    side: int  # of the camera's square pictures [px]
+
+
 class Task(Protocol):
     """What a policy is trained for and scored on.
 
@@ -92,6 +105,10 @@ class Task(Protocol):
     cures: Mapping[str, str] = {}  # what to do about a line of `problems`, by a pattern in it
     instruction: str = ""  # the task as one would tell a person to do it
     modes: Modes | None = None  # equally good ways to do it, for the benchmark of modality
+    archive: Archive | None = None  # demonstrations to download
+    published: ObservationLayout | None = None  # for exchanging checkpoints with other projects
+    teleoperation: str = ""  # what `demos record` tells the person who demonstrates
+    made_by: Mapping[str, str] = {}  # what a store of `make_episodes` records of how it was made
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """Build the environments that a policy with this observation acts in, without autoreset or with NEXT_STEP."""
@@ -129,6 +146,14 @@ class Task(Protocol):
     def demonstrations(self) -> Path | None:
         """The store to train on unless `data=` names another; None if there is none."""
         return None
+
+    def make_episodes(self, episodes: int, seed: int, workers: int) -> Iterator[dict[str, Array]]:
+        """Arrays of one episode after another by a scripted expert; a ValueError if the task has none."""
+        raise ValueError(f"task={self.name} has no scripted expert")
+
+    def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
+        """Let a person demonstrate from number `episode` on and `save` each episode's arrays; a ValueError if none can."""
+        raise ValueError(f"task={self.name} cannot be demonstrated by hand")
 
     def observation(self, demos: Demonstrations, obs: str) -> Array:
         """The numbers that a policy sees of each recorded step, (T, Do) float32: here the arrays that `obs` names."""
@@ -202,7 +227,7 @@ def success(task: Task, metrics: Mapping[str, float]) -> bool:
     return bool(next((metrics[metric.name] for metric in task.metrics if metric.reduce == "any"), False))
 
 
-def recorded_task(config: Mapping[str, Any], default: str = "pusht") -> Task:
+def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
     """The task that a run's options name; `default` for a checkpoint of another project, which names none."""
     task = config.get("task", default)
     return find_task(task) if isinstance(task, str) else find_task(**task)
@@ -228,7 +253,7 @@ def task_windows(task: Task, demos: Demonstrations, obs: str, layout: Layout, im
     return make_windows(numbers, action, demos.episode_ends, layout, task.frames(demos, obs, images))
 
 
-def find_task(name: str, **options: Any) -> Task:
+def find_task(name: str = DEFAULT, **options: Any) -> Task:
     """Build a task: a built-in one, one of another package's entry points, or `my_lab.reach:Reach`.
 
     Raises CommandError if the name is unknown, cannot be imported or is not a task, or an option is not the task's.

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from immiscible_policy.cli import REQUIRED, Option, parse
+from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.lerobot import convert
 from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE [task=TASK]
 
-Converts a dataset of LeRobot's format 2 or 3 to a store: one that `export` wrote, or, of PushT, one that holds the
-T's corners, as lerobot/pusht_keypoints does. Needs pyarrow: pip install 'immiscible-policy[lerobot]'
-
-example: python -m immiscible_policy.demos convert path=pusht_keypoints out=data/pusht_lerobot.zarr"""
+Converts a dataset of LeRobot's format 2 or 3 to a store: one that `export` wrote, or one with the features that the
+task can be read from. Needs pyarrow: pip install 'immiscible-policy[lerobot]'"""
 OPTIONS = {
     "path": Option(Path, REQUIRED, "directory of the dataset, with meta/info.json and data/"),
     "out": Option(Path, REQUIRED, "store to create (a .zarr directory)"),
-    "task": Option(str, "pusht", "the task that it demonstrates"),
+    "task": TASK,
 }
 
 

@@ -1,28 +1,33 @@
-"""`python -m immiscible_policy.demos download`."""
+"""`python -m immiscible_policy.demos download`: a task's published demonstrations."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, Option, parse
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.download import download
-from immiscible_policy.tasks.pusht import PushT
+from immiscible_policy.tasks import find_task
 
-ARCHIVE = PushT.archive
-USAGE = f"""usage: python -m immiscible_policy.demos download out=DIR [url=URL]
+USAGE = """usage: python -m immiscible_policy.demos download out=DIR [url=URL task=TASK]
 
-Fetches {ARCHIVE.about} to
-DIR/{ARCHIVE.name}. Run it again after an interruption: it continues where it stopped.
-
-example: python -m immiscible_policy.demos download out=data"""
+Fetches and verifies a task's published demonstrations. Run it again after an interruption: it continues where it
+stopped."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "directory that receives the store"),
-    "url": Option(str, ARCHIVE.url, "another place that offers the same archive"),
+    "url": Option(str, None, "another place that offers the same archive"),
+    "task": TASK,
 }
 
 
 def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
-    print(f"{download(replace(ARCHIVE, url=options['url']), options['out'])}: verified")
+    archive = find_task(options["task"]).archive
+    if archive is None:
+        raise CommandError(f"task={options['task']} has no demonstrations to download")
+    if options["url"] is not None:
+        archive = replace(archive, url=options["url"])
+    print(archive.about, flush=True)
+    print(f"{download(archive, options['out'])}: verified")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
+from immiscible_policy.commands.demos import PATH, TASK
 from immiscible_policy.demos.export import export
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.tasks import find_task
@@ -18,13 +19,13 @@ Writes a store as a dataset of LeRobot's format 3; `convert` turns it back into 
 pip install 'immiscible-policy[lerobot]'
 
 example:
-  python -m immiscible_policy.demos export path=data/pusht_expert.zarr out=pusht_expert
-  lerobot-train --policy.type=diffusion --dataset.repo_id=local/pusht_expert --dataset.root=pusht_expert"""
+  python -m immiscible_policy.demos export path=STORE out=expert
+  lerobot-train --policy.type=diffusion --dataset.repo_id=local/expert --dataset.root=expert"""
 OPTIONS = {
-    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
+    "path": PATH,
     "out": Option(Path, REQUIRED, "directory to create"),
     "images": Option(str, "none", "none, stored (the store's own) or rendered (drawn from the states)"),
-    "task": Option(str, "pusht", "the task that it demonstrates"),
+    "task": TASK,
 }
 
 

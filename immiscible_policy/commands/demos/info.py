@@ -10,7 +10,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.cli import CommandError, Option, parse
+from immiscible_policy.commands.demos import PATH, TASK
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
 from immiscible_policy.palette import AMBER, BASELINE, BLUE, INK, style
@@ -23,13 +24,11 @@ BACKGROUND = 512
 
 USAGE = """usage: python -m immiscible_policy.demos info path=STORE [out=PICTURE task=TASK]
 
-Prints what a store holds and its content hash; draws the paths of its episodes if out is given.
-
-example: python -m immiscible_policy.demos info path=data/pusht_expert.zarr out=expert.png"""
+Prints what a store holds and its content hash; draws the paths of its episodes if out is given."""
 OPTIONS = {
-    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
+    "path": PATH,
     "out": Option(Path, None, "picture to draw, replaced if it exists: " + ", ".join(FORMATS)),
-    "task": Option(str, "pusht", "the task that it demonstrates"),
+    "task": TASK,
 }
 
 

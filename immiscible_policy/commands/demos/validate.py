@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse
+from immiscible_policy.cli import CommandError, parse
+from immiscible_policy.commands.demos import PATH, TASK
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.tasks import find_task
@@ -12,12 +11,10 @@ from immiscible_policy.tasks import find_task
 USAGE = """usage: python -m immiscible_policy.demos validate path=STORE [task=TASK]
 
 Reads a whole store, images included, prints each thing that is wrong with it and where (array, episode, step,
-chunk file), and exits with code 2 if there is any.
-
-example: python -m immiscible_policy.demos validate path=data/pusht_expert.zarr"""
+chunk file), and exits with code 2 if there is any."""
 OPTIONS = {
-    "path": Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)"),
-    "task": Option(str, "pusht", "the task that it demonstrates"),
+    "path": PATH,
+    "task": TASK,
 }
 
 
