@@ -162,7 +162,7 @@ def read_bank(path: Path) -> Bank:
         content = json.loads(path.read_text())
         bank = Bank(**content | {"coverage": np.array(content["coverage"], dtype=np.float64)})
     except (ValueError, KeyError, TypeError):
-        raise CommandError(f"bank={path}: holds no bank; name a new file to roll one out") from None
+        raise CommandError(f"bank={path}: has no bank; name a new file to roll one out") from None
     if bank.coverage.shape[1:] != (len(bank.starts),) or not np.isfinite(bank.coverage).all():
         raise CommandError(f"bank={path}: damaged, its coverage has shape {bank.coverage.shape}; roll it out again")
     return bank

@@ -1,6 +1,6 @@
 """PushT's physics and coverage for many rows, compiled: `Simulation.step` and `coverage` without Python.
 
-The kernels call pymunk's own C library (the very functions that pymunk calls, by their addresses) and hold no
+The kernels call pymunk's own C library (the very functions that pymunk calls, by their addresses) and have no
 constant of the task: physics and shapes are handed in. Each does the operations of its plain form in the
 same order, so that it gives the same bits; `immiscible_envs.backends` checks that before it lets anybody use them::
 

@@ -3,7 +3,7 @@
 Points and directions of the plane are complex numbers x + iy [px] here, so that a turn by an angle is a product with
 exp(i angle). In this file the block's frame has its origin at the centre of gravity.
 
-One push. The block has no friction and keeps no speed from one physics substep to the next, so it moves only while it
+One push. The block has no friction and loses its speed from one physics substep to the next, so it moves only while it
 is pushed. An agent that stays at one spot r of a face, whose inward normal is n, moves it by an impulse j along n; the
 spot moves along n by the depth d of the push::
 

@@ -55,7 +55,7 @@ class Simulation:
 
         The body turns about its centre of gravity, which is not the origin of its frame, so the order counts:
         "angle_first" puts the block frame's origin where the state says; "position_first" then turns it away
-        by `cog - R(angle) cog` (the published evaluation protocol; its numbers are no pose).
+        by `cog - R(angle) cog` (the published evaluation protocol; its numbers are not a pose).
 
         The state (5,) is agent x, y, block x, y in px, block angle in rad.
 

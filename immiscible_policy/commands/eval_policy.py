@@ -97,7 +97,7 @@ def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
     run = RunDirectory(options["run"])
     kept = run.checkpoints()
     if not kept:
-        raise CommandError(f"run={run.path} keeps no checkpoint; is it a run directory?")
+        raise CommandError(f"run={run.path} has no checkpoint; is it a run directory?")
     if options["checkpoints"] == "last":
         return [of_seed[-1] for of_seed in kept.values()]
     if options["checkpoints"] == "all":

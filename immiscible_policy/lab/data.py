@@ -15,7 +15,7 @@ from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.image.data import load_cifar10, to_pixels
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.tasks import Task, open_demonstrations, task_windows
+from immiscible_policy.tasks import DEFAULT, Task, open_demonstrations, task_windows
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "demonstrations of the task; none: its own")

@@ -7,7 +7,7 @@ select = make_selector("knn", k=2)
 eps = select(x)  # x: (B, ...) -> noise of the same shape, dtype and device
 ```
 
-Every selector is called as `select(x, condition=None, mask=None, step=None, generator=None)` and keeps no state
+Every selector is called as `select(x, condition=None, mask=None, step=None, generator=None)` and has no state
 between calls. `make_selector("my_lab.noise:MySelector", temperature=2)` builds one from elsewhere.
 `fit_potentials` makes assignment faster, `AcrossProcesses(select)` selects over the batch of all processes,
 `ForResidual(select, fit_linear_prediction(c, x))` selects for what the condition leaves open, and

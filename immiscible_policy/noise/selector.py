@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Selector(Protocol):
-    """A drop-in for `torch.randn_like(x)` that keeps no state between calls.
+    """A drop-in for `torch.randn_like(x)` that has no state between calls.
 
     Optional: `fitted(x)` returns the selector with what it learns once from all training samples x (N, ...);
     `schedule` is a `Schedule` by which it selects, and `step` is needed then.

@@ -45,7 +45,7 @@ HERE = {there: here for here, there in ENCODER.items()}
 WRITTEN_CAMERA, WRITTEN_AGENT = "image", "agent_pos"  # in that order in what is written
 
 
-class Observed(NamedTuple):
+class HybridObservation(NamedTuple):
     """What a hybrid policy observes: a camera and the agent's position, by name, and what encodes the picture."""
 
     camera: str
@@ -77,7 +77,7 @@ def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
     published.require(path, policy, HYBRID_SETTINGS if kind == HYBRID else LOWDIM_SETTINGS)
     try:
         if kind == HYBRID:
-            seen = read_observed(path, policy)
+            seen = read_observation(path, policy)
             obs, numbers, actions = "image", AGENT_DIM, policy["shape_meta"]["action"]["shape"][0]
         else:
             seen, numbers = None, policy["obs_dim"]
@@ -93,7 +93,7 @@ def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
     return published.foreign(path, "Diffusion Policy", spec, weights, step if isinstance(step, int) else 0)
 
 
-def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
+def read_observation(path: Path, policy: Mapping[str, Any]) -> HybridObservation:
     """What a hybrid policy observes; a CheckpointError if not one camera, a square in the middle, and two numbers."""
     observations = policy["shape_meta"]["obs"]
     shapes = {name: list(entry["shape"]) for name, entry in observations.items()}
@@ -105,10 +105,10 @@ def read_observed(path: Path, policy: Mapping[str, Any]) -> Observed:
             f"{path}: observes {names}; {TASK.title} has one camera and the agent's position [{AGENT_DIM}]"
         )
     encoder = published.encoder_spec(path, shapes[seen[0]][1:], policy["crop_shape"])
-    return Observed(seen[0], agent[0], list(shapes)[0] == agent[0], encoder)
+    return HybridObservation(seen[0], agent[0], list(shapes)[0] == agent[0], encoder)
 
 
-def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: Observed | None) -> dict[str, Tensor]:
+def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: HybridObservation | None) -> dict[str, Tensor]:
     observation, action = (_affine(path, state, field) for field in (seen.agent if seen else "obs", "action"))
     unet, encoder = published.within("model.", state), {}
     if seen:

@@ -91,9 +91,8 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
     seen = _cameras(features)
     sizes = {name: feature["shape"][0] for name, feature in features.items() if name not in seen}
     if sizes.keys() != {STATE, ACTION} | (set() if seen else {BLOCK}) or sizes[STATE] != AGENT_DIM:
-        raise CheckpointError(
-            f"{path}: has {', '.join(features)}; {TASK.title} needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
-        )
+        needed = f"{TASK.title} needs {STATE} (2 numbers), {ACTION}, and {BLOCK} or a camera"
+        raise CheckpointError(f"{path}: has {', '.join(features)}; {needed}")
     if len(seen) > 1:
         raise CheckpointError(f"{path}: has {len(seen)} cameras ({', '.join(seen)}); {TASK.title} has one")
     encoder, numbers = None, sizes[STATE] + sizes.get(BLOCK, 0)

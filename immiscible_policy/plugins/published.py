@@ -127,11 +127,9 @@ def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
     if spec.groups != FINAL_GROUPS:
         raise CheckpointError(f"{path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
     if encoder and encoder != encoder_spec(path, [LAYOUT.side] * 2, [encoder.crop, encoder.crop]):
-        raise CheckpointError(
-            f"{path}: encoder_width={encoder.width}, cameras={','.join(encoder.cameras)}, "
-            f"shared_encoder={encoder.shared}; "
-            f"elsewhere it is a ResNet-18 of width {RESNET_WIDTH}, and here of {TASK.title}'s one camera, {LAYOUT.camera}"
-        )
+        own = f"encoder_width={encoder.width}, cameras={','.join(encoder.cameras)}, shared_encoder={encoder.shared}"
+        theirs = f"a ResNet-18 of width {RESNET_WIDTH}, and here of {TASK.title}'s one camera, {LAYOUT.camera}"
+        raise CheckpointError(f"{path}: {own}; elsewhere it is {theirs}")
 
 
 def observed(path: Path, numbers: int) -> str:

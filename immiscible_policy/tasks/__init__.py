@@ -1,4 +1,4 @@
-"""Tasks: what a policy is scored on. One file per task: what is PushT's alone is in `pusht.py`."""
+"""Tasks: what a policy is scored on. One file per task; `pusht.py` is the only file that knows PushT."""
 
 from immiscible_policy.tasks.task import (
     DEFAULT,

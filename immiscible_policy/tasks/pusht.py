@@ -74,7 +74,7 @@ class PushT(Task):
         CAMERA: Column((None, None, 3), required=False),
     }
     cures = {
-        r"should lie in 0\.\.|no span of": "store positions in pixels of the workspace, not normalised, not shifted",
+        r"should lie in 0\.\.|does not span": "store positions in pixels of the workspace, not normalised, not shifted",
         r"from where data/state puts": "recompute data/keypoint with immiscible_envs.geometry.keypoints(state[:, 2:5])",
     }
     archive = Archive(
@@ -183,7 +183,7 @@ class PushT(Task):
         for name, what in (("action", "an action"), ("state", "agent and block")):
             values = demos[name][:, :4]
             if np.abs(values).max() <= 2:  # normalised positions lie inside the workspace too, in its corner
-                yield f"data/{name} spans {values.min():.3g}..{values.max():.3g}, which is no span of pixels"
+                yield f"data/{name} spans {values.min():.3g}..{values.max():.3g}, which does not span pixels"
             outside = (values < 0) | (values > WORKSPACE)
             yield from checks.flagged(name, outside, values, ends, f"; {what} should lie in 0..{WORKSPACE:.0f}")
         if "n_contacts" in demos.arrays:

@@ -152,7 +152,11 @@ class Task(Protocol):
         raise ValueError(f"task={self.name} has no scripted expert")
 
     def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
-        """Let a person demonstrate from number `episode` on and `save` each episode's arrays; a ValueError if none can."""
+        """Let a person demonstrate and `save` the arrays of each episode; the first has the number `episode`.
+
+        Raises:
+            ValueError: If the task cannot be demonstrated by hand.
+        """
         raise ValueError(f"task={self.name} cannot be demonstrated by hand")
 
     def observation(self, demos: Demonstrations, obs: str) -> Array:

@@ -16,7 +16,7 @@ from benchmarks.peers.serve import serve
 
 class Fake:
     def double(self, *, number):
-        print("what libraries print is no answer")
+        print("what libraries print is not an answer")
         return {"twice": 2 * number}
 
     def fail(self):

@@ -186,7 +186,7 @@ def test_bad_words_are_refused_in_one_line(words, message):
 @pytest.mark.parametrize("content", ["", "{}", '{"step": 1, "sampler": "", "starts": [1], "coverage": [[0.5, 0.5]]}'])
 def test_a_file_that_holds_no_bank_is_refused(content, tmp_path):
     (tmp_path / "bank.json").write_text(content)
-    with pytest.raises(CommandError, match="bank=.*bank.json: (holds no bank|damaged)"):
+    with pytest.raises(CommandError, match="bank=.*bank.json: (has no bank|damaged)"):
         read_bank(tmp_path / "bank.json")
 
 

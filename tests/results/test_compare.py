@@ -156,7 +156,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["a={run}"], "b= is missing"),
         (["a={run}", "b={run}", "repeat=x"], "unknown option 'repeat'"),
-        (["a={run}", "b={absent}", "out={absent}"], "is no directory"),
+        (["a={run}", "b={absent}", "out={absent}"], "is not a directory"),
         (["a={run}", "b={run}", "out={run}/config.yaml"], "is a file"),
     ],
 )
@@ -174,7 +174,7 @@ def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "absent is no directory" in done.stderr
+    assert "absent is not a directory" in done.stderr
 
 
 def test_data_are_compared_by_their_content_wherever_they_lay(tmp_path: Path) -> None:

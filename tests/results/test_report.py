@@ -359,7 +359,7 @@ def test_compare_writes_a_report_and_so_does_the_command(tmp_path: Path, capsys:
     [
         (main, [], "runs= is missing"),
         (main, ["runs={run}", "out=x.pdf"], "must end in .html"),
-        (main, ["runs={run}", "out={run}/config.yaml/x.html"], "is no directory"),
+        (main, ["runs={run}", "out={run}/config.yaml/x.html"], "is not a directory"),
         (main, ["runs={run},{run}", "out=x.html"], "given twice"),
         (main, ["runs={absent}", "out=x.html"], "has no config.yaml, so it is not a run"),
         (main, ["runs={run},,", "out=x.html"], "runs=.*: write DIR,DIR or NAME=DIR,NAME=DIR"),

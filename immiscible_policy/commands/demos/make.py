@@ -36,7 +36,7 @@ def main(words: list[str]) -> None:
     making = task.make_episodes(options["episodes"], options["seed"], options["workers"])
     made = list(track(making, "episodes", total=options["episodes"], disable=not sys.stdout.isatty()))
     arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
-    ends = np.cumsum([len(episode["state"]) for episode in made])
+    ends = np.cumsum([len(episode[task.action]) for episode in made])
     attrs = dict(task.made_by) | {
         "command": "python -m immiscible_policy.demos make",
         "episodes": options["episodes"],

@@ -5,8 +5,7 @@ start of the task's `modes`, each time with sampling noise of its own, a functio
 
 Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts, K modes):
 
-* a rollout's mode is the task's classification of it; of PushT the direction of the net turn up to success or the
-  episode's end, undecided below a quarter turn;
+* a rollout's mode is the task's classification of it (`Modes.classify`), the last one for an undecided rollout;
 * `majority`, the published "picks one direction", is taken per seed: each start's most frequent mode, over the
   decided rollouts, all starts together. A seed in which nothing is decided has none, and is left out;
 * `total_variation` is the distance between the K shares of a seed's rollouts from one start and those of the
