@@ -72,8 +72,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
 def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None) -> dict[str, str]:
     """The text of every `key=value` word, by key; synonyms are other spellings of some keys.
 
-    Raises:
-        CommandError: For a word of another form, a repeated or an empty one.
+    Raises CommandError for a word of another form, a repeated or an empty one.
     """
     given: dict[str, str] = {}
     for word in words:
@@ -92,8 +91,7 @@ def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None)
 def parse_range(key: str, text: str) -> list[int]:
     """Read whole numbers written as `5`, `0..2` (both ends included) or `0,3,7`, or a mix of these.
 
-    Raises:
-        CommandError: If the text is none of these, a range runs backwards, or a number repeats.
+    Raises CommandError if the text is none of these, a range runs backwards, or a number repeats.
     """
     numbers: list[int] = []
     for part in text.replace(" ", "").split(","):
@@ -140,8 +138,7 @@ Commands = Mapping[str, tuple[str, str]]
 def dispatch(words: Sequence[str], commands: Commands, usage: str) -> int | None:
     """Call the `main` of the command that the first word names with the words after it; `--help` prints the usage.
 
-    Raises:
-        CommandError: If the command is missing or unknown.
+    Raises CommandError if the command is missing or unknown.
     """
     if not words:
         raise CommandError(f"a command is missing; known: {', '.join(commands)}")
@@ -192,8 +189,7 @@ def one_line(error: BaseException) -> str:
 def require_writable(key: str, path: Path) -> None:
     """Refuse a path that cannot be created, before any work is done for it.
 
-    Raises:
-        CommandError: If its nearest existing parent is not a directory, or one that may not be written.
+    Raises CommandError if its nearest existing parent is not a directory, or one that may not be written.
     """
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():

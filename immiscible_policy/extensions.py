@@ -46,8 +46,7 @@ def registered(group: str, built_in: Mapping[str, str]) -> dict[str, str]:
 def build(kind: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """Call a factory with options, after refusing those that it does not take and the lack of those that it needs.
 
-    Raises:
-        CommandError: Naming the option and those that it takes, or with what the factory itself refuses.
+    Raises CommandError naming the option and those that it takes, or with what the factory itself refuses.
     """
     known = defaults(factory)
     takes = f"it takes {', '.join(known)}" if known else "it takes no options"

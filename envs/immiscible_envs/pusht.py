@@ -140,8 +140,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; see the class for the start and the options.
 
-        Raises:
-            ValueError: If an option is unknown or its value is not what the class says.
+        Raises ValueError if an option is unknown or its value is not what the class says.
         """
         super().reset(seed=seed)
         start = choose_start(options or {}, self.np_random, self._default_goal)
@@ -152,8 +151,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance by 0.1 s with the agent drawn towards the action (2,), px.
 
-        Raises:
-            ValueError: If the action is not two finite numbers.
+        Raises ValueError if the action is not two finite numbers.
         """
         self._simulation.step(checked_actions(action, (2,)))
         observation, info = self._present(self._simulation.state)
@@ -211,8 +209,7 @@ class Start(NamedTuple):
 def choose_start(options: Mapping[str, Any], random: np.random.Generator, default_goal: Array) -> Start:
     """Read one episode's reset options, or draw a start where they name none.
 
-    Raises:
-        ValueError: If a key is unknown, a value is not what `PushTEnv` says, or two starts are given.
+    Raises ValueError if a key is unknown, a value is not what `PushTEnv` says, or two starts are given.
     """
     for key in options:
         one_of(key, OPTIONS, "reset option")

@@ -38,8 +38,7 @@ RIM = 4  # px, width of the agent's dark rim
 def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int = 96) -> Image:
     """Draw a state (5,) and a goal (3,) as (size, size, 3) uint8, RGB, row by row from the top; 512 is the canvas.
 
-    Raises:
-        ValueError: If the size is less than 1 or the state is not five finite numbers.
+    Raises ValueError if the size is less than 1 or the state is not five finite numbers.
     """
     if size < 1:
         raise ValueError(f"size {size} must be at least 1")

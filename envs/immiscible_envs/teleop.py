@@ -88,8 +88,7 @@ class Session:
 def run_session(session: Session) -> None:
     """Open a window and let the person demonstrate until they quit.
 
-    Raises:
-        OSError: If there is no display, or an episode cannot be saved.
+    Raises OSError if there is no display, or an episode cannot be saved.
     """
     window = Window("PushT")
     try:

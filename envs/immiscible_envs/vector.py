@@ -136,8 +136,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode in every row, or in those of the option `reset_mask`.
 
-        Raises:
-            ValueError: If a seed or an option is not what the class says; no episode has begun then.
+        Raises ValueError if a seed or an option is not what the class says; no episode has begun then.
         """
         seeds = self._split_seeds(seed)
         mask, options_by_row = self._split_options(options or {})
@@ -154,8 +153,7 @@ class PushTVectorEnv(VectorEnv[Observation, Array, NDArray[Any]]):
     def step(self, actions: Array) -> tuple[Observation, Array, Any, Any, dict[str, Any]]:
         """Advance every row by 0.1 s with its agent drawn towards its action (N, 2), px, ignored where a row is reset.
 
-        Raises:
-            ValueError: If the actions are not (N, 2) finite numbers; no row has advanced then.
+        Raises ValueError if the actions are not (N, 2) finite numbers; no row has advanced then.
         """
         begins = self._done & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
         some_begin = begins.any()

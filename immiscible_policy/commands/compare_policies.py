@@ -18,7 +18,6 @@ USAGE = """\
 compare two runs over the same starts and checkpoints
 
   python compare_policies.py a=runs/knn b=runs/vanilla
-  python compare_policies.py a=runs/knn b=runs/vanilla out=comparison json=comparison.json
   python compare_policies.py a=runs/knn b=runs/vanilla report=report.html
 """
 OPTIONS = {

@@ -26,15 +26,12 @@ EDITED = 6
 USAGE = """\
 usage: python eval_image.py run=DIR|runs=DIR,DIR,...|checkpoint=PATH [KEY=VALUE ...]
 
-Fréchet distance between generated and real images, for every checkpoint that a run keeps. Values go to
-seed_N/frechet.csv, each with everything it depends on, and are not measured twice. Several runs, vanilla first, are
-compared: distance against steps, and how much sooner each reaches the first one's best. Inception's features give FID;
-those of the project's own CIFAR-10 classifier, the default, a distance that is not FID and needs no download.
+Fréchet distance between generated and real images, for every checkpoint that a run keeps, written to
+seed_N/frechet.csv and not measured twice. Several runs are compared with the first. Inception's features give FID; the
+default, those of the project's own CIFAR-10 classifier, need no download.
 
-  python eval_image.py run=runs/flow sampling_steps=50
   python eval_image.py runs=vanilla=runs/flow_vanilla,knn=runs/flow_knn samples=5000 out=flow_frechet
   python eval_image.py run=runs/flow features=inception samples=50000 device=cuda
-  python eval_image.py runs=vanilla=runs/ddim_vanilla,knn=runs/ddim_knn edit=inpaint out=inpainting
 """
 
 

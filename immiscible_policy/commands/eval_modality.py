@@ -26,11 +26,9 @@ from immiscible_policy.training.options import device_option, resolve_device
 USAGE = """\
 usage: python eval_modality.py runs=DIR[,DIR...] [KEY=VALUE ...]
 
-Which way round do policies turn the T from starts that favour neither way? Each DIR is a run, or a directory of runs
-(vanilla first), each under every solver named; differences are to the first run under the first solver.
+Which of a task's modes do policies choose from starts that favour none? Every run is rolled out under every solver
+named; differences are to the first run under the first solver.
 
-  python train_policy.py experiment=modality noise=vanilla seed=0..4 out=runs/modality/vanilla
-  python train_policy.py experiment=modality noise=linear seed=0..4 out=runs/modality/linear
   python eval_modality.py runs=runs/modality/vanilla,runs/modality/linear out=modality
   python eval_modality.py runs=runs/modality/vanilla solver=ddim,renoise checkpoints=last out=solvers
 """

@@ -18,21 +18,14 @@ USAGE = """\
 render what a checkpoint does, several starts side by side
 
   python render_rollout.py checkpoint=runs/knn/seed_0/checkpoints/step_005000 out=rollout.mp4
-  python render_rollout.py checkpoint=PATH starts=100000..100008 columns=3 size=256
   python render_rollout.py checkpoint=PATH view=human
 """
-
-
-def _view(text: str) -> str:
-    if text not in ("mp4", "human"):
-        raise ValueError("use mp4 or human")
-    return text
 
 
 OPTIONS = {
     "checkpoint": Option(Path, REQUIRED, "checkpoint directory, RUN/seed_N/checkpoints/step_XXXXXX"),
     "out": Option(Path, Path("rollout.mp4"), "the video"),
-    "view": Option(_view, "mp4", "mp4 writes the video, human opens a window instead"),
+    "view": Option(str, "mp4", "mp4 writes the video, human opens a window instead"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     "episodes": Option(int, 9, "number of starts, for legacy and fresh"),
     "columns": Option(int, 3, "tiles per row"),
@@ -49,6 +42,8 @@ def main(words: list[str]) -> None:
     out, columns, size = options["out"], options["columns"], options["size"]
     if out.suffix != ".mp4":
         raise CommandError(f"out={out}: a video's name must end in .mp4")
+    if options["view"] not in ("mp4", "human"):
+        raise CommandError(f"view={options['view']}: use mp4 or human")
     if columns < 1:
         raise CommandError(f"columns={columns}: use 1 or more")
     if not 64 <= size <= 1024:

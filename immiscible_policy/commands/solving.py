@@ -30,8 +30,7 @@ def solver_name(options: Mapping[str, Any]) -> str | None:
 def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str | None = None) -> Solver:
     """How a checkpoint samples: as in training, but for a solver's name and for what the values of `OPTIONS` say.
 
-    Raises:
-        ValueError: If a value is unknown or out of range.
+    Raises ValueError if a value is unknown or out of range.
     """
     name = name or solver_name(options)
     return solver_of(checkpoint, name, options["sampling_steps"], options["spacing"], options["eta"])

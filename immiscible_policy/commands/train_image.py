@@ -12,7 +12,6 @@ usage: python train_image.py model=MODEL data=PATH [KEY=VALUE ...]
 Train an image model with noise chosen by a selector; draws samples on the way.
 
   python train_image.py model=flow noise=knn k=4 seed=0..2 data=cifar10-jpeg.zip
-  python train_image.py model=ddim noise=linear data_scale=2 data=cifar10-jpeg.zip out=runs/ddim
   python train_image.py model=consistency scale=paper dataset=celeba size=64 data=DIR
   python train_image.py model=sd pretrained=DIR noise=knn k=64 dataset=imagenet data=DIR
 """

@@ -17,11 +17,8 @@ Train a policy on a task's demonstrations, evaluate every checkpoint, summarise 
 
   python train_policy.py noise=knn k=2 seed=0..2
   python train_policy.py noise=linear data=PATH out=runs/mine steps=2000 episodes=20
-  python train_policy.py noise=knn out=runs/mine resume=true
   python train_policy.py experiment=table2 data=PATH out=runs/table2   (a grid: a run for each arm, resumed)
-  python train_policy.py experiment=when arms=vanilla,c2ot data=PATH out=runs/when   (some of a grid's arms)
   python train_policy.py experiment=table2 seed=0..249 data=PATH launcher=ray cluster=auto   (docs/clusters.md)
-  python train_policy.py experiment=debug dry_run=true
 """
 
 

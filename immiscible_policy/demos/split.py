@@ -18,16 +18,12 @@ import numpy as np
 def split_episodes(
     n_episodes: int, validation: float, limit: int | None = None, seed: int = 42
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split E episodes into training and validation episode numbers, each increasing, disjoint.
+    """Split episodes into training and validation episode numbers, each increasing, disjoint.
 
-    Args:
-        n_episodes: E.
-        validation: Share that validates, in [0, 1); 0 gives none, anything above at least one episode.
-        limit: Largest number of training episodes; None keeps all.
-        seed: Seed of the draw, not of the training.
+    `validation` is the share that validates, in [0, 1); 0 gives none, anything above at least one episode. `limit` is
+    the largest number of training episodes. The seed is that of the draw, not of the training.
 
-    Raises:
-        ValueError: If a value is out of range, or no episode is left to train on.
+    Raises ValueError if a value is out of range, or no episode is left to train on.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation is a share of the episodes in [0, 1). Got validation={validation}")

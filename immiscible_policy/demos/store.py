@@ -171,17 +171,12 @@ def write_store(
     attrs: Mapping[str, Any] | None = None,
     columns: Mapping[str, Column] | None = None,
 ) -> Path:
-    """Write a store in zarr format 2: equal arrays give equal bytes, and it appears whole or not at all.
+    """Write a store in zarr format 2 and return its path: equal arrays give equal bytes, whole or not at all.
 
-    Args:
-        path: Directory to create, which is returned.
-        arrays: T rows each, by name; those of cameras may also be `Frames`, which are copied chunk by chunk.
-        episode_ends: (E,) the step after each episode's last.
-        attrs: Attributes of the store (provenance), as JSON values.
-        columns: What the arrays should be.
+    Arrays have T rows each; those of cameras may also be `Frames`, which are copied chunk by chunk. `episode_ends` (E,)
+    is the step after each episode's last, `attrs` the provenance as JSON values, `columns` what the arrays should be.
 
-    Raises:
-        StoreError: If the path exists, or the arrays do not fit together; nothing is created then.
+    Raises StoreError if the path exists, or the arrays do not fit together; nothing is created then.
     """
     path, ends = Path(path), np.asarray(episode_ends)
     if path.exists():

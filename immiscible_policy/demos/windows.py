@@ -34,8 +34,7 @@ import torch
 class Layout:
     """How many steps a window holds, observes and executes.
 
-    Raises:
-        ValueError: If one is below 1, or the executed actions do not fit into the horizon.
+    Raises ValueError if one is below 1, or the executed actions do not fit into the horizon.
     """
 
     horizon: int  # steps of the predicted action chunk
@@ -123,8 +122,7 @@ class WindowIndex:
 def window_index(episode_ends: np.ndarray, layout: Layout) -> WindowIndex:
     """Lay out the windows of all episodes, in order, from the step after each episode's last (E,).
 
-    Raises:
-        ValueError: If no episode is long enough for a single window.
+    Raises ValueError if no episode is long enough for a single window.
     """
     lengths = np.diff(episode_ends, prepend=0)
     counts = layout.n_windows(lengths)  # (E,)
@@ -146,15 +144,10 @@ def make_windows(
 ) -> Windows:
     """Cut demonstrations into windows, episode after episode, held in memory.
 
-    Args:
-        observation: (T, Do) the numbers that a policy sees of each step.
-        action: (T, Da) what was commanded.
-        episode_ends: (E,) the step after each episode's last.
-        layout: Steps of a window.
-        frames: What cameras saw, by camera (T, H, W, 3) uint8.
+    They are given as observation (T, Do), action (T, Da), episode_ends (E,), the step after each episode's last, and
+    frames (T, H, W, 3) uint8 by camera.
 
-    Raises:
-        ValueError: If no episode is long enough.
+    Raises ValueError if no episode is long enough.
     """
     index = window_index(episode_ends, layout)
     step = torch.from_numpy(index.step)

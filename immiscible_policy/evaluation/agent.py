@@ -22,8 +22,7 @@ from immiscible_policy.tasks import Observed
 class Agent:
     """Samples action chunks of a policy in evaluation mode and returns the part to execute.
 
-    Raises:
-        ValueError: If the solver does not go with what the policy learned.
+    Raises ValueError if the solver does not go with what the policy learned.
     """
 
     def __init__(self, policy: Policy, spec: PolicySpec, solver: Solver) -> None:
@@ -51,8 +50,7 @@ def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
 def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, PolicySpec]:
     """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
 
-    Raises:
-        CheckpointError: If the checkpoint is damaged or does not describe a policy.
+    Raises CheckpointError if the checkpoint is damaged or does not describe a policy.
     """
     spec = read_spec(checkpoint)
     policy = build_policy(spec)
@@ -66,8 +64,7 @@ def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, Po
 def read_spec(checkpoint: Checkpoint) -> PolicySpec:
     """What a checkpoint's metadata records about its policy; nothing is built.
 
-    Raises:
-        CheckpointError: If it does not describe a policy.
+    Raises CheckpointError if it does not describe a policy.
     """
     recorded = checkpoint.metadata.get("policy")
     names = {field.name for field in fields(PolicySpec)}

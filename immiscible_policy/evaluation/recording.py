@@ -43,8 +43,7 @@ class Recorder:
     def on_step(self, step: int, scenes: Array, metrics: dict[str, Array], done: Array) -> None:
         """Take the scenes of all episodes after a step, as `rollout.OnStep` describes them.
 
-        Raises:
-            ValueError: If a step is missing.
+        Raises ValueError if a step is missing.
         """
         if step != len(self._scenes):
             raise ValueError(f"step {step} came after {len(self._scenes)} reports; every step must be reported")

@@ -172,9 +172,6 @@ def components(arms: Arms) -> Components:
     With MS_rest the residual mean square of an arm: var_rest = MS_rest, var_seed = var(seed means) -
     MS_rest / N (kept where it is below 0, as var_seed + var_rest / N must be the variance of the seed means),
     and var_start = max(0, var(start means of the sum) - sum over arms of MS_rest / S).
-
-    Raises:
-        ValueError: As `interval`.
     """
     _check(arms)
     n_starts = arms[0].shape[1]
@@ -190,14 +187,7 @@ def components(arms: Arms) -> Components:
 
 
 def two_level_bootstrap(arms: Arms, rng: np.random.Generator, resamples: int = 4000) -> Array:
-    """Resample seeds (each arm its own) and starts (common to all seeds, as they are in the experiment).
-
-    Returns:
-        The sum of the arms' means in each bootstrap experiment (resamples,).
-
-    Raises:
-        ValueError: As `interval`.
-    """
+    """Resample seeds (each arm its own) and starts (common to all seeds): sums of the arms' means (resamples,)."""
     _check(arms)
 
     def weights(n: int) -> Array:
@@ -220,13 +210,10 @@ def bootstrap_interval(arms: Arms) -> tuple[float, float]:
 
 
 def sign_test(differences: Array) -> SignTest:
-    """Count in how many units A wins and test the count against a fair coin.
+    """Count in how many units A wins and test the count against a fair coin; `differences` are A - B, any shape.
 
     The units must be independent for p to hold: training seeds are, pairs of seed and start are not quite.
     n units cannot give a p below 2^(1 - n).
-
-    Args:
-        differences: A - B per unit, any shape.
     """
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
@@ -238,10 +225,7 @@ def episodes_needed(arms: Arms) -> Needed:
 
     Solves half(S, N) < |estimate| for N at the present S, and for S (equal in all arms) at the present N. An
     experiment of that size excludes 0 about half the time, as its own estimate scatters about the truth. The sizes
-    are at least 2 each.
-
-    Raises:
-        ValueError: As `interval`.
+    are at least 2.
     """
     observed = components(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
@@ -255,11 +239,7 @@ def episodes_needed(arms: Arms) -> Needed:
 def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts: int) -> str:
     """Say in one or two sentences what `episodes_needed` returned.
 
-    Args:
-        needed: Its result.
-        excludes_zero: Whether the interval excludes 0 already.
-        n_seeds: Seeds per arm at present (the smaller number where the arms differ).
-        n_starts: Starts at present.
+    `n_seeds` are the present seeds per arm, the smaller number where the arms differ.
     """
     seeds, starts = count(n_seeds, "seed"), count(n_starts, "start")
     if excludes_zero:

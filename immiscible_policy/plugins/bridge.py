@@ -19,8 +19,7 @@ FORMATS = ("ours", "lerobot", "diffusion_policy")
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of any project: a directory of ours or of LeRobot, or a `.ckpt` file of Diffusion Policy.
 
-    Raises:
-        CheckpointError: If it is not one, is damaged or malicious, or has a policy of another architecture.
+    Raises CheckpointError if it is not one, is damaged or malicious, or has a policy of another architecture.
     """
     path = Path(path)
     if path.is_file():

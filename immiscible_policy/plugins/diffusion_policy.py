@@ -21,18 +21,14 @@ from immiscible_policy.plugins.scheduler import chosen_noise
 
 
 def use_noise(policy: Any, select: Selector, step: Callable[[], int] | None = None) -> None:
-    """Let a policy train with chosen noise from now on.
+    """Let a policy that diffuses train with chosen noise for its normalised trajectories (B, T, D) from now on.
 
     Only training is changed: while the policy is in evaluation mode, as the workspaces have it for validation, the loss
     is the plain one and stays comparable. Noise comes from torch's global generator, as the policy's own does.
 
-    Args:
-        policy: A policy that diffuses.
-        select: Chooses the noise for the normalised trajectories (B, T, D).
-        step: Tells the training step; needed by selectors with a schedule (`start=`, `stop=`, `ramp=`).
+    `step` returns the training step; selectors with a schedule (`start=`, `stop=`, `ramp=`) need it.
 
-    Raises:
-        ValueError: If the policy is of another kind, so that an attribute is missing.
+    Raises ValueError if the policy is of another kind, so that an attribute is missing.
     """
     for name in ("compute_loss", "noise_scheduler", "normalizer", "mask_generator", "action_dim", "n_obs_steps"):
         if not hasattr(policy, name):

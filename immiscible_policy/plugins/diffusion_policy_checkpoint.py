@@ -57,8 +57,7 @@ class HybridObservation(NamedTuple):
 def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
     """Open a `.ckpt`, executing nothing of it: its EMA weights, or the trained ones if it has no other.
 
-    Raises:
-        CheckpointError: If the file is damaged or malicious, or the policy is of another architecture.
+    Raises CheckpointError if the file is damaged or malicious, or the policy is of another architecture.
     """
     content = read_pickled(path)
     try:

@@ -66,8 +66,7 @@ EPSILON = 1e-8  # LeRobot adds it to a standard deviation
 def read_lerobot(path: Path) -> published.ForeignCheckpoint:
     """Open a directory that LeRobot saved (`.../pretrained_model`); its weights are what LeRobot evaluates.
 
-    Raises:
-        CheckpointError: If a file is missing or damaged, or the policy is of another architecture.
+    Raises CheckpointError if a file is missing or damaged, or the policy is of another architecture.
     """
     config = _json(path / "config.json")
     if config.get("type") not in TYPES:

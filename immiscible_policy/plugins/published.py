@@ -116,8 +116,7 @@ def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
     """Refuse a checkpoint whose policy another project has no words for.
 
-    Raises:
-        CheckpointError: If it does not diffuse, or sees, predicts or groups in a way that cannot be expressed.
+    Raises CheckpointError if it does not diffuse, or sees, predicts or groups in a way that cannot be expressed.
     """
     path, encoder = checkpoint.path, spec.encoder
     if spec.method != "diffusion":

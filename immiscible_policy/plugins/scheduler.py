@@ -35,8 +35,7 @@ class ChosenNoise:
     def __call__(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Overwrite the noise of clean samples (B, ...) with the chosen one, in place, and add it: noisy samples.
 
-        Raises:
-            ValueError: If the shapes differ.
+        Raises ValueError if the shapes differ.
         """
         if noise.shape != original_samples.shape:
             shapes = f"noise has shape {tuple(noise.shape)}, the samples {tuple(original_samples.shape)}"
@@ -49,12 +48,10 @@ class ChosenNoise:
 def chosen_noise(scheduler: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within this context, whatever is noised by `scheduler.add_noise` is noised with chosen noise.
 
-    Args:
-        scheduler: A noise scheduler of diffusers, or anything with its `add_noise(original_samples, noise, timesteps)`.
-        choose: A selector, or one with its options bound: `partial(select, mask=m, generator=g)`.
+    The scheduler is one of diffusers, or anything with its `add_noise(original_samples, noise, timesteps)`; `choose` is
+    a selector, or one with its options bound: `partial(select, mask=m, generator=g)`.
 
-    Raises:
-        ValueError: If the scheduler has no `add_noise`.
+    Raises ValueError if the scheduler has no `add_noise`.
     """
     if not callable(getattr(scheduler, "add_noise", None)):
         raise ValueError(f"{type(scheduler).__name__} has no add_noise; give the noise scheduler that training uses")

@@ -35,8 +35,7 @@ class ImmisciblePlan:
     ) -> tuple[Tensor, Tensor, None, Tensor | None]:
         """As `sample_plan`, with labels y1 (B, ...) of the data as condition: the chosen noise, x1, None, and y1.
 
-        Raises:
-            ValueError: If the shapes differ, y0 is given (noise has no labels), or the selector cannot use x1 or y1.
+        Raises ValueError if the shapes differ, y0 is given (noise has no labels), or the selector cannot use x1 or y1.
         """
         _check_shapes(x0, x1)
         if y0 is not None:

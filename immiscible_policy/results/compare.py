@@ -96,8 +96,7 @@ class Comparison:
 def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     """Compare two runs at the checkpoints and on the starts that they share: a function of the episodes alone.
 
-    Raises:
-        ValueError: If they are of different tasks, or share no start or no checkpoint.
+    Raises ValueError if they are of different tasks, or share no start or no checkpoint.
     """
     if a.task.name != b.task.name:
         raise ValueError(f"{a.path} is of task={a.task.name} and {b.path} of task={b.task.name}; compare runs of one")

@@ -52,11 +52,7 @@ class Experiments:
     out: Path
 
     def load(self, name: str) -> Experiment:
-        """The experiment of that name.
-
-        Raises:
-            CommandError: If there is none.
-        """
+        """The experiment of that name; a CommandError if there is none."""
         if name not in self.names:
             raise CommandError(unknown("experiment", name, self.names))
         experiment: Experiment = importlib.import_module(f"{self.package}.{name}").EXPERIMENT
@@ -65,8 +61,7 @@ class Experiments:
     def run(self, words: list[str]) -> None:
         """Run the experiment that command-line words name, and write NAME.json, NAME.md and perhaps NAME.png.
 
-        Raises:
-            CommandError: For an unknown name or unusable words.
+        Raises CommandError for an unknown name or unusable words.
         """
         if not words or words[0] in ("-h", "--help", "help"):
             firsts = (f"  {name:<12} {self.load(name).usage.splitlines()[2]}" for name in self.names)

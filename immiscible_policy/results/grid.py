@@ -38,17 +38,10 @@ Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 def write_grid(
     out: Path, name: str, arms: Sequence[str], seeds: Sequence[int], published: Published | None = None
 ) -> str:
-    """Write `NAME.json`, `NAME.md` and `NAME.png` of a grid.
+    """Write `NAME.json`, `NAME.md` and `NAME.png` of a grid, and return the table as Markdown.
 
-    Args:
-        out: Directory of all arms.
-        name: Name of the grid and of its files.
-        arms: Its arms, as directories below `out`; the first is what the others are compared with.
-        seeds: The training seeds that every arm should have.
-        published: What a paper reports, to stand beside ours.
-
-    Returns:
-        The table as Markdown. An arm that lacks seeds or checkpoints is called incomplete, and not pooled.
+    The arms are directories below `out`; the others are compared with the first. An arm that lacks one of `seeds`, or
+    checkpoints, is called incomplete and not pooled. `published` is what a paper reports, to stand beside ours.
     """
     runs = {arm: RunDirectory(out / arm) for arm in arms}
     missing = {arm: run.missing(seeds).unfinished if run.is_evaluated else list(seeds) for arm, run in runs.items()}

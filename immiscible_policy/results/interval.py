@@ -15,10 +15,7 @@ Range = tuple[float, float]
 def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
     """An estimate with its interval, or what `figures` made of one, such as `0.812 [0.790, 0.834]`.
 
-    Args:
-        interval: None where nothing is known: no text. An estimate without an interval stands alone.
-        form: Format of the numbers; `+.3f` for differences.
-        cut: Range of the numbers; the brackets are cut to it.
+    No text for None; an estimate without an interval stands alone. The brackets are cut to the range `cut`.
     """
     if interval is None:
         return ""

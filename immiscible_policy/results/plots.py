@@ -39,11 +39,7 @@ class Curve:
 
 
 def score_curve(label: str, scores: Mapping[int, Scores], metric: str) -> Curve:
-    """One metric of a run against training steps.
-
-    Raises:
-        ValueError: If the seeds share no checkpoint.
-    """
+    """One metric of a run against training steps; a ValueError if the seeds share no checkpoint."""
     steps = common_steps(scores) if scores else []
     if not steps:
         raise ValueError(f"the seeds of {label} share no evaluated checkpoint; evaluate them at the same steps")
@@ -72,14 +68,10 @@ def learning_curves(
 ) -> Figure:
     """Scores of several runs against training steps, one panel per metric.
 
-    Args:
-        runs: The runs, at most as many as there are colours.
-        metrics: What to draw.
-        differences: Interval of the difference of two runs, by what is compared, for a last panel.
-        selectors: The selector of each run, which gives its colour; by default the label says it.
+    The last panel shows `differences` of two runs, intervals by what is compared. The selector of a run gives its
+    colour; by default the label names it.
 
-    Raises:
-        ValueError: If there is no run, more than there are colours, or a run whose seeds share no checkpoint.
+    Raises ValueError if there is no run, more than there are colours, or a run whose seeds share no checkpoint.
     """
     if not runs:
         raise ValueError("0 runs: there is nothing to draw")

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table: the first column to the left, numbers to the right.
 
-    Raises:
-        ValueError: If a row has not as many cells as the header.
+    Raises ValueError if a row has not as many cells as the header.
     """
     for row in rows:
         if len(row) != len(header):

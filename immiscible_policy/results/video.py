@@ -36,12 +36,9 @@ def frames(task: Task, recording: Recording, columns: int, size: int) -> Iterato
 
 
 def draw_tile(task: Task, recording: Recording, index: int, step: int, label: str, size: int) -> Frame:
-    """Draw episode number `index` at a step: the scene, a line of text above it, a frame around it.
+    """Draw an episode at a step (size + height of the text, size, 3): the scene, a line of text, a frame.
 
     From the episode's end on, the frame of one that succeeded is green and thick.
-
-    Returns:
-        Picture (size + height of the text, size, 3).
     """
     won = bool(recording.success[index]) and step >= recording.last[index]
     text_height = max(14, size // 11)
@@ -56,13 +53,9 @@ def draw_tile(task: Task, recording: Recording, index: int, step: int, label: st
 
 
 def tile(pictures: Frame, columns: int) -> Frame:
-    """Arrange pictures (N, H, W, 3) in rows, from the top left; places left over are white.
+    """Arrange pictures (N, H, W, 3) in rows, from the top left, as one (rows * H, min(columns, N) * W, 3).
 
-    Returns:
-        One picture (rows * H, min(columns, N) * W, 3).
-
-    Raises:
-        ValueError: If columns is below 1 or there is no picture.
+    Places left over are white. Raises ValueError if columns is below 1 or there is no picture.
     """
     if columns < 1 or len(pictures) == 0:
         raise ValueError(f"{len(pictures)} pictures in {columns} columns: there must be at least one of each")
@@ -77,17 +70,12 @@ def tile(pictures: Frame, columns: int) -> Frame:
 
 
 def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
-    """Write an MP4 (H.264), atomically: a broken run leaves no part of it. Return the number of pictures.
+    """Write an MP4 (H.264) of pictures (H, W, 3), atomically, and return their number.
 
-    Args:
-        path: The file, named *.mp4; its directory is created if absent.
-        pictures: Pictures (H, W, 3), all of one size; an odd side is repeated by a pixel, as the codec needs.
-        fps: Pictures per second.
+    All pictures have one size; an odd side is repeated by a pixel, as the codec needs.
 
-    Raises:
-        ValueError: If the name does not end in .mp4, or there is no picture.
+    Raises ValueError if the name does not end in .mp4, or there is no picture.
     """
-    path = Path(path)
     if path.suffix != ".mp4":
         raise ValueError(f"out={path}: a video's name must end in .mp4")
     content, count = encode_video(pictures, fps)
@@ -96,11 +84,7 @@ def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
 
 
 def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
-    """An MP4 (H.264) of pictures as `write_video` takes them, and their number.
-
-    Raises:
-        ValueError: If there is no picture.
-    """
+    """An MP4 (H.264) of pictures as `write_video` takes them, and their number; a ValueError if there is no picture."""
     coming, count = iter(pictures), 0
     first = next(coming, None)
     if first is None:
@@ -121,8 +105,7 @@ def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
 def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:
     """Play pictures (H, W, 3), all of one size, in a window until they end or the window is closed.
 
-    Raises:
-        OSError: If there is no display.
+    Raises OSError if there is no display.
     """
     from immiscible_envs.rendering import open_display  # before pygame, whose greeting it silences
 

@@ -30,14 +30,10 @@ def write_result(
     *,
     origin: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write a result, each file atomically, and return the files.
+    """Write a result, each file atomically, and return the files, which are called `path` with a suffix each.
 
-    Args:
-        path: The files' common name, without a suffix; its directory is created if absent.
-        figures: Measured numbers and their settings; what is infinite or unknown becomes null.
-        text: Markdown.
-        picture: The plot.
-        origin: What `origin_here` returned before the measurement; by default of this moment.
+    `figures` are measured numbers and their settings, where infinite or unknown ones become null; `text` is Markdown;
+    `origin` is what `origin_here` returned before the measurement, by default what it returns now.
     """
     files = {".json": as_json(figures, origin), ".md": f"{text.strip()}\n".encode()}
     if picture is not None:

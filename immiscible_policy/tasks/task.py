@@ -121,8 +121,7 @@ class Task(Protocol):
     def starts(self, text: str, episodes: int) -> list[int]:
         """Read `legacy` or `fresh`, of which so many `episodes`, or start seeds such as `100000..100008` or `3,5,8`.
 
-        Raises:
-            CommandError: If the text is none of these or there is no episode.
+        Raises CommandError if the text is none of these or there is no episode.
         """
         if episodes < 1:
             raise CommandError(f"episodes={episodes}: needs 1 or more")
@@ -154,8 +153,7 @@ class Task(Protocol):
     def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
         """Let a person demonstrate and `save` the arrays of each episode; the first has the number `episode`.
 
-        Raises:
-            ValueError: If the task cannot be demonstrated by hand.
+        Raises ValueError if the task cannot be demonstrated by hand.
         """
         raise ValueError(f"task={self.name} cannot be demonstrated by hand")
 
@@ -198,8 +196,7 @@ class Task(Protocol):
     def from_features(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """A store's arrays from the features (T, width) of a LeRobot data set that `export` did not write.
 
-        Raises:
-            ValueError: If they do not tell what the store has to hold.
+        Raises ValueError if they do not tell what the store has to hold.
         """
         raise ValueError(f"task={self.name} cannot be read from another project's data set")
 
@@ -248,8 +245,7 @@ def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstra
 def task_windows(task: Task, demos: Demonstrations, obs: str, layout: Layout, images: str = "stored") -> Windows:
     """Windows of demonstrations as a policy sees them; images are `stored` or `rendered`.
 
-    Raises:
-        ValueError: If the task has no such observation, or no episode is long enough.
+    Raises ValueError if the task has no such observation, or no episode is long enough.
     """
     if obs not in task.observations:
         raise CommandError(unknown("obs", obs, task.observations))
