@@ -124,7 +124,7 @@ def test_values_that_are_no_numbers_are_found(sound, tmp_path):
 
 def test_normalised_positions_are_found(sound, tmp_path):
     path = changed(sound, tmp_path / "n.zarr", lambda arrays: arrays | {"action": arrays["action"] / 512})
-    assert any("is does not span pixels" in finding.result for finding in wrong(doctor.store_findings(path, PUSHT)))
+    assert any("does not span pixels" in finding.result for finding in wrong(doctor.store_findings(path, PUSHT)))
 
 
 def test_dark_images_are_found(tmp_path):

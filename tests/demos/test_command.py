@@ -20,7 +20,7 @@ def test_each_command_helps(capsys, command):
     result = run(capsys, command, "--help")
     assert result.code == 0
     assert result.out.startswith(f"usage: python -m immiscible_policy.demos {command} ")
-    assert "example" in result.out and "options:" in result.out
+    assert "options:" in result.out
 
 
 def test_mistakes_are_one_line(capsys, tmp_path):

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from immiscible_policy.evaluation.scores import LAST
+from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.results.interval import brackets
 from immiscible_policy.results.plots import title_of
 from immiscible_policy.results.report import charts, words
@@ -20,6 +21,7 @@ from immiscible_policy.results.report.rollouts import roll_out
 from immiscible_policy.results.writer import origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.tasks import Metric
 
 PACKAGE = "immiscible_policy.results.report"
 
@@ -70,10 +72,8 @@ def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
     environment.filters |= {
         "spoken": lambda name: name.replace("_", " "),
         "title_of": title_of,
-        "number": lambda value, form=".3f": words.minus(f"{value:{form}}"),
-        "brackets": lambda interval, form=".3f", metric=None: words.minus(
-            brackets(interval, form, metric and (metric.low, metric.high))
-        ),
+        "number": lambda value: words.minus(f"{value:.3f}"),
+        "brackets": _brackets,
         "reach": words.reach,
         "svg": lambda chart: charts.svg(chart, f"chart{next(numbers)}-"),
         "base64": lambda content: base64.b64encode(content).decode(),
@@ -81,3 +81,8 @@ def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
         "listed": lambda values: ", ".join(f"{key} {words.setting(value)}" for key, value in values.items()),
     }
     return environment.get_template(template).render(content)
+
+
+def _brackets(interval: Interval, form: str = ".3f", metric: Metric | None = None) -> str:
+    """An interval alone, cut to the metric's range."""
+    return words.minus(brackets(interval, form, None if metric is None else (metric.low, metric.high)))
