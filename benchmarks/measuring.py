@@ -28,9 +28,9 @@ def take_turns(candidates: Candidates, turns: int, warmup: int = 1) -> Seconds:
     seconds: Seconds = {name: [] for name in candidates}
     for turn in range(warmup + turns):
         for name, measure in candidates.items():
-            found = measure()
+            result = measure()
             if turn >= warmup:
-                seconds[name].append(found)
+                seconds[name].append(result)
     return seconds
 
 

@@ -88,13 +88,13 @@ def gain(run: RunDirectory) -> dict[str, Any]:
     recipe = RobotRecipe.prepare(config)
     after = scores(run.episodes())
     rows = {seed: _untrained_rows(recipe, seed) for seed in after}
-    found = {}
+    result = {}
     for metric in ("coverage", "reward"):
-        last = np.stack([each.values[metric][-1] for each in after.values()])
+        last = np.stack([item.values[metric][-1] for item in after.values()])
         first = np.array([[row.metrics[metric] for row in rows[seed]] for seed in after])
         means = {"before": float(first.mean()), "after": float(last.mean())}
-        found[metric] = means | {"difference": asdict(interval([last - first]))}
-    return found
+        result[metric] = means | {"difference": asdict(interval([last - first]))}
+    return result
 
 
 def _untrained_rows(recipe: RobotRecipe, seed: int) -> list[EpisodeRow]:
@@ -111,6 +111,9 @@ def _origin(run: RunDirectory) -> dict[str, Any]:
 
 def _curves(run: RunDirectory) -> dict[str, Any]:
     return {
-        str(seed): {"steps": found.steps, **{name: found.values[name].mean(axis=1).tolist() for name in found.values}}
-        for seed, found in scores(run.episodes()).items()
+        str(seed): {
+            "steps": result.steps,
+            **{name: result.values[name].mean(axis=1).tolist() for name in result.values},
+        }
+        for seed, result in scores(run.episodes()).items()
     }

@@ -22,7 +22,7 @@ def test_words_become_typed_values():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "path= is missing"),
         (["path=a", "cont=1"], "unknown option 'cont'; did you mean 'count'?"),
@@ -33,10 +33,10 @@ def test_words_become_typed_values():
         (["a"], "'a' is not key=value"),
     ],
 )
-def test_mistakes_are_named(words, said):
+def test_mistakes_are_named(words, message):
     with pytest.raises(CommandError) as error:
         parse(words, OPTIONS, "usage")
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_help_lists_every_option_and_leaves(capsys):
@@ -53,7 +53,7 @@ def test_a_name_that_is_near_another_is_suggested():
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         ("raise ValueError('a\\nb')", 2, "error: a b\n"),
         ("raise OSError(28, 'No space left on device')", 2, "error: [Errno 28] No space left on device\n"),
@@ -61,10 +61,10 @@ def test_a_name_that_is_near_another_is_suggested():
         ("return 3", 3, ""),
     ],
 )
-def test_exit_codes(body, code, said):
+def test_exit_codes(body, code, message):
     script = f"from immiscible_policy.cli import run\ndef main(words):\n    {body}\nrun(main)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (code, said)
+    assert (result.returncode, result.stderr) == (code, message)
 
 
 def test_a_programming_error_keeps_its_traceback():

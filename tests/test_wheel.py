@@ -77,14 +77,14 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
 
 
-def needed(of: Distribution, found: dict[str, Distribution], extras: tuple[str, ...] = ("",)) -> None:
+def needed(of: Distribution, result: dict[str, Distribution], extras: tuple[str, ...] = ("",)) -> None:
     """Collect by name what a distribution needs, and what that needs, of what is installed."""
     for requirement in map(Requirement, of.requires or []):
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
-        if requirement.name not in found:
-            found[requirement.name] = distribution(requirement.name)
-            needed(found[requirement.name], found, ("", *requirement.extras))
+        if requirement.name not in result:
+            result[requirement.name] = distribution(requirement.name)
+            needed(result[requirement.name], result, ("", *requirement.extras))
 
 
 def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(wheel, tmp_path):
@@ -93,12 +93,12 @@ def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(whe
     install = ["pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
     (own,) = distributions(path=[str(site)])
-    found: dict[str, Distribution] = {}
-    needed(own, found)
-    assert {"torch", "gymnasium", "pymunk"} <= found.keys() and not {"pytest", "transformers", "ray"} & found.keys()
-    for each in found.values():
-        for top in {file.parts[0] for file in each.files or []} - {"..", "__pycache__", *os.listdir(site)}:
-            (site / top).symlink_to(each.locate_file(top))
+    result: dict[str, Distribution] = {}
+    needed(own, result)
+    assert {"torch", "gymnasium", "pymunk"} <= result.keys() and not {"pytest", "transformers", "ray"} & result.keys()
+    for item in result.values():
+        for top in {file.parts[0] for file in item.files or []} - {"..", "__pycache__", *os.listdir(site)}:
+            (site / top).symlink_to(item.locate_file(top))
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
         [sys.executable, "-S", "-c", USE, str(site)], cwd=tmp_path / "elsewhere", capture_output=True, text=True,

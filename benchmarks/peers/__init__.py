@@ -113,8 +113,8 @@ class Peer:
     def _last_words(self) -> str:
         self._process.wait()
         self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip().splitlines()
-        return said[-1] if said else f"it said nothing (exit code {self._process.returncode})"
+        message = self._log.read().decode(errors="replace").strip().splitlines()
+        return message[-1] if message else f"it said nothing (exit code {self._process.returncode})"
 
 
 def network_options(config: RobotConfig) -> dict[str, Any]:

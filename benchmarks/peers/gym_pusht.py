@@ -38,11 +38,11 @@ class GymPushT:
 
     def states(self, *, episodes: int) -> list[list[list[float]]]:
         """States (N, T, 5) of the first episodes: agent x, y, block x, y and angle after every step."""
-        found = []
+        result = []
         for state, actions in zip(self.starts[:episodes], self.actions, strict=False):
             self.environment.reset(options={"reset_to_state": state})
-            found.append([self.environment.step(action)[0].tolist() for action in actions])
-        return found
+            result.append([self.environment.step(action)[0].tolist() for action in actions])
+        return result
 
     def coverage(self, *, poses: list[list[float]], calls: int) -> dict[str, Any]:
         """Coverage of block poses (P, 3) as the environment computes it, and seconds per call."""

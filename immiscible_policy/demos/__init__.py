@@ -17,18 +17,3 @@ from immiscible_policy.demos.frames import Frames
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import Demonstrations, content_hash, join, open_store, write_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
-
-__all__ = [
-    "Column",
-    "Demonstrations",
-    "Frames",
-    "Layout",
-    "StoreError",
-    "Windows",
-    "content_hash",
-    "join",
-    "make_windows",
-    "open_store",
-    "split_episodes",
-    "write_store",
-]

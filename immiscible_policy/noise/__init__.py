@@ -20,17 +20,3 @@ from immiscible_policy.noise.potentials import Potentials, fit_potentials
 from immiscible_policy.noise.registry import SELECTORS, find_selector, make_selector, selector_options
 from immiscible_policy.noise.residual import ForResidual, LinearPrediction, fit_linear_prediction
 from immiscible_policy.noise.selector import Selector
-
-__all__ = [
-    "SELECTORS",
-    "AcrossProcesses",
-    "ForResidual",
-    "LinearPrediction",
-    "Potentials",
-    "Selector",
-    "find_selector",
-    "fit_linear_prediction",
-    "fit_potentials",
-    "make_selector",
-    "selector_options",
-]

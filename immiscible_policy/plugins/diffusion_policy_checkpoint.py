@@ -107,7 +107,9 @@ def read_observation(path: Path, policy: Mapping[str, Any]) -> HybridObservation
     return HybridObservation(seen[0], agent[0], list(shapes)[0] == agent[0], encoder)
 
 
-def _weights(path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: HybridObservation | None) -> dict[str, Tensor]:
+def _weights(
+    path: Path, state: Mapping[str, Tensor], spec: PolicySpec, seen: HybridObservation | None
+) -> dict[str, Tensor]:
     observation, action = (_affine(path, state, field) for field in (seen.agent if seen else "obs", "action"))
     unet, encoder = published.within("model.", state), {}
     if seen:

@@ -3,5 +3,3 @@
 from immiscible_policy.solver.recurrence import Plan, Step, draws, noise_rows, solve
 from immiscible_policy.solver.replay import Replay
 from immiscible_policy.solver.solvers import SOLVERS, Solver
-
-__all__ = ["SOLVERS", "Plan", "Replay", "Solver", "Step", "draws", "noise_rows", "solve"]

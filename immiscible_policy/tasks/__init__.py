@@ -15,19 +15,3 @@ from immiscible_policy.tasks.task import (
     summarised,
     task_windows,
 )
-
-__all__ = [
-    "DEFAULT",
-    "Metric",
-    "Modes",
-    "ObservationLayout",
-    "Observed",
-    "Task",
-    "find_task",
-    "open_demonstrations",
-    "primary",
-    "recorded_task",
-    "success",
-    "summarised",
-    "task_windows",
-]

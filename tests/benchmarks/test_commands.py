@@ -58,23 +58,25 @@ def test_step(tmp_path, peers):
 def test_selection(tmp_path, peers):
     figures = quick("selection", tmp_path, f"peers={peers}")
     assert list(figures["knn"]) == ["B=8 D=32", "B=8 D=3072", "B=8 D=4096", "B=32 D=3072"]
-    for found in figures["knn"].values():
-        assert set(found["ms"]) == {"randn", "auto k=1", "literal k=1", "auto k=8", "literal k=8"}
-        assert {"k=8 over randn", "k=8 over literal"} <= set(found["ratios"]) and all_positive(found["ratios"].values())
+    for actual in figures["knn"].values():
+        assert set(actual["ms"]) == {"randn", "auto k=1", "literal k=1", "auto k=8", "literal k=8"}
+        assert {"k=8 over randn", "k=8 over literal"} <= set(actual["ratios"]) and all_positive(
+            actual["ratios"].values()
+        )
     every = {"randn", *SELECTORS, "knn k=8", "knn k=8 literal"} - {"vanilla", "knn"}
     assert list(figures["selectors"]) == ["D=32", "D=3072"]
     for dims, known in (("D=32", {"linear, potentials"}), ("D=3072", set())):
         assert list(figures["selectors"][dims]) == ["8", "16"]
-        for found in figures["selectors"][dims].values():
-            assert set(found["ms"]) == every | known and all_positive(found["ms"].values())
-            assert set(found["over_randn"]) == (every | known) - {"randn"}
+        for actual in figures["selectors"][dims].values():
+            assert set(actual["ms"]) == every | known and all_positive(actual["ms"].values())
+            assert set(actual["over_randn"]) == (every | known) - {"randn"}
     tables = figures["assignment_on_pusht_actions"]
     assert list(tables) == ["B=8", "B=16"]
-    for found in tables.values():
-        assert {"scipy", "lapx", "scipy potentials", "linear", "linear, potentials"} <= set(found["ms"])
-        assert all_positive(found["ratios"].values()) and found["largest_relative_difference_of_costs"] < 1e-6
+    for actual in tables.values():
+        assert {"scipy", "lapx", "scipy potentials", "linear", "linear, potentials"} <= set(actual["ms"])
+        assert all_positive(actual["ratios"].values()) and actual["largest_relative_difference_of_costs"] < 1e-6
         if peers == "all":
-            assert found["ms"]["torchcfm"] > 0 and 0 < found["left_out_by_torchcfm"] < 1
+            assert actual["ms"]["torchcfm"] > 0 and 0 < actual["left_out_by_torchcfm"] < 1
 
 
 def test_a_candidate_without_patience_left_is_not_tried_on_larger_batches(tmp_path):
@@ -89,9 +91,9 @@ def test_a_candidate_without_patience_left_is_not_tried_on_larger_batches(tmp_pa
 @pytest.mark.slow
 def test_two_seeds_at_once_and_one_after_another(tmp_path):
     words = ("peers=none", "seeds=2", "noise=vanilla", "engine=eager")
-    found = quick("step", tmp_path, *words)["seeds"]
-    assert found["seeds"] == 2 and list(found["steps_per_s"]) == ["in turn", "together"]
-    assert all_positive(found["steps_per_s"].values()) and found["together_over_in_turn"] > 0
+    actual = quick("step", tmp_path, *words)["seeds"]
+    assert actual["seeds"] == 2 and list(actual["steps_per_s"]) == ["in turn", "together"]
+    assert all_positive(actual["steps_per_s"].values()) and actual["together_over_in_turn"] > 0
 
 
 @pytest.mark.parametrize("peers", PEERS)
@@ -112,7 +114,7 @@ def test_env(tmp_path, peers):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["step", "noise=knnn"], "unknown noise 'knnn'; did you mean 'knn'?"),
         (["step", "engine=slow"], "unknown engine 'slow'"),
@@ -126,7 +128,7 @@ def test_env(tmp_path, peers):
         (["envs"], "unknown experiment 'envs'; did you mean 'env'?"),
     ],
 )
-def test_unusable_words_are_refused_before_any_work(tmp_path, words, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_unusable_words_are_refused_before_any_work(tmp_path, words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         main([*words, "peers=none", f"out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()

@@ -47,6 +47,6 @@ def test_numbers_below_one_are_refused_and_none_is_left_open():
         require_positive({"turns": 0}, ("turns",))
 
 
-@pytest.mark.parametrize(("value", "said"), [(None, "-"), (0.012345, "0.0123"), (12345.6, "12,346"), (999.4, "999")])
-def test_numbers_in_tables(value, said):
-    assert short(value) == said
+@pytest.mark.parametrize(("value", "message"), [(None, "-"), (0.012345, "0.0123"), (12345.6, "12,346"), (999.4, "999")])
+def test_numbers_in_tables(value, message):
+    assert short(value) == message

@@ -64,8 +64,8 @@ def test_who_takes_part(monkeypatch, tmp_path):
 
 def test_without_their_environment_one_line_says_how_to_make_it(missing, capsys):
     assert chosen_peers(None) == ()
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "make peers" in said.err
+    message = capsys.readouterr()
+    assert message.out == "" and message.err.count("\n") == 1 and "make peers" in message.err
 
 
 @pytest.mark.parametrize("words", ["all", "lerobot", "gym-pusht,torchcfm"])

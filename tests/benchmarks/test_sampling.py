@@ -67,14 +67,14 @@ def test_another_method_has_its_own_solvers_and_no_diffusers():
 def test_the_score_is_that_of_an_evaluation():
     """A mean over the starts within its interval; the network's floor predicts a chunk's noise."""
     policy = build_policy(SPEC).eval()
-    found = scored(Agent(policy, SPEC, Solver("ddim", 1)), [100000, 100001, 100002], 8)
-    assert found["reward"]["low"] <= found["reward"]["mean"] <= found["reward"]["high"]
-    assert found["coverage"] == pytest.approx(0.95 * found["reward"]["mean"], abs=1e-3)  # no start passes 0.95
+    actual = scored(Agent(policy, SPEC, Solver("ddim", 1)), [100000, 100001, 100002], 8)
+    assert actual["reward"]["low"] <= actual["reward"]["mean"] <= actual["reward"]["high"]
+    assert actual["coverage"] == pytest.approx(0.95 * actual["reward"]["mean"], abs=1e-3)  # no start passes 0.95
     assert forward(policy, policy.action.scale.new_zeros(3, 2, 20))().shape == (3, 16, 2)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("solvers", "direct", "solver=direct"),
         ("steps", "0", "steps=0"),
@@ -84,7 +84,7 @@ def test_the_score_is_that_of_an_evaluation():
         ("checkpoint", Path("nowhere"), "nowhere"),
     ],
 )
-def test_unusable_values_are_refused(key, value, said):
+def test_unusable_values_are_refused(key, value, message):
     options = {key: option.default for key, option in EXPERIMENT.options.items()} | {"peers": (), "scale": "cpu"}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         EXPERIMENT.measure(options | {key: value})

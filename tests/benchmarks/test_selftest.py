@@ -35,12 +35,12 @@ def beta_bank(seed: int, seeds: int = 20, starts: int = 50, concentration: float
     return rng.beta(concentration * mean, concentration * (1 - mean), size=(seeds, starts))
 
 
-def shrunk(found: Interval, factor: float) -> Interval:
+def shrunk(result: Interval, factor: float) -> Interval:
     """The same estimate with a narrower interval."""
     return replace(
-        found,
-        low=found.estimate + factor * (found.low - found.estimate),
-        high=found.estimate + factor * (found.high - found.estimate),
+        result,
+        low=result.estimate + factor * (result.low - result.estimate),
+        high=result.estimate + factor * (result.high - result.estimate),
     )
 
 
@@ -49,10 +49,10 @@ def test_equals_are_told_apart_in_at_most_5_percent_and_a_broken_interval_is_cau
     """1,000 comparisons from 100 banks, so that no bank's own draw decides; half the width is caught."""
     rng = np.random.default_rng(1)
     banks = [beta_bank(seed) for seed in range(100)]
-    found = [each for scores in banks for each in comparisons(scores, scores, 4, 10, rng, same_seeds=same_seeds)]
-    assert excluding_zero(found).of == COUNT and excluding_zero(found).low(0) <= 0.05
-    assert np.mean([each.estimate for each in found]) == pytest.approx(0, abs=0.003)
-    broken = excluding_zero([shrunk(each, 0.5) for each in found])
+    result = [item for scores in banks for item in comparisons(scores, scores, 4, 10, rng, same_seeds=same_seeds)]
+    assert excluding_zero(result).of == COUNT and excluding_zero(result).low(0) <= 0.05
+    assert np.mean([item.estimate for item in result]) == pytest.approx(0, abs=0.003)
+    broken = excluding_zero([shrunk(item, 0.5) for item in result])
     assert broken.low(0.01) > 0.1
 
 
@@ -60,11 +60,11 @@ def test_equals_are_told_apart_in_at_most_5_percent_and_a_broken_interval_is_cau
 def test_a_planted_difference_is_found_as_often_as_students_test_says(same_seeds):
     """Where only seeds vary, the interval is Student's t: the shares agree within 3.4 Monte-Carlo deviations."""
     scores = 0.8 + 0.05 * np.random.default_rng(2).standard_normal((400, 1)) + np.zeros((400, 3))
-    found = excluding_zero(
+    result = excluding_zero(
         comparisons(scores, scores - 0.05, 5, COUNT, np.random.default_rng(3), same_seeds=same_seeds)
     )
     expected = student_power(scores.mean(1), 0.05, 5, same_seeds=same_seeds)
-    assert found.estimate == pytest.approx(expected, abs=3.4 * (expected * (1 - expected) / COUNT) ** 0.5)
+    assert result.estimate == pytest.approx(expected, abs=3.4 * (expected * (1 - expected) / COUNT) ** 0.5)
 
 
 def test_student_power_without_a_difference_is_the_level():
@@ -76,8 +76,8 @@ def test_the_needed_seeds_find_the_planted_difference_about_half_the_time():
     scores = beta_bank(4)
     worse = plant(scores, 0.05)
     needed = int(episodes_needed(whole_bank(scores, worse, same_seeds=False)).seeds)
-    found = comparisons(scores, worse, needed, COUNT, np.random.default_rng(5), same_seeds=False)
-    assert 0.35 < excluding_zero(found).estimate < 0.8  # sizes are whole, so often a little more than half
+    result = comparisons(scores, worse, needed, COUNT, np.random.default_rng(5), same_seeds=False)
+    assert 0.35 < excluding_zero(result).estimate < 0.8  # sizes are whole, so often a little more than half
 
 
 def test_planting_by_hand():
@@ -88,9 +88,9 @@ def test_planting_by_hand():
 def test_runs_share_no_seed():
     """Seed s scores s everywhere: two runs of half the seeds each have all of them between them."""
     scores = np.arange(6.0)[:, None] + np.zeros((6, 2))
-    found = comparisons(scores, scores, 3, 50, np.random.default_rng(0), same_seeds=False)
-    sums = {round(3 * each.estimate) for each in found}  # sum of A - sum of B = 2 sum of A - 15: odd
-    assert all(each % 2 for each in sums) and max(sums) <= 9
+    result = comparisons(scores, scores, 3, 50, np.random.default_rng(0), same_seeds=False)
+    sums = {round(3 * item.estimate) for item in result}  # sum of A - sum of B = 2 sum of A - 15: odd
+    assert all(item % 2 for item in sums) and max(sums) <= 9
     with pytest.raises(ValueError, match="size=4: two runs need 8 sampling seeds; the bank has 6"):
         comparisons(scores, scores, 4, 1, np.random.default_rng(0), same_seeds=False)
 

@@ -27,22 +27,22 @@ def trained(out, store, *words):
 def test_a_step_at_learning_rate_zero_gains_nothing(store, tmp_path):
     """The first of one warm-up step has learning rate 0: before and after are the same network, episode by episode."""
     run = trained(tmp_path / "run", store, "steps=1", "checkpoint_every=1")
-    found = study(run, None, True, tmp_path / "study.json")["gain"]
+    result = study(run, None, True, tmp_path / "study.json")["gain"]
     for metric in ("coverage", "reward"):
-        assert found[metric]["before"] == found[metric]["after"]
-        assert found[metric]["difference"]["estimate"] == 0
+        assert result[metric]["before"] == result[metric]["after"]
+        assert result[metric]["difference"]["estimate"] == 0
     rows = read_rows(run / "seed_0/episodes.csv", PushT.metrics)
-    assert found["coverage"]["after"] == pytest.approx(sum(row.metrics["coverage"] for row in rows) / 3)
+    assert result["coverage"]["after"] == pytest.approx(sum(row.metrics["coverage"] for row in rows) / 3)
 
 
 def test_the_last_checkpoint_counts(store, tmp_path):
     run = trained(tmp_path / "run", store, "steps=4", "checkpoint_every=2", "lr=0.05")
-    found = study(run, None, True, tmp_path / "study.json")["gain"]
+    result = study(run, None, True, tmp_path / "study.json")["gain"]
     rows = read_rows(run / "seed_0/episodes.csv", PushT.metrics)
     last = [row.metrics["reward"] for row in rows if row.checkpoint == 4]
-    assert found["reward"]["after"] == pytest.approx(sum(last) / 3)
-    estimate = found["reward"]["after"] - found["reward"]["before"]
-    assert found["reward"]["difference"]["estimate"] == pytest.approx(estimate)
+    assert result["reward"]["after"] == pytest.approx(sum(last) / 3)
+    estimate = result["reward"]["after"] - result["reward"]["before"]
+    assert result["reward"]["difference"]["estimate"] == pytest.approx(estimate)
 
 
 def test_two_arms_have_no_network_before_training(tmp_path):

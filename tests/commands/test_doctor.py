@@ -33,7 +33,7 @@ def changed(sound, path, change):
     """A copy of the sound store in which each episode's arrays were changed; the change sees and returns them."""
     demos = open_store(sound)
     episodes = [
-        change({name: demos[name][each] for name in ("state", "action", "keypoint")}) for each in demos.episodes
+        change({name: demos[name][item] for name in ("state", "action", "keypoint")}) for item in demos.episodes
     ]
     arrays = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
     return write_store(path, arrays, np.cumsum([len(episode["state"]) for episode in episodes]))
@@ -45,8 +45,8 @@ def moved_by(path):
     return demos, PUSHT.commanded(demos), demos["action"]
 
 
-def wrong(found):
-    return [finding for finding in found if finding.cure]
+def wrong(actual):
+    return [finding for finding in actual if finding.cure]
 
 
 def shift(arrays, steps):
@@ -55,9 +55,9 @@ def shift(arrays, steps):
 
 
 def test_nothing_is_wrong_with_a_sound_store(sound):
-    found = list(doctor.store_findings(sound, PUSHT))
-    assert len(found) == 2 and not wrong(found)
-    assert "4 episodes of 40 to 40 steps" in found[0].result and "from t to t + 1" in found[1].result
+    actual = list(doctor.store_findings(sound, PUSHT))
+    assert len(actual) == 2 and not wrong(actual)
+    assert "4 episodes of 40 to 40 steps" in actual[0].result and "from t to t + 1" in actual[1].result
 
 
 @pytest.mark.parametrize("steps", [-2, -1, 1, 2])
@@ -84,7 +84,7 @@ def test_offsets_are_found_whatever_the_noise_of_the_positions(sound, tmp_path):
         return arrays | {"state": state}
 
     errors = doctor.offset_errors(*moved_by(changed(sound, tmp_path / "noisy.zarr", noisy)))
-    assert min(errors, key=lambda each: errors[each]) == 0
+    assert min(errors, key=lambda item: errors[item]) == 0
     late = changed(sound, tmp_path / "late.zarr", lambda arrays: shift(noisy(arrays), 2))
     assert "2 steps too late" in wrong(doctor.offset_findings(*moved_by(late)))[0].result
 
@@ -111,8 +111,8 @@ def test_stored_padding_is_found(sound, tmp_path):
         tmp_path / "padded.zarr",
         lambda arrays: {name: np.concatenate([v, np.repeat(v[-1:], 12, axis=0)]) for name, v in arrays.items()},
     )
-    said = wrong(doctor.store_findings(path, PUSHT))[0].result
-    assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in said
+    message = wrong(doctor.store_findings(path, PUSHT))[0].result
+    assert "4 of 4 episodes end in 8 or more equal steps (up to 12)" in message
 
 
 def test_values_that_are_no_numbers_are_found(sound, tmp_path):
@@ -161,10 +161,10 @@ def checkpoint(run, sound, spec=SPEC, damage=None, config=None):
 
 
 def test_nothing_is_wrong_with_a_sound_checkpoint(sound, tmp_path):
-    found = list(doctor.examine(None, checkpoint(tmp_path / "run", sound)))
-    assert not wrong(found)
-    assert [finding.subject for finding in found] == ["versions", "GPU", "checkpoint", "data", "offset", "normaliser"]
-    assert str(sound) in found[3].result, "the data that the checkpoint records"
+    actual = list(doctor.examine(None, checkpoint(tmp_path / "run", sound)))
+    assert not wrong(actual)
+    assert [finding.subject for finding in actual] == ["versions", "GPU", "checkpoint", "data", "offset", "normaliser"]
+    assert str(sound) in actual[3].result, "the data that the checkpoint records"
 
 
 def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
@@ -172,12 +172,12 @@ def test_data_in_other_units_does_not_fit_the_normaliser(sound, tmp_path):
     demos = open_store(sound)
     _, (_, policy, spec) = doctor.open_policy(path)
 
-    def said(**arrays):
+    def message(**arrays):
         return wrong(doctor.normaliser_findings(arrays_changed(demos, **arrays), PUSHT, policy, spec))[0].result
 
-    assert "action[" in said(action=demos["action"] * 2) and "reaches" in said(action=demos["action"] * 2)
+    assert "action[" in message(action=demos["action"] * 2) and "reaches" in message(action=demos["action"] * 2)
     middle = (demos["action"].min(axis=0) + demos["action"].max(axis=0)) / 2
-    assert "stays within" in said(action=middle + (demos["action"] - middle) / 10)
+    assert "stays within" in message(action=middle + (demos["action"] - middle) / 10)
     assert not wrong(doctor.normaliser_findings(demos, PUSHT, policy, spec))
 
 
@@ -186,12 +186,12 @@ def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sou
     _, (_, policy, spec) = doctor.open_policy(checkpoint(tmp_path / "run", sound))
     demos = open_store(sound)
 
-    def found(step):
+    def actual(step):
         keypoint = demos["keypoint"].copy()
         keypoint[demos.episode_ends[0] + step] += 400
         return wrong(doctor.normaliser_findings(arrays_changed(demos, keypoint=keypoint), PUSHT, policy, spec))
 
-    assert not found(-1) and "reaches" in found(-30)[0].result
+    assert not actual(-1) and "reaches" in actual(-30)[0].result
     short = replace(demos, episode_ends=np.arange(4, len(demos) + 1, 4))
     (finding,) = doctor.normaliser_findings(short, PUSHT, policy, spec)
     assert "no episode is as long as a window" in finding.result and not wrong([finding])
@@ -199,8 +199,8 @@ def test_what_no_training_window_observes_is_not_held_against_the_normaliser(sou
 
 def test_a_checkpoint_whose_weights_are_no_numbers_is_found(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, damage="network.final_conv.1.bias")
-    found, opened = doctor.open_policy(path)
-    assert "final_conv.1.bias first" in wrong(found)[0].result and opened is not None
+    actual, opened = doctor.open_policy(path)
+    assert "final_conv.1.bias first" in wrong(actual)[0].result and opened is not None
 
 
 def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_path):
@@ -208,23 +208,23 @@ def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_pat
     file = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(settings | {"horizon": 32, "steps": 50, "threads": 4}))
-    said = sorted(finding.result for finding in wrong(doctor.open_policy(path)[0]))
-    assert len(said) == 3
-    assert "step 100 lies beyond steps=50" in said[0]
-    assert "says horizon=32, the checkpoint has 16" in said[1] and "says steps=50" in said[2]
+    message = sorted(finding.result for finding in wrong(doctor.open_policy(path)[0]))
+    assert len(message) == 3
+    assert "step 100 lies beyond steps=50" in message[0]
+    assert "says horizon=32, the checkpoint has 16" in message[1] and "says steps=50" in message[2]
 
 
 def test_a_record_that_contradicts_itself_is_found(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, config={"down_dims": [16, 64]})
-    said = wrong(doctor.open_policy(path)[0])[0].result
-    assert said == "its metadata says down_dims=[16, 64], the checkpoint has (16, 32)"
+    message = wrong(doctor.open_policy(path)[0])[0].result
+    assert message == "its metadata says down_dims=[16, 64], the checkpoint has (16, 32)"
 
 
 def test_a_damaged_checkpoint_is_one_finding(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound)
     (path / "ema.safetensors").write_bytes(b"nothing")
-    found, opened = doctor.open_policy(path)
-    assert opened is None and len(found) == 1 and "is corrupt" in found[0].result and found[0].cure
+    actual, opened = doctor.open_policy(path)
+    assert opened is None and len(actual) == 1 and "is corrupt" in actual[0].result and actual[0].cure
 
 
 def test_a_checkpoint_from_elsewhere_is_compared_with_the_data_that_is_named(sound, tmp_path):
@@ -236,22 +236,22 @@ def test_a_checkpoint_from_elsewhere_is_compared_with_the_data_that_is_named(sou
 
 def test_data_that_is_gone_is_said_and_not_replaced(sound, tmp_path):
     path = checkpoint(tmp_path / "run", sound, config={"data": "gone.zarr"})
-    found = list(doctor.examine(None, path))
-    assert "gone.zarr, which the checkpoint was trained on, is not here" in found[-1].result and not wrong(found)
+    actual = list(doctor.examine(None, path))
+    assert "gone.zarr, which the checkpoint was trained on, is not here" in actual[-1].result and not wrong(actual)
 
 
 @pytest.mark.parametrize(
-    ("needed", "said", "cure"),
+    ("needed", "message", "cure"),
     [
         ("torch>=99", "does not fit >=99", "pip install 'torch>=99'"),
         ("no-such-thing>=1", "no-such-thing is not installed", "pip install 'no-such-thing>=1'"),
     ],
 )
-def test_versions_that_do_not_fit_are_found(monkeypatch, needed, said, cure):
+def test_versions_that_do_not_fit_are_found(monkeypatch, needed, message, cure):
     lines = [needed, "wandb>=99; extra == 'wandb'", "numpy>=1"]
     monkeypatch.setattr(doctor, "requires", lambda name: lines)
     (finding,) = wrong(doctor.package_findings())
-    assert said in finding.result and finding.cure == cure
+    assert message in finding.result and finding.cure == cure
 
 
 def test_a_gpu_that_pytorch_does_not_compute_on_is_found(monkeypatch):

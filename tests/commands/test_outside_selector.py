@@ -50,8 +50,8 @@ def test_two_seeds_train_in_processes_of_their_own_and_resume_as_they_began(stor
     assert recorded == {"name": "outside_noise:Warm", "temperature": 2}
     assert all(squared_norm(out / f"seed_{seed}") == pytest.approx(4 * 32, rel=0.1) for seed in (0, 1))
     assert "finished already" in here("train_policy.py", *words, "resume=true").stdout
-    said = refused(here("train_policy.py", *words[:-1], "noise.temperature=3", "resume=true"))
-    assert "temperature" in said and "differs" in said
+    message = refused(here("train_policy.py", *words[:-1], "noise.temperature=3", "resume=true"))
+    assert "temperature" in message and "differs" in message
 
 
 def test_its_options_make_a_grid(store, tmp_path):

@@ -46,12 +46,12 @@ def test_every_arm_is_a_plain_run(name, scale):
 
 def test_given_words_go_before_those_of_the_scale():
     grid = read_grid(["experiment=table2", "scale=paper", "device=cpu", "train_episodes=20"])
-    assert {(each.train_episodes, each.validation) for each in grid.arms.values()} == {(20, 0.02)}
+    assert {(item.train_episodes, item.validation) for item in grid.arms.values()} == {(20, 0.02)}
 
 
 def test_the_published_table_is_sampled_as_published():
     grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
-    sampling = {(each.solver, each.sampling_steps, each.spacing) for each in grid.arms.values()}
+    sampling = {(item.solver, item.sampling_steps, item.spacing) for item in grid.arms.values()}
     assert sampling == {("ddpm", 100, "leading")}
 
 
@@ -65,20 +65,20 @@ def test_the_published_table_is_sampled_as_published():
 )
 def test_a_word_with_several_values_is_a_grid(words, arms):
     grid = read_grid([*words, "device=cpu", "out=some/where"])
-    assert {arm: (each.noise["name"], each.noise.get("k")) for arm, each in grid.arms.items()} == arms
-    assert [each.out for each in grid.arms.values()] == [f"some/where/{arm}" for arm in arms]
+    assert {arm: (item.noise["name"], item.noise.get("k")) for arm, item in grid.arms.items()} == arms
+    assert [item.out for item in grid.arms.values()] == [f"some/where/{arm}" for arm in arms]
 
 
 def test_several_words_with_several_values_are_combined_below_a_directory_of_their_own():
     grid = read_grid(["noise=knn", "k=2,4", "lr=1e-3,1e-4", "device=cpu"])
     assert str(grid.out) == "runs/pusht_keypoints_knn_cpu_k-2-4_lr-1e-3-1e-4"
-    assert {arm: (each.noise["k"], each.lr) for arm, each in grid.arms.items()} == {
+    assert {arm: (item.noise["k"], item.lr) for arm, item in grid.arms.items()} == {
         "k2_lr1e-3": (2, 1e-3), "k2_lr1e-4": (2, 1e-4), "k4_lr1e-3": (4, 1e-3), "k4_lr1e-4": (4, 1e-4),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["experiment=table2", "lr=1e-3,1e-4"], "lr=1e-3,1e-4: experiment=table2 has arms of its own; give lr= one"),
         (["k=2,4"], "k=2: noise=vanilla has no k"),
@@ -86,11 +86,11 @@ def test_several_words_with_several_values_are_combined_below_a_directory_of_the
         (["arms=vanilla"], "arms=vanilla: only an experiment with arms has some to pick from"),
     ],
 )
-def test_what_is_no_grid_is_refused_in_one_line(words, said):
+def test_what_is_no_grid_is_refused_in_one_line(words, message):
     with pytest.raises(ValueError) as refused:
         grid = read_grid([*words, "device=cpu"])
-        [noise_options(each.noise, steps=9, batch_size=4, steps_per_epoch=1) for each in grid.arms.values()]
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+        [noise_options(item.noise, steps=9, batch_size=4, steps_per_epoch=1) for item in grid.arms.values()]
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
@@ -119,10 +119,10 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     # The third arm cannot start: something else is in its place. The others are trained all the same.
     (tmp_path / "grid" / "linear").mkdir(parents=True)
     (tmp_path / "grid" / "linear" / "notes.txt").write_text("mine")
-    said = refused(here("train_policy.py", *words))
-    assert "linear: out=" in said and "contains other files" in said
+    message = refused(here("train_policy.py", *words))
+    assert "linear: out=" in message and "contains other files" in message
     figures = json.loads((tmp_path / "grid" / "ksweep.json").read_text())["arms"]
-    assert [arm for arm, each in figures.items() if each["missing_seeds"]] == ["linear"]
+    assert [arm for arm, item in figures.items() if item["missing_seeds"]] == ["linear"]
     before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}
     (tmp_path / "grid" / "linear" / "notes.txt").unlink()
     result = here("train_policy.py", *words)
@@ -155,7 +155,7 @@ def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("noise=knn", "noise=knn: the arms of experiment=table2 decide that themselves (vanilla, knn_k2, linear"),
         ("k=4", "k=4: the arms"),
@@ -163,7 +163,7 @@ def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch
         ("data=/nowhere", "/nowhere"),
     ],
 )
-def test_unusable_words_are_refused_before_any_arm_begins(word, said, tmp_path):
+def test_unusable_words_are_refused_before_any_arm_begins(word, message, tmp_path):
     out = tmp_path / "grid"
-    assert said in refused(here("train_policy.py", "experiment=table2", word, f"out={out}"))
+    assert message in refused(here("train_policy.py", "experiment=table2", word, f"out={out}"))
     assert not out.exists()

@@ -174,8 +174,8 @@ def kill_and_resume(store, out, delays):
 
 def newest(out):
     """Step of the newest complete checkpoint, 0 before the first."""
-    found = sorted((out / "seed_1" / "checkpoints").glob("step_*"))
-    return int(found[-1].name.removeprefix("step_")) if found else 0
+    actual = sorted((out / "seed_1" / "checkpoints").glob("step_*"))
+    return int(actual[-1].name.removeprefix("step_")) if actual else 0
 
 
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, store, tmp_path):
@@ -241,8 +241,8 @@ def test_fresh_starts_enter_the_summary(finished, tmp_path):
 def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):
     result = here("compare_policies.py", f"a={finished[0]}", f"b={finished[0]}", f"out={tmp_path / 'c'}")
     assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "c" / "comparison.json").read_text())
-    assert all(entry["difference"]["estimate"] == 0 for entry in found["results"]) and found["paired"]
+    actual = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert all(entry["difference"]["estimate"] == 0 for entry in actual["results"]) and actual["paired"]
     assert (tmp_path / "c" / "comparison.png").exists() and "No setting differs" in result.stdout
 
 
@@ -262,8 +262,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(store, tmp_path):
     result = here("train_policy.py", *FAST, "noise=knn", "k=8", "seed=0..2", f"data={store}",
                      f"out={tmp_path / 'new'}", "dry_run=true")  # fmt: skip
     assert result.returncode == 0 and tree(tmp_path) == before and not (tmp_path / "new").exists()
-    for said in ("k=8", "seeds:  0, 1, 2", "4 episodes", "20 steps of 32 windows", "1 evaluations of 1 starts"):
-        assert said in result.stdout
+    for message in ("k=8", "seeds:  0, 1, 2", "4 episodes", "20 steps of 32 windows", "1 evaluations of 1 starts"):
+        assert message in result.stdout
 
 
 def break_store(path, how):
@@ -279,7 +279,7 @@ def break_store(path, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("missing", "nowhere.zarr"),
         ("truncated", "data/action"),
@@ -287,15 +287,15 @@ def break_store(path, how):
         ("episode_ends", "95"),
     ],
 )
-def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, said):
+def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, message):
     path = break_store(write_small_store(tmp_path / "s.zarr"), how)
     before = tree(tmp_path)
     line = refused(here("train_policy.py", *FAST, f"data={path}", f"out={tmp_path / 'run'}"))
-    assert said in line and tree(tmp_path) == before and not (tmp_path / "run").exists()
+    assert message in line and tree(tmp_path) == before and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["stepz=3"], "steps"),
         (["noise=kn"], "knn"),
@@ -311,10 +311,10 @@ def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, s
         (["data=/dev/null"], "/dev/null"),
     ],
 )
-def test_mistakes_are_one_line_and_create_nothing(words, said, store, tmp_path):
+def test_mistakes_are_one_line_and_create_nothing(words, message, store, tmp_path):
     data = [] if any(word.startswith("data=") for word in words) else [f"data={store}"]
     line = refused(here("train_policy.py", *data, f"out={tmp_path / 'run'}", *words))
-    assert said in line and not list(tmp_path.iterdir())
+    assert message in line and not list(tmp_path.iterdir())
 
 
 def test_out_that_is_in_use_is_refused(store, tmp_path):

@@ -44,7 +44,9 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = (ROOT / page).read_text()
-    return [Block(page, text.count("\n", 0, found.start(2)) + 1, found[1], found[2]) for found in FENCED.finditer(text)]
+    return [
+        Block(page, text.count("\n", 0, result.start(2)) + 1, result[1], result[2]) for result in FENCED.finditer(text)
+    ]
 
 
 def lines(block: Block) -> list[str]:
@@ -68,5 +70,5 @@ def inline_commands(page: str) -> list[Words]:
     """The words of every command within the sentences of a page; alternatives, written a|b, are all spelled out."""
     text = FENCED.sub("", (ROOT / page).read_text())
     spans = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text))
-    found = [shlex.split(span) for span in spans if span.split()[0] in PROGRAMS and " " in span]
-    return [words for each in found for words in product(*(word.split("|") for word in each))]
+    result = [shlex.split(span) for span in spans if span.split()[0] in PROGRAMS and " " in span]
+    return [words for item in result for words in product(*(word.split("|") for word in item))]

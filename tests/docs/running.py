@@ -68,7 +68,7 @@ def python(words: Sequence[str]) -> None:
 
 def completed(name: str, words: Sequence[str]) -> list[str]:
     """The words, filled in, and those that make the command small."""
-    spelled = [each for word in words for each in (ELIDED[name] if word == "..." else (word,))]
+    spelled = [item for word in words for item in (ELIDED[name] if word == "..." else (word,))]
     filled = [FILLED.get((name, word), word) for word in spelled]
     if name == "train_image.py":
         named = dict(word.split("=", 1) for word in filled)
@@ -89,9 +89,9 @@ def untrained() -> Path:
 
 def torchrun(words: Sequence[str]) -> None:
     """Run the script as the first process of those asked for."""
-    asked = get_args_parser().parse_args(words)
-    with patch.dict(os.environ, {"WORLD_SIZE": asked.nproc_per_node}):
-        python([asked.training_script, *asked.training_script_args])
+    requested = get_args_parser().parse_args(words)
+    with patch.dict(os.environ, {"WORLD_SIZE": requested.nproc_per_node}):
+        python([requested.training_script, *requested.training_script_args])
 
 
 def make(words: Sequence[str]) -> None:
@@ -118,13 +118,13 @@ def hf(words: Sequence[str]) -> None:
     parser.add_argument("repository")
     parser.add_argument("files", nargs="*")
     parser.add_argument("--local-dir", type=Path)
-    asked = parser.parse_intermixed_args(words)
+    requested = parser.parse_intermixed_args(words)
     for file in Path("published").rglob("*"):
         name = str(file.relative_to("published"))
-        if any(fnmatch(name, pattern) for pattern in asked.files):
-            (asked.local_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, asked.local_dir / name)
-    python(["train_image.py", "model=sd", f"pretrained={asked.local_dir.absolute()}", "data=PATH"])
+        if any(fnmatch(name, pattern) for pattern in requested.files):
+            (requested.local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, requested.local_dir / name)
+    python(["train_image.py", "model=sd", f"pretrained={requested.local_dir.absolute()}", "data=PATH"])
 
 
 def ray(words: Sequence[str]) -> None:

@@ -68,9 +68,9 @@ def hurried(monkeypatch):
             pygame.quit()
 
     def which(program):
-        return "/usr/bin/srun" if program == "srun" else found(program)
+        return "/usr/bin/srun" if program == "srun" else result(program)
 
-    found = shutil.which
+    result = shutil.which
     monkeypatch.setattr("shutil.which", which)  # a login node of Slurm has it
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     for user in ("rendering", "teleop"):  # whoever was imported before holds the name itself
@@ -99,7 +99,7 @@ def test_no_block_is_left_out():
 
 def foreign(block):
     """The packages that a block imports and that are not installed here."""
-    return [each for each in re.findall(r"^(?:from|import) (\w+)", block.text, flags=re.M) if find_spec(each) is None]
+    return [item for item in re.findall(r"^(?:from|import) (\w+)", block.text, flags=re.M) if find_spec(item) is None]
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON_BLOCKS}))

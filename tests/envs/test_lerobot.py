@@ -22,9 +22,9 @@ def test_it_is_a_proper_environment():
 def test_a_seed_is_the_published_start(pair):
     ours, plain = pair
     seen, info = ours.reset(seed=100003)
-    state, told = plain.reset(options={"legacy_seed": 100003})
+    state, reported = plain.reset(options={"legacy_seed": 100003})
     np.testing.assert_array_equal(seen["agent_pos"], state[:2])
-    np.testing.assert_array_equal(info["block_pose"], told["block_pose"])
+    np.testing.assert_array_equal(info["block_pose"], reported["block_pose"])
 
 
 def test_options_come_before_the_seed(pair):

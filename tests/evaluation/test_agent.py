@@ -24,8 +24,8 @@ def written(directory, spec, policy_metadata):
 @pytest.mark.parametrize("spec", [BLIND, SEEING])
 def test_a_checkpoint_describes_its_policy(tmp_path, spec):
     checkpoint, weights = written(tmp_path, spec, spec_metadata(spec)["policy"])
-    policy, found = load_policy(checkpoint)
-    assert found == spec and not policy.training
+    policy, result = load_policy(checkpoint)
+    assert result == spec and not policy.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.state_dict().items())
 
 
@@ -44,7 +44,7 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "config, asked, found",
+    "config, requested, result",
     [
         ({"solver": "renoise", "sampling_steps": 5}, (), ("renoise", 5)),
         ({"solver": "renoise", "sampling_steps": 5}, ("ddpm", 100), ("ddpm", 100)),
@@ -52,8 +52,8 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
         ({}, (), ("ddim", 10)),  # a checkpoint that no run of ours wrote
     ],
 )
-def test_a_checkpoint_is_sampled_as_in_training_unless_told(tmp_path, config, asked, found):
-    assert solver_of(Checkpoint(tmp_path, {"config": config}), *asked) == Solver(*found)
+def test_a_checkpoint_is_sampled_as_in_training_unless_told(tmp_path, config, requested, result):
+    assert solver_of(Checkpoint(tmp_path, {"config": config}), *requested) == Solver(*result)
 
 
 def test_no_denoising_steps_are_refused(tmp_path):

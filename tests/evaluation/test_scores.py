@@ -25,9 +25,9 @@ def test_incomplete_and_extra_evaluations_do_not_change_the_starts(tmp_path: Pat
     run = write_run(tmp_path / "run", rising)
     run.seed(1).append_episodes(episode(1, 2000, start, 1.0) for start in range(100, 103))  # cut short
     run.seed(1).append_episodes(episode(1, 1500, start, 1.0) for start in range(106, 200))  # more than the others
-    found = scores(run.episodes())
-    assert found[1].steps == [500, 1000, 1500] and found[1].starts == list(range(100, 106))
-    assert found[1].values["coverage"].max() < 0.5
+    result = scores(run.episodes())
+    assert result[1].steps == [500, 1000, 1500] and result[1].starts == list(range(100, 106))
+    assert result[1].values["coverage"].max() < 0.5
 
 
 def test_kinds_by_hand(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_fresh_scores_are_of_the_chosen_checkpoint_on_starts_that_all_seeds_shar
     run.seed(0).append_fresh(episode(0, step, start, 0.5) for step in (500, 1500) for start in (7, 8))
     assert fresh_scores(run, {0: 1500, 1: 1500}, "coverage") == {}
     run.seed(1).append_fresh(episode(1, 1500, start, 0.7) for start in (8, 9))
-    found = fresh_scores(run, {0: 1500, 1: 1500}, "coverage")
-    assert {start: values.tolist() for start, values in found.items()} == {8: [0.5, 0.7]}
+    result = fresh_scores(run, {0: 1500, 1: 1500}, "coverage")
+    assert {start: values.tolist() for start, values in result.items()} == {8: [0.5, 0.7]}
 
 
 def test_means_over_episodes() -> None:

@@ -34,10 +34,10 @@ def crossed(rng: np.random.Generator, sizes: tuple[int, int], spread: tuple[floa
 def test_components_of_a_table_worked_by_hand() -> None:
     # Rows 0, 2 / 4, 10: seed means 1, 7 (variance 18), start means 2, 6 (variance 8), residuals -1, 1, 1, -1:
     # MS_rest = 4 / 1, var_seed = 18 - 4/2 = 16, var_start = 8 - 4/2 = 6.
-    found = components([np.array([[0.0, 2.0], [4.0, 10.0]])])
-    assert found.rest == pytest.approx((4.0,))
-    assert found.seeds == pytest.approx((16.0,))
-    assert found.starts == pytest.approx(6.0)
+    result = components([np.array([[0.0, 2.0], [4.0, 10.0]])])
+    assert result.rest == pytest.approx((4.0,))
+    assert result.seeds == pytest.approx((16.0,))
+    assert result.starts == pytest.approx(6.0)
     half = stats.t.ppf(0.975, 1) * math.sqrt(18 / 2 + 6 / 2)
     shown = mean_interval(np.array([[0.0, 2.0], [4.0, 10.0]]))
     assert (shown.estimate, shown.low, shown.high) == pytest.approx((4.0, 4 - half, 4 + half))
@@ -46,25 +46,25 @@ def test_components_of_a_table_worked_by_hand() -> None:
 
 def test_components_are_unbiased() -> None:
     rng = np.random.default_rng(1)
-    found = [components([crossed(rng, (4, 8), (0.3, 0.5, 0.7))]) for _ in range(4000)]
-    assert np.mean([each.seeds[0] for each in found]) == pytest.approx(0.09, abs=0.01)
-    assert np.mean([each.rest[0] for each in found]) == pytest.approx(0.49, abs=0.01)
-    assert np.mean([each.starts for each in found]) == pytest.approx(0.25, abs=0.02)
+    result = [components([crossed(rng, (4, 8), (0.3, 0.5, 0.7))]) for _ in range(4000)]
+    assert np.mean([item.seeds[0] for item in result]) == pytest.approx(0.09, abs=0.01)
+    assert np.mean([item.rest[0] for item in result]) == pytest.approx(0.49, abs=0.01)
+    assert np.mean([item.starts for item in result]) == pytest.approx(0.25, abs=0.02)
 
 
 def test_one_seed_gives_the_students_interval_over_starts() -> None:
     values = np.array([[0.2, 0.4, 0.9, 0.7]])
     expected = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values[0]))
-    found = mean_interval(values)
-    assert (found.low, found.high) == pytest.approx(expected)
-    assert found.over == "starts" and "conditional on these runs" in found.meaning
+    result = mean_interval(values)
+    assert (result.low, result.high) == pytest.approx(expected)
+    assert result.over == "starts" and "conditional on these runs" in result.meaning
 
 
 def test_one_start_gives_the_students_interval_over_seeds() -> None:
     values = np.array([[0.2], [0.4], [0.9]])
     expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values[:, 0]))
-    found = mean_interval(values)
-    assert (found.low, found.high, found.over) == (
+    result = mean_interval(values)
+    assert (result.low, result.high, result.over) == (
         pytest.approx(expected[0]),
         pytest.approx(expected[1]),
         "seeds",
@@ -72,16 +72,16 @@ def test_one_start_gives_the_students_interval_over_seeds() -> None:
 
 
 def test_one_episode_gives_no_interval() -> None:
-    found = mean_interval(np.array([[0.5]]))
-    assert found.estimate == 0.5 and math.isnan(found.low) and found.over == "nothing" and not found.excludes_zero
+    result = mean_interval(np.array([[0.5]]))
+    assert result.estimate == 0.5 and math.isnan(result.low) and result.over == "nothing" and not result.excludes_zero
 
 
 def test_unpaired_seeds_give_welchs_interval_where_starts_do_not_matter() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.random((4, 1)) * 3 + np.zeros((4, 6)), rng.random((7, 1)) + np.zeros((7, 6))
     expected = stats.ttest_ind(a[:, 0], b[:, 0], equal_var=False).confidence_interval(0.95)
-    found = interval(difference_arms(a, b, same_seeds=False))
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    result = interval(difference_arms(a, b, same_seeds=False))
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_interval_obeys_shift_scale_order_and_sign() -> None:
@@ -115,8 +115,8 @@ SPREADS = [(0.05, 0.0, 0.02), (0.03, 0.03, 0.2), (0.03, 0.1, 0.15), (0.01, 0.2, 
 @pytest.mark.parametrize("spread", SPREADS)
 def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, spread: tuple[float, float, float]) -> None:
     rng = np.random.default_rng(5)
-    found = [mean_interval(crossed(rng, (seeds, 50), spread)) for _ in range(800)]
-    share = np.mean([each.low <= 0 <= each.high for each in found])
+    result = [mean_interval(crossed(rng, (seeds, 50), spread)) for _ in range(800)]
+    share = np.mean([item.low <= 0 <= item.high for item in result])
     assert 0.93 <= share <= 0.985  # nominal 0.95; the standard error of a share of 800 is 0.008
 
 
@@ -127,8 +127,8 @@ def test_so_does_the_interval_of_unpaired_seeds(sizes: tuple[int, int]) -> None:
     for _ in range(800):
         both = 0.1 * rng.standard_normal((1, 50))
         a, b = (crossed(rng, (size, 50), (0.04, 0.05, 0.15)) + both for size in sizes)
-        found = interval(difference_arms(a, b, same_seeds=False))
-        held += found.low <= 0 <= found.high
+        result = interval(difference_arms(a, b, same_seeds=False))
+        held += result.low <= 0 <= result.high
     assert 0.93 <= held / 800 <= 0.995
 
 
@@ -141,8 +141,8 @@ def test_so_does_it_for_bounded_skewed_scores() -> None:
         return np.where(rng.random((seeds, starts)) < chance, 0.96, rng.random((seeds, starts)))
 
     truth = np.mean([scores(200, 200).mean() for _ in range(50)])
-    found = [mean_interval(scores(3, 50)) for _ in range(800)]
-    assert 0.92 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.99
+    result = [mean_interval(scores(3, 50)) for _ in range(800)]
+    assert 0.92 <= np.mean([item.low <= truth <= item.high for item in result]) <= 0.99
 
 
 def test_the_percentile_bootstrap_of_three_seeds_is_too_narrow() -> None:
@@ -173,9 +173,9 @@ def test_the_bootstrap_draws_the_same_starts_for_both_arms_and_follows_its_gener
 
 
 def test_the_sign_test_is_binomial_and_leaves_ties_out() -> None:
-    found = sign_test(np.array([[1.0, 2.0, 0.5], [0.0, 3.0, -1.0]]))
-    assert (found.wins, found.losses, found.ties) == (4, 1, 1)
-    assert found.p == pytest.approx(2 * (5 + 1) / 32)
+    result = sign_test(np.array([[1.0, 2.0, 0.5], [0.0, 3.0, -1.0]]))
+    assert (result.wins, result.losses, result.ties) == (4, 1, 1)
+    assert result.p == pytest.approx(2 * (5 + 1) / 32)
     assert sign_test(np.zeros(3)).p == 1.0
     assert sign_test(np.ones(3)).p == pytest.approx(2 ** (1 - 3))
 

@@ -126,7 +126,7 @@ def test_a_frame_is_encoded_alone():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: EncoderSpec(cameras=()), r"cameras=\[\]"),
         (lambda: EncoderSpec(cameras=("a", "a")), "all different"),
@@ -134,6 +134,6 @@ def test_a_frame_is_encoded_alone():
         (lambda: EncoderSpec(width=24), "encoder_width=24: needs a multiple of 16"),
     ],
 )
-def test_unusable_sizes_are_refused(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_sizes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

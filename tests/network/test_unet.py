@@ -110,7 +110,7 @@ def test_a_prepared_prediction_depends_on_step_and_condition():
     torch.manual_seed(0)
     unet = ConditionalUnet1d(2, 5, step_embed_dim=8, down_dims=(8, 16), groups=4)
     x, features = torch.randn(2, 8, 2), torch.randn(2, 5)
-    predict, other = (unet.predictor(torch.tensor([80, 3]), each) for each in (features, -features))
+    predict, other = (unet.predictor(torch.tensor([80, 3]), item) for item in (features, -features))
     assert not torch.allclose(predict(0, x), predict(1, x)) and not torch.allclose(predict(0, x), other(0, x))
 
 
@@ -161,7 +161,7 @@ def test_sinusoids_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"down_dims": (12, 24)}, "down_dims"),
         ({"down_dims": ()}, "down_dims"),
@@ -169,8 +169,8 @@ def test_sinusoids_by_hand():
         ({"kernel_size": 4}, "kernel_size=4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         ConditionalUnet1d(2, 4, **options)
 
 

@@ -142,7 +142,7 @@ def test_potentials_are_fitted_the_same_each_time_and_leave_the_global_stream_al
 
 
 @pytest.mark.parametrize(
-    ("windows", "options", "said"),
+    ("windows", "options", "message"),
     [
         (torch.zeros(4, 2, dtype=torch.long), {}, "int64"),
         (torch.full((4, 2), float("nan")), {}, "NaN"),
@@ -153,8 +153,8 @@ def test_potentials_are_fitted_the_same_each_time_and_leave_the_global_stream_al
         (torch.zeros(4, 0), {}, r"\(4, 0\)"),
     ],
 )
-def test_unusable_windows_are_refused(windows, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_windows_are_refused(windows, options, message):
+    with pytest.raises(ValueError, match=message):
         fit_potentials(windows, **options)
 
 
@@ -262,11 +262,11 @@ def test_weight_zero_is_plain_assignment_and_weight_shifts_pairs_towards_like_co
         source = (noise[:, None] == plain[None]).all(dim=2).int().argmax(dim=1)
         return float(condition_distances(condition, "cosine")[torch.arange(64), source].mean())
 
-    found = [
+    result = [
         apart(make_selector("c2ot", weight=weight)(x, condition=condition, generator=generator(1)))
         for weight in (0.0, 1.0, 10.0, 1000.0)
     ]
-    assert found[0] > found[1] > found[2] > found[3] >= 0
+    assert result[0] > result[1] > result[2] > result[3] >= 0
 
 
 def test_conditional_assignment_is_optimal_for_the_weighted_sum():

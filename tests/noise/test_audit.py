@@ -55,16 +55,16 @@ def test_pair_distance_is_euclidean_over_the_numbers_that_count():
 
 
 def test_vanilla_changes_nothing():
-    found = distance_change(VANILLA, normal(64, 8), batch_size=32)
-    assert (found.percent, found.interval) == (0.0, (0.0, 0.0))
-    assert found.vanilla == found.selected > 0
+    result = distance_change(VANILLA, normal(64, 8), batch_size=32)
+    assert (result.percent, result.interval) == (0.0, (0.0, 0.0))
+    assert result.vanilla == result.selected > 0
 
 
 def test_the_interval_holds_the_true_change_in_its_share_of_cases():
     x = normal(64, 4)
     source = generator(1)
-    found = [distance_change(far_noise, x, batch_size=16, batches=5, generator=source) for _ in range(400)]
-    share = np.mean([each.interval[0] <= 0 <= each.interval[1] for each in found])
+    result = [distance_change(far_noise, x, batch_size=16, batches=5, generator=source) for _ in range(400)]
+    share = np.mean([item.interval[0] <= 0 <= item.interval[1] for item in result])
     assert 0.92 < share < 0.98
 
 
@@ -77,18 +77,18 @@ def test_the_change_of_knn_is_that_of_the_least_of_k_distances(dims, k, radius):
         return integrate.trapezoid(stats.ncx2.sf(distance**2, dims, radius**2) ** candidates, distance)
 
     x = radius * torch.nn.functional.normalize(normal(2000, dims), dim=1)
-    found = distance_change(make_selector("knn", k=k), x, batch_size=500, batches=12, generator=generator(1))
+    result = distance_change(make_selector("knn", k=k), x, batch_size=500, batches=12, generator=generator(1))
     expected = 100 * (mean_distance(k) / mean_distance(1) - 1)
-    assert found.vanilla == pytest.approx(mean_distance(1), rel=0.02)
-    assert found.percent == pytest.approx(expected, abs=2 * (found.interval[1] - found.interval[0]))
-    assert found.interval[1] - found.interval[0] < 0.3 * abs(expected)
+    assert result.vanilla == pytest.approx(mean_distance(1), rel=0.02)
+    assert result.percent == pytest.approx(expected, abs=2 * (result.interval[1] - result.interval[0]))
+    assert result.interval[1] - result.interval[0] < 0.3 * abs(expected)
 
 
 def test_only_numbers_inside_the_mask_enter_the_distance():
     x = torch.cat([normal(64, 3), torch.full((64, 5), 1000.0)], dim=1)
     mask = torch.arange(8) < 3
-    found = distance_change(make_selector("knn", k=8), x, mask=mask, batch_size=64)
-    assert found.vanilla < 10 and found.percent < -20
+    result = distance_change(make_selector("knn", k=8), x, mask=mask, batch_size=64)
+    assert result.vanilla < 10 and result.percent < -20
 
 
 # Moments and tests of the law
@@ -96,11 +96,11 @@ def test_only_numbers_inside_the_mask_enter_the_distance():
 
 def test_moments_of_known_numbers():
     """Numbers -1, -1, -1, 3: mean 0, variance 3, third moment 6, fourth 21."""
-    found = moments(torch.tensor([[-1.0, -1.0], [-1.0, 3.0]]))
-    assert (found.mean, found.variance, found.squared_norm) == (0.0, 3.0, 6.0)
-    assert found.skewness == pytest.approx(6 / 3**1.5)
-    assert found.kurtosis == pytest.approx(21 / 9 - 3)
-    assert (found.largest_mean, found.smallest_variance, found.largest_variance) == (1.0, 0.0, 8.0)
+    result = moments(torch.tensor([[-1.0, -1.0], [-1.0, 3.0]]))
+    assert (result.mean, result.variance, result.squared_norm) == (0.0, 3.0, 6.0)
+    assert result.skewness == pytest.approx(6 / 3**1.5)
+    assert result.kurtosis == pytest.approx(21 / 9 - 3)
+    assert (result.largest_mean, result.smallest_variance, result.largest_variance) == (1.0, 0.0, 8.0)
 
 
 def test_plain_noise_stays_in_its_ranges_in_their_share_of_cases():
@@ -108,18 +108,19 @@ def test_plain_noise_stays_in_its_ranges_in_their_share_of_cases():
     source = generator(2)
     drawn = [moments(torch.randn(400, 6, generator=source)) for _ in range(500)]
     inside = {
-        name: np.array([low <= getattr(found, name) <= high for found in drawn]) for name, (low, high) in ranges.items()
+        name: np.array([low <= getattr(result, name) <= high for result in drawn])
+        for name, (low, high) in ranges.items()
     }
     inside["both extreme variances"] = inside.pop("smallest_variance") & inside.pop("largest_variance")
-    shares = {name: each.mean() for name, each in inside.items()}
+    shares = {name: item.mean() for name, item in inside.items()}
     assert len(shares) == 7 and all(0.92 < share < 0.98 for share in shares.values()), shares
 
 
 def test_ks_of_normal_quantiles_is_half_a_step():
     values = torch.from_numpy(stats.norm.ppf((np.arange(1000) + 0.5) / 1000))
-    found = ks_normal(values)
-    assert found.statistic == pytest.approx(0.5 / 1000, abs=1e-9) and found.pvalue > 0.999
-    assert found.critical == pytest.approx(1.358 / math.sqrt(1000), rel=0.01)
+    result = ks_normal(values)
+    assert result.statistic == pytest.approx(0.5 / 1000, abs=1e-9) and result.pvalue > 0.999
+    assert result.critical == pytest.approx(1.358 / math.sqrt(1000), rel=0.01)
     assert ks_normal(1.5 * values).statistic > ks_normal(1.5 * values).critical
 
 
@@ -141,9 +142,9 @@ def test_the_kl_floor_is_the_mean_over_simulations(samples, dims):
 
 def test_kl_of_one_dimension_by_hand():
     """Numbers 0, 1, 2 (mean 1, variance 2/3): (2/3 + 1 - 1 - log 2/3) / 2."""
-    found = gaussian_kl(torch.tensor([[0.0], [1.0], [2.0]]))
-    assert found.kl == pytest.approx((2 / 3 - math.log(2 / 3)) / 2)
-    assert found.excess == pytest.approx(found.kl - found.floor)
+    result = gaussian_kl(torch.tensor([[0.0], [1.0], [2.0]]))
+    assert result.kl == pytest.approx((2 / 3 - math.log(2 / 3)) / 2)
+    assert result.excess == pytest.approx(result.kl - result.floor)
 
 
 def test_the_kl_excess_is_the_divergence_of_the_law_itself():
@@ -159,25 +160,25 @@ def test_the_kl_excess_is_the_divergence_of_the_law_itself():
 
 def test_two_clusters_by_hand():
     """Centroids (0, 0) and (3, 4); in each the summed variance is 2, so sampling adds 2 * 2 / 2 to 25."""
-    found = cluster_distances(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[3.0, 3.0], [3.0, 5.0]]]))
-    assert (found.mean, found.std, found.floor) == (5.0, 0.0, math.sqrt(2))
-    assert found.corrected == pytest.approx(math.sqrt(23))
+    result = cluster_distances(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[3.0, 3.0], [3.0, 5.0]]]))
+    assert (result.mean, result.std, result.floor) == (5.0, 0.0, math.sqrt(2))
+    assert result.corrected == pytest.approx(math.sqrt(23))
 
 
 def test_centroids_of_plain_noise_lie_at_the_floor():
-    found = cluster_distances(normal(20, 50, 400))
-    assert found.mean == pytest.approx(found.floor, rel=0.02)
-    assert found.corrected < 0.25 * found.floor
+    result = cluster_distances(normal(20, 50, 400))
+    assert result.mean == pytest.approx(result.floor, rel=0.02)
+    assert result.corrected < 0.25 * result.floor
 
 
 def test_the_corrected_distance_is_that_of_the_true_means_whatever_the_spread():
     means = torch.zeros(6, 1, 300)
     means[torch.arange(6), 0, torch.arange(6)] = 2 / math.sqrt(2)  # all pairs 2 apart
     clusters = means + 3 * normal(6, 200, 300)
-    found = cluster_distances(clusters)
-    assert found.mean > 2 * found.floor
-    assert found.corrected == pytest.approx(2, rel=0.1)
-    assert cluster_distances(cluster for cluster in clusters) == found
+    result = cluster_distances(clusters)
+    assert result.mean > 2 * result.floor
+    assert result.corrected == pytest.approx(2, rel=0.1)
+    assert cluster_distances(cluster for cluster in clusters) == result
 
 
 def test_correlation_by_hand():
@@ -209,19 +210,19 @@ TWO_POINTS = torch.tensor([[-1.0], [1.0]])
 
 
 def test_target_variance_of_vanilla_is_that_of_quadrature():
-    found = target_variance(VANILLA, TWO_POINTS, alpha_bars=LEVELS, draws=20_000, generator=generator(1))
+    result = target_variance(VANILLA, TWO_POINTS, alpha_bars=LEVELS, draws=20_000, generator=generator(1))
     exact = [two_point_variance(level, lambda x, eps: 1.0) for level in LEVELS]
-    assert found.vanilla == pytest.approx(exact, rel=0.04)
-    assert found.selected == pytest.approx(exact, rel=0.06)
+    assert result.vanilla == pytest.approx(exact, rel=0.04)
+    assert result.selected == pytest.approx(exact, rel=0.06)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_target_variance_of_knn_is_a_tight_upper_bound(k):
     select = make_selector("knn", k=k)
     levels = (0.03, 0.01, 0.003)
-    found = target_variance(select, TWO_POINTS, alpha_bars=levels, draws=10_000, generator=generator(1))
+    result = target_variance(select, TWO_POINTS, alpha_bars=levels, draws=10_000, generator=generator(1))
     exact = [two_point_variance(level, knn_ratio(k)) for level in levels]
-    for at_most, plain, truth in zip(found.selected, found.vanilla, exact, strict=True):
+    for at_most, plain, truth in zip(result.selected, result.vanilla, exact, strict=True):
         assert 0.9 * truth < at_most < 1.25 * truth < plain
 
 
@@ -231,15 +232,15 @@ def test_noise_that_gives_its_sample_away_leaves_nothing():
     def same_side(x, *, condition=None, mask=None, step=None, generator=None):
         return torch.randn(x.shape, generator=generator).abs() * x.sign()
 
-    found = target_variance(same_side, TWO_POINTS, alpha_bars=LEVELS, draws=2000, generator=generator(1))
-    assert all(at_most < 0.25 * plain for at_most, plain in zip(found.selected, found.vanilla, strict=True))
+    result = target_variance(same_side, TWO_POINTS, alpha_bars=LEVELS, draws=2000, generator=generator(1))
+    assert all(at_most < 0.25 * plain for at_most, plain in zip(result.selected, result.vanilla, strict=True))
 
 
 @pytest.mark.parametrize(("name", "options"), [("knn", {"k": 2}), ("knn", {"k": 16}), ("linear", {})])
 def test_selection_leaves_less_variance(name, options):
     x = 0.5 * normal(128, 1, 2).expand(-1, 8, -1) + 0.2 * normal(128, 8, 2, seed=1)
-    found = target_variance(make_selector(name, **options), x, alpha_bars=(0.5, 0.1), generator=generator(1))
-    assert all(0 <= at_most < 0.95 * plain for at_most, plain in zip(found.selected, found.vanilla, strict=True))
+    result = target_variance(make_selector(name, **options), x, alpha_bars=(0.5, 0.1), generator=generator(1))
+    assert all(0 <= at_most < 0.95 * plain for at_most, plain in zip(result.selected, result.vanilla, strict=True))
 
 
 def test_nearest_denoisers_agree_with_the_exact_posterior_of_knn():
@@ -250,9 +251,9 @@ def test_nearest_denoisers_agree_with_the_exact_posterior_of_knn():
     eps = (x_t[:, None] - a * x) / s  # (queries, samples, D)
     distances = (x - eps).square().sum(2).numpy()
     exact = 3 * torch.from_numpy(stats.ncx2.logsf(distances, 6, x.square().sum(1).numpy()))
-    found = target_module.nearest_ratio(x, 6, k=4)(x_t, a, s)
+    result = target_module.nearest_ratio(x, 6, k=4)(x_t, a, s)
     normal_part = -eps.square().sum(2) / 2
-    torch.testing.assert_close((normal_part + found).softmax(1), (normal_part + exact).softmax(1), atol=0.01, rtol=0)
+    torch.testing.assert_close((normal_part + result).softmax(1), (normal_part + exact).softmax(1), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("degrees", "noncentrality"), [(1, 4.0), (2, 0.0), (2, 4.0), (32, 8.0), (3072, 770.0)])
@@ -260,8 +261,8 @@ def test_the_survival_function_is_that_of_scipy(degrees, noncentrality):
     quantiles = np.linspace(0.001, 0.999, 200)
     law = stats.ncx2(degrees, noncentrality) if noncentrality else stats.chi2(degrees)
     value = torch.from_numpy(law.ppf(quantiles))
-    found = target_module.log_survival(value, degrees, torch.tensor(noncentrality, dtype=torch.float64)).exp()
-    np.testing.assert_allclose(found.numpy(), 1 - quantiles, atol=0.015)
+    result = target_module.log_survival(value, degrees, torch.tensor(noncentrality, dtype=torch.float64)).exp()
+    np.testing.assert_allclose(result.numpy(), 1 - quantiles, atol=0.015)
 
 
 def test_sinkhorn_gives_every_sample_its_share():
@@ -290,48 +291,48 @@ def test_the_nearest_denoiser_is_the_same_in_the_span():
     """The distance that KNN shortens lies mostly outside the span of a few samples; none of it may be lost."""
     data, x_t = 0.5 * normal(5, 40).double(), normal(1, 7, 40, seed=1).double()
     short, projected = target_module.in_span(data, x_t)
-    whole, found = (
+    whole, result = (
         target_module.nearest_ratio(x, 40, k=16)(at, 0.5, math.sqrt(0.75))
         for x, at in ((data, x_t[0]), (short, projected[0]))
     )
-    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(result, whole)
 
 
 def test_dimensions_without_data_change_nothing_but_the_share_of_each_number():
     x = normal(16, 4)
     wide = torch.cat([x, torch.zeros(16, 28)], dim=1)
     narrow = target_variance(VANILLA, x, alpha_bars=(0.5,), draws=1000, generator=generator(1)).vanilla[0]
-    found = target_variance(VANILLA, wide, alpha_bars=(0.5,), draws=1000, generator=generator(2)).vanilla[0]
-    assert found * 8 == pytest.approx(narrow, rel=0.04)
+    result = target_variance(VANILLA, wide, alpha_bars=(0.5,), draws=1000, generator=generator(2)).vanilla[0]
+    assert result * 8 == pytest.approx(narrow, rel=0.04)
 
 
 # The whole audit
 
 
 def test_assignment_keeps_the_noise_and_shortens_the_distance():
-    found = audit(make_selector("linear"), normal(300, 4, 2), batch_size=64, batches=4)
-    kept = found.pairs.plain.flatten(2).sort(dim=1).values
-    assert torch.equal(kept, found.pairs.noise.flatten(2).sort(dim=1).values)
-    assert found.selected.squared_norm == pytest.approx(found.vanilla.squared_norm, rel=1e-9)
-    assert found.distance.interval[1] < -10
-    assert found.correlation.coordinates > 0.3 and found.gaussian.excess < 4 * found.gaussian.deviation
+    result = audit(make_selector("linear"), normal(300, 4, 2), batch_size=64, batches=4)
+    kept = result.pairs.plain.flatten(2).sort(dim=1).values
+    assert torch.equal(kept, result.pairs.noise.flatten(2).sort(dim=1).values)
+    assert result.selected.squared_norm == pytest.approx(result.vanilla.squared_norm, rel=1e-9)
+    assert result.distance.interval[1] < -10
+    assert result.correlation.coordinates > 0.3 and result.gaussian.excess < 4 * result.gaussian.deviation
 
 
 def test_knn_at_zero_keeps_the_shortest_of_k_norms():
     """E of the least of 4 chi-squared(32) numbers, the integral of its tail; plain noise has 32."""
     length = np.linspace(0, 120, 8001)
     expected = integrate.trapezoid(stats.chi2.sf(length, 32) ** 4, length)
-    found = audit(make_selector("knn", k=4), torch.zeros(512, 32), alpha_bars=(0.5,))
-    assert found.selected.squared_norm == pytest.approx(expected, rel=0.02)
-    assert found.vanilla.squared_norm == pytest.approx(32, rel=0.02)
-    assert found.ks.statistic > found.ks.critical and found.gaussian.excess > 4 * found.gaussian.deviation
+    result = audit(make_selector("knn", k=4), torch.zeros(512, 32), alpha_bars=(0.5,))
+    assert result.selected.squared_norm == pytest.approx(expected, rel=0.02)
+    assert result.vanilla.squared_norm == pytest.approx(32, rel=0.02)
+    assert result.ks.statistic > result.ks.critical and result.gaussian.excess > 4 * result.gaussian.deviation
 
 
 def test_knn_of_action_sized_samples_shortens_the_noise_from_32_to_26():
     """D = 32, k = 4, samples of squared norm 10, as normalised action windows have."""
     x = math.sqrt(10) * torch.nn.functional.normalize(normal(2000, 32), dim=1)
-    found = audit(make_selector("knn", k=4), x, batches=16, alpha_bars=(0.5,))
-    assert found.selected.squared_norm == pytest.approx(25.9, abs=0.4)
+    result = audit(make_selector("knn", k=4), x, batches=16, alpha_bars=(0.5,))
+    assert result.selected.squared_norm == pytest.approx(25.9, abs=0.4)
 
 
 def test_an_audit_is_a_function_of_its_generator():
@@ -339,8 +340,8 @@ def test_an_audit_is_a_function_of_its_generator():
     before = torch.get_rng_state()
 
     def figures(source):
-        found = audit(select, x, batch_size=16, batches=3, generator=source).as_dict()
-        return {name: value for name, value in found.items() if name != "seconds"}
+        result = audit(select, x, batch_size=16, batches=3, generator=source).as_dict()
+        return {name: value for name, value in result.items() if name != "seconds"}
 
     assert figures(generator(1)) == figures(generator(1)) != figures(generator(2))
     assert figures(None) == figures(None)
@@ -361,40 +362,40 @@ def test_condition_and_mask_follow_their_samples():
 
 
 def test_few_samples_form_every_batch_and_too_few_pairs_have_no_kl():
-    found = audit(make_selector("knn"), normal(6, 40), batch_size=256, batches=2)
-    assert (found.batch_size, found.batches, found.dims) == (6, 2, 40)
-    assert found.gaussian is None and found.as_dict()["gaussian"] is None
-    assert "needs more than 40 pairs" in found.table()
+    result = audit(make_selector("knn"), normal(6, 40), batch_size=256, batches=2)
+    assert (result.batch_size, result.batches, result.dims) == (6, 2, 40)
+    assert result.gaussian is None and result.as_dict()["gaussian"] is None
+    assert "needs more than 40 pairs" in result.table()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_floating_type_is_audited(dtype):
-    found = audit(make_selector("knn", k=8), normal(64, 8).to(dtype), batch_size=32, batches=3)
-    assert found.distance.percent < -5 and 0.5 < found.selected.variance < 1
+    result = audit(make_selector("knn", k=8), normal(64, 8).to(dtype), batch_size=32, batches=3)
+    assert result.distance.percent < -5 and 0.5 < result.selected.variance < 1
 
 
 def test_the_record_is_json_and_the_table_says_the_same():
-    found = audit(make_selector("knn", k=8), normal(200, 8), batch_size=64, batches=3)
-    record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert record["distance"]["percent"] == found.distance.percent
+    result = audit(make_selector("knn", k=8), normal(200, 8), batch_size=64, batches=3)
+    record = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert record["distance"]["percent"] == result.distance.percent
     assert record["target"]["alpha_bars"] == [0.99, 0.9, 0.5, 0.1, 0.01]
     assert "pairs" not in record and record["seconds"] > 0
-    table = found.table()
-    assert f"{found.distance.percent:+.2f} %" in table.splitlines()[1]
+    table = result.table()
+    assert f"{result.distance.percent:+.2f} %" in table.splitlines()[1]
     variance = next(line for line in table.splitlines() if line.startswith("  variance"))
-    assert variance.split()[1:3] == [f"{found.vanilla.variance:.4f}", f"{found.selected.variance:.4f}*"]
+    assert variance.split()[1:3] == [f"{result.vanilla.variance:.4f}", f"{result.selected.variance:.4f}*"]
     assert max(map(len, table.splitlines())) <= 100
 
 
 def test_the_plot_shows_the_audit():
-    found = audit(make_selector("knn", k=8), normal(200, 8), batch_size=64, batches=3)
-    distance, marginal, norms, target = found.plot().axes
-    assert f"{found.distance.percent:+.2f} %" in distance.get_title("left")
-    assert f"variance {found.selected.variance:.3f}" in marginal.get_title("left")
-    assert f"{found.selected.squared_norm:.2f} selected" in norms.get_title("left")
+    result = audit(make_selector("knn", k=8), normal(200, 8), batch_size=64, batches=3)
+    distance, marginal, norms, target = result.plot().axes
+    assert f"{result.distance.percent:+.2f} %" in distance.get_title("left")
+    assert f"variance {result.selected.variance:.3f}" in marginal.get_title("left")
+    assert f"{result.selected.squared_norm:.2f} selected" in norms.get_title("left")
     plain, selected = target.lines
-    assert tuple(plain.get_ydata()) == found.target.vanilla
-    assert tuple(selected.get_ydata()) == found.target.selected
+    assert tuple(plain.get_ydata()) == result.target.vanilla
+    assert tuple(selected.get_ydata()) == result.target.selected
 
 
 def test_seconds_are_the_median_of_the_batches():
@@ -414,7 +415,7 @@ def test_the_audit_imports_neither_matplotlib_nor_the_evaluation():
 
 
 @pytest.mark.parametrize(
-    ("x", "options", "said"),
+    ("x", "options", "message"),
     [
         (torch.zeros(4, 2, dtype=torch.long), {}, "int64"),
         (torch.zeros(0, 2), {}, r"\(0, 2\)"),
@@ -429,16 +430,16 @@ def test_the_audit_imports_neither_matplotlib_nor_the_evaluation():
         (torch.zeros(4, 2), {"mask": torch.zeros(3, dtype=torch.bool)}, "mask has shape"),
     ],
 )
-def test_what_cannot_be_audited_is_refused_before_anything_is_selected(x, options, said):
+def test_what_cannot_be_audited_is_refused_before_anything_is_selected(x, options, message):
     def never(*_, **__):
         pytest.fail("noise was selected for input that is refused")
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         audit(never, x, **options)
 
 
 @pytest.mark.parametrize(
-    ("measure", "said"),
+    ("measure", "message"),
     [
         (lambda: pair_distance(torch.zeros(2, 3), torch.zeros(3, 2)), "equal shapes"),
         (lambda: moments(torch.zeros(1, 3)), r"\(1, 3\)"),
@@ -455,15 +456,15 @@ def test_what_cannot_be_audited_is_refused_before_anything_is_selected(x, option
         (lambda: target_variance(VANILLA, torch.full((4, 2), float("nan"))), "NaN"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(measure, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_measured_is_refused(measure, message):
+    with pytest.raises(ValueError, match=message):
         measure()
 
 
 @pytest.mark.gpu
 def test_an_audit_on_cuda_is_that_on_the_cpu():
     x, select = normal(200, 8), make_selector("knn", k=8)
-    on_cpu, on_cuda = (audit(select, each, batch_size=64, batches=3, generator=generator(1)) for each in (x, x.cuda()))
+    on_cpu, on_cuda = (audit(select, item, batch_size=64, batches=3, generator=generator(1)) for item in (x, x.cuda()))
     assert on_cuda.distance.percent == pytest.approx(on_cpu.distance.percent, abs=1e-3)
     assert on_cuda.selected.squared_norm == pytest.approx(on_cpu.selected.squared_norm, rel=1e-5)
     assert on_cuda.target.vanilla == pytest.approx(on_cpu.target.vanilla, rel=1e-4)

@@ -33,7 +33,7 @@ def work(rank: int, size: int, port: int, results: multiprocessing.Queue) -> Non
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     x, label, mask = (part.chunk(size)[rank] for part in data())
     linear = AcrossProcesses(make_selector("linear"))
-    found = {
+    result = {
         "linear": linear(x, mask=mask, generator=generator(7 + rank)),
         "c2ot": AcrossProcesses(make_selector("c2ot"))(x, condition=label, generator=generator(7 + rank)),
         "errors": [],
@@ -43,8 +43,8 @@ def work(rank: int, size: int, port: int, results: multiprocessing.Queue) -> Non
         try:
             linear(unusable, generator=generator(0))
         except ValueError as error:
-            found["errors"].append(str(error))
-    results.put((rank, {name: each.tolist() if torch.is_tensor(each) else each for name, each in found.items()}))
+            result["errors"].append(str(error))
+    results.put((rank, {name: item.tolist() if torch.is_tensor(item) else item for name, item in result.items()}))
     dist.destroy_process_group()
 
 
@@ -55,7 +55,7 @@ def test_several_processes_pair_their_global_batch_as_one_process_does(size):
     workers = [context.Process(target=work, args=(rank, size, port, results)) for rank in range(size)]
     for worker in workers:
         worker.start()
-    found = dict(results.get(timeout=120) for _ in workers)
+    result = dict(results.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join(timeout=60)
     x, label, mask = data()
@@ -64,10 +64,10 @@ def test_several_processes_pair_their_global_batch_as_one_process_does(size):
         "c2ot": make_selector("c2ot")(x, condition=label, generator=generator(7)),
     }
     for name, expected in alone.items():
-        together = torch.tensor([row for rank in range(size) for row in found[rank][name]])
+        together = torch.tensor([row for rank in range(size) for row in result[rank][name]])
         assert torch.equal(together, expected)
     for rank in range(size):
-        nan, shapes = found[rank]["errors"]
+        nan, shapes = result[rank]["errors"]
         assert "nan in sample" in nan and "all need the same shapes" in shapes
 
 

@@ -70,7 +70,7 @@ def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("nowhere_at_all:Selector", {}, "noise=nowhere_at_all:Selector: No module named 'nowhere_at_all'; install it"),
         ("own_noise:Warm", {}, "noise=own_noise:Warm: cannot be imported"),
@@ -85,10 +85,10 @@ def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
         (7, {}, "noise 7 is not a name; known: vanilla"),
     ],
 )
-def test_what_is_no_selector_is_refused_in_one_line(own_module, name, options, said):
+def test_what_is_no_selector_is_refused_in_one_line(own_module, name, options, message):
     with pytest.raises(ValueError) as refused:
         make_selector(name, **options)
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_every_option_of_a_selector_is_described(own_module):

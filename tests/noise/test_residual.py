@@ -17,9 +17,9 @@ def generator(seed=0):
 def test_the_fit_recovers_a_linear_law():
     c = torch.randn(500, 2, generator=generator())
     x = c @ WEIGHTS[:2] + WEIGHTS[2]
-    found = fit_linear_prediction(c, x, ridge=1e-9)
-    torch.testing.assert_close(found.weights, WEIGHTS, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found(c), x, rtol=1e-4, atol=1e-4)
+    result = fit_linear_prediction(c, x, ridge=1e-9)
+    torch.testing.assert_close(result.weights, WEIGHTS, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result(c), x, rtol=1e-4, atol=1e-4)
 
 
 def test_residuals_do_not_correlate_with_conditions():
@@ -33,8 +33,8 @@ def test_residuals_do_not_correlate_with_conditions():
 
 def test_a_large_penalty_leaves_the_mean():
     c, x = torch.randn(50, 2, generator=generator()), torch.rand(50, 3, generator=generator(1)) + 5
-    found = fit_linear_prediction(c, x, ridge=1e9)
-    torch.testing.assert_close(found(c), x.mean(0).expand(50, 3), rtol=1e-4, atol=1e-4)
+    result = fit_linear_prediction(c, x, ridge=1e9)
+    torch.testing.assert_close(result(c), x.mean(0).expand(50, 3), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["knn", "linear"])

@@ -208,7 +208,7 @@ def test_knn_alone_means_k_of_two():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: make_selector("knm"), "unknown noise 'knm'; did you mean 'knn'"),
         (lambda: make_selector("knn", k=0), "k=0"),
@@ -239,13 +239,13 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("c2ot", condition_cost="l1"), "condition_cost=l1"),
     ],
 )
-def test_unusable_options_are_refused_by_name(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_options_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize(
-    ("x", "options", "said"),
+    ("x", "options", "message"),
     [
         (torch.zeros(0, 4), {}, r"\(0, 4\)"),
         (torch.zeros(4), {}, r"\(4,\)"),
@@ -260,9 +260,9 @@ def test_unusable_options_are_refused_by_name(make, said):
         (torch.full((4, 2), 3e38), {}, "too large to measure in sample 0, up to 3e"),
     ],
 )
-def test_unusable_input_is_refused_by_every_selector(name, x, options, said):
+def test_unusable_input_is_refused_by_every_selector(name, x, options, message):
     options = {"condition": torch.zeros(len(x), 1)} | options
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         make_selector(name)(x, generator=generator(), **options)
 
 
@@ -301,8 +301,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tensors = [each for each in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(each)]
-        self.numel = max([self.numel, *(each.numel() for each in tensors)])
+        tensors = [item for item in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(item)]
+        self.numel = max([self.numel, *(item.numel() for item in tensors)])
         return result
 
 

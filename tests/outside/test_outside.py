@@ -144,7 +144,7 @@ def test_runs_are_reported_in_the_tasks_words(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["task=reached"], "unknown task 'reached'; did you mean 'reach'?"),
         (["task=reach", "task.width=2"], "task=reach has no width; it takes radius"),
@@ -155,7 +155,7 @@ def test_runs_are_reported_in_the_tasks_words(runs, tmp_path):
         (["task=reach", "noise=tempered", "noise.temperature=-1"], "temperature=-1"),
     ],
 )
-def test_mistakes_are_one_line_and_create_nothing(store, tmp_path, words, said):
+def test_mistakes_are_one_line_and_create_nothing(store, tmp_path, words, message):
     data = [] if "data=null" in words else [f"data={store}"]
     line = refused(here("train_policy.py", *SMALL, *data, f"out={tmp_path / 'run'}", *words))
-    assert said in line and not (tmp_path / "run").exists()
+    assert message in line and not (tmp_path / "run").exists()

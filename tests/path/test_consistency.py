@@ -46,8 +46,8 @@ def test_at_the_highest_level_the_network_says_it_all(sigma_data):
     path, x = consistency(sigma_data=sigma_data), SIGMA_MAX * torch.randn(4, 3, 8, 8, generator=generator())
     clean = path.clean(lambda x, t: (t / 250).view(-1, 1, 1, 1).expand_as(x), points(path, x, SIGMA_MAX),
                        torch.full((4,), SIGMA_MAX))  # fmt: skip
-    said = sigma_data * math.log(SIGMA_MAX)
-    torch.testing.assert_close(clean, torch.full_like(x, said), rtol=0.01, atol=sigma_data**2)
+    message = sigma_data * math.log(SIGMA_MAX)
+    torch.testing.assert_close(clean, torch.full_like(x, message), rtol=0.01, atol=sigma_data**2)
 
 
 def test_levels_end_at_both_sigmas_and_are_even_in_their_seventh_root():

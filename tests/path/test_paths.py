@@ -72,16 +72,16 @@ def test_every_step_of_the_chain_is_trained_and_flow_times_fill_the_unit_interva
 
 
 def test_the_network_is_told_chain_steps_and_thousandths():
-    told = []
+    reported = []
 
     def network(noisy, t):
-        told.append(t)
+        reported.append(t)
         return noisy
 
     Ddpm(100).evaluate(network, torch.zeros(2, 16, 2), torch.tensor([3, 99]))
     Flow().evaluate(network, torch.zeros(2, 16, 2), torch.tensor([0.25, 0.5]))
     Regression((0, 0.9)).evaluate(network, torch.zeros(2, 16, 2), torch.tensor([0, 0.9]))
-    assert [t.tolist() for t in told] == [[3, 99], [250, 500], [0, 90]]
+    assert [t.tolist() for t in reported] == [[3, 99], [250, 500], [0, 90]]
 
 
 def test_grids_by_hand():

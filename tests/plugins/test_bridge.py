@@ -63,9 +63,9 @@ def chunks(path, sampler=None):
     return policy.predict(observation, sampler or PUBLISHED, generators), observation, noise
 
 
-def close(found, expected):
+def close(result, expected):
     """Equal at 1e-5 of the actions' range."""
-    torch.testing.assert_close(found / 300, expected / 300, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result / 300, expected / 300, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -120,8 +120,8 @@ def test_a_workspace_s_file_is_evaluated_with_its_averaged_weights(tmp_path):
     payload["state_dicts"]["optimizer"] = torch.optim.AdamW([torch.zeros(1)]).state_dict()
     payload["pickles"] = {"global_step": pickle.dumps(1234), "epoch": pickle.dumps(5)}
     torch.save(payload, tmp_path / "a.ckpt")
-    found = open_checkpoint(tmp_path / "a.ckpt")
-    assert found.step == 1234 and not found.resumable
+    result = open_checkpoint(tmp_path / "a.ckpt")
+    assert result.step == 1234 and not result.resumable
     close(chunks(tmp_path / "a.ckpt")[0], chunks(path)[0])
 
 
@@ -218,8 +218,8 @@ def published_ckpt(path, order, crop):
 )
 def test_our_policy_acts_as_the_published_image_policy(tmp_path, order, crop):
     published = published_ckpt(tmp_path / "a.ckpt", order, crop)
-    found, observation, noise = chunks(tmp_path / "a.ckpt")
-    close(found, published.actions(their_view(observation), noise))
+    result, observation, noise = chunks(tmp_path / "a.ckpt")
+    close(result, published.actions(their_view(observation), noise))
 
 
 def two_cameras(policy):
@@ -227,7 +227,7 @@ def two_cameras(policy):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda policy: policy.update(_target_="x.DiffusionUnetImagePolicy"), "DiffusionUnetImagePolicy is another"),
         (lambda policy: policy.update(obs_encoder_group_norm=False), "obs_encoder_group_norm=False; only"),
@@ -240,10 +240,10 @@ def two_cameras(policy):
         (two_cameras, r"wrist \[3, 96, 96\]; PushT has one camera"),
     ],
 )
-def test_an_image_policy_of_another_kind_is_refused(tmp_path, change, said):
+def test_an_image_policy_of_another_kind_is_refused(tmp_path, change, message):
     policy = published_config()
     change(policy)
-    with pytest.raises(CheckpointError, match=said) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         open_checkpoint(save_ckpt(tmp_path / "a.ckpt", policy, published_normalisers()))
     assert "\n" not in str(error.value)
 
@@ -323,9 +323,9 @@ def test_lerobot_acts_as_our_policy_does(venv, tmp_path, spec, agent, block):
     path = ours(tmp_path / "step_000007", spec)
     convert(path, "lerobot", tmp_path / "there")
     expected, observation, noise = chunks(path)
-    found = lerobots_actions(venv, tmp_path / "there", observation, noise, agent, block, tmp_path)
+    result = lerobots_actions(venv, tmp_path / "there", observation, noise, agent, block, tmp_path)
     sent = slice(spec.obs_steps - 1, spec.obs_steps - 1 + spec.action_steps)
-    close(found, expected[:, sent])
+    close(result, expected[:, sent])
 
 
 MADE = """
@@ -361,9 +361,9 @@ for part in (DiffusionPolicy(config), *make_diffusion_pre_post_processors(config
 def test_our_policy_acts_as_lerobot_s_does(venv, tmp_path):
     """Saved by LeRobot itself, with each kind of normalisation; its block is not normalised at all by default."""
     peers("-c", MADE, str(tmp_path / "theirs"), venv=venv)
-    found, observation, noise = chunks(tmp_path / "theirs")
+    result, observation, noise = chunks(tmp_path / "theirs")
     expected = lerobots_actions(venv, tmp_path / "theirs", observation, noise, slice(18, 20), slice(0, 18), tmp_path)
-    close(found[:, 1:9], expected)
+    close(result[:, 1:9], expected)
 
 
 @pytest.mark.slow
@@ -371,9 +371,9 @@ def test_our_policy_acts_as_lerobot_s_does(venv, tmp_path):
 def test_our_policy_sees_as_lerobot_s_does(venv, tmp_path, encoder):
     """Saved by LeRobot itself; its version 0.6 gives each camera an encoder of its own unless told otherwise."""
     peers("-c", MADE, str(tmp_path / "theirs"), "image", encoder, venv=venv)
-    found, observation, noise = chunks(tmp_path / "theirs")
+    result, observation, noise = chunks(tmp_path / "theirs")
     expected = lerobots_actions(venv, tmp_path / "theirs", observation, noise, None, None, tmp_path)
-    close(found[:, 1:9], expected)
+    close(result[:, 1:9], expected)
 
 
 def test_pixels_of_another_range_are_refused(tmp_path):
@@ -391,7 +391,7 @@ def written_for_lerobot(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"type": "act"}, "a policy of type act"),
         ({"use_film_scale_modulation": False}, "use_film_scale_modulation=False; only"),
@@ -402,11 +402,11 @@ def written_for_lerobot(tmp_path):
         ({"normalization_mapping": {"STATE": "QUANTILES"}}, "normalised by QUANTILES"),
     ],
 )
-def test_a_lerobot_policy_of_another_kind_is_refused(tmp_path, change, said):
+def test_a_lerobot_policy_of_another_kind_is_refused(tmp_path, change, message):
     path = written_for_lerobot(tmp_path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_policy(open_checkpoint(path))
     assert "\n" not in str(error.value)
 
@@ -428,7 +428,7 @@ def changed_ckpt(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda p: p["cfg"]["policy"].update(_target_="x.DiffusionTransformerLowdimPolicy"), "another architecture"),
         (lambda p: p["cfg"]["policy"].update(oa_step_convention=False), "oa_step_convention=False; only"),
@@ -440,15 +440,15 @@ def changed_ckpt(tmp_path, change):
         (lambda p: p.pop("cfg"), "not a workspace of Diffusion Policy"),
     ],
 )
-def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, said):
+def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, message):
     path = changed_ckpt(tmp_path, change)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_policy(open_checkpoint(path))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         (replace(SPEC, groups=4), "groups=4"),
         (replace(SPEC, method="regression"), "method=regression does not diffuse"),
@@ -459,9 +459,9 @@ def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, said):
     ],
 )
 @pytest.mark.parametrize("to", ["lerobot", "diffusion_policy"])
-def test_what_has_no_counterpart_is_not_written(tmp_path, spec, said, to):
+def test_what_has_no_counterpart_is_not_written(tmp_path, spec, message, to):
     path = ours(tmp_path / "step_000007", spec)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         convert(path, to, tmp_path / "there")
     assert not (tmp_path / "there").exists()
 

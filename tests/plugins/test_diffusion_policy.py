@@ -15,10 +15,10 @@ class Recording:
     """A selector that hands out known noise and remembers what it was told."""
 
     def __init__(self, noise=None):
-        self.noise, self.told = noise, []
+        self.noise, self.calls = noise, []
 
     def __call__(self, x, *, condition=None, mask=None, step=None, generator=None):
-        self.told.append({"x": x.clone(), "condition": condition, "mask": mask, "step": step})
+        self.calls.append({"x": x.clone(), "condition": condition, "mask": mask, "step": step})
         return torch.full_like(x, 0.5) if self.noise is None else self.noise
 
 
@@ -32,7 +32,7 @@ def test_the_loss_is_that_of_the_chosen_noise():
     a = policy.noise_scheduler.alphas_cumprod[timesteps, None, None]
     noisy = a.sqrt() * batch["action"] / 2 + (1 - a).sqrt() * select.noise
     torch.testing.assert_close(loss, nn.functional.mse_loss(policy.model(noisy), select.noise))
-    assert torch.equal(select.told[0]["x"], batch["action"] / 2)
+    assert torch.equal(select.calls[0]["x"], batch["action"] / 2)
 
 
 def test_a_policy_that_predicts_samples_is_compared_with_the_samples():
@@ -61,10 +61,10 @@ def test_validation_keeps_the_plain_loss():
     plain.load_state_dict(policy.state_dict())
     use_noise(policy, select)
     losses = []
-    for each in (policy.eval(), plain.eval()):
+    for item in (policy.eval(), plain.eval()):
         torch.manual_seed(3)
-        losses.append(each.compute_loss(batch_of(each)))
-    assert torch.equal(*losses) and not select.told
+        losses.append(item.compute_loss(batch_of(item)))
+    assert torch.equal(*losses) and not select.calls
 
 
 def test_schedules_are_told_the_step():
@@ -72,7 +72,7 @@ def test_schedules_are_told_the_step():
     use_noise(policy, select, step=lambda: next(steps))
     for _ in range(2):
         policy.compute_loss(batch_of(policy))
-    assert [told["step"] for told in select.told] == [7, 8]
+    assert [reported["step"] for reported in select.calls] == [7, 8]
 
 
 def test_selectors_that_compare_conditions_see_the_observations():
@@ -80,7 +80,7 @@ def test_selectors_that_compare_conditions_see_the_observations():
     use_noise(policy, select)
     batch = batch_of(policy)
     policy.compute_loss(batch)
-    assert torch.equal(select.told[0]["condition"], (batch["obs"] / 2)[:, :2].flatten(1))
+    assert torch.equal(select.calls[0]["condition"], (batch["obs"] / 2)[:, :2].flatten(1))
     use_noise(policy, make_selector("c2ot"))
     assert torch.isfinite(policy.compute_loss(batch))
 
@@ -96,7 +96,7 @@ def test_known_observations_of_a_trajectory_do_not_count():
     policy, select = MiniaturePolicy(inpainting=True), Recording()
     use_noise(policy, select)
     policy.compute_loss(batch_of(policy))
-    mask = select.told[0]["mask"]
+    mask = select.calls[0]["mask"]
     assert not mask[:, :2, 2:].any() and mask[:, 2:].all() and mask[:, :, :2].all()
     assert unknown(MiniaturePolicy(), torch.zeros(6, 8, 2)) is None
 
@@ -122,7 +122,7 @@ def test_the_last_selector_holds():
     use_noise(policy, first)
     use_noise(policy, second)
     policy.compute_loss(batch_of(policy))
-    assert not first.told and len(second.told) == 1
+    assert not first.calls and len(second.calls) == 1
 
 
 def test_another_kind_of_policy_is_refused():

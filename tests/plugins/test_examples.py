@@ -45,28 +45,28 @@ def here(*words, cwd=ROOT):
 def test_plain_pytorch_learns(noise):
     done = here("examples/plain_pytorch.py", noise)
     assert done.returncode == 0, done.stderr
-    found = losses(done.stdout)
-    assert len(found) == 4 and found[-1] < 0.6 * found[0]
+    result = losses(done.stdout)
+    assert len(result) == 4 and result[-1] < 0.6 * result[0]
 
 
 def test_torchcfm_learns():
     needs("torchcfm")
-    found = losses(peers("examples/torchcfm_flow.py").stdout)
-    assert len(found) == 4 and found[-1] < 0.6 * found[0]
+    result = losses(peers("examples/torchcfm_flow.py").stdout)
+    assert len(result) == 4 and result[-1] < 0.6 * result[0]
 
 
 def test_diffusers_under_accelerate_learns():
     needs("accelerate")
-    found = losses(peers("examples/diffusers_accelerate.py").stdout)
-    assert len(found) == 4 and found[-1] < 0.8 * found[0]
+    result = losses(peers("examples/diffusers_accelerate.py").stdout)
+    assert len(result) == 4 and result[-1] < 0.8 * result[0]
 
 
 @pytest.mark.slow
 def test_accelerate_pairs_across_two_processes():
     needs("accelerate")
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no")
-    found = losses(peers(*launch, "examples/diffusers_accelerate.py").stdout)
-    assert len(found) == 4 and found[-1] < 0.8 * found[0]
+    result = losses(peers(*launch, "examples/diffusers_accelerate.py").stdout)
+    assert len(result) == 4 and result[-1] < 0.8 * result[0]
 
 
 def test_the_original_diffusion_policy_is_trained_by_its_own_workspace(tmp_path):

@@ -44,11 +44,11 @@ def test_tensors_and_containers_come_back(saved):
         "plain": [1, 2.5, "text", None, True, (1, b"bytes"), {3}],
         "size": torch.Size([2]),
     }
-    found = read_pickled(saved(value))
-    assert found["plain"] == value["plain"] and found["size"] == value["size"]
-    assert isinstance(found["parameter"], nn.Parameter) and type(found["state"]) is OrderedDict
+    result = read_pickled(saved(value))
+    assert result["plain"] == value["plain"] and result["size"] == value["size"]
+    assert isinstance(result["parameter"], nn.Parameter) and type(result["state"]) is OrderedDict
     for name, tensor in value["state"].items():
-        assert torch.equal(found["state"][name], tensor) and found["state"][name].dtype == tensor.dtype
+        assert torch.equal(result["state"][name], tensor) and result["state"][name].dtype == tensor.dtype
 
 
 @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state_dicts": {"model": [1, bomb]}}])
@@ -90,8 +90,8 @@ def test_what_is_rebuilt_cannot_be_changed_from_within():
     function = torch._utils._rebuild_parameter
     before = function.__defaults__
     content = b"\x80\x02ctorch._utils\n_rebuild_parameter\nN}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b."
-    found = read_bytes(content)
-    assert found.__defaults__ == (1,) and function.__defaults__ == before
+    result = read_bytes(content)
+    assert result.__defaults__ == (1,) and function.__defaults__ == before
 
 
 def test_what_is_inert_takes_everything():
@@ -105,8 +105,8 @@ def test_what_is_inert_takes_everything():
 
 def test_configurations_of_omegaconf_become_plain(saved):
     config = {"policy": {"horizon": 16, "down_dims": [256, 512], "name": None, "clip": True, "lr": 1e-4}}
-    found = read_pickled(saved({"cfg": OmegaConf.create(config)}))
-    assert plain(found["cfg"]) == config
+    result = read_pickled(saved({"cfg": OmegaConf.create(config)}))
+    assert plain(result["cfg"]) == config
 
 
 DILL = """
@@ -129,13 +129,13 @@ def test_files_of_dill_are_read(tmp_path):
     peers(
         "-c", DILL.replace("class Config: pass", "from einops import EinopsError as Config"), str(tmp_path / "b.ckpt")
     )
-    found = read_pickled(tmp_path / "b.ckpt")
-    assert torch.equal(found["state_dicts"]["model"]["w"], torch.arange(4.0))
-    assert plain(found["cfg"]) == {"horizon": 16} and read_bytes(found["pickles"]["global_step"]) == 7
+    result = read_pickled(tmp_path / "b.ckpt")
+    assert torch.equal(result["state_dicts"]["model"]["w"], torch.arange(4.0))
+    assert plain(result["cfg"]) == {"horizon": 16} and read_bytes(result["pickles"]["global_step"]) == 7
 
 
 def test_files_of_another_kind_are_refused_in_one_line(tmp_path):
-    def said(path):
+    def message(path):
         with pytest.raises(CheckpointError) as error:
             read_pickled(path)
         assert "\n" not in str(error.value)
@@ -147,7 +147,7 @@ def test_files_of_another_kind_are_refused_in_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "whole") as whole, zipfile.ZipFile(tmp_path / "damaged", "w") as damaged:
         for name in whole.namelist():
             damaged.writestr(name, whole.read(name)[:20] if name.endswith("data.pkl") else whole.read(name))
-    assert "does not exist" in said(tmp_path / "absent")
-    assert "PyTorch 1.6" in said(tmp_path / "legacy")
-    assert "TorchScript program" in said(tmp_path / "script")
-    assert "cannot be read" in said(tmp_path / "damaged")
+    assert "does not exist" in message(tmp_path / "absent")
+    assert "PyTorch 1.6" in message(tmp_path / "legacy")
+    assert "TorchScript program" in message(tmp_path / "script")
+    assert "cannot be read" in message(tmp_path / "damaged")

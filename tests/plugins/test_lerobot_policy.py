@@ -189,10 +189,10 @@ def test_vanilla_is_lerobots_own_loss_bit_for_bit(facts):
 
 @pytest.mark.parametrize("name", ["knn", "linear", "idp26", "c2ot"])
 def test_noise_is_the_selectors_for_the_normalised_actions_without_padding(facts, name):
-    found = facts["noise"][name]
-    assert found["same"] and found["finite"] and found["plain in evaluation"]
-    assert found["distance"][0] == pytest.approx(found["distance"][1], rel=1e-12)
-    assert found["change"] < -5 if name != "c2ot" else found["change"] <= 0
+    result = facts["noise"][name]
+    assert result["same"] and result["finite"] and result["plain in evaluation"]
+    assert result["distance"][0] == pytest.approx(result["distance"][1], rel=1e-12)
+    assert result["change"] < -5 if name != "c2ot" else result["change"] <= 0
 
 
 def test_unusable_options_are_refused_by_name(facts):
@@ -228,8 +228,8 @@ def test_without_lerobot_one_line_says_what_to_install():
     code = (
         "import sys; sys.modules['lerobot'] = None; sys.path.insert(0, sys.argv[1]); import lerobot_policy_immiscible"
     )
-    said = subprocess.run([sys.executable, "-c", code, PLUGIN], capture_output=True, text=True, check=False).stderr
-    assert said.splitlines()[-1] == (
+    message = subprocess.run([sys.executable, "-c", code, PLUGIN], capture_output=True, text=True, check=False).stderr
+    assert message.splitlines()[-1] == (
         "ModuleNotFoundError: lerobot_policy_immiscible needs LeRobot: pip install 'lerobot>=0.4.4,<0.7'"
     )
 
@@ -245,8 +245,8 @@ def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
     train = ["--policy.type=immiscible", "--policy.noise=knn", "--policy.k=2", "--policy.device=cpu", *sizes, *dataset]
     train += ["--policy.push_to_hub=false", "--policy.scheduler_warmup_steps=2", "--policy.optimizer_lr=1e-3"]
     train += ["--steps=40", "--batch_size=8", "--log_freq=10", "--save_freq=40", f"--output_dir={run}"]
-    said = peers("-c", COMMAND, str(site), "lerobot_train", *train, venv=venv).stderr
-    losses = [float(found) for found in re.findall(r"loss:([\d.]+)", said)]
+    message = peers("-c", COMMAND, str(site), "lerobot_train", *train, venv=venv).stderr
+    losses = [float(result) for result in re.findall(r"loss:([\d.]+)", message)]
     assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
     checkpoint = run / "checkpoints/last/pretrained_model"
     config = json.loads((checkpoint / "config.json").read_text())
@@ -260,5 +260,5 @@ def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
     for name, environment in {"theirs": theirs, "ours": ["--env.type=immiscible_pusht"]}.items():
         words = [*evaluate, *environment, f"--output_dir={tmp_path / name}"]
         peers("-c", COMMAND, str(site), "lerobot_eval", *words, venv=venv)
-        told = json.loads((tmp_path / name / "eval_info.json").read_text())
-        assert told["overall"]["n_episodes"] == 2 and 0 <= told["overall"]["avg_max_reward"] <= 1
+        reported = json.loads((tmp_path / name / "eval_info.json").read_text())
+        assert reported["overall"]["n_episodes"] == 2 and 0 <= reported["overall"]["avg_max_reward"] <= 1

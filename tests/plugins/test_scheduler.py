@@ -18,10 +18,10 @@ def recorded(noise):
     """A choice that hands out known noise, and remembers what it was asked for."""
 
     def choose(clean):
-        choose.asked.append(clean.clone())
+        choose.calls.append(clean.clone())
         return noise
 
-    choose.asked = []
+    choose.calls = []
     return choose
 
 
@@ -33,7 +33,7 @@ def test_mixture_and_target_hold_the_chosen_noise():
         noisy = scheduler.add_noise(CLEAN, drawn, T)
     a = scheduler.alphas_cumprod[T, None]
     torch.testing.assert_close(noisy, a.sqrt() * CLEAN + (1 - a).sqrt() * chosen)
-    assert torch.equal(drawn, chosen) and len(choose.asked) == 1 and torch.equal(choose.asked[0], CLEAN)
+    assert torch.equal(drawn, chosen) and len(choose.calls) == 1 and torch.equal(choose.calls[0], CLEAN)
 
 
 def test_the_velocity_target_is_that_of_the_chosen_noise():

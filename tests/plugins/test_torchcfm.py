@@ -31,7 +31,7 @@ def test_labels_stay_with_their_rows_and_are_the_condition():
     drawn = torch.randn(64, 3, 2)
     assert data is X1 and none is None and same is labels
     for label in (0, 1):
-        dealt, own = (each[labels == label].flatten().sort().values for each in (noise, drawn))
+        dealt, own = (item[labels == label].flatten().sort().values for item in (noise, drawn))
         assert torch.equal(dealt, own)
 
 
@@ -40,7 +40,7 @@ def test_labels_may_be_left_out():
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda plan: plan.sample_plan(X0[:1], X1), "x0 has shape"),
         (lambda plan: plan.sample_plan_with_labels(X0, X1, y0=X0), "y0 labels rows"),
@@ -48,8 +48,8 @@ def test_labels_may_be_left_out():
         (lambda plan: plan.sample_map(None, 4), "use sample_plan"),
     ],
 )
-def test_what_has_no_meaning_is_refused_in_one_line(call, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_what_has_no_meaning_is_refused_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
         call(ImmisciblePlan(make_selector("knn")))
     assert "\n" not in str(error.value)
 

@@ -134,7 +134,7 @@ def test_the_unet_prepared_for_all_calls_says_what_it_says_call_by_call(path):
     policy, called = small_policy(path=path), small_policy(path=path)
     called.network = Wrapped(called.network)
     solver = Solver(path.solvers[0], 5)
-    prepared, plain = (each.predict(observations(4), solver, generators(4)) for each in (policy, called))
+    prepared, plain = (item.predict(observations(4), solver, generators(4)) for item in (policy, called))
     torch.testing.assert_close(prepared, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def test_normaliser_maps_the_range_to_one_and_back():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: make_policy().predict(torch.zeros(1, 2, 2), Solver("ddim", 101), generators(1)), "sampling_steps=101"),
         (lambda: make_policy(data_scale=0.0), "data_scale=0"),
@@ -168,6 +168,6 @@ def test_normaliser_maps_the_range_to_one_and_back():
         ),
     ],
 )
-def test_unusable_values_are_refused(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

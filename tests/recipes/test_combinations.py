@@ -74,7 +74,7 @@ def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs,
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["method=regression", "noise=knn"], "noise=knn: method=regression does not diffuse"),
         (["method=mip", "noise=linear"], "noise=linear: method=mip does not diffuse"),
@@ -90,8 +90,8 @@ def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs,
         (["prediction=noise"], "prediction"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(words, said, store):
+def test_what_does_not_go_together_is_refused_in_one_line(words, message, store):
     small = [word for word in SMALL if not word.startswith(("crop", "encoder"))]
     with pytest.raises(ValueError) as error:
         RobotRecipe.prepare(compose_config([*small, *words, f"data={store}"]))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

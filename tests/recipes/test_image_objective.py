@@ -34,7 +34,7 @@ def test_half_of_the_images_are_mirrored():
         batch = silent.batches(step)[0]
         shown = batch.noisy / ALPHA_BARS.float()[batch.t].sqrt().view(-1, 1, 1, 1)
         plain = to_pixels(silent.images.pixels(silent.order.rows(step)))
-        gaps = torch.stack([(shown - each).abs().amax(dim=(1, 2, 3)) for each in (plain, plain.flip(-1))])
+        gaps = torch.stack([(shown - item).abs().amax(dim=(1, 2, 3)) for item in (plain, plain.flip(-1))])
         assert float(gaps.amin(dim=0).max()) < 1e-3
         mirrored.append(gaps[1] < gaps[0])
     assert float(torch.cat(mirrored).float().mean()) == pytest.approx(0.5, abs=0.1)

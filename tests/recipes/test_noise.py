@@ -71,7 +71,7 @@ def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_poten
     same = options.build(rest).potentials
     assert all(torch.allclose(a, b) for a, b in zip(select.select.potentials.weights, same.weights, strict=True))
     cold = ForResidual(make_selector("linear"), expected)
-    first, second = (objective(store, each).batches(3)[0] for each in (select, cold))
+    first, second = (objective(store, item).batches(3)[0] for item in (select, cold))
     assert torch.equal(first.path.target, second.path.target)
 
 
@@ -123,7 +123,7 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["noise=idp26"], "start=50ep: noise=idp26 would first select at step 4,750 of steps=3000"),
         (["noise=knn", "start=3000"], "start=3000: noise=knn would first select at step 3,000"),
@@ -138,8 +138,8 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
         (["noise=c2ot", "ratio=7"], "ratio=7"),
     ],
 )
-def test_unusable_options_are_refused_in_one_line(words, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_options_are_refused_in_one_line(words, message):
+    with pytest.raises(ValueError, match=message):
         noise(words, steps=3000)
 
 
@@ -187,5 +187,5 @@ def test_a_conditional_assignment_trains_and_logs_its_audit(tmp_path, store):
 
 def test_an_exclusion_that_nothing_measures_is_refused_before_anything_is_written(tmp_path, store):
     out = tmp_path / "run"
-    said = refused(here("train_policy.py", "exclude=padding", f"data={store}", f"out={out}", "device=cpu"))
-    assert "exclude=padding: noise=vanilla" in said and not out.exists()
+    message = refused(here("train_policy.py", "exclude=padding", f"data={store}", f"out={out}", "device=cpu"))
+    assert "exclude=padding: noise=vanilla" in message and not out.exists()

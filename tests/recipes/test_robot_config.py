@@ -114,7 +114,7 @@ def test_what_is_accepted_exists():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["stepz=3"], "unknown option 'stepz'; did you mean 'steps'"),
         (["noise=kn"], "unknown noise 'kn'; did you mean 'knn'?"),
@@ -161,9 +161,9 @@ def test_what_is_accepted_exists():
         (["hydra.run.dir=x"], "unknown option 'hydra.run.dir'"),
     ],
 )
-def test_mistakes_name_the_value(words, said):
+def test_mistakes_name_the_value(words, message):
     from immiscible_policy.recipes.robot import RobotRecipe
 
     with pytest.raises(ValueError) as error:
         RobotRecipe.prepare(compose_config(words))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

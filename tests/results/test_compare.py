@@ -26,15 +26,15 @@ def compared(tmp_path: Path, score_a: Score, score_b: Score, **of_b) -> Comparis
 
 
 def test_a_difference_that_is_there_is_found(tmp_path: Path) -> None:
-    found = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
-    headline = found.headline
+    actual = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
+    headline = actual.headline
     assert (headline.metric, headline.kind) == ("coverage", "last10")
     assert headline.difference.low < 0.3 < headline.difference.high and headline.difference.excludes_zero
     assert headline.ratio == pytest.approx(headline.a.estimate / headline.b.estimate)
     assert headline.over_seeds is not None and headline.over_seeds.wins == 3
     assert headline.over_episodes.wins == 18
     assert "A is better than B" in verdict(headline) and "for new training seeds and new starts" in verdict(headline)
-    assert found.paired and found.checkpoints == [500, 1000, 1500] and found.starts == list(range(100, 106))
+    assert actual.paired and actual.checkpoints == [500, 1000, 1500] and actual.starts == list(range(100, 106))
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path) -> None:
@@ -64,41 +64,41 @@ def test_a_run_equals_itself(tmp_path: Path) -> None:
 
 def test_the_same_luck_of_starts_and_seeds_cancels(tmp_path: Path) -> None:
     luck = np.random.default_rng(0).random((3, 6)) * 0.6
-    found = compared(
+    actual = compared(
         tmp_path,
         lambda seed, step, start: luck[seed, start - 100] + 0.1,
         lambda seed, step, start: luck[seed, start - 100],
     )
-    coverage = found.headline.difference
+    coverage = actual.headline.difference
     assert (coverage.low, coverage.high) == (pytest.approx(0.1), pytest.approx(0.1))
 
 
 def test_other_seeds_are_compared_start_by_start(tmp_path: Path) -> None:
-    found = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1), seeds=(7, 8, 9, 10))
-    assert not found.paired and found.headline.over_seeds is None
-    assert found.headline.over_episodes.wins == 6  # starts
-    assert found.headline.difference.excludes_zero
-    assert any("different training seeds" in note for note in found.notes)
+    actual = compared(tmp_path, noisy(0.3, 0), noisy(0.0, 1), seeds=(7, 8, 9, 10))
+    assert not actual.paired and actual.headline.over_seeds is None
+    assert actual.headline.over_episodes.wins == 6  # starts
+    assert actual.headline.difference.excludes_zero
+    assert any("different training seeds" in note for note in actual.notes)
 
 
 def test_only_common_checkpoints_and_starts_count_and_the_rest_is_named(tmp_path: Path) -> None:
     def rising(seed: int, step: int, start: int) -> float:
         return step / 10_000 + start / 1000
 
-    found = compared(tmp_path, rising, rising, steps=(1000, 1500, 2000), starts=range(103, 109))
-    assert found.checkpoints == [1000, 1500] and found.starts == [103, 104, 105]
-    assert found.headline.difference.estimate == pytest.approx(0, abs=1e-12)
-    notes = " ".join(found.notes)
+    actual = compared(tmp_path, rising, rising, steps=(1000, 1500, 2000), starts=range(103, 109))
+    assert actual.checkpoints == [1000, 1500] and actual.starts == [103, 104, 105]
+    assert actual.headline.difference.estimate == pytest.approx(0, abs=1e-12)
+    notes = " ".join(actual.notes)
     assert "checkpoints 500, 2000" in notes and "6 starts" in notes and "takes the last 2" in notes
 
 
 def test_one_seed_each_is_conditional(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", noisy(0.3, 0), seeds=[0])
     b = write_run(tmp_path / "b", noisy(0.0, 1), seeds=[0])
-    found = compare(a, b)
-    assert found.headline.difference.over == "starts"
-    assert "conditional on these runs" in verdict(found.headline)
-    assert any("nothing about other training seeds" in note for note in found.notes)
+    actual = compare(a, b)
+    assert actual.headline.difference.over == "starts"
+    assert "conditional on these runs" in verdict(actual.headline)
+    assert any("nothing about other training seeds" in note for note in actual.notes)
 
 
 def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
@@ -106,17 +106,17 @@ def test_fresh_starts_are_compared_where_both_have_them(tmp_path: Path) -> None:
     for run, score in zip(runs, (0.8, 0.6), strict=True):
         for seed in range(3):
             run.seed(seed).append_fresh(episode(seed, 1500, start, score) for start in (7, 8))
-    found = compare(*runs)
-    kinds = [result.kind for result in found.results if result.metric == "coverage"]
+    actual = compare(*runs)
+    kinds = [result.kind for result in actual.results if result.metric == "coverage"]
     assert kinds == ["last10", "max", "max_fresh"]
-    assert found.results[2].difference.estimate == pytest.approx(0.2)
+    assert actual.results[2].difference.estimate == pytest.approx(0.2)
 
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", noisy(0, 0), noise={"name": "knn", "k": 2}, lr=1, out="x")
     b = write_run(tmp_path / "b", noisy(0, 0), noise={"name": "vanilla"}, lr=1, out="y")
-    found = compare(a, b)
-    assert "Settings that differ: noise.k 2 against none; noise.name knn against vanilla." in found.notes
+    actual = compare(a, b)
+    assert "Settings that differ: noise.k 2 against none; noise.name knn against vanilla." in actual.notes
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     content = json.loads((tmp_path / "c.json").read_text())
     assert (tmp_path / "out" / "comparison.json").read_text() == (tmp_path / "c.json").read_text()
     assert content["results"][0]["difference"]["low"] > 0 and content["paired"] is True
-    found = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla"))
-    assert (tmp_path / "out" / "comparison.md").read_text() == markdown(found)
+    actual = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla"))
+    assert (tmp_path / "out" / "comparison.md").read_text() == markdown(actual)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
     assert (tmp_path / "out" / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -36,14 +36,14 @@ def grid(tmp_path):
     return tmp_path
 
 
-def found(grid, arms=tuple(GAIN), seeds=(0, 1, 2), name="table2"):
+def result(grid, arms=tuple(GAIN), seeds=(0, 1, 2), name="table2"):
     text = write_grid(grid, name, list(arms), list(seeds), read_file(f"experiment/{name}").get("published"))
     assert (grid / f"{name}.md").read_text() == text
     return json.loads((grid / f"{name}.json").read_text()), text
 
 
 def test_scores_and_paired_differences(grid):
-    figures, text = found(grid)
+    figures, text = result(grid)
     vanilla, knn = (figures["arms"][arm] for arm in GAIN)
     assert vanilla["scores"]["coverage"]["last10"]["mean"] == pytest.approx(0.42)
     assert vanilla["scores"]["coverage"]["max"]["mean"] == pytest.approx(0.62)
@@ -65,7 +65,7 @@ def test_scores_and_paired_differences(grid):
 def test_the_last_checkpoint_is_not_the_largest(grid):
     write_run(grid / "falls", lambda seed, step, start: 0.9 - 0.2 * step / 500, (0, 1, 2), (500, 1000, 1500))
     plan(grid / "falls", 1500)
-    falls = found(grid, (*GAIN, "falls"))[0]["arms"]["falls"]
+    falls = result(grid, (*GAIN, "falls"))[0]["arms"]["falls"]
     assert [falls["scores"]["coverage"][kind]["mean"] for kind in ("last10", "last", "max")] == pytest.approx(
         [0.5, 0.3, 0.7]
     )
@@ -76,21 +76,21 @@ def test_many_arms_are_drawn_below_each_other(grid):
     names = [f"arm_{i}" for i in range(8)]
     for i, name in enumerate(names):
         write_arm(grid / name, 0.01 * i)
-    found(grid, (*GAIN, *names), name="when")
-    found(grid, (*GAIN, *names[:7]), name="shorter")
+    result(grid, (*GAIN, *names), name="when")
+    result(grid, (*GAIN, *names[:7]), name="shorter")
     tall, shorter = (int.from_bytes((grid / f"{name}.png").read_bytes()[20:24], "big") for name in ("when", "shorter"))
     assert tall > shorter  # in pixels: a line for each arm
 
 
 def test_published_figures_stand_beside_in_both_readings(grid):
-    _, text = found(grid)
+    _, text = result(grid)
     assert "0.796, 0.857" in text and f"{0.7956 / 0.95:.3f}, {0.8571 / 0.95:.3f}" in text
-    assert "published" not in found(grid, name="ksweep")[1]
+    assert "published" not in result(grid, name="ksweep")[1]
 
 
 def test_steps_and_seconds_to_a_share_of_the_first_arms_maximum(grid):
     """Vanilla's best mean is 0.62: 0.80 of it is 0.496, which vanilla passes at 1,500 and KNN at 1,000 steps."""
-    figures, text = found(grid)
+    figures, text = result(grid)
     vanilla, knn = (figures["arms"][arm]["to_quality"]["0.80"] for arm in GAIN)
     assert vanilla["coverage"] == pytest.approx(0.496)
     assert set(vanilla["steps"].values()) == {1500} and set(knn["steps"].values()) == {1000}
@@ -98,11 +98,11 @@ def test_steps_and_seconds_to_a_share_of_the_first_arms_maximum(grid):
     high = figures["arms"]["vanilla"]["to_quality"]["0.95"]["steps"]
     assert high == {"0": 1500, "1": 1500, "2": 1500}
     write_arm(grid / "slow", -0.3)
-    assert "never, never, never" in found(grid, (*GAIN, "slow"))[1]
+    assert "never, never, never" in result(grid, (*GAIN, "slow"))[1]
 
 
 def test_the_noise_audit_is_the_mean_over_seeds(grid):
-    figures, text = found(grid)
+    figures, text = result(grid)
     assert figures["arms"]["knn_k2"]["noise"] == {
         "noise/correlation": pytest.approx(0.2), "noise/prior_shift": pytest.approx(0.1),
     }  # fmt: skip
@@ -112,7 +112,7 @@ def test_the_noise_audit_is_the_mean_over_seeds(grid):
 def test_what_is_incomplete_is_named_and_not_pooled(grid):
     write_arm(grid / "linear", 0.0, seeds=(0, 2))
     write_arm(grid / "idp26", 0.0, trained=9000)
-    figures, text = found(grid, (*GAIN, "linear", "idp26", "c2ot"))
+    figures, text = result(grid, (*GAIN, "linear", "idp26", "c2ot"))
     assert figures["arms"]["linear"] == {"missing_seeds": [1]}
     assert figures["arms"]["idp26"] == figures["arms"]["c2ot"] == {"missing_seeds": [0, 1, 2]}
     assert "**linear is incomplete**: seeds 1 are missing" in text
@@ -120,13 +120,13 @@ def test_what_is_incomplete_is_named_and_not_pooled(grid):
 
 
 def test_nothing_trained_yet_is_a_table_of_gaps(tmp_path):
-    figures, text = found(tmp_path)
-    assert all(each == {"missing_seeds": [0, 1, 2]} for each in figures["arms"].values())
+    figures, text = result(tmp_path)
+    assert all(item == {"missing_seeds": [0, 1, 2]} for item in figures["arms"].values())
     assert text.count("is incomplete") == 2
 
 
 def test_the_first_arm_missing_leaves_no_differences_from_another(grid):
     """Differences are from the first arm; where that is incomplete there are none."""
     (grid / "vanilla" / "seed_1" / "episodes.csv").unlink()
-    figures, _ = found(grid)
+    figures, _ = result(grid)
     assert "difference" not in figures["arms"]["knn_k2"] and "to_quality" not in figures["arms"]["knn_k2"]

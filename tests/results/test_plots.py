@@ -28,15 +28,15 @@ def test_curves_show_the_mean_its_interval_and_every_seed(run: dict[int, Scores]
     figure = learning_curves({"knn": run}, [COVERAGE])
     (axes,) = figure.axes
     *thin, thick = [line for line in axes.lines if len(line.get_xdata()) == 3]
-    table = np.stack([found.values["coverage"] for found in run.values()])
+    table = np.stack([result.values["coverage"] for result in run.values()])
     assert [list(line.get_ydata()) for line in thin] == [list(of_seed) for of_seed in table.mean(2)]
     assert thick.get_ydata() == pytest.approx(table.mean((0, 2)))
     assert list(thick.get_xdata()) == [500, 1000, 1500]
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     shown = [mean_interval(table[:, index]) for index in range(3)]
-    assert heights.min() == pytest.approx(max(0, min(each.low for each in shown)))
-    assert heights.max() == pytest.approx(min(1, max(each.high for each in shown)))
+    assert heights.min() == pytest.approx(max(0, min(item.low for item in shown)))
+    assert heights.max() == pytest.approx(min(1, max(item.high for item in shown)))
     assert "3 seeds x 6 starts" in figure.get_suptitle()
     tips = [line.get_gid() for line in axes.lines if line.get_gid()]
     assert len(tips) == 3 and tips[0].startswith(f"tip knn, step 500: {shown[0].estimate:.3f} [")

@@ -84,11 +84,11 @@ def text(html: str) -> str:
 def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.3, 0), noisy(0.0, 1))
     (contrast,) = evidence.contrasts
-    found = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla")).headline
+    result = compare(RunDirectory(tmp_path / "knn"), RunDirectory(tmp_path / "vanilla")).headline
     sentence = verdict(contrast, evidence.task.measured)
     assert sentence.startswith("knn is better than vanilla: ") and sentence == headline(evidence)
-    assert f"{found.a.estimate:.3f} against {found.b.estimate:.3f}" in sentence
-    assert f"+{found.difference.estimate:.3f} (95 % interval +{found.difference.low:.3f}" in sentence
+    assert f"{result.a.estimate:.3f} against {result.b.estimate:.3f}" in sentence
+    assert f"+{result.difference.estimate:.3f} (95 % interval +{result.difference.low:.3f}" in sentence
     assert "for new training seeds and new starts" in sentence
     assert "higher in 3 of 3 seeds (sign test, p = 0.25); with 3 seeds p cannot be below 0.25" in confidence(contrast)
 
@@ -129,7 +129,7 @@ def test_several_runs_are_counted_and_each_is_told(tmp_path: Path) -> None:
         "3 runs against vanilla: 1 better (good), 1 worse (bad), 1 with no difference detected (same)."
     )
     shown = text(page(evidence))
-    assert all(verdict(each, evidence.task.measured) in shown for each in evidence.contrasts)
+    assert all(verdict(item, evidence.task.measured) in shown for item in evidence.contrasts)
 
 
 def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
@@ -179,21 +179,21 @@ def test_what_is_missing_is_named_on_the_first_screen(tmp_path: Path, of_a: dict
 def test_a_curve_has_the_interval_of_every_point(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "a", lambda seed, step, start: step / 2000 + (seed - 1) / 10, "knn"))
     evidence = gathered(run)
-    found = evidence.curves(evidence.metrics[0])["a"]
-    assert found.steps == [500, 1000, 1500]
-    assert [each.estimate for each in found.means] == pytest.approx([0.25, 0.5, 0.75])
+    result = evidence.curves(evidence.metrics[0])["a"]
+    assert result.steps == [500, 1000, 1500]
+    assert [item.estimate for item in result.means] == pytest.approx([0.25, 0.5, 0.75])
     half = 4.302652729696142 * 0.1 / np.sqrt(3)
-    assert [each.high - each.estimate for each in found.means] == pytest.approx([half] * 3)
-    assert found.seeds == pytest.approx(np.array([[0.15, 0.4, 0.65], [0.25, 0.5, 0.75], [0.35, 0.6, 0.85]]))
+    assert [item.high - item.estimate for item in result.means] == pytest.approx([half] * 3)
+    assert result.seeds == pytest.approx(np.array([[0.15, 0.4, 0.65], [0.25, 0.5, 0.75], [0.35, 0.6, 0.85]]))
 
 
 def test_starts_average_to_the_verdict(tmp_path: Path) -> None:
     (contrast,) = pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1)).contrasts
-    found = by_start(contrast, "coverage")
-    assert [each.start for each in found] == list(range(100, 106))
-    mean = np.mean([each.difference.estimate for each in found])
+    result = by_start(contrast, "coverage")
+    assert [item.start for item in result] == list(range(100, 106))
+    mean = np.mean([item.difference.estimate for item in result])
     assert mean == pytest.approx(contrast.comparison.headline.difference.estimate)
-    assert all(each.difference.over == "seeds" for each in found)
+    assert all(item.difference.over == "seeds" for item in result)
 
 
 def test_points_and_bars_carry_their_numbers(tmp_path: Path) -> None:
@@ -249,29 +249,29 @@ def test_the_page_names_no_place_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_the_page_is_whole_and_labelled(tmp_path: Path) -> None:
-    found = Page(page(pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1))))
-    assert found.open == [] and found.all("html")[0]["lang"] == "en"
-    assert "knn against vanilla" in "".join(found.text["title"]) and len(found.all("h1")) == 1
-    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    result = Page(page(pair(tmp_path, noisy(0.1, 0), noisy(0.0, 1))))
+    assert result.open == [] and result.all("html")[0]["lang"] == "en"
+    assert "knn against vanilla" in "".join(result.text["title"]) and len(result.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in result.elements if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
-    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    ids = [attributes["id"] for _, attributes in result.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    tabs = found.by_role("tab")
-    assert len(tabs) == 6 and {tab["aria-controls"] for tab in tabs} == {each["id"] for each in found.all("section")}
-    assert len(found.all("table")) == len(found.all("caption")) >= 7
-    assert all(each.get("scope") in ("col", "row") for each in found.all("th"))
-    for drawing in found.all("svg"):
+    tabs = result.by_role("tab")
+    assert len(tabs) == 6 and {tab["aria-controls"] for tab in tabs} == {item["id"] for item in result.all("section")}
+    assert len(result.all("table")) == len(result.all("caption")) >= 7
+    assert all(item.get("scope") in ("col", "row") for item in result.all("th"))
+    for drawing in result.all("svg"):
         drawn = drawing.get("role") == "img" and drawing.get("aria-label")
         assert drawn or drawing.get("aria-hidden") == "true"
-    assert all(each.get("aria-label") and each.get("tabindex") == "0" for each in found.by_role("region"))
+    assert all(item.get("aria-label") and item.get("tabindex") == "0" for item in result.by_role("region"))
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     bad = '<img src=x onerror=alert(1)>&"'
     run = write_whole_run(tmp_path / bad, noisy(0, 0), "knn", note="</script><b>")
     other = write_whole_run(tmp_path / "vanilla", noisy(0, 1), "vanilla")
-    found = Page(page(gathered(RunDirectory(other), RunDirectory(run))))
-    assert found.open == [] and not found.all("img") and len(found.all("script")) == 1 and not found.all("b")
+    result = Page(page(gathered(RunDirectory(other), RunDirectory(run))))
+    assert result.open == [] and not result.all("img") and len(result.all("script")) == 1 and not result.all("b")
 
 
 def test_text_stands_out_by_day_and_by_night() -> None:
@@ -334,7 +334,7 @@ def test_a_video_shows_all_runs_from_one_start(tmp_path: Path, monkeypatch: pyte
     assert "No rollout of" not in html
     assert html == render(evidence, ORIGIN, videos=2)
     videos = Page(html).all("video")
-    assert len(videos) == 2 and all(each["aria-label"] and "controls" in each for each in videos)
+    assert len(videos) == 2 and all(item["aria-label"] and "controls" in item for item in videos)
     kind, content = videos[0]["src"].split(",")
     assert kind == "data:video/mp4;base64"
     (tmp_path / "clip.mp4").write_bytes(base64.b64decode(content))
@@ -349,7 +349,7 @@ def test_compare_writes_a_report_and_so_does_the_command(tmp_path: Path, capsys:
     assert main([f"runs={a},{b}", f"out={tmp_path / 'two.html'}", "videos=0"]) is None
     assert main([f"runs={tmp_path}", f"out={tmp_path / 'three.html'}", "against=knn", "videos=none"]) is None
     pages = [(tmp_path / f"{name}.html").read_text() for name in ("one", "two", "three")]
-    assert all("knn is better than vanilla" in each for each in pages[:2])  # vanilla is the reference by itself
+    assert all("knn is better than vanilla" in item for item in pages[:2])  # vanilla is the reference by itself
     assert "vanilla is worse than knn" in pages[2]
     assert "2 runs" in capsys.readouterr().out
 

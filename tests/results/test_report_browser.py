@@ -50,15 +50,15 @@ def page(browser, report: Path, request: pytest.FixtureRequest) -> Iterator:
     """The opened report; nothing may have gone wrong on it when the test ends."""
     options = getattr(request, "param", {"viewport": DESKTOP})
     context = browser.new_context(**options)
-    opened, wrong, asked = context.new_page(), [], []
+    opened, wrong, requested = context.new_page(), [], []
     opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("request", lambda request: requested.append(request.url))
     opened.goto(report.as_uri())
     yield opened
     context.close()
     assert wrong == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def visible(page) -> list[str]:
@@ -109,7 +109,7 @@ def test_every_tab_and_panel_know_each_other(page) -> None:
 def test_curves_are_named_and_their_numbers_open_by_keyboard(page) -> None:
     page.get_by_role("tab", name="Curves").click()
     figures = page.get_by_role("img")
-    assert figures.count() == 4 and all("at step 1,500" in each.get_attribute("aria-label") for each in figures.all())
+    assert figures.count() == 4 and all("at step 1,500" in item.get_attribute("aria-label") for item in figures.all())
     table = page.locator("#curves table").first
     assert not table.is_visible()
     page.locator("#curves summary").first.press("Enter")

@@ -53,11 +53,11 @@ def test_intervals_are_those_of_the_scores_cut_to_what_is_possible(tmp_path: Pat
     rng = np.random.default_rng(0)
     table = {seed: rng.random(6) / 2 for seed in range(3)}
     run = write_run(tmp_path / "run", lambda seed, _, start: table[seed][start - 100], steps=[500])
-    found = summarize(run)["pooled"]["coverage"]["last10"]
+    result = summarize(run)["pooled"]["coverage"]["last10"]
     expected = mean_interval(np.stack(list(table.values())))
-    assert found["low"] == pytest.approx(max(0, expected.low)) and found["high"] == pytest.approx(expected.high)
-    assert found["bootstrap"][0] < found["mean"] < found["bootstrap"][1]
-    assert found["over"] == "seeds and starts"
+    assert result["low"] == pytest.approx(max(0, expected.low)) and result["high"] == pytest.approx(expected.high)
+    assert result["bootstrap"][0] < result["mean"] < result["bootstrap"][1]
+    assert result["over"] == "seeds and starts"
     far = write_run(tmp_path / "far", lambda seed, *_: [0.0, 0.5, 1.0][seed], steps=[500])
     cut = summarize(far)["pooled"]["coverage"]["last10"]
     assert (cut["low"], cut["high"]) == (0.0, 1.0)

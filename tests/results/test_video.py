@@ -68,7 +68,7 @@ def test_finished_tiles_freeze_and_success_is_framed() -> None:
     pictures = list(frames(PUSHT, recorded(), columns=3, size=64))
     assert len(pictures) == 7 and pictures[0].shape == (64 + 14, 3 * 64, 3)
     tiles = np.stack([np.split(picture, 3, axis=1) for picture in pictures])
-    assert [[green(each) for each in row] for row in tiles] == [[t >= 2, False, t >= 4] for t in range(7)]
+    assert [[green(item) for item in row] for row in tiles] == [[t >= 2, False, t >= 4] for t in range(7)]
     assert (tiles[2:, 0] == tiles[2, 0]).all() and (tiles[4:, 2] == tiles[4, 2]).all()
     assert all((tiles[t, 1] != tiles[t + 1, 1]).any() for t in range(6))
 
@@ -81,7 +81,7 @@ def test_a_video_decodes_to_what_was_written(tmp_path: Path) -> None:
     assert decoded.shape == (4, 48, 64, 3)
     assert [picture.mean() for picture in decoded] == pytest.approx(shades, abs=3)
     assert imageio.immeta(path, plugin="FFMPEG")["fps"] == 10
-    assert [each.name for each in path.parent.iterdir()] == ["video.mp4"]
+    assert [item.name for item in path.parent.iterdir()] == ["video.mp4"]
 
 
 def test_odd_sides_are_made_even(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_broken_video_leaves_nothing_and_keeps_the_old_one(tmp_path: Path) -> 
         write_video(tmp_path / "video.mp4", breaking(), fps=10)
     with pytest.raises(ValueError, match="no picture"):
         write_video(tmp_path / "video.mp4", [], fps=10)
-    assert [each.name for each in tmp_path.iterdir()] == ["video.mp4"]
+    assert [item.name for item in tmp_path.iterdir()] == ["video.mp4"]
     assert (tmp_path / "video.mp4").read_bytes() == b"old"
 
 
@@ -111,11 +111,11 @@ def test_a_window_plays_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_recording_holds_finished_episodes_and_the_score_so_far() -> None:
-    found = recorded()
-    assert found.scenes.shape == (7, 3, 5) and list(found.starts) == [100, 101, 102]
-    assert (found.scenes[2:, 0] == found.scenes[2, 0]).all() and (found.scenes[1, 0] != found.scenes[2, 0]).any()
-    assert len({tuple(state) for state in found.scenes[:, 1]}) == 7
-    assert found.scores[-1] == pytest.approx([0.3, 0.9, 0.6])
+    result = recorded()
+    assert result.scenes.shape == (7, 3, 5) and list(result.starts) == [100, 101, 102]
+    assert (result.scenes[2:, 0] == result.scenes[2, 0]).all() and (result.scenes[1, 0] != result.scenes[2, 0]).any()
+    assert len({tuple(state) for state in result.scenes[:, 1]}) == 7
+    assert result.scores[-1] == pytest.approx([0.3, 0.9, 0.6])
 
 
 def test_a_recording_misses_no_step() -> None:

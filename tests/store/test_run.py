@@ -128,7 +128,7 @@ def test_a_run_begins_only_where_nothing_is(tmp_path: Path) -> None:
     (run.path / "notes.txt").write_text("mine")
     assert not run.is_free
     run.begin("task: pusht\n", {"command": "python"})
-    assert run.exists and [found.name for found in runs_in(tmp_path)] == ["run"]
+    assert run.exists and [result.name for result in runs_in(tmp_path)] == ["run"]
 
 
 def test_the_origin_names_no_place(tmp_path: Path) -> None:

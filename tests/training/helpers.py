@@ -45,7 +45,7 @@ def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int 
         "n_contacts": np.array(contacts, dtype=np.float32),
     }
     if images:
-        arrays["img"] = np.stack([render_state(each) for each in state]).astype(np.float32)
+        arrays["img"] = np.stack([render_state(item) for item in state]).astype(np.float32)
     return write_store(path, arrays, np.arange(1, episodes + 1) * steps)
 
 

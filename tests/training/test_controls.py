@@ -58,16 +58,16 @@ def test_evaluation_repeats_what_training_recorded_and_takes_no_other_solver(fin
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["method=mip", "noise=knn"], "noise=knn: method=mip does not diffuse"),
         (["method=regression", "noise=linear"], "use noise=vanilla"),
         (["method=mip", "prediction=sample"], "prediction=sample: method=mip has one prediction"),
     ],
 )
-def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, said, store, tmp_path):
+def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, message, store, tmp_path):
     out = tmp_path / "run"
-    assert said in refused(here("train_policy.py", f"data={store}", f"out={out}", *words))
+    assert message in refused(here("train_policy.py", f"data={store}", f"out={out}", *words))
     assert not out.exists()
 
 

@@ -55,8 +55,8 @@ def test_seeds_in_processes_share_one_preparation_and_equal_a_seed_alone(togethe
     assert prepared.read_text() == "prepared\n" and run.summary["slopes"].keys() == {"0", "1"}
     alone = train(data, tmp_path / "alone", "seed=1")
     assert same(weights(alone, 1), weights(run, 1)) and not same(weights(alone, 1), weights(run, 0))
-    said = capsys.readouterr().out
-    assert "data:   four points" in said and "slope " in said and said.endswith("\n1 lines\n")
+    message = capsys.readouterr().out
+    assert "data:   four points" in message and "slope " in message and message.endswith("\n1 lines\n")
 
 
 def test_a_launched_job_prepares_for_itself_and_equals_the_others(together, data, tmp_path):

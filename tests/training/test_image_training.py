@@ -80,8 +80,8 @@ def test_a_batch_shows_its_windows_frames_cropped_at_random(windows):
     (batch,) = ours.batches(3)
     frames = windows.footage.frames["img"][windows.footage.step[ours.order.rows(3)]]
     places = frames.unfold(2, 84, 1).unfold(3, 84, 1)  # (B, O, 13, 13, 3, 84, 84)
-    found = (places == pictures(batch)[:, :, 0].permute(0, 1, 4, 2, 3)[:, :, None, None]).flatten(4).all(-1)
-    assert pictures(batch).dtype == torch.uint8 and found.flatten(2).any(-1).all()
+    actual = (places == pictures(batch)[:, :, 0].permute(0, 1, 4, 2, 3)[:, :, None, None]).flatten(4).all(-1)
+    assert pictures(batch).dtype == torch.uint8 and actual.flatten(2).any(-1).all()
 
 
 def test_batches_are_functions_of_seed_and_step_and_micro_batches_cut_them(windows):
@@ -199,7 +199,7 @@ def scaled_store(path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["obs=image", "data=BLIND"], "data/img is missing; images=rendered draws it from the states"),
         (["obs=image", "data=SCALED"], "pixels should be 0..255, multiply by 255"),
@@ -211,11 +211,11 @@ def scaled_store(path):
         (["encoder_width=16"], "encoder_width=16: obs=keypoints sees no images"),
     ],
 )
-def test_mistakes_are_one_line_and_create_nothing(words, said, store, blind_store, tmp_path):
+def test_mistakes_are_one_line_and_create_nothing(words, message, store, blind_store, tmp_path):
     places = {"data=BLIND": blind_store, "data=SCALED": tmp_path / "scaled.zarr"}
     if "data=SCALED" in words:
         scaled_store(places["data=SCALED"])
     words = [f"data={places[word]}" if word in places else word for word in words]
     data = [] if any(word.startswith("data=") for word in words) else [f"data={store}"]
     line = refused(here("train_policy.py", "experiment=debug", *data, f"out={tmp_path / 'run'}", *words))
-    assert said in line and not (tmp_path / "run").exists()
+    assert message in line and not (tmp_path / "run").exists()

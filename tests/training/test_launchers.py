@@ -40,7 +40,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def found(monkeypatch):
+def actual(monkeypatch):
     """Worker processes find this checkout through the environment, as other machines find the installed package."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray would make them wait for whatever else runs here
@@ -72,7 +72,7 @@ def result(run, seed):
     kept = ("step", "loss", "coverage", "noise/cost")
     measured = [{key: row[key] for key in row if key in kept} for row in directory.metrics()]
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} == files.keys()
-    return [each.step for each in checkpoints], files, measured, directory.episodes()
+    return [item.step for item in checkpoints], files, measured, directory.episodes()
 
 
 @pytest.fixture
@@ -99,12 +99,12 @@ def test_a_grids_jobs_are_shown_together_and_what_fails_is_named_by_its_arm(untr
     knn, linear = str(caught.value).split("; linear: ")
     assert knn.startswith("knn: out=") and "contains other files" in knn
     assert linear == "seed 1 failed (exit code 2): no space left"
-    said = capsys.readouterr().out
-    assert "linear: seed 1 failed" in said and "3 of 4 jobs finished" in said
+    message = capsys.readouterr().out
+    assert "linear: seed 1 failed" in message and "3 of 4 jobs finished" in message
     for job in ("vanilla/0", "vanilla/1", "linear/0"):
-        assert f"finished seed {job} at step 20" in said
+        assert f"finished seed {job} at step 20" in message
     table = json.loads((tmp_path / "small.json").read_text())["arms"]
-    assert {arm: each["missing_seeds"] for arm, each in table.items()} == dict.fromkeys(grid.arms, [0, 1])
+    assert {arm: item["missing_seeds"] for arm, item in table.items()} == dict.fromkeys(grid.arms, [0, 1])
 
 
 def test_a_thousand_failures_are_no_longer_a_line_than_six():
@@ -115,7 +115,7 @@ def test_a_thousand_failures_are_no_longer_a_line_than_six():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("launcher=rai",), "unknown launcher 'rai'; did you mean 'ray'?"),
         (("cluster=auto",), "cluster=auto: launcher=local runs on this machine alone"),
@@ -132,7 +132,7 @@ def test_a_thousand_failures_are_no_longer_a_line_than_six():
         (("launcher=submitit", "cluster=local", "job_options=TEXT"), 'launcher=submitit: Parameter "timeout_min"'),
     ],
 )
-def test_unusable_words_are_one_line_and_nothing_is_written(words, said, store, tmp_path, monkeypatch):
+def test_unusable_words_are_one_line_and_nothing_is_written(words, message, store, tmp_path, monkeypatch):
     for library in ("joblib", "ray", "submitit"):
         pytest.importorskip(library, reason=f"{library} is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
@@ -141,7 +141,7 @@ def test_unusable_words_are_one_line_and_nothing_is_written(words, said, store, 
         Path(name).write_text(text)
     with pytest.raises(CommandError) as caught:
         train(*words, f"data={store}", "out=run")
-    assert said in str(caught.value) and "\n" not in str(caught.value) and not Path("run").exists()
+    assert message in str(caught.value) and "\n" not in str(caught.value) and not Path("run").exists()
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_and_nothing_is_written(store, tmp_path, monkeypatch):
@@ -156,8 +156,8 @@ def test_a_cluster_that_does_not_answer_is_one_line_and_nothing_is_written(store
 def test_what_ray_says_of_an_address_is_passed_on(store, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     words = with_words("launcher=ray", "cluster=nonsense", f"data={store}", f"out={tmp_path / 'run'}")
-    said = refused(command("train_policy.py", *words))
-    assert "cluster=nonsense: " in said and "Invalid address format: nonsense" in said
+    message = refused(command("train_policy.py", *words))
+    assert "cluster=nonsense: " in message and "Invalid address format: nonsense" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -165,8 +165,8 @@ def test_what_ray_says_of_an_address_is_passed_on(store, tmp_path):
 def test_an_absent_library_is_one_line_that_says_what_to_install(library, store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"immiscible_policy.training.launchers.on_{library}", raising=False)
-    said = f"launcher={library}: {library} is not installed; pip install {library}, or launcher=local"
-    with pytest.raises(CommandError, match=said):
+    message = f"launcher={library}: {library} is not installed; pip install {library}, or launcher=local"
+    with pytest.raises(CommandError, match=message):
         train(f"launcher={library}", f"data={store}", f"out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
@@ -180,8 +180,8 @@ def test_several_processes_of_one_training_are_not_launched(monkeypatch):
 def test_where_it_runs_does_not_change_what_a_run_is():
     here, there = (compose_config(with_words(*words)) for words in ((), ("launcher=ray", "cluster=auto")))
     assert here.identity == there.identity and here.launcher != there.launcher
-    found = {name: compose_config(with_words(f"launcher={name}", "seed=0")).parallel for name in ("local", "joblib")}
-    assert found == {"local": 1, "joblib": 2 * (os.cpu_count() or 1)}  # a grid has more jobs than a run has seeds
+    actual = {name: compose_config(with_words(f"launcher={name}", "seed=0")).parallel for name in ("local", "joblib")}
+    assert actual == {"local": 1, "joblib": 2 * (os.cpu_count() or 1)}  # a grid has more jobs than a run has seeds
     require_launcher(here)
 
 
@@ -231,8 +231,8 @@ def test_of_many_seeds_their_sum_is_shown(capsys):
             display.show({"event": "finished", "seed": seed, "step": step})
         display.show({"event": "metrics", "seed": seeds[2], "step": 25, "loss": 1.0, "rate": 1.0, "waited": 0.0})
         display.show({"event": "metrics", "seed": seeds[3], "step": 25, "loss": 1.0, "rate": 1.0, "waited": 0.0})
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == f"all  1.8 of {FEW + 2} seeds trained, 2 finished" and "loss" not in "".join(said)
+    message = capsys.readouterr().out.splitlines()
+    assert message[-1] == f"all  1.8 of {FEW + 2} seeds trained, 2 finished" and "loss" not in "".join(message)
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,8 @@ def test_every_launcher_gives_the_bits_of_a_seed_alone(words, alone, store, tmp_
     common = ("noise=knn", "seed=0..1", "data=here.zarr", "out=run")
     train(*common, f"launcher={launcher}", *more)
     assert [result(tmp_path / "run", seed) for seed in (0, 1)] == alone
-    said = capsys.readouterr().out
-    assert "2 of 2 jobs finished" in said and "finished seed run/1 at step 20" in said
+    message = capsys.readouterr().out
+    assert "2 of 2 jobs finished" in message and "finished seed run/1 at step 20" in message
     assert set(json.loads((tmp_path / "run" / "summary.json").read_text())["seeds"]) == {"0", "1"}
     train(*common, "resume=true")  # by another launcher
     assert "finished already" in capsys.readouterr().out
@@ -272,8 +272,8 @@ def test_image_models_are_launched_as_policies_are(tmp_path):
              "precision=fp32", "wandb=disabled")  # fmt: skip
     weights = {}
     for name in ("local", "joblib"):
-        said = command("train_image.py", *words, f"launcher={name}", f"out={tmp_path / name}")
-        assert said.returncode == 0, said.stderr
+        message = command("train_image.py", *words, f"launcher={name}", f"out={tmp_path / name}")
+        assert message.returncode == 0, message.stderr
         weights[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("seed_*/checkpoints/*/*.safe*"))]
     assert weights["local"] == weights["joblib"] and len(weights["local"]) == 10
 
@@ -299,13 +299,13 @@ def find_training(out, older=()):
     """Wait for a training process below a directory that is midway; returns its id and its job's name."""
     until = time.monotonic() + 240
     while time.monotonic() < until:
-        for each in Path("/proc").glob("[0-9]*"):
-            words = words_of(each)
+        for item in Path("/proc").glob("[0-9]*"):
+            words = words_of(item)
             if "immiscible_policy.training.workers" in words and str(out) in words[4]:
                 run, seed = Path(words[4]), words[5]
                 name = f"{run.name}/{seed}"
                 if name not in older and (run / f"seed_{seed}/checkpoints/step_000160").exists():
-                    return int(each.name), name
+                    return int(item.name), name
         time.sleep(0.02)
     raise TimeoutError("no training is midway")
 
@@ -328,13 +328,13 @@ def test_a_job_that_is_preempted_enters_the_queue_again_and_resumes(store, tmp_p
 
     def preempt():  # Slurm tells every process of a job
         process, _ = find_training(tmp_path / "there")
-        for each in (process, parent(process)):
-            os.kill(each, signal.SIGUSR2)
+        for item in (process, parent(process)):
+            os.kill(item, signal.SIGUSR2)
 
-    told = threading.Thread(target=preempt)
-    told.start()
+    reported = threading.Thread(target=preempt)
+    reported.start()
     train(*words, "launcher=submitit", "cluster=local", f"out={tmp_path / 'there'}")
-    told.join()
+    reported.join()
     assert "resume seed there/0 at step" in capfd.readouterr().out
     train(*words, f"out={tmp_path / 'here'}")
     assert result(tmp_path / "there", 0) == result(tmp_path / "here", 0)
@@ -354,7 +354,7 @@ def cluster():
 def machine_of(process, machines):
     """The machine of a Ray cluster that a training process runs on: process, Ray's worker, raylet."""
     raylet = parent(parent(process))
-    return next(each for each in machines if each.all_processes["raylet"][0].process.pid == raylet)
+    return next(item for item in machines if item.all_processes["raylet"][0].process.pid == raylet)
 
 
 @pytest.mark.slow
@@ -376,10 +376,10 @@ def test_a_grid_survives_the_death_of_trainings_workers_and_machines(cluster, st
     killer.start()
     train_grid(there)
     killer.join()
-    said = capfd.readouterr().out
-    assert len(killed) == 3 and "6 of 6 jobs finished" in said
+    message = capfd.readouterr().out
+    assert len(killed) == 3 and "6 of 6 jobs finished" in message
     for name in killed:
-        assert f"resume seed {name} at step" in said
+        assert f"resume seed {name} at step" in message
     here = small_grid(store, tmp_path / "here", *LONG)
     for arm, config in here.arms.items():
         for seed in (0, 1):
@@ -387,7 +387,7 @@ def test_a_grid_survives_the_death_of_trainings_workers_and_machines(cluster, st
             train_run(RobotRecipe, replace(config, seed=str(seed), out=str(run)))
             assert result(tmp_path / "there" / arm, seed) == result(run, seed), (arm, seed)
     table = json.loads((tmp_path / "there" / "small.json").read_text())["arms"]
-    assert {arm: each["missing_seeds"] for arm, each in table.items()} == dict.fromkeys(there.arms, [])
+    assert {arm: item["missing_seeds"] for arm, item in table.items()} == dict.fromkeys(there.arms, [])
 
 
 @pytest.mark.slow

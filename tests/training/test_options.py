@@ -90,7 +90,7 @@ def test_a_selector_from_elsewhere_brings_its_own_options(own_module):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["noise=nowhere_at_all:Sel"], "No module named 'nowhere_at_all'"),
         (["noise=knn", "noise.temperature=2"], "temperature=2: noise=knn has no temperature; it takes k, nearest"),
@@ -103,10 +103,10 @@ def test_a_selector_from_elsewhere_brings_its_own_options(own_module):
         (["stepz=3"], "unknown option 'stepz'; did you mean 'steps' or 'stop'? see --help"),
     ],
 )
-def test_mistakes_are_one_line(words, said):
+def test_mistakes_are_one_line(words, message):
     with pytest.raises(CommandError) as refused:
         ROBOTS.compose(words)
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 BASE = ["noise=knn", "device=cpu"]
@@ -142,7 +142,7 @@ def test_a_directory_is_named_after_what_differs_from_the_defaults():
 
 def test_long_names_are_cut_and_stay_apart():
     words = [f"data={'x' * 200}"], [f"data={'x' * 201}"]
-    outs = [ROBOTS.compose(each).out for each in words]
+    outs = [ROBOTS.compose(item).out for item in words]
     assert outs[0] != outs[1] and all(len(out) < 200 for out in outs)
 
 

@@ -49,8 +49,8 @@ def with_words(*words):
 
 
 def together(size, *words):
-    said = [process.communicate(timeout=200) for process in start(size, *words)]
-    assert not any(err for _, err in said) and not any(out for out, _ in said[1:]), said
+    message = [process.communicate(timeout=200) for process in start(size, *words)]
+    assert not any(err for _, err in message) and not any(out for out, _ in message[1:]), message
 
 
 def trained(out):
@@ -90,9 +90,9 @@ def test_when_a_process_dies_the_first_says_so_and_what_is_left_can_be_resumed(s
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     other.send_signal(signal.SIGKILL)
-    _, said = first.communicate(timeout=60)
+    _, message = first.communicate(timeout=60)
     other.communicate()
-    assert first.returncode == 2 and said.strip().splitlines()[-1] == LOST
+    assert first.returncode == 2 and message.strip().splitlines()[-1] == LOST
     last = RunDirectory(tmp_path / "run").seed(0).newest()
     assert last.resumable and last.tensors("model").keys() == last.tensors("ema").keys() and last.tensors("optimizer")
     plan = here("train_policy.py", *words, "resume=true", "dry_run=true")
@@ -111,8 +111,8 @@ def torchrun(*words):
 def started(launcher, rank):
     """The process of a launcher that has this rank."""
     own = f"RANK={rank}".encode()
-    found = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return next(int(pid) for pid in found if own in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    result = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return next(int(pid) for pid in result if own in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
 
 
 @pytest.mark.slow
@@ -120,29 +120,31 @@ def started(launcher, rank):
 def test_under_torchrun_a_killed_training_ends_with_a_line_and_resumes_to_the_same_result(store, tmp_path):
     words = with_words("noise=linear", "steps=200", "checkpoint_every=5", "eval_every=200", f"data={store}")
     whole = torchrun(*words, f"out={tmp_path / 'whole'}")
-    _, said = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
+    _, message = whole.communicate(timeout=300)
+    assert whole.returncode == 0, message
     cut = torchrun(*words, f"out={tmp_path / 'cut'}")
     while not list((tmp_path / "cut").glob("seed_0/checkpoints/step_*")):
         assert cut.poll() is None, cut.communicate()
         time.sleep(0.05)
     os.kill(started(cut, 1), signal.SIGKILL)
-    _, said = cut.communicate(timeout=60)
-    assert cut.returncode != 0 and [line for line in said.splitlines() if line.startswith("error: ")] == [LOST], said
+    _, message = cut.communicate(timeout=60)
+    assert cut.returncode != 0 and [line for line in message.splitlines() if line.startswith("error: ")] == [LOST], (
+        message
+    )
     assert RunDirectory(tmp_path / "cut").seed(0).newest().step < 200
     again = torchrun(*words, f"out={tmp_path / 'cut'}", "resume=true")
-    out, said = again.communicate(timeout=300)
-    assert again.returncode == 0 and "resume seed 0 at step" in out, said
+    out, message = again.communicate(timeout=300)
+    assert again.returncode == 0 and "resume seed 0 at step" in out, message
     (weights, losses), (others, their_losses) = trained(tmp_path / "whole"), trained(tmp_path / "cut")
     assert losses == their_losses and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(("batch_size=15",), "batch_size=15: 2 processes with accumulate=1 need a multiple of 2"),
      (("seed=0..1",), "seed=0,1: 2 processes train one seed together")],
 )  # fmt: skip
-def test_what_cannot_be_shared_out_is_one_line(words, said, store, tmp_path, monkeypatch):
+def test_what_cannot_be_shared_out_is_one_line(words, message, store, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(here("train_policy.py", *with_words(*words, f"data={store}", f"out={tmp_path / 'run'}")))
-    assert said in line and not (tmp_path / "run").exists()
+    assert message in line and not (tmp_path / "run").exists()

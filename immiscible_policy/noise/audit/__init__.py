@@ -13,5 +13,3 @@ Shape legend: N samples, R batches of B samples each, D numbers per sample.
 """
 
 from immiscible_policy.noise.audit.measure import Audit, DistanceChange, audit, distance_change
-
-__all__ = ["Audit", "DistanceChange", "audit", "distance_change"]

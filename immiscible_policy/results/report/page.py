@@ -72,7 +72,7 @@ def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
     environment.filters |= {
         "spoken": lambda name: name.replace("_", " "),
         "title_of": title_of,
-        "number": lambda value: words.minus(f"{value:.3f}"),
+        "number": _number,
         "brackets": _brackets,
         "reach": words.reach,
         "svg": lambda chart: charts.svg(chart, f"chart{next(numbers)}-"),
@@ -81,6 +81,10 @@ def fill(template: str, *, package: str = PACKAGE, **content: object) -> str:
         "listed": lambda values: ", ".join(f"{key} {words.setting(value)}" for key, value in values.items()),
     }
     return environment.get_template(template).render(content)
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    return words.minus(f"{value:{form}}")
 
 
 def _brackets(interval: Interval, form: str = ".3f", metric: Metric | None = None) -> str:
