@@ -32,8 +32,7 @@ CHANNELS_PER_GROUP = 16
 class EncoderSpec:
     """What shapes an encoder; plain values, so that it is stored as JSON.
 
-    Raises:
-        ValueError: If there is no camera, one is named twice, or a number is out of range.
+    Raises ValueError if there is no camera, one is named twice, or a number is out of range.
     """
 
     cameras: tuple[str, ...] = ("img",)  # their names, in the order of the images

@@ -92,8 +92,7 @@ class ConditionalUnet1d(nn.Module):
     def forward(self, sample: Tensor, step: Tensor, features: Tensor) -> Tensor:
         """Predict the noise (B, T, A) in chunks (B, T, A) at diffusion steps (B,), given observations (B, G).
 
-        Raises:
-            ValueError: If T does not divide by 2 ** (len(down_dims) - 1).
+        Raises ValueError if T does not divide by 2 ** (len(down_dims) - 1).
         """
         film = torch.cat([self.diffusion_step_encoder(step), features], dim=-1)
         return self._denoise(sample, [block.cond_encoder(film) for block in self._blocks()])

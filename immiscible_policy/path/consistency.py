@@ -142,8 +142,7 @@ class Consistency(ProbabilityPath):
     def levels(self, count: int, spacing: str) -> list[Level]:
         """From s_max down, evenly spaced in s^(1/7) on the published grid of 40: diffusers' own.
 
-        Raises:
-            ValueError: If the count is not 1 to 40, or the spacing is not `trailing`.
+        Raises ValueError if the count is not 1 to 40, or the spacing is not `trailing`.
         """
         require_trailing(spacing, "a consistency model")
         if not 1 <= count <= MOST_STEPS:

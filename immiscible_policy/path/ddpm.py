@@ -90,8 +90,7 @@ class Ddpm(ProbabilityPath):
     def levels(self, count: int, spacing: str) -> list[Level]:
         """Steps of the chain, as drawn in the module docstring.
 
-        Raises:
-            ValueError: If there are more levels than the chain has, or the spacing is unknown.
+        Raises ValueError if there are more levels than the chain has, or the spacing is unknown.
         """
         if count > self.chain:
             raise ValueError(f"sampling_steps={count}: the chain has {self.chain} diffusion steps")

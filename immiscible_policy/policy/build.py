@@ -49,8 +49,7 @@ PATHS: dict[str, Callable[[PolicySpec], ProbabilityPath]] = {
 def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
-    Raises:
-        ValueError: If a name is unknown or the sizes do not fit together.
+    Raises ValueError if a name is unknown or the sizes do not fit together.
     """
     factor = 2 ** (len(spec.down_dims) - 1)
     if spec.horizon % factor:

@@ -12,8 +12,7 @@ SMALLEST_RANGE = 1e-4
 class Normalizer(nn.Module):
     """An affine map per dimension, between `low` and `high` (D,); its buffers travel with the weights.
 
-    Raises:
-        ValueError: If a bound is not finite or low exceeds high.
+    Raises ValueError if a bound is not finite or low exceeds high.
     """
 
     scale: Tensor

@@ -47,8 +47,7 @@ class NoiseOptions:
 def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float) -> NoiseOptions:
     """Check a run's noise, `name` and options as configured, and turn epochs into steps.
 
-    Raises:
-        ValueError: If an option is unusable, or nothing would ever be selected.
+    Raises ValueError if an option is unusable, or nothing would ever be selected.
     """
     options = {key: _in_steps(value, steps_per_epoch) for key, value in noise.items() if key != "name"}
     fit = options.pop("potentials", True)

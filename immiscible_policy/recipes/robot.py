@@ -65,8 +65,7 @@ def load_data(
 ) -> Data:
     """Open the demonstrations of a task, given as JSON, and cut them into windows; runs may share the result.
 
-    Raises:
-        ValueError: If the store, a camera or an option is unusable; one line says which.
+    Raises ValueError if the store, a camera or an option is unusable; one line says which.
     """
     task = find_task(**json.loads(task_json))
     demos = open_demonstrations(task, data)
@@ -101,8 +100,7 @@ class RobotRecipe:
     def prepare(cls, config: RobotConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
         """Build everything that could be wrong, and write nothing.
 
-        Raises:
-            ValueError: If a setting or the data is unusable; one line says which.
+        Raises ValueError if a setting or the data is unusable; one line says which.
         """
         solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
         keys = ("data", "obs", "images", "validation", "train_episodes", "mirror")

@@ -28,8 +28,7 @@ from immiscible_policy.solver.recurrence import Plan, Step
 class Solver:
     """How to go from noise to data.
 
-    Raises:
-        ValueError: If the name is unknown, steps < 1, or eta is not in [0, 1] or not 0 where nothing takes it.
+    Raises ValueError if the name is unknown, steps < 1, or eta is not in [0, 1] or not 0 where nothing takes it.
     """
 
     name: str  # a key of `SOLVERS`
@@ -51,11 +50,7 @@ class Solver:
             raise ValueError(f"eta={self.eta}: solver={self.name} has no eta; use solver=ddim")
 
     def plan(self, path: ProbabilityPath) -> Plan:
-        """The network calls on a path.
-
-        Raises:
-            ValueError: If the path does not go with this solver, or has no such grid.
-        """
+        """The network calls on a path; a ValueError if the path does not go with this solver, or has no such grid."""
         if self.name not in path.solvers:
             raise ValueError(f"solver={self.name}: what this model learned is solved with {', '.join(path.solvers)}")
         count = (self.steps + 1) // 2 if self.name == "heun" else self.steps

@@ -23,8 +23,7 @@ TOLERANCE = 1e-6
 class EpisodeRow:
     """One episode: one checkpoint (its training step) of one training seed, rolled out from one start.
 
-    Raises:
-        ValueError: If a value is NaN or infinite, which would poison every mean.
+    Raises ValueError if a value is NaN or infinite, which would poison every mean.
     """
 
     checkpoint: int

@@ -285,8 +285,7 @@ class SeedDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of its metrics, each with its `step`; a last line torn by a crash is dropped.
 
-        Raises:
-            ValueError: If a whole line is not a JSON object with a step.
+        Raises ValueError if a whole line is not a JSON object with a step.
         """
         path, rows = self.path / METRICS, []
         for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
@@ -349,8 +348,7 @@ def runs_in(directory: Path) -> list[RunDirectory]:
 def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
     """Runs by the last part of their paths, or by as many last parts as tell the paths apart.
 
-    Raises:
-        ValueError: If a run is given twice.
+    Raises ValueError if a run is given twice.
     """
     parts = [run.path.resolve().parts for run in runs]
     repeated = [path for path, count in Counter(parts).items() if count > 1]
