@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from immiscible_envs.geometry import BAR, CENTER_OF_GRAVITY, GOAL_POSE, STEM, Array, coverage
 from immiscible_envs.pusht import SUCCESS_COVERAGE
-from immiscible_envs.simulation import AGENT_RADIUS, Recording, Simulation
+from immiscible_envs.simulation import AGENT_RADIUS, RecordedSimulation, Simulation
 from immiscible_envs.starts import AGENT_RANGE, BLOCK_RANGE
 
 Complex = NDArray[np.complex128]
@@ -188,7 +188,7 @@ class Pose(NamedTuple):
         return self.centre + np.exp(1j * self.angle) * point
 
 
-class Episode(Recording):
+class Episode(RecordedSimulation):
     """A demonstration in progress, on the plain simulation."""
 
     def __init__(self, start: Array) -> None:
@@ -430,7 +430,7 @@ def make_episode(seed: int, index: int) -> dict[str, NDArray[Any]]:
 
 
 def make_episodes(episodes: int, seed: int = 0, workers: int = 1) -> Iterator[dict[str, NDArray[Any]]]:
-    """Make demonstrations as `Recording.arrays`; the number of processes changes nothing but the time."""
+    """Make demonstrations as `RecordedSimulation.arrays`; the number of processes changes nothing but the time."""
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: must be at least {least}")

@@ -131,7 +131,7 @@ class Simulation:
         self._contact_points += len(arbiter.contact_point_set.points)
 
 
-class Recording:
+class RecordedSimulation:
     """Steps a simulation, from its present state, and records every step of a demonstration."""
 
     def __init__(self, simulation: Simulation) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from immiscible_envs.geometry import GOAL_POSE, Array, coverage
 from immiscible_envs.pusht import IMAGE_SIZE, SUCCESS_COVERAGE, random_start
 from immiscible_envs.rendering import CANVAS, Window, pygame, render_state
-from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, Recording, Simulation
+from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, RecordedSimulation, Simulation
 
 Save = Callable[[Mapping[str, NDArray[Any]]], object]
 
@@ -31,7 +31,7 @@ class Session:
     def __init__(self, save: Save, episode: int = 0, seed: int = 0) -> None:
         """Begin an episode; number e begins where `numpy.random.default_rng([seed, e])` puts it.
 
-        Each one that is finished goes to `save`: the arrays of `Recording.arrays`, and `img` (n, 96, 96, 3) uint8.
+        Each one that is finished goes to `save`: the arrays of `RecordedSimulation.arrays`, and `img` (n, 96, 96, 3) uint8.
         """
         self.running, self.held, self.episode = True, False, episode
         self._pointer: Array | None = None
@@ -74,7 +74,7 @@ class Session:
     def _begin(self) -> None:
         simulation = Simulation()
         simulation.reset(random_start(np.random.default_rng([self._seed, self.episode])))
-        self._recording = Recording(simulation)
+        self._recording = RecordedSimulation(simulation)
         self._pointer = None
         self.held = False
 

@@ -4,12 +4,3 @@ from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.export import export_diffusers
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.spec import ImageSpec, StableDiffusionSpec
-
-__all__ = [
-    "ImageModel",
-    "ImageSpec",
-    "StableDiffusionSpec",
-    "build_image_model",
-    "export_diffusers",
-    "load_image_model",
-]

@@ -142,12 +142,12 @@ class TrainingLawPolicy:
             chunk = policy.solve(features, plan, selected(draft)[None])
         else:
             predicted: list[Tensor] = []
-            noise = ChosenNoise(start, lambda: selected(predicted[-1]))
+            noise = LazyNoise(start, lambda: selected(predicted[-1]))
             chunk = solve(calls, self.path, plan, cast(Tensor, noise), limit=policy.data_scale, record=predicted)
         return policy.action.unnormalize(chunk / policy.data_scale)
 
 
-class ChosenNoise:
+class LazyNoise:
     """The noise of a solution: its start (B, T, A), and others (B, T, A) chosen when the recurrence asks for them."""
 
     def __init__(self, start: Tensor, choose: Callable[[], Tensor]) -> None:

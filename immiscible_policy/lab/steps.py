@@ -92,7 +92,7 @@ def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[flo
     return [float((layer - target).square().mean().sqrt() / spread) for layer in predicted]
 
 
-class NoisedBatch(NamedTuple):
+class LayerBatch(NamedTuple):
     """Real data, noises for it, all (N, ...), and the denoiser that sees them."""
 
     x: Tensor  # clean, as diffused
@@ -103,7 +103,7 @@ class NoisedBatch(NamedTuple):
 
 
 def measure_layers(
-    batches: Iterable[NoisedBatch],
+    batches: Iterable[LayerBatch],
     path: ProbabilityPath,
     plan: Plan,
     limit: float,
@@ -218,12 +218,12 @@ def measure_images(
 
 def _noised(
     x: Tensor, checkpoint: Checkpoint, network: Network, seed: int, number: int, condition: Tensor | None = None
-) -> NoisedBatch:
+) -> LayerBatch:
     """Clean samples with their noises; plain noise and start are the same for every model."""
     common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
     noise, start = (torch.randn(x.shape, generator=common) for _ in range(2))
     select = lab_runs.own_selector(checkpoint)
-    return NoisedBatch(x, select(x, condition=condition, generator=own), noise, start, network)
+    return LayerBatch(x, select(x, condition=condition, generator=own), noise, start, network)
 
 
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:

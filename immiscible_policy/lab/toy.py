@@ -186,7 +186,7 @@ def conditional_ways(k: int) -> dict[str, Way]:
     }
 
 
-class Pairs(NamedTuple):
+class PairedPoints(NamedTuple):
     """A training batch before noising: data and noise (N, 2), and the data's modes (N,)."""
 
     x: Tensor
@@ -194,16 +194,16 @@ class Pairs(NamedTuple):
     modes: Tensor
 
 
-def pair(select: Selector, mixture: Mixture, n: int, generator: torch.Generator) -> Pairs:
+def pair(select: Selector, mixture: Mixture, n: int, generator: torch.Generator) -> PairedPoints:
     """Draw data and let a selector choose noise for them."""
     x, modes = mixture.sample(n, generator)
     condition = None if mixture.conditions is None else mixture.one_hot(modes)
-    return Pairs(x, select(x, condition=condition, generator=generator), modes)
+    return PairedPoints(x, select(x, condition=condition, generator=generator), modes)
 
 
 def measure_way(
     way: Way, options: Document, seed: int
-) -> tuple[Figures, tuple[ProbabilityPath, Pairs, Tensor, Tensor]]:
+) -> tuple[Figures, tuple[ProbabilityPath, PairedPoints, Tensor, Tensor]]:
     """Train on the mixture: the numbers, and what is drawn.
 
     Drawn are the path, a training batch, generated paths (S, N, 2), and samples in few steps (N, 2).

@@ -5,5 +5,3 @@ from immiscible_policy.path.consistency import Consistency
 from immiscible_policy.path.ddpm import PREDICTIONS, Ddpm
 from immiscible_policy.path.flow import Flow
 from immiscible_policy.path.regression import Regression
-
-__all__ = ["PREDICTIONS", "Consistency", "Ddpm", "Flow", "PathSample", "ProbabilityPath", "Regression"]

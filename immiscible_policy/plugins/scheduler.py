@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ChosenNoise:
+class NoiseChooser:
     """An `add_noise` that chooses the noise before it adds it; a copy of the scheduler gets one of its own."""
 
     add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -56,7 +56,7 @@ def chosen_noise(scheduler: Any, choose: Callable[[Tensor], Tensor]) -> Iterator
     if not callable(getattr(scheduler, "add_noise", None)):
         raise ValueError(f"{type(scheduler).__name__} has no add_noise; give the noise scheduler that training uses")
     plain = scheduler.add_noise
-    scheduler.add_noise = ChosenNoise(plain, choose)
+    scheduler.add_noise = NoiseChooser(plain, choose)
     try:
         yield
     finally:

@@ -4,5 +4,3 @@ from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.policy.observer import ImageObserver, NumberObserver, Pictured
 from immiscible_policy.policy.policy import Policy
-
-__all__ = ["ImageObserver", "Normalizer", "NumberObserver", "Pictured", "Policy", "PolicySpec", "build_policy"]

@@ -11,7 +11,7 @@ from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
 from immiscible_policy.lab.data import demonstrated
-from immiscible_policy.lab.steps import NoisedBatch, measure_layers, predicted_along_sampling, relative_error
+from immiscible_policy.lab.steps import LayerBatch, measure_layers, predicted_along_sampling, relative_error
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -39,7 +39,7 @@ def gaussian_layers(mean, std, count=10):
     x = mean + STD * z
     reference = feature_statistics(mean + STD * torch.randn(20000, DIMS, generator=generator))
     halves = [
-        NoisedBatch(*(values[rows] for values in (x, own, plain, start)), network)
+        LayerBatch(*(values[rows] for values in (x, own, plain, start)), network)
         for rows in (slice(1500), slice(1500, None))
     ]
     return measure_layers(halves, path, plan, 1e9, lambda samples: samples, reference), plan
