@@ -31,7 +31,7 @@ class Session:
     def __init__(self, save: Save, episode: int = 0, seed: int = 0) -> None:
         """Begin an episode; number e begins where `numpy.random.default_rng([seed, e])` puts it.
 
-        Each one that is finished goes to `save`: the arrays of `RecordedSimulation.arrays`, and `img` (n, 96, 96, 3) uint8.
+        Each one that is finished goes to `save`: `RecordedSimulation.arrays`, and `img` (n, 96, 96, 3) uint8.
         """
         self.running, self.held, self.episode = True, False, episode
         self._pointer: Array | None = None
