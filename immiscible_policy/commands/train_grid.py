@@ -19,13 +19,14 @@ from immiscible_policy.training.options import group_choices, in_name, read_file
 class Grid:
     """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
-    `published` is what a paper reports, by metric, arm and kind.
+    `published` is what a paper reports, by metric, arm and kind; `contrasts` are the arms named for the test.
     """
 
     name: str
     out: Path
     arms: dict[str, RobotConfig]
     published: dict[str, Any] = field(default_factory=dict)
+    contrasts: list[str] = field(default_factory=list)
 
 
 def read_grid(words: Sequence[str]) -> Grid | None:
@@ -59,7 +60,8 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
     shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
-    grid = Grid(name, Path(out), {}, {} if swept else written.get("published", {}))
+    table = {} if swept else {key: written[key] for key in ("published", "contrasts") if key in written}
+    grid = Grid(name, Path(out), {}, **table)
     for texts in product(*swept.values()) if swept else ():
         values = dict(zip(swept, texts, strict=True))
         names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
@@ -124,7 +126,7 @@ def train_grid(grid: Grid) -> None:
                 conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
     if not first.dry_run:
         seeds = parse_range("seed", first.seed)
-        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, grid.published)}")
+        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, grid.published, grid.contrasts)}")
     if failures:
         raise CommandError("; ".join(failures))
 

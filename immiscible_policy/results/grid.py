@@ -3,7 +3,9 @@
 For every metric that the task summarises, per training seed and pooled: mean of the last ten checkpoints, the last one,
 and the largest, as `evaluation.scores` defines them; differences and their intervals as `compare` does. Steps and
 seconds to a share of the first arm's maximum are those of the first evaluated checkpoint that reaches it, in the
-primary metric; seconds count training alone. What selection did to the noise is the audit of the last evaluation.
+primary metric; seconds count training alone. Contrasts are tested once: the primary metric's `last10`, in one model of
+all arms (`evaluation.contrasts`), corrected for the number of those that the experiment names. What selection did to
+the noise is the audit of the last evaluation.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from immiscible_policy.evaluation.contrasts import POWER, contrasts
 from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
@@ -36,12 +39,18 @@ Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def write_grid(
-    out: Path, name: str, arms: Sequence[str], seeds: Sequence[int], published: Published | None = None
+    out: Path,
+    name: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    published: Published | None = None,
+    named: Sequence[str] = (),
 ) -> str:
     """Write `NAME.json`, `NAME.md` and `NAME.png` of a grid, and return the table as Markdown.
 
     The arms are directories below `out`; the others are compared with the first. An arm that lacks one of `seeds`, or
-    checkpoints, is called incomplete and not pooled. `published` is what a paper reports, to stand beside ours.
+    checkpoints, is called incomplete and not pooled. `published` is what a paper reports, to stand beside ours; `named`
+    are the contrasts that were named before the runs, all arms if there are none.
     """
     runs = {arm: RunDirectory(out / arm) for arm in arms}
     missing = {arm: run.missing(seeds).unfinished if run.is_evaluated else list(seeds) for arm, run in runs.items()}
@@ -57,6 +66,7 @@ def write_grid(
             for arm in arms
         },
         "compared_with": arms[0],
+        "contrasts": _contrasts(runs, tables, arms[0], named),
         "published": published or {},
     }
     page = markdown(name, record)
@@ -83,6 +93,27 @@ def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], firs
 def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
     """A - B, paired by seed and start: the runs of a grid have the same of both."""
     return interval(difference_arms(a, b, same_seeds=True))
+
+
+def _contrasts(
+    runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str, named: Sequence[str]
+) -> Document:
+    """The primary metric's `last10` of complete arms against the first, in one model; empty if that is incomplete."""
+    if first not in tables or len(tables) < 2:
+        return {}
+    metric = summarised(runs[first].task)[0].name
+    arms = {arm: stacked(scored, metric, "last10") for arm, scored in tables.items()}
+    chosen = [arm for arm in arms if arm != first and (not named or arm in named)]
+    results = contrasts(arms, first, chosen)
+    return {
+        "metric": metric,
+        "kind": "last10",
+        "power": POWER,
+        "arms": {
+            arm: figures(result.interval) | {"p": result.p, "p_holm": result.p_holm, "detectable": result.detectable}
+            for arm, result in results.items()
+        },
+    }
 
 
 def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
@@ -185,6 +216,8 @@ def markdown(name: str, record: Document) -> str:
         for arm, entry in arms.items()
         if entry["missing_seeds"]
     ]
+    if tested := record["contrasts"]:
+        parts.append(_contrast_table(tested, first))
     parts += [_score_table(metric, arms, first, record["published"].get(metric, {})) for metric in metrics]
     if complete:
         kinds = [(metric, kind) for metric in metrics for kind in KINDS]
@@ -223,6 +256,17 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
             cells.append(", ".join(f"{published[arm][kind]:.3f}" for kind in kinds) if arm in published else "")
         rows.append([arm, *cells])
     return table(header, rows)
+
+
+def _contrast_table(tested: Document, first: str) -> str:
+    """One row a contrast: difference, p alone and corrected, and what could have been detected."""
+    rows = [
+        [arm, text(entry, "+.3f"), f"{entry['p']:.2g}", f"{entry['p_holm']:.2g}", f"{entry['detectable']:.3f}"]
+        for arm, entry in tested["arms"].items()
+    ]
+    name = f"{tested['metric']}, {tested['kind']}"
+    power = f"detectable with power {tested['power']:.0%}"
+    return table([f"{name}, one model of all arms", f"- {first}", "p", "p (Holm)", power], rows)
 
 
 def _quality_table(complete: Document, first: str) -> str:

@@ -59,7 +59,7 @@ class PushT(Task):
     instruction = TASK
     max_steps = immiscible_envs.MAX_EPISODE_STEPS
     fps = CONTROL_HZ
-    observations = ("keypoints", "state", "image")
+    observations = ("keypoints", "state", "image", "agent", "nothing")
     metrics = (
         Metric("coverage", "max_coverage", "max", lambda reward, info: info["coverage"]),
         Metric("final_coverage", "final_coverage", "last", lambda reward, info: info["coverage"]),
@@ -111,12 +111,12 @@ class PushT(Task):
     )
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
-        """For pictures it shows the state, from which `look` draws them when the policy looks."""
+        """For pictures and for less than the state it shows the state, of which `look` makes what the policy sees."""
         return gymnasium.make_vec(
             ENVIRONMENT,
             num_envs=num_envs,
             vectorization_mode="vector_entry_point",
-            obs_type="state" if obs == "image" else obs,
+            obs_type="keypoints" if obs == "keypoints" else "state",
             autoreset_mode=AutoresetMode.DISABLED,
         )
 
@@ -128,7 +128,7 @@ class PushT(Task):
         """Pictures are drawn here, and only those of the first `keep` rows, which the filling repeats."""
         observations = np.stack(history, axis=1)
         if obs != "image":
-            return Observed(observations, {})
+            return Observed(_part(observations, obs), {})
         pictures = np.stack([[render_state(state, size=SIZE) for state in states] for states in observations[:keep]])
         filled = np.minimum(np.arange(len(observations)), keep - 1)
         return Observed(observations[..., :2], {CAMERA: pictures[filled]})
@@ -150,11 +150,14 @@ class PushT(Task):
         run_session(Session(save, episode, seed))
 
     def observation(self, demos: Demonstrations, obs: str) -> Array:
-        """Nine points of the block, then the agent: 20 numbers; the state: 5; the agent beside pictures: 2."""
+        """Nine points of the block, then the agent: 20 numbers; the state: 5; the agent, also beside pictures: 2.
+
+        `nothing` is a single 0: what a policy does that knows no more than how demonstrations go.
+        """
         if obs == "keypoints":
             points = demos["keypoint"].reshape(len(demos), -1)  # (T, 18)
             return np.concatenate([points, demos["state"][:, :2]], axis=1).astype(np.float32)
-        return demos["state"][:, : 5 if obs == "state" else 2].astype(np.float32)
+        return _part(demos["state"], obs).astype(np.float32)
 
     def frames(self, demos: Demonstrations, obs: str, source: str = "stored") -> dict[str, torch.Tensor] | None:
         """The recorded frames, or what the camera sees of the recorded states; drawing one takes about 2 ms."""
@@ -243,6 +246,13 @@ class PushT(Task):
     def draw(self, scene: Array, size: int) -> NDArray[np.uint8]:
         """Seen from above."""
         return render_state(scene, size=size)
+
+
+def _part(observations: Array, obs: str) -> Array:
+    """What a policy without the block's points sees of states (..., 5); keypoints stay as they are."""
+    if obs == "nothing":
+        return np.zeros_like(observations[..., :1])
+    return observations if obs in ("keypoints", "state") else observations[..., :2]
 
 
 def reflect(demos: Demonstrations) -> Demonstrations:

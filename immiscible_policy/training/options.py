@@ -34,7 +34,7 @@ CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
 COMMON = "run"
 """The file in configs/ that every base begins with."""
-OF_GRIDS = ("arms", "by_scale", "published")
+OF_GRIDS = ("arms", "by_scale", "published", "contrasts")
 """Keys of an experiment's file that only a grid reads."""
 LONGEST_NAME = 150
 

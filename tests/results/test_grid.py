@@ -58,6 +58,11 @@ def test_scores_and_paired_differences(grid):
     assert [point["coverage"]["mean"] for point in curve] == pytest.approx([0.32, 0.52, 0.72])
     assert [point["difference"]["mean"] for point in curve] == pytest.approx([0.1] * 3)
     assert "difference" not in vanilla["curve"][0]
+    tested = figures["contrasts"]
+    assert tested["metric"] == "coverage" and list(tested["arms"]) == ["knn_k2"]
+    assert tested["arms"]["knn_k2"]["mean"] == pytest.approx(0.1) and "p (Holm)" in text
+    write_grid(grid, "none", list(GAIN), [0, 1, 2], named=["another"])
+    assert json.loads((grid / "none.json").read_text())["contrasts"]["arms"] == {}
     assert "| knn_k2 | 0.520 [" in text and "+0.100 [+0.100, +0.100]" in text
     assert (grid / "table2.png").read_bytes().startswith(b"\x89PNG")
 

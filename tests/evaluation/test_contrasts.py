@@ -1,0 +1,64 @@
+"""Contrasts of a grid: the paired interval for two arms, levels that hold, Holm by hand, power that holds."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from immiscible_policy.evaluation.contrasts import contrasts
+from immiscible_policy.evaluation.statistics import difference_arms, interval
+
+
+def draw(rng, effects, seeds=3, starts=50, seed_sd=0.05, rest_sd=0.03, noise_sd=0.15):
+    """Scores of the model: seeds and starts shared by the arms, the rest the arm's own."""
+    shared = seed_sd * rng.normal(size=(seeds, 1)) + 0.1 * rng.normal(size=(1, starts))
+    own = {arm: rest_sd * rng.normal(size=(seeds, 1)) + noise_sd * rng.normal(size=(seeds, starts)) for arm in effects}
+    return {arm: 0.8 + effect + shared + own[arm] for arm, effect in effects.items()}
+
+
+def test_two_arms_give_the_paired_interval():
+    arms = draw(np.random.default_rng(0), {"vanilla": 0.0, "knn": 0.05})
+    paired = interval(difference_arms(arms["knn"], arms["vanilla"], same_seeds=True))
+    result = contrasts(arms, "vanilla")["knn"]
+    assert (result.interval.low, result.interval.high) == pytest.approx((paired.low, paired.high))
+    assert result.p == pytest.approx(result.p_holm) and result.interval.over == "seeds and starts"
+
+
+def test_by_hand_where_starts_do_not_vary():
+    """Three arms, two seeds: residuals of +-1/12, 0, -+1/12 give var_rest = 1/72 with two degrees of freedom."""
+    seeds = {"a": [0.0, 0.5], "b": [1.0, 1.25], "c": [2.0, 2.0]}
+    arms = {arm: np.repeat(np.array(values)[:, None], 2, axis=1) for arm, values in seeds.items()}
+    rest = np.array([[-1, 1], [0, 0], [1, -1]]) / 8
+    error = np.sqrt(2 * np.sum(rest**2) / 2 / 2)
+    result = contrasts(arms, "a")["b"]
+    assert result.interval.estimate == pytest.approx(0.875)
+    assert result.interval.high - 0.875 == pytest.approx(stats.t.ppf(0.975, 2) * error)
+    assert result.p == pytest.approx(2 * stats.t.sf(0.875 / error, 2))
+    assert result.detectable == pytest.approx((stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)) * error)
+
+
+def test_holm_by_hand_counts_the_named_contrasts():
+    arms = draw(np.random.default_rng(1), {"vanilla": 0.0, "b": 0.02, "c": 0.3, "d": 0.06})
+    every, few = contrasts(arms, "vanilla"), contrasts(arms, "vanilla", ["b", "c"])
+    p = sorted(every[arm].p for arm in "bcd")
+    assert sorted(every[arm].p_holm for arm in "bcd") == pytest.approx(
+        [3 * p[0], max(3 * p[0], 2 * p[1]), min(1.0, max(3 * p[0], 2 * p[1], p[2]))]
+    )
+    assert few["c"].p == every["c"].p and few["c"].p_holm == pytest.approx(2 * every["c"].p)
+
+
+def test_equal_scores_differ_in_nothing():
+    arms = {arm: np.full((2, 3), 0.5) for arm in ("vanilla", "knn")}
+    assert contrasts(arms, "vanilla")["knn"].p == 1.0
+    assert contrasts(arms | {"knn": np.full((2, 3), 0.6)}, "vanilla")["knn"].p == 0.0
+
+
+def test_intervals_hold_their_level_and_the_detectable_difference_its_power():
+    """The true standard deviation of a difference of 3 seeds is sqrt(2 (0.03^2 + 0.15^2 / 50) / 3) = 0.03."""
+    rng, held, detected = np.random.default_rng(2), [], []
+    effect = (stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)) * 0.03
+    for _ in range(400):
+        arms = draw(rng, {"vanilla": 0.0, "b": effect, "c": 0.0, "d": 0.0, "e": 0.0})
+        results = contrasts(arms, "vanilla")
+        held += [not results[arm].interval.excludes_zero for arm in "cd"]
+        detected.append(results["b"].interval.excludes_zero)
+    assert 0.93 <= np.mean(held) <= 0.985 and 0.74 <= np.mean(detected) <= 0.86
