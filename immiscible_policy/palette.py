@@ -24,6 +24,7 @@ INK, GREY, FAINT, GRID, DARK = "#1a1d21", "#555b63", "#8c9096", "#d5d9de", "#151
 NAMED = {
     "vanilla": BASELINE,
     "knn": BLUE,
+    "sign": VIOLET,
     "linear": AMBER,
     "c2ot": TEAL,
     "idp26": PINK,

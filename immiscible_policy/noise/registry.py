@@ -14,6 +14,7 @@ GROUP = "immiscible_policy.selectors"
 SELECTORS = {
     "vanilla": "immiscible_policy.noise.vanilla:Vanilla",
     "knn": "immiscible_policy.noise.knn:KNN",
+    "sign": "immiscible_policy.noise.sign:Sign",
     "linear": "immiscible_policy.noise.linear:linear",
     "idp26": "immiscible_policy.noise.idp26:idp26",
     "c2ot": "immiscible_policy.noise.c2ot:c2ot",

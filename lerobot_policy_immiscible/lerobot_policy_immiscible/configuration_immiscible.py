@@ -18,7 +18,7 @@ class ImmiscibleConfig(DiffusionConfig):
     """LeRobot's `DiffusionConfig` and the choice of noise; None leaves an option at the selector's own default.
 
     Attributes:
-        noise: `vanilla`, `knn`, `linear`, `idp26` or `c2ot`.
+        noise: `vanilla`, `knn`, `sign`, `linear`, `idp26` or `c2ot`.
         k: Candidates of `knn` (2 if None).
         nearest: What nearest means for `knn`: `distance` or `angle`.
         cost: What an assignment minimises: `euclidean` or `sqeuclidean`.

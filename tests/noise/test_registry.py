@@ -80,7 +80,7 @@ def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
         ("own_noise:Cold", {"temperature": -1}, "temperature=-1: needs a number above 0"),
         ("own_noise:Deaf", {}, "noise=own_noise:Deaf: Deaf is not a selector; it must be called as select(x, "),
         ("own_noise:Mute", {}, "Mute is not a selector"),
-        ("kn", {}, "unknown noise 'kn'; did you mean 'knn'? known: vanilla, knn, linear, idp26, c2ot, or noise=module"),
+        ("kn", {}, "unknown noise 'kn'; did you mean 'knn'? known: vanilla, knn, sign, linear, idp26, c2ot, or noise="),
         ("vanilla", {"k": 2}, "k=2: noise=vanilla has no k; it takes no options"),
         (7, {}, "noise 7 is not a name; known: vanilla"),
     ],

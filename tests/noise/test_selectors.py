@@ -26,7 +26,7 @@ def conditions(count: int) -> torch.Tensor:
 
 
 def test_registry_is_complete():
-    assert set(SELECTORS) == {"vanilla", "knn", "linear", "idp26", "c2ot"}
+    assert set(SELECTORS) == {"vanilla", "knn", "sign", "linear", "idp26", "c2ot"}
 
 
 def test_the_same_call_serves_every_selector_and_keeps_no_state(name):
@@ -171,6 +171,71 @@ def test_projected_knn_at_zero_keeps_the_shortest_noise_uniform_in_direction():
     assert stats.kstest(eps.square().sum(dim=1).numpy(), "expon", args=(0, 0.5)).pvalue > ALPHA
 
 
+def directions(count: int, dims: int) -> torch.Tensor:
+    """Samples that lie one way as often as the other, far from isotropic and of many lengths."""
+    line = torch.linspace(-1, 2, dims) + 0.3 * torch.randn(count, dims, generator=generator(8))
+    turn = 1 - 2 * torch.randint(2, (count, 1), generator=generator(9))
+    return line * turn * torch.rand(count, 1, generator=generator(10))
+
+
+def test_sign_turns_the_noise_to_the_samples_side_and_changes_nothing_else():
+    x = torch.randn(500, 4, 2, generator=generator()) + 0.5
+    plain = torch.randn(x.shape, generator=generator(1))
+    eps = make_selector("sign")(x, generator=generator(1))
+    side = (plain * x).sum(dim=(1, 2)).sign().reshape(-1, 1, 1)
+    assert torch.equal(eps, side * plain) and {-1.0, 1.0} == set(side.flatten().tolist())
+
+
+def test_sign_leaves_symmetric_samples_exactly_gaussian_noise():
+    """q(e) = 2 N(e) P(<e, x> > 0) = N(e) where x and -x are equally likely; other samples shift it."""
+    eps = make_selector("sign")(directions(6000, 5), generator=generator())
+    assert stats.kstest(eps.square().sum(dim=1).numpy(), "chi2", args=(5,)).pvalue > ALPHA
+    for axis in torch.cat([torch.eye(5), torch.linspace(-1, 2, 5)[None]]):
+        assert stats.kstest((eps @ (axis / axis.norm())).numpy(), "norm").pvalue > ALPHA
+    one_way = make_selector("sign")(directions(6000, 5).abs(), generator=generator())
+    assert stats.kstest(one_way.sum(dim=1).div(5**0.5).numpy(), "norm").pvalue < ALPHA
+
+
+@pytest.mark.parametrize("dims", [1, 32])
+def test_sign_correlates_as_a_half_normal_number(dims):
+    """Along the sample the noise is |z|, z ~ N(0, 1), with the mean sqrt(2 / pi); across it, plain."""
+    x = directions(20_000, dims)
+    along = (make_selector("sign")(x, generator=generator()) * x).sum(dim=1) / x.norm(dim=1)
+    assert stats.kstest(along.numpy(), "halfnorm").pvalue > ALPHA
+    assert float(along.mean()) == pytest.approx((2 / np.pi) ** 0.5, abs=4 * (1 - 2 / np.pi) ** 0.5 / 20_000**0.5)
+
+
+def test_sign_tells_one_bit():
+    """Of two opposite samples the noise names its own: I(x; e) = H(x) = log 2, and that is all it can tell."""
+    x = 1.0 - 2 * torch.randint(2, (6000, 1), generator=generator(3))
+    eps = make_selector("sign")(x, generator=generator())
+    assert torch.equal(eps.sign(), x) and stats.kstest(eps[:, 0].numpy(), "norm").pvalue > ALPHA
+    four = x * torch.randint(1, 3, (6000, 1), generator=generator(4))  # +-1, +-2: two bits, of which it tells one
+    eps = make_selector("sign")(four, generator=generator())
+    same_law(eps[four == 1], eps[four == 2])
+
+
+def test_sign_follows_its_schedule():
+    x, plain = torch.randn(8, 3, generator=generator()), torch.randn(8, 3, generator=generator(1))
+    select, whole = make_selector("sign", start=10, ramp=3), make_selector("sign")(x, generator=generator(1))
+    assert torch.equal(select(x, step=9, generator=generator(1)), plain)
+    half = select(x, step=11, generator=generator(1))
+    assert torch.equal(half[:4], whole[:4]) and torch.equal(half[4:], plain[4:])
+    assert torch.equal(select(x, step=13, generator=generator(1)), whole)
+
+
+def test_sign_to_a_sample_without_direction_is_plain_noise():
+    plain = torch.randn(8, 3, generator=generator(1))
+    assert torch.equal(make_selector("sign")(torch.zeros(8, 3), generator=generator(1)), plain)
+
+
+def test_what_the_mask_excludes_does_not_turn_the_noise():
+    x = torch.randn(50, 6, generator=generator())
+    mask = torch.arange(6) < 2
+    changed, select = torch.where(mask, x, -9.0), make_selector("sign")
+    assert torch.equal(select(x, mask=mask, generator=generator(1)), select(changed, mask=mask, generator=generator(1)))
+
+
 @pytest.mark.parametrize("form", ["literal", "projected"])
 def test_masked_numbers_keep_plain_noise_and_the_rest_the_law_of_the_rest(form):
     x = torch.full((6000, 5), 2.0)
@@ -217,6 +282,8 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("knn", k=True), "k=True"),
         (lambda: make_selector("vanilla", k=2), "noise=vanilla has no k"),
         (lambda: make_selector("linear", k=2), "noise=linear has no k"),
+        (lambda: make_selector("sign", k=2), "noise=sign has no k"),
+        (lambda: make_selector("sign", stop=0), "stop=0: must come after start=0"),
         (lambda: make_selector("linear", cost="cosine"), "cost=cosine"),
         (lambda: make_selector("knn", form="fast"), "form=fast"),
         (lambda: make_selector("knn", nearest="far"), "nearest=far"),
@@ -311,6 +378,7 @@ class Largest(TorchDispatchMode):
     [
         ("vanilla", {}, 64 * 512),
         ("knn", {"k": 200}, 64 * 512),  # nothing of k * D numbers per sample
+        ("sign", {}, 64 * 512),
         ("linear", {}, 64 * 512),  # nothing of B * D numbers per sample
         ("idp26", {}, 64 * 512),
         ("c2ot", {}, 64 * 512),
@@ -333,12 +401,12 @@ def test_selectors_on_cuda_stay_there_and_accept_a_cpu_generator(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["vanilla", "knn"])
+@pytest.mark.parametrize("name", ["vanilla", "knn", "sign"])
 @pytest.mark.parametrize("options", [{}, {"mask": torch.arange(32) % 3 > 0}])
 def test_selection_on_cuda_never_waits_for_the_device(name, options):
     x = torch.randn(64, 32, device="cuda")
     options = {key: value.cuda() for key, value in options.items()}
-    select = make_selector(name) if name == "vanilla" else make_selector(name, k=16)
+    select = make_selector(name, k=16) if name == "knn" else make_selector(name)
     select(x, **options)
     torch.cuda.set_sync_debug_mode("error")
     try:
