@@ -37,7 +37,7 @@ from torch import Tensor
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, require_positive, short, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import Option, parse_range
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.statistics import mean_interval
 from immiscible_policy.lab.program import legend, plain, program, table
@@ -118,7 +118,7 @@ def measure(options: dict[str, Any]) -> Findings:
 def _policy(options: dict[str, Any], device: str) -> tuple[Policy, PolicySpec]:
     """A checkpoint's policy, or an untrained one of a size preset."""
     if options["checkpoint"] is not None:
-        return load_policy(read_checkpoint(options["checkpoint"]), device)
+        return read_policy(read_checkpoint(options["checkpoint"]), device)
     scale = [f"scale={options['scale']}"] if options["scale"] else []
     config = compose_config([f"device={device}", "wandb=disabled", f"method={options['method']}", *scale])
     spec = RobotRecipe.prepare(config).spec

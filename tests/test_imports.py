@@ -15,6 +15,10 @@ def test_the_environment_loads_without_the_learner():
     assert not modules & {"torch", "immiscible_policy", "pygame", "diffusers"}
 
 
+def test_the_package_alone_loads_nothing():
+    assert not loaded("import immiscible_policy") & {"torch", "numpy", "gymnasium"}
+
+
 def test_the_selectors_need_torch_and_scipy_alone():
     modules = loaded("import immiscible_policy.noise as noise; [noise.make_selector(name) for name in noise.SELECTORS]")
     assert {"torch", "scipy"} <= modules

@@ -23,7 +23,7 @@ from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.store import Demonstrations, open_store
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, window_index
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.policy import Policy, PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
@@ -227,7 +227,7 @@ def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, Po
     """Open a checkpoint, None if it cannot be, and look at it."""
     try:
         checkpoint = open_checkpoint(path)
-        policy, spec = load_policy(checkpoint)
+        policy, spec = read_policy(checkpoint)
     except ValueError as error:
         action = "do not use it" if "refused" in str(error) else "use another checkpoint"
         return [Finding("checkpoint", str(error), action)], None

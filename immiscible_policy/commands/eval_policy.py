@@ -14,7 +14,7 @@ from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import best_steps, means, scores
-from immiscible_policy.plugins.bridge import open_checkpoint
+from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
@@ -34,7 +34,7 @@ Score over an explicit list of starts, for every checkpoint that a run keeps or 
 
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
-    "checkpoint": Option(Path, None, "a single one instead: ours, Diffusion Policy's .ckpt, or LeRobot's directory"),
+    "checkpoint": Option(Path, None, "one checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
     "checkpoints": Option(str, "all", "of a run: all, best (highest mean score in training) or last"),
     "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
@@ -93,7 +93,7 @@ def _check(options: dict[str, Any]) -> None:
 def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
     """The checkpoints to evaluate, seed by seed, oldest first."""
     if options["checkpoint"]:
-        return [open_checkpoint(options["checkpoint"])]
+        return [find_checkpoint(options["checkpoint"])]
     run = RunDirectory(options["run"])
     kept = run.checkpoints()
     if not kept:

@@ -9,7 +9,7 @@ from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
-from immiscible_policy.plugins.bridge import open_checkpoint
+from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.results.video import frames, show_window, write_video
 from immiscible_policy.tasks import primary, recorded_task, success
 from immiscible_policy.training.options import device_option, resolve_device
@@ -23,7 +23,7 @@ render what a checkpoint does, several starts side by side
 
 
 OPTIONS = {
-    "checkpoint": Option(Path, REQUIRED, "checkpoint directory, RUN/seed_N/checkpoints/step_XXXXXX"),
+    "checkpoint": Option(Path, REQUIRED, "a checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
     "out": Option(Path, Path("rollout.mp4"), "the video"),
     "view": Option(str, "mp4", "mp4 writes the video, human opens a window instead"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     if options["episodes"] > BATCH:
         raise CommandError(f"episodes={options['episodes']}: one video holds at most {BATCH}")
     require_writable("out", out)
-    checkpoint = open_checkpoint(options["checkpoint"])
+    checkpoint = find_checkpoint(options["checkpoint"])
     task = recorded_task(checkpoint.metadata.get("config", {}))
     starts = task.starts(options["starts"], options["episodes"])
     agent = load_agent(checkpoint, solving.chosen_solver(checkpoint, options), resolve_device(options["device"]))

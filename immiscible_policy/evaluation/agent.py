@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
@@ -11,35 +12,69 @@ import torch
 from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
-from immiscible_policy.demos.windows import Layout
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
+from immiscible_policy.randomness import torch_generator
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.tasks import Observed
 
 
 class Agent:
-    """Samples action chunks of a policy in evaluation mode and returns the part to execute.
+    """Samples action chunks of a policy in evaluation mode.
 
-    Raises ValueError if the solver does not go with what the policy learned.
+        step of the chunk      0    1    2    3  ...    8    9  ...   15
+        observed               o    o                                         obs_steps = 2
+        `chunk` returns             #    #    #  ...    #    #  ...    #      from the newest observation on
+        `act` returns               #    #    #  ...    #                     action_steps = 8 of them
+
+    Args:
+        policy: With the weights that act.
+        spec: What the policy was built from.
+        solver: How to go from noise to actions.
+        dtype: Type of numbers in which the networks multiply, torch.float32 or torch.bfloat16.
+
+    Raises:
+        ValueError: If the solver does not go with what the policy learned, or the dtype is another one.
     """
 
-    def __init__(self, policy: Policy, spec: PolicySpec, solver: Solver) -> None:
-        solver.plan(policy.path)  # refuses what does not go together
-        self.policy, self.spec, self.solver = policy, spec, solver
-        self.obs, self.obs_steps = spec.obs, spec.obs_steps
-        self._executed = Layout.of(spec).executed
+    def __init__(self, policy: Policy, spec: PolicySpec, solver: Solver, dtype: torch.dtype = torch.float32) -> None:
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype={dtype}: use torch.float32 or torch.bfloat16")
+        self.calls = len(solver.plan(policy.path))  # refuses what does not go together
+        self.policy, self.spec, self.solver, self.dtype = policy, spec, solver, dtype
+        self.obs, self.obs_steps, self.action_steps = spec.obs, spec.obs_steps, spec.action_steps
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lies."""
+        return self.policy.action.scale.device
 
     def act(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
         """Actions to execute (B, action_steps, A), in the environment's units."""
-        device = self.policy.action.scale.device
-        numbers = torch.from_numpy(observed.numbers).float().to(device)
+        return self.chunk(observed, generators)[:, : self.action_steps]
+
+    def chunk(self, observed: Observed, generators: Sequence[torch.Generator]) -> NDArray[np.float64]:
+        """All predicted actions from now on (B, horizon - obs_steps + 1, A), in the environment's units."""
+        numbers = torch.from_numpy(observed.numbers).float().to(self.device)
         seen: Any = numbers
         if self.spec.encoder is not None:
             frames = [torch.from_numpy(observed.frames[camera]) for camera in self.spec.encoder.cameras]
-            seen = Pictured(numbers, torch.stack(frames, dim=2).to(device))
-        return self.policy.predict(seen, self.solver, generators)[:, self._executed].double().cpu().numpy()
+            seen = Pictured(numbers, torch.stack(frames, dim=2).to(self.device))
+        with self._precision():
+            actions = self.policy.predict(seen, self.solver, generators)
+        return actions[:, self.obs_steps - 1 :].double().cpu().numpy()
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Products in bfloat16 if that is the dtype; without autocast's cache, which a captured graph would read."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=self.device.type == "cpu")
+
+
+def sampling_noise(start: int) -> torch.Generator:
+    """The source of all sampling noise of an episode: a function of its start alone."""
+    return torch_generator("cpu", "rollout", start)
 
 
 def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
@@ -47,7 +82,7 @@ def spec_metadata(spec: PolicySpec) -> dict[str, Any]:
     return {"policy": asdict(spec)}
 
 
-def load_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, PolicySpec]:
+def read_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, PolicySpec]:
     """Build the policy of a checkpoint with its EMA weights, in evaluation mode.
 
     Raises CheckpointError if the checkpoint is damaged or does not describe a policy.
@@ -101,7 +136,9 @@ def solver_of(
     )
 
 
-def load_agent(checkpoint: Checkpoint, solver: Solver, device: str = "cpu") -> Agent:
+def load_agent(
+    checkpoint: Checkpoint, solver: Solver, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Agent:
     """Make a checkpoint act, on as many CPU threads as it was trained and evaluated with: bits depend on them.
 
     Raises:
@@ -110,4 +147,7 @@ def load_agent(checkpoint: Checkpoint, solver: Solver, device: str = "cpu") -> A
     """
     use_device(device)
     torch.set_num_threads(checkpoint.metadata.get("config", {}).get("threads") or torch.get_num_threads())
-    return Agent(*load_policy(checkpoint, device), solver)
+    policy, spec = read_policy(checkpoint, device)
+    if dtype == torch.bfloat16 and policy.action.scale.is_cuda:
+        policy.network.to(dtype)  # read from memory as they are multiplied
+    return Agent(policy, spec, solver, dtype)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from immiscible_policy.randomness import torch_generator
+from immiscible_policy.evaluation.agent import sampling_noise
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.tasks import Metric, Observed, Task
 
@@ -126,7 +126,7 @@ def _roll_out(
     """Metrics by name, and steps, of a batch (N,), rolled out until the first `keep` episodes are over."""
     count = len(starts)
     environment = task.make(count, policy.obs)
-    generators = [torch_generator("cpu", "rollout", start) for start in starts]
+    generators = [sampling_noise(start) for start in starts]
     observation, info = environment.reset(seed=starts, options=options)  # type: ignore[arg-type]
     history = deque([observation] * policy.obs_steps, maxlen=policy.obs_steps)
     tally, steps, done = Tally(task.metrics, count, info), np.zeros(count, int), np.zeros(count, bool)

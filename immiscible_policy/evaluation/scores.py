@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from immiscible_policy.evaluation.statistics import Array
+from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow, complete
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.tasks import primary
 
 LAST = 10
 KINDS = ("last10", "max", "max_fresh")
@@ -89,6 +91,18 @@ def curves(table: Table, metric: str, steps: Sequence[int]) -> Array:
 def best_steps(table: Table, metric: str) -> dict[int, int]:
     """Step of the checkpoint that `max` reads, by training seed."""
     return {seed: scored.best(metric)[0] for seed, scored in table.items()}
+
+
+def best_checkpoint(seed: SeedDirectory) -> Checkpoint:
+    """The checkpoint of a training seed that `max` reads.
+
+    Raises:
+        ValueError: If no checkpoint was evaluated completely, or the best one was not kept.
+    """
+    best = best_steps(scores(seed.run.episodes()), primary(seed.run.task).name)
+    if seed.number not in best:
+        raise ValueError(f"{seed.path}: no checkpoint was evaluated completely, so none is the best")
+    return seed.checkpoint(best[seed.number])
 
 
 def common_steps(*tables: Table) -> list[int]:

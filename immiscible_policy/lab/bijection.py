@@ -34,7 +34,7 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.evaluation.pictures import tile
@@ -147,7 +147,7 @@ def measure_policy(
     checkpoint: Checkpoint, solver: Solver, options: Document, starts: Sequence[int]
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
-    policy, _ = load_policy(checkpoint)
+    policy, _ = read_policy(checkpoint)
     perturbations, max_steps, seed = (options[key] for key in ("perturbations", "max_steps", "seed"))
     windows, shown = (
         lab_runs.drawn_windows(checkpoint, options["data"], options[key], seed, key=key)[0]
@@ -197,7 +197,7 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
 
 def score_change(checkpoint: Checkpoint, solver: Solver, start: int, perturbations: int, max_steps: int) -> list[float]:
     """For each weight, the mean absolute difference of the score of perturbed episodes from the unperturbed one's."""
-    policy, spec = load_policy(checkpoint)
+    policy, spec = read_policy(checkpoint)
     weights, numbers = zip((0.0, 0), *product(ROLLOUT_WEIGHTS, range(perturbations)), strict=True)
     generators = [torch_generator("cpu", "bijection rollout", start, number) for number in numbers]
     agent, count = Agent(cast(Policy, PerturbedPolicy(policy, weights, generators)), spec, solver), len(weights)

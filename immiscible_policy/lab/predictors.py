@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.evaluation.scores import scores
 from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED
@@ -91,7 +91,7 @@ def arm_figures(
 ) -> Document:
     """An arm's figures of the first minutes, and its score at the end (`final`), means over its seeds."""
     logged = [run.seed(number).metrics() for number in run.seeds()]
-    followed = [start_noise_figures(load_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
+    followed = [start_noise_figures(read_policy(c)[0], windows, Solver("ddim", 10), seed) for c in checkpoints]
     evaluated = list(scores(run.episodes()).values())
     curves, steps = [result.values["coverage"].mean(axis=1) for result in evaluated], evaluated[0].steps
     losses = ([row["loss"] for row in rows if row["step"] <= early and row.get("loss") is not None] for rows in logged)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
-from immiscible_policy.evaluation.agent import Agent, load_policy, read_spec
+from immiscible_policy.evaluation.agent import Agent, read_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab.data import demonstrated
@@ -33,7 +33,7 @@ Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every trai
 
 def newest_policies(runs: Mapping[str, RunDirectory] | None, *, pictures: bool = False) -> Newest:
     """The policies of `runs=`, all of which can be loaded; CommandError if one sees pictures and must not."""
-    result = _newest("runs", runs, load_policy)
+    result = _newest("runs", runs, read_policy)
     for run, seeds in result.items():
         if not pictures and any(read_spec(checkpoint).encoder for checkpoint in seeds.values()):
             raise CommandError(f"runs= names {run}, which sees pictures; this program takes policies of numbers alone")

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import Agent, load_policy
+from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
@@ -65,7 +65,7 @@ class Scheme(NamedTuple):
 
     def agent(self, checkpoint: Checkpoint) -> Agent:
         """A policy that samples as written."""
-        policy, spec = load_policy(checkpoint)
+        policy, spec = read_policy(checkpoint)
         if self.name in LAWS:
             policy = cast(Policy, TrainingLawPolicy(policy, own_selector(checkpoint), self.name))
         return Agent(policy, spec, self.solver)

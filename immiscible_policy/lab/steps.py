@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import load_policy, read_spec
+from immiscible_policy.evaluation.agent import read_policy, read_spec
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
@@ -171,7 +171,7 @@ def measure(options: Document) -> Findings:
 
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Document, float]:
     """The layers of a policy, and the floor of its Fréchet distance, on n windows that it may have been trained on."""
-    policy, _ = load_policy(checkpoint)
+    policy, _ = read_policy(checkpoint)
     chosen, others = lab_runs.drawn_windows(checkpoint, data, n, seed, key="n")
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.evaluation.agent import load_policy
+from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.clusters import assigned_noise
@@ -132,7 +132,7 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
 
 def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     """Chunks (S, N, ...) that a policy's layers predict for one observation, the same start noises for every policy."""
-    policy, spec = load_policy(checkpoint)
+    policy, spec = read_policy(checkpoint)
     window, _ = lab_runs.drawn_windows(checkpoint, options["data"], 1, options["seed"], key="windows")
     features = policy.encode(window.obs).expand(options["starts"], -1)
     generator = torch_generator("cpu", "tsne policy", options["seed"])

@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from immiscible_policy.cli import CommandError, require_writable, unknown
-from immiscible_policy.evaluation.agent import load_policy, spec_metadata
+from immiscible_policy.evaluation.agent import read_policy, spec_metadata
+from immiscible_policy.evaluation.scores import best_checkpoint
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from immiscible_policy.store.run import SEED, RunDirectory, SeedDirectory, seed_at
 
 FORMATS = ("ours", "lerobot", "diffusion_policy")
 
@@ -27,6 +29,44 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return read_lerobot(path) if (path / "config.json").is_file() else read_checkpoint(path)
 
 
+def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int | None = None) -> Checkpoint:
+    """The checkpoint that a path names: a run, the directory of a training seed, or a checkpoint of any project.
+
+    Args:
+        path: A run may have several training seeds; then `train_seed` names one.
+        which: Which one of a run or a seed: `best` (highest mean score in training), `last`, or a training step.
+        train_seed: Training seed of a run, as in `seed_N/`.
+
+    Raises:
+        ValueError: If it is none of these, or there is no such seed or checkpoint.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
+    seed = _seed(RunDirectory(path), train_seed) if RunDirectory(path).exists else seed_at(path)
+    if seed is None:
+        if which != "best" or train_seed is not None:
+            raise ValueError(f"{path} is one checkpoint; checkpoint= and train_seed= choose among those of a run")
+        return open_checkpoint(path)
+    if isinstance(which, int):
+        return seed.checkpoint(which)
+    if which not in ("best", "last"):
+        raise ValueError(f"checkpoint={which}: use best, last, or a training step")
+    newest = seed.newest()
+    if newest is None:
+        raise ValueError(f"{seed.path} has no checkpoint yet")
+    return newest if which == "last" else best_checkpoint(seed)
+
+
+def _seed(run: RunDirectory, number: int | None) -> SeedDirectory:
+    """The directory of a training seed, or of the only one."""
+    seeds = run.seeds()
+    if number not in seeds and (number is not None or len(seeds) != 1):
+        known = ", ".join(map(str, seeds)) or "none"
+        raise ValueError(f"{run.path}: its training seeds are {known}; give {SEED}N/ in it, or train_seed=N")
+    return run.seed(seeds[0] if number is None else number)
+
+
 def convert(checkpoint: Path, to: str, out: Path) -> None:
     """Write a checkpoint, one that `open_checkpoint` takes, in one of the `FORMATS`.
 
@@ -40,7 +80,7 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
         raise CommandError(f"out={out} exists already; name another")
     require_writable("out", out)
     source = open_checkpoint(checkpoint)
-    _, spec = load_policy(source)  # the weights fit, or one line says that they do not
+    _, spec = read_policy(source)  # the weights fit, or one line says that they do not
     if to == "lerobot":
         return write_lerobot(source, spec, out)
     out.parent.mkdir(parents=True, exist_ok=True)

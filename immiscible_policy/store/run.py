@@ -382,8 +382,13 @@ def named_runs(text: str) -> dict[str, RunDirectory]:
     return dict(zip(names, runs, strict=True)) if names else label_runs(runs)
 
 
+def seed_at(path: Path) -> SeedDirectory | None:
+    """The seed of a run whose directory this is; None for other paths."""
+    path = path.absolute()
+    run, number = RunDirectory(path.parent), path.name.removeprefix(SEED)
+    return run.seed(int(number)) if number.isdecimal() and run.exists else None
+
+
 def run_of(checkpoint: Path) -> SeedDirectory | None:
     """The seed of a run that a checkpoint lies in; None for one that lies elsewhere."""
-    seed = checkpoint.absolute().parent.parent
-    run, number = RunDirectory(seed.parent), seed.name.removeprefix(SEED)
-    return run.seed(int(number)) if number.isdecimal() and run.exists else None
+    return seed_at(checkpoint.absolute().parent.parent)

@@ -133,6 +133,10 @@ class PushT(Task):
         filled = np.minimum(np.arange(len(observations)), keep - 1)
         return Observed(observations[..., :2], {CAMERA: pictures[filled]})
 
+    def keys(self, obs: str) -> tuple[str, ...]:
+        """Beside pictures it sees where the agent is [px]."""
+        return (CAMERA, "agent_pos") if obs == "image" else (obs,)
+
     def demonstrations(self) -> Path:
         """The project's own: package data where installed, `data/` in a checkout."""
         package = Path(__file__).resolve().parent.parent

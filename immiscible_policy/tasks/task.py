@@ -142,6 +142,10 @@ class Task(Protocol):
         """
         return Observed(np.stack(history, axis=1), {})
 
+    def keys(self, obs: str) -> tuple[str, ...]:
+        """By what names a trained policy that sees `obs` takes its cameras and its arrays, see `acting.RobotPolicy`."""
+        return tuple(obs.split(","))
+
     def demonstrations(self) -> Path | None:
         """The store to train on unless `data=` names another; None if there is none."""
         return None

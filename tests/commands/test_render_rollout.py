@@ -18,7 +18,7 @@ from immiscible_policy.store.checkpoint import save_checkpoint
     "words, message",
     [
         ([], "checkpoint= is missing"),
-        (["checkpoint={absent}"], "is not a checkpoint"),
+        (["checkpoint={absent}"], "does not exist"),
         (["checkpoint={absent}", "out=a.gif"], "must end in .mp4"),
         (["checkpoint={absent}", "columns=0"], "columns=0"),
         (["checkpoint={absent}", "size=5"], "size=5"),

@@ -100,6 +100,7 @@ def names(page: str) -> dict[str, Any]:
             "states": torch.tensor([[256.0, 400.0, 200.0, 250.0, 0.5]]).double().numpy(),
             "actions": torch.full((1, 4, 2), 250.0).double().numpy(),
         },
+        "docs/acting.md": {"observation": torch.full((20,), 256.0).numpy()},
         "docs/plugins.md": {"workspace": Workspace()},
         "docs/selectors.md": {"x": chunks, "windows": chunks},
         "docs/stable-diffusion.md": {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from immiscible_policy.evaluation.agent import load_policy, solver_of, spec_metadata
+from immiscible_policy.evaluation.agent import read_policy, solver_of, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.solver import Solver
@@ -24,7 +24,7 @@ def written(directory, spec, policy_metadata):
 @pytest.mark.parametrize("spec", [BLIND, SEEING])
 def test_a_checkpoint_describes_its_policy(tmp_path, spec):
     checkpoint, weights = written(tmp_path, spec, spec_metadata(spec)["policy"])
-    policy, result = load_policy(checkpoint)
+    policy, result = read_policy(checkpoint)
     assert result == spec and not policy.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.state_dict().items())
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_describes_its_policy(tmp_path, spec):
 def test_a_checkpoint_from_before_encoders_is_a_policy_without_one(tmp_path):
     recorded = spec_metadata(BLIND)["policy"]
     del recorded["encoder"]
-    assert load_policy(written(tmp_path, BLIND, recorded)[0])[1] == BLIND
+    assert read_policy(written(tmp_path, BLIND, recorded)[0])[1] == BLIND
 
 
 @pytest.mark.parametrize("change", [lambda policy: policy.pop("horizon"), lambda policy: policy.update(depth=3)])
@@ -40,7 +40,7 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
     recorded = spec_metadata(BLIND)["policy"]
     change(recorded)
     with pytest.raises(CheckpointError, match="describes no policy that this version knows"):
-        load_policy(written(tmp_path, BLIND, recorded)[0])
+        read_policy(written(tmp_path, BLIND, recorded)[0])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 from omegaconf import OmegaConf
 
-from immiscible_policy.evaluation.agent import load_policy, spec_metadata
+from immiscible_policy.evaluation.agent import read_policy, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
@@ -52,7 +52,7 @@ def ours(path, spec=SPEC):
 
 def chunks(path, sampler=None):
     """Action chunks of a checkpoint for known observations and noise, and the noise."""
-    policy, spec = load_policy(open_checkpoint(path))
+    policy, spec = read_policy(open_checkpoint(path))
     drawn = torch.Generator().manual_seed(4)
     observation = 100 + 300 * torch.rand(3, spec.obs_steps, spec.obs_dim, generator=drawn)
     if spec.obs == "image":
@@ -84,7 +84,7 @@ def there_and_back(tmp_path, spec, to):
     convert(path, to, tmp_path / "there")
     convert(tmp_path / "there", "ours", tmp_path / "step_000008")
     back = read_checkpoint(tmp_path / "step_000008")
-    assert load_policy(back)[1] == spec
+    assert read_policy(back)[1] == spec
     close(chunks(back.path)[0], chunks(path)[0])
     close(chunks(tmp_path / "there")[0], chunks(path)[0])
 
@@ -257,7 +257,7 @@ def test_pictures_of_another_range_are_refused(tmp_path):
 def test_an_image_policy_without_weights_is_refused(tmp_path):
     path = save_ckpt(tmp_path / "a.ckpt", published_config(), published_normalisers())
     with pytest.raises(ValueError, match="weights do not fit"):
-        load_policy(open_checkpoint(path))
+        read_policy(open_checkpoint(path))
 
 
 LEROBOT = """
@@ -407,7 +407,7 @@ def test_a_lerobot_policy_of_another_kind_is_refused(tmp_path, change, message):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message) as error:
-        load_policy(open_checkpoint(path))
+        read_policy(open_checkpoint(path))
     assert "\n" not in str(error.value)
 
 
@@ -443,7 +443,7 @@ def changed_ckpt(tmp_path, change):
 def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, message):
     path = changed_ckpt(tmp_path, change)
     with pytest.raises(ValueError, match=message) as error:
-        load_policy(open_checkpoint(path))
+        read_policy(open_checkpoint(path))
     assert "\n" not in str(error.value)
 
 

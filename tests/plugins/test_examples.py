@@ -2,11 +2,18 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from immiscible_policy.evaluation.agent import spec_metadata
+from immiscible_policy.policy import PolicySpec, build_policy
+from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.plugins.peers import ROOT, needs, peers
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -31,8 +38,8 @@ def losses(output: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss ([0-9.]+)", output)]
 
 
-def test_there_are_four_and_each_is_short():
-    assert len(EXAMPLES) == 4
+def test_there_are_five_and_each_is_short():
+    assert len(EXAMPLES) == 5
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES)
 
 
@@ -59,6 +66,56 @@ def test_diffusers_under_accelerate_learns():
     needs("accelerate")
     result = losses(peers("examples/diffusers_accelerate.py").stdout)
     assert len(result) == 4 and result[-1] < 0.8 * result[0]
+
+
+class Foresight:
+    """A policy whose chunk says of each action for which step it is; the observations are the steps."""
+
+    obs_steps, action_steps = 2, 8
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def benchmark(self):
+        return SimpleNamespace(p95=0.02)
+
+    def chunk(self, history):
+        time.sleep(self.seconds)
+        return history[-1] + np.arange(15)[:, None]
+
+
+class Clock:
+    """A robot that counts its observations and keeps what it is sent."""
+
+    def __init__(self):
+        self.observed, self.sent = -1, []
+
+    def observe(self):
+        self.observed += 1
+        return max(self.observed - 1, 0)  # the loop looks once before its first step
+
+    def send(self, action):
+        self.sent.append(int(action[0]))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_the_control_loop_sends_the_action_of_each_step(capsys, seconds):
+    robot, loop = Clock(), runpy.run_path(str(ROOT / "examples/control_loop.py"))
+    loop["control"](Foresight(seconds), robot, 100.0, 60)
+    late, stale = map(int, re.findall(r"(\d+) (?:ended late|repeated)", capsys.readouterr().out))
+    ahead = [step for step, sent in enumerate(robot.sent) if sent == step]
+    assert len(robot.sent) == 60 and len(ahead) == 60 - stale and late < 60
+    assert all(sent < step for step, sent in enumerate(robot.sent) if step not in ahead)
+    assert stale > 0 or seconds == 0.0
+
+
+def test_the_control_loop_runs_a_policy(tmp_path):
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "flow", "epsilon", 100)
+    metadata = spec_metadata(spec) | {"step": 1, "seed": 0, "config": {"solver": "euler", "sampling_steps": 2}}
+    save_checkpoint(tmp_path / "step_000001", metadata, {"ema": build_policy(spec).state_dict()})
+    done = here("examples/control_loop.py", str(tmp_path / "step_000001"), "50", "20")
+    assert done.returncode == 0, done.stderr
+    assert "2 network calls" in done.stdout and "20 steps at 50 Hz" in done.stdout
 
 
 @pytest.mark.slow
