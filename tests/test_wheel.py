@@ -73,7 +73,8 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "immiscible_policy").rglob("templates/*")}
     assert templates <= names and len(templates) >= 6
     assert len(configs) >= 9 and len(store) >= 10
-    assert {"immiscible_envs/published_starts.json", "immiscible_envs.pth"} <= names
+    typed = {f"{package}/py.typed" for package in ("immiscible_envs", "immiscible_policy")}
+    assert {"immiscible_envs/published_starts.json", "immiscible_envs.pth"} | typed <= names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
 
 
