@@ -1,4 +1,4 @@
-"""PushT: push a T-shaped block onto its goal.
+"""PushT: push a T-shaped block onto its goal. Avoid: cross a plane past rows of pillars, in one of 24 ways.
 
 Importing this package registers its environments with Gymnasium: at once if Gymnasium has been imported, otherwise as
 soon as it is. Gymnasium 1.0 stopped reading entry points, so an installation imports this package when the interpreter
@@ -10,7 +10,7 @@ That costs a start about a millisecond: nothing but importlib is imported here. 
 import sys
 from importlib.machinery import PathFinder
 
-MAX_EPISODE_STEPS = 300
+MAX_EPISODE_STEPS, MAX_AVOID_STEPS = 300, 150
 
 
 def register() -> None:
@@ -29,6 +29,12 @@ def register() -> None:
         "immiscible/PushT-LeRobot-v0",
         entry_point="immiscible_envs.lerobot:make",
         max_episode_steps=MAX_EPISODE_STEPS,
+    )
+    register(
+        "immiscible/Avoid-v0",
+        entry_point="immiscible_envs.avoid:AvoidEnv",
+        vector_entry_point="immiscible_envs.avoid:AvoidVectorEnv",
+        max_episode_steps=MAX_AVOID_STEPS,
     )
 
 

@@ -1,7 +1,7 @@
-"""Pictures of PushT: the 512 x 512 canvas drawn with pygame, resized bilinearly.
+"""Pictures of PushT and Avoid: the 512 x 512 canvas drawn with pygame, resized bilinearly.
 
-The colours, outlines and rounding are those of the published environment, so that a picture of a recorded
-state is the recorded image to a fraction of a grey level. Only a window needs a display.
+The colours, outlines and rounding are those of the published PushT, so that a picture of a recorded state is the
+recorded image to a fraction of a grey level. Only a window needs a display.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from immiscible_envs import avoid
 from immiscible_envs.checks import finite
 from immiscible_envs.geometry import BAR, GOAL_POSE, STEM, Array, place
 from immiscible_envs.simulation import AGENT_RADIUS, WALL_CORNERS, WALL_RADIUS, WORKSPACE
@@ -32,7 +33,7 @@ BLOCK_COLOR: Color = (119, 136, 153)  # LightSlateGray
 GOAL_COLOR: Color = (144, 238, 144)  # LightGreen
 WALL_COLOR: Color = (211, 211, 211)  # LightGray
 OUTLINE = 2  # px, half the width of the block's outline
-RIM = 4  # px, width of the agent's dark rim
+RIM = 4  # px, width of the dark rim of a disc
 
 
 def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int = 96) -> Image:
@@ -51,10 +52,26 @@ def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int =
         corners = _pixels(place(part, values[2:]))
         pygame.draw.polygon(canvas, _lighter(BLOCK_COLOR), corners)
         _draw_outline(canvas, corners, OUTLINE, BLOCK_COLOR)
-    (center,) = _pixels(values[None, :2])
-    pygame.draw.circle(canvas, AGENT_COLOR, center, round(AGENT_RADIUS))
-    pygame.draw.circle(canvas, _lighter(AGENT_COLOR), center, round(AGENT_RADIUS) - RIM)
+    _draw_disc(canvas, values[:2], AGENT_RADIUS, AGENT_COLOR)
     _draw_outline(canvas, _pixels(np.array(WALL_CORNERS)), round(WALL_RADIUS), WALL_COLOR)
+    return resize(pygame.surfarray.pixels3d(canvas).transpose(1, 0, 2), size)
+
+
+def render_plane(position: ArrayLike, size: int = 96) -> Image:
+    """Draw Avoid with its agent at a position (2,) as (size, size, 3) uint8, as `render_state` draws PushT.
+
+    Raises:
+        ValueError: If the size is less than 1 or the position is not two finite numbers.
+    """
+    if size < 1:
+        raise ValueError(f"size {size} must be at least 1")
+    middle = finite(position, (2,), "position")
+    canvas = pygame.Surface((CANVAS, CANVAS), depth=24)
+    canvas.fill(BACKGROUND)
+    canvas.fill(GOAL_COLOR, (0, 0, CANVAS, round(avoid.FAR)))
+    for pillar in avoid.PILLARS:
+        _draw_disc(canvas, pillar, avoid.PILLAR_RADIUS, BLOCK_COLOR)
+    _draw_disc(canvas, middle, avoid.AGENT_RADIUS, AGENT_COLOR)
     return resize(pygame.surfarray.pixels3d(canvas).transpose(1, 0, 2), size)
 
 
@@ -114,6 +131,13 @@ class Window:
         if self._screen is not None:
             self._screen = None
             pygame.display.quit()
+
+
+def _draw_disc(canvas: pygame.Surface, middle: Array, radius: float, color: Color) -> None:
+    """Draw a disc with a dark rim."""
+    (center,) = _pixels(middle[None])
+    pygame.draw.circle(canvas, color, center, round(radius))
+    pygame.draw.circle(canvas, _lighter(color), center, round(radius) - RIM)
 
 
 def _draw_outline(canvas: pygame.Surface, corners: list[Pixel], radius: int, color: Color) -> None:
