@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, getdoc, signature
 from typing import Any
 
 from immiscible_policy.cli import CommandError, one_line, unknown
+
+FAMILY = re.compile(r"(.+[/:])[A-Z_]+")
+"""What names a family of parts, and in it what the names of the family begin with."""
 
 
 def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) -> Callable[..., Any]:
@@ -19,17 +23,26 @@ def find_factory(kind: str, group: str, name: str, built_in: Mapping[str, str]) 
         kind: The option that the name was given to, such as `task`; used in messages.
         group: Entry-point group in which other packages register theirs.
         name: What was asked for.
-        built_in: `module:attribute` by name; these names cannot be registered over.
+        built_in: `module:attribute` by name; these names cannot be registered over. `metaworld/NAME` is a family:
+            of any name that begins with `metaworld/`, the rest is the first argument. So is `gym:ENV_ID`.
 
-    Raises:
-        CommandError: If the name is unknown, or what it stands for cannot be imported.
+    Raises CommandError if the name is unknown, or what it stands for cannot be imported.
     """
     if not isinstance(name, str):
         raise CommandError(f"{kind} {name!r} is not a name; known: {', '.join(registered(group, built_in))}")
+    for key, target in built_in.items():
+        family = FAMILY.fullmatch(key)
+        if family and name.startswith(family[1]) and name != family[1]:
+            return partial(_load(kind, name, target), name.removeprefix(family[1]))
     named = built_in[name] if name in built_in else registered(group, built_in).get(name, name)
-    module, colon, attribute = named.partition(":")
-    if not colon:
+    if ":" not in named:
         raise CommandError(f"{unknown(kind, name, list(registered(group, built_in)))}, or {kind}=module:Class")
+    return _load(kind, name, named)
+
+
+def _load(kind: str, name: str, target: str) -> Callable[..., Any]:
+    """Import `module:attribute`."""
+    module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -72,6 +85,8 @@ def defaults(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def describe(factory: Callable[..., Any]) -> dict[str, str]:
     """What a factory's docstring says of each of its options (Google style, `Args:` or `Attributes:`), in one line."""
-    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", getdoc(factory) or "", re.S | re.M)
+    section = re.search(
+        r"^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", getdoc(getattr(factory, "func", factory)) or "", re.S | re.M
+    )
     entries = re.split(r"^ {4}(?=\w+: )", section[1] if section else "", flags=re.M)
     return {key: " ".join(text.split()) for key, _, text in (entry.partition(": ") for entry in entries) if text}

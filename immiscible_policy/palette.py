@@ -21,6 +21,8 @@ DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)),
 BLUE, AMBER, TEAL, PINK, RUST, SKY, VIOLET, BASELINE = COLOURS
 INK, GREY, FAINT, GRID, DARK = "#1a1d21", "#555b63", "#8c9096", "#d5d9de", "#15181c"
 """Text, quiet text and reference lines, what is not significant, grid lines, and the background of a dark page."""
+NAMEABLE = len(COLOURS)
+"""So many kinds of things can be told apart by colour, and named in a legend."""
 NAMED = {
     "vanilla": BASELINE,
     "knn": BLUE,
@@ -59,6 +61,11 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
             taken[label] = fixed
     free = (colour for colour in COLOURS if colour not in taken.values())
     return {label: taken.get(label) or next(free) for label in names}
+
+
+def mode_colour(mode: int, kinds: int) -> str:
+    """Colour of a mode; the last of the kinds is grey. Of more kinds than colours, several have the same."""
+    return BASELINE if mode == kinds - 1 else COLOURS[mode % (NAMEABLE - 1)]
 
 
 def panels(

@@ -33,7 +33,7 @@ REACH = AGENT_RADIUS + PILLAR_RADIUS
 PITCH = 96.0  # px between neighbouring pillars of a row, and between the middles of neighbouring gaps
 ROWS = ((360.0, 3), (244.0, 2), (128.0, 1))  # y [px] and number of pillars, in the order in which they are crossed
 FAR = 40.0  # px, the far side begins here
-STRIDE = 16.0  # px, most that the agent moves in a step
+STRIDE = 20.0  # px, most that the agent moves in a step
 MARGIN = AGENT_RADIUS  # px, so far the middle of the agent stays from the edges of the plane
 START_LOW, START_HIGH = np.array([236.0, 464.0]), np.array([276.0, 480.0])
 BEFORE = ROWS[0][0] + REACH
@@ -47,7 +47,7 @@ NO_WAY = -1
 
 def centred(count: int) -> Array:
     """Places x (count,) [px] of the pillars of a row, or of the middles of its gaps."""
-    return WORKSPACE / 2 + PITCH * (np.arange(count) - (count - 1) / 2)
+    return np.asarray(WORKSPACE / 2 + PITCH * (np.arange(count) - (count - 1) / 2), dtype=np.float64)
 
 
 PILLARS = np.array([(x, y) for y, count in ROWS for x in centred(count)])
@@ -157,7 +157,7 @@ class AvoidEnv(gymnasium.Env[Array, Array]):
     side. One step takes 0.1 s.
 
     ## Action space
-    `Box(0, 512, (2,), float64)`: the position that the agent moves to, in px. It goes straight there, at most 16 px in
+    `Box(0, 512, (2,), float64)`: the position that the agent moves to, in px. It goes straight there, at most 20 px in
     a step, and its middle stays 8 px inside the edges, which may be touched. A finite command outside the box acts as
     the nearest one inside it.
 
@@ -211,8 +211,7 @@ class AvoidEnv(gymnasium.Env[Array, Array]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode; see the class for the start and the option.
 
-        Raises:
-            ValueError: If an option is unknown or its value is not what the class says.
+        Raises ValueError if an option is unknown or its value is not what the class says.
         """
         super().reset(seed=seed)
         for key in options or {}:
@@ -223,8 +222,7 @@ class AvoidEnv(gymnasium.Env[Array, Array]):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Move for 0.1 s towards the action (2,), px.
 
-        Raises:
-            ValueError: If the action is not two finite numbers.
+        Raises ValueError if the action is not two finite numbers.
         """
         self._plane.advance(finite(action, (2,), "action")[None], np.arange(1))
         observation, info = self._present()
@@ -332,8 +330,7 @@ def plane_space() -> spaces.Box:
 def choose_start(options: dict[str, Any], random: np.random.Generator) -> Array:
     """The position (2,) that the reset options name, or one that is drawn.
 
-    Raises:
-        ValueError: If it is not one to begin at.
+    Raises ValueError if it is not one to begin at.
     """
     if "position" not in options:
         return random.uniform(START_LOW, START_HIGH)

@@ -22,7 +22,7 @@ from immiscible_envs.geometry import Array
 SPEED = 10.0  # px per step
 NOISE = 1.5  # px, standard deviation of each action about the path
 ASIDE = 8.0  # px, most that a path goes beside the middle of a gap
-BEYOND = 16.0  # px, y of the end of a path, on the far side
+BEYOND = 8.0  # px, y of the end of a path, on the far side
 RESOLUTION = 8  # actions are whole multiples of 1/8 px
 POINTS = 100  # of the curve between two rows
 
@@ -50,7 +50,8 @@ def make_episode(seed: int, index: int, noise: float = NOISE) -> dict[str, NDArr
     """Make one demonstration, a function of the arguments; one that fails is drawn again.
 
     Returns:
-        position (n, 2), before the action of the same row, and action (n, 2) [px].
+        position (n, 2), before the action of the same row, and action (n, 2) [px]. The last position is the first on
+        the far side.
     """
     random, way = np.random.default_rng([1, seed, index]), way_of_episode(seed, index)
     while True:
@@ -60,11 +61,11 @@ def make_episode(seed: int, index: int, noise: float = NOISE) -> dict[str, NDArr
         actions = np.round((points + random.normal(0, noise, points.shape)) * RESOLUTION) / RESOLUTION
         positions = []
         for action in actions:
+            positions.append(plane.position[0].copy())
             if plane.position[0, 1] <= FAR or plane.collision[0]:
                 break
-            positions.append(plane.position[0].copy())
             plane.advance(action[None], np.arange(1))
-        if plane.info()["way"][0] == way:
+        if plane.info()["way"][0] == way and positions[-1][1] <= FAR:
             position = np.array(positions, dtype=np.float32)
             return {"position": position, "action": actions[: len(position)].astype(np.float32)}
 

@@ -60,8 +60,7 @@ def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int =
 def render_plane(position: ArrayLike, size: int = 96) -> Image:
     """Draw Avoid with its agent at a position (2,) as (size, size, 3) uint8, as `render_state` draws PushT.
 
-    Raises:
-        ValueError: If the size is less than 1 or the position is not two finite numbers.
+    Raises ValueError if the size is less than 1 or the position is not two finite numbers.
     """
     if size < 1:
         raise ValueError(f"size {size} must be at least 1")

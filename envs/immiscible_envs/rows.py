@@ -103,8 +103,7 @@ class RowsVectorEnv(VectorEnv[ObsType, Array, NDArray[Any]], Generic[ObsType]):
     ) -> tuple[ObsType, dict[str, Any]]:
         """Begin an episode in every row, or in those of the option `reset_mask`.
 
-        Raises:
-            ValueError: If a seed or an option is not what the class says; no episode has begun then.
+        Raises ValueError if a seed or an option is not what the class says; no episode has begun then.
         """
         seeds = self._split_seeds(seed)
         given = dict(options or {})
@@ -127,8 +126,7 @@ class RowsVectorEnv(VectorEnv[ObsType, Array, NDArray[Any]], Generic[ObsType]):
     def step(self, actions: Array) -> tuple[ObsType, Array, Any, Any, dict[str, Any]]:
         """Advance every row by its action (N, ...), which is ignored where a row is reset.
 
-        Raises:
-            ValueError: If the actions are not finite numbers of that shape; no row has advanced then.
+        Raises ValueError if the actions are not finite numbers of that shape; no row has advanced then.
         """
         begins = self._done & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
         some_begin = begins.any()

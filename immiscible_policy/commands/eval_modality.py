@@ -137,7 +137,8 @@ def markdown(arms: Sequence[Arm]) -> str:
     """The last checkpoints as a table beside published figures, and the differences to the first run."""
     base, modes = arms[0], arms[0].modes
     metric = base.measures[-1]
-    columns = ("run", "seeds", "step", " / ".join(modes.names), "majority", "its floor", "TV to demonstrations",
+    shares = " / ".join(modes.names) if modes.are_few else "modes"
+    columns = ("run", "seeds", "step", shares, "majority", "its floor", "TV to demonstrations",
                "its floor", metric)  # fmt: skip
     rows = [_row(arm) for arm in arms]
     rows += [[name, "", "", "", major, "", "", "", score] for name, major, score in modes.published]
@@ -155,8 +156,7 @@ def markdown(arms: Sequence[Arm]) -> str:
         )
     lines = [f"- **{arm.name} is incomplete: {gap}.**" for arm in arms for gap in arm.gaps]
     for arm in arms:
-        counts = (f"{count} {mode}" for count, mode in zip(arm.demonstrated, modes.names, strict=True))
-        lines.append(f"- {arm.name}: demonstrations {modes.alike}: {', '.join(counts)}")
+        lines.append(f"- {arm.name}: demonstrations {modes.alike}: {modes.counted(arm.demonstrated)}")
     parts.append("\n".join(lines))
     if len(arms) > 1:
         rows = [[arm.name, *(_text(difference(arm, base, name), "+.3f") for name in arm.measures)] for arm in arms[1:]]
@@ -179,7 +179,9 @@ def _row(arm: Arm) -> list[str]:
         arm.name,
         str(len(arm.seeds)),
         f"{arm.steps[-1]:,}",
-        " / ".join(f"{share:.1%}" for share in arm.shares[-1]),
+        " / ".join(f"{share:.1%}" for share in arm.shares[-1])
+        if arm.modes.are_few
+        else arm.modes.counted(arm.counts[:, -1].sum((0, 1))),
     ]
     for name in arm.measures:
         cells.append(_text(estimate(arm.values(name)[:, -1])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from immiscible_policy.cli import CommandError, Option, parse, program, require_
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.scores import best_steps, means, scores
+from immiscible_policy.evaluation.scores import best_steps, means, scores, set_means
 from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import DEFAULT, Metric, primary, recorded_task
+from immiscible_policy.tasks import DEFAULT, Task, primary, recorded_task, summarised
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
@@ -64,7 +63,7 @@ def main(words: list[str]) -> None:
             append_rows(options["out"], measured, task.metrics)
         rows += measured
     title = f"{len(starts)} starts, {solver.name} with {solver.steps} network calls"
-    console.print(_table(rows, task.metrics, title))
+    console.print(_table(rows, task, title))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
     if options["run"] and options["starts"] == "fresh":
@@ -109,11 +108,14 @@ def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
         raise CommandError(f"checkpoints=best: {error}; use checkpoints=last or all") from None
 
 
-def _table(rows: list[EpisodeRow], metrics: Sequence[Metric], title: str) -> Table:
-    table = Table("seed", "checkpoint", *(metric.name for metric in metrics), "steps", title=title)
+def _table(rows: list[EpisodeRow], task: Task, title: str) -> Table:
+    metrics, together = summarised(task), task.set_metrics
+    names = [metric.name for metric in metrics] + [metric.name for metric in together]
+    table = Table("seed", "checkpoint", *names, "steps", title=title)
     for seed, step in dict.fromkeys((row.seed, row.checkpoint) for row in rows):
         measured = [row for row in rows if (row.seed, row.checkpoint) == (seed, step)]
         mean = means(measured)
-        shown = (f"{mean[metric.name]:{'.0%' if metric.reduce == 'any' else '.3f'}}" for metric in metrics)
+        shown = [f"{mean[metric.name]:{'.0%' if metric.reduce == 'any' else '.3f'}}" for metric in metrics]
+        shown += [f"{value:.3f}" for value in set_means(measured, together).values()]
         table.add_row(str(seed), str(step), *shown, f"{sum(row.steps for row in measured) / len(measured):.0f}")
     return table

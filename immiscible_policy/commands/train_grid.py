@@ -66,7 +66,7 @@ def read_grid(words: Sequence[str]) -> Grid | None:
         values = dict(zip(swept, texts, strict=True))
         names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
                  for key, text in values.items()]  # fmt: skip
-        chosen["_".join(names)] = _words(values)
+        chosen["_".join(names).replace("/", "-")] = _words(values)
     for arm, own in chosen.items():
         grid.arms[arm] = replace(compose_config([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid

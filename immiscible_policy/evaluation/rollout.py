@@ -133,7 +133,7 @@ def _roll_out(
 
     def watch(step: int) -> None:
         if on_step:
-            scenes = task.scenes(observation, info, policy.obs)
+            scenes = task.scenes(environment, observation, info, policy.obs)
             on_step(step, scenes[:keep], {name: so_far[:keep] for name, so_far in tally.values.items()}, done[:keep])
 
     watch(0)

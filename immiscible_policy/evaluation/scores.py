@@ -17,7 +17,7 @@ from immiscible_policy.evaluation.statistics import Array
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow, complete
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
-from immiscible_policy.tasks import primary
+from immiscible_policy.tasks import SetMetric, primary
 
 LAST = 10
 KINDS = ("last10", "max", "max_fresh")
@@ -77,6 +77,26 @@ def scores(rows: Mapping[int, Sequence[EpisodeRow]]) -> dict[int, Scores]:
     return arranged
 
 
+def set_scores(table: Table, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
+    """What the episodes of each checkpoint are scored by together: (C, 1), all starts being one."""
+    return {
+        seed: Scores(
+            scored.steps,
+            scored.starts[:1],
+            {
+                metric.name: np.array([[metric.read(episodes)] for episodes in _checkpoints(scored)])
+                for metric in metrics
+            },
+        )
+        for seed, scored in table.items()
+    }
+
+
+def _checkpoints(scored: Scores) -> list[dict[str, Array]]:
+    """The metrics (N,) of each checkpoint."""
+    return [{name: values[row] for name, values in scored.values.items()} for row in range(len(scored.steps))]
+
+
 def stacked(table: Table, metric: str, kind: str) -> Array:
     """Scores of one kind, `last`, `last10` or `max`: (seeds, starts)."""
     readings = {"last": Scores.last, "last10": Scores.last10, "max": lambda scored, metric: scored.best(metric)[1]}
@@ -123,6 +143,12 @@ def fresh_scores(run: RunDirectory, chosen: Mapping[int, int], metric: str) -> d
     ]
     starts = sorted(set.intersection(*map(set, tables)))
     return {start: np.array([table[start] for table in tables]) for start in starts}
+
+
+def set_means(rows: Sequence[EpisodeRow], metrics: Sequence[SetMetric]) -> dict[str, float]:
+    """What the episodes of a checkpoint are scored by together."""
+    episodes = {name: np.array([row.metrics[name] for row in rows]) for name in rows[0].metrics}
+    return {metric.name: metric.read(episodes) for metric in metrics}
 
 
 def means(rows: Sequence[EpisodeRow]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.scores import mean_by_step, means, scores
+from immiscible_policy.evaluation.scores import mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Regression
@@ -185,7 +185,8 @@ class RobotRecipe:
                 held_out = self._validation_loss(policy)
             seed.append_episodes(rows)
             audited = noise_audit(objective, state.step, AUDITED) if selects else {}
-            return means(rows) | {"episodes": len(rows)} | held_out | audited
+            together = set_means(rows, self.windows.task.set_metrics)
+            return means(rows) | together | {"episodes": len(rows)} | held_out | audited
 
         def by_step() -> dict[int, float]:
             return mean_by_step(seed.episodes(), primary(self.windows.task).name)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import LAST, Scores, best_steps, common_steps, fresh_scores, scores, stacked
+from immiscible_policy.evaluation.scores import (
+    LAST,
+    Scores,
+    best_steps,
+    common_steps,
+    fresh_scores,
+    scores,
+    set_scores,
+    stacked,
+)
 from immiscible_policy.evaluation.statistics import (
     Array,
     Interval,
@@ -41,6 +50,8 @@ class Result:
         over_seeds: Sign test over training seeds; None where the runs' seeds differ.
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
         needed: How large an experiment would exclude 0; `needed_words` says the same.
+        together: Whether it is a number of all episodes of a checkpoint together, one for each seed.
+        lower_is_better: Whether the run with the lower score is the better one.
     """
 
     metric: str
@@ -53,6 +64,8 @@ class Result:
     over_episodes: SignTest
     needed: Needed
     needed_words: str
+    together: bool = False
+    lower_is_better: bool = False
 
     @property
     def name(self) -> str:
@@ -74,7 +87,8 @@ class Comparison:
         starts: Starts that both were evaluated on.
         checkpoints: Checkpoints that every seed of both was evaluated at.
         notes: What the reader has to know, in words.
-        results: The scores, last10 before max before max_fresh within each metric, the primary metric first.
+        results: The scores, last10 before max before max_fresh within each metric, the primary metric first; then
+            last10 of the task's set metrics.
     """
 
     a: str
@@ -118,6 +132,11 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
         if common := sorted(fresh_a.keys() & fresh_b.keys()):
             values_a, values_b = (np.stack([of[start] for start in common], axis=1) for of in (fresh_a, fresh_b))
             results.append(_result(metric, "max_fresh", values_a, values_b, paired))
+    sets = [set_scores(of, a.task.set_metrics) for of in (of_a, of_b)]
+    for together in a.task.set_metrics:
+        values_a, values_b = (stacked(of, together.name, "last10") for of in sets)
+        result = _result(together.name, "last10", values_a, values_b, paired)
+        results.append(replace(result, together=True, lower_is_better=together.lower_is_better))
     notes = [
         *_notes(everyone, starts, steps, paired, min(len(of_a), len(of_b))),
         _differing_settings(a.settings, b.settings),
@@ -137,7 +156,7 @@ def verdict(result: Result) -> str:
     if not difference.excludes_zero:
         half = (difference.high - difference.low) / 2
         return f"{result.name}: no difference detected ({half:.3f} could have been). {span}; 0 is in it."
-    better, worse = "AB" if difference.estimate > 0 else "BA"
+    better, worse = "AB" if (difference.estimate > 0) != result.lower_is_better else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.contrasts import POWER, contrasts
-from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, stacked
+from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, set_scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.interval import figures, text
@@ -60,23 +60,28 @@ def write_grid(
         if not missing[arm]
     }
     first = tables.get(arms[0])
+    alike = [arm for arm in tables if first is None or runs[arm].task.name == runs[arms[0]].task.name]
     record = {
         "arms": {
-            arm: _arm(runs[arm], tables[arm], first) if arm in tables else {"missing_seeds": missing[arm]}
+            arm: _arm(runs[arm], tables[arm], first if arm in alike else None)
+            if arm in tables
+            else {"missing_seeds": missing[arm]}
             for arm in arms
         },
         "compared_with": arms[0],
-        "contrasts": _contrasts(runs, tables, arms[0], named),
+        "contrasts": _contrasts(runs, {arm: tables[arm] for arm in alike}, arms[0], named),
         "published": published or {},
     }
     page = markdown(name, record)
-    write_result(out / name, record, page, _picture(runs, tables, arms[0]) if tables else None)
+    write_result(out / name, record, page, _picture(runs, tables, arms[0], alike) if tables else None)
     return page
 
 
-def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str) -> Figure:
-    """Learning curves of a few arms; of more than there are colours, their scores and differences."""
+def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str, alike: Sequence[str]) -> Figure:
+    """Learning curves of a few arms; of more than there are colours, their scores and, on one task, differences."""
     metrics = summarised(runs[next(iter(tables))].task)
+    names = {metric.name for metric in metrics[:2]}
+    tables = {arm: scored for arm, scored in tables.items() if names <= next(iter(scored.values())).values.keys()}
     if len(tables) <= len(COLOURS) or first not in tables:
         shown = dict(list(tables.items())[: len(COLOURS)])
         return learning_curves(shown, metrics[:2], selectors={arm: selector_of(runs[arm]) for arm in shown})
@@ -84,7 +89,7 @@ def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], firs
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
         {arm: mean_interval(values) for arm, values in last.items()},
-        {arm: _paired(values, last[first]) for arm, values in last.items() if arm != first},
+        {arm: _paired(values, last[first]) for arm, values in last.items() if arm != first and arm in alike},
         metrics[0],
         first,
     )
@@ -135,6 +140,10 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
                 for metric, of in values.items()
             }
             for row, seed in enumerate(own)
+        },
+        "together": {
+            metric.name: figures(mean_interval(stacked(set_scores(own, [metric]), metric.name, "last10")))
+            for metric in run.task.set_metrics
         },
         "noise": {
             PREFIX + key: float(np.mean([audit[key] for audit in audits]))
@@ -203,12 +212,15 @@ def markdown(name: str, record: Document) -> str:
     """What `write_grid` puts into JSON as Markdown under a title."""
     first, arms = record["compared_with"], record["arms"]
     complete = {arm: entry for arm, entry in arms.items() if not entry["missing_seeds"]}
-    metrics = list(next(iter(complete.values()))["scores"]) if complete else []
+    metrics = list(dict.fromkeys(metric for entry in complete.values() for metric in entry["scores"]))
+    differences = f"Differences are paired by seed and start with {first}."
+    if any("to_quality" not in entry for entry in complete.values()) and first in complete:
+        differences += " Arms of other tasks are not compared with it."
     parts = [
         f"# {name}",
         "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
         "them; `max`: the largest, chosen on the same starts and so flattered. Brackets: 95 % intervals for new "
-        f"training seeds and new starts. Differences are paired by seed and start with {first}.",
+        f"training seeds and new starts. {differences}",
     ]
     parts += [
         f"**{arm} is incomplete**: seeds {', '.join(map(str, entry['missing_seeds']))} are missing or not trained to "
@@ -222,11 +234,17 @@ def markdown(name: str, record: Document) -> str:
     if complete:
         kinds = [(metric, kind) for metric in metrics for kind in KINDS]
         rows = [
-            [f"{arm}, seed {seed}", *(f"{values[metric][kind]:.3f}" for metric, kind in kinds)]
+            [
+                f"{arm}, seed {seed}",
+                *(f"{values[metric][kind]:.3f}" if metric in values else "" for metric, kind in kinds),
+            ]
             for arm, entry in complete.items()
             for seed, values in entry["seeds"].items()
         ]
         parts.append(table(["per seed", *map(", ".join, kinds)], rows))
+    if keys := list(dict.fromkeys(key for entry in complete.values() for key in entry["together"])):
+        rows = [[arm, *(text(entry["together"].get(key)) for key in keys)] for arm, entry in complete.items()]
+        parts.append(table(["all episodes together, last10", *keys], rows))
     if first in complete:
         parts.append(_quality_table(complete, first))
     if keys := list(dict.fromkeys(key for entry in complete.values() for key in entry["noise"])):
@@ -246,6 +264,8 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
         header.append(f"published {', '.join(kinds)}")
     rows = []
     for arm, entry in arms.items():
+        if metric not in entry.get("scores", {metric: {}}):
+            continue  # an arm of another task
         if entry["missing_seeds"]:
             cells = ["incomplete"] * 2 * len(KINDS)
         else:
@@ -273,8 +293,8 @@ def _quality_table(complete: Document, first: str) -> str:
     rows = []
     for arm, entry in complete.items():
         row = [arm]
-        for reached in entry["to_quality"].values():
+        for reached in entry.get("to_quality", {}).values():
             pairs = zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
             row.append(", ".join("never" if step is None else f"{step:,} ({took:,.0f} s)" for step, took in pairs))
-        rows.append(row)
+        rows += [row] if len(row) > 1 else []
     return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s maximum" for share in SHARES)], rows)

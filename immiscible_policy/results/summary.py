@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import KINDS, LAST, Table, best_steps, fresh_scores, scores, stacked
+from immiscible_policy.evaluation.scores import (
+    KINDS,
+    LAST,
+    Table,
+    best_steps,
+    fresh_scores,
+    scores,
+    set_scores,
+    stacked,
+)
 from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
 from immiscible_policy.results import interval
 from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, summarised
+from immiscible_policy.tasks import Metric, SetMetric, summarised
 
 
 def summarize(run: RunDirectory) -> dict[str, Any]:
@@ -26,8 +35,8 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
 
     Returns:
         The content of `summary.json`: `pooled` and each of `seeds` hold {metric} x {last10, max, max_fresh where
-        known} for the metrics that the task summarises, each {mean, low, high, over, bootstrap}; `max` also the
-        checkpoint of each seed.
+        known} for the metrics that the task summarises, and last10 for its set metrics, each {mean, low, high, over,
+        bootstrap}; `max` also the checkpoint of each seed.
 
     Raises:
         ValueError: If no checkpoint was evaluated.
@@ -80,10 +89,13 @@ def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
         if fresh := fresh_scores(run, chosen, metric.name):
             kinds["max_fresh"] = _estimate(np.stack(list(fresh.values()), axis=1), metric)
         block[metric.name] = kinds
+    together = set_scores(by_seed, run.task.set_metrics)
+    for of_all in run.task.set_metrics:
+        block[of_all.name] = {"last10": _estimate(stacked(together, of_all.name, "last10"), of_all)}
     return block
 
 
-def _estimate(values: Array, metric: Metric) -> dict[str, Any]:
+def _estimate(values: Array, metric: Metric | SetMetric) -> dict[str, Any]:
     """Mean of scores (seeds, starts) with its interval."""
     estimate = interval.figures(mean_interval(values), cut=(metric.low, metric.high))
     return estimate | {"bootstrap": list(bootstrap_interval([values]))}

@@ -6,6 +6,7 @@ from immiscible_policy.tasks.task import (
     Modes,
     ObservationLayout,
     Observed,
+    SetMetric,
     Task,
     find_task,
     open_demonstrations,

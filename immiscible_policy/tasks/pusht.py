@@ -30,7 +30,7 @@ from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.store import Demonstrations, join
-from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task
+from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task, package_data
 
 ENVIRONMENT = "immiscible/PushT-v0"
 CAMERA, SIZE = "img", 96
@@ -138,13 +138,15 @@ class PushT(Task):
         return (CAMERA, "agent_pos") if obs == "image" else (obs,)
 
     def demonstrations(self) -> Path:
-        """The project's own: package data where installed, `data/` in a checkout."""
-        package = Path(__file__).resolve().parent.parent
-        installed = package / "data" / "pusht_expert.zarr"
-        return installed if installed.is_dir() else package.parent / "data" / "pusht_expert.zarr"
+        """The project's own."""
+        return package_data("pusht_expert.zarr")
 
-    def make_episodes(self, episodes: int, seed: int, workers: int) -> Iterator[dict[str, Array]]:
+    def make_episodes(
+        self, episodes: int, seed: int, workers: int, noise: float | None = None
+    ) -> Iterator[dict[str, Array]]:
         """By `immiscible_envs.expert`, which plans a few pushes ahead and carries them out in the simulation."""
+        if noise is not None:
+            raise ValueError(f"noise={noise}: the expert of task=pusht has disturbances of its own; leave it out")
         return expert.make_episodes(episodes, seed, workers)
 
     def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
@@ -238,7 +240,9 @@ class PushT(Task):
             "keypoint": keypoints(pose).astype(np.float32),
         }
 
-    def scenes(self, observation: Any, info: Mapping[str, Array], obs: str) -> Array:
+    def scenes(
+        self, environment: VectorEnv[Any, Any, Any], observation: Any, info: Mapping[str, Array], obs: str
+    ) -> Array:
         """States (N, 5)."""
         agent = observation[:, -2:] if obs == "keypoints" else observation[:, :2]
         return np.concatenate([agent, info["block_pose"]], axis=1)

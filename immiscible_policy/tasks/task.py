@@ -22,11 +22,18 @@ from immiscible_policy.extensions import build, find_factory
 
 GROUP = "immiscible_policy.tasks"
 """Entry-point group in which other packages register tasks."""
-BUILT_IN = {"pusht": "immiscible_policy.tasks.pusht:PushT"}
+BUILT_IN = {
+    "pusht": "immiscible_policy.tasks.pusht:PushT",
+    "avoid": "immiscible_policy.tasks.avoid:Avoid",
+    "metaworld/NAME": "immiscible_policy.tasks.metaworld:MetaWorld",
+    "gym:ENV_ID": "immiscible_policy.tasks.gym:Gym",
+}
 DEFAULT = next(iter(BUILT_IN))
 """The task of a store or a checkpoint that names none."""
 FIRST_START = {"legacy": 100_000, "fresh": 200_000}
 """Where a named list of starts begins; no checkpoint is chosen on `fresh`."""
+MOST_COUNTED = 8
+"""So many modes are counted one by one."""
 LARGEST_START = 2**32 - 1
 
 Array = NDArray[Any]
@@ -47,6 +54,20 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     summarised: bool = True  # whether summaries and reports show it
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """One number of all episodes of a checkpoint together, such as how many ways to do the task they took.
+
+    `read` gives it from the metrics (N,) of the N episodes, by name.
+    """
+
+    name: str
+    read: Callable[[Mapping[str, Array]], float]
+    low: float = 0.0
+    high: float = 1.0
+    lower_is_better: bool = False
 
 
 class Observed(NamedTuple):
@@ -74,6 +95,19 @@ class Modes:
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))
 
+    @property
+    def are_few(self) -> bool:
+        """Whether they can be counted one by one."""
+        return len(self.names) <= MOST_COUNTED
+
+    def counted(self, counts: Sequence[int] | Array) -> str:
+        """Say how many episodes have each mode, counts (K,); of many modes, how many and how frequent they are."""
+        if self.are_few:
+            return ", ".join(f"{count} {name}" for count, name in zip(counts, self.names, strict=True))
+        taken, none = np.asarray(counts)[:-1], counts[-1]
+        spread = f"{taken.min()} to {taken.max()} times each"
+        return f"{np.count_nonzero(taken)} of {len(taken)}, {spread}, and {none} {self.names[-1]}"
+
 
 @dataclass(frozen=True)
 class ObservationLayout:
@@ -99,6 +133,7 @@ class Task(Protocol):
     max_steps: int  # after which an episode ends
     metrics: tuple[Metric, ...]  # what an episode is scored by; the first summarised one is the primary metric
     observations: tuple[str, ...]  # what `obs=` may name, the default first
+    set_metrics: tuple[SetMetric, ...] = ()  # what all episodes of a checkpoint are scored by together
     fps: int = 10  # steps per second, of demonstrations and videos
     action: str = "action"  # key of the actions in the demonstrations
     columns: Mapping[str, Column] = {}  # arrays of the demonstrations; if empty, all that a store has are read
@@ -150,8 +185,15 @@ class Task(Protocol):
         """The store to train on unless `data=` names another; None if there is none."""
         return None
 
-    def make_episodes(self, episodes: int, seed: int, workers: int) -> Iterator[dict[str, Array]]:
-        """Arrays of one episode after another by a scripted expert; a ValueError if the task has none."""
+    def make_episodes(
+        self, episodes: int, seed: int, workers: int, noise: float | None = None
+    ) -> Iterator[dict[str, Array]]:
+        """Arrays of one episode after another by a scripted expert, each a function of seed, noise and its number.
+
+        `noise` is the standard deviation of what disturbs the expert's actions; None: the expert's own.
+
+        Raises ValueError if the task has no expert, or a number cannot be.
+        """
         raise ValueError(f"task={self.name} has no scripted expert")
 
     def teleoperate(self, save: Callable[[Mapping[str, Array]], object], episode: int, seed: int) -> None:
@@ -171,8 +213,7 @@ class Task(Protocol):
 
         They are `stored`, or `rendered` from the recorded steps.
 
-        Raises:
-            ValueError: If the pictures are not stored or cannot be rendered.
+        Raises ValueError if the pictures are not stored or cannot be rendered.
         """
         cameras = [key for key in obs.split(",") if key in demos.frames]
         if cameras and source != "stored":
@@ -204,8 +245,10 @@ class Task(Protocol):
         """
         raise ValueError(f"task={self.name} cannot be read from another project's data set")
 
-    def scenes(self, observation: Any, info: Mapping[str, Array], obs: str) -> Array:
-        """Scenes (N, ...) of the environments now."""
+    def scenes(
+        self, environment: VectorEnv[Any, Any, Any], observation: Any, info: Mapping[str, Array], obs: str
+    ) -> Array:
+        """Scenes (N, ...) of the environments now; `environment` is what `make` gave."""
         return np.asarray(observation)
 
     def recorded_scenes(self, demos: Demonstrations) -> Array:
@@ -215,6 +258,11 @@ class Task(Protocol):
     def draw(self, scene: Array, size: int) -> NDArray[np.uint8]:
         """A picture (size, size, 3) of a scene; a ValueError if the task has none."""
         raise ValueError(f"task={self.name} cannot be drawn: it has no renderer")
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `draw` draws."""
+        return type(self).draw is not Task.draw
 
 
 def summarised(task: Task) -> list[Metric]:
@@ -230,6 +278,13 @@ def primary(task: Task) -> Metric:
 def success(task: Task, metrics: Mapping[str, float]) -> bool:
     """Whether an episode succeeded, by the task's first yes-or-no metric; never without one."""
     return bool(next((metrics[metric.name] for metric in task.metrics if metric.reduce == "any"), False))
+
+
+def package_data(name: str) -> Path:
+    """Where a store of the project's own lies: in the package where installed, in `data/` in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "data" / name
+    return installed if installed.is_dir() else package.parent / "data" / name
 
 
 def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
@@ -259,6 +314,8 @@ def task_windows(task: Task, demos: Demonstrations, obs: str, layout: Layout, im
 
 def find_task(name: str = DEFAULT, **options: Any) -> Task:
     """Build a task: a built-in one, one of another package's entry points, or `my_lab.reach:Reach`.
+
+    Of a family such as `metaworld/NAME`, what stands for the capitals is the first argument.
 
     Raises CommandError if the name is unknown, cannot be imported or is not a task, or an option is not the task's.
     """

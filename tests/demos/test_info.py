@@ -22,7 +22,7 @@ def test_the_way_of_an_episode_is_its_net_turn(store):
     turning = changed(demos, state=np.concatenate([demos["state"][:, :4], angles[:, None]], axis=1))
     assert modes_of(turning, PUSHT, PUSHT.modes) == [0, 1, 2]
     text = "\n".join(describe(turning, PUSHT))
-    assert "clockwise 33.3%, counter-clockwise 33.3%, undecided 33.3%" in text
+    assert "1 clockwise, 1 counter-clockwise, 1 undecided" in text
 
 
 def test_a_store_of_other_keys_is_described_by_its_own_task(capsys, tmp_path, monkeypatch):

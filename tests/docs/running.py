@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -63,6 +64,9 @@ def python(words: Sequence[str]) -> None:
     begins = name in TRAINING and not any(word.startswith("resume=runs/") for word in given)
     place = untrained() if begins else Path.cwd()
     done = here(*([kind] if kind else []), name, *completed(name, given), cwd=place)
+    if any("metaworld" in word for word in given) and find_spec("metaworld") is None:
+        assert done.returncode == 2 and "pip install 'immiscible-policy[metaworld]'" in done.stderr, done.stderr
+        return
     assert done.returncode == 0, f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
 
 

@@ -22,7 +22,7 @@ from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
 from tests.image.tiny import tiny_stable_diffusion
 from tests.plugins.miniature import MiniaturePolicy, batch_of
-from tests.training.helpers import write_small_store
+from tests.training.helpers import ROOT, write_small_store
 
 FAST = ("experiment=debug", "threads=1", "precision=fp32", "episodes=1", "steps=1", "checkpoint_every=1",
         "eval_every=1", "sampling_steps=1", "wandb=disabled")  # fmt: skip
@@ -34,6 +34,7 @@ def write_desk(desk: Path) -> Path:
     """Everything that a command on the pages reads, under the names that `FILLED` gives or that stand there."""
     store = write_small_store(desk / "STORE", seed=2, steps=40, images=True)
     shutil.copytree(store, desk / "data/pusht_expert.zarr")
+    shutil.copytree(ROOT / "data/avoid_expert.zarr", desk / "data/avoid_expert.zarr")
     export.main([f"path={store}", f"out={desk / 'lerobot_dataset'}"])
     for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
         write_policy_run(desk / "runs" / run, store, noise)

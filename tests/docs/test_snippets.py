@@ -93,6 +93,7 @@ def test_no_block_is_left_out():
         ("docs/images.md", "PATH/img_align_celeba/000001.jpg"),
         ("docs/images.md", "PATH/train/n01440764/n01440764_18.JPEG"),
         ("docs/images.md", "PATH/train2017/000000000009.jpg"),
+        ("docs/tasks.md", "task=gym:my_lab.envs:my_lab/Lift-v0"),
         ("docs/tasks.md", "task=my_lab.reach:Reach"),
     ]
 

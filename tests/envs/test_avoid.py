@@ -97,16 +97,16 @@ def test_the_gap_is_that_where_the_motion_meets_the_row():
 
 def test_contact_is_that_of_a_fine_sampling_of_the_motion():
     random = np.random.default_rng(0)
-    position = random.uniform(60, 450, (4000, 2))
+    position = random.uniform(60, 450, (1200, 2))
     position = position[(np.linalg.norm(position[:, None] - PILLARS, axis=-1) > REACH).all(1)]
     motion = random.normal(0, 20, position.shape)
     share = touched(position, motion)
-    along = position[:, None] + np.linspace(0, 1, 1001)[:, None] * motion[:, None]  # (N, 1001, 2)
-    nearest = np.linalg.norm(along[:, :, None] - PILLARS, axis=-1).min((1, 2))
-    clear = np.abs(nearest - REACH) > 1e-3
+    along = position[:, None] + np.linspace(0, 1, 301)[:, None] * motion[:, None]  # (N, 301, 2)
+    nearest = np.min([np.hypot(*(along - pillar).T).min(0) for pillar in PILLARS], axis=0)
+    clear = np.abs(nearest - REACH) > 1e-2
     np.testing.assert_array_equal((share <= 1)[clear], (nearest < REACH)[clear])
     hit = share <= 1
-    assert 100 < hit.sum() < len(hit) - 100
+    assert 50 < hit.sum() < len(hit) - 50
     there = position[hit] + share[hit, None] * motion[hit]
     np.testing.assert_allclose(np.linalg.norm(there[:, None] - PILLARS, axis=-1).min(1), REACH, atol=1e-9)
 
@@ -136,14 +136,22 @@ def test_who_touches_a_pillar_ends_there():
 def test_gymnasiums_checker_has_nothing_to_say():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*symmetric and normalized space")  # the action is a place in px
         check_env(gymnasium.make(ID, render_mode="rgb_array").unwrapped)
     assert gymnasium.spec(ID).max_episode_steps == 150
 
 
-def targets(seed, steps):
-    """Mostly upwards, so that episodes end in both ways."""
+def wandering(seed, steps):
+    """Targets (steps, COUNT, 2), mostly upwards."""
     random = np.random.default_rng(seed)
     return np.stack([random.uniform(90, 420, (steps, COUNT)), random.uniform(-300, 400, (steps, COUNT))], axis=-1)
+
+
+def ending(positions, wander):
+    """Targets (COUNT, 2) of which two go around all pillars, two wander into them, and two stay."""
+    aside = (positions[:, 1] > 440) & (positions[:, 0] > 105)
+    around = np.where(aside[:, None], (100.0, 460.0), np.stack([positions[:, 0], np.zeros(COUNT)], axis=1))
+    return np.concatenate([around[:2], wander[2:4], positions[4:]])
 
 
 def rollout(env, actions, **start):
@@ -152,7 +160,7 @@ def rollout(env, actions, **start):
 
 def test_a_reset_is_a_pure_function_of_the_start():
     env, fresh = gymnasium.make(ID).unwrapped, gymnasium.make(ID).unwrapped
-    actions = targets(0, 40)[:, 0]
+    actions = wandering(0, 40)[:, 0]
     rollout(env, actions, seed=5)
     for start in ({"seed": 3}, {"options": {"position": [200.0, 400.0]}}):
         assert data_equivalence(rollout(env, actions, **start), rollout(fresh, actions, **start), exact=True)
@@ -164,19 +172,20 @@ def make(**arguments):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
 def test_every_mode_agrees_bit_for_bit_with_gymnasiums_loop_over_single_environments(mode):
-    ours = make(autoreset_mode=mode, max_episode_steps=30)
+    ours = make(autoreset_mode=mode, max_episode_steps=45)
     theirs = gymnasium.make_vec(
-        ID, num_envs=COUNT, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, max_episode_steps=30
+        ID, num_envs=COUNT, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, max_episode_steps=45
     )
-    assert data_equivalence(ours.reset(seed=1), theirs.reset(seed=1), exact=True)
-    ends = np.zeros(4, int)
-    for now, actions in enumerate(targets(2, 300)):
-        results = [env.step(actions) for env in (ours, theirs)]
+    begun = [env.reset(seed=1) for env in (ours, theirs)]
+    assert data_equivalence(*begun, exact=True)
+    positions, ends = begun[0][0], np.zeros(3, int)
+    for now, wander in enumerate(wandering(2, 120)):
+        results = [env.step(ending(positions, wander)) for env in (ours, theirs)]
         assert data_equivalence(*results, exact=True), now
-        _, _, terminated, truncated, info = results[0]
+        positions, _, terminated, truncated, info = results[0]
         over = info["final_info"] if "final_info" in info else info
         done = terminated | truncated
-        ends += [sum(done & over["collision"]), sum(done & over["is_success"]), sum(truncated & ~terminated), 1]
+        ends += [sum(done & over["collision"]), sum(done & over["is_success"]), sum(truncated & ~terminated)]
         if mode is AutoresetMode.DISABLED and done.any():
             options = {"reset_mask": done.copy()}
             assert data_equivalence(*(env.reset(seed=now, options=options) for env in (ours, theirs)), exact=True)

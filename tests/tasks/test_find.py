@@ -36,6 +36,11 @@ def test_a_built_in_name():
     assert [metric.column for metric in task.metrics] == ["max_coverage", "final_coverage", "max_reward", "success"]
 
 
+def test_a_family_hands_the_rest_of_the_name_to_its_class():
+    assert find_task("gym:immiscible/Avoid-v0", max_steps=7).name == "gym:immiscible/Avoid-v0"
+    assert find_task("gym:immiscible_envs:immiscible/Avoid-v0").title == "immiscible/Avoid-v0"
+
+
 def test_a_dotted_path_with_options(own_module):
     assert find_task("own_tasks:Narrow", width=0.2).width == 0.2
 
@@ -43,7 +48,14 @@ def test_a_dotted_path_with_options(own_module):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("pushed", {}, "unknown task 'pushed'; did you mean 'pusht'? known: pusht, or task=module:Class"),
+        (
+            "pushed",
+            {},
+            "unknown task 'pushed'; did you mean 'pusht'? known: pusht, avoid, metaworld/NAME, gym:ENV_ID, or "
+            "task=module:Class",
+        ),
+        ("metaworld/", {}, "unknown task 'metaworld/'; did you mean 'metaworld/NAME'?"),
+        ("gym:immiscible/Avoid-v0", {"goal": 1}, "goal=1: task=gym:immiscible/Avoid-v0 has no goal; it takes success"),
         ("nowhere_at_all:Task", {}, "No module named 'nowhere_at_all'; install it, or put its folder on PYTHONPATH"),
         ("own_tasks:Wide", {}, "cannot be imported"),
         ("own_tasks:Narrow", {}, "task=own_tasks:Narrow needs width; it takes width, height"),

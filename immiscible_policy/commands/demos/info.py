@@ -14,11 +14,10 @@ from immiscible_policy.cli import CommandError, Option, parse
 from immiscible_policy.commands.demos import PATH, TASK
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
-from immiscible_policy.palette import AMBER, BASELINE, BLUE, INK, style
+from immiscible_policy.palette import BASELINE, INK, NAMEABLE, mode_colour, style
 from immiscible_policy.tasks import Modes, Task, find_task
 
 FORMATS = (".png", ".pdf", ".svg")
-MODE_COLOURS = (BLUE, AMBER, BASELINE)
 BACKGROUND = 512
 """Side of the scene that paths are drawn on [px]."""
 
@@ -65,9 +64,8 @@ def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
     yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)")
     yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
     if task.modes is not None:
-        shares = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names)) / demos.n_episodes
-        named = zip(task.modes.names, shares, strict=True)
-        yield _line("modes", ", ".join(f"{name} {share:.1%}" for name, share in named))
+        counts = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names))
+        yield _line("modes", task.modes.counted(counts))
     for key, values in demos.arrays.items():
         names = task.columns.get(key, Column()).names
         for i, name in enumerate(names):
@@ -87,7 +85,8 @@ def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 1))[:, 0]
     title = f"{demos.path.name}: {demos.n_episodes:,} demonstrations, {len(demos):,} steps"
     figure.suptitle(title, fontsize=14, color=INK)
-    colours = [MODE_COLOURS[mode % len(MODE_COLOURS)] for mode in taken]
+    kinds = len(modes.names)
+    colours = [mode_colour(mode, kinds) for mode in taken]
     left, right, bottom, top = modes.extent
     for axes, (name, track) in zip(
         above.subplots(1, len(modes.tracks), squeeze=False)[0], modes.tracks.items(), strict=True
@@ -103,8 +102,9 @@ def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
     lengths.axvline(float(np.median(demos.lengths)), color=INK, linewidth=0.8)
     lengths.set(xlabel=f"episode length [steps of {1 / task.fps:g} s]; line: median", ylabel="episodes")
     style(lengths)
-    handles = [Line2D([], [], color=colour, linewidth=3) for colour in MODE_COLOURS[: len(modes.names)]]
-    figure.legend(handles, modes.names, loc="outside lower center", ncols=len(modes.names), frameon=False)
+    if kinds <= NAMEABLE:
+        handles = [Line2D([], [], color=mode_colour(mode, kinds), linewidth=3) for mode in range(kinds)]
+        figure.legend(handles, modes.names, loc="outside lower center", ncols=kinds, frameon=False)
     return figure
 
 

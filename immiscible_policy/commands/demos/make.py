@@ -21,6 +21,7 @@ OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
     "episodes": Option(int, 220, "demonstrations"),
     "seed": Option(int, 0, "source of the starts and of the disturbances"),
+    "noise": Option(float, None, "how strongly the expert's actions are disturbed; by default as the expert does"),
     "workers": Option(int, 1, "processes"),
     "task": TASK,
 }
@@ -33,7 +34,7 @@ def main(words: list[str]) -> None:
     if options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; choose another path or remove it first")
     require_writable("out", options["out"])
-    making = task.make_episodes(options["episodes"], options["seed"], options["workers"])
+    making = task.make_episodes(options["episodes"], options["seed"], options["workers"], options["noise"])
     made = list(track(making, "episodes", total=options["episodes"], disable=not sys.stdout.isatty()))
     arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
     ends = np.cumsum([len(episode[task.action]) for episode in made])
@@ -41,6 +42,7 @@ def main(words: list[str]) -> None:
         "command": "python -m immiscible_policy.demos make",
         "episodes": options["episodes"],
         "seed": options["seed"],
+        "task": task.name,
         "numpy": np.__version__,
     }
     write_store(options["out"], arrays, ends, attrs)

@@ -37,7 +37,7 @@ from immiscible_policy.tasks import Modes, Task, open_demonstrations, primary
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]  # Counts (..., K) of rollouts by K - 1 modes and, last, of those that took none
-MOST_REPETITIONS = 10_000
+MOST_REPETITIONS, DRAWS = 10_000, 10_000
 
 
 def count_modes(modes: ArrayLike, kinds: int) -> Counts:
@@ -82,9 +82,15 @@ def majority(counts: ArrayLike) -> Array:
 
 
 def majority_floor(counts: ArrayLike) -> Array:
-    """Expected `majority` (...) of counts (..., starts, 3) if each decided rollout tossed a fair coin; NaN for none."""
+    """Expected `majority` (...) of counts (..., starts, K) if decided rollouts took any mode alike; NaN for none.
+
+    Exact for two modes, a fair coin; of more, the mean over draws of a fixed stream.
+    """
+    kinds = np.shape(counts)[-1] - 1
 
     def expected(n: int) -> float:  # E max(X, n - X) of n fair coins
+        if kinds > 2:
+            return float(np.random.default_rng(0).multinomial(n, np.full(kinds, 1 / kinds), DRAWS).max(-1).mean())
         outcomes = np.arange(n + 1)
         return float(stats.binom.pmf(outcomes, n, 0.5) @ np.maximum(outcomes, n - outcomes))
 

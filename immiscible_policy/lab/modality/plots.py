@@ -10,10 +10,9 @@ from matplotlib.lines import Line2D
 
 from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
 from immiscible_policy.lab.program import plain
-from immiscible_policy.palette import AMBER, BASELINE, BLUE, FAINT, GREY, INK, PINK, TEAL, colours
+from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, mode_colour
 from immiscible_policy.results import interval
 
-MODE_COLOURS = (BLUE, AMBER, TEAL, PINK)
 TITLES = {
     "majority": "share of each start's\nmost frequent mode",
     "total_variation": "total-variation distance\nto the demonstrations",
@@ -22,28 +21,27 @@ WIDTH, HEIGHT = 3.2, 3.1
 BACKGROUND = 512  # Side of the scene that paths are drawn on [px]
 
 
-def mode_colour(mode: int, kinds: int) -> str:
-    """Colour of a mode; the last of the kinds is grey."""
-    return BASELINE if mode == kinds - 1 else MODE_COLOURS[mode % len(MODE_COLOURS)]
-
-
 def evolution_figure(arms: Sequence[Arm]) -> Figure:
     """How modes evolve over training.
 
     Top, one panel per run: of each seed and start, the share of the first mode among the decided rollouts; a policy
-    that picked one of two modes lies at 0 or 1. Bottom: the measures with their intervals, dashed what chance gives.
+    that picked one of two modes lies at 0 or 1. Of more modes, the share of them that was taken. Bottom: the measures
+    with their intervals, dashed what chance gives.
     """
     measures, colour = arms[0].measures, colours([arm.name for arm in arms])
     figure = Figure(figsize=(WIDTH * max(len(arms), len(measures)), 2 * HEIGHT), dpi=130, layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for axes, arm in zip(above.subplots(1, len(arms), squeeze=False)[0], arms, strict=True):
-        decided = arm.counts[..., :-1].sum(-1)  # (S, C, N)
-        for by_seed in np.where(decided > 0, arm.counts[..., 0] / np.maximum(decided, 1), np.nan):
+        two, decided = len(arm.modes.names) == 3, arm.counts[..., :-1].sum(-1)  # (S, C, N)
+        shares = arm.counts[..., 0] / np.maximum(decided, 1) if two else (arm.counts[..., :-1] > 0).mean(-1)
+        for by_seed in np.where(decided > 0, shares, np.nan):
             axes.plot(arm.steps, by_seed, color=colour[arm.name], linewidth=0.9, alpha=0.6, marker="o", markersize=2.5)
-        demonstrated = arm.demonstrated[0] / max(1, arm.demonstrated[:-1].sum())
+        shown = arm.demonstrated[:-1]
+        demonstrated = shown[0] / max(1, shown.sum()) if two else (shown > 0).mean()
         axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
         axes.plot(arm.steps, arm.shares[:, -1], color=INK, linewidth=1.6, linestyle=":")
-        plain(axes, f"{arm.name}: {arm.modes.names[0]} share\nof the decided rollouts", "training steps")
+        share = f"{arm.modes.names[0]} share\nof the decided rollouts" if two else "share of the modes\nthat were taken"
+        plain(axes, f"{arm.name}: {share}", "training steps")
         axes.set(xlim=(0, None), ylim=(-0.03, 1.03))
     handles = [
         Line2D([], [], color=FAINT, linewidth=0.9, marker="o", markersize=2.5, label="each seed and start"),
@@ -77,8 +75,8 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(WIDTH * max(2, len(arms)) + 0.4, 2 * WIDTH + 1.0), dpi=130, layout="constrained")
     grid = figure.subplots(len(modes.tracks), len(arms), squeeze=False)
     for column, arm in zip(grid.T, arms, strict=True):
-        counts = zip(count_modes([rollout.mode for rollout in arm.example], len(modes.names)), modes.names, strict=True)
-        outcome = ", ".join(f"{count} {mode}" for count, mode in counts if count)
+        counts = count_modes([rollout.mode for rollout in arm.example], len(modes.names))
+        outcome = modes.counted(counts)
         column[0].set_title(f"{arm.name}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
         for row, (axes, track) in enumerate(zip(column, modes.tracks.values(), strict=True)):
             axes.imshow(arm.task.draw(arm.example[0].scenes[0], BACKGROUND), extent=modes.extent, alpha=0.45)
@@ -90,9 +88,10 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
             axes.set(xlim=modes.extent[:2], ylim=modes.extent[2:], xticks=[], yticks=[])
     for row, (axes, name) in enumerate(zip(grid[:, 0], modes.tracks, strict=True)):
         axes.set_ylabel(f"{name},\n{'to the end' if row else 'until the mode is decided'}", fontsize=9)
-    handles = [
-        Line2D([], [], color=mode_colour(mode, len(modes.names)), linewidth=2, label=name)
-        for mode, name in enumerate(modes.names)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    if len(modes.names) <= NAMEABLE:
+        handles = [
+            Line2D([], [], color=mode_colour(mode, len(modes.names)), linewidth=2, label=name)
+            for mode, name in enumerate(modes.names)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure

@@ -15,7 +15,6 @@ from immiscible_policy.results.report.words import signed
 from immiscible_policy.results.video import Frame, draw_tile, encode_video, tile
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
-from immiscible_policy.tasks import Task
 from immiscible_policy.training.options import resolve_device
 
 SIZE = 256
@@ -58,7 +57,7 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
     Raises:
         ValueError: If a checkpoint is damaged or not known to this version.
     """
-    if type(evidence.task).draw is Task.draw:
+    if not evidence.task.is_drawn:
         return [], []
     ranks = chosen_starts(evidence, videos)
     acted = []

@@ -1,0 +1,186 @@
+"""Single environments side by side, in this process or in several: one episode each, then a row stays as it ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from immiscible_policy.cli import one_line
+
+SIDE = 160
+"""Of the pictures that `render` gives [px]: room for the videos of many rows in memory."""
+NUMBER = (bool, int, float, np.bool_, np.number)
+
+Array = NDArray[Any]
+Make = Callable[[int], Sequence[gymnasium.Env[Any, Any]]]
+"""So many environments; a function that another process can import."""
+
+
+class Group:
+    """The rows of one process; a row is stepped until its episode is over, and then repeats its last step."""
+
+    def __init__(self, make: Make, count: int) -> None:
+        self.environments = make(count)
+        self.last: list[tuple[Any, float, bool, bool, dict[str, float]]] = []
+        self.pictures: list[Array | None] = [None] * count
+
+    def reset(self, seeds: Sequence[int]) -> list[Any]:
+        """Begin the episodes of these seeds; the rows as `step` gives them, with reward 0."""
+        begun = [environment.reset(seed=seed) for environment, seed in zip(self.environments, seeds, strict=True)]
+        self.last = [(observation, 0.0, False, False, _numbers(info)) for observation, info in begun]
+        self.pictures = [None] * len(begun)
+        return self.last
+
+    def step(self, actions: Array) -> list[Any]:
+        """Observation, reward, terminated, truncated and the numbers of `info` of every row."""
+        for row, (environment, action) in enumerate(zip(self.environments, actions, strict=True)):
+            observation, _, terminated, truncated, info = self.last[row]
+            if terminated or truncated:
+                self.last[row] = (observation, 0.0, terminated, truncated, info)
+            else:
+                observation, reward, terminated, truncated, info = environment.step(action)
+                self.last[row] = (observation, float(reward), bool(terminated), bool(truncated), _numbers(info))
+                self.pictures[row] = None
+        return self.last
+
+    def render(self) -> list[Any]:
+        """A picture (SIDE, SIDE, 3) uint8 of every row."""
+        for row, environment in enumerate(self.environments):
+            if self.pictures[row] is None:
+                frame = Image.fromarray(np.asarray(environment.render(), np.uint8))
+                self.pictures[row] = np.asarray(ImageOps.pad(frame, (SIDE, SIDE), color="white"))
+        return self.pictures
+
+
+class Remote:
+    """A `Group` in another process; `send` a call, then `receive` what it returned."""
+
+    def __init__(self, make: Make, count: int) -> None:
+        context = multiprocessing.get_context("spawn")  # threads of this process would not survive a fork
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, make, count), daemon=True)
+        self._process.start()
+        other.close()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Begin a call."""
+        self._connection.send((method, arguments))
+
+    def receive(self) -> list[Any]:
+        """Its result; a RuntimeError of one line if it failed."""
+        try:
+            result, error = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a process of environments has died; perhaps there is not enough memory") from None
+        if error:
+            raise RuntimeError(error)
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection, make: Make, count: int) -> None:
+    """Answer calls until the other end is closed."""
+    group, failure = None, ""
+    try:
+        group = Group(make, count)
+    except Exception as error:  # reported when the first call comes
+        failure = one_line(error)
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            result = getattr(group, method)(*arguments) if group else None
+        except Exception as error:
+            result, failure = None, f"{type(error).__name__}: {one_line(error)}"
+        connection.send((result, failure))
+
+
+class Episodes(VectorEnv[Any, Array, Array]):
+    """N single environments, one episode each: a row whose episode is over stays as it ended.
+
+    Rows do not know of each other, so the number of processes changes nothing but the time. `infos` have the numbers
+    that the environments' have, (N,) float64; 0 where a row has none.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}
+
+    def __init__(
+        self,
+        make: Make,
+        num_envs: int,
+        observation_space: gymnasium.Space[Any],
+        action_space: spaces.Box,
+        workers: int = 1,
+    ) -> None:
+        """Build the rows in so many processes; with one, in this process."""
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._box, workers = action_space, min(workers, num_envs)
+        self._rows = [rows.tolist() for rows in np.array_split(np.arange(num_envs), workers)]
+        self._group = Group(make, num_envs) if workers == 1 else None
+        self._remotes = [] if workers == 1 else [Remote(make, len(rows)) for rows in self._rows]
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the episodes of the seeds (N,)."""
+        seeds = [int(one) for one in seed]
+        observations, _, _, _, infos = self._gather(self._call("reset", seeds))
+        return observations, infos
+
+    def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+        """Advance the rows whose episode is not over by their actions (N, ...), clipped to the action space."""
+        box = self._box
+        return self._gather(self._call("step", np.clip(actions, box.low, box.high).astype(box.dtype)))
+
+    def render(self) -> tuple[Any, ...]:
+        """A picture (SIDE, SIDE, 3) uint8 of every row."""
+        return tuple(self._call("render"))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments and end the processes."""
+        for environment in self._group.environments if self._group else ():
+            environment.close()
+        for remote in self._remotes:
+            remote.close()
+
+    def _call(self, method: str, values: Any = None) -> list[Any]:
+        """What a method of the groups gives for every row; `values` has an entry for each."""
+        if self._group is not None:
+            return getattr(self._group, method)(*([] if values is None else [values]))
+        for remote, rows in zip(self._remotes, self._rows, strict=True):
+            remote.send(method, *([] if values is None else [values[rows[0] : rows[-1] + 1]]))
+        return [row for remote in self._remotes for row in remote.receive()]
+
+    def _gather(self, rows: list[Any]) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+        observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)
+        keys = dict.fromkeys(key for info in infos for key in info)
+        gathered = {key: np.array([info.get(key, 0.0) for info in infos]) for key in keys}
+        return _stack(observations), np.array(rewards), np.array(terminated), np.array(truncated), gathered
+
+
+def _stack(observations: Sequence[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: _stack([one[key] for one in observations]) for key in observations[0]}
+    return np.stack([np.asarray(one) for one in observations])
+
+
+def _numbers(info: dict[str, Any]) -> dict[str, float]:
+    """The entries that are single numbers."""
+    return {key: float(value) for key, value in info.items() if np.ndim(value) == 0 and isinstance(value, NUMBER)}

@@ -1,0 +1,71 @@
+"""Single environments side by side: each row is its environment, in one process or in several."""
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from immiscible_policy.tasks.episodes import SIDE, Episodes
+from immiscible_policy.tasks.gym import make_environments
+
+SEEDS = [5, 6, 7]
+BOX = spaces.Box(0, 512, (2,), np.float64)
+TARGETS = np.random.default_rng(0).uniform(-300, 500, (60, 3, 2))
+
+
+def episodes(workers=1, **arguments):
+    make = partial(make_environments, "immiscible/Avoid-v0", {"render_mode": "rgb_array", **arguments})
+    return Episodes(make, 3, BOX, BOX, workers)
+
+
+def alone(row):
+    """The single environment's episode: observations, rewards, ends, ways; then as it ended."""
+    environment = gymnasium.make("immiscible/Avoid-v0")
+    observation, info = environment.reset(seed=SEEDS[row])
+    steps = [(observation, 0.0, False, info["way"])]
+    for targets in TARGETS:
+        if steps[-1][2]:
+            steps.append((steps[-1][0], 0.0, True, steps[-1][3]))
+            continue
+        observation, reward, terminated, truncated, info = environment.step(np.clip(targets[row], 0, 512))
+        steps.append((observation, reward, terminated or truncated, info["way"]))
+    return [np.array(column) for column in zip(*steps, strict=True)]
+
+
+def together(environment):
+    observation, info = environment.reset(seed=SEEDS, options={})
+    steps = [(observation, np.zeros(3), np.zeros(3, bool), info["way"])]
+    for targets in TARGETS:
+        observation, reward, terminated, truncated, info = environment.step(targets)
+        steps.append((observation, reward, terminated | truncated, info["way"]))
+    return [np.array(column) for column in zip(*steps, strict=True)]  # (T, N, ...)
+
+
+def test_every_row_is_its_environment_until_its_episode_is_over():
+    here = together(episodes())
+    for row in range(3):
+        for ours, single in zip(here, alone(row), strict=True):
+            np.testing.assert_array_equal(ours[:, row], single)
+    assert here[2][-1].any()  # some episode is over before the others
+
+
+@pytest.mark.slow
+def test_processes_change_neither_rows_nor_pictures():
+    here, several = episodes(), episodes(workers=2)
+    for ours, theirs in zip(together(here), together(several), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    pictures = np.stack(here.render())
+    assert pictures.shape == (3, SIDE, SIDE, 3) and pictures.dtype == np.uint8
+    np.testing.assert_array_equal(pictures, np.stack(several.render()))
+    several.close()
+
+
+@pytest.mark.slow
+def test_what_fails_in_another_process_is_one_line():
+    broken = episodes(workers=2, colour="red")
+    with pytest.raises(RuntimeError, match="colour") as caught:
+        broken.reset(seed=SEEDS)
+    assert "\n" not in str(caught.value)
+    broken.close()
