@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,22 +33,26 @@ class PolicySpec:
     kernel_size: int  # width of its convolutions
     groups: int  # groups of its normalisation
     method: str  # a key of `PATHS`
-    prediction: str  # what the network of `diffusion` predicts
+    prediction: str  # what the network of `diffusion` or `flow` predicts
     diffusion_steps: int  # length of the noising chain
     encoder: EncoderSpec | None = None  # what encodes images, or None where nothing is seen
 
 
-PATHS: dict[str, Callable[[PolicySpec], ProbabilityPath]] = {
-    "diffusion": lambda spec: Ddpm(spec.diffusion_steps, prediction=spec.prediction),
-    "flow": lambda spec: Flow(),
+PATHS: dict[str, Callable[..., ProbabilityPath]] = {
+    "diffusion": lambda spec, **law: Ddpm(spec.diffusion_steps, prediction=spec.prediction, **law),
+    "flow": lambda spec, **law: Flow(spec.prediction, **law),
     "regression": lambda spec: Regression(REGRESSION, chain=spec.diffusion_steps),
     "mip": lambda spec: Regression(MIP, chain=spec.diffusion_steps),
 }
-"""How each method's path is made."""
+"""How each method's path is made from a specification and what only training needs to know."""
 
 
-def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None) -> Policy:
+def build_policy(
+    spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None, **law: Any
+) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
+
+    `law` is what only training needs of the path: `law` of `Flow`, `min_snr` of `Ddpm`.
 
     Raises ValueError if a name is unknown or the sizes do not fit together.
     """
@@ -67,7 +72,7 @@ def build_policy(spec: PolicySpec, observation: Normalizer | None = None, action
     )
     if spec.method not in PATHS:
         raise ValueError(f"method={spec.method}: known methods are {', '.join(PATHS)}")
-    path, action = PATHS[spec.method](spec), action or _placeholder(spec.action_dim)
+    path, action = PATHS[spec.method](spec, **law), action or _placeholder(spec.action_dim)
     return Policy(path, network, observer, action, horizon=spec.horizon, data_scale=spec.data_scale)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
@@ -51,6 +52,11 @@ class ImageConfig(DiffusionConfig):
     samples: int = number("[1, inf)")
 
 
+def fill(options: dict[str, Any]) -> None:
+    """Choose what `ddim` predicts; a model knows how it is sampled best."""
+    options["prediction"] = options["prediction"] or "epsilon"
+
+
 def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     """Refuse options that do not go together."""
     for key, models in OF_MODEL.items():
@@ -80,7 +86,7 @@ SCHEMA = Schema(
     groups={"model": "model", "scale": "image_scale"},
     parts=(NOISE,),
     title=("model", "dataset", "noise"),
-    fill=lambda options: None,  # a model knows how it is sampled best
+    fill=fill,
     check=check,
     presets={"model_scale": ("model", "scale")},
     synonyms=SYNONYMS,

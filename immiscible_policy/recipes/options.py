@@ -18,7 +18,7 @@ class DiffusionConfig(RunConfig):
 
     noise: dict[str, Any]
     data_scale: float = number("(0, inf)")
-    prediction: str = choice("epsilon", "sample", "v_prediction")
+    prediction: str | None = choice("epsilon", "sample", "v_prediction", "velocity")
     solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct")
     spacing: str = choice("trailing", "leading")
     eta: float = number("[0, 1]")

@@ -149,9 +149,11 @@ class RobotRecipe:
 
     def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""
-        windows = self.windows.training
+        windows, config = self.windows.training, self.config
+        normalizers = Normalizer.fit(windows.obs), Normalizer.fit(windows.action)
+        laws: dict[str, dict[str, Any]] = {"flow": {"law": config.times}, "diffusion": {"min_snr": config.min_snr}}
         with weights_of(seed):
-            policy = build_policy(self.spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
+            policy = build_policy(self.spec, *normalizers, **laws.get(config.method, {}))
             return policy.to(self.config.device)
 
     def build(self, seed: SeedDirectory) -> Work:

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.path import ddpm, flow
+from immiscible_policy.path.flow import TIMES
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
 from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
 from immiscible_policy.training.options import Part, Schema, choice, number
+
+PREDICTIONS = {"diffusion": ddpm.PREDICTIONS, "flow": flow.PREDICTIONS}
+"""What the network of a method may predict, the default first; the others predict the clean sample."""
 
 
 @dataclass(kw_only=True)
@@ -29,6 +34,8 @@ class RobotConfig(DiffusionConfig):
     action_steps: int
     method: str = choice("diffusion", "flow", "regression", "mip")
     diffusion_steps: int = number("[1, inf)")
+    times: str = choice(*TIMES)
+    min_snr: float | None = number("(0, inf)")
     images: str = choice("stored", "rendered")
     crop: int = number("[1, inf)")
     encoder_width: int
@@ -43,9 +50,11 @@ class RobotConfig(DiffusionConfig):
 
 
 def fill(options: dict[str, Any]) -> None:
-    """Choose the task's first observation, and the solver that goes with the method."""
+    """Choose the task's first observation, and the prediction and the solver that go with the method."""
     if options["obs"] is None:
         options["obs"] = find_task(**options["task"]).observations[0]
+    if options["prediction"] is None:
+        options["prediction"] = PREDICTIONS.get(options["method"], ("sample",))[0]
     if options["solver"] is None:
         options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
 
@@ -60,8 +69,12 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     if method in ("regression", "mip") and name != "vanilla":
         why = f"method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"
         raise CommandError(f"noise={name}: {why}")
-    if method != "diffusion" and config.prediction != "epsilon":
-        raise CommandError(f"prediction={config.prediction}: method={method} has one prediction; leave prediction= out")
+    learned = PREDICTIONS.get(method, ("sample",))
+    if config.prediction not in learned:
+        raise CommandError(f"prediction={config.prediction}: method={method} predicts {' or '.join(learned)}")
+    for key, owner in {"times": "flow", "min_snr": "diffusion"}.items():
+        if key in given and method != owner:
+            raise CommandError(f"{key}={given[key]}: method={method} has no {key}; use method={owner}")
     if method != "diffusion" and config.select_at != "all":
         why = f"method={method} has no diffusion steps; leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")

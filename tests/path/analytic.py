@@ -37,7 +37,7 @@ class MixtureNetwork:
 def target(path: ProbabilityPath, clean: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """What a path's network learns, written out."""
     if isinstance(path, Flow):
-        return clean - noise
+        return {"velocity": clean - noise, "sample": clean}[path.prediction]
     assert isinstance(path, Ddpm)
     return {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean}[path.prediction]
 

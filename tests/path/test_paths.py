@@ -6,8 +6,8 @@ import torch
 from immiscible_policy.path import PREDICTIONS, Ddpm, Flow, Regression
 from tests.path.analytic import squared_cosine_alphas, target
 
-PATHS = [*(Ddpm(100, prediction=prediction) for prediction in PREDICTIONS), Flow()]
-NAMES = [*PREDICTIONS, "flow"]
+PATHS = [*(Ddpm(100, prediction=prediction) for prediction in PREDICTIONS), Flow(), Flow("sample")]
+NAMES = [*PREDICTIONS, "flow", "flow of the sample"]
 
 
 def pair(rows=6):
@@ -71,6 +71,28 @@ def test_every_step_of_the_chain_is_trained_and_flow_times_fill_the_unit_interva
     assert float(t.mean()) == pytest.approx(0.5, abs=0.02)
 
 
+def test_logit_normal_times_are_sigmoids_of_normal_numbers():
+    t = Flow(law="logit_normal").times(4000, generator())
+    normal = (t / (1 - t)).log()
+    assert float(normal.mean()) == pytest.approx(0, abs=0.05) and float(normal.std()) == pytest.approx(1, abs=0.03)
+
+
+def test_min_snr_weighs_the_error_of_the_clean_sample_alike_whatever_is_predicted():
+    clean, noise = pair()
+    t = torch.tensor([0, 10, 40, 60, 90, 99])
+    losses = []
+    for prediction in PREDICTIONS:
+        path = Ddpm(100, prediction=prediction, min_snr=5.0)
+        alpha, sigma = (values[:, None, None] for values in path.coefficients(t))
+        sample = path.sample(clean, noise, t)
+        wrong = clean + 0.1 * alpha.new_ones(clean.shape)  # the same clean sample, in each prediction's terms
+        said = target(path, wrong, (sample.noisy - alpha * wrong) / sigma, alpha, sigma)
+        losses.append(float(path.loss(lambda noisy, t, said=said: said, sample)))
+    snr = squared_cosine_alphas(100)[t] / (1 - squared_cosine_alphas(100)[t])
+    by_hand = float((snr.clamp(max=5) * 0.01).mean())
+    assert losses == pytest.approx([by_hand] * 3, rel=1e-2)
+
+
 def test_the_network_is_told_chain_steps_and_thousandths():
     reported = []
 
@@ -101,6 +123,9 @@ def test_grids_by_hand():
         (lambda: Ddpm(0), "diffusion_steps=0"),
         (lambda: Ddpm(10, prediction="noise"), "prediction=noise: known predictions are epsilon, sample, v_prediction"),
         (lambda: Ddpm(10, betas="cosine"), "betas=cosine"),
+        (lambda: Ddpm(10, min_snr=0.0), "min_snr=0.0"),
+        (lambda: Flow("epsilon"), "prediction=epsilon: flow matching predicts velocity or sample"),
+        (lambda: Flow(law="cosine"), "times=cosine: known laws are uniform, logit_normal"),
         (lambda: Ddpm(10).levels(11, "trailing"), "sampling_steps=11: the chain has 10 diffusion steps"),
         (lambda: Ddpm(10).levels(2, "linear"), "spacing=linear: known spacings are trailing, leading"),
         (lambda: Flow().levels(2, "leading"), "spacing=leading"),

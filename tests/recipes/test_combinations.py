@@ -18,7 +18,8 @@ from immiscible_policy.training.state import TrainState
 from tests.training.helpers import write_small_store
 
 OBSERVATIONS = ("keypoints", "state", "image")
-LEARNED = [*(["method=diffusion", f"prediction={name}"] for name in PREDICTIONS), ["method=flow"]]
+LEARNED = [*(["method=diffusion", f"prediction={name}"] for name in PREDICTIONS), ["method=flow"],
+           ["method=flow", "prediction=sample", "times=logit_normal"]]  # fmt: skip
 CONTROLS = [["method=regression"], ["method=mip"]]
 COMBINATIONS = [
     *((words, noise, obs) for words, noise, obs in product(LEARNED, SELECTORS, OBSERVATIONS)),

@@ -15,7 +15,8 @@ from immiscible_policy.solver import SOLVERS, Solver, draws, noise_rows, solve
 from tests.path.analytic import MixtureNetwork
 
 DATA = 0.3, 0.1
-PATHS = {**{prediction: Ddpm(100, prediction=prediction) for prediction in PREDICTIONS}, "flow": Flow()}
+PATHS = {prediction: Ddpm(100, prediction=prediction) for prediction in PREDICTIONS}
+PATHS |= {"flow": Flow(), "flow of the sample": Flow("sample")}
 COMBINATIONS = [(path, solver) for path in PATHS for solver in PATHS[path].solvers]
 
 
@@ -156,7 +157,9 @@ def ode_error(path, name, steps):
     return float((predicted[-1] - exact).abs().max())
 
 
-@pytest.mark.parametrize("path", [*(LongChain(prediction) for prediction in PREDICTIONS), Flow()], ids=[*PATHS])
+@pytest.mark.parametrize(
+    "path", [*(LongChain(prediction) for prediction in PREDICTIONS), Flow(), Flow("sample")], ids=[*PATHS]
+)
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp", 2), ("heun", 2)])
 def test_order_of_convergence(path, name, order):
     """Twice the steps: half the error of the first order, a quarter of the second's."""

@@ -62,7 +62,7 @@ def test_evaluation_repeats_what_training_recorded_and_takes_no_other_solver(fin
     [
         (["method=mip", "noise=knn"], "noise=knn: method=mip does not diffuse"),
         (["method=regression", "noise=linear"], "use noise=vanilla"),
-        (["method=mip", "prediction=sample"], "prediction=sample: method=mip has one prediction"),
+        (["method=mip", "prediction=velocity"], "prediction=velocity: method=mip predicts sample"),
     ],
 )
 def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, message, store, tmp_path):
