@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,17 @@ def set_scores(table: Table, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
 def _checkpoints(scored: Scores) -> list[dict[str, Array]]:
     """The metrics (N,) of each checkpoint."""
     return [{name: values[row] for name, values in scored.values.items()} for row in range(len(scored.steps))]
+
+
+def finished(table: Table, unfinished: Collection[int]) -> dict[int, Scores]:
+    """Scores of the training seeds that are not among the unfinished ones; all scores where none is left."""
+    return {seed: scored for seed, scored in table.items() if seed not in unfinished} or dict(table)
+
+
+def spoken(unfinished: Mapping[int, int]) -> str:
+    """Unfinished training seeds in words, each with its last evaluated step, 0 where there is none."""
+    reached = {seed: f"at step {step:,}" if step else "not evaluated" for seed, step in unfinished.items()}
+    return ", ".join(f"seed {seed} ({words})" for seed, words in reached.items())
 
 
 def stacked(table: Table, metric: str, kind: str) -> Array:

@@ -49,6 +49,7 @@ def _newest(key: str, runs: Mapping[str, RunDirectory] | None, load: Callable[[C
     """The newest checkpoints of the runs that an option names, each of which can be loaded."""
     result: Newest = {}
     for name, run in (runs or {}).items():
+        run.require_own_seeds()
         kept = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None}
         if not kept:
             raise CommandError(f"{key}={run.path}: no checkpoint there; train it first")

@@ -187,7 +187,7 @@ class ImageRecipe:
             return ""
         run.write_summary({"seeds": seeds})
         lines = [
-            f"{name}: step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
+            f"{name}: {'' if summary['step'] >= run.config['steps'] else 'unfinished, '}step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
             f"(first measured {summary['first_fixed_loss']:.4f}), {summary['images_per_second']:,.0f} images/s"
             for name, summary in seeds.items()
         ]

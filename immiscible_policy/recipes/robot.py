@@ -15,7 +15,7 @@ from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.evaluation.scores import mean_by_step, means, scores, set_means
+from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Regression
@@ -213,7 +213,8 @@ class RobotRecipe:
             return ""
         metrics = summarised(run.task)
         selectors, picture = {run.name: selector_of(run)}, f"{metrics[0].name}.png"
-        curves = learning_curves({run.name: scores(run.episodes())}, metrics[:2], selectors=selectors)
+        shown = finished(scores(run.episodes()), run.missing().unfinished)
+        curves = learning_curves({run.name: shown}, metrics[:2], selectors=selectors)
         save_figure(curves, run.path / picture)
         return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {picture}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from immiscible_policy.evaluation.scores import (
     Scores,
     best_steps,
     common_steps,
+    finished,
     fresh_scores,
     scores,
     set_scores,
+    spoken,
     stacked,
 )
 from immiscible_policy.evaluation.statistics import (
@@ -114,7 +116,11 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     """
     if a.task.name != b.task.name:
         raise ValueError(f"{a.path} is of task={a.task.name} and {b.path} of task={b.task.name}; compare runs of one")
-    whole_a, whole_b = scores(a.episodes()), scores(b.episodes())
+    unfinished = {"A": a.missing().unfinished, "B": b.missing().unfinished}
+    of_either = unfinished["A"].keys() | unfinished["B"].keys()
+    own = [finished(scores(run.episodes()), seeds) for run, seeds in zip((a, b), unfinished.values(), strict=True)]
+    of_both = [{seed: scored for seed, scored in table.items() if seed not in of_either} for table in own]
+    whole_a, whole_b = of_both if all(of_both) else own
     everyone = [*whole_a.values(), *whole_b.values()]
     starts = sorted(set.intersection(*(set(scored.starts) for scored in everyone)))
     steps = common_steps(whole_a, whole_b)
@@ -138,6 +144,7 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
         result = _result(together.name, "last10", values_a, values_b, paired)
         results.append(replace(result, together=True, lower_is_better=together.lower_is_better))
     notes = [
+        *_unfinished_seeds(unfinished, {*of_a, *of_b}),
         *_notes(everyone, starts, steps, paired, min(len(of_a), len(of_b))),
         _differing_settings(a.settings, b.settings),
         f"The result is {results[0].name}: the other rows read the same episodes again, and max picks its "
@@ -193,7 +200,7 @@ def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunD
     shown = summarised(a.task)[:2]
     names = {metric.name for metric in shown}
     picture = learning_curves(
-        {label: scores(run.episodes()) for label, run in runs.items()},
+        {label: finished(scores(run.episodes()), run.missing().unfinished) for label, run in runs.items()},
         shown,
         differences={result.name: result.difference for result in comparison.results if result.metric in names},
         selectors={label: selector_of(run) for label, run in runs.items()},
@@ -236,6 +243,14 @@ def _result(metric: str, kind: str, a: Array, b: Array, paired: bool) -> Result:
         needed,
         needed_sentence(needed, difference.excludes_zero, min(len(a), len(b)), a.shape[1]),
     )
+
+
+def _unfinished_seeds(unfinished: Mapping[str, Mapping[int, int]], compared: Collection[int]) -> list[str]:
+    """Which seeds of A and B are unfinished, and that neither run's seed of that number is compared."""
+    named = " and ".join(f"{spoken(seeds)} of {run}" for run, seeds in unfinished.items() if seeds)
+    taken = any(seed in compared for seeds in unfinished.values() for seed in seeds)
+    end = "a run has no others, so they are compared as far as they are" if taken else "left out of both runs"
+    return [f"Unfinished: {named}; {end}."] if named else []
 
 
 def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], paired: bool, n_seeds: int) -> list[str]:

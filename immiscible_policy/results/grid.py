@@ -53,7 +53,7 @@ def write_grid(
     are the contrasts that were named before the runs, all arms if there are none.
     """
     runs = {arm: RunDirectory(out / arm) for arm in arms}
-    missing = {arm: run.missing(seeds).unfinished if run.is_evaluated else list(seeds) for arm, run in runs.items()}
+    missing = {arm: list(run.missing(seeds).unfinished if run.is_evaluated else seeds) for arm, run in runs.items()}
     tables = {
         arm: {seed: scored for seed, scored in scores(run.episodes()).items() if seed in seeds}
         for arm, run in runs.items()

@@ -18,9 +18,11 @@ from immiscible_policy.evaluation.scores import (
     LAST,
     Table,
     best_steps,
+    finished,
     fresh_scores,
     scores,
     set_scores,
+    spoken,
     stacked,
 )
 from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
@@ -33,20 +35,24 @@ from immiscible_policy.tasks import Metric, SetMetric, summarised
 def summarize(run: RunDirectory) -> dict[str, Any]:
     """Summarise a run, per training seed and pooled, and write `summary.json` and `summary.md` into it.
 
+    Seeds that were not evaluated to the end are named with their last step and not pooled, unless none was.
+
     Returns:
         The content of `summary.json`: `pooled` and each of `seeds` hold {metric} x {last10, max, max_fresh where
         known} for the metrics that the task summarises, and last10 for its set metrics, each {mean, low, high, over,
-        bootstrap}; `max` also the checkpoint of each seed.
+        bootstrap}; `max` also the checkpoint of each seed. `unfinished` is the last evaluated step of each seed that is
+        not pooled.
 
     Raises:
         ValueError: If no checkpoint was evaluated.
     """
-    by_seed = scores(run.episodes())
+    by_seed, unfinished = scores(run.episodes()), run.missing().unfinished
     summary = {
+        "unfinished": {str(seed): step for seed, step in unfinished.items()},
         "starts": next(iter(by_seed.values())).starts,
         "checkpoints": {str(seed): scored.steps for seed, scored in by_seed.items()},
         "last10_checkpoints": {str(seed): min(LAST, len(scored.steps)) for seed, scored in by_seed.items()},
-        "pooled": _block(run, by_seed),
+        "pooled": _block(run, finished(by_seed, unfinished)),
         "seeds": {str(seed): _block(run, {seed: scored}) for seed, scored in by_seed.items()},
     }
     run.write_summary(summary, markdown(run.name, summary))
@@ -65,11 +71,15 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
         for kind in KINDS
         if any(kind in block[metric] for metric in metrics)
     ]
+    unfinished = summary["unfinished"]
+    whole = [seed for seed in seeds if seed not in unfinished]
+    pooled = f"pooled: seed {', '.join(whole)}" if whole else "no seed is finished, all are pooled as far as they are"
+    warning = f"**Unfinished: {spoken(unfinished)}; {pooled}.**\n\n" if unfinished else ""
     over = summary["pooled"][metrics[0]]["last10"]["over"]
     return f"""\
 # {name}
 
-{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. `last10`: mean of \
+{warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. `last10`: mean of \
 the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, chosen on the same \
 starts and so flattered; `max_fresh`: the same checkpoint on held-out starts.
 

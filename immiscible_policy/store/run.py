@@ -4,6 +4,7 @@ RUN/
     config.yaml                     the resolved options
     provenance.json                 command, commit, hardware, versions, and the data with their content hash
     summary.json, summary.md        what the run came to, written when its seeds have been trained
+    .lock                           held while the run is begun or made longer
     seed_N/
         checkpoints/step_XXXXXX/    see `store.checkpoint`
         metrics.jsonl               a JSON object per line, in the order of training
@@ -45,7 +46,8 @@ SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher"
 """Settings of a run that say where and how it is trained, not what."""
 CONFIG, PROVENANCE, SUMMARY, SUMMARY_TEXT = "config.yaml", "provenance.json", "summary.json", "summary.md"
 CHECKPOINTS, EPISODES, FRESH, METRICS = "checkpoints", "episodes.csv", "fresh.csv", "metrics.jsonl"
-SEED, STEP = "seed_", "step_"
+MIXED = "two trainings are mixed there; keep one of them"
+SEED, STEP, LOCK = "seed_", "step_", ".lock"
 
 
 class Missing(NamedTuple):
@@ -54,7 +56,7 @@ class Missing(NamedTuple):
     seeds: list[int]  # training seeds without a completely evaluated checkpoint
     steps: dict[int, list[int]]  # checkpoints that were not evaluated completely, by training seed
     starts: list[int]  # starts that no complete evaluation has
-    unfinished: list[int]  # training seeds whose last checkpoint was not evaluated completely
+    unfinished: dict[int, int]  # training seeds not evaluated to the end, and their last evaluated step, or 0
 
 
 class RunDirectory:
@@ -116,21 +118,54 @@ class RunDirectory:
         return origin | {"command": without_places(origin["command"])} if "command" in origin else origin
 
     def begin(self, config: str, provenance: Mapping[str, Any]) -> None:
-        """Write options (YAML) and provenance; the options last, as they make it a run."""
-        write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
-        write_atomically(self.path / CONFIG, config.encode())
+        """Write options (YAML) and provenance; of several processes that begin a run here, one does.
+
+        Raises CommandError in the others.
+        """
+        begun = f"out={self.path}: another training has just begun there; name another out="
+        with _locked(self.path / LOCK, begun):
+            if self.exists:
+                raise CommandError(begun)
+            self._write(config, provenance)
 
     def extend(self, config: str, command: str) -> None:
         """Replace the options (YAML) by those of a longer training; provenance keeps the steps planned so far."""
-        earlier = {"steps": self.config["steps"], "then": command}
-        provenance = self.provenance
-        provenance["extended"] = [*provenance.get("extended", []), earlier]
-        self.begin(config, provenance)
+        with _locked(self.path / LOCK, f"resume={self.path}: another process changes that run; try again"):
+            earlier = {"steps": self.config["steps"], "then": command}
+            provenance = self.provenance
+            provenance["extended"] = [*provenance.get("extended", []), earlier]
+            self._write(config, provenance)
+
+    def _write(self, config: str, provenance: Mapping[str, Any]) -> None:
+        """Write both files, the options last, as they make it a run."""
+        write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
+        write_atomically(self.path / CONFIG, config.encode())
+
+    def require_own(self, trained: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse what was trained with other settings than the run's, or on other data, by a ValueError.
+
+        `trained` has, by name, the `config` and the `data_hash` of a checkpoint's metadata. Steps may differ, as a run
+        may be made longer, and so may the place of data whose content is known.
+        """
+        settings, content = self.config, self.data_hash
+        for name, recorded in trained.items():
+            ours, theirs = dict(settings), dict(recorded.get("config", settings))
+            if content and recorded.get("data_hash"):
+                ours["data"], theirs["data"] = (f"of content {of[:12]}" for of in (content, recorded["data_hash"]))
+            for key in sorted((ours.keys() | theirs.keys()) - SETTINGS_OF_PLACE - {"steps"}):
+                if ours.get(key) != theirs.get(key):
+                    run = f"the run in {self.path} has {ours.get(key)}"
+                    raise ValueError(f"{name} has {key} {theirs.get(key)}, {run}: {MIXED}")
+
+    def require_own_seeds(self) -> None:
+        """Refuse a run with a seed whose newest checkpoint is not the run's own, as `require_own`."""
+        newest = filter(None, (self.seed(number).newest() for number in self.seeds()))
+        self.require_own({str(checkpoint.path): checkpoint.metadata for checkpoint in newest})
 
     @property
     def is_free(self) -> bool:
         """Whether a run may be begun here: nothing is there, or what is left of a start that was cut short."""
-        leftovers = (PROVENANCE, f".{PROVENANCE}.", f".{CONFIG}.")
+        leftovers = (PROVENANCE, f".{PROVENANCE}.", f".{CONFIG}.", LOCK)
         return not self.path.exists() or all(path.name.startswith(leftovers) for path in self.path.iterdir())
 
     def seed(self, number: int) -> SeedDirectory:
@@ -146,7 +181,8 @@ class RunDirectory:
         return sorted(int(path.name.removeprefix(SEED)) for path in paths)
 
     def checkpoints(self) -> dict[int, list[Checkpoint]]:
-        """The complete checkpoints of each training seed that keeps some, oldest first."""
+        """The complete checkpoints of each training seed that keeps some, oldest first; refused as `require_own`."""
+        self.require_own_seeds()
         return {number: kept for number in self.seeds() if (kept := self.seed(number).checkpoints())}
 
     def is_finished(self, seeds: Sequence[int] | None = None, steps: int | None = None) -> bool:
@@ -193,7 +229,7 @@ class RunDirectory:
             seeds=sorted(set(wanted) - evaluated.keys()),
             steps={number: steps for number, steps in lacking.items() if steps},
             starts=sorted(set(planned) - set(starts)),
-            unfinished=[number for number in wanted if evaluated.get(number, [0])[-1] < last],
+            unfinished={number: own[-1] for number in wanted if (own := evaluated.get(number, [0]))[-1] < last},
         )
 
     def planned_seeds(self) -> list[int]:
@@ -216,6 +252,7 @@ class RunDirectory:
         (self.path / SUMMARY).unlink(missing_ok=True)
 
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
+        self.require_own_seeds()
         metrics = self.task.metrics
         return {seed: rows for seed in self.seeds() if (rows := read_rows(self.seed(seed).path / name, metrics))}
 
@@ -232,12 +269,7 @@ class SeedDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the seed's lock, which the system releases even when this process is killed; a CommandError if held."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CommandError(f"{self.path} is being trained by another process; wait for it or stop it") from None
+        with _locked(self.path / LOCK, f"{self.path} is being trained by another process; wait for it or stop it"):
             yield
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -331,6 +363,18 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def _locked(file: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file, which is created; a CommandError with the refusal if another process holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(refusal) from None
+        yield
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -31,18 +31,23 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         The state after the last step.
 
     Raises:
-        ValueError: If another process trains this seed, a checkpoint is corrupt, or training diverges.
+        ValueError: If another process trains this seed, the run has other settings or data by now, a checkpoint is
+            corrupt, or training diverges.
         OSError: If something cannot be written.
     """
     config = recipe.config
     torch.set_num_threads(config.threads)
     use_device(config.device)
     first = process_group().rank == 0
+    origin = {"seed": seed.number, "config": config.identity, "data_hash": recipe.data["content_hash"]}
     with seed.lock() if first else nullcontext():
+        # Of several processes that train together each has a device of its own.
+        seed.run.require_own({f"seed {seed.number}": origin if first else {"data_hash": origin["data_hash"]}})
         work = recipe.build(seed)
         state = initial_state(config, work.model, seed.number)
         newest = seed.newest()
         if newest is not None:
+            seed.run.require_own({str(newest.path): newest.metadata})
             state.restore(newest.step, newest.tensors)
         cadence = Cadence(config.steps, config.log_every, config.eval_every, config.checkpoint_every)
         run = partial(train, state, work.objective, cadence, precision=config.precision, engine=config.engine)
@@ -53,7 +58,6 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         listen({"event": "started", "seed": seed.number, "step": state.step})
         metrics = seed.append_metrics(state.step)
         wandb = _wandb_run(config, seed)
-        origin = {"seed": seed.number, "config": config.identity, "data_hash": recipe.data["content_hash"]}
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)

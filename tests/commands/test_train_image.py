@@ -75,6 +75,7 @@ def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tm
     for name in ("whole", "cut"):
         config = SCHEMA.compose([*TINY, *words, f"data={images}", f"out={tmp_path / name}"])
         recipe = ImageRecipe.prepare(config)
+        RunDirectory(tmp_path / name).begin(config.to_yaml(), {})
         if name == "cut":
             with pytest.raises(Stopped):
                 train_seed(recipe, RunDirectory(tmp_path / name).seed(0), stop)

@@ -92,6 +92,18 @@ def test_only_common_checkpoints_and_starts_count_and_the_rest_is_named(tmp_path
     assert "checkpoints 500, 2000" in notes and "6 starts" in notes and "takes the last 2" in notes
 
 
+def test_a_seed_that_either_has_not_finished_is_named_first_and_left_out_of_both(tmp_path: Path) -> None:
+    luck = {0: 0.1, 1: 0.3, 2: 0.8}
+    a = write_run(tmp_path / "a", lambda seed, *_: luck[seed] + 0.1, seeds=[0, 1])
+    a.seed(2).append_episodes(episode(2, 500, start, 0.9) for start in range(100, 106))
+    actual = compare(a, write_run(tmp_path / "b", lambda seed, *_: luck[seed]))
+    assert actual.notes[0] == "Unfinished: seed 2 (at step 500) of A; left out of both runs."
+    assert actual.seeds_a == actual.seeds_b == [0, 1] and actual.paired and actual.checkpoints == [500, 1000, 1500]
+    assert actual.headline.difference.estimate == pytest.approx(0.1)
+    alone = compare(write_run(tmp_path / "c", lambda *_: 0.5, seeds=[0], steps=[500], seed="0..1"), a)
+    assert "Unfinished: seed 1 (not evaluated) of A and seed 2 (at step 500) of B" in alone.notes[0]
+
+
 def test_one_seed_each_is_conditional(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", noisy(0.3, 0), seeds=[0])
     b = write_run(tmp_path / "b", noisy(0.0, 1), seeds=[0])
@@ -179,8 +191,8 @@ def test_the_user_sees_a_mistake_as_one_line(tmp_path: Path) -> None:
 
 def test_data_are_compared_by_their_content_wherever_they_lay(tmp_path: Path) -> None:
     for name, content in (("a", "c0ffee" * 8), ("b", "c0ffee" * 8), ("c", "decade" * 8)):
-        run = write_run(tmp_path / name, lambda seed, step, start: 0.5)
-        run.begin(f"task: pusht\ndata: /somewhere/{name}.zarr\n", {"data": {"content_hash": content}})
+        run = write_run(tmp_path / name, lambda seed, step, start: 0.5, data=f"/somewhere/{name}.zarr")
+        (run.path / "provenance.json").write_text(json.dumps({"data": {"content_hash": content}}))
     a, b, c = (RunDirectory(tmp_path / name) for name in "abc")
     assert "No setting differs." in compare(a, b).notes
     assert "Settings that differ: data of content c0ffeec0ffee against of content decadedecade." in compare(a, c).notes

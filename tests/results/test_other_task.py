@@ -79,6 +79,6 @@ def test_the_grid_is_of_its_metrics(runs, tmp_path):
 
 
 def test_runs_of_two_tasks_are_not_compared(runs, tmp_path):
-    runs[1].begin("task: pusht\n", {})
+    (runs[1].path / "config.yaml").write_text("task: pusht\n")
     with pytest.raises(ValueError, match="a is of task=reach and .*b of task=pusht; compare runs of one"):
         compare(*runs)

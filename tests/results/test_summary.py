@@ -84,6 +84,25 @@ def test_files_say_what_is_returned_and_depend_on_the_rows_alone(tmp_path: Path)
     assert sorted(path.name for path in run.path.glob("summary*")) == ["summary.json", "summary.md"]
 
 
+def test_an_unfinished_seed_is_named_first_and_not_pooled(tmp_path: Path) -> None:
+    plan = {"seed": "0..3", "eval_every": 500}
+    run = write_run(tmp_path / "run", lambda seed, *_: [0.2, 0.4][seed], seeds=[0, 1], **plan)
+    run.seed(2).append_episodes(episode(2, 500, start, 0.9) for start in range(100, 106))
+    summary = summarize(run)
+    assert summary["unfinished"] == {"2": 500, "3": 0} and summary["pooled"]["coverage"]["last10"]["mean"] == 0.3
+    assert summary["seeds"]["2"]["coverage"]["last10"]["mean"] == 0.9
+    first = "**Unfinished: seed 2 (at step 500), seed 3 (not evaluated); pooled: seed 0, 1.**"
+    assert (run.path / "summary.md").read_text().splitlines()[2] == first
+
+
+def test_of_a_run_without_finished_seeds_all_are_pooled_and_it_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path, lambda *_: 0.2, seeds=[0], steps=[500])
+    (run.path / "config.yaml").write_text("task: pusht\nseed: '0'\nsteps: 1000\neval_every: 500\n")
+    assert summarize(run)["pooled"]["coverage"]["last10"]["mean"] == pytest.approx(0.2)
+    first = "**Unfinished: seed 0 (at step 500); no seed is finished, all are pooled as far as they are.**"
+    assert (run.path / "summary.md").read_text().splitlines()[2] == first
+
+
 def test_fresh_starts_show_what_choosing_the_best_checkpoint_flatters(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == 1000 else 0.5)
     for seed in range(3):

@@ -24,13 +24,13 @@ def half(seed: int, step: int, start: int) -> float:
 def planned(directory: Path, **written) -> RunDirectory:
     """A run whose options say what it should have."""
     run = write_run(directory, half, **written)
-    run.begin(yaml.safe_dump(run.config | PLAN), {})
+    (run.path / "config.yaml").write_text(yaml.safe_dump(run.config | PLAN))
     return run
 
 
-def save(run: RunDirectory, seed: int, step: int) -> None:
+def save(run: RunDirectory, seed: int, step: int, **metadata) -> None:
     tensors = {name: {"w": torch.zeros(1)} for name in ("model", "ema", "optimizer")}
-    run.seed(seed).save({"step": step, "seed": seed}, tensors)
+    run.seed(seed).save({"step": step, "seed": seed} | metadata, tensors)
 
 
 def test_a_run_is_read_by_seed(tmp_path: Path) -> None:
@@ -68,16 +68,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_the_plan_is_counted_once(tmp_path: Path) -> None:
     whole = planned(tmp_path / "whole")
-    assert not any(whole.missing()) and whole.missing([0, 7]).seeds == [7] == whole.missing([0, 7]).unfinished
+    assert not any(whole.missing()) and whole.missing([0, 7]).seeds == [7] and whole.missing([0, 7]).unfinished == {7: 0}
     less = planned(tmp_path / "less", seeds=(0,), starts=range(100, 104))
     less.seed(1).append_episodes(episode(1, step, start, 0.5) for step in (500, 1500) for start in range(100, 104))
     less.seed(2).append_episodes(episode(2, 500, start, 0.5) for start in range(100, 104))
     missing = less.missing()
     assert (missing.seeds, missing.starts) == ([], [104, 105])
-    assert missing.steps == {1: [1000], 2: [1000, 1500]} and missing.unfinished == [2]
+    assert missing.steps == {1: [1000], 2: [1000, 1500]} and missing.unfinished == {2: 500}
     unplanned = write_run(tmp_path / "unplanned", half, seeds=(0, 1), steps=(10, 20))
     unplanned.seed(1).append_episodes([episode(1, 30, start, 0.5) for start in range(100, 106)])
-    assert unplanned.missing().steps == {0: [30]} and unplanned.missing().unfinished == [0]
+    assert unplanned.missing().steps == {0: [30]} and unplanned.missing().unfinished == {0: 20}
 
 
 def test_a_run_is_finished_that_has_its_last_checkpoints_and_a_summary(tmp_path: Path) -> None:
@@ -129,6 +129,24 @@ def test_a_run_begins_only_where_nothing_is(tmp_path: Path) -> None:
     assert not run.is_free
     run.begin("task: pusht\n", {"command": "python"})
     assert run.exists and [result.name for result in runs_in(tmp_path)] == ["run"]
+    with pytest.raises(CommandError, match="another training has just begun there; name another out="):
+        RunDirectory(run.path).begin("task: other\n", {"command": "second"})
+    assert run.config == {"task": "pusht"} and run.provenance == {"command": "python"}
+
+
+@pytest.mark.parametrize("config", [{"noise": "vanilla"}, {"task": "pusht", "noise": "knn", "lr": 1}, {}])
+def test_a_seed_of_another_training_is_refused_by_every_reader(tmp_path: Path, config: dict) -> None:
+    """Its settings are those of its newest checkpoint; steps and settings of place may differ."""
+    run = write_run(tmp_path / "run", half, steps=[500], lr=2, out="x")
+    own = {"config": run.config | {"steps": 9, "out": "y"}, "data_hash": "c0ffee" * 8}
+    save(run, 0, 500, **own)
+    assert run.episodes().keys() == {0, 1, 2} and run.checkpoints().keys() == {0}
+    save(run, 1, 500, **own | {"config": own["config"] | config, "data_hash": None if config else "decade" * 8})
+    (run.path / "provenance.json").write_text(json.dumps({"data": {"content_hash": "c0ffee" * 8}}))
+    key = next((key for key in ("lr", "noise") if key in config), "data of content decadedecade,")
+    for read in (run.episodes, run.fresh, run.checkpoints, run.missing):
+        with pytest.raises(ValueError, match=f"seed_1/checkpoints/step_000500 has {key} .*two trainings are mixed"):
+            read()
 
 
 def test_the_origin_names_no_place(tmp_path: Path) -> None:

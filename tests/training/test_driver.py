@@ -10,6 +10,7 @@ from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.recipe import find_recipe, recipe_name
+from immiscible_policy.training.seed import train_seed
 from tests.training.toy_recipe import WORDS, ToyRecipe
 
 
@@ -94,6 +95,33 @@ def test_a_finished_run_is_trained_further_by_its_directory_alone(schedule, data
     later = [[row["lr"] for row in run.seed(0).metrics() if "lr" in row and row["step"] > 6] for run in (planned, run)]
     assert later[0] == later[1] and len(later[0]) == 4
     assert same(weights(run, 0), weights(planned, 0)) == (schedule == "constant")
+
+
+def test_of_two_trainings_that_begin_at_once_in_a_new_directory_one_is_refused(data, tmp_path, monkeypatch):
+    """The second begins and ends while the first, which found nothing there, still prepares its data."""
+    prepare = ToyRecipe.prepare
+
+    def slow(config):
+        monkeypatch.setattr(ToyRecipe, "prepare", prepare)
+        train(data, tmp_path / "run", "noise=knn", "k=4", "seed=1")
+        return prepare(config)
+
+    monkeypatch.setattr(ToyRecipe, "prepare", slow)
+    with pytest.raises(CommandError, match=r"^out=.*run: another training has just begun there; name another out=$"):
+        train(data, tmp_path / "run", "seed=0")
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_finished() and run.seeds() == [1] and run.config["noise"]["name"] == "knn"
+
+
+def test_a_seed_is_not_trained_on_other_data_than_the_run(together, data, tmp_path, monkeypatch):
+    """Data were replaced while another seed was trained."""
+    run = RunDirectory(shutil.copytree(together[0].path, tmp_path / "run"))
+    shutil.rmtree(run.seed(1).path)
+    recipe = ToyRecipe(ToyRecipe.schema.read(run))
+    monkeypatch.setattr(ToyRecipe, "data", {"path": "", "content_hash": "e" * 64})
+    with pytest.raises(ValueError, match="^seed 1 has data of content eeeeeeeeeeee, the run in .* has of content ffff"):
+        train_seed(recipe, run.seed(1), lambda event: None)
+    assert run.seed(1).newest() is None and run.seed(1).metrics() == []
 
 
 def test_what_a_recipe_refuses_creates_nothing(tmp_path):

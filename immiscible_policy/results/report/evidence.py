@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import Scores, scores
+from immiscible_policy.evaluation.scores import Scores, finished, scores
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
@@ -25,7 +25,7 @@ class ReportedRun:
 
     Attributes:
         name: The directory's name, with its parent's where that alone does not tell two runs apart.
-        scores: Scores of each training seed that has a complete checkpoint.
+        scores: Scores of each training seed that was evaluated to the end, or of all where none was.
         gaps: What the run should hold and does not, as phrases.
         audits: The last noise audit of each seed, by quantity; empty where none was recorded.
         modes: The run's part of a `modality.json` in it or beside it, and the `names` of the behaviours, of which the
@@ -116,7 +116,7 @@ def gather(runs: Mapping[str, RunDirectory], reference: str) -> Evidence:
     if not 1 <= len(runs) <= len(COLOURS):
         raise ValueError(f"{len(runs)} runs in one report; give 1 to {len(COLOURS)}")
     ordered = {reference: runs[reference], **runs}
-    tables = {name: scores(run.episodes()) for name, run in ordered.items()}
+    tables = {name: finished(scores(run.episodes()), run.missing().unfinished) for name, run in ordered.items()}
     task = runs[reference].task
     for name, run in ordered.items():
         if not tables[name]:
@@ -138,10 +138,13 @@ def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int
     """
     missing = run.missing()
     lacks = [f"{_numbers('seed', missing.seeds)} of its own plan"] if missing.seeds else []
-    elsewhere = sorted(set(seeds_of_all) - table.keys() - set(missing.seeds))
+    elsewhere = sorted(set(seeds_of_all) - table.keys() - missing.unfinished.keys())
     if elsewhere:
         lacks.append(f"{_numbers('seed', elsewhere)}, which other runs have")
     lacks += [f"{_numbers('checkpoint', steps)} of seed {seed}" for seed, steps in missing.steps.items()]
+    left_out = [seed for seed in missing.unfinished if seed not in {*table, *missing.seeds}]
+    if left_out:
+        lacks.append(f"the end of {_numbers('seed', left_out)}, left out of all means")
     return [*lacks, f"{len(missing.starts)} of its planned starts"] if missing.starts else lacks
 
 
@@ -151,8 +154,8 @@ def by_start(contrast: Contrast, metric: str) -> list[StartDifference]:
     if comparison is None:
         return []
     a, b = (
-        np.stack([table.at(comparison.checkpoints, comparison.starts).last10(metric) for table in run.scores.values()])
-        for run in (contrast.run, contrast.reference)
+        np.stack([run.scores[seed].at(comparison.checkpoints, comparison.starts).last10(metric) for seed in seeds])
+        for run, seeds in ((contrast.run, comparison.seeds_a), (contrast.reference, comparison.seeds_b))
     )
     return [
         StartDifference(start, float(a[:, i].mean()), float(b[:, i].mean()), interval(arms))
