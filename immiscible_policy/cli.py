@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,14 @@ from typing import Any, NoReturn
 
 class CommandError(ValueError):
     """A mistake in the user's words; its message is the one line that the user sees."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a command in order; `number` is the signal's, the message what the user sees."""
+
+    def __init__(self, number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        raise SystemExit(128 + getattr(stop, "number", signal.SIGINT)) from None
     raise SystemExit(code or 0)
 
 

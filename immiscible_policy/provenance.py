@@ -28,6 +28,12 @@ def command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
+def command_to_resume(run: Path) -> str:
+    """The command that goes on with a run, by the program that this process runs."""
+    program = [word for word in sys.orig_argv[1:] if "=" not in word]
+    return shlex.join(["python", *program, f"resume={run}"])
+
+
 def without_places(words: str) -> str:
     """A command with the names of files, but not the places where they happened to lie."""
     return re.sub(r"(?<=[=,])[^\s=,]*/", "", words)

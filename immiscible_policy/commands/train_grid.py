@@ -97,12 +97,14 @@ def train_grid(grid: Grid) -> None:
         ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
         OSError: If something cannot be written.
     """
+    from immiscible_policy.provenance import command
     from immiscible_policy.recipes.robot import RobotRecipe, load_data
     from immiscible_policy.results.grid import write_grid
     from immiscible_policy.store.run import RunDirectory
     from immiscible_policy.training.driver import begin, conclude, train_run
     from immiscible_policy.training.launchers import launch, require_launcher
     from immiscible_policy.training.launchers.job import open_jobs
+    from immiscible_policy.training.stopping import stoppable
 
     first = next(iter(grid.arms.values()))
     require_launcher(first)
@@ -110,16 +112,18 @@ def train_grid(grid: Grid) -> None:
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: RobotRecipe.prepare(options, load) for arm, options in grid.arms.items()}
     failures: list[str] = []
-    jobs = {}
-    for arm, recipe in recipes.items():
-        with _noted(arm, failures):
-            if first.launcher == "local":
-                train_run(RobotRecipe, recipe.config, recipe)
-            elif begin(RobotRecipe, recipe.config, recipe) is not None:
-                jobs[arm] = open_jobs(recipe)
+    jobs, failed = {}, {}
+    with stoppable(first, command()):
+        for arm, recipe in recipes.items():
+            with _noted(arm, failures):
+                if first.launcher == "local":
+                    train_run(RobotRecipe, recipe.config, recipe)
+                elif begin(RobotRecipe, recipe.config, recipe) is not None:
+                    jobs[arm] = open_jobs(recipe)
+        if first.launcher != "local":
+            print(flush=True)
+            failed = launch(first, [job for own in jobs.values() for job in own], next(iter(recipes.values())).shown)
     if first.launcher != "local":
-        print(flush=True)
-        failed = launch(first, [job for own in jobs.values() for job in own], next(iter(recipes.values())).shown)
         for arm, own in jobs.items():
             with _noted(arm, failures):
                 run = RunDirectory(str(recipes[arm].config.out))

@@ -187,10 +187,14 @@ class ImageRecipe:
             return ""
         run.write_summary({"seeds": seeds})
         lines = [
-            f"{name}: {'' if summary['step'] >= run.config['steps'] else 'unfinished, '}step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
+            f"{name}: step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
             f"(first measured {summary['first_fixed_loss']:.4f}), {summary['images_per_second']:,.0f} images/s"
             for name, summary in seeds.items()
         ]
+        planned = run.config["steps"]
+        unfinished = [f"{name} at step {own['step']:,}" for name, own in seeds.items() if own["step"] < planned]
+        if unfinished:
+            lines.insert(0, f"unfinished: {', '.join(unfinished)}")
         return "\n".join([*lines, f"samples in {run.path}/seed_*/samples; measure with "
                                   f"python eval_image.py run={run.path}"])  # fmt: skip
 

@@ -79,9 +79,9 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
     return f"""\
 # {name}
 
-{warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. `last10`: mean of \
-the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, chosen on the same \
-starts and so flattered; `max_fresh`: the same checkpoint on held-out starts.
+{warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
+`last10`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, \
+chosen on the same starts and so flattered; `max_fresh`: the same checkpoint on held-out starts.
 
 {table(["", *metrics], rows)}
 

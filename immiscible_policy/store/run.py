@@ -301,6 +301,8 @@ class SeedDirectory:
     def tidy(self, keep: str, scores: Mapping[int, float]) -> None:
         """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
 
+        A checkpoint that an interrupted training left is dropped as soon as there is a newer one.
+
         The best by the scores of evaluated steps is kept, the earliest of equals; `keep=all` keeps every checkpoint.
         """
         for draft in (self.path / CHECKPOINTS).glob(f".{STEP}*.draft"):
@@ -310,7 +312,7 @@ class SeedDirectory:
         best = max(scored, key=lambda step: (scores[step], -step), default=None)
         for checkpoint in checkpoints[:-1]:
             (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
-            if keep == "last+best" and checkpoint.step != best:
+            if checkpoint.metadata.get("interrupted") or (keep == "last+best" and checkpoint.step != best):
                 doomed = checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.path.name}.draft"))
                 shutil.rmtree(doomed)  # if the process is killed here, the next call ends it
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
-from immiscible_policy.provenance import provenance
+from immiscible_policy.provenance import command_to_resume, provenance
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.launchers import launch, require_launcher
@@ -17,6 +17,7 @@ from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import joined, process_group, require_shares
 from immiscible_policy.training.recipe import Recipe
 from immiscible_policy.training.seed import train_seed
+from immiscible_policy.training.stopping import stoppable
 from immiscible_policy.training.workers import train_seeds
 
 NAMED = 5
@@ -32,6 +33,7 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
         ValueError: If the options, the data or the run directory are unusable (nothing is written then), or if a
             seed failed; the others are trained and summarised all the same.
         OSError: If something cannot be written.
+        Interrupted: At SIGINT and SIGTERM, once every seed has left a checkpoint.
     """
     seeds = parse_range("seed", config.seed)
     require_shares(config.batch_size, config.accumulate, seeds)
@@ -44,7 +46,9 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
     require_launcher(config)
     recipe = begin(kind, config, recipe)
     if recipe is not None:
-        conclude(kind, run, _train(recipe, run, seeds))
+        with stoppable(config, command_to_resume(run.path)):
+            failures = _train(recipe, run, seeds)
+        conclude(kind, run, failures)
 
 
 def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -> Recipe | None:

@@ -42,11 +42,13 @@ def train(
     record: Callable[[dict[str, Any]], None],
     evaluate: Callable[[TrainState], dict[str, Any]],
     save: Callable[[TrainState], None],
+    stop: Callable[[], bool] = lambda: False,
     engine: str = "fast",
 ) -> None:
-    """Train from `state.step` to `cadence.steps`.
+    """Train from `state.step` to `cadence.steps`, or until `stop` says so, which is asked after every step.
 
     Evaluation comes before the checkpoint of the same step: a run killed in between evaluates again when resumed.
+    A training that is stopped saves a checkpoint.
 
     `record` receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
     `waited`, the share of the time in which training stood still for want of a batch; and what `evaluate` returns.
@@ -56,14 +58,16 @@ def train(
         TrainingDiverged: At the next record.
     """
     state.model.train()
+    stopped = False
     total, since = torch.zeros((), device=state.parameters[0].device), state.step
     with closing(make_engine(engine, state, objective, cadence.steps, precision)) as running:
         waited, started = running.waited, time.perf_counter()
-        while state.step < cadence.steps:
+        while state.step < cadence.steps and not stopped:
             total += running.step()
+            stopped = stop()
 
             log, check = cadence.due(state.step, cadence.log_every), cadence.due(state.step, cadence.eval_every)
-            checkpoint = cadence.due(state.step, cadence.checkpoint_every)
+            checkpoint = stopped or cadence.due(state.step, cadence.checkpoint_every)
             if log or check or checkpoint:  # the only moments at which the device is waited for
                 mean, seconds = float(total) / (state.step - since), time.perf_counter() - started
                 if not math.isfinite(mean):

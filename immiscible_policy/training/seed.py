@@ -20,6 +20,7 @@ from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import process_group
 from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
+from immiscible_policy.training.stopping import STOP
 
 
 def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
@@ -34,6 +35,7 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         ValueError: If another process trains this seed, the run has other settings or data by now, a checkpoint is
             corrupt, or training diverges.
         OSError: If something cannot be written.
+        Interrupted: If a signal asked for the end; a checkpoint was left.
     """
     config = recipe.config
     torch.set_num_threads(config.threads)
@@ -66,13 +68,16 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
             listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed.number, **row})
 
         def save(state: TrainState) -> None:
-            seed.save(work.metadata | origin | {"versions": versions(), "step": state.step}, state.tensors())
+            own = {} if cadence.due(state.step, cadence.checkpoint_every) else {"interrupted": True}
+            seed.save(work.metadata | origin | own | {"versions": versions(), "step": state.step}, state.tensors())
             seed.tidy(config.keep, work.scores())
 
-        run(record=record, evaluate=work.evaluate, save=save)
+        run(record=record, evaluate=work.evaluate, save=save, stop=lambda: STOP.requested)
         metrics.close()
         if wandb is not None:
             wandb.finish()
+        if state.step < config.steps:
+            STOP.require_none()
         listen({"event": "finished", "seed": seed.number, "step": state.step})
         return state
 

@@ -31,6 +31,7 @@ from immiscible_policy.cli import run as run_command
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
+from immiscible_policy.training.stopping import SIGNALS, STOP
 
 PIPED = "-"
 """Says to a worker that its recipe comes through its standard input."""
@@ -74,29 +75,21 @@ def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) ->
 
     `listen` is called from several threads. Returns for each seed that failed why, in one line.
     """
-    config, stopped = recipe.config, threading.Event()
-
-    def pass_on(event: dict[str, object]) -> None:
-        if stopped.is_set():
-            raise RuntimeError("stopped")
-        listen(event)
+    config = recipe.config
 
     def train_one(seed: SeedDirectory) -> str | None:
         if config.device != "cpu":
-            return in_thread(recipe, seed, pass_on)
+            return in_thread(recipe, seed, listen)
         job = Job(recipe_name(type(recipe)), seed.run.path, seed.number, config.wandb, Path.cwd())
         return in_process(job, listen, recipe).failure
 
     with ThreadPoolExecutor(config.parallel) as pool:
-        try:
-            return {seed.number: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
-        except KeyboardInterrupt:
-            stopped.set()  # a thread cannot be killed; it ends with its next event
-            raise
+        return {seed.number: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
 
 
 def in_thread(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> str | None:
     """Train a seed in this thread and, on a GPU, a stream of its own; returns why it failed, or None."""
+    STOP.require_none()
     try:
         use_device(recipe.config.device)
         with own_stream(recipe.config.device):
@@ -119,6 +112,9 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
     Without a recipe the worker prepares its own from the run's options.
     """
     words = [job.recipe, str(job.run), str(job.seed), job.wandb, *([] if recipe is None else [PIPED])]
+    stopped = Ending(f"seed {job.seed} was stopped by a signal", False)
+    if STOP.requested:
+        return stopped
     with _log(job.directory, "ab") as log:
         begin = log.tell()
         worker = subprocess.Popen(
@@ -128,6 +124,9 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
             stderr=log,
             cwd=job.cwd,
         )
+        STOP.workers.add(worker)
+        if STOP.requested:  # it came since
+            worker.terminate()
         assert worker.stdout is not None
         if worker.stdin is not None:
             with suppress(BrokenPipeError), worker.stdin as pipe:  # a worker that died says why in its log
@@ -135,8 +134,9 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
         for line in worker.stdout:
             listen(json.loads(line))
         code = worker.wait()
-    if code == 0:
-        return Ending(None, False)
+        STOP.workers.discard(worker)
+    if code == 0 or STOP.requested:
+        return stopped if code else Ending(None, False)
     output = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip()
     last = output.splitlines()[-1] if output else "it printed nothing"
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -161,6 +161,9 @@ def _work(words: list[str]) -> None:
     if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm tells every process that time is up; submitit, our parent, acts on it
         for ending in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(ending, signal.SIG_IGN)
+    else:
+        for ending in SIGNALS:
+            signal.signal(ending, STOP.note)
     # Events go to the pipe alone; whatever libraries print goes to the log.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

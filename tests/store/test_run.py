@@ -68,7 +68,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_the_plan_is_counted_once(tmp_path: Path) -> None:
     whole = planned(tmp_path / "whole")
-    assert not any(whole.missing()) and whole.missing([0, 7]).seeds == [7] and whole.missing([0, 7]).unfinished == {7: 0}
+    assert (
+        not any(whole.missing()) and whole.missing([0, 7]).seeds == [7] and whole.missing([0, 7]).unfinished == {7: 0}
+    )
     less = planned(tmp_path / "less", seeds=(0,), starts=range(100, 104))
     less.seed(1).append_episodes(episode(1, step, start, 0.5) for step in (500, 1500) for start in range(100, 104))
     less.seed(2).append_episodes(episode(2, 500, start, 0.5) for start in range(100, 104))

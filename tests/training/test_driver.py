@@ -1,17 +1,22 @@
 """The driver trains whatever is a recipe: prepared once, here or in processes, resumed, refused in one line."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 import torch
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import CommandError, Interrupted
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.recipe import find_recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
-from tests.training.toy_recipe import WORDS, ToyRecipe
+from immiscible_policy.training.stopping import STOP
+from tests.training.toy_recipe import WORDS, Line, ToyRecipe
 
 
 @pytest.fixture
@@ -122,6 +127,56 @@ def test_a_seed_is_not_trained_on_other_data_than_the_run(together, data, tmp_pa
     with pytest.raises(ValueError, match="^seed 1 has data of content eeeeeeeeeeee, the run in .* has of content ffff"):
         train_seed(recipe, run.seed(1), lambda event: None)
     assert run.seed(1).newest() is None and run.seed(1).metrics() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data, tmp_path, monkeypatch, capfd):
+    """The signal comes in step 5, where no checkpoint is due; resumed, the result is that of a training in one go."""
+    straight, batches = train(data, tmp_path / "straight"), Line.batches
+    monkeypatch.setattr(Line, "batches", interrupting(batches, number))
+    with pytest.raises(Interrupted, match=f"go on with: python .* resume={tmp_path / 'run'}$") as caught:
+        train(data, tmp_path / "run", "engine=eager")
+    run = RunDirectory(tmp_path / "run")
+    assert caught.value.number == number and "stopping: every seed leaves a checkpoint" in capfd.readouterr().err
+    assert [kept.step for kept in run.seed(0).checkpoints()] == [2, 4, 5] and run.summary is None
+    monkeypatch.setattr(Line, "batches", batches)
+    train_run(ToyRecipe, compose_config([f"resume={run.path}"]))
+    assert [kept.step for kept in run.seed(0).checkpoints()] == [2, 4, 6]
+    assert same(weights(run, 0), weights(straight, 0)) and signal.getsignal(number) != STOP.receive
+
+
+def interrupting(batches, number):
+    """Batches of the toy recipe; that of the fifth step comes with a signal."""
+
+    def interrupted(self, step):
+        if step == 4:
+            signal.raise_signal(number)
+        return batches(self, step)
+
+    return interrupted
+
+
+def test_a_signal_to_the_parent_alone_ends_its_workers_with_a_checkpoint_each(data, tmp_path):
+    """As supervisors and notebooks send it; one seed waits for its turn."""
+    out = tmp_path / "run"
+
+    def send():
+        until = time.monotonic() + 60
+        while len(list(out.glob("seed_*/checkpoints/step_*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=send).start()
+    long = ("steps=1000000", "checkpoint_every=1000", "log_every=1000", "eval_every=1000000", "keep=last+best")
+    with pytest.raises(Interrupted, match="every seed keeps a checkpoint"):
+        train(data, out, "seed=0..2", "parallel=2", *long)
+    run = RunDirectory(out)
+    for seed in (0, 1):
+        newest = run.seed(seed).newest()
+        assert newest is not None and newest.resumable and newest.metadata["interrupted"]
+        with run.seed(seed).lock():  # nobody trains it any more
+            pass
+    assert not run.seed(2).path.exists()
 
 
 def test_what_a_recipe_refuses_creates_nothing(tmp_path):

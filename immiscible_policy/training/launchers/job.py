@@ -14,6 +14,7 @@ from immiscible_policy.cli import CommandError, one_line, parse_range
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.recipe import Recipe, recipe_name
+from immiscible_policy.training.stopping import STOP
 from immiscible_policy.training.workers import Ending, Job, in_process
 
 PATIENCE = 300.0
@@ -35,7 +36,7 @@ def open_jobs(recipe: Recipe) -> list[Job]:
 def train_job(job: Job) -> Ending:
     """Run a job on this machine, in a process of its own, its events appended to its file."""
     until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    while time.monotonic() < until and not STOP.requested:
         try:
             with job.directory.lock():
                 break

@@ -1,0 +1,88 @@
+"""SIGINT and SIGTERM end a training in order: every seed leaves a checkpoint, and its worker processes end too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from subprocess import Popen
+from types import FrameType
+
+from immiscible_policy.cli import Interrupted
+from immiscible_policy.training.options import CLUSTERS, RunConfig
+from immiscible_policy.training.processes import process_group
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTE = b"\nstopping: every seed leaves a checkpoint first; once more ends at once\n"
+
+
+class Stop:
+    """What this process knows of a signal to end.
+
+    Attributes:
+        number: The signal, or None before it comes.
+        workers: Processes that train seeds for this one; the signal is passed on to them.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.workers: set[Popen[bytes]] = set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether trainings are to end at their next step."""
+        return self.number is not None
+
+    def require_none(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal: the first asks for the end, the second kills the workers and ends at once."""
+        if self.requested:
+            for worker in list(self.workers):
+                worker.kill()
+            raise Interrupted(number)
+        self.number = number
+        os.write(2, NOTE)
+        for worker in list(self.workers):
+            worker.terminate()
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal in a worker: its parent, which may send another, decides what is to be killed."""
+        self.number = self.number or number
+
+
+STOP = Stop()
+"""That of this process."""
+
+
+@contextmanager
+def stoppable(config: RunConfig, go_on: str) -> Iterator[None]:
+    """A context in which trainings end in order at SIGINT and SIGTERM; `go_on` is the command that continues them.
+
+    It changes nothing where jobs run elsewhere or several processes train one seed, and outside the main thread, which
+    alone may handle signals.
+
+    Raises:
+        Interrupted: At the end, if a signal came.
+    """
+    elsewhere = config.launcher in CLUSTERS or process_group().size > 1
+    if elsewhere or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.signal(number, STOP.receive) for number in SIGNALS}
+    try:
+        with suppress(Interrupted):
+            yield
+        number = STOP.number
+    finally:
+        for known, handler in earlier.items():
+            signal.signal(known, handler)
+        if STOP.receive not in earlier.values():
+            STOP.number = None
+    if number is not None:
+        raise Interrupted(number, f"interrupted; every seed keeps a checkpoint, go on with: {go_on}")
