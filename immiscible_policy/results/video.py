@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
@@ -70,17 +71,37 @@ def tile(pictures: Frame, columns: int) -> Frame:
 
 
 def write_video(path: Path, pictures: Iterable[Frame], fps: float) -> int:
-    """Write an MP4 (H.264) of pictures (H, W, 3), atomically, and return their number.
+    """Write pictures (H, W, 3) as an MP4 (H.264) or a GIF, by the path's name, atomically, and return their number.
 
-    All pictures have one size; an odd side is repeated by a pixel, as the codec needs.
+    All pictures have one size; an odd side is repeated by a pixel in an MP4, as the codec needs.
 
-    Raises ValueError if the name does not end in .mp4, or there is no picture.
+    Raises ValueError if the name ends in neither .mp4 nor .gif, or there is no picture.
     """
-    if path.suffix != ".mp4":
-        raise ValueError(f"out={path}: a video's name must end in .mp4")
-    content, count = encode_video(pictures, fps)
+    require_video_name(path)
+    content, count = (encode_video if path.suffix == ".mp4" else encode_gif)(pictures, fps)
     write_atomically(path, content)
     return count
+
+
+def require_video_name(path: Path) -> None:
+    """Refuse a name of another kind of file by a ValueError."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"out={path}: a video's name must end in .mp4 or .gif")
+
+
+def encode_gif(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
+    """A GIF that repeats, of pictures as `write_video` takes them, and their number; a ValueError if there is none.
+
+    All frames have the 64 colours of the first, without dithering: what moves changes little of a frame.
+    """
+    images = [Image.fromarray(picture) for picture in pictures]
+    if not images:
+        raise ValueError("there is no picture to make a video of")
+    palette = images[0].quantize(64, dither=Image.Dither.NONE)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    stream = BytesIO()
+    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0, optimize=True)
+    return stream.getvalue(), len(images)
 
 
 def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
@@ -100,6 +121,16 @@ def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
                 writer.send(_even(picture))
                 count += 1
         return path.read_bytes(), count
+
+
+def require_display() -> None:
+    """Open a window for a moment; an OSError if there is no display."""
+    from immiscible_envs.rendering import open_display
+
+    import pygame  # isort: skip
+
+    open_display((64, 64), "")
+    pygame.display.quit()
 
 
 def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:

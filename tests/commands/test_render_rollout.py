@@ -19,10 +19,11 @@ from immiscible_policy.store.checkpoint import save_checkpoint
     [
         ([], "checkpoint= is missing"),
         (["checkpoint={absent}"], "does not exist"),
-        (["checkpoint={absent}", "out=a.gif"], "must end in .mp4"),
+        (["checkpoint={absent}", "out=a.avi"], "must end in .mp4 or .gif"),
+        (["checkpoint={absent}", "speed=0"], "speed=0: use 0.1 to 10"),
         (["checkpoint={absent}", "columns=0"], "columns=0"),
         (["checkpoint={absent}", "size=5"], "size=5"),
-        (["checkpoint={absent}", "view=film"], "use mp4 or human"),
+        (["checkpoint={absent}", "view=film"], "use video or human"),
         (["checkpoint={absent}", "episodes=51"], "episodes=51"),
     ],
 )

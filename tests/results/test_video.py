@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from PIL import Image
 
 from immiscible_policy.evaluation.recording import Recorder, Recording
 from immiscible_policy.results.video import GREEN, Frame, draw_tile, frames, show_window, tile, write_video
@@ -82,6 +83,19 @@ def test_a_video_decodes_to_what_was_written(tmp_path: Path) -> None:
     assert [picture.mean() for picture in decoded] == pytest.approx(shades, abs=3)
     assert imageio.immeta(path, plugin="FFMPEG")["fps"] == 10
     assert [item.name for item in path.parent.iterdir()] == ["video.mp4"]
+
+
+def test_a_gif_has_the_pictures_their_time_and_repeats(tmp_path: Path) -> None:
+    moving = [plain(255) for _ in range(4)]
+    for place, picture in enumerate(moving):
+        picture[10 * place : 10 * place + 10] = (65, 105, 225)  # one of the colours that the environment draws in
+    assert write_video(tmp_path / "video.gif", moving, fps=20) == 4
+    decoded = imageio.imread(tmp_path / "video.gif")
+    assert np.abs(decoded[..., :3].astype(int) - np.stack(moving)).max() <= 2
+    with Image.open(tmp_path / "video.gif") as gif:
+        assert gif.info["duration"] == 50 and gif.info["loop"] == 0
+    with pytest.raises(ValueError, match="no picture"):
+        write_video(tmp_path / "none.gif", [], fps=10)
 
 
 def test_odd_sides_are_made_even(tmp_path: Path) -> None:
