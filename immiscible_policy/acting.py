@@ -252,14 +252,16 @@ class Inputs:
         parts = self._parts(observation)
         frames = {camera: parts.pop(camera) for camera in self.cameras}
         widths = [math.prod(part.shape[1:]) if part.ndim > 1 else 0 for part in parts.values()]
-        batched = next(iter(frames.values())).ndim == 4 if frames else 0 not in widths and sum(widths) == self.obs_dim
+        joined = 0 not in widths and sum(widths) == self.obs_dim
+        batched = next(iter(frames.values())).ndim == 4 if frames else joined
         lead = next(iter((frames or parts).values())).shape[:batched]
-        rows = math.prod(lead)
         for camera, frame in frames.items():
-            *start, height, width, colours = (0, 0, 0, *frame.shape)[-4 if batched else -3 :]
-            if (*start, colours, frame.dtype) != (*lead, 3, np.uint8) or min(height, width) < self.side:
+            if not self._shows(frame, lead):
                 raise self._refusal(f"{camera} {_described(frame)}")
-        shown = ", ".join(f"{key} {_described(part)}" for key, part in parts.items())
+        if len({frame.shape for frame in frames.values()}) > 1:
+            sizes = ", ".join(f"{camera} {frame.shape}" for camera, frame in frames.items())
+            raise ValueError(f"the cameras differ in size, this policy wants pictures of one size: {sizes}")
+        shown, rows = ", ".join(f"{key} {_described(part)}" for key, part in parts.items()), math.prod(lead)
         if any(part.shape[: len(lead)] != lead for part in parts.values()) or not rows:
             raise self._refusal(shown)
         numbers = np.concatenate([np.empty((rows, 0)), *(part.reshape(rows, -1) for part in parts.values())], axis=1)
@@ -280,6 +282,11 @@ class Inputs:
             if key not in observation:
                 raise ValueError(f"the observation has no '{key}'; this policy wants {self}")
         return {key: _array(key, observation[key]) for key in (*self.cameras, *self.arrays)}
+
+    def _shows(self, frame: Array, lead: tuple[int, ...]) -> bool:
+        """Whether this is a picture that is large enough, or B of them."""
+        pictures = frame.dtype == np.uint8 and frame.ndim == len(lead) + 3 and frame.shape[-1] == 3
+        return pictures and frame.shape[: len(lead)] == lead and min(frame.shape[-3:-1]) >= self.side
 
     def _refusal(self, shown: str) -> ValueError:
         return ValueError(f"the observation has {shown}; this policy wants {self}, or B of each")

@@ -177,6 +177,7 @@ WANTS = "this policy wants front (H, W, 3) uint8 of 16 pixels or more, qpos and 
         (arm(front=np.zeros((3, 24, 32), np.uint8)), "front of shape (3, 24, 32)"),
         (arm(front=np.zeros((24, 15, 3), np.uint8)), "front of shape (24, 15, 3)"),
         (arm(front=np.zeros((24, 32), np.uint8)), "front of shape (24, 32)"),
+        (arm(front=np.zeros((1, 1, 24, 32, 3), np.uint8)), "front of shape (1, 1, 24, 32, 3)"),
         (arm(0), "of shape (0,"),
         (arm(2, qpos=np.zeros((3, 6))), "qpos of shape (3, 6)"),
         (arm(gripper="shut"), "gripper is not an array of numbers but str"),
@@ -187,6 +188,16 @@ def test_what_does_not_fit_is_refused_in_one_line(observation, message):
     with pytest.raises(ValueError) as error:
         arm_policy().act(observation)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_cameras_of_two_sizes_are_refused():
+    inputs = Inputs(
+        replace(ARM, encoder=EncoderSpec(("front", "wrist"), 16, 16)), ("qpos", "front", "wrist", "gripper")
+    )
+    wrist = np.zeros((24, 24, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"differ in size.* front \(24, 32, 3\), wrist \(24, 24, 3\)"):
+        inputs.read(arm(wrist=wrist))
+    assert list(inputs.read(arm(wrist=wrist, front=wrist))[0].frames) == ["front", "wrist"]
 
 
 def test_the_number_of_robots_changes_with_a_reset_alone():
