@@ -20,7 +20,8 @@ from torch import Tensor
 
 from immiscible_policy.cli import Option, parse
 from immiscible_policy.demos.chunks import StoreError
-from immiscible_policy.demos.store import Demonstrations, open_store
+from immiscible_policy.demos.demonstrations import Demonstrations
+from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, window_index
 from immiscible_policy.evaluation.agent import read_policy

@@ -34,7 +34,7 @@ Score over an explicit list of starts, for every checkpoint that a run keeps or 
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
     "checkpoint": Option(Path, None, "one checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
-    "checkpoints": Option(str, "all", "of a run: all, best (highest mean score in training) or last"),
+    "checkpoints": Option(str, "all", "of a run: all, best (by the primary metric in training) or last"),
     "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
     "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
@@ -101,7 +101,7 @@ def _chosen(options: dict[str, Any]) -> list[Checkpoint]:
         return [of_seed[-1] for of_seed in kept.values()]
     if options["checkpoints"] == "all":
         return [checkpoint for of_seed in kept.values() for checkpoint in of_seed]
-    best = best_steps(scores(run.episodes()), primary(run.task).name)  # what `max` in the summary names
+    best = best_steps(scores(run.episodes()), primary(run.task))  # what `max` in the summary names
     try:
         return [run.seed(seed).checkpoint(step) for seed, step in best.items()]
     except CheckpointError as error:

@@ -13,7 +13,8 @@ Example::
 
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.demonstrations import Demonstrations, join
 from immiscible_policy.demos.frames import Frames
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import Demonstrations, content_hash, join, open_store, write_store
+from immiscible_policy.demos.store import content_hash, open_store, write_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows

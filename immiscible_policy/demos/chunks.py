@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import zarr
@@ -39,10 +39,10 @@ def chunks_of(array: zarr.Array) -> list[Chunk]:
     ]
 
 
-def missing_chunks(path: Path, array: zarr.Array) -> Iterator[str]:
-    """Say, in one line, which chunk files are not there."""
+def missing_chunks(has: Callable[[str], bool], array: zarr.Array) -> Iterator[str]:
+    """Say, in one line, which chunk files are not there; `has` answers for a path inside the store."""
     chunks = chunks_of(array)
-    missing = [chunk for chunk in chunks if not (path / chunk.file).is_file()]
+    missing = [chunk for chunk in chunks if not has(chunk.file)]
     if missing:
         yield (
             f"{missing[0]} is missing, {len(missing)} of {len(chunks)} of {array.path}; the store is "
@@ -73,6 +73,6 @@ def read_rows(array: zarr.Array, rows: np.ndarray | None = None) -> np.ndarray:
             values = array.oindex[rows]
         return np.asarray(values, np.dtype(array.dtype).newbyteorder("="))
     except Exception as error:  # every codec has its own exception
-        path = str(array.store_path.store).removeprefix("file://")
+        path = re.sub(r"^\w+://", "", str(array.store_path.store))
         problem = next(undecodable_chunks(array), f"{array.path} cannot be read ({error})")
         raise StoreError(f"{path}: {problem}") from error

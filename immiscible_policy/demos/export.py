@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 
 from immiscible_policy.cli import CommandError, require_writable
-from immiscible_policy.demos.lerobot import OWN, pyarrow_parquet
-from immiscible_policy.demos.store import Demonstrations
+from immiscible_policy.demos.demonstrations import Demonstrations
+from immiscible_policy.demos.lerobot import OWN
+from immiscible_policy.demos.parquet import pyarrow_parquet
 
 FORMAT = "v3.0"
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

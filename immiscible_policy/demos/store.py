@@ -1,6 +1,6 @@
-"""Demonstrations on disk: the zarr replay store that Diffusion Policy (Chi et al., RSS 2023) trains from.
+"""Demonstrations on disk, read in place: replay stores, as Diffusion Policy has them, and data sets of LeRobot.
 
-Layout of a store::
+Layout of a replay store (Chi et al., RSS 2023), a directory or a zip archive of one::
 
     NAME.zarr/
         data/KEY          (T, ...)   numbers of each step: positions, actions, ..., under any names
@@ -9,7 +9,7 @@ Layout of a store::
 
 Which keys a store must have, and what they hold, is the task's affair: it hands its columns to `open_store`.
 Stores of zarr format 2 (as published) and 3 are read; format 2 is written. T counts the steps of all E
-episodes.
+episodes. `demos.lerobot` says what a data set of LeRobot looks like.
 """
 
 from __future__ import annotations
@@ -17,151 +17,76 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numcodecs
 import numpy as np
 import zarr
 
-from immiscible_policy.demos import checks
+from immiscible_policy.demos import checks, lerobot
 from immiscible_policy.demos.checks import Column, is_camera
 from immiscible_policy.demos.chunks import StoreError, missing_chunks, read_rows
+from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.frames import Frames
+from immiscible_policy.demos.zarr_store import ENDS, Replay, open_replay, read_replay
 
 CHUNK_BYTES = 4 * 2**20
 """Uncompressed size up to which rows share one chunk file in the stores written here."""
-ENDS = "episode_ends"
 
 
-@dataclass(frozen=True, eq=False)
-class Demonstrations:
-    """Episodes laid end to end, read from the store `path`; `demos[key]` is an array."""
+class Stored(NamedTuple):
+    """What a store says of an array before anything is read."""
 
-    path: Path
-    arrays: Mapping[str, np.ndarray]  # by key, (T, ...) numbers of every step
-    episode_ends: np.ndarray  # (E,) int64, the step after each episode's last
-    frames: Mapping[str, Frames] = field(default_factory=dict)  # by camera, (T, H, W, 3) 0..255, read when indexed
-
-    def __len__(self) -> int:
-        return int(self.episode_ends[-1])
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        """An array (T, ...); a StoreError if there is none of that name."""
-        if key not in self.arrays:
-            raise StoreError(f"{self.path}: data/{key} is missing, it has {_listed(self.arrays)}")
-        return self.arrays[key]
-
-    def camera(self, name: str) -> Frames:
-        """What a camera recorded; a StoreError if there is none of that name."""
-        if name not in self.frames:
-            raise StoreError(f"{self.path}: data/{name} is missing, it has {_listed(self.frames)}")
-        return self.frames[name]
-
-    @property
-    def n_episodes(self) -> int:
-        """Number of episodes E."""
-        return len(self.episode_ends)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(E,) steps of each episode."""
-        return np.diff(self.episode_ends, prepend=0)
-
-    @property
-    def episodes(self) -> list[slice]:
-        """The steps of each episode."""
-        return [slice(int(end - n), int(end)) for end, n in zip(self.episode_ends, self.lengths, strict=True)]
-
-    def select(self, ids: Sequence[int] | np.ndarray) -> Demonstrations:
-        """Keep the episodes `ids`, in that order; a ValueError if there are none, or one does not exist."""
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-            raise ValueError(f"select needs a list of at least one episode number; got {ids.tolist()}")
-        unknown = ids[(ids < 0) | (ids >= self.n_episodes)]
-        if len(unknown):
-            raise ValueError(f"no episode {unknown[0]}; the store holds episodes 0 to {self.n_episodes - 1}")
-        lengths = self.lengths[ids]
-        ends = np.cumsum(lengths)
-        steps = np.arange(ends[-1]) + np.repeat(self.episode_ends[ids] - ends, lengths)
-        return replace(
-            self,
-            arrays={key: values[steps] for key, values in self.arrays.items()},
-            episode_ends=ends,
-            frames={camera: frames.take(steps) for camera, frames in self.frames.items()},
-        )
+    shape: tuple[int, ...]  # (T, ...)
+    dtype: str
 
 
-def join(first: Demonstrations, second: Demonstrations) -> Demonstrations:
-    """Both, one after the other, of two selections of the same store; cameras that one of them lacks are left out."""
-    shared = [(camera, one, second.frames[camera]) for camera, one in first.frames.items() if camera in second.frames]
-    return replace(
-        first,
-        arrays={key: np.concatenate([values, second[key]]) for key, values in first.arrays.items()},
-        episode_ends=np.concatenate([first.episode_ends, second.episode_ends + len(first)]),
-        frames={camera: one.join(other) for camera, one, other in shared},
-    )
-
-
-def open_store(path: str | Path, columns: Mapping[str, Column] | None = None) -> Demonstrations:
+def open_store(
+    path: str | Path, columns: Mapping[str, Column] | None = None, cameras: Collection[str] | None = None
+) -> Demonstrations:
     """Read demonstrations; images stay on disk until they are indexed.
 
     zarr fills a chunk whose file is missing with zeros, so that one would train silently on a truncated
     download: here every chunk file must exist.
 
-    `columns` are the arrays to read, beside the cameras; all that there are if it names none.
+    `columns` are the arrays to read, beside the `cameras`; all that there are where none is named.
 
     Raises:
-        StoreError: If the path does not exist, is not a zarr store, or misses an array or a chunk file; if
-            shapes, dtypes or episode ends do not fit together; if a value is NaN or infinite.
+        StoreError: If the path does not exist, is neither a replay store nor a data set of LeRobot, or misses an array
+            or a chunk file; if shapes, dtypes or episode ends do not fit together; if a value is NaN or infinite.
     """
     path, columns = Path(path), columns or {}
-    stored, ends_array = open_arrays(path, columns)
-    _refuse(path, checks.structure_problems(stored, columns))
-    for array in (ends_array, *stored.values()):
-        _refuse(path, missing_chunks(path, array))
-    demos = read_store(path, stored, read_rows(ends_array))
+    if lerobot.is_dataset(path):
+        demos = lerobot.open_dataset(path, columns, cameras)
+    else:
+        replay = chosen(open_replay(path), columns, cameras)
+        _refuse(path, checks.structure_problems(replay.arrays, columns))
+        for array in (replay.ends, *replay.arrays.values()):
+            _refuse(path, missing_chunks(replay.has, array))
+        demos = read_replay(path, replay, read_rows(replay.ends))
     for name, values in demos.arrays.items():
         _refuse(path, checks.finite_problems(name, values, demos.episode_ends))
     return demos
 
 
-def read_store(path: Path, stored: Mapping[str, zarr.Array], ends: np.ndarray) -> Demonstrations:
-    """Read what `open_arrays` gave, once its structure is sound and its chunk files are there.
-
-    Raises StoreError if the episode ends do not fit, or a chunk file cannot be decoded.
-    """
-    n_steps = next(iter(stored.values())).shape[0]
-    _refuse(path, checks.episode_problems(ends, n_steps))
-    steps, plain = np.arange(n_steps), np.zeros(n_steps, bool)
-    return Demonstrations(
-        path,
-        {name: read_rows(array) for name, array in stored.items() if not is_camera(array)},
-        ends.astype(np.int64),
-        {name: Frames(array, steps, plain) for name, array in stored.items() if is_camera(array)},
-    )
+def chosen(replay: Replay, columns: Mapping[str, Column], cameras: Collection[str] | None) -> Replay:
+    """The arrays that `open_store` is to read, those of the columns first."""
+    named = dict.fromkeys(columns)
+    for name, array in replay.arrays.items():
+        if is_camera(array) and (cameras is None or name in cameras) or not is_camera(array) and not columns:
+            named[name] = None
+    return replay.keep(named)
 
 
-def open_arrays(path: Path, columns: Mapping[str, Column]) -> tuple[dict[str, zarr.Array], zarr.Array]:
-    """Find the arrays of `open_store`, by name, and the episode ends; nothing but their metadata is read.
-
-    Raises StoreError if the path does not exist, is not a zarr store, or has no episode ends.
-    """
-    if not path.is_dir():
-        cure = "is a file, not a zarr directory; unpack it" if path.exists() else "does not exist"
-        raise StoreError(f"{path}: {cure}")
-    try:
-        root = zarr.open_group(path, mode="r")
-        data, ends = root.get("data"), root.get(f"meta/{ENDS}")
-        arrays = dict(sorted(data.arrays())) if isinstance(data, zarr.Group) else {}
-    except Exception as error:  # zarr raises a dozen kinds for broken metadata; each means the same here
-        raise StoreError(f"{path}: not a zarr store ({type(error).__name__}: {error})") from error
-    if not isinstance(ends, zarr.Array):
-        raise StoreError(f"{path}: meta/{ENDS} is missing; it marks where each episode ends")
-    named = {name: arrays[name] for name in columns if name in arrays}
-    return named | {name: array for name, array in arrays.items() if not columns or is_camera(array)}, ends
+def contents(path: str | Path) -> dict[str, Stored]:
+    """What a store says that it has, by name, cameras among them; a StoreError if it cannot be opened."""
+    path = Path(path)
+    if lerobot.is_dataset(path):
+        info = lerobot.read_info(path)
+        return {name: Stored((info.frames, *feature.shape), feature.dtype) for name, feature in info.features.items()}
+    return {name: Stored(array.shape, str(array.dtype)) for name, array in open_replay(path).arrays.items()}
 
 
 def write_store(
@@ -198,7 +123,7 @@ def write_store(
 
 
 def content_hash(source: str | Path | Demonstrations, *, images: bool = False) -> str:
-    """Fingerprint what demonstrations say, whatever their chunks, compression or zarr format: 64 hexadecimal digits.
+    """Fingerprint what demonstrations say, whatever format they are stored in: 64 hexadecimal digits.
 
     For each array, by name: SHA-256 over `name dtype shape` and its values, little endian, in C order; an array
     (T, 1) counts as (T,). Images, which take seconds to read, count if asked for.
@@ -221,10 +146,6 @@ def content_hash(source: str | Path | Demonstrations, *, images: bool = False) -
 def _refuse(path: Path, problems: Iterable[str]) -> None:
     for problem in problems:
         raise StoreError(f"{path}: {problem}")
-
-
-def _listed(arrays: Mapping[str, Any]) -> str:
-    return ", ".join(f"data/{name}" for name in arrays) or "none"
 
 
 def _write_array(group: zarr.Group, name: str, values: Any) -> None:

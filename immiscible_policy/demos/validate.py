@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import zarr
 
-from immiscible_policy.demos import checks
+from immiscible_policy.demos import checks, lerobot
 from immiscible_policy.demos.checks import Column, is_camera
-from immiscible_policy.demos.chunks import StoreError, chunks_of, missing_chunks, undecodable_chunks
-from immiscible_policy.demos.store import Demonstrations, open_arrays, read_store
+from immiscible_policy.demos.chunks import StoreError, missing_chunks, read_rows, undecodable_chunks
+from immiscible_policy.demos.demonstrations import Demonstrations
+from immiscible_policy.demos.frames import Frames
+from immiscible_policy.demos.store import chosen
+from immiscible_policy.demos.zarr_store import Replay, open_replay, read_replay
 
 
 def problems(
@@ -26,41 +28,47 @@ def problems(
     """
     columns = columns or {}
     try:
-        stored, ends_array = open_arrays(path, columns)
+        if not lerobot.is_dataset(path):
+            replay = chosen(open_replay(path), columns, cameras=None)
+            yield from (wrong := list(replay_problems(replay, columns)))
+            if wrong:
+                return
+            demos = read_replay(path, replay, read_rows(replay.ends))
+        else:
+            demos = lerobot.open_dataset(path, columns)
     except StoreError as error:
-        yield str(error)
+        yield str(error).removeprefix(f"{path}: ")
         return
-    wrong = list(checks.structure_problems(stored, columns))
-    for array in (ends_array, *stored.values()):
-        wrong += (missing := list(missing_chunks(path, array)))
-        if not missing and not is_camera(array):
-            wrong += undecodable_chunks(array)
-    if not wrong:
-        ends = np.asarray(ends_array[:])
-        wrong += checks.episode_problems(ends, next(iter(stored.values())).shape[0])
-    yield from wrong
-    if wrong:
-        return
-    demos = read_store(path, stored, ends)
-    for name, values in demos.arrays.items():
-        wrong += checks.finite_problems(name, values, ends)
+    ends = demos.episode_ends
+    wrong = [line for name, values in demos.arrays.items() for line in checks.finite_problems(name, values, ends)]
     yield from wrong or meaning(demos)
-    for camera in demos.frames:
-        yield from image_problems(stored[camera], ends)
+    for camera, frames in demos.frames.items():
+        for problem in image_problems(camera, frames, ends):
+            yield problem.removeprefix(f"{path}: ")
 
 
-def image_problems(array: zarr.Array, ends: np.ndarray) -> Iterator[str]:
-    """Find images that cannot be decoded or whose pixels leave 0..255, a chunk at a time."""
-    name, brightest = array.path.removeprefix("data/"), 0.0
-    for chunk in chunks_of(array):
+def replay_problems(replay: Replay, columns: Mapping[str, Column]) -> Iterator[str]:
+    """Find wrong shapes and lengths, missing chunk files, and those that cannot be decoded."""
+    yield from checks.structure_problems(replay.arrays, columns)
+    for array in (replay.ends, *replay.arrays.values()):
+        yield from (missing := list(missing_chunks(replay.has, array)))
+        if not missing and not is_camera(array):
+            yield from undecodable_chunks(array)
+
+
+def image_problems(camera: str, frames: Frames, ends: np.ndarray) -> Iterator[str]:
+    """Find images that cannot be decoded or whose pixels leave 0..255, a block at a time."""
+    brightest, undecodable = 0.0, set[str]()
+    for start in range(0, len(frames), frames.pictures.block):
         try:
-            images = np.asarray(array[chunk.region])
-        except Exception as error:  # every codec has its own exception
-            yield f"{chunk} cannot be decoded ({error})"
+            images = frames[start : start + frames.pictures.block]
+        except StoreError as error:
+            if str(error) not in undecodable:
+                yield str(error)
+            undecodable.add(str(error))
             continue
         bad = ~((images >= 0) & (images <= 255))  # NaN fails both
-        expected = f"; pixels should be 0..255 ({chunk})"
-        yield from checks.flagged(name, bad, images, ends, expected, first=chunk.region[0].start)
+        yield from checks.flagged(camera, bad, images, ends, "; pixels should be 0..255", first=start)
         brightest = max(brightest, float(images.max()))
     if 0 < brightest <= 1:
-        yield f"data/{name} holds pixels of 0..1; they should be 0..255"
+        yield f"data/{camera} holds pixels of 0..1; they should be 0..255"

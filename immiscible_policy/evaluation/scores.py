@@ -2,13 +2,14 @@
 
 * A checkpoint's score is the mean of a metric over starts.
 * `last10` is the mean score of the last ten evaluated checkpoints, or of all where there are fewer.
-* `max` is the largest score of any checkpoint. It is chosen *because* it is large, so it flatters the run.
+* `max` is the score of the best checkpoint: the largest, or the smallest where the metric is better when lower. It is
+  chosen *because* it is good, so it flatters the run.
 * `max_fresh` is that checkpoint's score on held-out starts, where `fresh.csv` holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from immiscible_policy.evaluation.statistics import Array
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow, complete
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
-from immiscible_policy.tasks import SetMetric, primary
+from immiscible_policy.tasks import Metric, SetMetric, primary
 
 LAST = 10
 KINDS = ("last10", "max", "max_fresh")
@@ -50,10 +51,11 @@ class Scores:
         """Mean over the last ten checkpoints, per start (N,)."""
         return self.values[metric][-LAST:].mean(0)
 
-    def best(self, metric: str) -> tuple[int, Array]:
-        """Step of the checkpoint of the largest mean (the earliest of equals), and its scores (N,)."""
-        index = int(np.argmax(self.values[metric].mean(1)))
-        return self.steps[index], self.values[metric][index]
+    def best(self, metric: Metric | SetMetric) -> tuple[int, Array]:
+        """Step of the checkpoint of the best mean (the earliest of equals), and its scores (N,)."""
+        values = self.values[metric.name]
+        index = int(np.argmax(metric.sign * values.mean(1)))
+        return self.steps[index], values[index]
 
 
 Table = Mapping[int, Scores]
@@ -108,10 +110,14 @@ def spoken(unfinished: Mapping[int, int]) -> str:
     return ", ".join(f"seed {seed} ({words})" for seed, words in reached.items())
 
 
-def stacked(table: Table, metric: str, kind: str) -> Array:
+def stacked(table: Table, metric: Metric | SetMetric, kind: str) -> Array:
     """Scores of one kind, `last`, `last10` or `max`: (seeds, starts)."""
-    readings = {"last": Scores.last, "last10": Scores.last10, "max": lambda scored, metric: scored.best(metric)[1]}
-    return np.stack([readings[kind](scored, metric) for scored in table.values()])
+    readings: dict[str, Callable[[Scores], Array]] = {
+        "last": lambda scored: scored.last(metric.name),
+        "last10": lambda scored: scored.last10(metric.name),
+        "max": lambda scored: scored.best(metric)[1],
+    }
+    return np.stack([readings[kind](scored) for scored in table.values()])
 
 
 def curves(table: Table, metric: str, steps: Sequence[int]) -> Array:
@@ -119,7 +125,7 @@ def curves(table: Table, metric: str, steps: Sequence[int]) -> Array:
     return np.stack([scored.at(steps, scored.starts).values[metric] for scored in table.values()])
 
 
-def best_steps(table: Table, metric: str) -> dict[int, int]:
+def best_steps(table: Table, metric: Metric) -> dict[int, int]:
     """Step of the checkpoint that `max` reads, by training seed."""
     return {seed: scored.best(metric)[0] for seed, scored in table.items()}
 
@@ -130,7 +136,7 @@ def best_checkpoint(seed: SeedDirectory) -> Checkpoint:
     Raises:
         ValueError: If no checkpoint was evaluated completely, or the best one was not kept.
     """
-    best = best_steps(scores(seed.run.episodes()), primary(seed.run.task).name)
+    best = best_steps(scores(seed.run.episodes()), primary(seed.run.task))
     if seed.number not in best:
         raise ValueError(f"{seed.path}: no checkpoint was evaluated completely, so none is the best")
     return seed.checkpoint(best[seed.number])

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.evaluation.offline import HeldOut, explained, score
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
@@ -21,7 +23,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.normalizer import Normalizer
+from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diffusion_levels, noise_audit, noise_options
 from immiscible_policy.recipes.options import options_of
@@ -31,25 +33,56 @@ from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
+from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
 
+DATA_OPTIONS = ("data", "obs", "action", "images", "normalize", "validation", "train_episodes", "mirror")
+"""Options that say what `load_data` is to load."""
 AUDITED = 16
 """Batches of each noise audit during training."""
 
 
+class Range(NamedTuple):
+    """The least and the greatest of each number of an observation or an action (D,)."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Range:
+        """The range of values (T, D)."""
+        rows = torch.from_numpy(values.reshape(len(values), -1).astype(np.float32))
+        return cls(rows.amin(dim=0), rows.amax(dim=0))
+
+    @property
+    def half(self) -> torch.Tensor:
+        """Half the range of each dimension (D,); 1 where it is constant."""
+        varies = self.high - self.low >= SMALLEST_RANGE
+        return torch.where(varies, (self.high - self.low) / 2, 1.0)
+
+    def __str__(self) -> str:
+        """Each dimension: `-1.2..0.9`, or `constant 0.3`, which is moved to 0 and not stretched."""
+        pairs = zip(self.low.tolist(), self.high.tolist(), strict=True)
+        return ", ".join(
+            f"constant {low:.4g}" if high - low < SMALLEST_RANGE else f"{low:.4g}..{high:.4g}" for low, high in pairs
+        )
+
+
 class Data(NamedTuple):
-    """A task and its demonstrations: their place, content hash and number, and windows to train on and to validate."""
+    """Demonstrations of a task, as windows to train on and held-out episodes, and what they are normalised by."""
 
     task: Task
     path: Path
     content_hash: str
-    episodes: int
+    episodes: int  # in the store
     training: Windows
-    validation: Windows | None
+    held_out: HeldOut | None
+    observation: dict[str, Range]  # by array, in the order in which a policy sees them
+    action: Range
 
 
 def load_data(
@@ -57,8 +90,10 @@ def load_data(
     layout: Layout,
     *,
     data: str | None,
-    obs: str,
+    obs: str | None,
+    action: str,
     images: str,
+    normalize: str,
     validation: float,
     train_episodes: int | None,
     mirror: bool,
@@ -68,13 +103,30 @@ def load_data(
     Raises ValueError if the store, a camera or an option is unusable; one line says which.
     """
     task = find_task(**json.loads(task_json))
-    demos = open_demonstrations(task, data)
+    demos = open_demonstrations(task, data, obs, action)
+    seen = str(obs)
     train_ids, held_out_ids = split_episodes(demos.n_episodes, validation, train_episodes)
-    chosen = demos.select(train_ids)
-    training = task_windows(task, task.mirror(chosen) if mirror else chosen, obs, layout, images)
-    held_out = task_windows(task, demos.select(held_out_ids), obs, layout, images) if len(held_out_ids) else None
-    digest = content_hash(demos, images=training.footage is not None and images == "stored")
-    return Data(task, demos.path, digest, demos.n_episodes, training, held_out)
+    fitted, chosen = demos, demos.select(train_ids)
+    if mirror:
+        fitted, chosen = task.mirror(demos), task.mirror(chosen)
+    training = task_windows(task, chosen, seen, layout, images, action)
+    held_out = None
+    if len(held_out_ids):
+        windows = task_windows(task, demos.select(held_out_ids), seen, layout, images, action)
+        held_out = HeldOut(windows, layout, held_out_ids.tolist(), Range.of(demos[action]).half)
+    if normalize == "train":
+        fitted = chosen
+    numbers = [seen] if task.observations else [key for key in seen.split(",") if key not in demos.frames]
+    return Data(
+        task,
+        demos.path,
+        content_hash(demos, images=training.footage is not None and images == "stored"),
+        demos.n_episodes,
+        training,
+        held_out,
+        {key: Range.of(task.observation(fitted, key)) for key in numbers},
+        Range.of(fitted[action]),
+    )
 
 
 @dataclass(frozen=True)
@@ -103,9 +155,7 @@ class RobotRecipe:
         Raises ValueError if a setting or the data is unusable; one line says which.
         """
         solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
-        keys = ("data", "obs", "images", "validation", "train_episodes", "mirror")
-        layout = Layout.of(config)
-        data = load(json.dumps(config.task), layout, **{key: getattr(config, key) for key in keys})
+        data = load(json.dumps(config.task), Layout.of(config), **{key: getattr(config, key) for key in DATA_OPTIONS})
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
         per_epoch = len(windows) / config.batch_size
         noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
@@ -128,9 +178,10 @@ class RobotRecipe:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The task's metrics, and how many starts they are means over."""
-        names = [metric.name for metric in summarised(self.windows.task)]
-        return {name: f"{name} {{:.3f}}" for name in names} | {"episodes": "({} starts)"}
+        """The task's metrics, and how many episodes they are means over."""
+        task = self.windows.task
+        metrics = {metric.name: f"{metric.name} {{:.3f}}" for metric in summarised(task)}
+        return metrics | {"episodes": "({} starts)" if task.has_environment else "({} held-out episodes)"}
 
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
@@ -138,21 +189,28 @@ class RobotRecipe:
         with torch.device("meta"):  # sizes without memory
             parameters = sum(p.numel() for p in build_policy(self.spec).parameters())
         evaluations = -(-config.steps // config.eval_every)  # type: ignore[operator]  # resolved
+        held_out = f"{len(data.held_out.episodes)} held-out episodes" if data.held_out else ""
+        evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
+        fitted = "all" if config.normalize == "all" else "the training"
         epochs = config.steps * config.batch_size / len(data.training)
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
             f"windows, content {data.content_hash[:12]}",
             f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
             f"plan:   {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
-            f"{evaluations} evaluations of {len(self.starts)} starts",
+            f"{evaluations} evaluations of {evaluated}",
+            f"scaled to -1..1: the range of each number over {fitted} episodes (normalize={config.normalize})",
+            *(f"  {name}: {values}" for name, values in data.observation.items()),
+            f"  {config.action} (actions): {data.action}",
         ]
 
     def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""
-        windows, config = self.windows.training, self.config
-        normalizers = Normalizer.fit(windows.obs), Normalizer.fit(windows.action)
+        config, seen, acted = self.config, self.windows.observation.values(), self.windows.action
+        bounds = [torch.cat([torch.empty(0), *(getattr(values, end) for values in seen)]) for end in Range._fields]
         laws: dict[str, dict[str, Any]] = {"flow": {"law": config.times}, "diffusion": {"min_snr": config.min_snr}}
         with weights_of(seed):
+            normalizers = Normalizer(*bounds), Normalizer(acted.low, acted.high)
             policy = build_policy(self.spec, *normalizers, **laws.get(config.method, {}))
             return policy.to(self.config.device)
 
@@ -179,32 +237,46 @@ class RobotRecipe:
         )
 
         selects = not isinstance(policy.path, Regression)
+        task, probed = self.windows.task, self._probed()
 
-        def score(state: TrainState) -> dict[str, Any]:
+        def measure(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
                 agent = Agent(policy, self.spec, self.solver)
-                rows = evaluate(self.windows.task, agent, self.starts, seed=seed.number, checkpoint=state.step)
-                held_out = self._validation_loss(policy)
+                rows, held_out = self._held_out(agent, seed.number, state.step)
+                if task.has_environment:
+                    rows = evaluate(task, agent, self.starts, seed=seed.number, checkpoint=state.step)
             seed.append_episodes(rows)
             audited = noise_audit(objective, state.step, AUDITED) if selects else {}
-            together = set_means(rows, self.windows.task.set_metrics)
-            return means(rows) | together | {"episodes": len(rows)} | held_out | audited
+            figures = means(rows) | set_means(rows, task.set_metrics) | {"episodes": len(rows)}
+            return figures | held_out | probed | audited
 
         def by_step() -> dict[int, float]:
-            return mean_by_step(seed.episodes(), primary(self.windows.task).name)
+            metric = primary(task)
+            return {step: metric.sign * mean for step, mean in mean_by_step(seed.episodes(), metric.name).items()}
 
-        return Work(policy, objective, spec_metadata(self.spec), score, by_step)
+        return Work(policy, objective, spec_metadata(self.spec), measure, by_step)
 
-    def _validation_loss(self, policy: Policy) -> dict[str, float]:
+    def _probed(self) -> dict[str, float | None]:
+        """How much of the held-out actions the observation explains, whatever the policy."""
+        data = self.windows
+        return {} if data.held_out is None else {"validation/r2": explained(data.training, data.held_out.windows)}
+
+    def _held_out(self, agent: Agent, seed: int, checkpoint: int) -> tuple[list[EpisodeRow], dict[str, float]]:
+        """Scores on the held-out episodes, where there are any: a row for each, and figures over all."""
+        held_out = self.windows.held_out
+        if held_out is None:
+            return [], {}
+        rows, figures = score(agent, held_out, seed=seed, checkpoint=checkpoint)
+        return rows, figures | {"validation/loss": self._validation_loss(agent.policy, held_out.windows)}
+
+    def _validation_loss(self, policy: Policy, held_out: Windows) -> float:
         """Loss on the held-out windows, with the same vanilla noise at every step of training."""
-        if self.windows.validation is None:
-            return {}
-        windows = self.windows.validation.to(self.config.device)
+        windows = held_out.to(self.config.device)
         size = min(self.config.batch_size, len(windows))
         objective = RobotObjective(policy, windows, make_selector("vanilla"), batch_size=size, accumulate=1, seed=0)
         with torch.no_grad():
             losses = [float(objective.loss(objective.batches(i)[0])) for i in range(-(-len(windows) // size))]
-        return {"validation_loss": sum(losses) / len(losses)}
+        return sum(losses) / len(losses)
 
     @staticmethod
     def summarise(run: RunDirectory) -> str:

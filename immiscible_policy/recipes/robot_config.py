@@ -22,12 +22,14 @@ class RobotConfig(DiffusionConfig):
     """Every option of `train_policy.py`, after composition; configs/robot.yaml says what each means."""
 
     task: dict[str, Any]
-    obs: str
+    obs: str | None
+    action: str | None
+    normalize: str = choice("all", "train")
     exclude: str = choice("none", "padding", "unexecuted")
     select_for: str = choice("action", "residual")
     select_at: str
     mirror: bool
-    validation: float
+    validation: float | None
     train_episodes: int | None = number("[1, inf)")
     horizon: int
     obs_steps: int
@@ -50,9 +52,14 @@ class RobotConfig(DiffusionConfig):
 
 
 def fill(options: dict[str, Any]) -> None:
-    """Choose the task's first observation, and the prediction and the solver that go with the method."""
-    if options["obs"] is None:
-        options["obs"] = find_task(**options["task"]).observations[0]
+    """Choose what task and method decide, such as the first observation, the prediction and the solver."""
+    task = find_task(**options["task"])
+    if options["obs"] is None and task.observations:
+        options["obs"] = task.observations[0]
+    if options["action"] is None:
+        options["action"] = task.action
+    if options["validation"] is None:
+        options["validation"] = task.validation
     if options["prediction"] is None:
         options["prediction"] = PREDICTIONS.get(options["method"], ("sample",))[0]
     if options["solver"] is None:
@@ -61,7 +68,10 @@ def fill(options: dict[str, Any]) -> None:
 
 def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     """Refuse options of images where none are seen, of one method in another, and of a selection where none is made."""
-    blind = config.obs != "image" and config.obs in find_task(**config.task).observations
+    task = find_task(**config.task)
+    if not task.has_environment:
+        check_held_out(config, given)
+    blind = config.obs != "image" and config.obs in task.observations
     for key in ("images", "crop", "encoder_width", "shared_encoder"):
         if key in given and blind:
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
@@ -82,6 +92,18 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
         value = getattr(config, key)
         if name == "vanilla" and value != plain:
             raise CommandError(f"{key}={value}: noise=vanilla selects no noise for a sample; leave {key}= out")
+
+
+def check_held_out(config: RobotConfig, given: Mapping[str, str]) -> None:
+    """Refuse starts where there is no environment, and to hold nothing out where that is all that is scored."""
+    scored = f"task={config.task['name']} is scored on the episodes that validation= holds out"
+    for key in ("episodes", "starts"):
+        if key in given:
+            raise CommandError(f"{key}={given[key]}: {scored}; leave {key}= out")
+    if not config.validation:
+        raise CommandError(
+            f"validation={given.get('validation', config.validation)}: {scored}; give a share such as 0.1"
+        )
 
 
 SCHEMA = Schema(

@@ -40,7 +40,7 @@ from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import finite, write_result
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import summarised
+from immiscible_policy.tasks import Metric, SetMetric, summarised
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Result:
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
         needed: How large an experiment would exclude 0; `needed_words` says the same.
         together: Whether it is a number of all episodes of a checkpoint together, one for each seed.
-        lower_is_better: Whether the run with the lower score is the better one.
     """
 
     metric: str
     kind: str
+    lower_is_better: bool
     a: Interval
     b: Interval
     difference: Interval
@@ -67,7 +67,6 @@ class Result:
     needed: Needed
     needed_words: str
     together: bool = False
-    lower_is_better: bool = False
 
     @property
     def name(self) -> str:
@@ -78,6 +77,11 @@ class Result:
     def ratio(self) -> float:
         """Mean of A over mean of B; NaN where B is 0."""
         return self.a.estimate / self.b.estimate if self.b.estimate else math.nan
+
+    @property
+    def a_is_better(self) -> bool:
+        """Whether A has the better mean."""
+        return (self.difference.estimate < 0) == self.lower_is_better
 
 
 @dataclass(frozen=True)
@@ -131,18 +135,18 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     of_a, of_b = ({seed: scored.at(steps, starts) for seed, scored in whole.items()} for whole in (whole_a, whole_b))
     paired = list(of_a) == list(of_b)
     results = []
-    for metric in (metric.name for metric in summarised(a.task)):
+    for metric in summarised(a.task):
         for kind in ("last10", "max"):
             results.append(_result(metric, kind, stacked(of_a, metric, kind), stacked(of_b, metric, kind), paired))
-        fresh_a, fresh_b = (fresh_scores(run, best_steps(of, metric), metric) for run, of in ((a, of_a), (b, of_b)))
+        best_a, best_b = best_steps(of_a, metric), best_steps(of_b, metric)
+        fresh_a, fresh_b = fresh_scores(a, best_a, metric.name), fresh_scores(b, best_b, metric.name)
         if common := sorted(fresh_a.keys() & fresh_b.keys()):
             values_a, values_b = (np.stack([of[start] for start in common], axis=1) for of in (fresh_a, fresh_b))
             results.append(_result(metric, "max_fresh", values_a, values_b, paired))
     sets = [set_scores(of, a.task.set_metrics) for of in (of_a, of_b)]
     for together in a.task.set_metrics:
-        values_a, values_b = (stacked(of, together.name, "last10") for of in sets)
-        result = _result(together.name, "last10", values_a, values_b, paired)
-        results.append(replace(result, together=True, lower_is_better=together.lower_is_better))
+        values_a, values_b = (stacked(of, together, "last10") for of in sets)
+        results.append(replace(_result(together, "last10", values_a, values_b, paired), together=True))
     notes = [
         *_unfinished_seeds(unfinished, {*of_a, *of_b}),
         *_notes(everyone, starts, steps, paired, min(len(of_a), len(of_b))),
@@ -163,7 +167,7 @@ def verdict(result: Result) -> str:
     if not difference.excludes_zero:
         half = (difference.high - difference.low) / 2
         return f"{result.name}: no difference detected ({half:.3f} could have been). {span}; 0 is in it."
-    better, worse = "AB" if (difference.estimate > 0) != result.lower_is_better else "BA"
+    better, worse = "AB" if result.a_is_better else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
 
 
@@ -228,18 +232,19 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def _result(metric: str, kind: str, a: Array, b: Array, paired: bool) -> Result:
+def _result(metric: Metric | SetMetric, kind: str, a: Array, b: Array, paired: bool) -> Result:
     arms = difference_arms(a, b, same_seeds=paired)
     difference, needed = interval(arms), episodes_needed(arms)
     return Result(
-        metric,
+        metric.name,
         kind,
+        metric.lower_is_better,
         mean_interval(a),
         mean_interval(b),
         difference,
         bootstrap_interval(arms),
-        sign_test(arms[0].mean(1)) if paired else None,
-        sign_test(arms[0] if paired else a.mean(0) - b.mean(0)),
+        sign_test(metric.sign * arms[0].mean(1)) if paired else None,
+        sign_test(metric.sign * (arms[0] if paired else a.mean(0) - b.mean(0))),
         needed,
         needed_sentence(needed, difference.excludes_zero, min(len(a), len(b)), a.shape[1]),
     )
@@ -274,7 +279,8 @@ def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], pair
     elif paired and n_seeds < 6:
         notes.append(f"{n_seeds} seeds cannot give a sign test over seeds below p = {2.0 ** (1 - n_seeds):.3g}.")
     units = "(seed, start) pairs" if paired else "starts"
-    return [*notes, f"A:B counts wins, with a two-sided sign test. Over {units} it speaks of these runs alone."]
+    wins = "A:B counts wins, the better scores, with a two-sided sign test"
+    return [*notes, f"{wins}. Over {units} it speaks of these runs alone."]
 
 
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 For every metric that the task summarises, per training seed and pooled: mean of the last ten checkpoints, the last one,
 and the largest, as `evaluation.scores` defines them; differences and their intervals as `compare` does. Steps and
-seconds to a share of the first arm's maximum are those of the first evaluated checkpoint that reaches it, in the
+seconds to a share of the first arm's best score are those of the first evaluated checkpoint that reaches it, in the
 primary metric; seconds count training alone. Contrasts are tested once: the primary metric's `last10`, in one model of
 all arms (`evaluation.contrasts`), corrected for the number of those that the experiment names. What selection did to
 the noise is the audit of the last evaluation.
@@ -27,7 +27,7 @@ from immiscible_policy.results.plots import arms_figure, learning_curves, select
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import write_result
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import summarised
+from immiscible_policy.tasks import Metric, summarised
 
 SHARES = (0.80, 0.90, 0.95)
 PREFIX, AUDIT = "noise/", ("distance_percent", "correlation", "prior_shift", "squared_norm")
@@ -85,7 +85,7 @@ def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], firs
     if len(tables) <= len(COLOURS) or first not in tables:
         shown = dict(list(tables.items())[: len(COLOURS)])
         return learning_curves(shown, metrics[:2], selectors={arm: selector_of(runs[arm]) for arm in shown})
-    last = {arm: stacked(scored, metrics[0].name, "last") for arm, scored in tables.items()}
+    last = {arm: stacked(scored, metrics[0], "last") for arm, scored in tables.items()}
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
         {arm: mean_interval(values) for arm, values in last.items()},
@@ -106,12 +106,12 @@ def _contrasts(
     """The primary metric's `last10` of complete arms against the first, in one model; empty if that is incomplete."""
     if first not in tables or len(tables) < 2:
         return {}
-    metric = summarised(runs[first].task)[0].name
+    metric = summarised(runs[first].task)[0]
     arms = {arm: stacked(scored, metric, "last10") for arm, scored in tables.items()}
     chosen = [arm for arm in arms if arm != first and (not named or arm in named)]
     results = contrasts(arms, first, chosen)
     return {
-        "metric": metric,
+        "metric": metric.name,
         "kind": "last10",
         "power": POWER,
         "arms": {
@@ -123,9 +123,10 @@ def _contrasts(
 
 def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
-    metrics = [metric.name for metric in summarised(run.task)]
+    metrics = {metric.name: metric for metric in summarised(run.task)}
+    primary = next(iter(metrics.values()))
     audits = [audit for seed, audit in last_audits(run).items() if seed in own]
-    values = {metric: {kind: stacked(own, metric, kind) for kind in KINDS} for metric in metrics}
+    values = {name: {kind: stacked(own, metric, kind) for kind in KINDS} for name, metric in metrics.items()}
     arm: Document = {
         "missing_seeds": [],
         "origin": run.origin,
@@ -142,7 +143,7 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
             for row, seed in enumerate(own)
         },
         "together": {
-            metric.name: figures(mean_interval(stacked(set_scores(own, [metric]), metric.name, "last10")))
+            metric.name: figures(mean_interval(stacked(set_scores(own, [metric]), metric, "last10")))
             for metric in run.task.set_metrics
         },
         "noise": {
@@ -150,14 +151,14 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
             for key in AUDIT
             if audits and all(key in audit for audit in audits)
         },
-        "curve": _curve(own, None if first is own else first, metrics[0]),
+        "curve": _curve(own, None if first is own else first, primary.name),
     }
     if first is not None:
-        arm["to_quality"] = _to_quality(run, own, first, metrics[0])
+        arm["to_quality"] = _to_quality(run, own, first, primary)
     if first is not None and first is not own:
         arm["difference"] = {
-            metric: {kind: figures(_paired(scored, stacked(first, metric, kind))) for kind, scored in of.items()}
-            for metric, of in values.items()
+            name: {kind: figures(_paired(scored, stacked(first, metrics[name], kind))) for kind, scored in of.items()}
+            for name, of in values.items()
         }
     return arm
 
@@ -176,24 +177,27 @@ def _curve(own: Table, first: Table | None, metric: str) -> list[Document]:
     return curve
 
 
-def _to_quality(run: RunDirectory, own: Table, first: Table, metric: str) -> Document:
-    """Steps and seconds of each seed to shares of the first arm's maximum, its best mean over seeds.
+def _to_quality(run: RunDirectory, own: Table, first: Table, metric: Metric) -> Document:
+    """Steps and seconds of each seed to shares of the first arm's best score, its best mean over seeds.
 
-    None where no evaluated checkpoint reaches it.
+    A share is divided by where lower is better: 0.80 stands for 1.25 of the score. None where no evaluated checkpoint
+    reaches it.
     """
-    means = [of_seed.values[metric].mean(axis=1) for of_seed in first.values()]
-    best = float(np.mean(means, axis=0).max()) if len({len(curve) for curve in means}) == 1 else math.nan
+    means = [metric.sign * of_seed.values[metric.name].mean(axis=1) for of_seed in first.values()]
+    comparable = len({len(curve) for curve in means}) == 1
+    best = metric.sign * float(np.mean(means, axis=0).max()) if comparable else math.nan
     rows = {seed: [row for row in run.seed(seed).metrics() if "seconds" in row] for seed in own}
     reached: Document = {}
     for share in SHARES:
+        target = best * share**metric.sign
         steps: dict[str, int | None] = {}
         seconds: dict[str, float | None] = {}
         for seed, scored in own.items():
-            better = scored.values[metric].mean(axis=1) >= share * best
+            better = metric.sign * scored.values[metric.name].mean(axis=1) >= metric.sign * target
             step = scored.steps[int(better.argmax())] if better.any() else None
             took = [row["seconds"] for row in rows[seed] if step is not None and row["step"] <= step]
             steps[str(seed)], seconds[str(seed)] = step, None if step is None else round(sum(took), 1)
-        reached[f"{share:.2f}"] = {metric: share * best, "steps": steps, "seconds": seconds}
+        reached[f"{share:.2f}"] = {metric.name: target, "steps": steps, "seconds": seconds}
     return reached
 
 
@@ -297,4 +301,4 @@ def _quality_table(complete: Document, first: str) -> str:
             pairs = zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
             row.append(", ".join("never" if step is None else f"{step:,} ({took:,.0f} s)" for step, took in pairs))
         rows += [row] if len(row) > 1 else []
-    return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s maximum" for share in SHARES)], rows)
+    return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s best" for share in SHARES)], rows)

@@ -93,15 +93,15 @@ def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
     """Estimates by metric and kind."""
     block: dict[str, Any] = {}
     for metric in summarised(run.task):
-        chosen = best_steps(by_seed, metric.name)
-        kinds = {kind: _estimate(stacked(by_seed, metric.name, kind), metric) for kind in ("last10", "max")}
+        chosen = best_steps(by_seed, metric)
+        kinds = {kind: _estimate(stacked(by_seed, metric, kind), metric) for kind in ("last10", "max")}
         kinds["max"]["checkpoint"] = list(chosen.values())
         if fresh := fresh_scores(run, chosen, metric.name):
             kinds["max_fresh"] = _estimate(np.stack(list(fresh.values()), axis=1), metric)
         block[metric.name] = kinds
     together = set_scores(by_seed, run.task.set_metrics)
     for of_all in run.task.set_metrics:
-        block[of_all.name] = {"last10": _estimate(stacked(together, of_all.name, "last10"), of_all)}
+        block[of_all.name] = {"last10": _estimate(stacked(together, of_all, "last10"), of_all)}
     return block
 
 

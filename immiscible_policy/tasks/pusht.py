@@ -27,9 +27,9 @@ from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
 from immiscible_policy.demos import checks
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.demonstrations import Demonstrations, join
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
-from immiscible_policy.demos.store import Demonstrations, join
 from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task, package_data
 
 ENVIRONMENT = "immiscible/PushT-v0"

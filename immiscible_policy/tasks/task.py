@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, parse_range, unknown
 from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
-from immiscible_policy.demos.store import Demonstrations, open_store
+from immiscible_policy.demos.keys import require_keys
+from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
 from immiscible_policy.extensions import build, find_factory
 
@@ -27,6 +29,7 @@ BUILT_IN = {
     "avoid": "immiscible_policy.tasks.avoid:Avoid",
     "metaworld/NAME": "immiscible_policy.tasks.metaworld:MetaWorld",
     "gym:ENV_ID": "immiscible_policy.tasks.gym:Gym",
+    "none": "immiscible_policy.tasks.none:NoTask",
 }
 DEFAULT = next(iter(BUILT_IN))
 """The task of a store or a checkpoint that names none."""
@@ -39,8 +42,19 @@ LARGEST_START = 2**32 - 1
 Array = NDArray[Any]
 
 
+class Directed:
+    """What says whether more of it is better."""
+
+    lower_is_better: bool
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return -1 if self.lower_is_better else 1
+
+
 @dataclass(frozen=True)
-class Metric:
+class Metric(Directed):
     """One number that an episode is scored by.
 
     `read` gives its value (N,) after a step from reward (N,) and info; at the reset the reward is NaN, which `max`
@@ -54,10 +68,11 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     summarised: bool = True  # whether summaries and reports show it
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
-class SetMetric:
+class SetMetric(Directed):
     """One number of all episodes of a checkpoint together, such as how many ways to do the task they took.
 
     `read` gives it from the metrics (N,) of the N episodes, by name.
@@ -132,7 +147,9 @@ class Task(Protocol):
     measured: str  # the primary metric in the middle of a sentence, such as `coverage of the goal`
     max_steps: int  # after which an episode ends
     metrics: tuple[Metric, ...]  # what an episode is scored by; the first summarised one is the primary metric
-    observations: tuple[str, ...]  # what `obs=` may name, the default first
+    observations: tuple[str, ...]  # what `obs=` may name, the default first; if empty, arrays of the demonstrations
+    has_environment: bool = True  # if not, policies are scored on held-out demonstrations
+    validation: float = 0.0  # share of the episodes that are held out unless `validation=` says otherwise
     set_metrics: tuple[SetMetric, ...] = ()  # what all episodes of a checkpoint are scored by together
     fps: int = 10  # steps per second, of demonstrations and videos
     action: str = "action"  # key of the actions in the demonstrations
@@ -206,7 +223,8 @@ class Task(Protocol):
     def observation(self, demos: Demonstrations, obs: str) -> Array:
         """The numbers that a policy sees of each recorded step, (T, Do) float32: here the arrays that `obs` names."""
         keys = [key for key in obs.split(",") if key not in demos.frames]
-        return np.concatenate([demos[key].reshape(len(demos), -1) for key in keys], axis=1).astype(np.float32)
+        numbers = [demos[key].reshape(len(demos), -1) for key in keys]
+        return np.concatenate([np.empty((len(demos), 0)), *numbers], axis=1).astype(np.float32)
 
     def frames(self, demos: Demonstrations, obs: str, source: str = "stored") -> dict[str, torch.Tensor] | None:
         """What cameras saw, (T, H, W, 3) uint8 each, or None if the policy sees no pictures.
@@ -293,23 +311,39 @@ def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
     return find_task(task) if isinstance(task, str) else find_task(**task)
 
 
-def open_demonstrations(task: Task, data: str | Path | None = None) -> Demonstrations:
-    """Open the store `data`, or the task's own; a ValueError if there is none, or it is unusable."""
+def open_demonstrations(
+    task: Task, data: str | Path | None = None, obs: str | None = None, action: str | None = None
+) -> Demonstrations:
+    """Open the store `data`, or the task's own.
+
+    Where `obs` names arrays of the store, these and the `action` alone are read.
+
+    Raises ValueError if there is no store, it is unusable, or it has no such arrays.
+    """
     path = data or task.demonstrations()
     if path is None:
-        raise ValueError(f"task={task.name} has no demonstrations of its own; name a store with data=")
-    return open_store(path, task.columns)
+        raise CommandError(f"task={task.name} has no demonstrations of its own; name a store with data=")
+    if task.observations:
+        return open_store(path, task.columns)
+    action = action or task.action
+    require_keys(path, obs, action)
+    named = [*str(obs).split(","), action]
+    return open_store(path, dict.fromkeys(named, Column()), cameras=named)
 
 
-def task_windows(task: Task, demos: Demonstrations, obs: str, layout: Layout, images: str = "stored") -> Windows:
+def task_windows(
+    task: Task, demos: Demonstrations, obs: str, layout: Layout, images: str = "stored", action: str | None = None
+) -> Windows:
     """Windows of demonstrations as a policy sees them; images are `stored` or `rendered`.
+
+    `action` is the key of the actions; None: the task's.
 
     Raises ValueError if the task has no such observation, or no episode is long enough.
     """
-    if obs not in task.observations:
+    if task.observations and obs not in task.observations:
         raise CommandError(unknown("obs", obs, task.observations))
-    numbers, action = task.observation(demos, obs), demos[task.action].reshape(len(demos), -1)
-    return make_windows(numbers, action, demos.episode_ends, layout, task.frames(demos, obs, images))
+    numbers, acted = task.observation(demos, obs), demos[action or task.action].reshape(len(demos), -1)
+    return make_windows(numbers, acted, demos.episode_ends, layout, task.frames(demos, obs, images))
 
 
 def find_task(name: str = DEFAULT, **options: Any) -> Task:

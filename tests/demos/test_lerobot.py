@@ -154,4 +154,4 @@ def test_without_pyarrow_one_line_says_how_to_get_it(capsys, tmp_path, monkeypat
     dataset = write_dataset(tmp_path / "dataset", columns_of())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     line = mistake(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
-    assert line == "error: convert needs pyarrow: pip install 'immiscible-policy[lerobot]'"
+    assert line == "error: a data set of LeRobot needs pyarrow: pip install 'immiscible-policy[lerobot]'"

@@ -8,7 +8,7 @@ from immiscible_envs.geometry import Array, coverage, keypoints
 from immiscible_envs.pusht import SUCCESS_COVERAGE
 from immiscible_envs.simulation import Simulation
 from immiscible_envs.starts import published_starts
-from immiscible_policy.demos.store import Demonstrations, open_store
+from immiscible_policy.demos import Demonstrations, open_store
 from tests.demos.stores import PUSHT
 
 

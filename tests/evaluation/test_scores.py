@@ -14,7 +14,10 @@ from immiscible_policy.evaluation.scores import (
     scores,
     stacked,
 )
+from immiscible_policy.tasks import find_task, primary
 from tests.results.runs import episode, write_run
+
+COVERAGE = primary(find_task("pusht"))
 
 
 def rising(seed: int, step: int, start: int) -> float:
@@ -33,16 +36,16 @@ def test_incomplete_and_extra_evaluations_do_not_change_the_starts(tmp_path: Pat
 def test_kinds_by_hand(tmp_path: Path) -> None:
     run = write_run(tmp_path, lambda seed, step, start: 0.3 if step == 500 else 0.2, steps=(500, 1000))
     table = scores(run.episodes())
-    assert stacked(table, "coverage", "last") == pytest.approx(np.full((3, 6), 0.2))
-    assert stacked(table, "coverage", "max") == pytest.approx(np.full((3, 6), 0.3))
-    assert stacked(table, "coverage", "last10") == pytest.approx(np.full((3, 6), 0.25))
-    assert best_steps(table, "coverage") == {0: 500, 1: 500, 2: 500} and common_steps(table) == [500, 1000]
+    assert stacked(table, COVERAGE, "last") == pytest.approx(np.full((3, 6), 0.2))
+    assert stacked(table, COVERAGE, "max") == pytest.approx(np.full((3, 6), 0.3))
+    assert stacked(table, COVERAGE, "last10") == pytest.approx(np.full((3, 6), 0.25))
+    assert best_steps(table, COVERAGE) == {0: 500, 1: 500, 2: 500} and common_steps(table) == [500, 1000]
 
 
 def test_last10_is_of_ten_checkpoints(tmp_path: Path) -> None:
     steps = range(100, 1300, 100)  # twelve
     table = scores(write_run(tmp_path, lambda seed, step, start: step / 2000, steps=steps).episodes())
-    assert stacked(table, "coverage", "last10").mean() == pytest.approx(np.mean(steps[2:]) / 2000)
+    assert stacked(table, COVERAGE, "last10").mean() == pytest.approx(np.mean(steps[2:]) / 2000)
 
 
 def test_fresh_scores_are_of_the_chosen_checkpoint_on_starts_that_all_seeds_share(tmp_path: Path) -> None:

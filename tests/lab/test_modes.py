@@ -5,7 +5,7 @@ import pytest
 
 from immiscible_envs.geometry import GOAL_POSE
 from immiscible_envs.modes import CLOCKWISE, COUNTER_CLOCKWISE, UNDECIDED, classify
-from immiscible_policy.demos.store import Demonstrations
+from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.lab.modality.arms import (
     count_modes,
     demonstrated_modes,

@@ -90,7 +90,7 @@ def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
     assert f"{result.a.estimate:.3f} against {result.b.estimate:.3f}" in sentence
     assert f"+{result.difference.estimate:.3f} (95 % interval +{result.difference.low:.3f}" in sentence
     assert "for new training seeds and new starts" in sentence
-    assert "higher in 3 of 3 seeds (sign test, p = 0.25); with 3 seeds p cannot be below 0.25" in confidence(contrast)
+    assert "better in 3 of 3 seeds (sign test, p = 0.25); with 3 seeds p cannot be below 0.25" in confidence(contrast)
 
 
 def test_exchanging_the_runs_turns_the_verdict(tmp_path: Path) -> None:
@@ -315,11 +315,11 @@ def test_rollouts_are_of_the_best_kept_checkpoint_on_ranked_starts(tmp_path: Pat
         return 0.2 * (step == 1000) + 0.1 * (seed == 1) + (start - 100) / 100
 
     evidence = pair(tmp_path, rising, lambda seed, step, start: 0.0)
-    assert best_kept(evidence.runs[1], "coverage") is None
+    assert best_kept(evidence.runs[1], evidence.metrics[0]) is None
     assert "no run keeps a checkpoint" in render(evidence, ORIGIN, videos=3)
     for seed, step in ((0, 1000), (1, 500), (1, 1000), (2, 1500)):
         keep_checkpoint(tmp_path / "knn", seed, step)
-    seed, checkpoint = best_kept(evidence.runs[1], "coverage")
+    seed, checkpoint = best_kept(evidence.runs[1], evidence.metrics[0])
     assert (seed, checkpoint.step) == (1, 1000)
     assert list(chosen_starts(evidence, 3)) == [105, 103, 100] and len(chosen_starts(evidence, 99)) == 6
     assert chosen_starts(evidence, 1)[105].startswith("rank 1 of 6 by knn \N{MINUS SIGN} vanilla")

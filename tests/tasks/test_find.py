@@ -51,7 +51,7 @@ def test_a_dotted_path_with_options(own_module):
         (
             "pushed",
             {},
-            "unknown task 'pushed'; did you mean 'pusht'? known: pusht, avoid, metaworld/NAME, gym:ENV_ID, or "
+            "unknown task 'pushed'; did you mean 'pusht'? known: pusht, avoid, metaworld/NAME, gym:ENV_ID, none, or "
             "task=module:Class",
         ),
         ("metaworld/", {}, "unknown task 'metaworld/'; did you mean 'metaworld/NAME'?"),

@@ -169,7 +169,7 @@ def test_an_embedded_store_without_images_trains_from_drawn_ones(blind_store, tm
     result = here("train_policy.py", *words)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "r" / "seed_0" / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["validation_loss"] > 0 for row in rows if "coverage" in row)
+    assert all(row["validation/loss"] > 0 for row in rows if "coverage" in row)
 
 
 def test_pictures_enter_the_hash_of_the_data(store, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.commands.demos import TASK
-from immiscible_policy.demos.lerobot import convert
+from immiscible_policy.demos.convert import convert
 from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos convert path=DIR out=STORE [task=TASK]

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from immiscible_policy.cli import CommandError, Option, parse
 from immiscible_policy.commands.demos import PATH, TASK
 from immiscible_policy.demos.checks import Column
-from immiscible_policy.demos.store import Demonstrations, content_hash, open_store
+from immiscible_policy.demos.demonstrations import Demonstrations
+from immiscible_policy.demos.store import content_hash, open_store
 from immiscible_policy.palette import BASELINE, INK, NAMEABLE, mode_colour, style
 from immiscible_policy.tasks import Modes, Task, find_task
 

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.split import split_episodes
-from immiscible_policy.demos.store import Demonstrations
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, ActingPolicy, evaluate

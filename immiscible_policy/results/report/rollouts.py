@@ -15,6 +15,7 @@ from immiscible_policy.results.report.words import signed
 from immiscible_policy.results.video import Frame, draw_tile, encode_video, tile
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.tasks import Metric
 from immiscible_policy.training.options import resolve_device
 
 SIZE = 256
@@ -62,7 +63,7 @@ def roll_out(evidence: Evidence, videos: int) -> tuple[list[Clip], list[Acted]]:
     ranks = chosen_starts(evidence, videos)
     acted = []
     for run in evidence.runs:
-        best = best_kept(run, evidence.metrics[0].name)
+        best = best_kept(run, evidence.metrics[0])
         if best is not None:
             seed, checkpoint = best
             task = run.run.task
@@ -98,10 +99,10 @@ def chosen_starts(evidence: Evidence, videos: int) -> dict[int, str]:
     }
 
 
-def best_kept(run: ReportedRun, metric: str) -> tuple[int, Checkpoint] | None:
-    """Seed and checkpoint of the largest mean among those on disk; None where none is kept."""
+def best_kept(run: ReportedRun, metric: Metric) -> tuple[int, Checkpoint] | None:
+    """Seed and checkpoint of the best mean among those on disk; None where none is kept."""
     kept = [
-        (float(table.values[metric][table.steps.index(checkpoint.step)].mean()), seed, checkpoint)
+        (metric.sign * float(table.values[metric.name][table.steps.index(checkpoint.step)].mean()), seed, checkpoint)
         for seed, table in run.scores.items()
         for checkpoint in run.run.seed(seed).checkpoints()
         if checkpoint.step in table.steps

@@ -55,12 +55,12 @@ def headline(evidence: Evidence) -> str:
 
 def outcome(contrast: Contrast) -> str:
     """What a comparison says about A: one of the four words above."""
-    difference = contrast.comparison.headline.difference if contrast.comparison else None
-    if difference is None or math.isnan(difference.low):
+    result = contrast.comparison.headline if contrast.comparison else None
+    if result is None or math.isnan(result.difference.low):
         return UNKNOWN
-    if not difference.excludes_zero:
+    if not result.difference.excludes_zero:
         return OPEN
-    return BETTER if difference.estimate > 0 else WORSE
+    return BETTER if result.a_is_better else WORSE
 
 
 def verdict(contrast: Contrast, measured: str) -> str:
@@ -107,9 +107,9 @@ def basis(comparison: Comparison) -> str:
 
 
 def won(test: SignTest, what: str) -> str:
-    """A sign test in words: how often A is higher."""
+    """A sign test in words: how often A is better."""
     ties = f", {test.ties} ties" if test.ties else ""
-    return f"higher in {test.wins} of {test.wins + test.losses + test.ties} {what}{ties} (sign test, {p_value(test.p)})"
+    return f"better in {test.wins} of {test.wins + test.losses + test.ties} {what}{ties} (sign test, {p_value(test.p)})"
 
 
 def reach(results: Sequence[Result]) -> float:

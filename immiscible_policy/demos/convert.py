@@ -1,0 +1,54 @@
+"""Turn a data set of LeRobot into a replay store, where a task needs other arrays than the data set has.
+
+Arrays that `export` wrote as `store.KEY` are taken bit for bit. From the features of any other data set the task makes
+the arrays that it needs; images are not converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.lerobot import OWN, Arrays, open_dataset, read_info
+from immiscible_policy.demos.store import write_store
+
+
+def convert(
+    path: Path,
+    out: Path,
+    fps: int,
+    columns: Mapping[str, Column],
+    from_features: Callable[[Arrays], Arrays],
+) -> tuple[Arrays, np.ndarray]:
+    """Convert a dataset and return what was written: the arrays by name, and the episode ends (E,).
+
+    It must have `fps` steps per second. `columns` are what the store's arrays should be; `from_features` makes them of
+    features (T, width) that are not the store's own.
+
+    Raises:
+        CommandError: If `out` exists, or pyarrow is not installed.
+        StoreError: If the dataset cannot be read, is incomplete, or does not tell what the store has to hold.
+    """
+    if out.exists():
+        raise CommandError(f"{out}: exists already; choose another path or remove it first")
+    info = read_info(path)
+    if info.fps != fps:
+        raise StoreError(f"{path}: recorded at {info.fps:g} Hz; the task is controlled at {fps} Hz")
+    own = {key for key, feature in info.features.items() if feature.name.startswith(OWN)}
+    demos = open_dataset(path, {key: columns.get(key, Column()) for key in own}, cameras=())
+    counters = {
+        "episode_index": np.repeat(np.arange(demos.n_episodes), demos.lengths),
+        "frame_index": np.concatenate([np.arange(length) for length in demos.lengths]),
+    }
+    try:
+        arrays = dict(demos.arrays) if own else from_features({**demos.arrays, **counters})
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from None
+    attrs = {"source": f"LeRobot dataset {path.resolve().name}, format {info.version}"}
+    write_store(out, arrays, demos.episode_ends, attrs, columns)
+    return arrays, demos.episode_ends
