@@ -1,6 +1,6 @@
 """Assignment: pair a batch with its noises at the least total cost.
 
-An assignment is a cost, an assigner and a schedule; `linear`, `idp26` and `c2ot` are presets of it.
+An assignment is a cost, a pool of noises and a schedule; `linear`, `idp26` and `c2ot` are presets of it.
 
 Shape legend: B samples, M = pool * B noises, D numbers per sample.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from immiscible_policy.noise.assigners import AssignerName, check_assigner, solve
 from immiscible_policy.noise.costs import (
     ConditionName,
     DistanceName,
@@ -25,6 +24,7 @@ from immiscible_policy.noise.costs import (
     standardize,
 )
 from immiscible_policy.noise.inputs import check, draw, flatten, is_number, is_whole, require_finite
+from immiscible_policy.noise.pairing import solve
 from immiscible_policy.noise.potentials import Potentials, fit_potentials
 from immiscible_policy.noise.schedule import Schedule
 
@@ -64,14 +64,13 @@ class Assignment:
     vanilla noise.
 
     Raises:
-        ValueError: If a name is unknown, the assigner is not installed, or the pool is out of range.
+        ValueError: If a name is unknown, or the pool is out of range.
     """
 
     cost: DistanceName = "euclidean"  # the papers'; `sqeuclidean` (usual in optimal transport) gives other pairs
     standardized: bool = False  # whether distances are measured to the samples standardised over the batch
     conditions: ConditionCost | None = None  # what differing conditions cost, or None if they cost nothing
     pool: int = 1  # noises drawn per sample
-    assigner: AssignerName = "scipy"  # `scipy` or `lapx`, both exact
     potentials: Potentials | None = None  # from `fit_potentials`; the same cost in less time
     schedule: Schedule = Schedule()  # when to pair
 
@@ -81,7 +80,6 @@ class Assignment:
             raise ValueError(f"pool={self.pool}: needs a whole number of noises per sample, 1 to {LARGEST_POOL}")
         if self.potentials is not None and not isinstance(self.potentials, Potentials):
             raise ValueError(f"potentials={self.potentials!r}: needs what fit_potentials returns, or None")
-        check_assigner(self.assigner)
 
     @torch.no_grad()
     def __call__(
@@ -103,7 +101,7 @@ class Assignment:
         paired = round(self.schedule.strength(step) * len(x))
         if paired < 2 and self.pool == 1 or paired == 0:
             return require_finite(x, noise[: len(x)], norms)
-        require_finite(x, noise, norms.cpu())  # the assigner waits for the device anyway
+        require_finite(x, noise, norms.cpu())  # the solver waits for the device anyway
         pooled = noise.unflatten(0, (self.pool, len(x)))[:, :paired].flatten(0, 1)  # (pool * paired, ...)
         counts = None if counts is None else counts[:paired]
         condition = None if condition is None else condition[:paired]
@@ -127,7 +125,7 @@ class Assignment:
         costs = distances(target, noise.to(target.dtype), mask, self.cost)
         potentials = None if self.potentials is None else self.potentials(target).cpu()
         if self.conditions is None or condition is None:
-            return solve(costs.cpu(), self.assigner, potentials)
+            return solve(costs.cpu(), potentials)
         return self._pair_conditions(costs, condition.flatten(1) if condition.ndim > 1 else condition[:, None])
 
     def _pair_conditions(self, costs: Tensor, condition: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ class Assignment:
         apart = condition_distances(condition.double(), self.conditions.cost)  # (B, B)
         weight = self.conditions.weight
         chosen = condition_weight(costs[:, : len(costs)], apart, self.conditions.ratio) if weight is None else weight
-        return solve((costs + chosen * apart.repeat(1, self.pool)).cpu(), self.assigner)
+        return solve((costs + chosen * apart.repeat(1, self.pool)).cpu())
 
     def _pair_within(self, costs: Tensor, group: Tensor) -> Tensor:
         """The optimal assignment of costs (B, M) in which every sample gets a noise of its own group (B,)."""
@@ -149,5 +147,5 @@ class Assignment:
         noise_group = group.repeat(self.pool)
         for label in group.unique():
             rows, columns = (group == label).nonzero()[:, 0], (noise_group == label).nonzero()[:, 0]
-            choice[rows] = columns[solve(costs[rows][:, columns], self.assigner)]
+            choice[rows] = columns[solve(costs[rows][:, columns])]
         return choice

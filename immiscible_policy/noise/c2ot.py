@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from immiscible_policy.noise.assigners import AssignerName
 from immiscible_policy.noise.assignment import Assignment, ConditionCost
 from immiscible_policy.noise.costs import ConditionName, DistanceName
 from immiscible_policy.noise.schedule import Schedule
@@ -14,7 +13,6 @@ def c2ot(
     condition_cost: ConditionName = "cosine",
     cost: DistanceName = "sqeuclidean",
     pool: int = 1,
-    assigner: AssignerName = "scipy",
     start: int = 0,
     stop: int | None = None,
     ramp: int = 0,
@@ -28,11 +26,10 @@ def c2ot(
         condition_cost: `cosine` or `sqeuclidean`, for continuous conditions.
         cost: `sqeuclidean`, the paper's, or `euclidean`.
         pool: Noises drawn per sample.
-        assigner: `scipy` or `lapx`.
         start: First training step with pairing.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.
     """
     conditions = ConditionCost(weight, ratio, condition_cost)
     schedule = Schedule(start, stop, ramp)
-    return Assignment(cost, conditions=conditions, pool=pool, assigner=assigner, schedule=schedule)
+    return Assignment(cost, conditions=conditions, pool=pool, schedule=schedule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from immiscible_policy.noise.assigners import AssignerName
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.costs import DistanceName
 from immiscible_policy.noise.potentials import Potentials
@@ -12,7 +11,6 @@ from immiscible_policy.noise.schedule import Schedule
 def idp26(
     cost: DistanceName = "euclidean",
     pool: int = 1,
-    assigner: AssignerName = "scipy",
     potentials: Potentials | None = None,
     start: int = 0,
     stop: int | None = None,
@@ -23,11 +21,10 @@ def idp26(
     Args:
         cost: `euclidean` or `sqeuclidean`.
         pool: Noises drawn per sample.
-        assigner: `scipy` or `lapx`.
         potentials: From `fit_potentials` for standardised samples: same pairs, faster.
         start: First training step with pairing; the paper begins at epoch 50.
         stop: First training step without it again; None for never.
         ramp: Steps over which the paired share of the batch rises and falls.
     """
     schedule = Schedule(start, stop, ramp)
-    return Assignment(cost, standardized=True, pool=pool, assigner=assigner, potentials=potentials, schedule=schedule)
+    return Assignment(cost, standardized=True, pool=pool, potentials=potentials, schedule=schedule)

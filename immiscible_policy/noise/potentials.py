@@ -49,7 +49,7 @@ def fit_potentials(
     windows: Tensor,
     *,
     cost: DistanceName = "euclidean",
-    steps: int = 4000,
+    steps: int = 1000,
     batch_size: int = 256,
     lr: float = 5e-3,
     generator: torch.Generator | None = None,

@@ -16,8 +16,8 @@ from immiscible_policy.noise import ForResidual, Selector, fit_linear_prediction
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.training.batches import ShuffledOrder
 
-WORTH_FITTING = 1000
-"""Paired steps from which on fitting potentials takes less time than it saves."""
+WORTH_FITTING = 256_000
+"""Samples paired over a training from which on fitting potentials takes less time than it saves."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, step
         if others > 0 and round(others * highest) < 1:
             reach = f"its strength reaches {highest:.2g}"
             raise ValueError(f"{given}: noise={noise['name']} would never select, {reach}; shorten ramp=")
-    paired = steps - (schedule.start if schedule else 0)
+    paired = (steps - (schedule.start if schedule else 0)) * batch_size
     return NoiseOptions(select, paired >= WORTH_FITTING if fit == "auto" else fit)
 
 

@@ -73,7 +73,7 @@ def test_selection(tmp_path, peers):
     tables = figures["assignment_on_pusht_actions"]
     assert list(tables) == ["B=8", "B=16"]
     for actual in tables.values():
-        assert {"scipy", "lapx", "scipy potentials", "linear", "linear, potentials"} <= set(actual["ms"])
+        assert {"scipy", "scipy potentials", "linear", "linear, potentials"} <= set(actual["ms"])
         assert all_positive(actual["ratios"].values()) and actual["largest_relative_difference_of_costs"] < 1e-6
         if peers == "all":
             assert actual["ms"]["torchcfm"] > 0 and 0 < actual["left_out_by_torchcfm"] < 1

@@ -291,7 +291,6 @@ def test_knn_alone_means_k_of_two():
         (lambda: make_selector("knn", start=5, stop=5), "stop=5: must come after start=5"),
         (lambda: make_selector("linear", ramp=0.5), "ramp=0.5"),
         (lambda: make_selector("linear", pool=0), "pool=0"),
-        (lambda: make_selector("linear", assigner="gurobi"), "assigner=gurobi: assignment knows scipy and lapx"),
         (lambda: make_selector("linear", potentials=3), "potentials=3: needs what fit_potentials returns"),
         (lambda: make_selector("idp26", k=2), "noise=idp26 has no k"),
         (lambda: make_selector("c2ot", k=2), "noise=c2ot has no k"),

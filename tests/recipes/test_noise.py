@@ -30,8 +30,10 @@ def quick_fit(monkeypatch):
     monkeypatch.setattr("immiscible_policy.noise.assignment.fit_potentials", partial(fit_potentials, steps=20))
 
 
-def noise(words, steps=5000, steps_per_epoch=95.0):
-    return noise_options(compose_config(words).noise, steps=steps, batch_size=256, steps_per_epoch=steps_per_epoch)
+def noise(words, steps=5000, steps_per_epoch=95.0, batch_size=256):
+    return noise_options(
+        compose_config(words).noise, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch
+    )
 
 
 def objective(store, choice, **options):
@@ -108,6 +110,8 @@ def test_potentials_are_fitted_where_they_save_time():
     assert noise(["noise=linear", "potentials=true"], steps=10).fit
     assert not noise(["noise=linear", "potentials=false"]).fit
     assert not noise(["noise=linear", "start=4500"]).fit
+    assert noise(["noise=linear"], steps=250, batch_size=1024).fit
+    assert not noise(["noise=linear"], steps=3000, batch_size=64).fit
 
 
 @pytest.mark.parametrize("name", ["linear", "idp26"])

@@ -121,7 +121,7 @@ CHANGES = [
 
 def test_runs_that_differ_have_directories_that_differ():
     outs = [ROBOTS.compose([*BASE, *words]).out for words in CHANGES]
-    outs += [ROBOTS.compose(["noise=linear", *words]).out for words in ([], ["pool=2"], ["assigner=lapx"])]
+    outs += [ROBOTS.compose(["noise=linear", *words]).out for words in ([], ["pool=2"], ["cost=sqeuclidean"])]
     outs += [IMAGES.compose(["data=x", "model=flow", *words]).out for words in ([], ["flip=false"], ["noise=knn"],
                                                                                 ["noise=knn", "k=4"])]  # fmt: skip
     assert len(set(outs)) == len(outs) and all(out.startswith("runs/") for out in outs)
