@@ -88,7 +88,6 @@ def test_no_block_is_left_out():
     assert sorted([*PYTHON_BLOCKS, *LISTINGS, *COMMAND_BLOCKS, *TOML_BLOCKS]) == sorted(BLOCKS)
     assert all(tomllib.loads(block.text) for block in TOML_BLOCKS)
     assert [(block.page, block.text.split()[0]) for block in LISTINGS] == [
-        ("README.md", "immiscible_policy/"),
         ("docs/images.md", "PATH/train/airplane/0000.png"),
         ("docs/images.md", "PATH/img_align_celeba/000001.jpg"),
         ("docs/images.md", "PATH/train/n01440764/n01440764_18.JPEG"),
