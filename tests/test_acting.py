@@ -19,6 +19,7 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks import find_task
+from tests.demos.arm import arm_arrays, write_lerobot
 from tests.results.runs import write_run
 from tests.training.helpers import here, refused
 
@@ -246,6 +247,25 @@ def test_other_projects_policies_act(tmp_path, to, name):
     convert(tmp_path / "ours/step_000001", to, tmp_path / "theirs" / name)
     ours, theirs = (load_policy(tmp_path / path, seed=1, calls=2) for path in ("ours/step_000001", f"theirs/{name}"))
     np.testing.assert_allclose(theirs.act(np.full(20, 200.0)), ours.act(np.full(20, 200.0)), atol=1e-2)
+
+
+def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path):
+    """Seven joints, a pose of five numbers, LeRobot's names, and no environment."""
+    store = write_lerobot(tmp_path / "store", *arm_arrays(episodes=3, side=24))
+    numbers, cameras = (
+        ["observation.ee_pose", "observation.qpos"],
+        [f"observation.images.{c}" for c in ("wrist", "front")],
+    )
+    done = here(
+        "train_policy.py", "experiment=debug", "task=none", f"data={store}", f"obs={','.join(cameras + numbers)}",
+        f"out={tmp_path / 'run'}", "crop=16", "encoder_width=16", "batch_size=8", "validation=0.4", "threads=1", "steps=1",
+        "eval_every=1", "checkpoint_every=1", "sampling_steps=1", "precision=fp32", "wandb=disabled", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    policy = load_policy(tmp_path / "run", seed=0)
+    seen = {camera: np.zeros((24, 24, 3), np.uint8) for camera in cameras}
+    action = policy.act(seen | {numbers[0]: np.zeros(5), numbers[1]: np.zeros(7)})
+    assert action.shape == (7,) and (np.abs(action) < 2).all()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class ImageEncoder(nn.Module):
         self.crop = spec.crop
         self.cameras = spec.cameras
         names = ("shared",) if spec.shared else spec.cameras
-        self.obs_nets = nn.ModuleDict({name: CameraNetwork(spec.width) for name in names})
+        self.obs_nets = nn.ModuleDict({name.replace(".", "/"): CameraNetwork(spec.width) for name in names})
 
     def forward(self, agent: Tensor, images: Tensor) -> Tensor:
         """Encode normalised numbers (B, O, Do) and frames (B, O, K, H, W, 3) uint8, cropped already or larger.
