@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
+import time
 from pathlib import Path
+
+ABANDONED = 3600.0
+"""Age [s] at which the draft of a file was left by a writer that was killed."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part; its directory is created."""
+    """Write a file so that a reader sees the old content or the new one, never a part; its directory is created.
+
+    Drafts that killed writers of this file have left are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(file.name, path)
+    prefix = f".{path.name}."
+    for draft in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if draft.stat().st_mtime < time.time() - ABANDONED:
+            draft.unlink()
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

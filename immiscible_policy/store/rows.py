@@ -1,7 +1,7 @@
 """One row per evaluated episode.
 
 A file of episodes has the columns `checkpoint,start,seed`, those of the task's metrics (yes-or-no metrics first), and
-`steps`. It is only ever appended to.
+`steps`, and one row per evaluated episode.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from immiscible_policy.cli import one_line
+from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.tasks.task import Metric
 
 TOLERANCE = 1e-6
@@ -39,51 +41,68 @@ class EpisodeRow:
                 raise ValueError(f"{name}={value} at {place}: metrics must be finite")
 
 
-def read_rows(path: Path, metrics: Sequence[Metric]) -> list[EpisodeRow]:
-    """Read the episodes of one training seed: a row per (checkpoint, start); none if there is no such file.
+def read_rows(path: Path, metrics: Sequence[Metric], seed: int | None = None) -> list[EpisodeRow]:
+    """Read episodes, of one training seed if it is given, one row for each; none if there is no such file.
 
-    A last line without its newline was torn by a crash and is dropped. Where a (checkpoint, start) was
-    written twice, as after a resume, the later row counts.
+    A last line without its newline was torn by a crash and is dropped.
 
     Raises:
-        ValueError: If the header or a whole line is not what `append_rows` writes for these metrics.
+        ValueError: If the header or a whole line is not what `append_rows` writes for these metrics, is of another
+            seed, or repeats an episode.
     """
     if not path.exists():
         return []
-    header, *lines = path.read_text().split("\n")[:-1] or [_header(metrics)]
+    header, *lines = _text(path).split("\n")[:-1] or [_header(metrics)]
     _check_header(header, path, metrics)
-    rows = [_parse(line, metrics, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
-    return list({(row.checkpoint, row.start): row for row in rows}.values())
+    rows: dict[tuple[int, int, int], EpisodeRow] = {}
+    for number, line in enumerate(lines, start=2):
+        row = _parse(line, metrics, f"{path}, line {number}")
+        if seed not in (None, row.seed):
+            raise ValueError(f"{path}, line {number} is of seed {row.seed}, the file of seed {seed}; remove that line")
+        if (key := (row.seed, row.checkpoint, row.start)) in rows:
+            raise ValueError(f"{path}, line {number} repeats an episode ('{line[:80]}'); remove that line")
+        rows[key] = row
+    return list(rows.values())
 
 
 def append_rows(path: Path, rows: Iterable[EpisodeRow], metrics: Sequence[Metric]) -> None:
     """Append episodes so that a crash loses at most these rows, never an earlier one; the file is created if absent.
 
-    All lines go out in one write, flushed to the disk before returning. What a crash left of an earlier
-    line is cut off first.
+    All lines go out in one write, flushed to the disk before returning. What a crash left of an earlier line is cut
+    off first. Rows of episodes that are evaluated once more replace the earlier ones.
 
     Raises:
         ValueError: If the file is not one of episodes of this task, or a value lies outside its metric's range.
         OSError: If it cannot be written.
     """
-    lines = []
+    lines = {}
     for row in rows:
         values = [(metric.reduce, _checked(row.metrics[metric.name], metric)) for metric in _columns(metrics)]
         numbers = [int(value) if reduce == "any" else value for reduce, value in values]
         cells = [int(row.checkpoint), int(row.start), int(row.seed), *numbers, int(row.steps)]
-        lines.append(",".join(map(repr, cells)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        file.seek(0)
-        whole, newline, _ = file.read().rpartition(b"\n")
-        file.truncate(len(whole) + len(newline))
-        if newline:
-            _check_header(whole.decode().partition("\n")[0], path, metrics)
-        else:
-            lines.insert(0, _header(metrics))
-        file.write("".join(line + "\n" for line in lines).encode())
+        line = ",".join(map(repr, cells))
+        lines[_episode(line)] = line
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    header, *earlier = whole.decode(errors="replace").split("\n")[:-1] or [_header(metrics)]
+    _check_header(header, path, metrics)
+    kept = [line for line in earlier if _episode(line) not in lines]
+    if not whole or len(kept) < len(earlier):
+        _write(path, [header, *kept, *lines.values()])
+        return
+    with open(path, "r+b") as file:
+        file.truncate(len(whole))
+        file.seek(len(whole))
+        file.write("".join(line + "\n" for line in lines.values()).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def drop_rows(path: Path, after: int, metrics: Sequence[Metric]) -> None:
+    """Drop the episodes of checkpoints after a training step; a ValueError as `read_rows`."""
+    if any(row.checkpoint > after for row in read_rows(path, metrics)):
+        header, *lines = path.read_text().split("\n")[:-1]
+        _write(path, [header, *(line for line in lines if int(_episode(line)[0]) <= after)])
 
 
 Table = dict[int, dict[int, EpisodeRow]]
@@ -109,6 +128,23 @@ def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[
         if kept := {step: by_start for step, by_start in table.items() if by_start.keys() >= set(usual)}:
             whole[seed] = kept
     return list(usual), whole
+
+
+def _text(path: Path) -> str:
+    """The content of a file; a ValueError if it is not text."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it") from None
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+
+
+def _episode(line: str) -> tuple[str, ...]:
+    """Checkpoint, start and seed of a line."""
+    return tuple(line.split(",")[:3])
 
 
 def _columns(metrics: Sequence[Metric]) -> list[Metric]:

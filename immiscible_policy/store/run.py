@@ -39,7 +39,7 @@ from immiscible_policy.store.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
+from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, drop_rows, read_rows
 from immiscible_policy.tasks import Task, recorded_task
 
 SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
@@ -254,7 +254,8 @@ class RunDirectory:
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
         self.require_own_seeds()
         metrics = self.task.metrics
-        return {seed: rows for seed in self.seeds() if (rows := read_rows(self.seed(seed).path / name, metrics))}
+        files = {seed: self.seed(seed).path / name for seed in self.seeds()}
+        return {seed: rows for seed, file in files.items() if (rows := read_rows(file, metrics, seed))}
 
 
 class SeedDirectory:
@@ -336,14 +337,19 @@ class SeedDirectory:
 
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""
-        return read_rows(self.path / EPISODES, self.run.task.metrics)
+        return read_rows(self.path / EPISODES, self.run.task.metrics, self.number)
 
     def append_episodes(self, rows: Iterable[EpisodeRow]) -> None:
-        """Add evaluated episodes."""
+        """Add evaluated episodes, in place of earlier rows of the same."""
         append_rows(self.path / EPISODES, rows, self.run.task.metrics)
 
+    def drop_episodes(self, after: int) -> None:
+        """Drop evaluated episodes of checkpoints after a step, which training is about to reach again."""
+        if (self.path / EPISODES).exists():
+            drop_rows(self.path / EPISODES, after, self.run.task.metrics)
+
     def append_fresh(self, rows: Iterable[EpisodeRow]) -> None:
-        """Add episodes on held-out starts."""
+        """Add episodes on held-out starts, in place of earlier rows of the same."""
         append_rows(self.path / FRESH, rows, self.run.task.metrics)
 
     def _complete(self) -> list[Path]:

@@ -59,6 +59,7 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
 
         listen({"event": "started", "seed": seed.number, "step": state.step})
         metrics = seed.append_metrics(state.step)
+        seed.drop_episodes(state.step)
         wandb = _wandb_run(config, seed)
 
         def record(row: dict[str, Any]) -> None:

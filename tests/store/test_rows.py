@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, read_rows
+from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, drop_rows, read_rows
 from immiscible_policy.tasks import Metric
 from immiscible_policy.tasks.pusht import PushT
 from tests.results.runs import episode
@@ -59,11 +59,23 @@ def test_a_file_cut_anywhere_keeps_every_whole_row_and_takes_new_ones(tmp_path: 
         assert path.read_bytes() == content
 
 
-def test_the_later_row_counts(tmp_path: Path) -> None:
+def test_an_episode_that_is_evaluated_again_has_one_row(tmp_path: Path) -> None:
     path = tmp_path / "episodes.csv"
-    append_rows(path, [row(start=1, coverage=0.1), row(start=2, coverage=0.2)], METRICS)
+    append_rows(path, [row(start=1, coverage=0.1), row(start=2, coverage=0.2), row(600, 1)], METRICS)
     append_rows(path, [row(start=1, coverage=0.7)], METRICS)
-    assert read_rows(path, METRICS) == [row(start=1, coverage=0.7), row(start=2, coverage=0.2)]
+    kept = [row(start=2, coverage=0.2), row(600, 1), row(start=1, coverage=0.7)]
+    assert read_rows(path, METRICS) == kept and path.read_text().count("\n") == 4
+    drop_rows(path, 500, METRICS)
+    assert read_rows(path, METRICS) == [kept[0], kept[2]] and path.read_text().count("\n") == 3
+    path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n")
+    with pytest.raises(ValueError, match="episodes.csv, line 4 repeats an episode"):
+        read_rows(path, METRICS)
+
+
+def test_rows_of_another_seed_are_refused(tmp_path: Path) -> None:
+    append_rows(tmp_path / "episodes.csv", [row(seed=0), row(600, seed=7)], METRICS)
+    with pytest.raises(ValueError, match="episodes.csv, line 3 is of seed 7, the file of seed 0; remove that line"):
+        read_rows(tmp_path / "episodes.csv", METRICS, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,18 @@ def test_an_atomic_write_leaves_the_file_alone_until_it_is_whole(tmp_path: Path,
     assert path.read_bytes() == b"first"
 
 
+def test_drafts_of_killed_and_of_failed_writers_are_swept(tmp_path: Path, monkeypatch) -> None:
+    old, new = tmp_path / ".file.x1", tmp_path / ".file.x2"
+    for draft in (old, new, tmp_path / ".other.x1"):
+        draft.write_text("half")
+    os.utime(old, (0, 0))
+    write_atomically(tmp_path / "file", b"first")
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(tmp_path / "file", b"second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.x2", ".other.x1", "file"]
+
+
 def test_a_summary_is_json(tmp_path: Path) -> None:
     run = write_run(tmp_path, half)
     run.write_summary({"a": [1.5]}, "text")

@@ -11,11 +11,12 @@ import torch
 
 from immiscible_policy.cli import CommandError, Interrupted
 from immiscible_policy.recipes.robot_config import compose_config
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.recipe import find_recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import STOP
+from tests.results.runs import episode
 from tests.training.toy_recipe import WORDS, Line, ToyRecipe
 
 
@@ -127,6 +128,34 @@ def test_a_seed_is_not_trained_on_other_data_than_the_run(together, data, tmp_pa
     with pytest.raises(ValueError, match="^seed 1 has data of content eeeeeeeeeeee, the run in .* has of content ffff"):
         train_seed(recipe, run.seed(1), lambda event: None)
     assert run.seed(1).newest() is None and run.seed(1).metrics() == []
+
+
+def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, tmp_path, monkeypatch):
+    """The process dies between an evaluation and the checkpoint of the same step, the moment that doubled rows."""
+    build, save = ToyRecipe.build, SeedDirectory.save
+
+    def evaluated(self, seed):
+        def evaluate(state):
+            seed.append_episodes(episode(seed.number, state.step, start, 0.5) for start in (7, 8))
+            return {}
+
+        return build(self, seed)._replace(evaluate=evaluate)
+
+    def killed(self, metadata, tensors):
+        if metadata["step"] == 6:
+            raise OSError("killed")
+        save(self, metadata, tensors)
+
+    monkeypatch.setattr(ToyRecipe, "build", evaluated)
+    monkeypatch.setattr(SeedDirectory, "save", killed)
+    with pytest.raises(OSError, match="killed"):
+        train(data, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    assert [row.checkpoint for row in run.seed(0).episodes()] == [3, 3, 6, 6]
+    monkeypatch.setattr(SeedDirectory, "save", save)
+    train(data, run.path, "resume=true")
+    lines = (run.path / "seed_0" / "episodes.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[:2] for line in lines] == [["3", "7"], ["3", "8"], ["6", "7"], ["6", "8"]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
