@@ -32,7 +32,7 @@ from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_envs import MAX_EPISODE_STEPS
 from immiscible_envs.batch import BatchSimulation, simulate
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
-from immiscible_policy.cli import Option, parse_range
+from immiscible_policy.cli import COUNT, Option, parse_range, whole
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.palette import COLOURS, GREY, panels
@@ -392,13 +392,13 @@ EXPERIMENT = Experiment(
     {
         "counts": Option(str, "1,8,50,256,1024", "numbers of environments at once"),
         "threads": Option(str, "1,2", "threads of the batches; the evaluation takes the most"),
-        "steps": Option(int, MAX_EPISODE_STEPS, "steps of an episode"),
-        "episodes": Option(int, 5, "episodes for what steps one environment at a time"),
-        "poses": Option(int, 500, "poses for coverage"),
-        "starts": Option(int, 50, "starts of the evaluation"),
-        "evaluated": Option(int, 300, "steps of the evaluation"),
-        "turns": Option(int, 5, "turns of each candidate"),
-        "seed": Option(int, 0, "seed of episodes, displacements and poses"),
+        "steps": Option(COUNT, MAX_EPISODE_STEPS, "steps of an episode"),
+        "episodes": Option(COUNT, 5, "episodes for what steps one environment at a time"),
+        "poses": Option(COUNT, 500, "poses for coverage"),
+        "starts": Option(COUNT, 50, "starts of the evaluation"),
+        "evaluated": Option(COUNT, 300, "steps of the evaluation"),
+        "turns": Option(COUNT, 5, "turns of each candidate"),
+        "seed": Option(whole(0, 2**63 - 1), 0, "seed of episodes, displacements and poses"),
         "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
         "quick": QUICK,
     },

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, require_positive, short, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
-from immiscible_policy.cli import Option, parse_range
+from immiscible_policy.cli import COUNT, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.statistics import mean_interval
@@ -346,10 +346,10 @@ OPTIONS = {
     "spacing": Option(str, "trailing", "trailing or leading"),
     "steps": Option(str, "1,2,5,10,20,50,100", "network calls (heun takes the odd ones)"),
     "envs": Option(str, "1,50", "observations in a batch"),
-    "starts": Option(int, 50, "legacy starts to evaluate on"),
-    "evaluated": Option(int, 300, "environment steps of an episode"),
-    "turns": Option(int, 5, "turns of each candidate"),
-    "threads": Option(int, 1, "CPU threads"),
+    "starts": Option(COUNT, 50, "legacy starts to evaluate on"),
+    "evaluated": Option(COUNT, 300, "environment steps of an episode"),
+    "turns": Option(COUNT, 5, "turns of each candidate"),
+    "threads": Option(COUNT, 1, "CPU threads"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "peers": Option(peer_names, None, "all, none, or names (lerobot); none given: all that are installed"),
     "quick": QUICK,

@@ -39,7 +39,7 @@ from torch import Tensor
 from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, ratios, require_positive, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
-from immiscible_policy.cli import Option, parse_range
+from immiscible_policy.cli import COUNT, Option, parse_range
 from immiscible_policy.lab.data import demonstrated_actions
 from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.noise import SELECTORS, Potentials, fit_potentials, make_selector
@@ -331,11 +331,11 @@ def _draw_by_batch(axes: Axes, by_batch: Mapping[int, Mapping[str, float]]) -> N
 
 OPTIONS = {
     "ks": Option(str, "1,2,4,8,16,32,64", "candidates of KNN"),
-    "knn_batch": Option(int, 256, "batch on which k varies"),
+    "knn_batch": Option(COUNT, 256, "batch on which k varies"),
     "batches": Option(str, "64,128,256,512,1024,2048,4096", "batches of the cost curves"),
-    "turns": Option(int, 15, "turns of each candidate; fewer on large batches"),
+    "turns": Option(COUNT, 15, "turns of each candidate; fewer on large batches"),
     "patience": Option(float, 2.0, "seconds after which a candidate is not tried on larger batches"),
-    "threads": Option(int, 1, "CPU threads"),
+    "threads": Option(COUNT, 1, "CPU threads"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
     "quick": QUICK,

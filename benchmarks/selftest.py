@@ -35,7 +35,7 @@ from scipy import stats
 
 from benchmarks.measuring import require_positive
 from immiscible_envs.starts import TEST_SEEDS, published_starts
-from immiscible_policy.cli import CommandError, Option, parse_range, require_writable
+from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, require_writable, whole
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import (
@@ -415,11 +415,11 @@ def _draw_shares(axes: Axes, at: Array, cells: Sequence[Figures], key: str, look
 OPTIONS = {
     "bank": Option(str, "runs/benchmarks/bank.json", "files of banks, separated by commas"),
     "checkpoint": Option(str, None, "checkpoints to roll out where a bank does not exist, in the order of bank="),
-    "seeds": Option(int, 20, "sampling seeds of a new bank"),
-    "sampling_steps": Option(int, 10, "DDIM steps of a new bank"),
+    "seeds": Option(COUNT, 20, "sampling seeds of a new bank"),
+    "sampling_steps": Option(COUNT, 10, "DDIM steps of a new bank"),
     "sizes": Option(str, "3..5", "seeds per run"),
     "difference": Option(float, 0.05, "score that every episode of B loses"),
-    "comparisons": Option(int, 2000, "comparisons of each kind"),
-    "seed": Option(int, 0, "seed of the draws"),
+    "comparisons": Option(COUNT, 2000, "comparisons of each kind"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "seed of the draws"),
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
-from immiscible_policy.cli import CommandError, Option, parse_range, unknown
+from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.program import legend, plain, program, table
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import BLUE, GREY, NAMED, RUST, SKY, panels
@@ -390,14 +390,14 @@ OPTIONS = {
     "scale": Option(str, "cpu", "cpu or paper: size of the network"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "precision": Option(str, "auto", "auto, fp32 or bf16"),
-    "threads": Option(int, 1, "CPU threads"),
-    "batch": Option(int, None, "windows per step; none: the scale's"),
-    "width": Option(int, None, "channels of the first level, then 2 and 4 times as many; none: the scale's"),
+    "threads": Option(COUNT, 1, "CPU threads"),
+    "batch": Option(COUNT, None, "windows per step; none: the scale's"),
+    "width": Option(COUNT, None, "channels of the first level, then 2 and 4 times as many; none: the scale's"),
     "batches": Option(str, "64,128,256,512,1024", "batch sizes of the cost curve"),
     "widths": Option(str, "32,64,128", "widths of the cost curve"),
-    "turns": Option(int, 12, "turns of each candidate; a third as many in the curves"),
-    "steps": Option(int, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
-    "seeds": Option(int, 1, "also train so many seeds, at once and one at a time"),
+    "turns": Option(COUNT, 12, "turns of each candidate; a third as many in the curves"),
+    "steps": Option(COUNT, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
+    "seeds": Option(COUNT, 1, "also train so many seeds, at once and one at a time"),
     "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
     "quick": QUICK,
 }

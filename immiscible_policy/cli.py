@@ -53,6 +53,22 @@ def boolean(text: str) -> bool:
     return known[text.lower()]
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least` to `most`, beyond which a command would never end."""
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[+-]?\d{1,20}", text) else None
+        if number is None or not least <= number <= most:
+            raise ValueError("not a whole number" if number is None else f"needs {least:,} to {most:,}")
+        return number
+
+    return read
+
+
+COUNT = whole(0, 10**6)
+"""Reads how many there are to be of something."""
+
+
 def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict[str, Any]:
     """Turn `key=value` words into every option's typed value, defaults filled in; `usage` is the head of `--help`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.cli import CommandError, Option, parse, program, require_writable, unknown
+from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable, unknown, whole
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
@@ -50,7 +50,7 @@ OPTIONS = {
         named_runs, None, "DIR,DIR or NAME=DIR,NAME=DIR: run directories; the others are compared with the first"
     ),
     "checkpoint": Option(Path, None, "a single checkpoint"),
-    "samples": Option(int, 2000, "images per checkpoint; 50,000 for published FIDs"),
+    "samples": Option(COUNT, 2000, "images per checkpoint; 50,000 for published FIDs"),
     "sampling_steps": Option(
         sampling_steps, None, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
@@ -66,11 +66,11 @@ OPTIONS = {
     "prompts": Option(str, None, "own, none or a file, as in training; by default the run's"),
     "pretrained": Option(str, None, "where the ready-made parts of model=sd lie now; by default as in training"),
     "reference": Option(str, "train", "part of the data set that images are compared with"),
-    "reference_samples": Option(int, None, "only the first so many of it"),
+    "reference_samples": Option(COUNT, None, "only the first so many of it"),
     "edit": Option(str, None, "inpaint or outpaint: the model fills in parts of real images"),
     "originals": Option(str, "test", "part of the data set that is edited"),
-    "noise_seed": Option(int, 0, "names the start noises"),
-    "batch_size": Option(int, 250, "images at a time"),
+    "noise_seed": Option(whole(0, 2**63 - 1), 0, "names the start noises"),
+    "batch_size": Option(COUNT, 250, "images at a time"),
     "device": device_option(),
     "out": Option(Path, None, "directory of the report; by default the run, or frechet for several"),
 }

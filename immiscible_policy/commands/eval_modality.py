@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.lab.modality.arms import MOST_REPETITIONS, Arm, difference, estimate, measure, training_modes
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
@@ -35,7 +35,7 @@ named; differences are to the first run under the first solver.
 OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
-    "repetitions": Option(int, 25, "rollouts per start, R"),
+    "repetitions": Option(COUNT, 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
     **solving.OPTIONS,
     "device": device_option(),

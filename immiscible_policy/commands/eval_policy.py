@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import evaluate
@@ -36,7 +36,7 @@ OPTIONS = {
     "checkpoint": Option(Path, None, "one checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
     "checkpoints": Option(str, "all", "of a run: all, best (by the primary metric in training) or last"),
     "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
-    "episodes": Option(int, 50, "number of starts, for starts=legacy and starts=fresh"),
+    "episodes": Option(COUNT, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     **solving.OPTIONS,
     "device": device_option(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
@@ -29,9 +29,9 @@ OPTIONS = {
     "view": Option(str, "video", "video writes it, human opens a window instead"),
     "speed": Option(float, 1.0, "times real time"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
-    "episodes": Option(int, 9, "number of starts, for legacy and fresh"),
-    "columns": Option(int, 3, "tiles per row"),
-    "size": Option(int, 256, "pixels per tile"),
+    "episodes": Option(COUNT, 9, "number of starts, for legacy and fresh"),
+    "columns": Option(whole(1, 100), 3, "tiles per row"),
+    "size": Option(whole(1, 4096), 256, "pixels per tile"),
     **solving.OPTIONS,
     "device": device_option(),
 }

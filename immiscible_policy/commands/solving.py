@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import solver_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
@@ -13,7 +13,7 @@ from immiscible_policy.store.checkpoint import Checkpoint
 OPTIONS = {
     "solver": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M), euler, heun or renoise; absent: as in training"),
     "sampler": Option(str, None, "the same as solver="),
-    "sampling_steps": Option(int, None, "network calls; absent: as in training"),
+    "sampling_steps": Option(COUNT, None, "network calls; absent: as in training"),
     "spacing": Option(str, None, "trailing, or leading as published; absent: as in training"),
     "eta": Option(float, None, "noise of solver=ddim, 0 to 1; absent: as in training"),
 }

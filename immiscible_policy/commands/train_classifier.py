@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.image.data import load_images
 from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec
 from immiscible_policy.provenance import command, versions, without_places
@@ -29,9 +29,9 @@ OPTIONS = {
         Path, REQUIRED, "CIFAR-10 with its classes: an image folder, a zip of one, or torchvision's directory"
     ),
     "out": Option(Path, REQUIRED, "the file of weights to write; NAME.json goes beside NAME.safetensors"),
-    "size": Option(int, 16, "side that the images are averaged to"),
-    "epochs": Option(int, ClassifierTraining.epochs, "passes over the training images"),
-    "seed": Option(int, 0, "seed of weights, order and augmentation"),
+    "size": Option(whole(1, 1024), 16, "side that the images are averaged to"),
+    "epochs": Option(COUNT, ClassifierTraining.epochs, "passes over the training images"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "seed of weights, order and augmentation"),
 }
 
 

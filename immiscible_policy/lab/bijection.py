@@ -32,7 +32,7 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.image.build import load_image_model
@@ -329,12 +329,12 @@ OPTIONS = {
     "runs": lab_runs.RUNS,
     "data": DATA,
     "image_runs": lab_runs.IMAGE_RUNS,
-    "perturbations": Option(int, 10, "perturbations of each start noise and weight"),
-    "observations": Option(int, 32, "observations (or images) whose start noise is perturbed"),
-    "windows": Option(int, 1024, "windows on which action and start noise are correlated"),
+    "perturbations": Option(COUNT, 10, "perturbations of each start noise and weight"),
+    "observations": Option(COUNT, 32, "observations (or images) whose start noise is perturbed"),
+    "windows": Option(COUNT, 1024, "windows on which action and start noise are correlated"),
     "starts": Option(str, "100000..100002", "start seeds of the rollouts"),
-    "max_steps": Option(int, 300, "steps of a rollout"),
-    "sampling_steps": Option(int, 10, "network calls of a policy (DDIM)"),
+    "max_steps": Option(COUNT, 300, "steps of a rollout"),
+    "sampling_steps": Option(COUNT, 10, "network calls of a policy (DDIM)"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

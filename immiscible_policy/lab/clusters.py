@@ -26,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import Option
+from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, latent_fields, root_mean_square
 from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
@@ -161,9 +161,9 @@ def draw(figures: Document) -> Figure:
 
 OPTIONS = {
     "images": IMAGES,
-    "n": Option(int, PUBLISHED_N, "noises per image for vanilla and KNN"),
-    "assigned": Option(int, 60, f"noises per image for assignment at B = {BATCHES[-1]}; smaller batches get more"),
-    "pictures": Option(int, 10, "images whose noises are averaged, P"),
+    "n": Option(COUNT, PUBLISHED_N, "noises per image for vanilla and KNN"),
+    "assigned": Option(COUNT, 60, f"noises per image for assignment at B = {BATCHES[-1]}; smaller batches get more"),
+    "pictures": Option(COUNT, 10, "images whose noises are averaged, P"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import Option
+from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.lab import data as lab_data
 from immiscible_policy.lab.laws import expected_change
 from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
@@ -153,7 +153,7 @@ OPTIONS = {
     "images": lab_data.IMAGES,
     "task": lab_data.TASK,
     "data": lab_data.DATA,
-    "batches": Option(int, 8, "random batches per figure; KNN twice, actions 8 times as many"),
+    "batches": Option(COUNT, 8, "random batches per figure; KNN twice, actions 8 times as many"),
     "seed": lab_data.SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

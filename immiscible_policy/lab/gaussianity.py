@@ -26,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import Option
+from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, root_mean_square
 from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.program import Document, legend, plain, program, require, table
@@ -124,5 +124,5 @@ def draw(figures: Document) -> Figure:
     return figure
 
 
-OPTIONS = {"images": IMAGES, "n": Option(int, PUBLISHED_N, "images, and so noises"), "seed": SEED}
+OPTIONS = {"images": IMAGES, "n": Option(COUNT, PUBLISHED_N, "images, and so noises"), "seed": SEED}
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

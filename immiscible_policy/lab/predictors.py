@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.evaluation.scores import scores
@@ -166,8 +166,8 @@ def draw(figures: Document) -> Figure:
 OPTIONS = {
     "grid": Option(Path, REQUIRED, "directory of the grid, a run directory for each arm"),
     "data": DATA,
-    "early": Option(int, 500, "training step of the early checkpoint"),
-    "windows": Option(int, 1024, "windows on which action and start noise are compared"),
+    "early": Option(COUNT, 500, "training step of the early checkpoint"),
+    "windows": Option(COUNT, 1024, "windows on which action and start noise are compared"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from immiscible_policy.cli import Option
+from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.lab.data import DATA, SEED, TASK, demonstrated
 from immiscible_policy.lab.program import Document, plain, program, require, table
 from immiscible_policy.noise import fit_potentials, make_selector
@@ -114,8 +114,8 @@ def draw(audits: dict[str, Audit]) -> Figure:
 OPTIONS = {
     "task": TASK,
     "data": DATA,
-    "batch_size": Option(int, 256, "windows per batch"),
-    "batches": Option(int, 32, "batches"),
+    "batch_size": Option(COUNT, 256, "windows per batch"),
+    "batches": Option(COUNT, 32, "batches"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

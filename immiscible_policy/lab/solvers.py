@@ -29,7 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.program import Document, plain, program, table
@@ -224,7 +224,7 @@ def draw(figures: Document) -> Figure:
 OPTIONS = {
     "runs": RUNS,
     "solvers": Option(str, "ddim10,ddim5,ddim16,ddpm100,dpmpp2,dpmpp5,dpmpp10", "solvers with their network calls"),
-    "episodes": Option(int, 50, "starts"),
+    "episodes": Option(COUNT, 50, "starts"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds"),
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -36,7 +36,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import read_policy, read_spec
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
@@ -311,7 +311,7 @@ OPTIONS = {
     "data": DATA,
     "image_runs": lab_runs.IMAGE_RUNS,
     "images": IMAGES,
-    "n": Option(int, 2000, "samples for each model"),
+    "n": Option(COUNT, 2000, "samples for each model"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor, nn
 
-from immiscible_policy.cli import Option, parse_range
+from immiscible_policy.cli import COUNT, Option, parse_range
 from immiscible_policy.lab.mixture import REACH, Mixture, crossings, curvature, mixing, ring, wasserstein
 from immiscible_policy.lab.program import Document, program, require, table
 from immiscible_policy.noise import Selector, make_selector
@@ -388,8 +388,8 @@ def _frame(axes: Axes, note: str) -> None:
 
 OPTIONS = {
     "seeds": Option(str, "0", "training seeds, such as 0..2; the picture shows the first"),
-    "k": Option(int, 4, "candidates of knn (4 is the paper's best for flow matching)"),
-    "steps": Option(int, 1500, "training steps"),
-    "batch_size": Option(int, 128, "points per training step"),
+    "k": Option(COUNT, 4, "candidates of knn (4 is the paper's best for flow matching)"),
+    "steps": Option(COUNT, 1500, "training steps"),
+    "batch_size": Option(COUNT, 128, "points per training step"),
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

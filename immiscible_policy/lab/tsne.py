@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
@@ -198,9 +198,9 @@ OPTIONS = {
     "data": DATA,
     "image_runs": lab_runs.IMAGE_RUNS,
     "images": IMAGES,
-    "noises": Option(int, 100, "noises of each sample"),
-    "starts": Option(int, 128, "start noises of the predictions"),
-    "batch_size": Option(int, 256, "batch within which assignment pairs"),
+    "noises": Option(COUNT, 100, "noises of each sample"),
+    "starts": Option(COUNT, 128, "start noises of the predictions"),
+    "batch_size": Option(COUNT, 256, "batch within which assignment pairs"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -26,6 +26,7 @@ from immiscible_policy.recipes.options import options_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import ShuffledOrder, cut, size
+from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
@@ -80,7 +81,7 @@ class ImageObjective:
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """An image model in training, see `training.recipe`; `parameters` counts those that train."""
+    """An image model in training, see `training.recipe`."""
 
     schema: ClassVar = SCHEMA
     shown: ClassVar = {"fixed_loss": "loss on fixed noise and times {:.4f}"}
@@ -88,7 +89,7 @@ class ImageRecipe:
     config: ImageConfig
     images: Images
     spec: Spec
-    parameters: int
+    footprint: Footprint
     noise: NoiseOptions
 
     @classmethod
@@ -112,7 +113,7 @@ class ImageRecipe:
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
         size = config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
-        return cls(config, images, spec, sum(p.numel() for p in model.denoiser.parameters()), options)
+        return cls(config, images, spec, _footprint(model, images, config), options)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class ImageRecipe:
         return [
             f"data:   {config.dataset} in {config.data}: {len(images):,} images of {config.size} x {config.size}, "
             f"content {images.content_hash[:12]}",
-            f"model:  {config.model}, {self.parameters:,} parameters, {config.precision} on {config.device}",
+            f"model:  {config.model}, {self.footprint.parameters:,} parameters, {config.precision} on {config.device}",
             f"plan:   {config.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs), "
             f"{config.samples} samples every {config.eval_every:,} steps",
             *(forgotten if left >= 0.01 else []),
@@ -197,6 +198,16 @@ class ImageRecipe:
             lines.insert(0, f"unfinished: {', '.join(unfinished)}")
         return "\n".join([*lines, f"samples in {run.path}/seed_*/samples; measure with "
                                   f"python eval_image.py run={run.path}"])  # fmt: skip
+
+
+def _footprint(model: ImageModel, images: Images, config: ImageConfig) -> Footprint:
+    """The denoiser's parameters, what it keeps of two samples if it was built without memory, and the images."""
+    parameters, rows, kept = list(model.denoiser.parameters()), 2, 0
+    if parameters[0].is_meta:
+        with torch.device("meta"):
+            noisy, times = torch.zeros(rows, *model.coder.shape), torch.zeros(rows)
+            kept = saved_bytes(lambda: model.denoiser(noisy, times), parameters)
+    return Footprint(sum(p.numel() for p in parameters), kept // rows, len(images) * 3 * config.size**2)
 
 
 def image_spec(config: ImageConfig) -> Spec:

@@ -28,28 +28,28 @@ class ImageConfig(DiffusionConfig):
 
     model: str
     dataset: str
-    limit: int | None
+    limit: int | None = number("[1, 1e9]")
     flip: bool
-    size: int = number("[1, inf)")
-    channels: list[int]
-    layers: int
+    size: int = number("[1, 4096]")
+    channels: list[int] = number("[1, 65536]")
+    layers: int = number("[1, 64]")
     attention: list[bool]
-    groups: int
-    head_channels: int
-    dropout: float
+    groups: int = number("[1, 65536]")
+    head_channels: int = number("[1, 65536]")
+    dropout: float = number("[0, 1)")
     layout: str
-    diffusion_steps: int
+    diffusion_steps: int = number("[1, 1e5]")
     metric: str
     pretrained: str | None
     init: str
     prompts: str
-    noise_offset: float
-    prompt_dropout: float
-    guidance: float
+    noise_offset: float = number("[0, 1e3]")
+    prompt_dropout: float = number("[0, 1]")
+    guidance: float = number("[0, 1e3]")
     gradient_checkpointing: bool
     frozen_precision: str
-    sampling_steps: int | None = number("[1, inf)")
-    samples: int = number("[1, inf)")
+    sampling_steps: int | None = number("[1, 1e5]")
+    samples: int = number("[1, 1e5]")
 
 
 def fill(options: dict[str, Any]) -> None:

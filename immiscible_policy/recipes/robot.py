@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +22,7 @@ from immiscible_policy.evaluation.scores import finished, mean_by_step, means, s
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Regression
-from immiscible_policy.policy import Policy
+from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer
 from immiscible_policy.randomness import torch_generator
@@ -36,6 +37,7 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
+from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
@@ -186,8 +188,6 @@ class RobotRecipe:
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
         config, data = self.config, self.windows
-        with torch.device("meta"):  # sizes without memory
-            parameters = sum(p.numel() for p in build_policy(self.spec).parameters())
         evaluations = -(-config.steps // config.eval_every)  # type: ignore[operator]  # resolved
         held_out = f"{len(data.held_out.episodes)} held-out episodes" if data.held_out else ""
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
@@ -196,13 +196,29 @@ class RobotRecipe:
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
             f"windows, content {data.content_hash[:12]}",
-            f"policy: {parameters:,} parameters, {config.precision} on {config.device}",
+            f"policy: {self.footprint.parameters:,} parameters, {config.precision} on {config.device}",
             f"plan:   {config.steps:,} steps of {config.batch_size} windows ({epochs:.0f} epochs), "
             f"{evaluations} evaluations of {evaluated}",
             f"scaled to -1..1: the range of each number over {fitted} episodes (normalize={config.normalize})",
             *(f"  {name}: {values}" for name, values in data.observation.items()),
             f"  {config.action} (actions): {data.action}",
         ]
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """The policy's parameters and activations, measured without memory, and the windows of training."""
+        spec, windows, rows = self.spec, self.windows.training, 2
+        with torch.device("meta"):
+            policy = build_policy(spec).to("meta")
+            observation: Any = torch.zeros(rows, spec.obs_steps, spec.obs_dim)
+            if spec.encoder is not None:
+                views = (spec.obs_steps, len(spec.encoder.cameras), spec.encoder.crop, spec.encoder.crop, 3)
+                observation = Pictured(observation, torch.zeros(rows, *views, dtype=torch.uint8))
+            action, times = torch.zeros(rows, spec.horizon, spec.action_dim), torch.zeros(rows)
+            kept = saved_bytes(lambda: policy.network(action, times, policy.encode(observation)), policy.parameters())
+        frames = windows.footage.frames.values() if windows.footage else ()
+        data = sum(tensor.nbytes for tensor in (windows.obs, windows.action, windows.real, *frames))
+        return Footprint(sum(p.numel() for p in policy.parameters()), kept // rows, data)
 
     def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""

@@ -29,25 +29,25 @@ class RobotConfig(DiffusionConfig):
     select_for: str = choice("action", "residual")
     select_at: str
     mirror: bool
-    validation: float | None
-    train_episodes: int | None = number("[1, inf)")
-    horizon: int
-    obs_steps: int
-    action_steps: int
+    validation: float | None = number("[0, 1)")
+    train_episodes: int | None = number("[1, 1e9]")
+    horizon: int = number("[1, 4096]")
+    obs_steps: int = number("[1, 4096]")
+    action_steps: int = number("[1, 4096]")
     method: str = choice("diffusion", "flow", "regression", "mip")
-    diffusion_steps: int = number("[1, inf)")
+    diffusion_steps: int = number("[1, 1e5]")
     times: str = choice(*TIMES)
-    min_snr: float | None = number("(0, inf)")
+    min_snr: float | None = number("(0, 1e6]")
     images: str = choice("stored", "rendered")
-    crop: int = number("[1, inf)")
-    encoder_width: int
+    crop: int = number("[1, 4096]")
+    encoder_width: int = number("[1, 4096]")
     shared_encoder: bool
-    down_dims: list[int]
-    step_embed_dim: int
-    kernel_size: int
-    groups: int
-    sampling_steps: int = number("[1, inf)")
-    episodes: int = number("[1, inf)")
+    down_dims: list[int] = number("[1, 65536]")
+    step_embed_dim: int = number("[1, 65536]")
+    kernel_size: int = number("[1, 1023]")
+    groups: int = number("[1, 65536]")
+    sampling_steps: int = number("[1, 1e5]")
+    episodes: int = number("[1, 1e5]")
     starts: str
 
 

@@ -13,6 +13,7 @@ from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs
+from immiscible_policy.training.memory import require_memory
 from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import joined, process_group, require_shares
 from immiscible_policy.training.recipe import Recipe
@@ -72,6 +73,7 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
         change = f"has changed since the run in {run.path} began (content {content[:12]}, then {str(began)[:12]})"
         raise CommandError(f"data={recipe.data['path']} {change}; restore the data or name another out=")
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
+    print(require_memory(config, recipe.footprint), flush=True)
     longer = resuming and config.steps > run.config["steps"]
     if longer:
         law = f"lr_schedule={config.lr_schedule} over {config.steps:,} steps, as if planned from the start"

@@ -60,15 +60,15 @@ class RunConfig:
     resume: bool
     dry_run: bool
     steps: int = number("[1, 1e9]")
-    batch_size: int = number("[1, inf)")
-    accumulate: int = number("[1, inf)")
-    lr: float = number("(0, inf)")
+    batch_size: int = number("[1, 1e6]")
+    accumulate: int = number("[1, 1e6]")
+    lr: float = number("(0, 1e3]")
     lr_schedule: str = choice("cosine", "constant")
-    warmup_steps: int = number("[0, inf)")
-    weight_decay: float = number("[0, inf)")
-    clip_grad_norm: float | None = number("(0, inf)")
+    warmup_steps: int = number("[0, 1e9]")
+    weight_decay: float = number("[0, 1e3]")
+    clip_grad_norm: float | None = number("(0, 1e9]")
     betas: list[float] = number("[0, 1)")
-    ema_power: float = number("(0, inf)")
+    ema_power: float = number("(0, 100]")
     ema_max: float = number("(0, 1)")
     precision: str = choice("auto", "fp32", "bf16")
     engine: str = choice("fast", "eager")
@@ -78,10 +78,10 @@ class RunConfig:
     launcher: str = choice("local", "joblib", *CLUSTERS)
     cluster: str | None
     job_options: str | None
-    checkpoint_every: int = number("[1, inf)")
+    checkpoint_every: int = number("[1, 1e9]")
     keep: str = choice("all", "last+best")
-    eval_every: int | None = number("[1, inf)")
-    log_every: int = number("[1, inf)")
+    eval_every: int | None = number("[1, 1e9]")
+    log_every: int = number("[1, 1e9]")
     wandb: str = choice("offline", "online", "disabled")
 
     @property
@@ -406,9 +406,9 @@ def _require_inside(key: str, value: Any, interval: str) -> None:
         above = number >= low if interval[0] == "[" else number > low
         below = number <= high if interval[-1] == "]" else number < high
         if not (above and below):
-            least = f"{low:g} or more" if interval[0] == "[" else f"a number above {low:g}"
-            need = least if high == float("inf") else f"{low:g} to {high:,.10g}" if interval[-1] == "]" else interval
-            raise CommandError(f"{key}={value}: needs {need}")
+            brackets, most = interval[0] + interval[-1], f"{high:,.10g}"
+            needs = {"[]": f"{low:g} to {most}", "(]": f"a number above {low:g}, at most {most}"}
+            raise CommandError(f"{key}={value}: needs {needs.get(brackets, interval)}")
 
 
 def device_option() -> Option:

@@ -10,6 +10,7 @@ from torch import nn
 
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.engine import Objective
+from immiscible_policy.training.memory import Footprint
 from immiscible_policy.training.options import Schema
 from immiscible_policy.training.state import TrainState
 
@@ -61,6 +62,11 @@ class Recipe(Protocol):
 
     def describe(self) -> list[str]:
         """Lines that say what will happen, for people."""
+        ...
+
+    @property
+    def footprint(self) -> Footprint:
+        """The memory that a seed takes."""
         ...
 
     def build(self, seed: SeedDirectory) -> Work:

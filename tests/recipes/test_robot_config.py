@@ -144,7 +144,7 @@ def test_what_is_accepted_exists():
         (["prediction=noise"], "unknown prediction 'noise'"),
         (["spacing=even"], "unknown spacing 'even'"),
         (["eta=2"], "eta=2.0: needs 0 to 1"),
-        (["sampling_steps=0"], "sampling_steps=0: needs 1 or more"),
+        (["sampling_steps=0"], "sampling_steps=0: needs 1 to 100,000"),
         (["engine=warp"], "unknown engine 'warp'"),
         (["data_scale=0"], "data_scale=0"),
         (["betas=[0.9]"], "betas=[0.9]"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.recipes.robot_config import SCHEMA
+from immiscible_policy.training.memory import Footprint
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 
@@ -62,6 +63,10 @@ class ToyRecipe:
 
     def describe(self) -> list[str]:
         return ["data:   four points"]
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(parameters=2, activations=16, data=128)
 
     def build(self, seed) -> Work:
         with weights_of(seed.number):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, require_writable, whole
 from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.store import content_hash, write_store
 from immiscible_policy.tasks import find_task
@@ -19,10 +19,10 @@ Makes demonstrations with the task's scripted expert. The same words make the sa
 out= it is the project's own."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
-    "episodes": Option(int, 220, "demonstrations"),
-    "seed": Option(int, 0, "source of the starts and of the disturbances"),
+    "episodes": Option(COUNT, 220, "demonstrations"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "source of the starts and of the disturbances"),
     "noise": Option(float, None, "how strongly the expert's actions are disturbed; by default as the expert does"),
-    "workers": Option(int, 1, "processes"),
+    "workers": Option(whole(0, 1024), 1, "processes"),
     "task": TASK,
 }
 

@@ -6,7 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, whole
 from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.append import append_episode, recorded_ends
 from immiscible_policy.tasks import find_task
@@ -16,7 +16,7 @@ USAGE = """usage: python -m immiscible_policy.demos record out=PATH.zarr [seed=0
 Opens a window in which a person demonstrates the task, and says how. Every episode is saved when it ends."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to record into; one that this command made is continued"),
-    "seed": Option(int, 0, "whole number >= 0 that the starts are drawn from, with the number of the episode"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "that the starts are drawn from, with the number of the episode"),
     "task": TASK,
 }
 MADE = {"made_by": "a person at the mouse", "command": "python -m immiscible_policy.demos record"}

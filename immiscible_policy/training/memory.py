@@ -1,0 +1,87 @@
+"""How much memory a training needs, and whether it is there: said in the plan, refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.training.options import CLUSTERS, RunConfig
+
+COPIES = 6
+"""Of each parameter: weight, gradient, AdamW's two moments, EMA, and the weights kept aside in an evaluation."""
+GB = 1e9
+
+
+class Footprint(NamedTuple):
+    """What one seed of a training keeps in memory.
+
+    Attributes:
+        parameters: Numbers that train.
+        activations: What one sample of a batch keeps for the backward pass [bytes], in float32.
+        data: Everything that it trains on [bytes].
+    """
+
+    parameters: int
+    activations: int
+    data: int
+
+    def estimate(self, config: RunConfig) -> int:
+        """Bytes of all seeds that are trained at once; on a GPU they share the data."""
+        rows = -(-config.batch_size // config.accumulate)
+        activations = self.activations * rows // (2 if config.precision == "bf16" else 1)
+        seeds = config.parallel or 1
+        own = 4 * COPIES * self.parameters + activations
+        return seeds * own + self.data * (1 if config.device.startswith("cuda") else seeds)
+
+
+def require_memory(config: RunConfig, footprint: Footprint) -> str:
+    """A line on the memory that a training takes and what is free; what cannot fit is a CommandError.
+
+    Machines of a cluster are not asked.
+    """
+    needed = footprint.estimate(config)
+    parts = f"{footprint.parameters:,} parameters, batch_size={config.batch_size}, {config.parallel or 1} seeds at once"
+    line = f"memory: about {needed / GB:.1f} GB ({parts})"
+    free = None if config.launcher in CLUSTERS else free_memory(config.device)
+    if free is None:
+        return line
+    if needed > free:
+        cure = "make batch_size=, parallel= or the network smaller"
+        what = f"about {needed / GB:,.1f} GB of memory are needed ({parts})"
+        raise CommandError(f"{what}, {free / GB:.1f} GB are free; {cure}")
+    return f"{line}, {free / GB:.1f} GB are free"
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that a device, or this machine, has to spare; None where nothing says so."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (available := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), flags=re.M)):
+        return 1024 * int(available[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, parameters left out; on the device `meta` it takes none.
+
+    What several operations keep of the same tensor counts once.
+    """
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that no other storage takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)

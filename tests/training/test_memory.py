@@ -1,0 +1,90 @@
+"""What cannot fit is refused by its size, before anything is written; the plan says what fits."""
+
+import pytest
+import torch
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.policy.build import build_policy
+from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
+from immiscible_policy.recipes.robot_config import SCHEMA as ROBOT
+from immiscible_policy.training.driver import train_run
+from immiscible_policy.training.memory import Footprint, free_memory, require_memory, saved_bytes
+from tests.lab.small import SPEC
+from tests.training.helpers import here, refused, write_small_store
+from tests.training.toy_recipe import WORDS, ToyRecipe
+
+
+def config(*words):
+    given = {word.partition("=")[0] for word in words}
+    return ROBOT.compose([*(word for word in WORDS if word.partition("=")[0] not in given), *words])
+
+
+def test_what_the_backward_pass_needs_is_counted_once_and_without_parameters():
+    """Of relu(A x): the input, which A's gradient needs, and the output, which relu's does; 4 bytes a number."""
+    layer, x = torch.nn.Linear(5, 3), torch.randn(7, 5)
+    assert saved_bytes(lambda: layer(x).relu(), layer.parameters()) == 4 * 7 * (5 + 3)
+
+
+def test_without_memory_as_much_is_counted_as_with_it():
+    counted = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            policy, chunk = build_policy(SPEC).to(device), torch.zeros(2, SPEC.horizon, SPEC.action_dim)
+            observation, times = torch.zeros(2, SPEC.obs_steps, SPEC.obs_dim), torch.zeros(2)
+            counted.append(saved_bytes(lambda: policy.network(chunk, times, policy.encode(observation)),  # noqa: B023
+                                       policy.parameters()))  # fmt: skip
+    assert counted[0] == counted[1] > 0
+
+
+def test_an_estimate_is_that_of_all_seeds_at_once():
+    footprint = Footprint(parameters=1000, activations=50, data=300)
+    one = 24 * 1000 + 50 * 4 + 300
+    assert footprint.estimate(config("parallel=1")) == one and footprint.estimate(config("parallel=3")) == 3 * one
+    assert footprint.estimate(config("parallel=1", "accumulate=2")) == one - 50 * 2
+    assert footprint.estimate(config("parallel=1", "precision=bf16")) == one - 50 * 2
+
+
+def test_what_does_not_fit_is_refused_and_a_cluster_is_not_asked(tmp_path, monkeypatch):
+    free = free_memory("cpu")
+    assert free is not None and 10**6 < free
+    (tmp_path / "points").touch()
+    monkeypatch.setattr(ToyRecipe, "footprint", Footprint(parameters=10**11, activations=0, data=0))
+    monkeypatch.setattr("immiscible_policy.training.memory.free_memory", lambda device: 32 * 10**9)
+    options = config(f"data={tmp_path / 'points'}", f"out={tmp_path / 'run'}", "seed=0..1", "parallel=2")
+    need = "about 4,800.0 GB of memory are needed .100,000,000,000 parameters, batch_size=4, 2 seeds at once., 32.0 GB"
+    with pytest.raises(CommandError, match=need):
+        train_run(ToyRecipe, options)
+    assert not (tmp_path / "run").exists()
+    options.launcher = "ray"
+    assert require_memory(options, ToyRecipe.footprint).startswith("memory: about 4800.0 GB")
+
+
+def test_the_plan_says_it_and_a_dry_run_refuses_what_cannot_fit(tmp_path):
+    words = (f"data={write_small_store(tmp_path / 'small.zarr')}", f"out={tmp_path / 'run'}", "dry_run=true", *WORDS)
+    assert "\nmemory: about 0." in here("train_policy.py", *words).stdout
+    wide = refused(here("train_policy.py", *words, "down_dims=[32768,65536]"))
+    assert "GB of memory are needed" in wide and "make batch_size=, parallel= or the network smaller" in wide
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("schema", "word", "most"),
+    [
+        (ROBOT, "batch_size=1000000000", "1 to 1,000,000"),
+        (ROBOT, f"batch_size={10**25}", "1 to 1,000,000"),
+        (ROBOT, "diffusion_steps=1000000000", "1 to 100,000"),
+        (ROBOT, "episodes=1000000000", "1 to 100,000"),
+        (ROBOT, "down_dims=[1000000,2000000]", "1 to 65,536"),
+        (ROBOT, f"warmup_steps={10**22}", "0 to 1,000,000,000"),
+        (ROBOT, "horizon=1000000", "1 to 4,096"),
+        (ROBOT, "lr=1e30", "a number above 0, at most 1,000"),
+        (IMAGES, "size=100000", "1 to 4,096"),
+        (IMAGES, "channels=[1000000]", "1 to 65,536"),
+        (IMAGES, "layers=1000000", "1 to 64"),
+        (IMAGES, "samples=1000000000", "1 to 100,000"),
+        (IMAGES, "dropout=1", r"\[0, 1\)"),
+    ],
+)
+def test_absurd_sizes_are_refused_with_what_is_possible(schema, word, most):
+    with pytest.raises(CommandError, match=f"needs {most}$"):
+        schema.compose([word, "data=x", "device=cpu"])
