@@ -12,6 +12,7 @@ from rich.console import Console
 
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
+from immiscible_policy.evaluation.statistics import count
 from immiscible_policy.lab.modality.arms import MOST_REPETITIONS, Arm, difference, estimate, measure, training_modes
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
@@ -144,7 +145,7 @@ def markdown(arms: Sequence[Arm]) -> str:
     rows += [[name, "", "", "", major, "", "", "", score] for name, major, score in modes.published]
     parts = [
         f"# {modes.title}",
-        f"{len(modes)} starts x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
+        f"{count(len(modes), 'start')} x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
         "intervals. Majority: share of the decided rollouts that took their start's most frequent mode (1: one "
         f"mode only). TV: total-variation distance to the training demonstrations {modes.alike}, {modes.names[-1]} "
         "counted as a mode of its own. Floor: what pure chance gives with as many rollouts.",

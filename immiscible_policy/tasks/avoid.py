@@ -81,8 +81,8 @@ class Avoid(Task):
     )
     set_metrics = (
         SetMetric("ways", number_of_ways, 0, len(WAYS)),
-        SetMetric("way_entropy", entropy, 0, math.log(len(WAYS))),
-        SetMetric("way_total_variation", total_variation, lower_is_better=True),
+        SetMetric("entropy", entropy, 0, math.log(len(WAYS))),
+        SetMetric("total_variation", total_variation, lower_is_better=True),
     )
     columns = {
         "position": Column((2,), "f", names=("x", "y")),

@@ -15,11 +15,14 @@ from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.results.compare import compare, verdict
 from immiscible_policy.results.grid import write_grid
+from immiscible_policy.results.report.evidence import gather
+from immiscible_policy.results.report.page import render
 from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task
 from immiscible_policy.tasks.avoid import entropy, number_of_ways, shares, total_variation
+from tests.results.test_report import ORIGIN, text
 
 AVOID = find_task("avoid")
 EVERY = {"way": np.arange(24.0)}
@@ -112,11 +115,11 @@ def runs(tmp_path):
 
 def test_the_summary_has_the_set_metrics_over_seeds(runs):
     block = summarize(runs[1])
-    assert list(block["pooled"]) == ["collision_free", "ways", "way_entropy", "way_total_variation"]
+    assert list(block["pooled"]) == ["collision_free", "ways", "entropy", "total_variation"]
     assert [block["seeds"][seed]["ways"]["last10"]["mean"] for seed in "01"] == [3, 3]
-    assert block["pooled"]["way_entropy"]["last10"]["mean"] == pytest.approx(math.log(2 * 4 * 3 * 3) / 4)
+    assert block["pooled"]["entropy"]["last10"]["mean"] == pytest.approx(math.log(2 * 4 * 3 * 3) / 4)
     assert block["pooled"]["ways"]["last10"]["over"] == "seeds" and "max" not in block["pooled"]["ways"]
-    assert "way_total_variation" in (runs[1].path / "summary.md").read_text()
+    assert "total_variation" in (runs[1].path / "summary.md").read_text()
 
 
 def test_a_grid_has_the_set_metrics_and_compares_no_arms_of_different_tasks(runs, tmp_path):
@@ -136,10 +139,18 @@ def test_a_grid_has_the_set_metrics_and_compares_no_arms_of_different_tasks(runs
     assert "| pusht | 0.500" in text and "Arms of other tasks are not compared with it." in text
 
 
+def test_the_report_shows_the_set_metrics_of_one_run_and_of_two(runs):
+    many, few = runs
+    alone = text(render(gather({"few": few}, "few"), ORIGIN, videos=0))
+    assert "ways3.000" in alone and "total variation0.875" in alone
+    both = text(render(gather({"few": few, "many": many}, "few"), ORIGIN, videos=0))
+    assert "ways+21.000" in both and "24.000" in both
+
+
 def test_the_comparison_says_which_run_has_more_ways_and_is_nearer_to_the_demonstrations(runs):
     results = {result.name: result for result in compare(*runs).results}
     assert results["ways, last10"].difference.estimate == 21 and results["ways, last10"].together
     assert "A is better than B" in verdict(results["ways, last10"])
-    nearer = results["way_total_variation, last10"]
+    nearer = results["total_variation, last10"]
     assert nearer.difference.estimate < 0 and "A is better than B" in verdict(nearer)
     assert compare(*runs).headline.name == "collision_free, last10"

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text as Label
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from immiscible_policy.palette import BASELINE, DASHES, GREY, GRID, INK, colours, panels
+from immiscible_policy.palette import DASHES, GREY, GRID, INK, mode_colour, panels
 from immiscible_policy.results.plots import draw_curves, title_of
 from immiscible_policy.results.report.evidence import Contrast, Evidence, by_start
 from immiscible_policy.results.report.words import signed
@@ -89,7 +89,7 @@ def start_chart(evidence: Evidence, contrast: Contrast) -> Chart:
 
 def share_colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each behaviour; the last one stands for undecided rollouts and is grey."""
-    return colours(names[:-1]) | {names[-1]: BASELINE}
+    return {name: mode_colour(mode, len(names)) for mode, name in enumerate(names)}
 
 
 def svg(chart: Chart, prefix: str) -> Markup:

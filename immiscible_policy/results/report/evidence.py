@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from immiscible_policy.evaluation.scores import Scores, finished, scores
+from immiscible_policy.evaluation.scores import Scores, finished, scores, set_scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
 from immiscible_policy.results.grid import last_audits
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, Task, summarised
+from immiscible_policy.tasks import Metric, SetMetric, Task, summarised
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class ReportedRun:
     def mean(self, metric: Metric) -> Interval:
         """A metric, mean over the last checkpoints, with its interval."""
         return mean_interval(np.stack([table.last10(metric.name) for table in self.scores.values()]))
+
+    def together(self, metric: SetMetric) -> Interval:
+        """A number of all episodes of a checkpoint, mean over the last checkpoints, with its interval over seeds."""
+        return mean_interval(stacked(set_scores(self.scores, [metric]), metric, "last10"))
 
     @property
     def audited(self) -> dict[str, Interval]:

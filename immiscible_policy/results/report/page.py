@@ -21,7 +21,7 @@ from immiscible_policy.results.report.rollouts import roll_out
 from immiscible_policy.results.writer import origin_here
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric
+from immiscible_policy.tasks import Metric, SetMetric
 
 PACKAGE = "immiscible_policy.results.report"
 
@@ -87,6 +87,6 @@ def _number(value: float, form: str = ".3f") -> str:
     return words.minus(f"{value:{form}}")
 
 
-def _brackets(interval: Interval, form: str = ".3f", metric: Metric | None = None) -> str:
+def _brackets(interval: Interval, form: str = ".3f", metric: Metric | SetMetric | None = None) -> str:
     """An interval alone, cut to the metric's range."""
     return words.minus(brackets(interval, form, None if metric is None else (metric.low, metric.high)))
