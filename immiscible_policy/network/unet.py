@@ -24,10 +24,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+KERNELS = ("fused", "plain")
 
 
 class ConditionalUnet1d(nn.Module):
@@ -40,6 +43,8 @@ class ConditionalUnet1d(nn.Module):
         down_dims: Channels at each resolution; the chunk is halved between them.
         kernel_size: Width of the temporal convolutions, odd.
         groups: Groups of the normalisation; divides every entry of `down_dims`.
+        kernels: `fused` (see `network.fused`) or `plain`. Fused is for the CPU, float32 weights, and arithmetic in
+            float32 or bfloat16; everything else is done plainly. Weights and their names are the same.
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -53,8 +58,11 @@ class ConditionalUnet1d(nn.Module):
         down_dims: Sequence[int] = (256, 512, 1024),
         kernel_size: int = 5,
         groups: int = 8,
+        kernels: str = "fused",
     ) -> None:
         super().__init__()
+        if kernels not in KERNELS:
+            raise ValueError(f"kernels={kernels}: known kernels are {', '.join(KERNELS)}")
         if groups < 1:
             raise ValueError(f"groups={groups}: needs 1 or more")
         if not down_dims or any(dim < 1 or dim % groups for dim in down_dims):
@@ -63,6 +71,7 @@ class ConditionalUnet1d(nn.Module):
             raise ValueError(f"step_embed_dim={step_embed_dim}: needs an even number, 4 or more")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: needs an odd number")
+        self.kernels = kernels
         self.down_factor = 2 ** (len(down_dims) - 1)
         self.step_embed_dim = step_embed_dim
         self.diffusion_step_encoder = nn.Sequential(
@@ -94,8 +103,13 @@ class ConditionalUnet1d(nn.Module):
 
         Raises ValueError if T does not divide by 2 ** (len(down_dims) - 1).
         """
+        self._check_horizon(sample.shape[1])
+        if (dtype := self._fused_dtype(sample)) is not None:
+            from immiscible_policy.network import fused  # compiles, or reads what it compiled before
+
+            return fused.forward(self, sample, step, features, dtype)
         film = torch.cat([self.diffusion_step_encoder(step), features], dim=-1)
-        return self._denoise(sample, [block.cond_encoder(film) for block in self._blocks()])
+        return self._denoise(sample, [block.cond_encoder(film) for block in self.blocks()])
 
     def predictor(self, steps: Tensor, features: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Prepare many predictions for the same features: everything that the sample does not enter is computed now.
@@ -108,7 +122,7 @@ class ConditionalUnet1d(nn.Module):
             A function of i and noisy action chunks (B, T, A) that predicts their noise at steps[i] (B, T, A), as
             `forward` does; steps (S,) are for all rows of the features (B, G).
         """
-        blocks = self._blocks()
+        blocks = self.blocks()
         linears = [cast(nn.Linear, block.cond_encoder[1]) for block in blocks]
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
@@ -118,16 +132,25 @@ class ConditionalUnet1d(nn.Module):
         step_films = nn.functional.linear(embedded, step_weight, bias)  # (S, films)
         feature_films = nn.functional.linear(activation(features), feature_weight)  # (B, films)
 
+        denoise = self._denoiser(features, sizes)
+
         def predict(i: int, sample: Tensor) -> Tensor:
-            return self._denoise(sample, (step_films[i] + feature_films).split(sizes, dim=1))
+            self._check_horizon(sample.shape[1])
+            return denoise(sample, step_films[i] + feature_films)
 
         return predict
 
+    def _denoiser(self, features: Tensor, sizes: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """`_denoise` for films that lie side by side (B, F), so many numbers of each block."""
+        dtype = None if torch.is_grad_enabled() else self._fused_dtype(features)
+        if dtype is None:
+            return lambda sample, films: self._denoise(sample, films.split(sizes, dim=1))
+        from immiscible_policy.network import fused
+
+        return fused.denoiser(self, dtype)
+
     def _denoise(self, sample: Tensor, films: Iterable[Tensor]) -> Tensor:
-        """Predict the noise in (B, T, A), given scale and bias (B, 2 C) of each of `_blocks`."""
-        if sample.shape[1] % self.down_factor:
-            need = f"{self.down_factor}, as this U-Net's depth needs"
-            raise ValueError(f"horizon={sample.shape[1]} does not divide by {need}")
+        """Predict the noise in (B, T, A), given scale and bias (B, 2 C) of each of `blocks`."""
         film = iter(films)
         x = sample.transpose(1, 2)  # (B, A, T)
         skips = []
@@ -142,7 +165,22 @@ class ConditionalUnet1d(nn.Module):
             x = grow(second(first(x, next(film)), next(film)))
         return self.final_conv(x).transpose(1, 2)  # (B, T, A)
 
-    def _blocks(self) -> list[FilmResidualBlock]:
+    def _check_horizon(self, steps: int) -> None:
+        if steps % self.down_factor:
+            need = f"{self.down_factor}, as this U-Net's depth needs"
+            raise ValueError(f"horizon={steps} does not divide by {need}")
+
+    def _fused_dtype(self, x: Tensor) -> torch.dtype | None:
+        """The type of the fused kernels' arithmetic, or None where the plain ones have to do."""
+        if self.kernels == "plain" or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        if find_spec("numba") is None:
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        fits = x.dtype == self.final_conv[1].weight.dtype == torch.float32
+        return dtype if fits and dtype in (torch.float32, torch.bfloat16) else None
+
+    def blocks(self) -> list[FilmResidualBlock]:
         """The residual blocks, in the order in which a sample meets them."""
         down = [block for first, second, _ in _triples(self.down_modules) for block in (first, second)]
         up = [block for first, second, _ in _triples(self.up_modules) for block in (first, second)]

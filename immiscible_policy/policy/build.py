@@ -36,6 +36,7 @@ class PolicySpec:
     prediction: str  # what the network of `diffusion` or `flow` predicts
     diffusion_steps: int  # length of the noising chain
     encoder: EncoderSpec | None = None  # what encodes images, or None where nothing is seen
+    kernels: str = "fused"  # what carries the network out on a CPU: `fused` or `plain`
 
 
 PATHS: dict[str, Callable[..., ProbabilityPath]] = {
@@ -69,6 +70,7 @@ def build_policy(
         down_dims=spec.down_dims,
         kernel_size=spec.kernel_size,
         groups=spec.groups,
+        kernels=spec.kernels,
     )
     if spec.method not in PATHS:
         raise ValueError(f"method={spec.method}: known methods are {', '.join(PATHS)}")

@@ -46,6 +46,7 @@ class RobotConfig(DiffusionConfig):
     step_embed_dim: int = number("[1, 65536]")
     kernel_size: int = number("[1, 1023]")
     groups: int = number("[1, 65536]")
+    kernels: str = choice("fused", "plain")
     sampling_steps: int = number("[1, 1e5]")
     episodes: int = number("[1, 1e5]")
     starts: str

@@ -105,12 +105,14 @@ def test_ranges_that_are_none(text):
 
 def test_what_is_accepted_exists():
     """The options are checked before anything heavy is imported, so their choices are written out there."""
+    from immiscible_policy.network.unet import KERNELS
     from immiscible_policy.solver import Solver
     from immiscible_policy.training.engine import ENGINES
 
     for name in ("ddim", "ddpm", "dpmpp", "renoise"):
         assert Solver(name, 1).name == compose_config([f"sampler={name}"]).solver
     assert [compose_config([f"engine={name}"]).engine for name in ENGINES] == list(ENGINES)
+    assert [compose_config([f"kernels={name}"]).kernels for name in KERNELS] == list(KERNELS)
 
 
 @pytest.mark.parametrize(
