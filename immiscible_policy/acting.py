@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from immiscible_policy.capture import use_device
 from immiscible_policy.evaluation.agent import Agent, load_agent, sampling_noise, solver_of
 from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.policy import PolicySpec
@@ -200,6 +201,7 @@ class RobotPolicy:
 
     def _predict(self, history: Sequence[Observed], noise: Sequence[torch.Generator] | None = None) -> Array:
         """Actions (B, T, A) from now on, of observations (B, ...), oldest first; noise by default that of `reset`."""
+        use_device(str(self._agent.device))  # of this thread, which need not be the one that loaded the policy
         steps = [history[0]] * (self.obs_steps - len(history)) + list(history)
         rows = len(history[0].numbers)
         noise = self._streams(rows) if noise is None else noise

@@ -252,14 +252,13 @@ def test_other_projects_policies_act(tmp_path, to, name):
 def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path):
     """Seven joints, a pose of five numbers, LeRobot's names, and no environment."""
     store = write_lerobot(tmp_path / "store", *arm_arrays(episodes=3, side=24))
-    numbers, cameras = (
-        ["observation.ee_pose", "observation.qpos"],
-        [f"observation.images.{c}" for c in ("wrist", "front")],
-    )
+    numbers = ["observation.ee_pose", "observation.qpos"]
+    cameras = ["observation.images.wrist", "observation.images.front"]
     done = here(
         "train_policy.py", "experiment=debug", "task=none", f"data={store}", f"obs={','.join(cameras + numbers)}",
-        f"out={tmp_path / 'run'}", "crop=16", "encoder_width=16", "batch_size=8", "validation=0.4", "threads=1", "steps=1",
-        "eval_every=1", "checkpoint_every=1", "sampling_steps=1", "precision=fp32", "wandb=disabled", cwd=tmp_path,
+        f"out={tmp_path / 'run'}", "crop=16", "encoder_width=16", "batch_size=8", "validation=0.4",
+        "threads=1", "steps=1", "eval_every=1", "checkpoint_every=1", "sampling_steps=1", "precision=fp32",
+        "wandb=disabled", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     policy = load_policy(tmp_path / "run", seed=0)
