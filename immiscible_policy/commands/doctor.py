@@ -32,7 +32,7 @@ from immiscible_policy.provenance import hardware, versions
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, run_of
-from immiscible_policy.tasks import DEFAULT, Task, find_task, recorded_task
+from immiscible_policy.tasks import Task, find_task, first_observation, recorded_task, task_of_store
 
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
@@ -42,7 +42,7 @@ Prints each finding with its cure; exit code 1 if one is wrong.
 """
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
-    "task": Option(str, None, f"the task that the data shows; none: the one of the checkpoint, or {DEFAULT}"),
+    "task": Option(str, None, "the task that the data shows; by default the checkpoint's, or what the data looks like"),
     "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"
@@ -93,7 +93,10 @@ def examine(data: Path | None, checkpoint: Path | None, named: str | None = None
         yield from findings
     config = opened[0].metadata.get("config") if opened else None
     recorded = config and config.get("data")
-    task = find_task(named) if named else recorded_task(config or {})
+    if named or config or data is None:
+        task = find_task(named) if named else recorded_task(config or {})
+    else:
+        task = task_of_store(data)
     path = data or (Path(recorded) if recorded else task.demonstrations())
     if path is None:
         yield Finding("data", f"not examined: task={task.name} has no demonstrations of its own; data= names them")
@@ -161,11 +164,18 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
         demos = open_store(path, task.columns)
     except StoreError:
         return
-    lengths, action = demos.lengths, demos[task.action]
+    lengths = demos.lengths
     sizes = f"{demos.n_episodes} episodes of {lengths.min()} to {lengths.max()} steps"
+    if task.action not in demos.arrays:
+        arrays = ", ".join(demos.arrays)
+        yield Finding("data", f"{path}: {sizes}, {arrays}; actions not examined: no array is called {task.action}")
+        return
+    action = demos[task.action].reshape(len(demos), -1)
     yield Finding("data", f"{path}: {sizes}, actions {action.min():.4g}..{action.max():.4g}")
-    numbers = task.observation(demos, task.observations[0])  # (T, Do)
-    tails = np.array([repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes])
+    numbers = task.observation(demos, first_observation(task, demos))  # (T, Do)
+    tails = np.array(
+        [repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes]
+    )
     padded = int((tails >= REPEATED).sum())
     if 2 * padded > demos.n_episodes:
         text = f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})"

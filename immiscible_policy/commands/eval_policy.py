@@ -11,9 +11,11 @@ from rich.table import Table
 from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.evaluation.offline import score
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import best_steps, means, scores, set_means
 from immiscible_policy.plugins.bridge import find_checkpoint
+from immiscible_policy.recipes.robot import held_out
 from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
@@ -51,18 +53,26 @@ def main(words: list[str]) -> None:
     _check(options)
     chosen = _chosen(options)
     task = recorded_task(chosen[0].metadata.get("config", {}), options["task"])
-    starts = task.starts(options["starts"], options["episodes"])
-    solver = solving.chosen_solver(chosen[0], options)
+    solver, starts = solving.chosen_solver(chosen[0], options), task.starts(options["starts"], options["episodes"])
+    if not task.has_environment:
+        _require_no_starts(task, options)
+        held = held_out(chosen[0].metadata["config"])
+        starts = held.episodes
     console = Console(highlight=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):
         agent = load_agent(checkpoint, solver, options["device"])
         with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
-            measured = evaluate(task, agent, starts, seed=checkpoint.metadata["seed"], checkpoint=checkpoint.step)
+            seed, step = checkpoint.metadata["seed"], checkpoint.step
+            if task.has_environment:
+                measured = evaluate(task, agent, starts, seed=seed, checkpoint=step)
+            else:
+                measured, _ = score(agent, held, seed=seed, checkpoint=step)
         if options["out"]:
             append_rows(options["out"], measured, task.metrics)
         rows += measured
-    title = f"{len(starts)} starts, {solver.name} with {solver.steps} network calls"
+    places = "starts" if task.has_environment else "held-out episodes"
+    title = f"{len(starts)} {places}, {solver.name} with {solver.steps} network calls"
     console.print(_table(rows, task, title))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
@@ -72,6 +82,13 @@ def main(words: list[str]) -> None:
             run.seed(seed).append_fresh(row for row in rows if row.seed == seed)
         summarize(run)
         print(f"added max_fresh to {run.path}/summary.md")
+
+
+def _require_no_starts(task: Task, options: dict[str, Any]) -> None:
+    for key in ("starts", "episodes"):
+        if options[key] != OPTIONS[key].default:
+            why = f"task={task.name} is scored on the episodes that its run held out"
+            raise CommandError(f"{key}={options[key]}: {why}; leave {key}= out")
 
 
 def _check(options: dict[str, Any]) -> None:

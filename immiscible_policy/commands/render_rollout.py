@@ -59,6 +59,8 @@ def main(words: list[str]) -> None:
         require_writable("out", out)
     checkpoint = find_checkpoint(options["checkpoint"])
     task = recorded_task(checkpoint.metadata.get("config", {}))
+    if not task.has_environment:
+        raise CommandError(f"task={task.name} has no environment to render a policy in")
     starts = task.starts(options["starts"], options["episodes"])
     agent = load_agent(checkpoint, solving.chosen_solver(checkpoint, options), resolve_device(options["device"]))
     recorder = Recorder(task)

@@ -89,6 +89,11 @@ def contents(path: str | Path) -> dict[str, Stored]:
     return {name: Stored(array.shape, str(array.dtype)) for name, array in open_replay(path).arrays.items()}
 
 
+def attributes(path: str | Path) -> dict[str, Any]:
+    """The attributes of a replay store, such as how it was made; none of a data set of LeRobot."""
+    return {} if lerobot.is_dataset(Path(path)) else open_replay(Path(path)).attrs
+
+
 def write_store(
     path: str | Path,
     arrays: Mapping[str, Any],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -25,6 +25,7 @@ class Replay(NamedTuple):
 
     arrays: dict[str, zarr.Array]  # `data/NAME` by name
     ends: zarr.Array  # (E,)
+    attrs: dict[str, Any]
     has: Callable[[str], bool]  # whether the store has a file, by its path inside
 
     def keep(self, names: Mapping[str, object]) -> Replay:
@@ -44,13 +45,14 @@ def open_replay(path: Path) -> Replay:
     try:
         store, inside, has = _zip(path) if path.is_file() else _directory(path)
         root = zarr.open_group(store, path=inside, mode="r")
+        attrs = dict(root.attrs)
         data, ends = root.get("data"), root.get(f"meta/{ENDS}")
         arrays = dict(sorted(data.arrays())) if isinstance(data, zarr.Group) else {}
     except Exception as error:  # zarr raises a dozen kinds for broken metadata; each means the same here
         raise StoreError(f"{path}: not a zarr store ({type(error).__name__}: {error})") from error
     if not isinstance(ends, zarr.Array):
         raise StoreError(f"{path}: meta/{ENDS} is missing; it marks where each episode ends")
-    return Replay(arrays, ends, has)
+    return Replay(arrays, ends, attrs, has)
 
 
 def read_replay(path: Path, replay: Replay, ends: np.ndarray) -> Demonstrations:

@@ -15,7 +15,7 @@ from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.image.data import load_cifar10, to_pixels
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
-from immiscible_policy.tasks import DEFAULT, Task, open_demonstrations, task_windows
+from immiscible_policy.tasks import DEFAULT, Task, first_observation, open_demonstrations, task_windows
 
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "demonstrations of the task; none: its own")
@@ -43,7 +43,7 @@ def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None =
     """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation."""
     demos = open_demonstrations(task, data)
     if spec is None:
-        return task_windows(task, demos, task.observations[0], PUBLISHED)
+        return task_windows(task, demos, first_observation(task, demos), PUBLISHED)
     return task_windows(task, demos, spec.obs, Layout.of(spec))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
@@ -105,8 +107,9 @@ def load_data(
     Raises ValueError if the store, a camera or an option is unusable; one line says which.
     """
     task = find_task(**json.loads(task_json))
-    demos = open_demonstrations(task, data, obs, action)
-    seen = str(obs)
+    if obs is None and data is not None:
+        require_keys(data, obs, action)  # refuses, and says what there is
+    demos, seen = open_demonstrations(task, data, obs, action), str(obs)
     train_ids, held_out_ids = split_episodes(demos.n_episodes, validation, train_episodes)
     fitted, chosen = demos, demos.select(train_ids)
     if mirror:
@@ -129,6 +132,18 @@ def load_data(
         {key: Range.of(task.observation(fitted, key)) for key in numbers},
         Range.of(fitted[action]),
     )
+
+
+def held_out(config: Mapping[str, Any]) -> HeldOut:
+    """The episodes that a run of these options, as a checkpoint records them, held out.
+
+    Raises ValueError if there are none, or the store is unusable.
+    """
+    layout = Layout(config["horizon"], config["obs_steps"], config["action_steps"])
+    data = load_data(json.dumps(config["task"]), layout, **{key: config[key] for key in DATA_OPTIONS})
+    if data.held_out is None:
+        raise CommandError(f"validation={config['validation']}: no episode was held out, so none can be scored")
+    return data.held_out
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from immiscible_policy.tasks.task import (
     SetMetric,
     Task,
     find_task,
+    first_observation,
     open_demonstrations,
     primary,
     recorded_task,
     success,
     summarised,
+    task_of_store,
     task_windows,
 )

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from immiscible_policy.cli import CommandError, parse_range, unknown
 from immiscible_policy.demos.checks import Column
+from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.keys import require_keys
-from immiscible_policy.demos.store import open_store
+from immiscible_policy.demos.store import attributes, contents, open_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
 from immiscible_policy.extensions import build, find_factory
 
@@ -252,7 +253,7 @@ class Task(Protocol):
 
     def features(self, demos: Demonstrations) -> dict[str, Feature]:
         """What a LeRobot policy reads of each step, by LeRobot's names."""
-        numbers = self.observation(demos, self.observations[0])
+        numbers = self.observation(demos, first_observation(self, demos))
         actions = demos[self.action].reshape(len(demos), -1)
         return {"observation.state": Feature(numbers), "action": Feature(actions.astype(np.float32))}
 
@@ -271,7 +272,7 @@ class Task(Protocol):
 
     def recorded_scenes(self, demos: Demonstrations) -> Array:
         """Scenes (T, ...) of recorded steps."""
-        return self.observation(demos, self.observations[0])
+        return self.observation(demos, first_observation(self, demos))
 
     def draw(self, scene: Array, size: int) -> NDArray[np.uint8]:
         """A picture (size, size, 3) of a scene; a ValueError if the task has none."""
@@ -316,18 +317,18 @@ def open_demonstrations(
 ) -> Demonstrations:
     """Open the store `data`, or the task's own.
 
-    Where `obs` names arrays of the store, these and the `action` alone are read.
+    Where `obs` names arrays of the store, these and the `action` alone are read, and every camera that it names.
 
     Raises ValueError if there is no store, it is unusable, or it has no such arrays.
     """
     path = data or task.demonstrations()
     if path is None:
         raise CommandError(f"task={task.name} has no demonstrations of its own; name a store with data=")
-    if task.observations:
+    if task.observations or obs is None:
         return open_store(path, task.columns)
     action = action or task.action
     require_keys(path, obs, action)
-    named = [*str(obs).split(","), action]
+    named = [*obs.split(","), action]
     return open_store(path, dict.fromkeys(named, Column()), cameras=named)
 
 
@@ -344,6 +345,26 @@ def task_windows(
         raise CommandError(unknown("obs", obs, task.observations))
     numbers, acted = task.observation(demos, obs), demos[action or task.action].reshape(len(demos), -1)
     return make_windows(numbers, acted, demos.episode_ends, layout, task.frames(demos, obs, images))
+
+
+def task_of_store(path: Path) -> Task:
+    """The task that a store says it shows; the default one if most of its arrays are there, else `none`."""
+    try:
+        stored, said = contents(path), attributes(path).get("task")
+    except StoreError:  # whoever reads it says so
+        return find_task()
+    if said in BUILT_IN:
+        return find_task(str(said))
+    task = find_task()
+    needed = {key: column for key, column in task.columns.items() if column.required}
+    fitting = [key for key, column in needed.items() if key in stored and column.fits(stored[key].shape[1:])]
+    return task if 2 * len(fitting) > len(needed) else find_task("none")
+
+
+def first_observation(task: Task, demos: Demonstrations) -> str:
+    """What a policy of the task sees by default; where the task has no observations, every array but the actions."""
+    keys = [key for key in (*demos.arrays, *demos.frames) if key != task.action]
+    return task.observations[0] if task.observations else ",".join(keys)
 
 
 def find_task(name: str = DEFAULT, **options: Any) -> Task:

@@ -5,5 +5,6 @@ from pathlib import Path
 from immiscible_policy.cli import REQUIRED, Option
 from immiscible_policy.tasks import DEFAULT
 
-PATH = Option(Path, REQUIRED, "store of demonstrations (a .zarr directory)")
+PATH = Option(Path, REQUIRED, "demonstrations: a zarr directory, a zip archive of one, or a data set of LeRobot")
+SHOWN = Option(str, None, "the task that is demonstrated; by default what the store says or looks like, or none")
 TASK = Option(str, DEFAULT, "the task that is demonstrated")

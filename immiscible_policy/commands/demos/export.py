@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
-from immiscible_policy.commands.demos import PATH, TASK
+from immiscible_policy.commands.demos import PATH, SHOWN
 from immiscible_policy.demos.export import export
 from immiscible_policy.demos.store import open_store
-from immiscible_policy.tasks import find_task
+from immiscible_policy.tasks import find_task, first_observation, task_of_store
 
 IMAGES = ("none", "stored", "rendered")
 USAGE = """usage: python -m immiscible_policy.demos export path=STORE out=DIR [images=stored|rendered task=TASK]
@@ -25,7 +25,7 @@ OPTIONS = {
     "path": PATH,
     "out": Option(Path, REQUIRED, "directory to create"),
     "images": Option(str, "none", "none, stored (the store's own) or rendered (drawn from the states)"),
-    "task": TASK,
+    "task": SHOWN,
 }
 
 
@@ -34,11 +34,12 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     if options["images"] not in IMAGES:
         raise CommandError(unknown("images", options["images"], IMAGES))
-    task = find_task(options["task"])
+    task = find_task(options["task"]) if options["task"] else task_of_store(options["path"])
     demos = open_store(options["path"], task.columns)
     shown: dict[str, np.ndarray] = {}
     if options["images"] != "none":
-        frames = next(filter(None, (task.frames(demos, obs, options["images"]) for obs in task.observations)), {})
+        observations = task.observations or [first_observation(task, demos)]
+        frames = next(filter(None, (task.frames(demos, obs, options["images"]) for obs in observations)), {})
         if not frames:
             raise CommandError(f"images={options['images']}: task={task.name} sees no pictures; leave it out")
         shown = {camera: pictures.numpy() for camera, pictures in frames.items()}

@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from immiscible_policy.cli import CommandError, Option, parse
-from immiscible_policy.commands.demos import PATH, TASK
+from immiscible_policy.commands.demos import PATH, SHOWN
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.store import content_hash, open_store
 from immiscible_policy.palette import BASELINE, INK, NAMEABLE, mode_colour, style
-from immiscible_policy.tasks import Modes, Task, find_task
+from immiscible_policy.tasks import Modes, Task, find_task, task_of_store
 
 FORMATS = (".png", ".pdf", ".svg")
+LISTED = 64
+"""Arrays of so many numbers per step are described number by number."""
 BACKGROUND = 512
 """Side of the scene that paths are drawn on [px]."""
 
@@ -28,14 +30,15 @@ Prints what a store holds and its content hash; draws the paths of its episodes 
 OPTIONS = {
     "path": PATH,
     "out": Option(Path, None, "picture to draw, replaced if it exists: " + ", ".join(FORMATS)),
-    "task": TASK,
+    "task": SHOWN,
 }
 
 
 def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
-    out, task = options["out"], find_task(options["task"])
+    out = options["out"]
+    task = find_task(options["task"]) if options["task"] else task_of_store(options["path"])
     if out is not None:
         if out.suffix not in FORMATS:
             raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")
@@ -59,10 +62,12 @@ def modes_of(demos: Demonstrations, task: Task, modes: Modes) -> list[int]:
 
 def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
     """Say what demonstrations hold, line by line; images are read to find their range."""
-    lengths, minutes = demos.lengths, len(demos) / task.fps / 60
+    fps = demos.fps or task.fps
+    lengths, minutes = demos.lengths, len(demos) / fps / 60
     yield _line("store", demos.path)
+    yield _line("task", task.name)
     yield _line("episodes", f"{demos.n_episodes:,}")
-    yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {task.fps} Hz)")
+    yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {fps:g} Hz)")
     yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
     if task.modes is not None:
         counts = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names))
@@ -71,7 +76,10 @@ def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
         names = task.columns.get(key, Column()).names
         for i, name in enumerate(names):
             yield _range(f"{key}, {name}", values[:, i])
-        if not names:
+        if not names and values.ndim == 2 and 1 < values.shape[1] <= LISTED:
+            for i in range(values.shape[1]):
+                yield _range(f"{key}[{i}]", values[:, i])
+        elif not names:
             yield _range(key, values)
     for camera, frames in demos.frames.items():
         extremes = [(block.min(), block.max()) for block in frames.blocks()]
@@ -110,7 +118,9 @@ def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
 
 
 def _range(name: str, values: np.ndarray) -> str:
-    return _line(name, f"{values.min():.4g} to {values.max():.4g} ({values.dtype})")
+    low, high = values.min(), values.max()
+    span = f"{low:.4g} to {high:.4g}" if high > low else f"{low:.4g}, constant"
+    return _line(name, f"{span} ({values.dtype})")
 
 
 def _line(name: str, text: object) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from immiscible_policy.cli import CommandError, parse
-from immiscible_policy.commands.demos import PATH, TASK
+from immiscible_policy.commands.demos import PATH, SHOWN
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.validate import problems
-from immiscible_policy.tasks import find_task
+from immiscible_policy.tasks import find_task, task_of_store
 
 USAGE = """usage: python -m immiscible_policy.demos validate path=STORE [task=TASK]
 
@@ -14,14 +14,15 @@ Reads a whole store, images included, prints each thing that is wrong with it an
 chunk file), and exits with code 2 if there is any."""
 OPTIONS = {
     "path": PATH,
-    "task": TASK,
+    "task": SHOWN,
 }
 
 
 def main(words: list[str]) -> None:
     """Run the command; a CommandError if anything is wrong with the store, after each thing was printed."""
     options = parse(words, OPTIONS, USAGE)
-    path, task = options["path"], find_task(options["task"])
+    path = options["path"]
+    task = find_task(options["task"]) if options["task"] else task_of_store(path)
     count = 0
     for problem in problems(path, task.columns, task.problems):
         print(problem, flush=True)
