@@ -5,7 +5,6 @@ Shape legend: N training samples, B samples of a batch, D numbers per sample.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from immiscible_policy.noise.costs import DistanceName, check_distance, distances
 from immiscible_policy.noise.inputs import check, is_whole
+from immiscible_policy.noise.mlp import mlp, mlp_weights
 
 HIDDEN = 32
 
@@ -37,12 +37,7 @@ class Potentials:
         if x.shape[1] != self.weights[0].shape[1]:
             dims = self.weights[0].shape[1]
             raise ValueError(f"potentials were fitted to samples of {dims} numbers; x has {x.shape[1]}")
-        layers = [weight.to(x.device, x.dtype) for weight in self.weights]
-        hidden = x / self.scale
-        with torch.autocast(x.device.type, enabled=False):
-            for weight, bias in zip(layers[0:-2:2], layers[1:-2:2], strict=True):
-                hidden = torch.nn.functional.silu(torch.nn.functional.linear(hidden, weight, bias))
-            return torch.nn.functional.linear(hidden, layers[-2], layers[-1]).squeeze(1)
+        return mlp(self.weights, x / self.scale).squeeze(1)
 
 
 def fit_potentials(
@@ -83,10 +78,7 @@ def fit_potentials(
     with torch.inference_mode(False), torch.enable_grad():
         x = windows.detach().flatten(1).float().clone()
         scale = float(x.square().mean().sqrt().clamp_min(1e-6))
-        weights: list[Tensor] = []  # (out, in) and (out,) of D -> 32 -> 32 -> 1, scaled by the inputs' number
-        for inputs, outputs in ((x.shape[1], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
-            weights += [torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs), torch.zeros(outputs)]
-        phi = Potentials(scale, tuple(weight.to(x.device).requires_grad_() for weight in weights))
+        phi = Potentials(scale, mlp_weights((x.shape[1], HIDDEN, HIDDEN, 1), generator, x.device))
         optimizer = torch.optim.Adam(phi.weights, lr=lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
         for _ in range(steps):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
-from immiscible_policy.noise import ForResidual, Selector, fit_linear_prediction, make_selector
+from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.training.batches import ShuffledOrder
 
@@ -28,18 +28,8 @@ class NoiseOptions:
     fit: bool
 
     @torch.no_grad()
-    def build(self, samples: Tensor, conditions: Tensor | None = None) -> Selector:
-        """The selector, fitted to all clean normalised samples (N, ...) of the training.
-
-        Where conditions (N, C) are given, noise is chosen for what they leave open of the samples.
-        """
-        if conditions is None:
-            return self._fitted(samples)
-        prediction = fit_linear_prediction(conditions, samples)
-        rest = ForResidual(self.select, prediction).residual(samples, conditions)
-        return ForResidual(self._fitted(rest), prediction)
-
-    def _fitted(self, samples: Tensor) -> Selector:
+    def build(self, samples: Tensor) -> Selector:
+        """The selector, fitted to all clean samples (N, ...) of the training, as it will see them."""
         fitted = getattr(self.select, "fitted", None)
         return fitted(samples) if fitted is not None and self.fit else self.select
 
@@ -99,7 +89,10 @@ def diffusion_levels(text: str, chain: int) -> range | None:
 
 @torch.no_grad()
 def noise_audit(objective: Any, step: int, batches: int) -> dict[str, float | None]:
-    """What an objective's selector does to the noise of its next batches, from a step on: `noise/...`."""
+    """What an objective's selector does to the noise of its next batches, from a step on: `noise/...`.
+
+    Distance and correlation are those to what it selects for: the residuals, where these are asked for.
+    """
     seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
 
     def watch(x: Tensor, *, condition: Tensor | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:

@@ -22,7 +22,7 @@ from immiscible_policy.evaluation.offline import HeldOut, explained, score
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.noise import make_selector
+from immiscible_policy.noise import CONDITIONAL_MEANS, cross_fitted, make_selector
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -251,10 +251,13 @@ class RobotRecipe:
         windows = self.windows.training.to(config.device)
 
         with torch.no_grad():
-            seen = None
+            target, expected = policy.clean(windows.action), None
             if config.select_for == "residual":
                 seen = conditions(policy, windows, config.crop, torch_generator(config.device, "residual"))
-            choice = self.noise.build(policy.clean(windows.action), seen)
+                fit = CONDITIONAL_MEANS[config.residual_mean]
+                expected = cross_fitted(fit, seen, target, windows.episode).reshape(target.shape)
+                target = target - expected
+            choice = self.noise.build(target)
         objective = RobotObjective(
             policy,
             windows,
@@ -265,6 +268,7 @@ class RobotRecipe:
             compared=actions_compared(windows, config.exclude, Layout.of(config)),
             levels=self.levels,
             crop=config.crop,
+            expected=expected,
         )
 
         selects = not isinstance(policy.path, Regression)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.noise import CONDITIONAL_MEANS
 from immiscible_policy.path import ddpm, flow
 from immiscible_policy.path.flow import TIMES
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
@@ -27,6 +28,7 @@ class RobotConfig(DiffusionConfig):
     normalize: str = choice("all", "train")
     exclude: str = choice("none", "padding", "unexecuted")
     select_for: str = choice("action", "residual")
+    residual_mean: str = choice(*CONDITIONAL_MEANS)
     select_at: str
     mirror: bool
     validation: float | None = number("[0, 1)")
@@ -89,6 +91,8 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     if method != "diffusion" and config.select_at != "all":
         why = f"method={method} has no diffusion steps; leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")
+    if "residual_mean" in given and config.select_for != "residual":
+        raise CommandError(f"residual_mean={config.residual_mean}: nothing is predicted; add select_for=residual")
     for key, plain in {"exclude": "none", "select_for": "action", "select_at": "all"}.items():
         value = getattr(config, key)
         if name == "vanilla" and value != plain:

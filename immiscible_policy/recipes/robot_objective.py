@@ -10,7 +10,7 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.network.crop import random_crop
-from immiscible_policy.noise import Selector
+from immiscible_policy.noise import ForResidual, Selector
 from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.training.batches import ShuffledOrder, cut
@@ -28,6 +28,8 @@ class RobotObjective:
         select: Chooses the noise of a batch.
         compared: Which actions of each window enter the selection's distance (N, T), or None for all.
         levels: Diffusion steps at which the chosen noise is used, plain noise at the others; None: at all.
+        expected: What observations make expected of the clean actions (N, T, A); noise is selected for what that leaves
+            open, or for the whole actions with None.
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
     """
@@ -41,6 +43,7 @@ class RobotObjective:
     seed: int
     compared: Tensor | None = None
     levels: range | None = None
+    expected: Tensor | None = None
     crop: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,10 +53,14 @@ class RobotObjective:
         """The noised micro-batches of a training step."""
         rows = self.order.rows(step)
         batch = self.windows[rows]
+        select = self.select
+        if self.expected is not None:
+            expected = self.expected[rows]
+            select = ForResidual(self.select, lambda _: expected)
         noised = self.policy.noised(
             observed(batch, self.crop, torch_generator(batch.obs.device, "crop", self.seed, step)),
             batch.action,
-            self.select,
+            select,
             step=step,
             generator=torch_generator(self.windows.action.device, "noise", self.seed, step),
             mask=None if self.compared is None else self.compared[rows].unsqueeze(-1),  # (B, T, 1)

@@ -1,9 +1,19 @@
-"""Noise for residuals: what a linear prediction leaves open decides, and nothing else."""
+"""Noise for residuals: what a prediction leaves open decides, and nothing else."""
+
+from functools import partial
 
 import pytest
 import torch
 
-from immiscible_policy.noise import ForResidual, LinearPrediction, fit_linear_prediction, make_selector
+from immiscible_policy.noise import (
+    CONDITIONAL_MEANS,
+    ForResidual,
+    LinearPrediction,
+    cross_fitted,
+    fit_linear_prediction,
+    fit_mlp_prediction,
+    make_selector,
+)
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.noise.audit.statistics import prior_shift
 
@@ -71,6 +81,72 @@ def test_no_condition_meets_a_mean_noise_and_noise_still_follows_the_sample():
     assert float(torch.corrcoef(torch.stack([noise[:, 0], r[:, 0]]))[0, 1]) > 0.9
 
 
+def bent(count):
+    """Conditions, and samples that are a parabola of them with noise of standard deviation 0.5."""
+    c = torch.randn(count, 2, generator=generator())
+    mean = torch.stack([c[:, 0] ** 2, c[:, 0] * c[:, 1], c[:, 1]], dim=1)
+    return c, mean, mean + 0.5 * torch.randn(count, 3, generator=generator(1))
+
+
+def test_the_network_recovers_a_curved_law_where_the_line_cannot():
+    c, mean, x = bent(4000)
+    errors = {name: float((fit(c, x)(c) - mean).square().mean()) for name, fit in CONDITIONAL_MEANS.items()}
+    assert errors["mlp"] < 0.03 < 0.8 < errors["linear"]  # the parabola's and the product's variance, 2 + 1, over 3
+
+
+def test_the_network_starts_at_the_line_and_repeats_itself():
+    c, _, x = bent(200)
+    line = fit_linear_prediction(c, x)(c)
+    still = fit_mlp_prediction(c, x, steps=0)
+    torch.testing.assert_close(still(c), line)
+    first, second = (fit_mlp_prediction(c, x, steps=20)(c) for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(first, line)
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONAL_MEANS))
+def test_units_of_conditions_and_samples_do_not_matter(name):
+    c, mean, x = bent(1000)
+    fit = CONDITIONAL_MEANS[name]
+    far = 100 * fit(c, x)(c) + 7
+    torch.testing.assert_close(fit(c, 100 * x + 7)(c), far, rtol=1e-3, atol=0.5)
+
+
+def test_cross_fitting_predicts_each_group_from_the_others():
+    group = torch.arange(7).repeat_interleave(torch.arange(3, 10))
+    c, x = torch.randn(len(group), 2, generator=generator()), torch.randn(len(group), 3, generator=generator(1))
+    expected = cross_fitted(fit_linear_prediction, c, x, group)
+    for fold in range(5):
+        out = group % 5 == fold
+        torch.testing.assert_close(expected[out], fit_linear_prediction(c[~out], x[~out])(c[out]))
+
+
+def test_what_nothing_predicts_is_not_fitted_on_held_out_groups():
+    """Where samples are pure noise the residual keeps their variance: nothing of a sample is in its own mean."""
+    c, x = torch.randn(60, 20, generator=generator()), torch.randn(60, 4, generator=generator(1))
+    fit = partial(fit_mlp_prediction, steps=100)
+    inside = x - fit(c, x)(c)
+    outside = x - cross_fitted(fit, c, x, torch.arange(60) // 3)
+    assert float(inside.square().mean()) < 0.1 < 0.9 < float(outside.square().mean())
+
+
+def test_without_groups_folds_are_runs_of_samples():
+    c, x = torch.randn(11, 1, generator=generator()), torch.randn(11, 2, generator=generator(1))
+    runs = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    expected = cross_fitted(fit_linear_prediction, c, x, runs)
+    for group in (None, torch.zeros(11)):
+        torch.testing.assert_close(cross_fitted(fit_linear_prediction, c, x, group), expected)
+
+
+def test_sign_for_cross_fitted_residuals_tells_nothing_of_the_condition():
+    """The residual is symmetric given the condition, so its noise stays N(0, I) under every condition."""
+    c, _, x = bent(4000)
+    expected = cross_fitted(fit_mlp_prediction, c, x)
+    select = make_selector("sign")
+    plain, rest = (select(target, generator=generator(2)) for target in (x, x - expected))
+    assert prior_shift(c**2, plain) > 0.3 and prior_shift(c**2, rest) < 0.1
+    assert float(((rest * (x - expected)).sum(1) > 0).float().mean()) == 1
+
+
 def test_low_precision_stays_low():
     x, c = torch.randn(8, 3, dtype=torch.bfloat16), torch.randn(8, 2)
     assert ForResidual(make_selector("knn"), LinearPrediction(WEIGHTS))(x, condition=c).dtype == torch.bfloat16
@@ -84,5 +160,9 @@ def test_what_it_cannot_use_is_refused():
         select(torch.zeros(4, 3), condition=torch.zeros(4, 5))
     with pytest.raises(ValueError, match="3 conditions and 4 samples"):
         fit_linear_prediction(torch.zeros(3, 2), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="3 conditions and 4 samples"):
+        cross_fitted(fit_linear_prediction, torch.zeros(3, 2), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="2 or more"):
+        cross_fitted(fit_linear_prediction, torch.zeros(1, 2), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="NaN"):
         fit_linear_prediction(torch.full((4, 2), float("nan")), torch.zeros(4, 3))

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from immiscible_policy.demos.windows import Layout
-from immiscible_policy.noise import ForResidual, fit_linear_prediction, fit_potentials, make_selector
+from immiscible_policy.noise import cross_fitted, fit_mlp_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
 from immiscible_policy.recipes.noise import actions_compared, diffusion_levels, noise_options
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.training.helpers import here, refused, write_small_store
 
@@ -62,19 +63,33 @@ def test_levels_reach_the_batches(store):
     assert torch.equal((sample.target == 7).all(dim=(1, 2)), low) and 0 < low.sum() < 16
 
 
-def test_selection_for_residuals_is_fitted_to_the_windows_and_gets_its_own_potentials(store):
-    plain = objective(store, make_selector("vanilla"))
-    actions, seen = plain.policy.clean(plain.windows.action), conditions(plain.policy, plain.windows, None, None)
-    options = noise_options({"name": "linear", "potentials": True}, steps=10, batch_size=16, steps_per_epoch=1)
-    select = options.build(actions, seen)
-    expected = fit_linear_prediction(seen, actions)
-    assert torch.equal(select.prediction.weights, expected.weights)
-    rest = actions - expected(seen).reshape(actions.shape)
-    same = options.build(rest).potentials
-    assert all(torch.allclose(a, b) for a, b in zip(select.select.potentials.weights, same.weights, strict=True))
-    cold = ForResidual(make_selector("linear"), expected)
-    first, second = (objective(store, item).batches(3)[0] for item in (select, cold))
-    assert torch.equal(first.path.target, second.path.target)
+def test_selection_for_residuals_sees_what_other_episodes_do_not_predict(store, tmp_path):
+    """Noise, potentials and the audit are for the actions less their cross-fitted mean."""
+    words = ["experiment=debug", f"data={store}", "device=cpu", "noise=linear", "potentials=true"]
+    recipe = RobotRecipe.prepare(compose_config([*words, "select_for=residual", "residual_mean=mlp"]))
+    built = recipe.build(RunDirectory(tmp_path).seed(0)).objective
+    actions, seen = built.policy.clean(built.windows.action), conditions(built.policy, built.windows, None, None)
+    expected = cross_fitted(fit_mlp_prediction, seen, actions, built.windows.episode).reshape(actions.shape)
+    assert torch.equal(built.expected, expected)
+    same = recipe.noise.build(actions - expected).potentials
+    assert all(torch.equal(a, b) for a, b in zip(built.select.potentials.weights, same.weights, strict=True))
+    rows, shown = built.order.rows(3), {}
+
+    def spy(x, *, condition=None, mask=None, step=None, generator=None):
+        shown.update(x=x, condition=condition)
+        return torch.randn(x.shape, generator=generator)
+
+    built.select = spy
+    built.batches(3)
+    assert torch.equal(shown["x"], (actions - expected)[rows]) and torch.equal(shown["condition"], seen[rows])
+
+
+def test_what_is_predicted_is_chosen_where_something_is():
+    message = "residual_mean=mlp: nothing is predicted; add select_for=residual"
+    with pytest.raises(ValueError, match=message):
+        compose_config(["experiment=debug", "device=cpu", "noise=knn", "residual_mean=mlp"])
+    with pytest.raises(ValueError, match="residual_mean"):
+        compose_config(["experiment=debug", "device=cpu", "noise=knn", "select_for=residual", "residual_mean=tree"])
 
 
 @pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "exclude=padding"])
