@@ -1,5 +1,6 @@
 # make setup   a virtual environment in .venv with everything the project needs
 # make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
+# make look    render the policy that ships with the project: runs/look.gif
 # make test    lint, types, and the default tests
 # make check   lint, types, and which room imports which
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
@@ -11,7 +12,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup demo test check slow lock gpu peers lock-peers lerobot lock-lerobot
+.PHONY: setup look demo test check slow lock gpu peers lock-peers lerobot lock-lerobot
 
 setup: $(VENV)/.installed
 
@@ -21,6 +22,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+look: setup
+	$(RUN) render_rollout.py checkpoint=pretrained episodes=6 size=160 speed=2 out=runs/look.gif
 
 # Both arms train side by side, one core each; what vanilla says goes to a log.
 demo: setup

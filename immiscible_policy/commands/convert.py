@@ -7,11 +7,12 @@ from pathlib import Path
 from immiscible_policy.cli import REQUIRED, Option, parse
 from immiscible_policy.plugins.bridge import FORMATS, convert
 
-USAGE = """usage: python -m immiscible_policy convert checkpoint=PATH to=ours|lerobot|diffusion_policy out=PATH
+USAGE = """usage: python -m immiscible_policy convert checkpoint=PATH to=ours|compact|lerobot|diffusion_policy out=PATH
 
 Write a policy of one project for another; the policies give the same actions from the same noise.
 
   python -m immiscible_policy convert checkpoint=runs/mine/seed_0/checkpoints/step_003000 to=lerobot out=for_lerobot
+  python -m immiscible_policy convert checkpoint=runs/mine/seed_0/checkpoints/step_003000 to=compact out=small
   python -m immiscible_policy convert checkpoint=latest.ckpt to=ours out=from_diffusion_policy/step_000000
 """
 OPTIONS = {

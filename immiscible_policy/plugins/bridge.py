@@ -13,9 +13,11 @@ from immiscible_policy.evaluation.scores import best_checkpoint
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from immiscible_policy.store.run import SEED, RunDirectory, SeedDirectory, seed_at
+from immiscible_policy.store.run import SEED, RunDirectory, SeedDirectory, run_of, seed_at
+from immiscible_policy.tasks.task import package_data
 
-FORMATS = ("ours", "lerobot", "diffusion_policy")
+FORMATS = ("ours", "compact", "lerobot", "diffusion_policy")
+PRETRAINED = "pretrained"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -33,14 +35,14 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     """The checkpoint that a path names: a run, the directory of a training seed, or a checkpoint of any project.
 
     Args:
-        path: A run may have several training seeds; then `train_seed` names one.
+        path: `pretrained` is the policy that ships with the project. A run may have several training seeds; then `train_seed` names one.
         which: Which one of a run or a seed: `best` (highest mean score in training), `last`, or a training step.
         train_seed: Training seed of a run, as in `seed_N/`.
 
     Raises:
         ValueError: If it is none of these, or there is no such seed or checkpoint.
     """
-    path = Path(path).expanduser()
+    path = package_data("pusht_pretrained") if str(path) == PRETRAINED else Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
     seed = _seed(RunDirectory(path), train_seed) if RunDirectory(path).exists else seed_at(path)
@@ -70,6 +72,8 @@ def _seed(run: RunDirectory, number: int | None) -> SeedDirectory:
 def convert(checkpoint: Path, to: str, out: Path) -> None:
     """Write a checkpoint, one that `open_checkpoint` takes, in one of the `FORMATS`.
 
+    `compact` is ours with the EMA weights alone, matrices in float16: to act with, not to train further.
+
     Raises:
         CommandError: If the format is unknown or `out` exists.
         CheckpointError: If the checkpoint cannot be read, or has no counterpart there.
@@ -87,5 +91,11 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
     if to == "diffusion_policy":
         return write_diffusion_policy(source, spec, out)
     metadata = {"step": source.step, "seed": source.metadata["seed"], "source": str(source.path.name)}
-    weights = {name: source.tensors(name) for name in ("model", "ema")}
-    save_checkpoint(out, spec_metadata(spec) | metadata, weights)
+    if to == "ours":
+        weights = {name: source.tensors(name) for name in ("model", "ema")}
+        return save_checkpoint(out, spec_metadata(spec) | metadata, weights)
+    kept = {key: source.metadata[key] for key in ("config", "data_hash", "versions") if key in source.metadata}
+    seed = run_of(source.path)
+    origin = {"origin": seed.run.origin} if seed else {}
+    ema = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in source.tensors("ema").items()}
+    save_checkpoint(out, spec_metadata(spec) | metadata | kept | origin, {"ema": ema})

@@ -466,6 +466,17 @@ def test_what_has_no_counterpart_is_not_written(tmp_path, spec, message, to):
     assert not (tmp_path / "there").exists()
 
 
+def test_a_compact_checkpoint_is_a_quarter_as_large_and_acts_the_same_to_half_precision(tmp_path):
+    path = ours(tmp_path / "step_000007")
+    convert(path, "compact", tmp_path / "compact")
+    size = {place: sum(file.stat().st_size for file in place.iterdir()) for place in (path, tmp_path / "compact")}
+    assert size[tmp_path / "compact"] < 0.3 * size[path]
+    small = read_checkpoint(tmp_path / "compact")
+    assert small.step == 7 and not small.resumable
+    (expected, *_), (result, *_) = chunks(path), chunks(tmp_path / "compact")
+    assert 0 < (result - expected).abs().max() / 300 < 0.02
+
+
 @pytest.mark.slow
 def test_the_commands_convert_and_evaluate(tmp_path):
     path = ours(tmp_path / "step_000007")
