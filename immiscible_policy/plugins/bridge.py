@@ -35,7 +35,8 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     """The checkpoint that a path names: a run, the directory of a training seed, or a checkpoint of any project.
 
     Args:
-        path: `pretrained` is the policy that ships with the project. A run may have several training seeds; then `train_seed` names one.
+        path: `pretrained` is the policy that ships with the project. A run may have several training seeds; then
+            `train_seed` names one.
         which: Which one of a run or a seed: `best` (highest mean score in training), `last`, or a training step.
         train_seed: Training seed of a run, as in `seed_N/`.
 
