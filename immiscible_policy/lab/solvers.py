@@ -2,7 +2,8 @@
 
 Score: the task's primary metric, mean over training seeds and starts, with its 95 % interval; the newest checkpoint of
 each seed. Differences from the first run under the same solver, and from the first solver of the same run, are paired
-by training seed and start.
+by training seed and start. `on=held_out` needs no environment: the score is the energy score of the episodes that the
+runs hold out (`evaluation.offline`; lower is better), paired by episode.
 
 A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless it ends in
 `-leading`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained with, for runs
@@ -15,6 +16,7 @@ within one sample. Training mixes a chunk x with noise that a selector S chose f
 
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn solvers=ddim10,ddim10-leading,renoise10
+  python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn solvers=euler1,euler2,euler10 on=held_out
 """
 
 from __future__ import annotations
@@ -31,16 +33,19 @@ from torch import Tensor
 
 from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, read_policy
+from immiscible_policy.evaluation.offline import HeldOut, score
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import colours, panels
 from immiscible_policy.policy import Policy
+from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.interval import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory
 
 LAWS = {"drafted": "ddim", "renoised": "renoise"}  # The ways to follow the law of training, and their solvers
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
@@ -78,7 +83,10 @@ def measure(options: Document) -> Findings:
     schemes = read_schemes(options["solvers"])
     policies = newest_policies(options["runs"], pictures=True)
     first = next(iter(next(iter(policies.values())).values()))
-    starts = task_of(first).starts(options["starts"], options["episodes"])
+    if options["on"] not in ("starts", "held_out"):
+        raise CommandError(f"on={options['on']}: use starts or held_out")
+    held_out = shared_held_out(options["runs"]) if options["on"] == "held_out" else None
+    starts = held_out.episodes if held_out else task_of(first).starts(options["starts"], options["episodes"])
     agents: dict[tuple[str, Scheme], dict[int, Agent]] = {}  # built, and so checked, before the first is rolled out
     for (run, seeds), scheme in product(policies.items(), schemes):
         if scheme.name not in LAWS or all(map(selects_within_samples, seeds.values())):
@@ -86,15 +94,37 @@ def measure(options: Document) -> Findings:
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
     for (run, scheme), own in agents.items():
-        by_seed = [rolled_out(policies[run][seed], agent, starts, seed) for seed, agent in own.items()]
+        by_seed = [
+            energy(agent, held_out) if held_out else rolled_out(policies[run][seed], agent, starts, seed)
+            for seed, agent in own.items()
+        ]
         scores[run, scheme] = np.array(by_seed)
         print(f"{run}  {scheme.text}  score {scores[run, scheme].mean():.3f}", flush=True)
     figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, schemes) | {
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
         "starts": len(starts),
+        "unit": "held-out episodes" if held_out else "starts",
         "options": {key: value for key, value in options.items() if key != "runs"},
     }
     return Findings(figures, describe(figures), draw(figures))
+
+
+def shared_held_out(runs: Mapping[str, RunDirectory]) -> HeldOut:
+    """The episodes that all runs hold out of the same data; a CommandError if there are none, or they differ."""
+    data = {name: RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows for name, run in runs.items()}
+    first = next(iter(data.values()))
+    for name, own in data.items():
+        if own.held_out is None:
+            raise CommandError(f"on=held_out: {name} holds no episodes out; train with validation=0.1")
+        if (own.content_hash, own.held_out.episodes) != (first.content_hash, first.held_out.episodes):
+            raise CommandError(f"on=held_out: {name} holds other episodes out than {next(iter(data))}")
+    return first.held_out
+
+
+def energy(agent: Agent, held_out: HeldOut) -> Array:
+    """Energy scores (episodes,) of a policy."""
+    rows, _ = score(agent, held_out, seed=0, checkpoint=0)
+    return np.array([row.metrics["energy_score"] for row in rows])
 
 
 def read_schemes(text: str) -> list[Scheme]:
@@ -178,7 +208,7 @@ def summarise(
 
 def describe(figures: Document) -> str:
     """Tables of scores and of both kinds of differences, where there are any."""
-    runs, parts = figures["runs"], [f"{figures['starts']} starts."]
+    runs, parts = figures["runs"], [f"{figures['starts']} {figures['unit']}."]
     schemes = list(dict.fromkeys(scheme for result in runs.values() for scheme in result))
     for kind, title in KINDS.items():
         rows = [
@@ -201,10 +231,11 @@ def draw(figures: Document) -> Figure:
             (scheme,) = read_schemes(text)
             name = scheme.name + "-leading" * (scheme.spacing == "leading")
             points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
-    figure, axes = panels(len(points), title=f"{figures['starts']} starts; bars: 95 % intervals")
+    figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95 % intervals")
     colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
-        plain(panel, name, "network calls", "score")
+        on_starts = figures["unit"] == "starts"
+        plain(panel, name, "network calls", "score" if on_starts else "energy score, lower is better")
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)
             places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
@@ -214,7 +245,8 @@ def draw(figures: Document) -> Figure:
             look: dict[str, Any] = {"color": colour[run], "capsize": 2, "label": run}
             panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
-        panel.set(xscale="log", ylim=(0, 1), xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
+        panel.set(xscale="log", xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
+        panel.set_ylim(0, 1 if on_starts else None)
         panel.set_xticks(ticks, [str(steps) for steps in ticks])
         panel.minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
@@ -226,5 +258,6 @@ OPTIONS = {
     "solvers": Option(str, "ddim10,ddim5,ddim16,ddpm100,dpmpp2,dpmpp5,dpmpp10", "solvers with their network calls"),
     "episodes": Option(COUNT, 50, "starts"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds"),
+    "on": Option(str, "starts", "starts: rollouts; held_out: the energy score of the episodes that the runs hold out"),
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -8,10 +8,15 @@ from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.lab import solvers
 from immiscible_policy.lab.solvers import Scheme, TrainingLawPolicy, read_schemes, summarise
 from immiscible_policy.noise import make_selector
+from immiscible_policy.recipes.robot import RobotRecipe
+from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Observed
+from immiscible_policy.training.driver import train_run
 from tests.lab.small import SPEC, AlwaysThere, small_policy
+from tests.training.helpers import write_small_store
 
 OPTIONS = {key: option.default for key, option in solvers.OPTIONS.items()}
 
@@ -162,3 +167,19 @@ def test_unknown_starts_are_refused_before_anything_is_rolled_out(tmp_path, poli
     run = write_run(tmp_path / "vanilla", policy, {"name": "vanilla"})
     with pytest.raises(ValueError, match="starts=first"):
         solvers.measure(OPTIONS | {"runs": run, "starts": "first"})
+
+
+def test_held_out_episodes_score_as_in_training(tmp_path):
+    store = write_small_store(tmp_path / "store.zarr", steps=60)
+    words = {
+        "experiment": "debug", "task": "none", "data": store, "obs": "state", "method": "flow", "solver": "euler",
+        "sampling_steps": 2, "steps": 2, "validation": 0.4, "precision": "fp32", "device": "cpu", "wandb": "disabled",
+        "out": tmp_path / "run",
+    }  # fmt: skip
+    train_run(RobotRecipe, compose_config([f"{key}={value}" for key, value in words.items()]))
+    run = RunDirectory(tmp_path / "run")
+    recorded = [row.metrics["energy_score"] for row in run.episodes()[0] if row.checkpoint == 2]
+    options = OPTIONS | {"runs": {"run": run}, "solvers": "euler1,euler2", "on": "held_out"}
+    figures = solvers.measure(options).figures
+    assert figures["unit"] == "held-out episodes" and figures["starts"] == len(recorded)
+    assert figures["runs"]["run"]["euler2"]["score"]["mean"] == pytest.approx(np.mean(recorded), rel=1e-5)
