@@ -110,7 +110,7 @@ def test_the_control_loop_sends_the_action_of_each_step(capsys, seconds):
 
 
 def test_the_control_loop_runs_a_policy(tmp_path):
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "flow", "epsilon", 100)
+    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "flow", "velocity", 100)
     metadata = spec_metadata(spec) | {"step": 1, "seed": 0, "config": {"solver": "euler", "sampling_steps": 2}}
     save_checkpoint(tmp_path / "step_000001", metadata, {"ema": build_policy(spec).state_dict()})
     done = here("examples/control_loop.py", str(tmp_path / "step_000001"), "50", "20")
