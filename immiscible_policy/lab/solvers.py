@@ -111,14 +111,15 @@ def measure(options: Document) -> Findings:
 
 def shared_held_out(runs: Mapping[str, RunDirectory]) -> HeldOut:
     """The episodes that all runs hold out of the same data; a CommandError if there are none, or they differ."""
-    data = {name: RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows for name, run in runs.items()}
-    first = next(iter(data.values()))
-    for name, own in data.items():
-        if own.held_out is None:
+    shared: dict[tuple[str, tuple[int, ...]], HeldOut] = {}
+    for name, run in runs.items():
+        data = RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows
+        if data.held_out is None:
             raise CommandError(f"on=held_out: {name} holds no episodes out; train with validation=0.1")
-        if (own.content_hash, own.held_out.episodes) != (first.content_hash, first.held_out.episodes):
-            raise CommandError(f"on=held_out: {name} holds other episodes out than {next(iter(data))}")
-    return first.held_out
+        shared[data.content_hash, tuple(data.held_out.episodes)] = data.held_out
+    if len(shared) > 1:
+        raise CommandError(f"on=held_out: {', '.join(runs)} do not hold out the same episodes of the same data")
+    return next(iter(shared.values()))
 
 
 def energy(agent: Agent, held_out: HeldOut) -> Array:
