@@ -7,13 +7,15 @@ ratios. Cost curves follow, against batch size and width.
 - *Ours*: a step of `train_policy.py`: gathering the batch, choosing the noise, forward, backward, AdamW, learning
   rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
   captured graph.
+- *kernels*, on a CPU: the network's forward and backward pass, and ten network calls of the sampler, as `kernels=fused`
+  and as `kernels=plain`.
 - *LeRobot*, of the same sizes, batch, precision and threads: its processors, forward, backward, clipping of the
   gradients, Adam and the learning rate. It has no EMA; loading data is not counted.
 - The paper-size network at batch 256 has a floor of 1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU:
   0.454 TFLOP, 2.8 GB).
 
   python -m benchmarks step python -m benchmarks step device=cuda scale=paper seeds=2 python -m benchmarks step batch=64
-  noise=vanilla,linear peers=none
+  noise=vanilla,linear peers=none python -m benchmarks step width=32 embedding=64 batch=128
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.program import legend, plain, program, table
+from immiscible_policy.network.unet import KERNELS
 from immiscible_policy.noise import Selector
 from immiscible_policy.palette import BLUE, GREY, NAMED, RUST, SKY, panels
 from immiscible_policy.policy.build import build_policy
@@ -43,6 +46,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import RobotConfig, compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective
 from immiscible_policy.results.experiment import Findings
+from immiscible_policy.solver import Solver
 from immiscible_policy.training.engine import ENGINES, make_engine
 from immiscible_policy.training.options import resolve_device
 from immiscible_policy.training.seed import initial_state
@@ -67,6 +71,14 @@ COLUMNS = {
     "floor (bare network), ms": "{bare:.3g}",
     "ours / floor": "{over:.3f}",
 }
+KERNEL_COLUMNS = {
+    "kernels": "{name}",
+    "fused, ms": "{fused:.3g}",
+    "plain, ms": "{plain:.3g}",
+    "fused / plain": "{over:.3f}",
+}
+SAMPLED = (50, 1)
+"""Rows of the sampler's network calls."""
 
 Figures = dict[str, Any]
 
@@ -95,6 +107,8 @@ def measure(options: dict[str, Any]) -> Findings:
     with ExitStack() as stack:
         peer = stack.enter_context(Peer(PEER, options["threads"])) if peer_takes_part else None
         figures = beside_each_other(config, arms, choices, peer, options["turns"], options["steps"])
+        if kind == "cpu":
+            figures["kernels"] = kernels_beside_each_other(config, options["turns"], options["steps"])
         figures["curves"] = {
             axis: {
                 at: _point(beside_each_other(each, curve, choices, peer, turns, steps)) for at, each in along.items()
@@ -111,6 +125,8 @@ def configure(options: dict[str, Any], batch: int | None, width: int | None) -> 
     words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
     if batch is not None:
         words.append(f"batch_size={batch}")
+    if options["embedding"] is not None:
+        words.append(f"step_embed_dim={options['embedding']}")
     if width is not None:
         words.append(f"down_dims=[{width},{2 * width},{4 * width}]")
     return compose_config([*words, "wandb=disabled", "solver=ddim"])
@@ -192,6 +208,24 @@ def beside_each_other(
     return figures
 
 
+def kernels_beside_each_other(config: RobotConfig, turns: int, steps: int) -> Figures:
+    """The network's forward and backward pass, and sampling, with each kind of kernels.
+
+    Returns:
+        Milliseconds of a pass, or of a chunk for so many rows, and the median of the paired ratios.
+    """
+    recipe = RobotRecipe.prepare(config)
+    networks = {name: BareNetwork(config, replace(recipe, spec=replace(recipe.spec, kernels=name))) for name in KERNELS}
+    work: dict[str, Callable[[BareNetwork], None]] = {"forward and backward": BareNetwork.gradients}
+    work |= {f"sampling, {rows} at once": partial(BareNetwork.sample, rows=rows) for rows in SAMPLED}
+    figures = {}
+    for what, do in work.items():
+        candidates = {name: turn(partial(do, network), steps, config.device) for name, network in networks.items()}
+        seconds = take_turns(candidates, turns)
+        figures[what] = medians(seconds) | {"over": ratio(seconds, "fused", "plain")}
+    return figures
+
+
 def turn(step: Callable[[], object], steps: int, device: str) -> Callable[[], float]:
     """A turn of a candidate: some steps that are not counted, then those that are; seconds per step."""
 
@@ -216,11 +250,12 @@ class BareNetwork:
 
     Args:
         config: Options of the training run.
-        parts: What it is made of.
+        recipe: What it is made of.
     """
 
     def __init__(self, config: RobotConfig, recipe: RobotRecipe) -> None:
-        self.model = build_policy(recipe.spec).network.to(config.device)
+        self.policy = build_policy(recipe.spec)
+        self.model = self.policy.network.to(config.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, fused=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         generator = torch.Generator().manual_seed(0)
@@ -237,12 +272,21 @@ class BareNetwork:
 
     def step(self) -> None:
         """One step."""
+        self.gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gradients(self) -> None:
+        """Forward and backward."""
         with self.autocast:
             prediction = self.model(*self.inputs)
             loss = torch.nn.functional.mse_loss(prediction.float(), self.noise)
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+
+    def sample(self, rows: int) -> None:
+        """Ten steps of DDIM, as they are evaluated: in float32."""
+        noisy, _, features = (tensor[:1].repeat_interleave(rows, dim=0) for tensor in self.inputs)
+        self.policy.solve(features, Solver("ddim", 10).plan(self.policy.path), noisy[None])
 
 
 def trainer(
@@ -334,6 +378,8 @@ def describe(figures: Figures) -> str:
         + (f"LeRobot: {versions}; {peer['parameters']:,} parameters." if peer else "LeRobot did not take part.")
     )
     parts = [about, table(COLUMNS, rows)]
+    if "kernels" in figures:
+        parts.append(table(KERNEL_COLUMNS, [{"name": name, **found} for name, found in figures["kernels"].items()]))
     parts += [f"Linear assignment over vanilla: {', '.join(adds)}."] if adds else []
     parts += [f"eager / fast: {', '.join(engines)}."] if engines else []
     for axis, what in (("batch", "batch size"), ("width", "width (channels of the first level)")):
@@ -393,6 +439,7 @@ OPTIONS = {
     "threads": Option(COUNT, 1, "CPU threads"),
     "batch": Option(COUNT, None, "windows per step; none: the scale's"),
     "width": Option(COUNT, None, "channels of the first level, then 2 and 4 times as many; none: the scale's"),
+    "embedding": Option(COUNT, None, "size of the step's embedding; none: the scale's"),
     "batches": Option(str, "64,128,256,512,1024", "batch sizes of the cost curve"),
     "widths": Option(str, "32,64,128", "widths of the cost curve"),
     "turns": Option(COUNT, 12, "turns of each candidate; a third as many in the curves"),

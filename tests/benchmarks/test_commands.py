@@ -45,6 +45,9 @@ def test_step(tmp_path, peers):
     assert set(figures["ms_per_step"]) == {"bare"} | arms | peer and all_positive(figures["ms_per_step"].values())
     assert set(figures["ratio_to_bare"]) == arms | peer and all_positive(figures["ratio_to_bare"].values())
     assert set(figures["assignment_adds"]) == {"eager", "fast"}
+    assert list(figures["kernels"]) == ["forward and backward", "sampling, 50 at once", "sampling, 1 at once"]
+    for kernels in figures["kernels"].values():
+        assert set(kernels) == {"fused", "plain", "over"} and all_positive(kernels.values())
     widths = figures["curves"]["width"]
     assert list(widths) == ["8", "16"] and widths["8"]["parameters"] < widths["16"]["parameters"]
     assert list(figures["curves"]["batch"]) == ["4", "8"]
