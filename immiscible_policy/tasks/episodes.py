@@ -30,25 +30,31 @@ class Group:
     """The rows of one process; a row is stepped until its episode is over, and then repeats its last step."""
 
     def __init__(self, make: Make, count: int) -> None:
-        self.environments = make(count)
-        self.last: list[tuple[Any, float, bool, bool, dict[str, float]]] = []
+        self._make = make
+        self.environments: list[gymnasium.Env[Any, Any] | None] = [None] * count
+        self.last: list[tuple[Any, float, bool, bool, dict[str, float]] | None] = [None] * count
         self.pictures: list[Array | None] = [None] * count
 
-    def reset(self, seeds: Sequence[int]) -> list[Any]:
-        """Begin the episodes of these seeds; the rows as `step` gives them, with reward 0."""
-        begun = [environment.reset(seed=seed) for environment, seed in zip(self.environments, seeds, strict=True)]
-        self.last = [(observation, 0.0, False, False, _numbers(info)) for observation, info in begun]
-        self.pictures = [None] * len(begun)
+    def reset(self, seeds: Sequence[int | None]) -> list[Any]:
+        """Begin the episodes of the seeds; the rows as `step` gives them, with reward 0. A row without one is None."""
+        for row, seed in enumerate(seeds):
+            self.last[row], self.pictures[row] = None, None
+            if seed is not None:
+                environment = self.environments[row] = self.environments[row] or self._make(1)[0]
+                observation, info = environment.reset(seed=seed)
+                self.last[row] = (observation, 0.0, False, False, _numbers(info))
         return self.last
 
     def step(self, actions: Array) -> list[Any]:
         """Observation, reward, terminated, truncated and the numbers of `info` of every row."""
-        for row, (environment, action) in enumerate(zip(self.environments, actions, strict=True)):
-            observation, _, terminated, truncated, info = self.last[row]
+        for row, (environment, before) in enumerate(zip(self.environments, self.last, strict=True)):
+            if environment is None or before is None:
+                continue
+            observation, _, terminated, truncated, info = before
             if terminated or truncated:
                 self.last[row] = (observation, 0.0, terminated, truncated, info)
             else:
-                observation, reward, terminated, truncated, info = environment.step(action)
+                observation, reward, terminated, truncated, info = environment.step(actions[row])
                 self.last[row] = (observation, float(reward), bool(terminated), bool(truncated), _numbers(info))
                 self.pictures[row] = None
         return self.last
@@ -56,10 +62,15 @@ class Group:
     def render(self) -> list[Any]:
         """A picture (SIDE, SIDE, 3) uint8 of every row."""
         for row, environment in enumerate(self.environments):
-            if self.pictures[row] is None:
+            if environment is not None and self.last[row] is not None and self.pictures[row] is None:
                 frame = Image.fromarray(np.asarray(environment.render(), np.uint8))
                 self.pictures[row] = np.asarray(ImageOps.pad(frame, (SIDE, SIDE), color="white"))
         return self.pictures
+
+    def close(self) -> None:
+        """Close the environments."""
+        for environment in filter(None, self.environments):
+            environment.close()
 
 
 class Remote:
@@ -94,28 +105,24 @@ class Remote:
 
 def _serve(connection: Connection, make: Make, count: int) -> None:
     """Answer calls until the other end is closed."""
-    group, failure = None, ""
-    try:
-        group = Group(make, count)
-    except Exception as error:  # reported when the first call comes
-        failure = one_line(error)
+    group = Group(make, count)
     while True:
         try:
             method, arguments = connection.recv()
         except EOFError:
             return
         try:
-            result = getattr(group, method)(*arguments) if group else None
-        except Exception as error:
-            result, failure = None, f"{type(error).__name__}: {one_line(error)}"
-        connection.send((result, failure))
+            connection.send((getattr(group, method)(*arguments), ""))
+        except Exception as error:  # whatever it is, the other process reports it
+            connection.send((None, f"{type(error).__name__}: {one_line(error)}"))
 
 
 class Episodes(VectorEnv[Any, Array, Array]):
     """N single environments, one episode each: a row whose episode is over stays as it ended.
 
-    Rows do not know of each other, so the number of processes changes nothing but the time. `infos` have the numbers
-    that the environments' have, (N,) float64; 0 where a row has none.
+    Rows do not know of each other, so the number of processes changes nothing but the time. Rows of the same seed are
+    one episode, with the actions of the first of them: an evaluation fills its batch with repetitions. `infos` have
+    the numbers that the environments' have, (N,) float64; 0 where a row has none.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}
@@ -134,6 +141,7 @@ class Episodes(VectorEnv[Any, Array, Array]):
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self._box, workers = action_space, min(workers, num_envs)
+        self._first = list(range(num_envs))
         self._rows = [rows.tolist() for rows in np.array_split(np.arange(num_envs), workers)]
         self._group = Group(make, num_envs) if workers == 1 else None
         self._remotes = [] if workers == 1 else [Remote(make, len(rows)) for rows in self._rows]
@@ -141,7 +149,9 @@ class Episodes(VectorEnv[Any, Array, Array]):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the episodes of the seeds (N,)."""
         seeds = [int(one) for one in seed]
-        observations, _, _, _, infos = self._gather(self._call("reset", seeds))
+        self._first = [seeds.index(one) for one in seeds]
+        own = [one if first == row else None for row, (one, first) in enumerate(zip(seeds, self._first, strict=True))]
+        observations, _, _, _, infos = self._gather(self._call("reset", own))
         return observations, infos
 
     def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
@@ -155,18 +165,20 @@ class Episodes(VectorEnv[Any, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments and end the processes."""
-        for environment in self._group.environments if self._group else ():
-            environment.close()
+        if self._group is not None:
+            self._group.close()
         for remote in self._remotes:
             remote.close()
 
     def _call(self, method: str, values: Any = None) -> list[Any]:
         """What a method of the groups gives for every row; `values` has an entry for each."""
         if self._group is not None:
-            return getattr(self._group, method)(*([] if values is None else [values]))
-        for remote, rows in zip(self._remotes, self._rows, strict=True):
-            remote.send(method, *([] if values is None else [values[rows[0] : rows[-1] + 1]]))
-        return [row for remote in self._remotes for row in remote.receive()]
+            rows = getattr(self._group, method)(*([] if values is None else [values]))
+            return [rows[first] for first in self._first]
+        for remote, own in zip(self._remotes, self._rows, strict=True):
+            remote.send(method, *([] if values is None else [values[own[0] : own[-1] + 1]]))
+        gathered = [row for remote in self._remotes for row in remote.receive()]
+        return [gathered[first] for first in self._first]
 
     def _gather(self, rows: list[Any]) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)

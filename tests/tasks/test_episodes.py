@@ -51,6 +51,16 @@ def test_every_row_is_its_environment_until_its_episode_is_over():
     assert here[2][-1].any()  # some episode is over before the others
 
 
+def test_rows_of_the_same_seed_are_one_episode_that_is_stepped_once():
+    environment = episodes()
+    environment.reset(seed=[5, 6, 6])
+    observation = environment.step(TARGETS[0])[0]
+    assert [one is None for one in environment._group.environments] == [False, False, True]
+    np.testing.assert_array_equal(observation[1], observation[2])
+    np.testing.assert_array_equal(environment.render()[1], environment.render()[2])
+    assert (environment.reset(seed=SEEDS)[0][2] != observation[2]).any()  # afterwards it is a row of its own
+
+
 @pytest.mark.slow
 def test_processes_change_neither_rows_nor_pictures():
     here, several = episodes(), episodes(workers=2)
