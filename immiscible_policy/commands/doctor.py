@@ -173,9 +173,7 @@ def store_findings(path: Path, task: Task) -> Iterator[Finding]:
     action = demos[task.action].reshape(len(demos), -1)
     yield Finding("data", f"{path}: {sizes}, actions {action.min():.4g}..{action.max():.4g}")
     numbers = task.observation(demos, first_observation(task, demos))  # (T, Do)
-    tails = np.array(
-        [repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes]
-    )
+    tails = np.array([repeated_steps(numbers[steps], action[steps]) for steps in demos.episodes])
     padded = int((tails >= REPEATED).sum())
     if 2 * padded > demos.n_episodes:
         text = f"{padded} of {demos.n_episodes} episodes end in {REPEATED} or more equal steps (up to {tails.max()})"
