@@ -115,6 +115,10 @@ class Assignment:
         target = standardize(x.flatten(1), None) if self.standardized else x
         return replace(self, potentials=fit_potentials(target, cost=self.cost))
 
+    def divergence(self, batch_size: int) -> float:
+        """The most that E KL(q(e|x) || N(0, I)) can be, in nats: a sample gets one of pool * B noises."""
+        return math.log(self.pool * batch_size)
+
     def pair(self, x: Tensor, noise: Tensor, mask: Tensor | None, condition: Tensor | None) -> Tensor:
         """The noise of each sample (B,), int64 on the CPU: the optimal assignment.
 

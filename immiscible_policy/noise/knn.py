@@ -5,6 +5,7 @@ Shape legend: B samples, D numbers per sample, k candidates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,14 @@ class KNN:
         select = nearest_of_candidates if literal else nearest_by_projection
         noise = select(flat, counts, k, generator, by_angle=self.nearest == "angle")
         return require_finite(x, noise.to(x.dtype).reshape(x.shape), torch.linalg.vector_norm(flat, dim=1))
+
+    def divergence(self, batch_size: int) -> float:
+        """E KL(q(e|x) || N(0, I)) in nats: log k - 1 + 1/k.
+
+        The nearest of k noises has the density k U^(k-1) N(e), where U is the share of all noises that lie
+        farther away, and log U has the mean -1/k under that law.
+        """
+        return math.log(self.k) - 1 + 1 / self.k
 
     @property
     def schedule(self) -> Schedule:

@@ -12,7 +12,8 @@ class Selector(Protocol):
     """A drop-in for `torch.randn_like(x)` that has no state between calls.
 
     Optional: `fitted(x)` returns the selector with what it learns once from all training samples x (N, ...);
-    `schedule` is a `Schedule` by which it selects, and `step` is needed then.
+    `schedule` is a `Schedule` by which it selects, and `step` is needed then; `divergence(batch_size)` is the most that
+    E KL(q(e|x) || N(0, I)) can be, in nats, where q(e|x) is the law of the noise of a sample x.
     """
 
     def __call__(

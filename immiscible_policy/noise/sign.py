@@ -10,6 +10,7 @@ Shape legend: B samples, D numbers per sample.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,10 @@ class Sign:
         away[round(self.schedule.strength(step) * len(x)) :] = False
         turned = torch.where(away.reshape(-1, *[1] * (x.ndim - 1)), -noise, noise)
         return require_finite(x, turned, torch.linalg.vector_norm(flat, dim=1))
+
+    def divergence(self, batch_size: int) -> float:
+        """E KL(q(e|x) || N(0, I)) in nats: the density is doubled on one side."""
+        return math.log(2)
 
     @property
     def schedule(self) -> Schedule:

@@ -27,3 +27,7 @@ class Vanilla:
         """Draw noise for x (B, ...); `condition`, `mask` and `step` do not matter here."""
         check(x, condition, mask)
         return require_finite(x, draw(x, generator), torch.linalg.vector_norm(flatten(x, mask)[0], dim=1))
+
+    def divergence(self, batch_size: int) -> float:
+        """E KL(q(e|x) || N(0, I)) in nats."""
+        return 0.0

@@ -19,11 +19,14 @@ def test_the_table_of_selectors(tmp_path):
     distance = {name: figures["distance"]["percent"] for name, figures in outcome.items()}
     norm = {name: figures["selected"]["squared_norm"] for name, figures in outcome.items()}
     assert distance["vanilla"] == 0
+    assert "The observation explains" in (out / "selectors.md").read_text()
     row = next(line for line in (out / "selectors.md").read_text().splitlines() if line.startswith("| KNN k=2 |"))
     assert row.split(" | ")[1:3] == [f"{distance['KNN k=2']:+.2f}", f"{norm['KNN k=2']:.2f}"] and "|  |" not in row
     assert distance["KNN k=8"] < distance["KNN k=2"] < -1 and distance["linear, pool of 4"] < distance["linear"] < -1
     assert all(math.isclose(norm[name], norm["vanilla"], rel_tol=1e-9) for name in ("linear", "idp26", "c2ot"))
     assert norm["KNN k=8"] < norm["KNN k=2"] < norm["vanilla"] - 1
+    assert outcome["sign"]["divergence"] == math.log(2) and outcome["linear"]["divergence"] == math.log(64)
+    assert outcome["linear, residual"]["held_out"]["shift"] < outcome["linear"]["held_out"]["shift"]
     assert outcome["linear"]["correlation"]["row_means"] > outcome["KNN k=2"]["correlation"]["row_means"] > 0
 
 

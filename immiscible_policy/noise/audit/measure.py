@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from immiscible_policy.noise.audit.budget import divergence
 from immiscible_policy.noise.audit.statistics import (
     KS,
     LEVEL,
@@ -85,6 +86,7 @@ class Audit:
     correlation: Correlation  # between samples and selected noise
     prior_shift: float | None  # length of the mean noise that a condition meets, at least; None without conditions
     target: TargetVariance  # variance that selection leaves in the training target, of one batch of at most 256 samples
+    divergence: float | None  # the most that E KL(q(e|x) || N(0, I)) can be [nats]; None if the selector does not know
     seconds: float  # median time of one selection
     pairs: Pairs = field(repr=False, compare=False)  # the measured pairs themselves, for the plot
 
@@ -132,6 +134,8 @@ class Audit:
         if self.prior_shift is not None:
             lengths = f"{self.prior_shift:.3f} at least, of {self.selected.squared_norm**0.5:.2f}"
             lines.append(f"mean noise of a condition: length {lengths}; plain noise has 0")
+        if self.divergence is not None:
+            lines.append(f"KL of a sample's noise to N(0, I): {self.divergence:.4f} nats at most")
         return "\n".join([*lines, f"time of a selection: {1e3 * self.seconds:.3f} ms (median)"])
 
     def plot(self) -> Figure:
@@ -215,6 +219,7 @@ def audit(
             step=step,
             generator=generator,
         ),
+        divergence=divergence(select, rows.shape[1]),
         seconds=median(pairs.seconds),
         pairs=pairs,
     )
