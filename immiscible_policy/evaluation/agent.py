@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
+from immiscible_policy.cli import one_line
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.reading import described
 from immiscible_policy.tasks import Observed
 
 
@@ -87,12 +89,16 @@ def read_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, Po
 
     Raises CheckpointError if the checkpoint is damaged or does not describe a policy.
     """
-    spec = read_spec(checkpoint)
-    policy = build_policy(spec)
+    spec, weights = read_spec(checkpoint), checkpoint.tensors("ema")
     try:
-        policy.load_state_dict(checkpoint.tensors("ema"))
-    except RuntimeError:
-        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the policy it describes") from None
+        with torch.device("meta"):  # absurd sizes take no memory before they are compared
+            shapes = {name: tensor.shape for name, tensor in build_policy(spec).state_dict().items()}
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{checkpoint.path} describes no policy that can be built ({one_line(error)})") from None
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the policy it describes")
+    policy = build_policy(spec)
+    policy.load_state_dict(weights)
     return policy.to(device).eval(), spec
 
 
@@ -102,13 +108,12 @@ def read_spec(checkpoint: Checkpoint) -> PolicySpec:
     Raises CheckpointError if it does not describe a policy.
     """
     recorded = checkpoint.metadata.get("policy")
-    names = {field.name for field in fields(PolicySpec)}
-    needed = {field.name for field in fields(PolicySpec) if field.default is MISSING}
-    if not isinstance(recorded, dict) or not needed <= set(recorded) <= names:
-        raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows")
-    encoder = recorded.get("encoder")
-    encoder = encoder and EncoderSpec(**encoder | {"cameras": tuple(encoder["cameras"])})
-    return PolicySpec(**recorded | {"down_dims": tuple(recorded["down_dims"]), "encoder": encoder})
+    try:
+        encoder = recorded.get("encoder") and described(EncoderSpec, recorded["encoder"])
+        return described(PolicySpec, recorded | {"encoder": encoder})
+    except (TypeError, AttributeError, KeyError) as error:
+        why = "" if recorded is None else f" ({one_line(error)})"
+        raise CheckpointError(f"{checkpoint.path} describes no policy that this version knows{why}") from None
 
 
 def solver_of(

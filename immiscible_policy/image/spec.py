@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from immiscible_policy.cli import one_line
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.reading import described
 
 MODELS = ("ddim", "flow", "consistency")
 
@@ -62,5 +64,7 @@ def read_spec(checkpoint: Checkpoint) -> Spec:
     kind: type[Spec] = StableDiffusionSpec if values.get("model") == "sd" else ImageSpec
     if set(values) != {field.name for field in fields(kind)}:
         raise CheckpointError(f"{checkpoint.path} does not describe an image model that this version knows")
-    plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return kind(**plain)
+    try:
+        return described(kind, values)
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint.path} describes no image model ({one_line(error)})") from None

@@ -45,6 +45,7 @@ from immiscible_policy.plugins import published
 from immiscible_policy.plugins.published import AGENT_DIM, CAMERA_ENCODER, LAYOUT, NETWORK, OBSERVATION, TASK
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.reading import read_json
 
 TYPES = ("diffusion", "immiscible")
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
@@ -68,6 +69,15 @@ def read_lerobot(path: Path) -> published.ForeignCheckpoint:
 
     Raises CheckpointError if a file is missing or damaged, or the policy is of another architecture.
     """
+    try:
+        return _read(path)
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise published.unusable(path, error) from None
+
+
+def _read(path: Path) -> published.ForeignCheckpoint:
     config = _json(path / "config.json")
     if config.get("type") not in TYPES:
         raise CheckpointError(f"{path}: a policy of type {config.get('type')}; only {' and '.join(TYPES)} convert")
@@ -252,10 +262,9 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        text = f"{file} cannot be read ({one_line(error)}); save the policy with lerobot 0.4 or newer"
-        raise CheckpointError(text) from None
+        return read_json(file, "save the policy with lerobot 0.4 or newer")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

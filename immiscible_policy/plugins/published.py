@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_policy.cli import one_line
 from immiscible_policy.network.encoder import FEATURES, EncoderSpec
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
+from immiscible_policy.store.reading import LARGEST
 from immiscible_policy.tasks import ObservationLayout, find_task
 
 TASK = find_task()  # what the other projects' checkpoints observe
@@ -83,20 +85,25 @@ def policy_spec(path: Path, settings: Mapping[str, Any], **sizes: Any) -> Policy
         down_dims=tuple(whole(channels) for channels in settings["down_dims"]),
         step_embed_dim=whole(settings["diffusion_step_embed_dim"]),
         kernel_size=whole(settings["kernel_size"]),
-        groups=settings["n_groups"],
+        groups=whole(settings["n_groups"]),
     )
 
 
 def whole(value: Any) -> int:
     """A size from a configuration; a TypeError if it is not a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a whole number where it says {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST:
+        raise TypeError(f"a whole number where it says {str(value)[:40]}")
     return value
 
 
 def lacks(path: Path, error: Exception) -> CheckpointError:
     """What to say of a configuration that misses a value, or has one of another kind."""
     return CheckpointError(f"{path}: the configuration lacks {error}")
+
+
+def unusable(path: Path, error: Exception) -> CheckpointError:
+    """What to say of a checkpoint whose parts are of other kinds or shapes than those of a policy."""
+    return CheckpointError(f"{path} is not a policy that converts ({one_line(error)[:120]})")
 
 
 def normalizers(observation: Sequence[Tensor], action: Sequence[Tensor], spec: PolicySpec) -> dict[str, Tensor]:

@@ -23,9 +23,13 @@ import safetensors.torch
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
+from immiscible_policy.store.reading import read_json, require_kinds
 
 FORMAT = 1
 METADATA = "metadata.json"
+KINDS = {"step": int, "seed": int, "sha256": dict, "config": dict, "data_hash": str | None, "versions": dict}
+"""Types of what metadata say, where they say it."""
+ELSEWHERE = "use another checkpoint"
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -59,7 +63,10 @@ class Checkpoint:
             raise CheckpointError(f"{file}: {error.strerror}; use another checkpoint") from None
         if hashlib.sha256(content).hexdigest() != self.metadata["sha256"].get(file.name):
             raise CheckpointError(f"{file} is corrupt (its hash is not the recorded one); use another checkpoint")
-        return safetensors.torch.load(content)
+        try:
+            return safetensors.torch.load(content)
+        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{file} is damaged ({one_line(error)}); use another checkpoint") from None
 
 
 def save_checkpoint(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -101,13 +108,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not file.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: it has no {METADATA} (give a directory like step_000500)")
     try:
-        metadata = json.loads(file.read_text())
-        if metadata["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format {metadata['format']} is not the known format {FORMAT}")
-        if not {"step", "sha256"} <= metadata.keys():
-            raise KeyError("step or sha256")
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is corrupt ({one_line(error)}); use another checkpoint") from None
+        metadata = read_json(file, ELSEWHERE)
+        for key in ("format", "step", "sha256"):
+            if key not in metadata:
+                raise ValueError(f"{file} is damaged ({key} is missing); {ELSEWHERE}")
+        require_kinds(file, metadata, KINDS, ELSEWHERE)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if metadata["format"] != FORMAT:
+        raise CheckpointError(f"{file}: format {metadata['format']} is not the known format {FORMAT}")
     return Checkpoint(path, metadata)
 
 

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, one_line, parse_range
+from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.provenance import without_places
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import (
@@ -39,6 +39,7 @@ from immiscible_policy.store.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from immiscible_policy.store.reading import read_json, read_yaml, require_kinds
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, drop_rows, read_rows
 from immiscible_policy.tasks import Task, recorded_task
 
@@ -46,6 +47,9 @@ SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher"
 """Settings of a run that say where and how it is trained, not what."""
 CONFIG, PROVENANCE, SUMMARY, SUMMARY_TEXT = "config.yaml", "provenance.json", "summary.json", "summary.md"
 CHECKPOINTS, EPISODES, FRESH, METRICS = "checkpoints", "episodes.csv", "fresh.csv", "metrics.jsonl"
+AGAIN = "restore it, or train the run again"
+MOST_CHECKPOINTS = 10**6
+"""More evaluations are planned by no run."""
 MIXED = "two trainings are mixed there; keep one of them"
 SEED, STEP, LOCK = "seed_", "step_", ".lock"
 
@@ -85,12 +89,8 @@ class RunDirectory:
             below = ", ".join(run.name for run in runs_in(self.path))
             hint = f"; it contains the runs {below}: give one of them" if below else ""
             raise ValueError(f"{self.path} is not a run: it has no {CONFIG}{hint}")
-        try:
-            config = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is damaged: {one_line(error)}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{file} has no settings; the run is torn, train it again")
+        config = read_yaml(file, AGAIN)
+        require_kinds(file, config, dict.fromkeys(("steps", "eval_every", "episodes"), int | None), AGAIN)
         return config
 
     @property
@@ -101,8 +101,13 @@ class RunDirectory:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What `provenance.json` records; empty where there is none."""
-        return _read_json(self.path / PROVENANCE) or {}
+        """What `provenance.json` records; empty where there is none; a ValueError if it is damaged."""
+        file = self.path / PROVENANCE
+        origin = read_json(file) if file.exists() else {}
+        require_kinds(file, origin, {"command": str, "data": dict, "extended": list}, "restore it, or delete it")
+        known = {"content_hash": str | None, "path": str}
+        require_kinds(file, origin.get("data", {}), known, "restore it, or delete it")
+        return origin
 
     @property
     def data_hash(self) -> str | None:
@@ -175,10 +180,7 @@ class RunDirectory:
     def seeds(self) -> list[int]:
         """Training seeds that have a directory, ascending; a directory called like one must name a number."""
         paths = [path for path in self.path.glob(f"{SEED}*") if path.is_dir()]
-        for path in paths:
-            if not path.name.removeprefix(SEED).isdecimal():
-                raise ValueError(f"{path}: the name must be {SEED}N with a whole number N")
-        return sorted(int(path.name.removeprefix(SEED)) for path in paths)
+        return sorted(_number(path, SEED, "{}{}") for path in paths)
 
     def checkpoints(self) -> dict[int, list[Checkpoint]]:
         """The complete checkpoints of each training seed that keeps some, oldest first; refused as `require_own`."""
@@ -222,6 +224,8 @@ class RunDirectory:
         wanted = self.planned_seeds() if seeds is None else list(seeds)
         last = config.get("steps") or max((step for steps in evaluated.values() for step in steps), default=1)
         every = config.get("eval_every")
+        if every and last // every > MOST_CHECKPOINTS:
+            raise ValueError(f"{self.path / CONFIG} plans {last // every:,} evaluations; {AGAIN}")
         between = range(every, last, every) if every else set().union(*evaluated.values())
         lacking = {number: sorted({*between, last} - set(steps)) for number, steps in evaluated.items()}
         planned = self.task.starts(str(config["starts"]), config["episodes"]) if "starts" in config else []
@@ -238,8 +242,8 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of `summary.json`, if it was written."""
-        return _read_json(self.path / SUMMARY)
+        """The content of `summary.json`, if it was written; a ValueError if it is damaged."""
+        return read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else None
 
     def write_summary(self, summary: Mapping[str, Any], text: str | None = None) -> None:
         """Write what the run came to, for programs and, where there is a text, for people."""
@@ -275,34 +279,62 @@ class SeedDirectory:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        return [read_checkpoint(path) for path in self._complete()]
+        return [self._read(path) for path in self._complete()]
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint; None before the first. Older ones are not looked at."""
-        return read_checkpoint(paths[-1]) if (paths := self._complete()) else None
+        return self._read(paths[-1]) if (paths := self._complete()) else None
+
+    def restore(self, load: Callable[[Checkpoint], None]) -> tuple[Checkpoint | None, list[CheckpointError]]:
+        """Load the newest checkpoint that is whole, and remove newer ones, whose errors are returned beside it.
+
+        None where nothing was saved yet. `load` raises CheckpointError for a damaged one. If all that have an optimizer
+        state are damaged, nothing is removed, and the newest one's error is raised.
+        """
+        errors: list[CheckpointError] = []
+        damaged: list[Path] = []
+        for path in reversed(self._complete()):
+            try:
+                checkpoint = self._read(path)
+                if errors and not checkpoint.resumable:
+                    break
+                load(checkpoint)
+            except CheckpointError as error:
+                errors.append(error)
+                damaged.append(path)
+                continue
+            for newer in damaged:
+                shutil.rmtree(newer, ignore_errors=True)  # of several processes that do it, one is first
+            return checkpoint, errors
+        if errors:
+            raise errors[0]
+        return None, []
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The checkpoint of a step; a CheckpointError if it was not kept."""
         if not (self.checkpoint_path(step) / METADATA).is_file():
             raise CheckpointError(f"{self.path}: the checkpoint of step {step} was not kept")
-        return read_checkpoint(self.checkpoint_path(step))
+        return self._read(self.checkpoint_path(step))
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies, or would."""
         return self.path / CHECKPOINTS / f"{STEP}{step:06d}"
 
     def is_finished(self, steps: int) -> bool:
-        """Whether it has its last checkpoint."""
-        return (newest := self.newest()) is not None and newest.step >= steps
+        """Whether it has its last checkpoint, not one with damaged metadata."""
+        with suppress(CheckpointError):
+            return (newest := self.newest()) is not None and newest.step >= steps
+        return False
 
     def save(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under the step that its metadata name, as `save_checkpoint`."""
         save_checkpoint(self.checkpoint_path(metadata["step"]), metadata, tensors)
 
     def tidy(self, keep: str, scores: Mapping[int, float]) -> None:
-        """Drop what need not be kept: optimizer states of all but the newest, and with `last+best` the others whole.
+        """Drop what need not be kept: optimizer states of all but the newest two, with `last+best` checkpoints too.
 
-        A checkpoint that an interrupted training left is dropped as soon as there is a newer one.
+        Should the newest be damaged one day, training goes on from the one before. A checkpoint that an interrupted
+        training left is dropped as soon as there is a newer one.
 
         The best by the scores of evaluated steps is kept, the earliest of equals; `keep=all` keeps every checkpoint.
         """
@@ -311,9 +343,12 @@ class SeedDirectory:
         checkpoints = self.checkpoints()
         scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in scores]
         best = max(scored, key=lambda step: (scores[step], -step), default=None)
+        regular = [checkpoint for checkpoint in checkpoints[:-1] if not checkpoint.metadata.get("interrupted")]
         for checkpoint in checkpoints[:-1]:
-            (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
-            if checkpoint.metadata.get("interrupted") or (keep == "last+best" and checkpoint.step != best):
+            before = checkpoint in regular[-1:]
+            if not before:
+                (checkpoint.path / OPTIMIZER).unlink(missing_ok=True)
+            if checkpoint not in regular or (keep == "last+best" and checkpoint.step != best and not before):
                 doomed = checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.path.name}.draft"))
                 shutil.rmtree(doomed)  # if the process is killed here, the next call ends it
 
@@ -326,8 +361,9 @@ class SeedDirectory:
         for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
             try:
                 rows.append(json.loads(line))
-                rows[-1]["step"]
-            except (ValueError, TypeError, KeyError):
+                if not isinstance(rows[-1]["step"], int):
+                    raise TypeError
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(f"{path}, line {number} is damaged ('{line[:80]}'); remove that line") from None
         return rows
 
@@ -354,7 +390,15 @@ class SeedDirectory:
 
     def _complete(self) -> list[Path]:
         paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]
-        return sorted(paths, key=lambda path: int(path.name.removeprefix(STEP)))
+        return sorted(paths, key=lambda path: _number(path, STEP, "{}{:06d}"))
+
+    def _read(self, path: Path) -> Checkpoint:
+        """A checkpoint that must be of this seed, and of the step that its directory names."""
+        checkpoint, number = read_checkpoint(path), int(path.name.removeprefix(STEP))
+        if (checkpoint.step, checkpoint.metadata.get("seed", self.number)) != (number, self.number):
+            own = f"step {checkpoint.step} of seed {checkpoint.metadata.get('seed')}"
+            raise CheckpointError(f"{path} holds {own}: it was moved there; move it back or delete it")
+        return checkpoint
 
 
 class MetricsFile:
@@ -373,6 +417,14 @@ class MetricsFile:
         self._file.close()
 
 
+def _number(path: Path, prefix: str, form: str) -> int:
+    """The number that a directory's name ends with; a ValueError if it is not written as ours are."""
+    text = path.name.removeprefix(prefix)
+    if not re.fullmatch(r"\d{1,18}", text, flags=re.ASCII) or form.format(prefix, int(text)) != path.name:
+        raise ValueError(f"{path}: the name must be {form.format(prefix, 0)}, or another number; rename or remove it")
+    return int(text)
+
+
 @contextmanager
 def _locked(file: Path, refusal: str) -> Iterator[None]:
     """Hold the lock of a file, which is created; a CommandError with the refusal if another process holds it."""
@@ -383,13 +435,6 @@ def _locked(file: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError:
             raise CommandError(refusal) from None
         yield
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text()) if file.exists() else None
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({one_line(error)}); restore it, or delete it") from None
 
 
 def runs_in(directory: Path) -> list[RunDirectory]:

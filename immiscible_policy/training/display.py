@@ -64,6 +64,9 @@ class Display:
         self._reach(seed, step, visible=True)
         self.line(f"resume seed {seed} at step {step}" if step else f"start seed {seed}")
 
+    def _damaged(self, event: dict[str, Any]) -> None:
+        self.line(f"seed {event['seed']}: {event['why']}; training goes on from the checkpoint before")
+
     def _metrics(self, event: dict[str, Any]) -> None:
         seed = event["seed"]
         note = f"loss {event['loss']:.4f}  {event['rate']:.1f} steps/s  waited for batches {event['waited']:.1%}"

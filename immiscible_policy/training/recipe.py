@@ -15,7 +15,7 @@ from immiscible_policy.training.options import Schema
 from immiscible_policy.training.state import TrainState
 
 Listener = Callable[[dict[str, Any]], None]
-"""Receives what happens, as JSON values with an `event`: `started`, `metrics`, `evaluated`, `finished`."""
+"""Receives what happens, as JSON values with an `event`: `damaged`, `started`, `metrics`, `evaluated`, `finished`."""
 
 
 class Work(NamedTuple):

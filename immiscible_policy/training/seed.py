@@ -14,6 +14,7 @@ from immiscible_policy.capture import ALONE, use_device
 from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
+from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.run import SeedDirectory
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import RunConfig
@@ -47,16 +48,24 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         seed.run.require_own({f"seed {seed.number}": origin if first else {"data_hash": origin["data_hash"]}})
         work = recipe.build(seed)
         state = initial_state(config, work.model, seed.number)
-        newest = seed.newest()
-        if newest is not None:
-            seed.run.require_own({str(newest.path): newest.metadata})
-            state.restore(newest.step, newest.tensors)
+
+        def load(checkpoint: Checkpoint) -> None:
+            seed.run.require_own({str(checkpoint.path): checkpoint.metadata})
+            try:
+                state.restore(checkpoint.step, checkpoint.tensors)
+            except (RuntimeError, LookupError, AttributeError) as error:
+                why = f"{checkpoint.path}: the tensors do not fit this training ({one_line(error)[:80]})"
+                raise CheckpointError(why) from None
+
+        _, errors = seed.restore(load)
         cadence = Cadence(config.steps, config.log_every, config.eval_every, config.checkpoint_every)
         run = partial(train, state, work.objective, cadence, precision=config.precision, engine=config.engine)
         if not first:
             run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None)
             return state
 
+        for error in errors:
+            listen({"event": "damaged", "seed": seed.number, "why": f"{error}; it was removed"})
         listen({"event": "started", "seed": seed.number, "step": state.step})
         metrics = seed.append_metrics(state.step)
         seed.drop_episodes(state.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,9 @@ def write_desk(desk: Path) -> Path:
         write_policy_run(desk / "runs" / run, store, noise)
     newest = desk / "runs/mine/seed_0/checkpoints/step_000001"
     for name in NAMED:
-        shutil.copytree(newest, newest.with_name(name))
+        copy = shutil.copytree(newest, newest.with_name(name))
+        metadata = json.loads((copy / "metadata.json").read_text()) | {"step": int(name.removeprefix("step_"))}
+        (copy / "metadata.json").write_text(json.dumps(metadata))
     convert(newest, "diffusion_policy", desk / "latest.ckpt")
     for place in ("outputs/train", "outputs/knn"):
         (desk / place / "checkpoints/last").mkdir(parents=True)

@@ -400,6 +400,10 @@ def written_for_lerobot(tmp_path):
         ({"horizon": None}, "the configuration lacks a whole number where it says None"),
         ({"input_features": {"observation.image": {"shape": [3, 96, 96]}}}, "PushT needs observation.state"),
         ({"normalization_mapping": {"STATE": "QUANTILES"}}, "normalised by QUANTILES"),
+        ({"normalization_mapping": "MIN_MAX"}, "is not a policy that converts .'str' object"),
+        ({"input_features": [3]}, "the configuration lacks"),
+        ({"down_dims": [10**10, 16]}, "the configuration lacks a whole number where it says 10000000000"),
+        ({"clip_sample_range": "wide"}, "is not a policy that converts .could not convert string"),
     ],
 )
 def test_a_lerobot_policy_of_another_kind_is_refused(tmp_path, change, message):
@@ -409,6 +413,15 @@ def test_a_lerobot_policy_of_another_kind_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         read_policy(open_checkpoint(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_lerobot_configuration_that_is_none_is_refused(tmp_path):
+    path = written_for_lerobot(tmp_path)
+    (path / "config.json").write_text("[]")
+    with pytest.raises(
+        CheckpointError, match="config.json is damaged .it has no keys and values.; save the policy with"
+    ):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "policy_preprocessor.json"])

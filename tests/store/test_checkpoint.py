@@ -1,6 +1,7 @@
 """Checkpoints are written whole or not at all, and damage is noticed."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -30,13 +31,42 @@ def kept(seed):
     return [checkpoint.step for checkpoint in seed.checkpoints()]
 
 
-def test_only_the_newest_can_be_resumed_and_last_and_best_are_kept(tmp_path):
+def test_the_newest_two_can_be_resumed_and_these_and_the_best_are_kept(tmp_path):
     seed = RunDirectory(tmp_path).seed(0)
     for step in (1, 2, 3, 4):
         seed.save({"step": step, "seed": 0}, tensors())
         seed.tidy("last+best", {1: 0.1, 2: 0.9, 3: 0.9})
-    assert kept(seed) == [2, 4]
-    assert [checkpoint.resumable for checkpoint in seed.checkpoints()] == [False, True]
+    assert kept(seed) == [2, 3, 4]
+    assert [checkpoint.resumable for checkpoint in seed.checkpoints()] == [False, True, True]
+
+
+def test_what_an_interrupted_training_left_goes_with_the_next_checkpoint(tmp_path):
+    seed = RunDirectory(tmp_path).seed(0)
+    for step in (2, 3, 4, 5):
+        seed.save({"step": step, "seed": 0} | ({"interrupted": True} if step in (3, 5) else {}), tensors())
+        seed.tidy("last+best", {})
+    assert kept(seed) == [4, 5] and all(checkpoint.resumable for checkpoint in seed.checkpoints())
+
+
+def load(checkpoint):
+    for name in ("model", "ema", "optimizer"):
+        checkpoint.tensors(name)
+
+
+@pytest.mark.parametrize("file", ["metadata.json", "model.safetensors", "optimizer.safetensors"])
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, file):
+    seed = RunDirectory(tmp_path).seed(0)
+    for step in (1, 2, 3):
+        seed.save({"step": step, "seed": 0}, tensors())
+        seed.tidy("all", {})
+    (seed.checkpoint_path(3) / file).write_bytes(b"{")
+    checkpoint, errors = seed.restore(load)
+    assert checkpoint is not None and checkpoint.step == 2 and kept(seed) == [1, 2]
+    assert len(errors) == 1 and f"step_000003/{file} is" in str(errors[0])
+    (seed.checkpoint_path(2) / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="step_000002/optimizer.safetensors: No such file"):
+        seed.restore(load)  # the first has no optimizer state any more
+    assert kept(seed) == [1, 2] and RunDirectory(tmp_path).seed(1).restore(load) == (None, [])
 
 
 def test_keep_all_keeps_all(tmp_path):
@@ -83,12 +113,29 @@ def test_damage_is_noticed(tmp_path, name, damage):
         read_checkpoint(tmp_path / "step_000001").tensors(name)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 99, "step": 1, "sha256": {}}'])
+DAMAGED = ("", "{", "[]", "null", '{"format": 1}', '{"format": 99, "step": 1, "sha256": {}}',
+           '{"format": 1, "step": "1", "sha256": {}}', '{"format": 1, "step": 1, "sha256": []}',
+           '{"format": 1, "step": 1, "sha256": {}, "config": 3}')  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_metadata_is_one_line(tmp_path, content):
     save(tmp_path, 1)
     (tmp_path / "step_000001" / "metadata.json").write_text(content)
     with pytest.raises(CheckpointError, match="metadata.json"):
         read_checkpoint(tmp_path / "step_000001")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"\x10" + b"\0" * 7 + b'{"w": 1}        '])
+def test_weights_that_are_none_though_their_hash_matches_are_one_line(tmp_path, content):
+    save(tmp_path, 1)
+    path = tmp_path / "step_000001"
+    (path / "model.safetensors").write_bytes(content)
+    metadata = json.loads((path / "metadata.json").read_text())
+    metadata["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    (path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged .*; use another checkpoint"):
+        read_checkpoint(path).tensors("model")
 
 
 def test_metadata_is_plain_json(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it contains the runs arm: give one of them"):
         RunDirectory(tmp_path).episodes()
     for content, message in (
-        ("", "has no settings; the run is torn"),
+        ("", "config.yaml is damaged .it has no keys and values.; restore it, or train the run again"),
         ("{", "config.yaml is damaged"),
         ("seed: [0]\n", "names no task"),
         ("task: pusht\n", "no evaluated episodes"),
@@ -62,8 +63,51 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             RunDirectory(tmp_path / "arm").episodes()
     (tmp_path / "arm" / "seed_x").mkdir()
-    with pytest.raises(ValueError, match="seed_x: the name must be seed_N"):
-        RunDirectory(tmp_path / "arm").seeds()
+    for name, number in (("seed_x", "seed_0"), ("seed_00", "seed_0"), ("seed_01", "seed_1"), ("seed_²", "seed_0")):
+        (tmp_path / "arm" / "seed_x").rename(tmp_path / "arm" / name)
+        with pytest.raises(ValueError, match=f"{name}: the name must be {number}, or another number"):
+            RunDirectory(tmp_path / "arm").seeds()
+        (tmp_path / "arm" / name).rename(tmp_path / "arm" / "seed_x")
+
+
+def test_a_checkpoint_lies_where_its_metadata_say(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", half)
+    save(run, 0, 500)
+    place = run.seed(0).checkpoint_path(500)
+    for name in ("step_foo", "step_500"):
+        shutil.copytree(place, place.with_name(name))
+        with pytest.raises(ValueError, match=f"{name}: the name must be step_000[50]00, or another number"):
+            run.seed(0).newest()
+        shutil.rmtree(place.with_name(name))
+    shutil.copytree(place, run.seed(0).checkpoint_path(600))
+    with pytest.raises(CheckpointError, match="step_000600 holds step 500 of seed 0: it was moved there"):
+        run.seed(0).newest()
+    shutil.copytree(place, run.seed(1).checkpoint_path(500))
+    with pytest.raises(CheckpointError, match="seed_1/checkpoints/step_000500 holds step 500 of seed 0"):
+        run.checkpoints()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "steps: 1.0e400\ntask: pusht\n", "config.yaml is damaged .steps is 'inf'"),
+        ("config.yaml", "task: pusht\nsteps: 1000000000000\neval_every: 1\n", "plans 1,000,000,000,000 evaluations"),
+        ("config.yaml", "task: &a [1]\nseed: *a\n", "config.yaml is damaged .it has aliases"),
+        ("provenance.json", "[]", "provenance.json is damaged .it has no keys and values"),
+        ("provenance.json", '{"data": 3}', "provenance.json is damaged .data is '3'"),
+        ("provenance.json", '{"data": {"content_hash": 3}}', "provenance.json is damaged .content_hash is '3'"),
+        ("seed_0/metrics.jsonl", '{"step": "1"}\n', "metrics.jsonl, line 1 is damaged"),
+        ("seed_0/metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl, line 1 is damaged"),
+        ("seed_0/episodes.csv", b"\xff\xfe\n", "episodes.csv is damaged"),
+        ("summary.json", "3", "summary.json is damaged"),
+    ],
+)
+def test_a_hostile_file_is_named(tmp_path: Path, file: str, content: str | bytes, message: str) -> None:
+    run = write_run(tmp_path, half)
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        run.missing(), run.origin, run.seed(0).metrics(), run.summary  # noqa: B018
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_is_missing_of_the_plan_is_counted_once(tmp_path: Path) -> None:

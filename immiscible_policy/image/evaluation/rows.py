@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from immiscible_policy.cli import one_line
 from immiscible_policy.store.atomic import write_atomically
 
 ROWS = "frechet.csv"
@@ -69,14 +71,19 @@ def read_image_rows(path: Path) -> list[ImageRow]:
     """Read rows, none if there is no such file; ValueError if it is not a file of `write_image_rows`."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
+    try:
+        header, *lines = list(csv.reader(io.StringIO(path.read_text()))) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); delete it, and measure again") from None
     if header != COLUMNS:
         raise ValueError(f"{path}: the first line is '{','.join(header)[:80]}', not '{','.join(COLUMNS)[:80]}...'")
     parsers, rows = [PARSERS[str(field.type)] for field in fields(ImageRow)], []
     for number, line in enumerate(lines, start=2):
         try:
-            rows.append(ImageRow(*(parse(value) for parse, value in zip(parsers, line, strict=True))))
+            row = ImageRow(*(parse(value) for parse, value in zip(parsers, line, strict=True)))
+            if not math.isfinite(row.distance):
+                raise ValueError(f"distance={row.distance}")
+            rows.append(row)
         except ValueError as error:
             where = f"{path}, line {number}"
             raise ValueError(f"{where} is damaged ('{','.join(line)[:80]}': {error}); remove that line") from None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from immiscible_policy.cli import one_line
 from immiscible_policy.evaluation.scores import Scores, finished, scores, set_scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS, colours
 from immiscible_policy.results.compare import Comparison, compare
 from immiscible_policy.results.grid import last_audits
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
+from immiscible_policy.store.reading import read_json
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, SetMetric, Task, summarised
+
+COUNT_AGAIN = "count the modes again with eval_modality.py"
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,13 @@ def _modes(run: RunDirectory) -> dict[str, Any]:
     """The run's part of the `modality.json` in it, beside it, or in a directory `modality` beside it."""
     beside = run.path.resolve().parent
     for file in (place / "modality.json" for place in (run.path, beside, beside / "modality")):
-        content = json.loads(file.read_text()) if file.exists() else {"arms": []}
-        for arm in content["arms"]:
-            if arm["name"] == run.name:
-                return arm | {"names": content["modes"], "demonstrated": tuple(arm["demonstrated"])}
+        content = read_json(file, COUNT_AGAIN) if file.exists() else {"arms": []}
+        try:
+            for arm in content["arms"]:
+                if arm["name"] == run.name:
+                    return arm | {"names": content["modes"], "demonstrated": tuple(arm["demonstrated"])}
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({one_line(error)}); {COUNT_AGAIN}") from None
     return {}
 
 

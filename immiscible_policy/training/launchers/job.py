@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from immiscible_policy.cli import CommandError, one_line, parse_range
+from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.store.reading import read_yaml
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.recipe import Recipe, recipe_name
@@ -57,9 +56,6 @@ def needs(config: RunConfig, cpus: str, gpus: str) -> dict[str, Any]:
     if name is None:
         return request
     try:
-        own = yaml.safe_load(Path(name).expanduser().read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CommandError(f"job_options={name} cannot be read: {one_line(error)}") from None
-    if not isinstance(own, dict):
-        raise CommandError(f"job_options={name} has no options; write lines such as 'timeout_min: 600'")
-    return request | own
+        return request | read_yaml(Path(name).expanduser(), "write lines such as 'timeout_min: 600'")
+    except ValueError as error:
+        raise CommandError(f"job_options={name}: {error}") from None
