@@ -35,7 +35,7 @@ from scipy import stats
 
 from benchmarks.measuring import require_positive
 from immiscible_envs.starts import TEST_SEEDS, published_starts
-from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, require_writable, whole
+from immiscible_policy.cli import COUNT, CommandError, Option, expanded, parse_range, require_writable, whole
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.rollout import ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import (
@@ -328,8 +328,8 @@ def measure(options: dict[str, Any]) -> Findings:
 
 def _banks(options: dict[str, Any]) -> dict[str, Bank]:
     """The banks by name: read, or rolled out once all that could be wrong has been looked at."""
-    files = [Path(part).expanduser() for part in options["bank"].split(",")]
-    places = [Path(part).expanduser() for part in options["checkpoint"].split(",")] if options["checkpoint"] else []
+    files = [expanded(part) for part in options["bank"].split(",")]
+    places = [expanded(part) for part in options["checkpoint"].split(",")] if options["checkpoint"] else []
     if len({file.stem for file in files}) < len(files) or len(files) > len(COLOURS):
         raise CommandError(f"bank={options['bank']}: needs 1 to {len(COLOURS)} files of different names")
     for index, file in enumerate(files):

@@ -57,7 +57,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     """A reader of whole numbers from `least` to `most`, beyond which a command would never end."""
 
     def read(text: str) -> int:
-        number = int(text) if re.fullmatch(r"[+-]?\d{1,20}", text) else None
+        number = int(text) if re.fullmatch(r"[+-]?\d{1,20}", text, flags=re.ASCII) else None
         if number is None or not least <= number <= most:
             raise ValueError("not a whole number" if number is None else f"needs {least:,} to {most:,}")
         return number
@@ -120,7 +120,7 @@ def parse_range(key: str, text: str) -> list[int]:
     """
     numbers: list[int] = []
     for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18}))?", part)
         if not match:
             raise CommandError(f"{key}={text}: write 5, 0..2 or 0,3,7")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -211,12 +211,25 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def expanded(text: str) -> Path:
+    """A path as typed, with `~` and `~NAME` as home directories; a ValueError if there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {Path(text).parts[0].removeprefix('~')}") from None
+
+
 def require_writable(key: str, path: Path) -> None:
     """Refuse a path that cannot be created, before any work is done for it.
 
-    Raises CommandError if its nearest existing parent is not a directory, or one that may not be written.
+    Raises CommandError if it, or a parent, is a link that leads nowhere, or if its nearest existing parent is not a
+    directory, or one that may not be written.
     """
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    parents = path.absolute().parents or [path]
+    for place in (path.absolute(), *parents):
+        if place.is_symlink() and not place.exists():
+            raise CommandError(f"{key}={path}: {place} is a link that leads nowhere")
+    parent = next(folder for folder in parents if folder.exists())
     if not parent.is_dir():
         raise CommandError(f"{key}={path}: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
@@ -225,7 +238,7 @@ def require_writable(key: str, path: Path) -> None:
 
 def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:
     try:
-        return boolean(text) if to is bool else Path(text).expanduser() if to is Path else to(text)
+        return boolean(text) if to is bool else expanded(text) if to is Path else to(text)
     except ValueError as error:
         kind = {int: "a whole number", float: "a number"}.get(to)  # type: ignore[call-overload]
         raise CommandError(f"{key}={text}: not {kind}" if kind else f"{key}={text}: {error}") from None

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, parse_range, unknown
+from immiscible_policy.cli import (
+    REQUIRED,
+    CommandError,
+    Option,
+    parse,
+    parse_range,
+    require_writable,
+    unknown,
+    whole,
+)
 
 OPTIONS = {
     "path": Option(Path, REQUIRED, "where"),
@@ -76,3 +85,21 @@ def test_a_programming_error_keeps_its_traceback():
 @pytest.mark.parametrize(("text", "numbers"), [("5", [5]), ("0..2", [0, 1, 2]), ("0,3,7", [0, 3, 7])])
 def test_ranges(text, numbers):
     assert parse_range("seed", text) == numbers
+
+
+def test_places_that_cannot_be_are_refused(tmp_path):
+    require_writable("out", Path("/"))  # has no parent, and no run can begin there: it is not empty
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    for place in ("loop", "loop/below", "dangling", "dangling/below/deeper"):
+        with pytest.raises(CommandError, match=f"out=.*{place}: .*(loop|dangling) is a link that leads nowhere"):
+            require_writable("out", tmp_path / place)
+    with pytest.raises(CommandError, match="^out=~nouser-here/x: there is no user nouser-here$"):
+        parse(["out=~nouser-here/x"], {"out": Option(Path, None, "a place")}, "usage")
+
+
+@pytest.mark.parametrize("text", ["-1", "11", "1e3", "", "9" * 5000, "0x1", "\u0664"])
+def test_counts_have_bounds(text):
+    with pytest.raises(ValueError, match="not a whole number|needs 0 to 10"):
+        whole(0, 10)(text)
+    assert whole(0, 10)("10") == 10

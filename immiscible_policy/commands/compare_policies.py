@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.results.compare import Comparison, cells, columns, compare, content, verdict, write_comparison
 from immiscible_policy.results.report import VIDEOS, page_file, require_page
 from immiscible_policy.results.writer import as_json
@@ -39,6 +39,9 @@ def main(words: list[str]) -> None:
         raise CommandError(f"out={options['out']} is a file; give a directory")
     if options["json"] is not None and options["json"].is_dir():
         raise CommandError(f"json={options['json']} is a directory; give a file")
+    for key in ("out", "json"):
+        if options[key] is not None:
+            require_writable(key, options[key])
     if options["report"] is not None:
         require_page("report", options["report"])
     a, b = RunDirectory(options["a"]), RunDirectory(options["b"])
@@ -57,9 +60,9 @@ def main(words: list[str]) -> None:
 
 def _show(comparison: Comparison) -> None:
     """Print the comparison, at least WIDTH columns wide where nobody looks at the terminal's edge."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(WIDTH, console.width))
+        console = Console(highlight=False, markup=False, width=max(WIDTH, console.width))
     console.print(f"A = {comparison.a}\nB = {comparison.b}")
     for note in comparison.notes:
         console.print(f"- {note}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
@@ -80,9 +81,13 @@ def main(words: list[str]) -> None:
         raise CommandError(f"{crowd} cannot be told apart in one picture; {len(COLOURS)} can")
     arms = []
     with Console(stderr=True).status("") as status:
+
+        def show(line: str) -> None:
+            status.update(escape(line))
+
         for name, run in runs.items():
             for solver in solvers[name]:
-                arm = measure(run, kept[name], options["repetitions"], solver, options["device"], status.update)
+                arm = measure(run, kept[name], options["repetitions"], solver, options["device"], show)
                 several = f" {solver.name}{solver.steps}" if len(solvers[name]) > 1 else ""
                 arms.append(replace(arm, name=name + several))
     write_result(options["out"] / "modality", figures(arms), markdown(arms), evolution_figure(arms))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable
@@ -58,11 +59,11 @@ def main(words: list[str]) -> None:
         _require_no_starts(task, options)
         held = held_out(chosen[0].metadata["config"])
         starts = held.episodes
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):
         agent = load_agent(checkpoint, solver, options["device"])
-        with console.status(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}"):
+        with console.status(escape(f"checkpoint {number} of {len(chosen)}: {checkpoint.path}")):
             seed, step = checkpoint.metadata["seed"], checkpoint.step
             if task.has_environment:
                 measured = evaluate(task, agent, starts, seed=seed, checkpoint=step)

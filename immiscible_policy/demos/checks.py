@@ -14,6 +14,8 @@ import numpy as np
 
 KINDS = {"f": "floating point", "i": "signed", "u": "unsigned", "b": "boolean"}
 """Kinds of dtype that an array may have."""
+ABSURD = 1e6
+"""Only numbers beyond this are asked whether they lie far out."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
 def finite_problems(name: str, values: np.ndarray, episode_ends: np.ndarray) -> Iterator[str]:
     """Find NaN and infinite values in an array (T, ...)."""
     yield from flagged(name, ~np.isfinite(values), values, episode_ends, "")
+
+
+def outlier_problems(name: str, values: np.ndarray, episode_ends: np.ndarray) -> Iterator[str]:
+    """Find numbers (T, ...) beyond `ABSURD` that lie a thousand times further out than half of their dimension.
+
+    One of them, 1e38 say, takes the whole range of normalisation, and all others become the same number.
+    """
+    if values.dtype.kind != "f" or not (far := np.abs(values) > ABSURD).any():
+        return
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    bad = far & (np.abs(values - middle) > 1000 * (high - low))
+    usual = f"; half of them lie within {np.min(low):.4g}..{np.max(high):.4g}"
+    yield from flagged(name, bad, values, episode_ends, usual)
 
 
 def flagged(

@@ -41,6 +41,7 @@ def problems(
         return
     ends = demos.episode_ends
     wrong = [line for name, values in demos.arrays.items() for line in checks.finite_problems(name, values, ends)]
+    wrong += [line for name, values in demos.arrays.items() for line in checks.outlier_problems(name, values, ends)]
     yield from wrong or meaning(demos)
     for camera, frames in demos.frames.items():
         for problem in image_problems(camera, frames, ends):

@@ -107,7 +107,7 @@ def read_spec(checkpoint: Checkpoint) -> PolicySpec:
 
     Raises CheckpointError if it does not describe a policy.
     """
-    recorded = checkpoint.metadata.get("policy")
+    recorded: Any = checkpoint.metadata.get("policy")
     try:
         encoder = recorded.get("encoder") and described(EncoderSpec, recorded["encoder"])
         return described(PolicySpec, recorded | {"encoder": encoder})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option
+from immiscible_policy.cli import REQUIRED, CommandError, Option, expanded
 from immiscible_policy.lab.program import Document, legend, plain, program, table
 from immiscible_policy.palette import BASELINE, FAINT, GREY, INK, colours
 from immiscible_policy.results.experiment import Findings
@@ -31,7 +31,7 @@ UNNAMED = SETTINGS_OF_PLACE | {"experiment", "arms", "data", "seed", "checkpoint
 def measure(options: Document) -> Findings:
     """Read the grids."""
     settings: Document = {}
-    for path in (Path(part).expanduser() for part in options["files"].split(",")):
+    for path in (expanded(part) for part in options["files"].split(",")):
         setting, figures = read_setting(path, options["arm"])
         if setting in settings:
             raise CommandError(f"files={options['files']}: two are of the setting '{setting}'; give one of them")

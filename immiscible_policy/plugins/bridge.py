@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import CommandError, require_writable, unknown
+from immiscible_policy.cli import CommandError, expanded, require_writable, unknown
 from immiscible_policy.evaluation.agent import read_policy, spec_metadata
 from immiscible_policy.evaluation.scores import best_checkpoint
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
@@ -43,7 +43,7 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     Raises:
         ValueError: If it is none of these, or there is no such seed or checkpoint.
     """
-    path = package_data("pusht_pretrained") if str(path) == PRETRAINED else Path(path).expanduser()
+    path = package_data("pusht_pretrained") if str(path) == PRETRAINED else expanded(str(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
     seed = _seed(RunDirectory(path), train_seed) if RunDirectory(path).exists else seed_at(path)

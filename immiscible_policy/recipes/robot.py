@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.checks import outlier_problems
 from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
@@ -87,6 +88,7 @@ class Data(NamedTuple):
     held_out: HeldOut | None
     observation: dict[str, Range]  # by array, in the order in which a policy sees them
     action: Range
+    notes: list[str]  # actions beside which nothing can be learned of the others
 
 
 def load_data(
@@ -131,6 +133,7 @@ def load_data(
         held_out,
         {key: Range.of(task.observation(fitted, key)) for key in numbers},
         Range.of(fitted[action]),
+        list(outlier_problems(action, demos[action], demos.episode_ends)),
     )
 
 
@@ -217,6 +220,7 @@ class RobotRecipe:
             f"scaled to -1..1: the range of each number over {fitted} episodes (normalize={config.normalize})",
             *(f"  {name}: {values}" for name, values in data.observation.items()),
             f"  {config.action} (actions): {data.action}",
+            *(f"note:   {line}; beside it nothing is learned of them" for line in data.notes),
         ]
 
     @cached_property

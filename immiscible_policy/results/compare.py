@@ -37,7 +37,7 @@ from immiscible_policy.evaluation.statistics import (
 )
 from immiscible_policy.results.interval import brackets, text
 from immiscible_policy.results.plots import learning_curves, selector_of
-from immiscible_policy.results.table import table
+from immiscible_policy.results.table import literal, table
 from immiscible_policy.results.writer import finite, write_result
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, SetMetric, summarised
@@ -176,7 +176,7 @@ def markdown(comparison: Comparison) -> str:
     notes, verdicts = ("\n".join(f"- {line}" for line in lines) for lines in
                        (comparison.notes, map(verdict, comparison.results)))  # fmt: skip
     return f"""\
-# {RunDirectory(comparison.a).name} (A) against {RunDirectory(comparison.b).name} (B)
+# {literal(RunDirectory(comparison.a).name)} (A) against {literal(RunDirectory(comparison.b).name)} (B)
 
 {notes}
 

@@ -27,7 +27,7 @@ from immiscible_policy.evaluation.scores import (
 )
 from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
 from immiscible_policy.results import interval
-from immiscible_policy.results.table import table
+from immiscible_policy.results.table import literal, table
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, SetMetric, summarised
 
@@ -77,7 +77,7 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
     warning = f"**Unfinished: {spoken(unfinished)}; {pooled}.**\n\n" if unfinished else ""
     over = summary["pooled"][metrics[0]]["last10"]["over"]
     return f"""\
-# {name}
+# {literal(name)}
 
 {warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
 `last10`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, \

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.cli import CommandError, expanded, parse_range
 from immiscible_policy.provenance import without_places
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import (
@@ -277,6 +277,17 @@ class SeedDirectory:
         with _locked(self.path / LOCK, f"{self.path} is being trained by another process; wait for it or stop it"):
             yield
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains it at this moment; nothing is created to find out."""
+        if not (self.path / LOCK).exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except CommandError:
+            return True
+
     def checkpoints(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
         return [self._read(path) for path in self._complete()]
@@ -420,9 +431,10 @@ class MetricsFile:
 def _number(path: Path, prefix: str, form: str) -> int:
     """The number that a directory's name ends with; a ValueError if it is not written as ours are."""
     text = path.name.removeprefix(prefix)
-    if not re.fullmatch(r"\d{1,18}", text, flags=re.ASCII) or form.format(prefix, int(text)) != path.name:
-        raise ValueError(f"{path}: the name must be {form.format(prefix, 0)}, or another number; rename or remove it")
-    return int(text)
+    number = int(text) if re.fullmatch(r"\d{1,18}", text, flags=re.ASCII) else 0
+    if (wanted := form.format(prefix, number)) != path.name:
+        raise ValueError(f"{path}: the name must be {wanted}, or another number; rename or remove it")
+    return number
 
 
 @contextmanager
@@ -471,7 +483,7 @@ def named_runs(text: str) -> dict[str, RunDirectory]:
     if len(set(names)) < len(names):
         raise ValueError("a name is given twice")
     runs: list[RunDirectory] = []
-    for run in (RunDirectory(Path(place).expanduser()) for place in places):
+    for run in (RunDirectory(expanded(place)) for place in places):
         inside = sorted(runs_in(run.path), key=lambda run: run.name != "vanilla")
         if not run.exists and (names or not inside):
             raise ValueError(f"{run.path} has no {CONFIG}, so it is not a run; name a run, or a directory of runs")

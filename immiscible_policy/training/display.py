@@ -23,7 +23,7 @@ class Display:
     """
 
     def __init__(self, seeds: Sequence[int | str], steps: int, metrics: Mapping[str, str]) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, markup=False)
         self.steps, self.metrics = steps, metrics
         self._lock = Lock()
         self._reached: dict[int | str, int] = dict.fromkeys(seeds, 0)
@@ -31,7 +31,7 @@ class Display:
         self._many = len(seeds) > FEW
         self._last_line: dict[int | str, float] = {}
         self._progress = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
             *(TextColumn("{task.fields[note]}"), TimeRemainingColumn()),
             console=self.console,
             disable=not self.console.is_terminal,

@@ -81,6 +81,9 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     if config.dry_run:
         print("dry run: nothing was written")
         return None
+    open_seeds = [run.seed(seed) for seed in seeds if not run.seed(seed).is_finished(config.steps)]
+    if config.launcher == "local" and open_seeds and all(seed.is_locked for seed in open_seeds):
+        raise CommandError(f"{run.path} is being trained by another process; wait for it or stop it")
     if longer:
         run.extend(config.to_yaml(), provenance()["command"])
     elif not resuming:

@@ -25,7 +25,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from immiscible_policy.cli import UNSHOWN, CommandError, Option, help_text, one_line, parse_range, split_words, unknown
+from immiscible_policy.cli import (
+    UNSHOWN,
+    CommandError,
+    Option,
+    expanded,
+    help_text,
+    one_line,
+    parse_range,
+    split_words,
+    unknown,
+)
 from immiscible_policy.extensions import defaults, describe, find_factory, registered
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
 from immiscible_policy.training.processes import process_group
@@ -196,7 +206,7 @@ class Schema(Generic[Config]):
 
     def _continued(self, given: dict[str, str]) -> Config:
         """The options of the run that `resume=RUN` names, with more steps or settings of place where words say so."""
-        run = RunDirectory(Path(given.pop("resume")).expanduser())
+        run = RunDirectory(_place("resume", given.pop("resume")))
         if not run.path.is_dir():
             raise CommandError(f"resume={run.path}: neither true nor false nor the directory of a run")
         takes = {"steps", *SETTINGS_OF_PLACE} - {"out", "resume"}
@@ -299,7 +309,7 @@ class Schema(Generic[Config]):
         """The value of an option that is not a part."""
         kind = self.fields[key].type
         if kind.startswith("str"):  # text may hold anything
-            path = str(Path(text).expanduser()) if key in ("data", "out") else text
+            path = str(_place(key, text)) if key in ("data", "out") else text
             return None if text == "null" else path
         if kind.startswith("list") and not text.startswith("["):
             raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
@@ -374,6 +384,13 @@ def read_value(key: str, text: str) -> Any:
     if override.is_sweep_override():
         raise CommandError(f"{key}={text}: takes one value here; train once for each, each with an out= of its own")
     return override.value()
+
+
+def _place(key: str, text: str) -> Path:
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise CommandError(f"{key}={text}: {error}") from None
 
 
 def _text(value: Any) -> str:

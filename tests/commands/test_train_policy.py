@@ -333,6 +333,13 @@ def test_changed_data_is_refused_on_resume(tmp_path):
     assert "has changed" in refused(here("train_policy.py", *words, "resume=true"))
 
 
+def test_an_action_that_leaves_nothing_to_learn_is_noted_in_the_plan(store, tmp_path):
+    path = shutil.copytree(store, tmp_path / "far.zarr")
+    zarr.open_group(path, mode="r+")["data/action"][5, 1] = 1e38
+    plan = here("train_policy.py", *FAST, f"data={path}", f"out={tmp_path / 'run'}", "dry_run=true").stdout
+    assert "note:   data/action[1] is 1e+38 at step 5 (episode 0, its step 5); half of them lie within" in plan
+
+
 def test_a_corrupt_checkpoint_is_named(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)

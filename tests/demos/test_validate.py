@@ -5,6 +5,7 @@ import pytest
 import zarr
 
 from immiscible_policy.demos import validate
+from immiscible_policy.demos.checks import outlier_problems
 from tests.demos.commands import mistake, run
 from tests.demos.stores import PUSHT, small_arrays, write_plain
 
@@ -48,6 +49,15 @@ def test_bad_values_are_counted(tmp_path):
     arrays["action"][20:23] = 900
     (line,) = problems(write_plain(tmp_path / "a.zarr", arrays, ends))
     assert line.endswith("; an action should lie in 0..512; 6 such values in all")
+
+
+def test_an_action_of_1e38_is_named_and_ordinary_ones_are_not(tmp_path):
+    arrays, ends = small_arrays()
+    arrays["action"][45, 1] = 1e38
+    (line,) = problems(write_plain(tmp_path / "a.zarr", arrays, ends))
+    assert line.startswith("data/action[1] is 1e+38 at step 45 (episode 2, its step 3); half of them lie within ")
+    counts = np.linspace(0, 1e9, 51)[:, None]  # large, and evenly so
+    assert not list(outlier_problems("clock", counts, ends))
 
 
 def test_keypoints_far_from_the_pose_are_found_and_near_ones_are_not(tmp_path):

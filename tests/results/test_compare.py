@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.compare_policies import main
 from immiscible_policy.results.compare import Comparison, compare, markdown, verdict
+from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory
 from tests.results.runs import Score, episode, write_run
 
@@ -161,6 +163,26 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
     assert (tmp_path / "out" / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_names_of_runs_are_shown_letter_for_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`[/red]` ends a colour for the terminal, `|` a cell and `_a_` makes italics in Markdown."""
+    name = "[/red]|_a_ b_c"
+    run = write_run(tmp_path / name, noisy(0.0, 0))
+    assert main([f"a={run.path}", f"b={run.path}", f"out={tmp_path / 'out'}"]) is None
+    assert f"A = {run.path}" in capsys.readouterr().out.replace("\n", "")
+    first = (tmp_path / "out" / "comparison.md").read_text().splitlines()[0]
+    assert first.startswith(r"# red\]\|\_a\_ b_c (A) against ")
+    assert table(["a|b", "c"], [["1\n2", r"\|"]]).splitlines()[::2] == [r"| a\|b | c |", r"| 1 2 | \| |"]
+
+
+def test_every_place_is_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", noisy(0, 0)).path
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for key, place in {"json": "run/config.yaml/c.json", "report": "loop/r.html"}.items():
+        with pytest.raises(CommandError, match=f"{key}=.*(is not a directory|is a link that leads nowhere)$"):
+            main([f"a={run}", f"b={run}", f"out={tmp_path / 'out'}", f"{key}={tmp_path / place}"])
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

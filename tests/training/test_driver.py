@@ -17,6 +17,7 @@ from immiscible_policy.training.recipe import find_recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import STOP
 from tests.results.runs import episode
+from tests.training.helpers import tree
 from tests.training.toy_recipe import WORDS, Line, ToyRecipe
 
 
@@ -206,6 +207,23 @@ def test_a_signal_to_the_parent_alone_ends_its_workers_with_a_checkpoint_each(da
         with run.seed(seed).lock():  # nobody trains it any more
             pass
     assert not run.seed(2).path.exists()
+
+
+def test_a_resume_beside_the_process_that_trains_is_refused_and_writes_nothing(data, tmp_path):
+    run = train(data, tmp_path / "run")
+    before = tree(run.path)
+    with run.seed(0).lock(), pytest.raises(CommandError, match="run is being trained by another process; wait for it"):
+        train_run(ToyRecipe, compose_config([f"resume={run.path}", "steps=12"]))
+    assert tree(run.path) == before and run.summary is not None
+
+
+def test_a_damaged_newest_checkpoint_resumes_from_the_one_before_and_says_so(data, tmp_path):
+    straight, run = train(data, tmp_path / "straight"), train(data, tmp_path / "run")
+    file = run.seed(0).checkpoint_path(6) / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    train_seed(ToyRecipe(ToyRecipe.schema.read(run)), run.seed(0), (events := []).append)
+    assert events[0]["event"] == "damaged" and "step_000006/ema.safetensors is corrupt" in events[0]["why"]
+    assert events[1] == {"event": "started", "seed": 0, "step": 4} and same(weights(run, 0), weights(straight, 0))
 
 
 def test_what_a_recipe_refuses_creates_nothing(tmp_path):

@@ -114,6 +114,25 @@ def test_a_thousand_failures_are_no_longer_a_line_than_six():
     assert str(caught.value).endswith("seed 4 failed; and 995 more")
 
 
+def listening() -> set[str]:
+    """The addresses on which this machine's processes listen, in hexadecimal as the kernel writes them."""
+    rows = [row.split() for file in ("tcp", "tcp6") for row in Path(f"/proc/net/{file}").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A"}
+
+
+@pytest.mark.slow
+def test_a_ray_of_this_machine_alone_listens_on_loopback_alone():
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    on_ray = pytest.importorskip("immiscible_policy.training.launchers.on_ray")
+    before = listening()
+    on_ray.start_alone()
+    try:
+        places = listening() - before
+    finally:
+        ray.shutdown()
+    assert places and all(place.partition(":")[0].endswith("0100007F") for place in places)  # 127.0.0.1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

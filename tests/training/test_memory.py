@@ -1,15 +1,15 @@
 """What cannot fit is refused by its size, before anything is written; the plan says what fits."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
 from immiscible_policy.recipes.robot_config import SCHEMA as ROBOT
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.memory import Footprint, free_memory, require_memory, saved_bytes
-from tests.lab.small import SPEC
 from tests.training.helpers import here, refused, write_small_store
 from tests.training.toy_recipe import WORDS, ToyRecipe
 
@@ -29,11 +29,10 @@ def test_without_memory_as_much_is_counted_as_with_it():
     counted = []
     for device in ("cpu", "meta"):
         with torch.device(device):
-            policy, chunk = build_policy(SPEC).to(device), torch.zeros(2, SPEC.horizon, SPEC.action_dim)
-            observation, times = torch.zeros(2, SPEC.obs_steps, SPEC.obs_dim), torch.zeros(2)
-            counted.append(saved_bytes(lambda: policy.network(chunk, times, policy.encode(observation)),  # noqa: B023
-                                       policy.parameters()))  # fmt: skip
-    assert counted[0] == counted[1] > 0
+            layers = torch.nn.Sequential(torch.nn.Conv1d(2, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU())
+            x = torch.zeros(4, 2, 10)
+        counted.append(saved_bytes(partial(layers, x), layers.parameters()))
+    assert counted[0] == counted[1] > 4 * x.numel()
 
 
 def test_an_estimate_is_that_of_all_seeds_at_once():

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import CommandError, Option, require_writable
+from immiscible_policy.cli import CommandError, Option, expanded, require_writable
 
 
 def page_file(text: str) -> Path:
     """Read the name of a report, which must end in .html."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix != ".html":
         raise ValueError("a report's name must end in .html")
     return path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.cli import CommandError, expanded, parse_range
 from immiscible_policy.store.reading import read_yaml
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import RunConfig
@@ -56,6 +56,6 @@ def needs(config: RunConfig, cpus: str, gpus: str) -> dict[str, Any]:
     if name is None:
         return request
     try:
-        return request | read_yaml(Path(name).expanduser(), "write lines such as 'timeout_min: 600'")
+        return request | read_yaml(expanded(name), "write lines such as 'timeout_min: 600'")
     except ValueError as error:
         raise CommandError(f"job_options={name}: {error}") from None

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import ray
+from ray._private import ray_constants
 
 from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.training.launchers.job import Outcomes, needs, train_job
@@ -49,7 +51,10 @@ def _require_answer(cluster: str) -> None:
 def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
     """Give Ray a task for each job; without `cluster` on a Ray of this machine alone."""
     task = _task(config)
-    ray.init(address=config.cluster or "local", **QUIET)
+    if config.cluster:
+        ray.init(address=config.cluster, **QUIET)
+    else:
+        start_alone()
     try:
         request = needs(config, "num_cpus", "num_gpus")
         needed = {"CPU": request["num_cpus"] or 0, "GPU": request.get("num_gpus") or 0}
@@ -66,6 +71,15 @@ def run(config: RunConfig, jobs: Sequence[Job]) -> Outcomes:
                 yield job, f"seed {job.seed} failed: {_last_line(str(error))} (see {job.directory.path})"
     finally:
         ray.shutdown()
+
+
+def start_alone() -> None:
+    """Start a Ray of this machine alone, which listens on loopback, where no other machine can reach it.
+
+    Ray does so by itself on Windows and macOS; elsewhere it exchanges a loopback address for one of the network's.
+    """
+    with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **QUIET)
 
 
 def _task(config: RunConfig) -> Any:
