@@ -18,7 +18,7 @@ from immiscible_policy.lab.bijection import (
 )
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, named_runs
 from tests.lab.small import SPEC, AlwaysThere, small_policy
 
 OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
@@ -146,9 +146,9 @@ def test_episodes_of_a_policy_that_ignores_its_noise_score_the_same(policy, run,
 
 @pytest.fixture
 def run(tmp_path, policy):
-    metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"noise": {"name": "vanilla"}}}
+    metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"seed": "0,1", "noise": {"name": "vanilla"}}}
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.yaml").write_text("seed: 0,1\n")
+    (tmp_path / "small" / "config.yaml").write_text("{seed: '0,1', noise: {name: vanilla}}\n")
     weights = policy.state_dict()
     for seed in (0, 1):
         directory = tmp_path / "small" / f"seed_{seed}" / "checkpoints" / "step_000007"
@@ -157,7 +157,7 @@ def run(tmp_path, policy):
 
 
 def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
-    options = OPTIONS | {"runs": str(run)}
+    options = OPTIONS | {"runs": named_runs(str(run))}
     first, again = bijection.measure(options), bijection.measure(options)
     assert first.figures == again.figures and first.text == again.text
     seeds = first.figures["policies"]["small"]
@@ -170,9 +170,9 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
     ("change", "message"),
     [
         ({}, "needs runs="),
-        ({"runs": "absent"}, "runs=absent"),
-        ({"runs": "x", "perturbations": 0}, "perturbations=0"),
-        ({"runs": "x", "sampling_steps": 0}, "sampling_steps=0"),
+        ({"runs": {"absent": RunDirectory("absent")}}, "absent"),
+        ({"runs": {"x": RunDirectory("x")}, "perturbations": 0}, "perturbations=0"),
+        ({"runs": {"x": RunDirectory("x")}, "sampling_steps": 0}, "sampling_steps=0"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(change, message):
@@ -182,10 +182,10 @@ def test_bad_options_are_refused_in_one_line(change, message):
 
 def test_more_windows_than_there_are_are_refused(run):
     with pytest.raises(ValueError, match="windows=10000000: use 1 to .* as many windows as the demonstrations have"):
-        bijection.measure(OPTIONS | {"runs": str(run), "windows": 10_000_000})
+        bijection.measure(OPTIONS | {"runs": named_runs(str(run)), "windows": 10_000_000})
 
 
 def test_unknown_starts_are_refused_before_anything_is_measured(run, monkeypatch):
     monkeypatch.setattr(bijection, "measure_policy", lambda *_: pytest.fail("a policy was measured"))
     with pytest.raises(ValueError, match="starts=first"):
-        bijection.measure(OPTIONS | {"runs": str(run), "starts": "first"})
+        bijection.measure(OPTIONS | {"runs": named_runs(str(run)), "starts": "first"})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.lab import solvers
@@ -12,7 +13,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.tasks import Observed
 from immiscible_policy.training.driver import train_run
 from tests.lab.small import SPEC, AlwaysThere, small_policy
@@ -124,10 +125,11 @@ def test_differences_by_hand():
 
 
 def write_run(directory, policy, noise, **config):
-    metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"noise": noise, **config}}
+    config = {"seed": "0", "noise": noise, **config}
+    metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": config}
     weights = policy.state_dict()
     directory.mkdir()
-    (directory / "config.yaml").write_text("seed: 0\n")
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
     save_checkpoint(directory / "seed_0" / "checkpoints" / "step_000007", metadata, {"model": weights, "ema": weights})
     return str(directory)
 
@@ -135,7 +137,8 @@ def write_run(directory, policy, noise, **config):
 def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path, policy):
     runs = [write_run(tmp_path / "vanilla", policy, {"name": "vanilla"}),
             write_run(tmp_path / "linear", policy, {"name": "linear"})]  # fmt: skip
-    outcome = solvers.measure(OPTIONS | {"runs": ",".join(runs), "solvers": "ddim1,renoised1", "episodes": 2})
+    options = {"runs": named_runs(",".join(runs)), "solvers": "ddim1,renoised1", "episodes": 2}
+    outcome = solvers.measure(OPTIONS | options)
     results = outcome.figures["runs"]
     assert list(results["vanilla"]) == ["ddim1", "renoised1"] and list(results["linear"]) == ["ddim1"]
     same = results["linear"]["ddim1"]["from_run"]  # the same weights, starts and noises
@@ -145,7 +148,7 @@ def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path
 
 def test_a_residual_run_takes_no_solver_of_its_law(tmp_path, policy):
     run = write_run(tmp_path / "residual", policy, {"name": "knn", "k": 2}, select_for="residual")
-    result = solvers.measure(OPTIONS | {"runs": run, "solvers": "ddim1,drafted1", "episodes": 1})
+    result = solvers.measure(OPTIONS | {"runs": named_runs(str(run)), "solvers": "ddim1,drafted1", "episodes": 1})
     assert list(result.figures["runs"]["residual"]) == ["ddim1"]
 
 
@@ -153,8 +156,8 @@ def test_a_residual_run_takes_no_solver_of_its_law(tmp_path, policy):
     ("change", "message"),
     [
         ({}, "needs runs="),
-        ({"runs": "absent"}, "runs=absent"),
-        ({"runs": "x", "solvers": "rk10"}, "solvers=rk10"),
+        ({"runs": {"absent": RunDirectory("absent")}}, "absent"),
+        ({"runs": {"x": RunDirectory("x")}, "solvers": "rk10"}, "solvers=rk10"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(change, message):
@@ -166,7 +169,7 @@ def test_unknown_starts_are_refused_before_anything_is_rolled_out(tmp_path, poli
     monkeypatch.setattr(solvers, "rolled_out", lambda *_: pytest.fail("a policy was rolled out"))
     run = write_run(tmp_path / "vanilla", policy, {"name": "vanilla"})
     with pytest.raises(ValueError, match="starts=first"):
-        solvers.measure(OPTIONS | {"runs": run, "starts": "first"})
+        solvers.measure(OPTIONS | {"runs": named_runs(str(run)), "starts": "first"})
 
 
 def test_held_out_episodes_score_as_in_training(tmp_path):
