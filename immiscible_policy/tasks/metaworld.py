@@ -6,6 +6,7 @@ episode, and the goal is observed. Without it reach, push and others could not b
 
 from __future__ import annotations
 
+import atexit
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,11 @@ class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, name: str) -> None:
         super().__init__(duplicate(prototype(name)))
         self._name = name
+
+    def render(self) -> Any:
+        """A picture (SIDE, SIDE, 3), upright: the camera hangs upside down."""
+        frame: Any = self.env.render()
+        return frame[::-1, ::-1]
 
     def close(self) -> None:
         """Wait in the pool for the next evaluation."""
@@ -98,7 +104,9 @@ def duplicate(environment: Any) -> Any:
 @cache
 def pool(name: str) -> list[Seeded]:
     """The environments of a task that this process has built and that are not in use."""
-    return []
+    waiting: list[Seeded] = []
+    atexit.register(lambda: [environment.env.close() for environment in waiting])  # while OpenGL is still there
+    return waiting
 
 
 def make_environments(name: str, count: int) -> list[Seeded]:
