@@ -1,6 +1,7 @@
 """Scores on held-out demonstrations, where there is no environment to act in, or beside it.
 
-A policy is asked where it would plan in a held-out episode: at its first step, and then every `action_steps` steps.
+A policy is asked where it would plan in a held-out episode: at its first step, and then every `action_steps` steps, as
+far as the episode's windows go.
 There it sees what was recorded, and samples M chunks X_1 ... X_M; y is what the demonstrator did. Both are cut to the
 steps that would be executed, padding left out, and divided by half the range of each dimension over the whole store,
 whatever the policy is normalised by. With |.| the root mean square over the numbers of a chunk::

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from immiscible_policy.commands.demos import export
+from immiscible_policy.demos import write_store
 from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.plugins.bridge import convert
@@ -18,6 +19,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.training.driver import train_run
+from tests.demos.arm import arm_arrays, write_lerobot
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
@@ -39,6 +41,7 @@ def write_desk(desk: Path) -> Path:
     export.main([f"path={store}", f"out={desk / 'lerobot_dataset'}"])
     for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
         write_policy_run(desk / "runs" / run, store, noise)
+    write_arm(desk)
     newest = desk / "runs/mine/seed_0/checkpoints/step_000001"
     for name in NAMED:
         copy = shutil.copytree(newest, newest.with_name(name))
@@ -54,6 +57,20 @@ def write_desk(desk: Path) -> Path:
     for number, run in enumerate(("flow_vanilla", "flow_knn")):
         write_image_run(desk / "runs" / run, desk / "cifar10", number)
     return desk
+
+
+def write_arm(desk: Path) -> None:
+    """A robot of seven joints: its store, one with cameras, a data set of LeRobot, and two runs."""
+    arrays, ends = arm_arrays(episodes=12, steps=24)
+    write_store(desk / "ARM", arrays, ends)
+    for noise in ("vanilla", "knn"):
+        words = ("task=none", "obs=qpos,ee_pose", f"data={desk / 'ARM'}", f"out={desk / f'runs/arm_{noise}'}")
+        given = [word for word in FAST if not word.startswith("episodes")]
+        train_run(RobotRecipe, compose_config([*given, *words, f"noise={noise}"]))
+    arrays, ends = arm_arrays(episodes=3, steps=12, side=96)
+    write_store(desk / "my_cameras.zarr", arrays, ends)
+    seen = {"observation.state": arrays["qpos"], "action": arrays["action"], "front": arrays["front"]}
+    write_lerobot(desk / "my_lerobot", seen, ends)
 
 
 def write_policy_run(out: Path, store: Path, noise: str) -> None:
