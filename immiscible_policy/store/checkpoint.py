@@ -4,7 +4,7 @@ checkpoints/step_000500/
     metadata.json               what the policy is, step, seed, versions, and the hashes of the files beside it
     model.safetensors           trained weights
     ema.safetensors             EMA weights: what is evaluated
-    optimizer.safetensors       only in the newest: what resuming needs besides
+    optimizer.safetensors       in the newest two: what resuming needs besides
 """
 
 from __future__ import annotations
