@@ -8,7 +8,8 @@ The noise audit of each selector on the same batches of normalised action chunks
 - *Correlation with the action*: of the mean of a chunk with the mean of its noise.
 - *Prior shift*: root mean square length of the mean noise that one observation meets, as far as it is linear in the
   observation. Sampling starts from mean 0 for every observation; vanilla's figure is the chance in the estimate.
-  *Held out*: the same by the better of a linear fit and a small network, fitted to other episodes.
+  *Held out*: the same by the better of a linear fit and a small network, fitted to other episodes; with the variance
+  of the noise given the observation, and the *spread* of its mean square over observations (0 for plain noise).
 - *KL*: the most that E KL(q(e|x) || N(0, I)) can be, in nats: log k - 1 + 1/k for KNN, log 2 for sign, the log of the
   noises in a batch for assignment. It is spent on prior shift and start mismatch (*harm*, at least), and what is left
   is information about the action beyond the observation, the only benefit.
@@ -102,6 +103,7 @@ def describe(audits: dict[str, Audit], probes: dict[str, Probe], share: Explaine
     held_out = {
         "held out: prior shift": "{shift:.2f}",
         "variance": "{variance:.3f}",
+        "spread": "{spread:.2f}",
         "harm at least [nats]": "{harm:.3f}",
     }
     return f"""\

@@ -42,7 +42,8 @@ def test_the_audit_shows_the_budget():
 
 def test_conditions_tell_nothing_of_plain_noise():
     result = probe(torch.randn(2000, 3, generator=generator()), torch.randn(2000, 8, generator=generator(1)))
-    assert result.shift < 0.15 and result.variance == pytest.approx(1, abs=0.03) and result.harm < 0.02
+    assert result.shift < 0.15 and result.variance == pytest.approx(1, abs=0.03)
+    assert result.spread < 0.1 and result.harm < 0.03
 
 
 def test_a_curved_prior_shift_is_seen_where_the_line_is_blind():
@@ -53,6 +54,15 @@ def test_a_curved_prior_shift_is_seen_where_the_line_is_blind():
     assert prior_shift(c, noise) < 0.2 and 0.7 < result.shift < 0.9
     assert result.variance == pytest.approx(1 - a**2 / 4, abs=0.04)
     assert result.harm == pytest.approx(-math.log(1 - a**2) / 2, rel=0.25)
+
+
+def test_a_condition_that_scales_the_noise_is_seen():
+    """With the mean square 1.5 under one condition and 0.5 under the other, harm is -D log(1.5 * 0.5) / 4."""
+    c = 1.0 - 2 * torch.randint(2, (3000, 1), generator=generator())
+    noise = (1 + c / 2).sqrt() * torch.randn(3000, 8, generator=generator(1))
+    result = probe(c, noise)
+    assert result.shift < 0.15 and result.spread == pytest.approx(0.5, abs=0.05)
+    assert result.harm == pytest.approx(-2 * math.log(0.75), rel=0.15)
 
 
 def test_harm_stays_within_the_budget_by_hand():

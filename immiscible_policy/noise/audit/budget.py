@@ -7,9 +7,9 @@ For the law q(e|x) of a sample's noise, and conditions c that the network sees b
     (`divergence`)        sampling that starts elsewhere of the sample beyond c
 
 The first two are E KL(q(e|c) || N). Of all laws with the same means and variances the Gaussian is nearest to N, so with
-s_d = E e_d^2 and v_d = E (e_d - m_d(c))^2, whatever m is,
+v_d = E (e_d - m_d(c))^2, whatever m is, and with the mean square s(c) = E[|e|^2 | c] / D,
 
-    harm  >=  sum_d (s_d - 1 - log v_d) / 2 .
+    harm  >=  sum_d (E e_d^2 - 1 - log v_d) / 2        harm  >=  D E[s(c) - 1 - log s(c)] / 2 .
 
 Shape legend: N samples, P pairs of a sample and its noise, D numbers per sample.
 """
@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from immiscible_policy.noise.prediction import cross_fitted, fit_linear_prediction, fit_mlp_prediction
@@ -28,6 +29,7 @@ from immiscible_policy.noise.selector import Selector
 
 PROBES = (partial(fit_linear_prediction, ridge=0.01), partial(fit_mlp_prediction, steps=100))
 """How noise is predicted: with restraint, for there is little to learn and much chance to learn by heart."""
+SMALLEST_SQUARE = 0.01
 LITTLE, MUCH = 0.1, 0.8
 """Shares of the action's variance: the observation explains little below the first, nearly all from the second on."""
 
@@ -44,6 +46,7 @@ class Probe:
 
     shift: float  # root mean square length of the mean noise that a condition meets, at least; 0 for plain noise
     variance: float  # variance of the noise given the condition, per number, at most
+    spread: float  # standard deviation over conditions of the noise's mean square, at least; 0 for plain noise
     harm: float  # I(c; e) + KL(q(e) || N), in nats, at least
 
 
@@ -56,19 +59,26 @@ def probe(condition: Tensor, noise: Tensor, group: Tensor | None = None) -> Prob
         ValueError: If the rows differ in number, are fewer than 2, or hold NaN or infinity.
     """
     e = noise.flatten(1).float()
-    probes = [_explained_noise(cross_fitted(fit, condition, e, group), e) for fit in PROBES]
-    return max(probes, key=lambda probe: probe.shift)
+    pairs, dims = e.shape
+    square = e.square().mean(dim=1, keepdim=True)
+    unit = math.sqrt(2 / dims)  # standard deviation of the mean square of plain noise
+    target = torch.cat([e, (square - square.mean()) / unit], dim=1).double()  # (P, D + 1)
+    fits = [cross_fitted(fit, condition, target.float(), group).double() for fit in PROBES]
+    mean, shift = max((_shrunk(fit[:, :-1], target[:, :-1]) for fit in fits), key=lambda result: result[1])
+    change, spread = max((_shrunk(fit[:, -1:], target[:, -1:]) for fit in fits), key=lambda result: result[1])
+    left = (e - mean).square().mean(dim=0)  # (D,)
+    s = (square.mean() + unit * change).clamp_min(SMALLEST_SQUARE)  # (P, 1)
+    chance = dims / (2 * pairs)  # what as much plain noise has: (E e_d^2 - 1)^2 / 4 on average, over D numbers
+    by_number = float((e.square().mean(dim=0) - 1 - left.log()).sum()) / 2 - chance
+    by_square = dims * float((s - 1 - s.log()).mean()) / 2
+    return Probe(shift, float(left.mean()), unit * spread, max(0.0, by_number, by_square))
 
 
-def _explained_noise(expected: Tensor, e: Tensor) -> Probe:
-    """What predictions (P, D) explain of noise (P, D), shrunk by one factor to the best: fits learn chance by heart."""
-    expected, e = expected.double(), e.double()
-    power, shared = float(expected.square().sum()), max(0.0, float((e * expected).sum()))
+def _shrunk(expected: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    """Predictions (P, D) times the best factor, as fits learn chance by heart; and their length."""
+    power, shared = float(expected.square().sum()), max(0.0, float((target * expected).sum()))
     factor = shared / power if power > 0 else 0.0
-    left = (e - factor * expected).square().mean(dim=0)  # (D,)
-    harm = float((e.square().mean(dim=0) - 1 - left.log()).sum()) / 2
-    chance = e.shape[1] / (2 * len(e))  # what as much plain noise has: (s_d - 1)^2 / 4 on average, over D numbers
-    return Probe(math.sqrt(factor * shared / len(e)), float(left.mean()), max(0.0, harm - chance))
+    return factor * expected, math.sqrt(factor * shared / len(target))
 
 
 @dataclass(frozen=True)
