@@ -105,7 +105,12 @@ def duplicate(environment: Any) -> Any:
 def pool(name: str) -> list[Seeded]:
     """The environments of a task that this process has built and that are not in use."""
     waiting: list[Seeded] = []
-    atexit.register(lambda: [environment.env.close() for environment in waiting])  # while OpenGL is still there
+
+    def end() -> None:
+        for environment in waiting:
+            environment.env.close()
+
+    atexit.register(end)  # while OpenGL is still there
     return waiting
 
 
