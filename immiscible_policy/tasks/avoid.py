@@ -88,6 +88,7 @@ class Avoid(Task):
         "position": Column((2,), "f", names=("x", "y")),
         "action": Column((2,), "f", names=("x", "y")),
     }
+    expert_episodes = 240
     made_by = {"made_by": "a scripted expert: smooth paths along all 24 ways, carried out in immiscible_envs.avoid"}
     modes = Modes(
         title="Which of the 24 ways",

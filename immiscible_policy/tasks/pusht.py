@@ -87,6 +87,7 @@ class PushT(Task):
         {20: "keypoints", 5: "state"}, {"keypoints": slice(18, 20), "state": slice(0, 2)}, CAMERA, SIZE
     )
     teleoperation = TELEOPERATION
+    expert_episodes = 220
     made_by = {
         "made_by": "a scripted expert: planned pushes carried out in immiscible_envs.simulation, no human data",
         "pymunk": pymunk.version,

@@ -161,6 +161,7 @@ class Task(Protocol):
     archive: Archive | None = None  # demonstrations to download
     published: ObservationLayout | None = None  # for exchanging checkpoints with other projects
     teleoperation: str = ""  # what `demos record` tells the person who demonstrates
+    expert_episodes: int = 50  # so many demonstrations does `demos make` make by default
     made_by: Mapping[str, str] = {}  # what a store of `make_episodes` records of how it was made
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:

@@ -16,10 +16,10 @@ from immiscible_policy.tasks import find_task
 USAGE = """usage: python -m immiscible_policy.demos make out=STORE [KEY=VALUE ...]
 
 Makes demonstrations with the task's scripted expert. The same words make the same store, bit for bit; without any but
-out= it is the project's own."""
+out= and task= it is the project's own."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
-    "episodes": Option(COUNT, 220, "demonstrations"),
+    "episodes": Option(COUNT, None, "demonstrations; by default as many as the task's own"),
     "seed": Option(whole(0, 2**63 - 1), 0, "source of the starts and of the disturbances"),
     "noise": Option(float, None, "how strongly the expert's actions are disturbed; by default as the expert does"),
     "workers": Option(whole(0, 1024), 1, "processes"),
@@ -34,14 +34,16 @@ def main(words: list[str]) -> None:
     if options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; choose another path or remove it first")
     require_writable("out", options["out"])
-    making = task.make_episodes(options["episodes"], options["seed"], options["workers"], options["noise"])
-    made = list(track(making, "episodes", total=options["episodes"], disable=not sys.stdout.isatty()))
+    count = task.expert_episodes if options["episodes"] is None else options["episodes"]
+    making = task.make_episodes(count, options["seed"], options["workers"], options["noise"])
+    made = list(track(making, "episodes", total=count, disable=not sys.stdout.isatty()))
     arrays = {name: np.concatenate([episode[name] for episode in made]) for name in made[0]}
     ends = np.cumsum([len(episode[task.action]) for episode in made])
     attrs = dict(task.made_by) | {
         "command": "python -m immiscible_policy.demos make",
-        "episodes": options["episodes"],
+        "episodes": count,
         "seed": options["seed"],
+        "noise": options["noise"],
         "task": task.name,
         "numpy": np.__version__,
     }
