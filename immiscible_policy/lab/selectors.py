@@ -15,7 +15,6 @@ The noise audit of each selector on the same batches of normalised action chunks
   is information about the action beyond the observation, the only benefit.
 - *Left to guess*: variance of the noise given the noisy action at alpha_bar 0.9, per number, at most: what miscibility
   costs the denoiser. For selectors that pair within a batch it speaks of one batch paired with itself.
-- *Time*: median of one selection on the CPU.
 
   python -m immiscible_policy.lab selectors
   python -m immiscible_policy.lab selectors data=STORE batches=32
@@ -65,7 +64,6 @@ COLUMNS: dict[str, tuple[Callable[[Audit], float], str]] = {  # how a figure is 
     "prior shift": (lambda result: result.prior_shift or 0.0, "{:.2f}"),
     "left to guess": (lambda result: result.target.selected[result.target.alpha_bars.index(LEVEL)], "{:.4f}"),
     "KL at most [nats]": (lambda result: result.divergence or 0.0, "{:.3f}"),
-    "time [ms]": (lambda result: 1e3 * result.seconds, "{:.2f}"),
 }
 
 
@@ -118,7 +116,7 @@ network (R^2 on held-out episodes). {share.advice}"""
 
 def draw(audits: dict[str, Audit]) -> Figure:
     """The audited figures of all selectors as bars that start at what plain noise has."""
-    undrawn = ("KS", "KL at most [nats]", "time [ms]")
+    undrawn = ("KS", "KL at most [nats]")
     drawn = {title: column for title, column in COLUMNS.items() if title not in undrawn}
     figure = Figure(figsize=(14.5, 0.36 * len(audits) + 1.3), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(drawn), sharey=True)

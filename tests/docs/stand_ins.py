@@ -123,7 +123,9 @@ def names(page: str) -> dict[str, Any]:
         },
         "docs/acting.md": {"observation": torch.full((20,), 256.0).numpy()},
         "docs/plugins.md": {"workspace": Workspace()},
-        "docs/selectors.md": {"x": chunks, "windows": chunks},
+        "docs/selectors.md": {
+            "x": chunks, "windows": chunks, "observations": chunks.flatten(1), "episode": torch.arange(64) // 8,
+        },
         "docs/stable-diffusion.md": {
             "accelerator": accelerator, "pixels": pixels, "generator": random, "step": 0,
             "names": ["bird", "cat", "cat", "bird"],

@@ -113,7 +113,8 @@ BASE = ["noise=knn", "device=cpu"]
 CHANGES = [
     [], ["k=4"], ["nearest=angle"], ["form=literal"], ["stop=9"], ["method=flow"], ["prediction=sample"],
     ["solver=heun"], ["sampling_steps=3"], ["spacing=leading"], ["eta=0.5"], ["mirror=true"], ["steps=9"],
-    ["exclude=padding"], ["select_for=residual"], ["select_at=0..9"], ["data_scale=2"],
+    ["exclude=padding"], ["select_for=residual"],
+    ["select_for=residual", "residual_mean=mlp"], ["select_at=0..9"], ["data_scale=2"],
     ["data=a/b.zarr"], ["obs=state"], ["obs=image"],
     ["experiment=debug"], ["down_dims=[8,16]"], ["clip_grad_norm=1"], ["scale=paper"], ["images=rendered", "obs=image"],
 ]  # fmt: skip
