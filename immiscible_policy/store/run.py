@@ -228,7 +228,7 @@ class RunDirectory:
             raise ValueError(f"{self.path / CONFIG} plans {last // every:,} evaluations; {AGAIN}")
         between = range(every, last, every) if every else set().union(*evaluated.values())
         lacking = {number: sorted({*between, last} - set(steps)) for number, steps in evaluated.items()}
-        planned = self.task.starts(str(config["starts"]), config["episodes"]) if "starts" in config else []
+        planned = self.task.starts(str(config["starts"]), config.get("episodes") or 0) if "starts" in config else []
         return Missing(
             seeds=sorted(set(wanted) - evaluated.keys()),
             steps={number: steps for number, steps in lacking.items() if steps},

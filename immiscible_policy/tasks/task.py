@@ -38,6 +38,8 @@ FIRST_START = {"legacy": 100_000, "fresh": 200_000}
 """Where a named list of starts begins; no checkpoint is chosen on `fresh`."""
 MOST_COUNTED = 8
 """So many modes are counted one by one."""
+MOST_EPISODES = 100_000
+"""More episodes are evaluated at no checkpoint."""
 LARGEST_START = 2**32 - 1
 
 Array = NDArray[Any]
@@ -179,6 +181,8 @@ class Task(Protocol):
         """
         if episodes < 1:
             raise CommandError(f"episodes={episodes}: needs 1 or more")
+        if episodes > MOST_EPISODES:
+            raise CommandError(f"episodes={episodes}: needs {MOST_EPISODES:,} or fewer")
         if text in FIRST_START:
             return list(range(FIRST_START[text], FIRST_START[text] + episodes))
         try:

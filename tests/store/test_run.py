@@ -93,6 +93,8 @@ def test_a_checkpoint_lies_where_its_metadata_say(tmp_path: Path) -> None:
     [
         ("config.yaml", "steps: 1.0e400\ntask: pusht\n", "config.yaml is damaged .steps is '1.0e400'"),
         ("config.yaml", "task: pusht\nsteps: 1000000000000\neval_every: 1\n", "plans 1,000,000,000,000 evaluations"),
+        ("config.yaml", "task: pusht\nstarts: legacy\nepisodes: 100000000000\n", "needs 100,000 or fewer"),
+        ("config.yaml", "task: pusht\nstarts: legacy\n", "episodes=0: needs 1 or more"),
         ("config.yaml", "task: &a [1]\nseed: *a\n", "config.yaml is damaged .it has aliases"),
         ("provenance.json", "[]", "provenance.json is damaged .it has no keys and values"),
         ("provenance.json", '{"data": 3}', "provenance.json is damaged .data is '3'"),

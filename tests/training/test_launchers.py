@@ -141,7 +141,7 @@ def test_a_ray_of_this_machine_alone_listens_on_loopback_alone():
         (("launcher=joblib", "job_options=a.yaml"), "job_options=a.yaml: launcher=joblib runs on this machine alone"),
         (("launcher=ray", "parallel=2"), "parallel=2: launcher=ray runs as many jobs at once as its cluster has room"),
         (("launcher=ray", "job_options=a.yaml"), "job_options=a.yaml: a.yaml cannot be read"),
-        (("launcher=ray", "job_options=EMPTY"), "it has no keys and values\\); write lines such as"),
+        (("launcher=ray", "job_options=EMPTY"), "it has no keys and values); write lines such as"),
         (("launcher=ray", "job_options=MISSPELT"), "launcher=ray: Invalid option keyword num_cpsu"),
         (("launcher=ray", "device=cuda:1"), "device=cuda:1: launcher=ray gives each job a device of its own"),
         (("launcher=ray", "device=cuda", "precision=auto"), "precision=auto: no CUDA device is visible here"),
