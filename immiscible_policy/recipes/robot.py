@@ -235,6 +235,8 @@ class RobotRecipe:
                 observation = Pictured(observation, torch.zeros(rows, *views, dtype=torch.uint8))
             action, times = torch.zeros(rows, spec.horizon, spec.action_dim), torch.zeros(rows)
             kept = saved_bytes(lambda: policy.network(action, times, policy.encode(observation)), policy.parameters())
+        if spec.kernels == "fused" and self.config.device == "cpu":
+            kept *= 2  # gradients have buffers of their own there
         frames = windows.footage.frames.values() if windows.footage else ()
         data = sum(tensor.nbytes for tensor in (windows.obs, windows.action, windows.real, *frames))
         return Footprint(sum(p.numel() for p in policy.parameters()), kept // rows, data)
