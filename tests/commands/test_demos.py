@@ -64,7 +64,7 @@ def test_record_refuses_what_it_did_not_make(tmp_path):
     [
         ([], "out= is missing"),
         (["out=a.zarr", "sed=1"], "unknown option 'sed'"),
-        (["out=a.zarr", "seed=-1"], "seed=-1: not"),
+        (["out=a.zarr", "seed=-1"], "seed=-1: needs 0 to"),
     ],
 )
 def test_record_refuses_bad_words(words, message):
