@@ -190,8 +190,10 @@ class RunDirectory:
     def is_finished(self, seeds: Sequence[int] | None = None, steps: int | None = None) -> bool:
         """Whether every seed has its last checkpoint and the run is summarised; seeds and steps as its options say."""
         seeds = self.planned_seeds() if seeds is None else seeds
-        steps = self.config["steps"] if steps is None else steps
-        return (self.path / SUMMARY).is_file() and all(self.seed(number).is_finished(steps) for number in seeds)
+        steps = self.config.get("steps") if steps is None else steps
+        if steps is None or not (self.path / SUMMARY).is_file():
+            return False
+        return all(self.seed(number).is_finished(steps) for number in seeds)
 
     @property
     def task(self) -> Task:

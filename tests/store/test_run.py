@@ -140,6 +140,9 @@ def test_a_run_is_finished_that_has_its_last_checkpoints_and_a_summary(tmp_path:
     assert not run.is_finished([0, 1, 2, 3]) and not run.is_finished(steps=2000)
     run.forget_summary()
     assert not run.is_finished() and run.summary is None
+    run.write_summary({})
+    (run.path / "config.yaml").write_text("seed: 0..2\n")  # torn before its steps
+    assert not run.is_finished() and run.is_finished(steps=1500)
 
 
 def test_checkpoints_are_known_by_seed_and_step(tmp_path: Path) -> None:
