@@ -111,7 +111,7 @@ def examine(data: Path | None, checkpoint: Path | None, named: str | None = None
         yield Finding("normaliser", "not compared: the checkpoint does not say what it was trained on; data= names it")
         return
     with suppress(StoreError):  # which `store_findings` has reported
-        yield from normaliser_findings(open_store(path, task.columns), task, *opened[1:])
+        yield from normaliser_findings(open_store(path, task.columns), task, *opened[1:], (config or {}).get("action"))
 
 
 def package_findings() -> Iterator[Finding]:
@@ -274,7 +274,9 @@ def _differing(place: str, given: Mapping[str, Any], true: Mapping[str, Any]) ->
             yield Finding("checkpoint", text, "restore the file; the checkpoint and its weights are what decides")
 
 
-def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec: PolicySpec) -> Iterator[Finding]:
+def normaliser_findings(
+    demos: Demonstrations, task: Task, policy: Policy, spec: PolicySpec, action_key: str | None = None
+) -> Iterator[Finding]:
     """Whether the data, normalised as the policy does it, lies in -1..1 and fills it, as far as windows see it."""
     layout = Layout.of(spec)
     if not layout.n_windows(demos.lengths).any():
@@ -282,7 +284,7 @@ def normaliser_findings(demos: Demonstrations, task: Task, policy: Policy, spec:
         return
     seen = np.unique(window_index(demos.episode_ends, layout).step[:, : spec.obs_steps])  # not the ends of episodes
     table = torch.from_numpy(task.observation(demos, spec.obs)[seen])
-    action = torch.from_numpy(demos[task.action].astype(np.float32))
+    action = torch.from_numpy(demos[action_key or task.action].reshape(len(demos), -1).astype(np.float32))
     parts = (("observation", policy.observer.normalizer, table), ("action", policy.action, action))
     misfits = [finding for part in parts for finding in misfit(*part)]
     yield from misfits or [Finding("normaliser", f"fits {demos.path}")]

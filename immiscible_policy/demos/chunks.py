@@ -91,7 +91,8 @@ def read_rows(array: zarr.Array, rows: np.ndarray | None = None) -> np.ndarray:
     Raises StoreError if a chunk file cannot be decoded, naming it.
     """
     try:
-        if any(cut_chunks(array, range(int(rows[0]), int(rows[-1]) + 1) if rows is not None and len(rows) else None)):
+        span = range(int(rows[0]), int(rows[-1]) + 1) if rows is not None and len(rows) else None
+        if any(cut_chunks(array, span)):
             raise ValueError("it is cut short")
         if rows is None:
             values = array[:]

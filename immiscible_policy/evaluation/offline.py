@@ -87,10 +87,10 @@ def sampled(policy: ActingPolicy, held_out: HeldOut, samples: int = SAMPLES) -> 
     The noise of each is a function of its episode, its place there and its number, so policies meet the same.
     """
     windows, count = held_out.windows, len(held_out.places)
-    asked = [(row, number) for number in range(samples) for row in held_out.places.tolist()]
+    samplings = [(row, number) for number in range(samples) for row in held_out.places.tolist()]
     chunks = []
-    for first in range(0, len(asked), BATCH):
-        batch = asked[first : first + BATCH]
+    for first in range(0, len(samplings), BATCH):
+        batch = samplings[first : first + BATCH]
         generators = [
             torch_generator(
                 "cpu", "held out", held_out.episodes[int(windows.episode[row])], int(held_out.nth[row]), number

@@ -355,11 +355,11 @@ def task_windows(
 def task_of_store(path: Path) -> Task:
     """The task that a store says it shows; the default one if most of its arrays are there, else `none`."""
     try:
-        stored, said = contents(path), attributes(path).get("task")
-    except StoreError:  # whoever reads it says so
+        stored, named = contents(path), attributes(path).get("task")
+    except StoreError:  # those who read it will say so
         return find_task()
-    if said in BUILT_IN:
-        return find_task(str(said))
+    if named in BUILT_IN:
+        return find_task(str(named))
     task = find_task()
     needed = {key: column for key, column in task.columns.items() if column.required}
     fitting = [key for key, column in needed.items() if key in stored and column.fits(stored[key].shape[1:])]
@@ -367,8 +367,8 @@ def task_of_store(path: Path) -> Task:
 
 
 def first_observation(task: Task, demos: Demonstrations) -> str:
-    """What a policy of the task sees by default; where the task has no observations, every array but the actions."""
-    keys = [key for key in (*demos.arrays, *demos.frames) if key != task.action]
+    """What a policy of the task sees by default; where the task has no observations, all numbers but the actions."""
+    keys = [key for key in demos.arrays if key != task.action]
     return task.observations[0] if task.observations else ",".join(keys)
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from immiscible_policy.demos import content_hash, open_store, write_store
+from immiscible_policy.commands.demos import export
+from immiscible_policy.demos import Column, content_hash, open_store, write_store
 from immiscible_policy.demos.validate import problems
+from immiscible_policy.tasks import task_of_store
 from tests.demos.arm import KEYS, arm_arrays, write_lerobot, zipped
-from tests.demos.stores import write_plain
+from tests.demos.stores import small_arrays, write_plain
 
 pytest.importorskip("pyarrow")
 
@@ -52,6 +54,25 @@ def test_pictures_are_read_in_any_order(tmp_path, arm):
     chosen = demos.select([3, 1])
     steps = np.concatenate([np.arange(*demos.episodes[i].indices(99)[:2]) for i in (3, 1)])
     np.testing.assert_array_equal(chosen.frames["observation.images.wrist"][:], arrays["wrist"][steps])
+
+
+def test_what_a_store_shows_is_found_out(tmp_path, arm):
+    attrs = {"task": "avoid"}
+    stores = {
+        "none": write_store(tmp_path / "arm.zarr", *arm),
+        "avoid": write_store(tmp_path / "avoid.zarr", *arm, attrs),
+        "pusht": write_plain(tmp_path / "pusht.zarr", *small_arrays()),
+    }
+    assert {name: task_of_store(path).name for name, path in stores.items()} == {name: name for name in stores}
+
+
+def test_an_exported_store_is_read_in_place_as_it_was(tmp_path, arm):
+    arrays, ends = arm
+    numbers = {name: values for name, values in arrays.items() if values.ndim < 4}
+    store = write_store(tmp_path / "arm.zarr", numbers, ends)
+    export.main([f"path={store}", f"out={tmp_path / 'set'}"])
+    demos = open_store(tmp_path / "set", dict.fromkeys(numbers, Column()))
+    assert content_hash(demos) == content_hash(store)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -65,8 +65,8 @@ def test_a_policy_is_asked_where_it_would_plan_and_scored_on_what_was_recorded()
     policy = Recorder()
     rows, figures = score(policy, HeldOut(episodes(), LAYOUT, [7, 2], torch.tensor([1.5, 3.0])), seed=4, checkpoint=9)
     assert [(row.start, row.seed, row.checkpoint) for row in rows] == [(7, 4, 9), (2, 4, 9)]
-    asked = {tuple(row) for batch in policy.seen for row in batch.tolist()}
-    assert asked == {(0, 0), (0, 3), (0, 6), (1, 0), (1, 3), (1, 6), (1, 9)}  # as far as windows go
+    places = {tuple(row) for batch in policy.seen for row in batch.tolist()}
+    assert places == {(0, 0), (0, 3), (0, 6), (1, 0), (1, 3), (1, 6), (1, 9)}  # as far as windows go
     assert all(value == pytest.approx(0, abs=1e-5) for row in rows for value in row.metrics.values())
     assert [row.steps for row in rows] == [9, 12]
 

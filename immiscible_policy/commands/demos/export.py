@@ -10,7 +10,7 @@ from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
 from immiscible_policy.commands.demos import PATH, SHOWN
 from immiscible_policy.demos.export import export
 from immiscible_policy.demos.store import open_store
-from immiscible_policy.tasks import find_task, first_observation, task_of_store
+from immiscible_policy.tasks import find_task, task_of_store
 
 IMAGES = ("none", "stored", "rendered")
 USAGE = """usage: python -m immiscible_policy.demos export path=STORE out=DIR [images=stored|rendered task=TASK]
@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
     demos = open_store(options["path"], task.columns)
     shown: dict[str, np.ndarray] = {}
     if options["images"] != "none":
-        observations = task.observations or [first_observation(task, demos)]
+        observations = task.observations or [",".join(demos.frames)]
         frames = next(filter(None, (task.frames(demos, obs, options["images"]) for obs in observations)), {})
         if not frames:
             raise CommandError(f"images={options['images']}: task={task.name} sees no pictures; leave it out")
