@@ -266,8 +266,8 @@ def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Findin
 
 
 def _differing(place: str, given: Mapping[str, Any], true: Mapping[str, Any]) -> Iterator[Finding]:
-    """Values that a place gives otherwise than they are; where it runs is not part of what it is."""
-    for key in (given.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device"}:
+    """Values that a place gives otherwise than they are; where it runs, and how long, is not part of what it is."""
+    for key in (given.keys() & true.keys()) - SETTINGS_OF_PLACE - {"threads", "device", "steps"}:
         one, other = (tuple(value) if isinstance(value, list) else value for value in (given[key], true[key]))
         if one != other:
             text = f"{place} says {key}={given[key]}, the checkpoint has {true[key]}"

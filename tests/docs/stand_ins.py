@@ -42,6 +42,11 @@ def write_desk(desk: Path) -> Path:
     for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
         write_policy_run(desk / "runs" / run, store, noise)
     write_arm(desk)
+    for run, of in {"when/vanilla": "vanilla", "when/knn_k2": "knn_k2", "table2/vanilla": "vanilla",
+                    "table2/linear": "knn_k2"}.items():  # fmt: skip
+        shutil.copytree(desk / "runs/study" / of, desk / "runs" / run)
+    options = desk / "runs/mine/config.yaml"  # of a training that went as far as the checkpoints that the pages name
+    options.write_text(options.read_text().replace("\nsteps: 1\n", "\nsteps: 5000\n"))
     newest = desk / "runs/mine/seed_0/checkpoints/step_000001"
     for name in NAMED:
         copy = shutil.copytree(newest, newest.with_name(name))
