@@ -209,9 +209,9 @@ def test_a_configuration_that_the_checkpoint_contradicts_is_found(sound, tmp_pat
     settings = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(settings | {"horizon": 32, "steps": 50, "threads": 4}))
     message = sorted(finding.result for finding in wrong(doctor.open_policy(path)[0]))
-    assert len(message) == 3
+    assert len(message) == 2  # a run may be made longer: its steps alone do not contradict the checkpoint
     assert "step 100 lies beyond steps=50" in message[0]
-    assert "says horizon=32, the checkpoint has 16" in message[1] and "says steps=50" in message[2]
+    assert "says horizon=32, the checkpoint has 16" in message[1]
 
 
 def test_a_record_that_contradicts_itself_is_found(sound, tmp_path):

@@ -104,7 +104,7 @@ def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
 
 def test_only_experiments_with_arms_are_grids():
     names = {name for name, content in experiments().items() if "arms" in content}
-    assert names == {"table2", "ksweep", "when"}
+    assert names == {"table2", "ksweep", "when", "race", "dial", "metaworld10"}
     for name in set(experiments()) - names:
         assert read_grid([f"experiment={name}"]) is None
     assert read_grid(["noise=knn", "k=2"]) is None
@@ -136,9 +136,9 @@ def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch
     """Two arms of two seeds each: the store is opened by the check, and is gone when the workers start."""
     store, opened = write_small_store(tmp_path / "small.zarr"), []
 
-    def counting(task, data):
+    def counting(task, data, *more):
         opened.append(data)
-        return open_demonstrations(task, data)
+        return open_demonstrations(task, data, *more)
 
     def without_store(*arguments):
         if store.exists():

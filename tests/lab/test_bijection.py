@@ -146,13 +146,13 @@ def test_episodes_of_a_policy_that_ignores_its_noise_score_the_same(policy, run,
 
 @pytest.fixture
 def run(tmp_path, policy):
-    metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": {"seed": "0,1", "noise": {"name": "vanilla"}}}
+    metadata = spec_metadata(SPEC) | {"step": 7, "config": {"seed": "0,1", "noise": {"name": "vanilla"}}}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.yaml").write_text("{seed: '0,1', noise: {name: vanilla}}\n")
     weights = policy.state_dict()
     for seed in (0, 1):
         directory = tmp_path / "small" / f"seed_{seed}" / "checkpoints" / "step_000007"
-        save_checkpoint(directory, metadata, {"model": weights, "ema": weights})
+        save_checkpoint(directory, metadata | {"seed": seed}, {"model": weights, "ema": weights})
     return tmp_path / "small"
 
 

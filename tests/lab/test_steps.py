@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from immiscible_policy.cli import parse
 from immiscible_policy.evaluation.agent import spec_metadata
@@ -91,9 +92,9 @@ def test_relative_error_is_one_for_the_mean_and_zero_for_the_truth():
 
 def write(run, seed, about, policy):
     run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text("seed: 0,1\n")
+    (run / "config.yaml").write_text(yaml.safe_dump(about["config"]))
     path = run / f"seed_{seed}" / "checkpoints" / "step_000001"
-    save_checkpoint(path, about, {"ema": policy.state_dict()})
+    save_checkpoint(path, about | {"seed": seed}, {"ema": policy.state_dict()})
     return path
 
 
@@ -193,7 +194,7 @@ def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(t
     ],
 )
 def test_bad_options_are_one_line_before_any_work(words, message, tmp_path):
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
     words = [word.replace("RUN", str(tmp_path)) for word in words]
     with pytest.raises(ValueError, match=message) as refused:
         steps.EXPERIMENT.measure(parse(words, steps.EXPERIMENT.options, ""))

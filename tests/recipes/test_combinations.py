@@ -79,7 +79,7 @@ def test_it_trains_three_steps_and_samples_with_every_solver(method, noise, obs,
     [
         (["method=regression", "noise=knn"], "noise=knn: method=regression does not diffuse"),
         (["method=mip", "noise=linear"], "noise=linear: method=mip does not diffuse"),
-        (["method=flow", "prediction=sample"], "prediction=sample: method=flow"),
+        (["method=flow", "prediction=epsilon"], "method=flow predicts velocity or sample"),
         (["method=flow", "select_at=0..9", "noise=knn"], "select_at=0..9: method=flow"),
         (["method=flow", "spacing=leading"], "spacing=leading"),
         (["method=regression", "solver=ddim"], "solver=ddim: what this model learned is solved with direct"),
