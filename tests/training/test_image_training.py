@@ -131,7 +131,7 @@ def test_stored_and_rendered_frames_of_the_same_states_give_the_same_policy(fini
     result = here("train_policy.py", *SMALL, f"data={store}", "images=rendered", f"out={tmp_path / 'run'}")
     assert result.returncode == 0, result.stderr
     ours, theirs = results(tmp_path / "run"), results(finished)
-    assert ours == theirs and len(ours) == 2 * 3 + 1  # model, ema and optimizer of the two newest checkpoints, and the episodes
+    assert ours == theirs and len(ours) == 2 * 3 + 1  # two checkpoints of model, EMA and optimizer; the episodes
 
 
 def test_both_engines_write_the_same_checkpoints(finished, store, tmp_path):
