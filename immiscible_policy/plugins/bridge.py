@@ -96,6 +96,8 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
         weights = {name: source.tensors(name) for name in ("model", "ema")}
         return save_checkpoint(out, spec_metadata(spec) | metadata, weights)
     kept = {key: source.metadata[key] for key in ("config", "data_hash", "versions") if key in source.metadata}
+    if data := kept.get("config", {}).get("data"):
+        kept["config"] |= {"data": Path(data).name}  # where it lay is nobody else's business
     seed = run_of(source.path)
     origin = {"origin": seed.run.origin} if seed else {}
     ema = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in source.tensors("ema").items()}

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from immiscible_policy.evaluation.agent import read_policy, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.plugins.bridge import convert, open_checkpoint
+from immiscible_policy.plugins.bridge import convert, find_checkpoint, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
 from immiscible_policy.policy import Pictured
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -488,6 +488,14 @@ def test_a_compact_checkpoint_is_a_quarter_as_large_and_acts_the_same_to_half_pr
     assert small.step == 7 and not small.resumable
     (expected, *_), (result, *_) = chunks(path), chunks(tmp_path / "compact")
     assert 0 < (result - expected).abs().max() / 300 < 0.02
+
+
+def test_the_policy_that_ships_loads_and_says_where_it_comes_from():
+    checkpoint = find_checkpoint("pretrained")
+    policy, spec = read_policy(checkpoint)
+    assert spec.method == "flow" and all(torch.isfinite(value).all() for value in policy.state_dict().values())
+    assert "train_policy.py" in checkpoint.metadata["origin"]["command"] and checkpoint.metadata["origin"]["commit"]
+    assert sum(file.stat().st_size for file in checkpoint.path.iterdir()) < 4e6
 
 
 @pytest.mark.slow
