@@ -59,12 +59,8 @@ def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
 
     Raises CheckpointError if the file is damaged or malicious, or the policy is of another architecture.
     """
-    try:
+    with published.converting(path):
         return _read(path)
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise published.unusable(path, error) from None
 
 
 def _read(path: Path) -> published.ForeignCheckpoint:

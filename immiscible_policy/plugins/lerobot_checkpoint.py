@@ -69,12 +69,8 @@ def read_lerobot(path: Path) -> published.ForeignCheckpoint:
 
     Raises CheckpointError if a file is missing or damaged, or the policy is of another architecture.
     """
-    try:
+    with published.converting(path):
         return _read(path)
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise published.unusable(path, error) from None
 
 
 def _read(path: Path) -> published.ForeignCheckpoint:

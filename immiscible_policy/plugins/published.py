@@ -8,7 +8,8 @@ Shape legend: O observation steps, Do numbers or features per observation, E ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,15 @@ def lacks(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: the configuration lacks {error}")
 
 
-def unusable(path: Path, error: Exception) -> CheckpointError:
-    """What to say of a checkpoint whose parts are of other kinds or shapes than those of a policy."""
-    return CheckpointError(f"{path} is not a policy that converts ({one_line(error)[:120]})")
+@contextmanager
+def converting(path: Path) -> Iterator[None]:
+    """A context in which parts of other kinds or shapes than a policy's are a CheckpointError that names the path."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a policy that converts ({one_line(error)[:120]})") from None
 
 
 def normalizers(observation: Sequence[Tensor], action: Sequence[Tensor], spec: PolicySpec) -> dict[str, Tensor]:
