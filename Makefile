@@ -2,6 +2,7 @@
 # make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
 # make look    render the policy that ships with the project: runs/look.gif
 # make test    lint, types, and the default tests
+# make docs    the site, from docs/ and the docstrings: site/index.html
 # make check   lint, types, and which room imports which
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
 # make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup look demo test check slow lock gpu peers lock-peers lerobot lock-lerobot
+.PHONY: setup look demo test check slow docs lock gpu peers lock-peers lock-docs lerobot lock-lerobot
 
 setup: $(VENV)/.installed
 
@@ -46,6 +47,26 @@ test: check
 
 slow: setup
 	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m slow
+
+# The site is built in an environment of its own, which needs nothing of the project: docstrings are read, not imported.
+DOCS := .venv-docs
+DOCS_PACKAGES := 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1'
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+$(DOCS)/.installed: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	touch $@
+
+# Make it anew from what fits together today, and pin it, for pip, without any index address.
+lock-docs:
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS_PACKAGES)
+	$(DOCS)/bin/python -m pip freeze --all --exclude pip --exclude setuptools > requirements-docs.lock
+	touch $(DOCS)/.installed
 
 # Pin what the current environment holds (after upgrading it by hand), for pip, without any index address.
 lock: setup

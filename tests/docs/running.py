@@ -112,7 +112,8 @@ def pip(words: Sequence[str]) -> None:
     """Check that what is installed is a project here, or is named as pip names things."""
     assert words[0] == "install"
     for word in words[1:]:
-        assert (ROOT / word / "pyproject.toml").is_file() if word.startswith(".") else Requirement(word), word
+        place = ROOT / word.partition("[")[0]
+        assert (place / "pyproject.toml").is_file() if word.startswith(".") else Requirement(word), word
 
 
 def hf(words: Sequence[str]) -> None:

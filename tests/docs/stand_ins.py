@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.training.driver import train_run
 from tests.demos.arm import arm_arrays, write_lerobot
+from tests.docs.pages import blocks
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
@@ -42,6 +44,7 @@ def write_desk(desk: Path) -> Path:
     for run, noise in {"mine": "knn", "study/vanilla": "vanilla", "study/knn_k2": "knn"}.items():
         write_policy_run(desk / "runs" / run, store, noise)
     write_arm(desk)
+    write_lab(desk)
     for run, of in {"when/vanilla": "vanilla", "when/knn_k2": "knn_k2", "table2/vanilla": "vanilla",
                     "table2/linear": "knn_k2"}.items():  # fmt: skip
         shutil.copytree(desk / "runs/study" / of, desk / "runs" / run)
@@ -76,6 +79,14 @@ def write_arm(desk: Path) -> None:
     write_store(desk / "my_cameras.zarr", arrays, ends)
     seen = {"observation.state": arrays["qpos"], "action": arrays["action"], "front": arrays["front"]}
     write_lerobot(desk / "my_lerobot", seen, ends)
+
+
+def write_lab(desk: Path) -> None:
+    """The package of the page on extending: its blocks under the names in their first lines."""
+    for block in blocks("docs/extending.md"):
+        if name := re.match("# (my_lab/.*)", block.text):
+            (desk / name[1]).parent.mkdir(exist_ok=True)
+            (desk / name[1]).write_text(block.text)
 
 
 def write_policy_run(out: Path, store: Path, noise: str) -> None:

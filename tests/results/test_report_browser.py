@@ -1,6 +1,5 @@
 """The report in a real browser: it opens, its tabs turn by mouse and keyboard, its videos play, it fits a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -10,24 +9,9 @@ import pytest
 from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.results.report.page import render
 from immiscible_policy.store.run import RunDirectory, label_runs
+from tests.browser import DESKTOP, PHONE, browser, watched  # noqa: F401
 from tests.results.reports import keep_checkpoint, noisy, shorten, write_whole_run
 from tests.results.test_report import ORIGIN
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; pip install playwright")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1200, "height": 800}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    """A headless Chromium of this machine; nothing is downloaded."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser here; install one of {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +30,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def page(browser, report: Path, request: pytest.FixtureRequest) -> Iterator:
+def page(browser, report: Path, request: pytest.FixtureRequest) -> Iterator:  # noqa: F811
     """The opened report; nothing may have gone wrong on it when the test ends."""
-    options = getattr(request, "param", {"viewport": DESKTOP})
-    context = browser.new_context(**options)
-    opened, wrong, requested = context.new_page(), [], []
-    opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("request", lambda request: requested.append(request.url))
-    opened.goto(report.as_uri())
-    yield opened
-    context.close()
-    assert wrong == []
-    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
+    with watched(browser, **getattr(request, "param", {"viewport": DESKTOP})) as opened:
+        opened.goto(report.as_uri())
+        yield opened
 
 
 def visible(page) -> list[str]:
