@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     solver, starts = solving.chosen_solver(chosen[0], options), task.starts(options["starts"], options["episodes"])
     if not task.has_environment:
         _require_no_starts(task, options)
-        held = held_out(chosen[0].metadata["config"])
+        held = held_out(chosen[0].metadata)
         starts = held.episodes
     console = Console(highlight=False, markup=False)
     rows: list[EpisodeRow] = []

@@ -45,7 +45,7 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.interval import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, require_data
 
 LAWS = {"drafted": "ddim", "renoised": "renoise"}  # The ways to follow the law of training, and their solvers
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
@@ -114,6 +114,7 @@ def shared_held_out(runs: Mapping[str, RunDirectory]) -> HeldOut:
     shared: dict[tuple[str, tuple[int, ...]], HeldOut] = {}
     for name, run in runs.items():
         data = RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows
+        require_data(data.path, data.content_hash, run.data_hash)
         if data.held_out is None:
             raise CommandError(f"on=held_out: {name} holds no episodes out; train with validation=0.1")
         shared[data.content_hash, tuple(data.held_out.episodes)] = data.held_out

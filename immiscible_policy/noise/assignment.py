@@ -119,6 +119,10 @@ class Assignment:
         """The most that E KL(q(e|x) || N(0, I)) can be, in nats: a sample gets one of pool * B noises."""
         return math.log(self.pool * batch_size)
 
+    def memory(self, batch_size: int, numbers: int) -> int:
+        """Bytes that pairing takes: the costs of all pairs, a few times over, more often where conditions count."""
+        return (28 if self.conditions is None else 100) * self.pool * batch_size**2
+
     def pair(self, x: Tensor, noise: Tensor, mask: Tensor | None, condition: Tensor | None) -> Tensor:
         """The noise of each sample (B,), int64 on the CPU: the optimal assignment.
 

@@ -84,6 +84,10 @@ class KNN:
         """
         return math.log(self.k) - 1 + 1 / self.k
 
+    def memory(self, batch_size: int, numbers: int) -> int:
+        """Bytes that choosing takes: the candidates' numbers, or the pairs that stand for them, a few times over."""
+        return 32 * self.k * batch_size * (numbers if self.form == "literal" else 1)
+
     @property
     def schedule(self) -> Schedule:
         """When to select."""

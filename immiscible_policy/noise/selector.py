@@ -13,7 +13,8 @@ class Selector(Protocol):
 
     Optional: `fitted(x)` returns the selector with what it learns once from all training samples x (N, ...);
     `schedule` is a `Schedule` by which it selects, and `step` is needed then; `divergence(batch_size)` is the most that
-    E KL(q(e|x) || N(0, I)) can be, in nats, where q(e|x) is the law of the noise of a sample x.
+    E KL(q(e|x) || N(0, I)) can be, in nats, where q(e|x) is the law of the noise of a sample x; `memory(batch_size,
+    numbers)` is about how many bytes choosing takes for samples of so many numbers.
     """
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from immiscible_policy.recipes.options import options_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import ShuffledOrder, cut, size
+from immiscible_policy.training.duration import Rehearsal, blank
 from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -33,6 +35,10 @@ from immiscible_policy.training.state import TrainState
 
 AUDITED = 4
 """Batches of each noise audit during training."""
+
+
+ADAPTIVE_CALLS = 100
+"""Network calls of the adaptive solver, about."""
 
 
 @dataclass(eq=False)
@@ -113,7 +119,8 @@ class ImageRecipe:
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
         size = config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
-        return cls(config, images, spec, _footprint(model, images, config), options)
+        selection = options.memory(size, math.prod(model.coder.shape))
+        return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -139,6 +146,21 @@ class ImageRecipe:
             f"{config.samples} samples every {config.eval_every:,} steps",
             *(forgotten if left >= 0.01 else []),
         ]
+
+    def rehearsal(self, device: str) -> Rehearsal | None:
+        """The denoiser, and how many samples drawing a picture's samples shows it."""
+        if not isinstance(self.spec, ImageSpec):
+            return None
+        with torch.device("meta"):
+            model = build_image_model(self.spec)
+        denoiser, chosen = blank(model.denoiser, device), solver(self.config, model)
+
+        def run(rows: int) -> Tensor:
+            noisy, times = torch.zeros(rows, *model.coder.shape, device=device), torch.zeros(rows, device=device)
+            return denoiser(noisy, times).sample
+
+        calls = ADAPTIVE_CALLS if chosen is None else chosen.steps
+        return Rehearsal(list(denoiser.parameters()), run, self.config.samples * calls)
 
     def model(self, seed: int) -> ImageModel:
         """The model with its first weights, a function of the seed."""

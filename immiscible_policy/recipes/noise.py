@@ -27,6 +27,11 @@ class NoiseOptions:
     select: Selector
     fit: bool
 
+    def memory(self, batch_size: int, numbers: int) -> int:
+        """Bytes that choosing the noise of a batch takes, as far as the selector knows."""
+        needs = getattr(self.select, "memory", None)
+        return 0 if needs is None else needs(batch_size, numbers)
+
     @torch.no_grad()
     def build(self, samples: Tensor) -> Selector:
         """The selector, fitted to all clean samples (N, ...) of the training, as it will see them."""

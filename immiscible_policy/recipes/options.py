@@ -17,7 +17,7 @@ class DiffusionConfig(RunConfig):
     """Options of a training on noise and data."""
 
     noise: dict[str, Any]
-    data_scale: float = number("(0, 1e6]")
+    data_scale: float = number("[1e-6, 1e6]")
     prediction: str | None = choice("epsilon", "sample", "v_prediction", "velocity")
     solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct")
     spacing: str = choice("trailing", "leading")

@@ -19,8 +19,8 @@ from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
-from immiscible_policy.evaluation.offline import HeldOut, explained, score
-from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, explained, score
+from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import CONDITIONAL_MEANS, cross_fitted, make_selector
@@ -38,8 +38,9 @@ from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.rows import EpisodeRow
-from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.store.run import RunDirectory, SeedDirectory, require_data
 from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
+from immiscible_policy.training.duration import Rehearsal, blank
 from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -137,13 +138,15 @@ def load_data(
     )
 
 
-def held_out(config: Mapping[str, Any]) -> HeldOut:
-    """The episodes that a run of these options, as a checkpoint records them, held out.
+def held_out(metadata: Mapping[str, Any]) -> HeldOut:
+    """The episodes that the run of a checkpoint with these metadata held out.
 
-    Raises ValueError if there are none, or the store is unusable.
+    Raises ValueError if there are none, or the store is unusable or has changed.
     """
+    config = metadata["config"]
     layout = Layout(config["horizon"], config["obs_steps"], config["action_steps"])
     data = load_data(json.dumps(config["task"]), layout, **{key: config[key] for key in DATA_OPTIONS})
+    require_data(data.path, data.content_hash, metadata.get("data_hash"))
     if data.held_out is None:
         raise CommandError(f"validation={config['validation']}: no episode was held out, so none can be scored")
     return data.held_out
@@ -226,20 +229,36 @@ class RobotRecipe:
     @cached_property
     def footprint(self) -> Footprint:
         """The policy's parameters and activations, measured without memory, and the windows of training."""
-        spec, windows, rows = self.spec, self.windows.training, 2
-        with torch.device("meta"):
-            policy = build_policy(spec).to("meta")
-            observation: Any = torch.zeros(rows, spec.obs_steps, spec.obs_dim)
-            if spec.encoder is not None:
-                views = (spec.obs_steps, len(spec.encoder.cameras), spec.encoder.crop, spec.encoder.crop, 3)
-                observation = Pictured(observation, torch.zeros(rows, *views, dtype=torch.uint8))
-            action, times = torch.zeros(rows, spec.horizon, spec.action_dim), torch.zeros(rows)
-            kept = saved_bytes(lambda: policy.network(action, times, policy.encode(observation)), policy.parameters())
-        if spec.kernels == "fused" and self.config.device == "cpu":
+        windows, rows = self.windows.training, 2
+        parameters, run, _ = self.rehearsal("meta")
+        kept = saved_bytes(lambda: run(rows), parameters)
+        if self.spec.kernels == "fused" and self.config.device == "cpu":
             kept *= 2  # gradients have buffers of their own there
         frames = windows.footage.frames.values() if windows.footage else ()
         data = sum(tensor.nbytes for tensor in (windows.obs, windows.action, windows.real, *frames))
-        return Footprint(sum(p.numel() for p in policy.parameters()), kept // rows, data)
+        selection = self.noise.memory(self.config.batch_size, self.spec.horizon * self.spec.action_dim)
+        return Footprint(sum(p.numel() for p in parameters), kept // rows, data, selection)
+
+    def rehearsal(self, device: str) -> Rehearsal:
+        """The policy's network and encoder, and how many samples an evaluation shows them."""
+        spec, task, held_out = self.spec, self.windows.task, self.windows.held_out
+        with torch.device("meta"):
+            policy = build_policy(spec)
+        blank(policy, device)
+
+        def run(rows: int) -> torch.Tensor:
+            with torch.device(device):
+                observation: Any = torch.zeros(rows, spec.obs_steps, spec.obs_dim)
+                if spec.encoder is not None:
+                    views = (spec.obs_steps, len(spec.encoder.cameras), spec.encoder.crop, spec.encoder.crop, 3)
+                    observation = Pictured(observation, torch.zeros(rows, *views, dtype=torch.uint8))
+                action, times = torch.zeros(rows, spec.horizon, spec.action_dim), torch.zeros(rows)
+                return policy.network(action, times, policy.encode(observation))
+
+        chunks = 0 if held_out is None else SAMPLES * len(held_out.places)
+        if task.has_environment:
+            chunks += BATCH * -(-len(self.starts) // BATCH) * -(-task.max_steps // spec.action_steps)
+        return Rehearsal(list(policy.parameters()), run, chunks * self.solver.steps)
 
     def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""

@@ -184,14 +184,15 @@ class RunDirectory:
 
     def checkpoints(self) -> dict[int, list[Checkpoint]]:
         """The complete checkpoints of each training seed that keeps some, oldest first; refused as `require_own`."""
-        self.require_own_seeds()
-        return {number: kept for number in self.seeds() if (kept := self.seed(number).checkpoints())}
+        kept = {number: own for number in self.seeds() if (own := self.seed(number).checkpoints())}
+        self.require_own({str(one.path): one.metadata for own in kept.values() for one in own})
+        return kept
 
     def is_finished(self, seeds: Sequence[int] | None = None, steps: int | None = None) -> bool:
         """Whether every seed has its last checkpoint and the run is summarised; seeds and steps as its options say."""
         seeds = self.planned_seeds() if seeds is None else seeds
         steps = self.config.get("steps") if steps is None else steps
-        if steps is None or not (self.path / SUMMARY).is_file():
+        if steps is None or self.summary is None or self.summary.get("unfinished"):  # written before its end
             return False
         return all(self.seed(number).is_finished(steps) for number in seeds)
 
@@ -398,8 +399,9 @@ class SeedDirectory:
             drop_rows(self.path / EPISODES, after, self.run.task.metrics)
 
     def append_fresh(self, rows: Iterable[EpisodeRow]) -> None:
-        """Add episodes on held-out starts, in place of earlier rows of the same."""
-        append_rows(self.path / FRESH, rows, self.run.task.metrics)
+        """Add episodes on held-out starts, in place of earlier rows of the same; other processes that do it wait."""
+        with _locked(self.path / f".{FRESH}.lock"):
+            append_rows(self.path / FRESH, rows, self.run.task.metrics)
 
     def _complete(self) -> list[Path]:
         paths = [path for path in (self.path / CHECKPOINTS).glob(f"{STEP}*") if (path / METADATA).is_file()]
@@ -439,13 +441,23 @@ def _number(path: Path, prefix: str, form: str) -> int:
     return number
 
 
+def require_data(place: Path | str, content: str, recorded: str | None) -> None:
+    """Refuse data of another content than what was trained on, where that is recorded, by a CommandError."""
+    if recorded not in (None, content):
+        change = f"has changed since training began (content {content[:12]}, then {recorded[:12]})"
+        raise CommandError(f"data={place} {change}; restore the data, or train anew with another out=")
+
+
 @contextmanager
-def _locked(file: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file, which is created; a CommandError with the refusal if another process holds it."""
+def _locked(file: Path, refusal: str = "") -> Iterator[None]:
+    """Hold the lock of a file, which is created.
+
+    If another process holds it, a CommandError with the refusal; without one, wait.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
         except BlockingIOError:
             raise CommandError(refusal) from None
         yield

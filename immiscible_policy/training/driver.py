@@ -9,8 +9,9 @@ from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
 from immiscible_policy.provenance import command_to_resume, provenance
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, require_data
 from immiscible_policy.training.display import Display
+from immiscible_policy.training.duration import planned_time
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs
 from immiscible_policy.training.memory import require_memory
@@ -68,12 +69,11 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = recipe or kind.prepare(config)
-    began, content = run.data_hash if resuming else None, recipe.data["content_hash"]
-    if began not in (None, content):
-        change = f"has changed since the run in {run.path} began (content {content[:12]}, then {str(began)[:12]})"
-        raise CommandError(f"data={recipe.data['path']} {change}; restore the data or name another out=")
+    require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash if resuming else None)
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     print(require_memory(config, recipe.footprint), flush=True)
+    if (rehearsal := recipe.rehearsal(config.device)) is not None:
+        print(planned_time(config, rehearsal), flush=True)
     longer = resuming and config.steps > run.config["steps"]
     if longer:
         law = f"lr_schedule={config.lr_schedule} over {config.steps:,} steps, as if planned from the start"

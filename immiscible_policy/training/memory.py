@@ -26,18 +26,20 @@ class Footprint(NamedTuple):
         parameters: Numbers that train.
         activations: What one sample of a batch keeps for the backward pass [bytes], in float32.
         data: Everything that it trains on [bytes].
+        selection: What choosing the noise of a batch takes [bytes].
     """
 
     parameters: int
     activations: int
     data: int
+    selection: int = 0
 
     def estimate(self, config: RunConfig) -> int:
         """Bytes of all seeds that are trained at once; on a GPU they share the data."""
         rows = -(-config.batch_size // config.accumulate)
         activations = self.activations * rows // (2 if config.precision == "bf16" else 1)
         seeds = config.parallel or 1
-        own = 4 * COPIES * self.parameters + activations
+        own = 4 * COPIES * self.parameters + activations + self.selection
         return seeds * own + self.data * (1 if config.device.startswith("cuda") else seeds)
 
 
@@ -48,7 +50,9 @@ def require_memory(config: RunConfig, footprint: Footprint) -> str:
     """
     needed = footprint.estimate(config)
     parts = f"{footprint.parameters:,} parameters, batch_size={config.batch_size}, {config.parallel or 1} seeds at once"
-    line = f"memory: about {needed / GB:.1f} GB ({parts})"
+    if footprint.selection > GB:
+        parts += f", {footprint.selection / GB:,.1f} GB for each to choose noise"
+    line = f"memory: about {needed / GB:,.1f} GB ({parts})"
     free = None if config.launcher in CLUSTERS else free_memory(config.device)
     if free is None:
         return line

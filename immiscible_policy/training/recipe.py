@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 from torch import nn
 
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.training.duration import Rehearsal
 from immiscible_policy.training.engine import Objective
 from immiscible_policy.training.memory import Footprint
 from immiscible_policy.training.options import Schema
@@ -67,6 +68,10 @@ class Recipe(Protocol):
     @property
     def footprint(self) -> Footprint:
         """The memory that a seed takes."""
+        ...
+
+    def rehearsal(self, device: str) -> Rehearsal | None:
+        """The network on a device, to measure its speed; None where ready-made parts would have to be read first."""
         ...
 
     def build(self, seed: SeedDirectory) -> Work:

@@ -1,6 +1,7 @@
 """A robot of one's own, seven joints and two cameras: trained, scored on held-out episodes, compared, and it acts."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,11 @@ def test_an_evaluation_repeats_the_scores_of_training(place, tmp_path):
     assert done.returncode == 0 and "2 held-out episodes" in done.stdout, done.stderr
     lines = [(place / f"vanilla/seed_{seed}/episodes.csv").read_text().splitlines() for seed in (0, 1)]
     assert (tmp_path / "rows.csv").read_text().splitlines() == lines[0] + lines[1][1:]
+    shutil.move(place / "arm.zarr", tmp_path / "kept.zarr")
+    write_store(place / "arm.zarr", *arm_arrays(episodes=20, seed=1))
+    assert "has changed since training began" in refused(here("eval_policy.py", f"run={place / 'vanilla'}"))
+    shutil.rmtree(place / "arm.zarr")
+    shutil.move(tmp_path / "kept.zarr", place / "arm.zarr")
 
 
 def test_the_trained_policy_acts(place):

@@ -1,8 +1,11 @@
 """A run directory says what it holds and what is missing; nobody else has to know what it is called."""
 
+import fcntl
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from immiscible_policy.cli import CommandError
 from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.store.checkpoint import CheckpointError
+from immiscible_policy.store.rows import append_rows
 from immiscible_policy.store.run import RunDirectory, label_runs, named_runs, run_of, runs_in
 from tests.results.runs import episode, write_run
 
@@ -138,6 +142,8 @@ def test_a_run_is_finished_that_has_its_last_checkpoints_and_a_summary(tmp_path:
     run.write_summary({"pooled": {}}, "# text")
     assert run.is_finished() and run.summary == {"pooled": {}}
     assert not run.is_finished([0, 1, 2, 3]) and not run.is_finished(steps=2000)
+    run.write_summary({"unfinished": {"2": 500}})  # written before the end
+    assert not run.is_finished()
     run.forget_summary()
     assert not run.is_finished() and run.summary is None
     run.write_summary({})
@@ -196,9 +202,27 @@ def test_a_seed_of_another_training_is_refused_by_every_reader(tmp_path: Path, c
     save(run, 1, 500, **own | {"config": own["config"] | config, "data_hash": None if config else "decade" * 8})
     (run.path / "provenance.json").write_text(json.dumps({"data": {"content_hash": "c0ffee" * 8}}))
     key = next((key for key in ("lr", "noise") if key in config), "data of content decadedecade,")
+    mixed = f"seed_1/checkpoints/step_000500 has {key} .*two trainings are mixed"
     for read in (run.episodes, run.fresh, run.checkpoints, run.missing):
-        with pytest.raises(ValueError, match=f"seed_1/checkpoints/step_000500 has {key} .*two trainings are mixed"):
+        with pytest.raises(ValueError, match=mixed):
             read()
+    save(run, 1, 600, **own)
+    assert run.episodes()
+    with pytest.raises(ValueError, match=mixed):  # older ones are evaluated too
+        run.checkpoints()
+
+
+def test_of_processes_that_add_episodes_one_waits_for_the_other(tmp_path: Path) -> None:
+    seed = write_run(tmp_path, half, seeds=(0,)).seed(0)
+    one, other = ([episode(0, 500, start, 0.5)] for start in (1, 2))
+    with open(seed.path / ".fresh.csv.lock", "w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(seed.append_fresh, one)
+        time.sleep(0.1)
+        append_rows(seed.path / "fresh.csv", other, seed.run.task.metrics)  # what the holder writes
+        assert not waiting.done()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    assert seed.run.fresh() == {0: other + one}
 
 
 def test_the_origin_names_no_place(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What cannot fit is refused by its size, before anything is written; the plan says what fits."""
 
+import re
 from functools import partial
 
 import pytest
@@ -41,6 +42,7 @@ def test_an_estimate_is_that_of_all_seeds_at_once():
     assert footprint.estimate(config("parallel=1")) == one and footprint.estimate(config("parallel=3")) == 3 * one
     assert footprint.estimate(config("parallel=1", "accumulate=2")) == one - 50 * 2
     assert footprint.estimate(config("parallel=1", "precision=bf16")) == one - 50 * 2
+    assert footprint._replace(selection=7).estimate(config("parallel=3")) == 3 * (one + 7)
 
 
 def test_what_does_not_fit_is_refused_and_a_cluster_is_not_asked(tmp_path, monkeypatch):
@@ -55,12 +57,17 @@ def test_what_does_not_fit_is_refused_and_a_cluster_is_not_asked(tmp_path, monke
         train_run(ToyRecipe, options)
     assert not (tmp_path / "run").exists()
     options.launcher = "ray"
-    assert require_memory(options, ToyRecipe.footprint).startswith("memory: about 4800.0 GB")
+    assert require_memory(options, ToyRecipe.footprint).startswith("memory: about 4,800.0 GB")
 
 
 def test_the_plan_says_it_and_a_dry_run_refuses_what_cannot_fit(tmp_path):
     words = (f"data={write_small_store(tmp_path / 'small.zarr')}", f"out={tmp_path / 'run'}", "dry_run=true", *WORDS)
-    assert "\nmemory: about 0." in here("train_policy.py", *words).stdout
+    plan = here("train_policy.py", *words).stdout
+    assert "\nmemory: about 0." in plan and "\ntime:   about " in plan
+    for selection in ("noise=linear", "noise=knn k=1000000", "noise=c2ot"):  # 28, 32 and 100 bytes a pair
+        large = [word.replace("batch_size=4", "batch_size=1000000") for word in words]
+        pairs = refused(here("train_policy.py", *large, *selection.split()))
+        assert re.search(r"GB for each to choose noise\), [\d.]+ GB are free", pairs)
     wide = refused(here("train_policy.py", *words, "down_dims=[32768,65536]"))
     assert "GB of memory are needed" in wide and "make batch_size=, parallel= or the network smaller" in wide
     assert not (tmp_path / "run").exists()

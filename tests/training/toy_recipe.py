@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.recipes.robot_config import SCHEMA
+from immiscible_policy.training.duration import Rehearsal
 from immiscible_policy.training.memory import Footprint
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -67,6 +68,10 @@ class ToyRecipe:
     @property
     def footprint(self) -> Footprint:
         return Footprint(parameters=2, activations=16, data=128)
+
+    def rehearsal(self, device) -> Rehearsal:
+        line = torch.nn.Linear(1, 1, device=device)
+        return Rehearsal(list(line.parameters()), lambda rows: line(torch.zeros(rows, 1, device=device)), 1)
 
     def build(self, seed) -> Work:
         with weights_of(seed.number):

@@ -26,13 +26,14 @@ from scipy import stats
 
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.split import split_episodes
+from immiscible_policy.demos.store import content_hash
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, require_data
 from immiscible_policy.tasks import Modes, Task, open_demonstrations, primary
 
 Array = NDArray[np.float64]
@@ -239,6 +240,8 @@ def training_modes(run: RunDirectory) -> Counts:
     """
     task, modes, config = run.task, modes_of(run), run.config
     demos = open_demonstrations(task, config["data"])
+    pictures = (config["obs"], config["images"]) == ("image", "stored")
+    require_data(demos.path, content_hash(demos, images=pictures), run.data_hash)
     demos = demos.select(split_episodes(demos.n_episodes, config["validation"], config["train_episodes"])[0])
     counts = demonstrated_modes(task, modes, task.mirror(demos) if config["mirror"] else demos)
     if not counts.sum():
