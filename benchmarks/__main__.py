@@ -21,7 +21,7 @@ def main(words: list[str]) -> None:
     else:
         EXPERIMENTS.run(words)
         if not words or words[0] in ("-h", "--help", "help"):
-            print("  all          The first four, one after another, with words that all know (peers=, quick=, out=).")
+            print("  all          The first four, one after another, with the options that they share.")
             print("  study        Turn finished runs into a committed result.")
 
 

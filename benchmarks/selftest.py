@@ -334,7 +334,7 @@ def _banks(options: dict[str, Any]) -> dict[str, Bank]:
         raise CommandError(f"bank={options['bank']}: needs 1 to {len(COLOURS)} files of different names")
     for index, file in enumerate(files):
         if not file.exists() and index >= len(places):
-            raise CommandError(f"bank={file} does not exist, and checkpoint= names none to roll out in its place")
+            raise CommandError(f"bank={file} does not exist, and checkpoint= names none to roll out instead")
     solver = Solver("ddim", options["sampling_steps"])
     agents = {}
     for file, place in zip(files, places, strict=False):

@@ -108,7 +108,7 @@ def split_words(words: Sequence[str], synonyms: Mapping[str, str] | None = None)
         if key in given:
             raise CommandError(f"{typed}= is given twice" + (f" (it is {key}=)" if typed != key else ""))
         if not text:
-            raise CommandError(f"{typed}= is empty; leave the word out to take the default")
+            raise CommandError(f"{typed}= is empty; leave it out to take the default")
         given[key] = text
     return given
 
@@ -180,7 +180,7 @@ def commands_text(program: str, commands: Commands, note: str = "") -> str:
     """List a program's commands; the note follows what says how to learn more."""
     usage = f"usage: python -m {program} COMMAND key=value ..."
     rows = {name: Option(str, UNSHOWN, help_line) for name, (_, help_line) in commands.items()}
-    return f"{help_text(usage, {'commands': rows})}\n\n`COMMAND --help` says what it takes.{note}"
+    return f"{help_text(usage, {'commands': rows})}\n\n`COMMAND --help` lists its options.{note}"
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -222,18 +222,18 @@ def expanded(text: str) -> Path:
 def require_writable(key: str, path: Path) -> None:
     """Refuse a path that cannot be created, before any work is done for it.
 
-    Raises CommandError if it, or a parent, is a link that leads nowhere, or if its nearest existing parent is not a
-    directory, or one that may not be written.
+    Raises CommandError if it, or a parent, is a broken link, or if its nearest existing parent is not a
+    directory, or one that is not writable.
     """
     parents = path.absolute().parents or [path]
     for place in (path.absolute(), *parents):
         if place.is_symlink() and not place.exists():
-            raise CommandError(f"{key}={path}: {place} is a link that leads nowhere")
+            raise CommandError(f"{key}={path}: {place} is a broken link")
     parent = next(folder for folder in parents if folder.exists())
     if not parent.is_dir():
         raise CommandError(f"{key}={path}: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
-        raise CommandError(f"{key}={path}: {parent} may not be written")
+        raise CommandError(f"{key}={path}: {parent} is not writable")
 
 
 def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:

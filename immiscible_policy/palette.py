@@ -53,7 +53,7 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
     """
     names = {label: (selectors or {}).get(label, label) for label in labels}
     if len(names) > len(COLOURS):
-        raise ValueError(f"{len(names)} runs cannot be told apart in one picture; draw 1 to {len(COLOURS)}")
+        raise ValueError(f"{len(names)} runs are too many for one picture; draw 1 to {len(COLOURS)}")
     taken: dict[str, str] = {}
     for label, name in names.items():
         fixed = next((NAMED[word] for word in re.split(r"[^a-z0-9]+", name) if word in NAMED), None)

@@ -83,7 +83,7 @@ def test_labels_of_one_selector_and_strangers_take_free_colours():
 
 def test_more_labels_than_colours_are_refused():
     assert len(set(colours(map(str, range(8))).values())) == 8
-    with pytest.raises(ValueError, match="9 runs cannot be told apart"):
+    with pytest.raises(ValueError, match="9 runs are too many"):
         colours(map(str, range(9)))
 
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "b": Option(Path, REQUIRED, "run directory B"),
     "out": Option(Path, None, "directory for comparison.json, comparison.md and comparison.png"),
     "json": Option(Path, None, "file for the comparison as JSON"),
-    "report": Option(page_file, None, "page with everything in it: curves, episodes, rollouts, noise, commands"),
+    "report": Option(page_file, None, "HTML page with verdict, curves, episodes, rollouts, noise and commands"),
     "videos": VIDEOS,
 }
 WIDTH = 130

@@ -9,7 +9,7 @@ from immiscible_policy.plugins.bridge import FORMATS, convert
 
 USAGE = """usage: python -m immiscible_policy convert checkpoint=PATH to=ours|compact|lerobot|diffusion_policy out=PATH
 
-Write a policy of one project for another; the policies give the same actions from the same noise.
+Converts a policy between projects. Both give the same actions from the same noise.
 
   python -m immiscible_policy convert checkpoint=runs/mine/seed_0/checkpoints/step_003000 to=lerobot out=for_lerobot
   python -m immiscible_policy convert checkpoint=runs/mine/seed_0/checkpoints/step_003000 to=compact out=small

@@ -37,12 +37,12 @@ from immiscible_policy.tasks import Task, find_task, first_observation, recorded
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
 
-Check versions and GPU, a data set, and a checkpoint: against its configuration, and its normaliser against the data.
-Prints each finding with its cure; exit code 1 if one is wrong.
+Checks versions and the GPU, a data set, and a checkpoint against its run and the data. Prints each finding, with a cure
+if it is wrong; exit code 1 if any is.
 """
 OPTIONS = {
-    "data": Option(Path, None, "store of demonstrations; none: the one of the checkpoint, or the embedded one"),
-    "task": Option(str, None, "the task that the data shows; by default the checkpoint's, or what the data looks like"),
+    "data": Option(Path, None, "store of demonstrations; by default the checkpoint's, or the embedded one"),
+    "task": Option(str, None, "task of the data; by default the checkpoint's, or what the data looks like"),
     "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"

@@ -26,9 +26,9 @@ EDITED = 6
 USAGE = """\
 usage: python eval_image.py run=DIR|runs=DIR,DIR,...|checkpoint=PATH [KEY=VALUE ...]
 
-Fréchet distance between generated and real images, for every checkpoint that a run keeps, written to
-seed_N/frechet.csv and not measured twice. Several runs are compared with the first. Inception's features give FID; the
-default, those of the project's own CIFAR-10 classifier, need no download.
+Measures the Fréchet distance between generated and real images for every checkpoint of a run, and writes it to
+seed_N/frechet.csv. Nothing is measured twice. Several runs are compared with the first. Inception's features give FID;
+the default, the features of the project's own CIFAR-10 classifier, needs no download.
 
   python eval_image.py runs=vanilla=runs/flow_vanilla,knn=runs/flow_knn samples=5000 out=flow_frechet
   python eval_image.py run=runs/flow features=inception samples=50000 device=cuda
@@ -55,22 +55,22 @@ OPTIONS = {
         sampling_steps, None, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
     "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise; by default the model's own"),
-    "spacing": Option(str, "trailing", "grid of the solver's times; or leading"),
+    "spacing": Option(str, "trailing", "grid of the solver's times: trailing or leading"),
     "eta": Option(float, 0.0, "noise of solver=ddim: 0 none, 1 as much as DDPM"),
     "features": Option(str, "classifier", "classifier or inception"),
-    "classifier": Option(Path, None, "weights of another classifier than the package's"),
+    "classifier": Option(Path, None, "weights of a classifier other than the package's"),
     "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),
     "clip": Option(str, None, "CLIP model (directory or hub id) for CLIPScore, where there are prompts"),
     "data": Option(Path, None, "the data set; by default what the run was trained on"),
-    "dataset": Option(str, None, "its name; by default the run's"),
+    "dataset": Option(str, None, "name of the data set; by default the run's"),
     "prompts": Option(str, None, "own, none or a file, as in training; by default the run's"),
-    "pretrained": Option(str, None, "where the ready-made parts of model=sd lie now; by default as in training"),
-    "reference": Option(str, "train", "part of the data set that images are compared with"),
-    "reference_samples": Option(COUNT, None, "only the first so many of it"),
+    "pretrained": Option(str, None, "where the pretrained parts of model=sd are; by default as in training"),
+    "reference": Option(str, "train", "split of the data set to compare with"),
+    "reference_samples": Option(COUNT, None, "use only the first N of these images"),
     "edit": Option(str, None, "inpaint or outpaint: the model fills in parts of real images"),
-    "originals": Option(str, "test", "part of the data set that is edited"),
-    "noise_seed": Option(whole(0, 2**63 - 1), 0, "names the start noises"),
-    "batch_size": Option(COUNT, 250, "images at a time"),
+    "originals": Option(str, "test", "split of the data set to edit"),
+    "noise_seed": Option(whole(0, 2**63 - 1), 0, "seed of the start noises"),
+    "batch_size": Option(COUNT, 250, "images per batch"),
     "device": device_option(),
     "out": Option(Path, None, "directory of the report; by default the run, or frechet for several"),
 }

@@ -38,7 +38,7 @@ OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(COUNT, 25, "rollouts per start, R"),
-    "checkpoints": Option(str, "all", "all that every seed keeps, or last"),
+    "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
     "device": device_option(),
 }
@@ -64,12 +64,12 @@ def main(words: list[str]) -> None:
     """Roll out, count modes, and write the tables and pictures."""
     options = parse(words, OPTIONS, USAGE)
     if options["checkpoints"] not in ("all", "last"):
-        raise CommandError(f"checkpoints={options['checkpoints']}: known are all, last")
+        raise CommandError(f"checkpoints={options['checkpoints']}: choose all or last")
     if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
         raise CommandError(f"repetitions={options['repetitions']}: use 1 to {MOST_REPETITIONS:,}")
     options["device"] = resolve_device(options["device"])
     if (options["out"] / "modality.json").exists():
-        raise CommandError(f"out={options['out']} holds a modality.json already; name a new directory")
+        raise CommandError(f"out={options['out']} already has a modality.json; name a new directory")
     require_writable("out", options["out"] / "modality.json")
     runs: dict[str, RunDirectory] = options["runs"]
     kept = {name: shared_checkpoints(run, options["checkpoints"]) for name, run in runs.items()}
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
     solvers = {name: _solvers(kept[name], options) for name in runs}
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
-        raise CommandError(f"{crowd} cannot be told apart in one picture; {len(COLOURS)} can")
+        raise CommandError(f"{crowd} are too many for one picture; at most {len(COLOURS)} fit")
     arms = []
     with Console(stderr=True).status("") as status:
 
@@ -153,7 +153,7 @@ def markdown(arms: Sequence[Arm]) -> str:
         f"{count(len(modes), 'start')} x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
         "intervals. Majority: share of the decided rollouts that took their start's most frequent mode (1: one "
         f"mode only). TV: total-variation distance to the training demonstrations {modes.alike}, {modes.names[-1]} "
-        "counted as a mode of its own. Floor: what pure chance gives with as many rollouts.",
+        "counted as a mode of its own. Floor: what chance alone gives with as many rollouts.",
         table(columns, rows),
     ]
     if modes.published:
@@ -166,7 +166,7 @@ def markdown(arms: Sequence[Arm]) -> str:
     parts.append("\n".join(lines))
     if len(arms) > 1:
         rows = [[arm.name, *(_text(difference(arm, base, name), "+.3f") for name in arm.measures)] for arm in arms[1:]]
-        head = f"Differences to {base.name} at the last checkpoints; an interval that holds 0 shows no difference:"
+        head = f"Differences to {base.name} at the last checkpoints; where the interval contains 0, none is detected:"
         parts += [head, table(("run", *base.measures), rows)]
     return "\n\n".join(parts) + "\n"
 

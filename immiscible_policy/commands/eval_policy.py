@@ -27,7 +27,7 @@ from immiscible_policy.training.options import device_option, resolve_device
 USAGE = """\
 usage: python eval_policy.py run=DIR|checkpoint=PATH [KEY=VALUE ...]
 
-Score over an explicit list of starts, for every checkpoint that a run keeps or for a single one.
+Scores every checkpoint of a run, or a single one, on a list of starts.
 
   python eval_policy.py run=runs/mine
   python eval_policy.py run=runs/mine checkpoints=best starts=fresh     # adds max_fresh to the run's summary
@@ -36,8 +36,8 @@ Score over an explicit list of starts, for every checkpoint that a run keeps or 
 
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
-    "checkpoint": Option(Path, None, "one checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
-    "checkpoints": Option(str, "all", "of a run: all, best (by the primary metric in training) or last"),
+    "checkpoint": Option(Path, None, "a checkpoint (also .ckpt or LeRobot), or a run or seed (its best)"),
+    "checkpoints": Option(str, "all", "checkpoints of a run: all, best (primary metric in training) or last"),
     "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
     "episodes": Option(COUNT, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
@@ -97,7 +97,7 @@ def _check(options: dict[str, Any]) -> None:
     if (options["run"] is None) == (options["checkpoint"] is None):
         raise CommandError("give run=DIR or checkpoint=PATH, one of them")
     if which not in ("all", "best", "last"):
-        raise CommandError(f"checkpoints={which}: known are all, best, last")
+        raise CommandError(f"checkpoints={which}: choose all, best or last")
     options["device"] = resolve_device(options["device"])
     if options["out"] and options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; name a new file")

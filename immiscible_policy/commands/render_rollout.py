@@ -15,7 +15,7 @@ from immiscible_policy.tasks import primary, recorded_task, success
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
-render what a checkpoint does, several starts side by side
+render rollouts of a checkpoint, several starts side by side
 
   python render_rollout.py checkpoint=runs/knn out=rollout.mp4
   python render_rollout.py checkpoint=runs/knn/seed_0/checkpoints/step_005000 out=rollout.gif speed=2
@@ -24,10 +24,10 @@ render what a checkpoint does, several starts side by side
 
 
 OPTIONS = {
-    "checkpoint": Option(Path, REQUIRED, "a checkpoint, or a run or seed for its best; .ckpt and LeRobot's as well"),
+    "checkpoint": Option(Path, REQUIRED, "a checkpoint (also .ckpt or LeRobot), a run or seed (its best), or pretrained"),
     "out": Option(Path, Path("rollout.mp4"), "the video, .mp4 or .gif"),
-    "view": Option(str, "video", "video writes it, human opens a window instead"),
-    "speed": Option(float, 1.0, "times real time"),
+    "view": Option(str, "video", "video writes a file, human opens a window"),
+    "speed": Option(float, 1.0, "playback speed: 1 is real time"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     "episodes": Option(COUNT, 9, "number of starts, for legacy and fresh"),
     "columns": Option(whole(1, 100), 3, "tiles per row"),
@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
     if not 64 <= size <= 1024:
         raise CommandError(f"size={size}: use 64 to 1024 pixels")
     if options["episodes"] > BATCH:
-        raise CommandError(f"episodes={options['episodes']}: one video holds at most {BATCH}")
+        raise CommandError(f"episodes={options['episodes']}: one video shows at most {BATCH}")
     if options["view"] == "human":
         require_display()
     else:

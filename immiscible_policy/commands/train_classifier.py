@@ -29,7 +29,7 @@ OPTIONS = {
         Path, REQUIRED, "CIFAR-10 with its classes: an image folder, a zip of one, or torchvision's directory"
     ),
     "out": Option(Path, REQUIRED, "the file of weights to write; NAME.json goes beside NAME.safetensors"),
-    "size": Option(whole(1, 1024), 16, "side that the images are averaged to"),
+    "size": Option(whole(1, 1024), 16, "side of the images in pixels, averaged"),
     "epochs": Option(COUNT, ClassifierTraining.epochs, "passes over the training images"),
     "seed": Option(whole(0, 2**63 - 1), 0, "seed of weights, order and augmentation"),
 }

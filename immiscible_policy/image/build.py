@@ -35,7 +35,7 @@ def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
         return build_stable_diffusion(spec)
     for name, known in (("model", MODELS), ("metric", METRICS)):
         if getattr(spec, name) not in known:
-            raise ValueError(f"{name}={getattr(spec, name)}: known are {', '.join(known)}")
+            raise ValueError(f"{name}={getattr(spec, name)}: choose from {', '.join(known)}")
     coder = PixelCoder(spec.size, spec.data_scale)
     unet = image_unet(**{name: getattr(spec, name) for name in signature(image_unet).parameters})
     if spec.model == "ddim":

@@ -43,7 +43,7 @@ EDITS = ("inpaint", "outpaint")
 def edit_region(edit: str, size: int) -> Tensor:
     """What an edit fills in (S, S), bool: the centre, or all but the centre; ValueError unless 4 divides S."""
     if edit not in EDITS:
-        raise ValueError(f"edit={edit}: known are {' and '.join(EDITS)}")
+        raise ValueError(f"edit={edit}: choose {' or '.join(EDITS)}")
     if size % 4:
         raise ValueError(f"size={size}: the centre of half the side needs a multiple of 4")
     centre = torch.zeros(size, size, dtype=torch.bool)

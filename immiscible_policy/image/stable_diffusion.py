@@ -155,7 +155,7 @@ def pinned(spec: StableDiffusionSpec) -> StableDiffusionSpec:
 def build_stable_diffusion(spec: StableDiffusionSpec) -> ImageModel:
     """A model, fresh weights from torch's global stream; ValueError if values or parts are unusable or do not fit."""
     if spec.frozen_precision not in PRECISIONS:
-        raise ValueError(f"frozen_precision={spec.frozen_precision}: known are {' and '.join(PRECISIONS)}")
+        raise ValueError(f"frozen_precision={spec.frozen_precision}: choose {' or '.join(PRECISIONS)}")
     directory = find_pretrained(spec.pretrained, spec.init)
     if spec.pretrained_hash and spec.pretrained_hash != pretrained_hash(directory):
         raise ValueError(f"pretrained={spec.pretrained} is not, or no longer, what the model was trained with")
@@ -222,7 +222,7 @@ def save_pipeline(model: ImageModel, scheduler: Any, directory: Path | str) -> N
 def find_pretrained(pretrained: str, init: str) -> Path:
     """The parts' directory, a hub id's from the cache or downloaded; ValueError if it or a file is missing."""
     if init not in INITS:
-        raise ValueError(f"init={init}: Stable Diffusion knows {' and '.join(INITS)}")
+        raise ValueError(f"init={init}: choose {' or '.join(INITS)}")
     files = FROZEN + (UNET_WEIGHTS,) * (init == "pretrained")
     directory = Path(pretrained)
     if not directory.is_dir():
@@ -283,10 +283,10 @@ def load_chain(directory: Path) -> Ddpm:
     config: dict[str, Any] = CHAIN | dict(DDIMScheduler.load_config(directory, subfolder="scheduler"))
     name, ends = config["beta_schedule"], {key: config[key] for key in ("beta_start", "beta_end")}
     if BETAS.get(name) != ends or config["trained_betas"] is not None or config["rescale_betas_zero_snr"]:
-        raise ValueError(f"beta_schedule={name} in scheduler_config.json, {ends}: known are {BETAS}")
+        raise ValueError(f"beta_schedule={name} in scheduler_config.json, {ends}: choose from {BETAS}")
     prediction = config["prediction_type"]
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction_type={prediction} in scheduler_config.json: known are {', '.join(PREDICTIONS)}")
+        raise ValueError(f"prediction_type={prediction} in scheduler_config.json: choose from {', '.join(PREDICTIONS)}")
     return Ddpm(config["num_train_timesteps"], betas=name, prediction=prediction)
 
 

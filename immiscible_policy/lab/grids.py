@@ -95,7 +95,7 @@ def draw(figures: Document) -> Figure:
     figure = Figure(figsize=(11.5, 0.42 * len(settings) + 1.5), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     plain(left, "coverage, last checkpoint")
-    plain(right, f"{figures['arm']} - first arm: ■ last10, ● last (grey: the interval holds 0)")
+    plain(right, f"{figures['arm']} - first arm: ■ last10, ● last (grey: the interval contains 0)")
     right.axvline(0, color=GREY, linewidth=1)
     (own,) = colours([figures["arm"]]).values()
     for height, result in enumerate(settings.values()):

@@ -57,7 +57,7 @@ def _newest(key: str, runs: Mapping[str, RunDirectory] | None, load: Callable[[C
             load(checkpoint)  # a damaged one is noticed before the others are measured
         result[name] = kept
     if len(result) > len(COLOURS):
-        raise CommandError(f"{key}= names {len(result)} runs; at most {len(COLOURS)} can be told apart")
+        raise CommandError(f"{key}= names {len(result)} runs; one picture fits at most {len(COLOURS)}")
     return result
 
 

@@ -116,7 +116,7 @@ def shared_held_out(runs: Mapping[str, RunDirectory]) -> HeldOut:
         data = RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows
         require_data(data.path, data.content_hash, run.data_hash)
         if data.held_out is None:
-            raise CommandError(f"on=held_out: {name} holds no episodes out; train with validation=0.1")
+            raise CommandError(f"on=held_out: {name} has no held-out episodes; train with validation=0.1")
         shared[data.content_hash, tuple(data.held_out.episodes)] = data.held_out
     if len(shared) > 1:
         raise CommandError(f"on=held_out: {', '.join(runs)} do not hold out the same episodes of the same data")

@@ -45,7 +45,7 @@ def image_unet(
         ValueError: If the layout is unknown or the sizes do not fit together.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout}: known are {', '.join(LAYOUTS)}")
+        raise ValueError(f"layout={layout}: choose from {', '.join(LAYOUTS)}")
     for name, number in (("size", size), ("layers", layers), ("groups", groups), ("head_channels", head_channels)):
         if number < 1:
             raise ValueError(f"{name}={number}: needs 1 or more")

@@ -62,7 +62,7 @@ class ConditionalUnet1d(nn.Module):
     ) -> None:
         super().__init__()
         if kernels not in KERNELS:
-            raise ValueError(f"kernels={kernels}: known kernels are {', '.join(KERNELS)}")
+            raise ValueError(f"kernels={kernels}: choose from {', '.join(KERNELS)}")
         if groups < 1:
             raise ValueError(f"groups={groups}: needs 1 or more")
         if not down_dims or any(dim < 1 or dim % groups for dim in down_dims):

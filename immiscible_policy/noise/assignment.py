@@ -51,7 +51,7 @@ class ConditionCost:
         if not is_number(self.ratio) or not 0 < self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio}: needs a share above 0, at most 1")
         if self.cost not in ("cosine", "sqeuclidean"):
-            raise ValueError(f"condition_cost={self.cost}: c2ot knows cosine and sqeuclidean")
+            raise ValueError(f"condition_cost={self.cost}: choose cosine or sqeuclidean")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ length or the sample's would drown the difference between distances."""
 def check_distance(cost: str) -> None:
     """Refuse an unknown distance with a ValueError."""
     if cost not in ("euclidean", "sqeuclidean"):
-        raise ValueError(f"cost={cost}: known distances are euclidean and sqeuclidean")
+        raise ValueError(f"cost={cost}: choose euclidean or sqeuclidean")
 
 
 def distances(x: Tensor, noise: Tensor, mask: Tensor | None, cost: DistanceName) -> Tensor:

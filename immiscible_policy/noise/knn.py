@@ -51,9 +51,9 @@ class KNN:
         if not is_whole(self.k) or not 1 <= self.k <= MOST_CANDIDATES:
             raise ValueError(f"k={self.k}: knn needs a whole number of candidates, 1 to {MOST_CANDIDATES:,}")
         if self.nearest not in ("distance", "angle"):
-            raise ValueError(f"nearest={self.nearest}: knn knows distance and angle")
+            raise ValueError(f"nearest={self.nearest}: choose distance or angle")
         if self.form not in ("auto", "literal", "projected"):
-            raise ValueError(f"form={self.form}: knn knows auto, literal and projected")
+            raise ValueError(f"form={self.form}: choose auto, literal or projected")
         self.schedule  # noqa: B018, refuses what is unusable
 
     @torch.no_grad()

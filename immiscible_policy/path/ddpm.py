@@ -60,9 +60,9 @@ class Ddpm(ProbabilityPath):
         if chain < 1:
             raise ValueError(f"diffusion_steps={chain}: needs 1 or more")
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction}: known predictions are {', '.join(PREDICTIONS)}")
+            raise ValueError(f"prediction={prediction}: choose from {', '.join(PREDICTIONS)}")
         if betas not in BETAS:
-            raise ValueError(f"betas={betas}: known schedules are {', '.join(BETAS)}")
+            raise ValueError(f"betas={betas}: choose from {', '.join(BETAS)}")
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr={min_snr}: needs a number above 0")
         self.chain, self.prediction, self.min_snr = chain, prediction, min_snr
@@ -124,6 +124,6 @@ class Ddpm(ProbabilityPath):
         elif spacing == "leading":
             steps = [i * (self.chain // count) for i in reversed(range(count))]
         else:
-            raise ValueError(f"spacing={spacing}: known spacings are trailing, leading")
+            raise ValueError(f"spacing={spacing}: choose trailing or leading")
         bars = [float(self.alphas_cumprod[t]) for t in steps]
         return [Level(t, math.sqrt(a), math.sqrt(1 - a)) for t, a in zip(steps, bars, strict=True)]

@@ -55,7 +55,7 @@ class Flow(ProbabilityPath):
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction}: flow matching predicts {' or '.join(PREDICTIONS)}")
         if law not in TIMES:
-            raise ValueError(f"times={law}: known laws are {', '.join(TIMES)}")
+            raise ValueError(f"times={law}: choose from {', '.join(TIMES)}")
         self.prediction, self.law = prediction, law
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:

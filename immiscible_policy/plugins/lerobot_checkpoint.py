@@ -144,7 +144,7 @@ def _affine(path: Path, key: str, mode: str, stats: Mapping[str, Tensor], size: 
         return torch.ones(size), torch.zeros(size)
     names = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std")}.get(mode)
     if names is None:
-        raise CheckpointError(f"{path}: {key} is normalised by {mode}; known are IDENTITY, MIN_MAX and MEAN_STD")
+        raise CheckpointError(f"{path}: {key} is normalised by {mode}; only IDENTITY, MIN_MAX and MEAN_STD convert")
     missing = [name for name in names if f"{key}.{name}" not in stats]
     if missing:
         raise CheckpointError(f"{path}: the statistics lack {key}.{missing[0]}; save the policy with its processors")

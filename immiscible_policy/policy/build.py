@@ -73,7 +73,7 @@ def build_policy(
         kernels=spec.kernels,
     )
     if spec.method not in PATHS:
-        raise ValueError(f"method={spec.method}: known methods are {', '.join(PATHS)}")
+        raise ValueError(f"method={spec.method}: choose from {', '.join(PATHS)}")
     path, action = PATHS[spec.method](spec, **law), action or _placeholder(spec.action_dim)
     return Policy(path, network, observer, action, horizon=spec.horizon, data_scale=spec.data_scale)
 

@@ -135,8 +135,8 @@ class ImageRecipe:
         epochs = config.steps * config.batch_size / len(images)
         left = first_share(config)
         forgotten = [
-            f"note:   after {config.steps:,} steps {left:.0%} of the averaged weights, which draw the samples, are "
-            "still the first ones; ema_power=0.75 forgets sooner"
+            f"note:   after {config.steps:,} steps {left:.0%} of the averaged weights are still the initial ones; "
+            "ema_power=0.75 forgets them sooner"
         ]
         return [
             f"data:   {config.dataset} in {config.data}: {len(images):,} images of {config.size} x {config.size}, "

@@ -66,8 +66,8 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
     if config.device != "cpu" and config.dropout > 0 and (config.parallel or 1) > 1:
         raise CommandError(
-            f"parallel={config.parallel}: on a GPU seeds side by side would draw their dropout={config.dropout} from "
-            "one random stream, and not repeatably; use parallel=1"
+            f"parallel={config.parallel}: on a GPU parallel seeds would share one random stream for "
+            f"dropout={config.dropout} and could not be reproduced; use parallel=1"
         )
     if config.data is None:
         raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
@@ -77,7 +77,7 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
         blind = f"model={config.model}" if config.model != "sd" else "prompts=none"
         raise CommandError(f"noise=c2ot: {blind} gives no condition to compare; use noise=linear")
     if config.noise.get("potentials") is True:
-        raise CommandError("potentials=true: they are fitted to a policy's windows; leave the word out")
+        raise CommandError("potentials=true: they are fitted to a policy's windows; leave it out")
 
 
 SCHEMA = Schema(

@@ -223,7 +223,7 @@ class RobotRecipe:
             f"scaled to -1..1: the range of each number over {fitted} episodes (normalize={config.normalize})",
             *(f"  {name}: {values}" for name, values in data.observation.items()),
             f"  {config.action} (actions): {data.action}",
-            *(f"note:   {line}; beside it nothing is learned of them" for line in data.notes),
+            *(f"note:   {line}; the policy does not learn them" for line in data.notes),
         ]
 
     @cached_property

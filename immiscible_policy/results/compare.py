@@ -280,7 +280,7 @@ def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], pair
         notes.append(f"{n_seeds} seeds cannot give a sign test over seeds below p = {2.0 ** (1 - n_seeds):.3g}.")
     units = "(seed, start) pairs" if paired else "starts"
     wins = "A:B counts wins, the better scores, with a two-sided sign test"
-    return [*notes, f"{wins}. Over {units} it speaks of these runs alone."]
+    return [*notes, f"{wins}. Over {units} it is about these runs only."]
 
 
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -106,7 +106,7 @@ def arms_figure(
         if name in differences:
             _draw_interval(right, differences[name], height, width=1.6, marker=4)
     left.set_title(f"{title_of(metric)}, last checkpoint", fontsize=9, loc="left")
-    right.set_title(f"run - {first}, paired (grey: the interval holds 0)", fontsize=9, loc="left")
+    right.set_title(f"run - {first}, paired (grey: the interval contains 0)", fontsize=9, loc="left")
     for panel, names in ((left, list(scores)[::-1]), (right, list[str]())):
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(-0.6, len(scores) - 0.4)
@@ -168,7 +168,7 @@ def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("difference with 95 % interval (grey: holds 0)")
+    axes.set_xlabel("difference with 95 % interval (grey: contains 0)")
     axes.set_title(title, fontsize=10, loc="left")
 
 

@@ -81,7 +81,7 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
 
 {warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
 `last10`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, \
-chosen on the same starts and so flattered; `max_fresh`: the same checkpoint on held-out starts.
+selected on the same starts, so too high; `max_fresh`: the same checkpoint on held-out starts.
 
 {table(["", *metrics], rows)}
 

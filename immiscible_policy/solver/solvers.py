@@ -38,7 +38,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
-            raise ValueError(f"solver={self.name}: known solvers are {', '.join(SOLVERS)}")
+            raise ValueError(f"solver={self.name}: choose from {', '.join(SOLVERS)}")
         if self.steps < 1:
             raise ValueError(f"sampling_steps={self.steps}: needs 1 or more")
         if self.name == "heun" and self.steps % 2 == 0:

@@ -24,7 +24,7 @@ class NoTask(Task):
     title = "Held-out episodes"
     about = (
         "Recorded episodes that the policy did not train on, without an environment. Energy score: how far sampled "
-        "actions lie from the recorded ones, less half of their own spread; lower is better."
+        "actions lie from the recorded ones, minus half of their own spread; lower is better."
     )
     measured = "energy score of held-out actions"
     max_steps = 0

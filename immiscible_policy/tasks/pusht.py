@@ -226,7 +226,7 @@ class PushT(Task):
         for name, width in (("observation.state", 2), (CORNER_FEATURE, 16), ("action", 2)):
             if name not in columns:
                 cure = "lerobot/pusht_keypoints holds it; images are not read"
-                raise StoreError(f"no {name}, so nothing tells where agent and block are; {cure}")
+                raise StoreError(f"no {name}, so the positions of agent and block are unknown; {cure}")
             if columns[name].shape[1:] != (width,):
                 raise StoreError(f"{name} has shape {columns[name].shape[1:]}; ({width},) can be converted")
         pose, error = fit_pose(columns[CORNER_FEATURE].astype(np.float64).reshape(-1, 8, 2))

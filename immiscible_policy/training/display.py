@@ -65,7 +65,7 @@ class Display:
         self.line(f"resume seed {seed} at step {step}" if step else f"start seed {seed}")
 
     def _damaged(self, event: dict[str, Any]) -> None:
-        self.line(f"seed {event['seed']}: {event['why']}; training goes on from the checkpoint before")
+        self.line(f"seed {event['seed']}: {event['why']}; training continues from the previous checkpoint")
 
     def _metrics(self, event: dict[str, Any]) -> None:
         seed = event["seed"]

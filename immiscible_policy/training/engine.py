@@ -45,7 +45,7 @@ class Objective(Protocol):
 def make_engine(name: str, state: TrainState, objective: Objective, last: int, precision: str) -> Eager:
     """What carries out the steps from `state.step` to `last`, by its name; a ValueError if the name is unknown."""
     if name not in ENGINES:
-        raise ValueError(f"engine={name}: known engines are {', '.join(ENGINES)}")
+        raise ValueError(f"engine={name}: choose from {', '.join(ENGINES)}")
     gradients = Gradients(objective, state.parameters, precision)
 
     def batches(step: int) -> Sequence[Batch]:

@@ -212,8 +212,8 @@ class Schema(Generic[Config]):
         takes = {"steps", *SETTINGS_OF_PLACE} - {"out", "resume"}
         for key, text in given.items():
             if key not in takes:
-                why = f"resume={run.path} goes on with the run's own options"
-                raise CommandError(f"{key}={text}: {why}; beside it stand {', '.join(sorted(takes))}")
+                why = f"resume={run.path} continues with the run's own options"
+                raise CommandError(f"{key}={text}: {why}; it can be given with {', '.join(sorted(takes))}")
         recorded = asdict(self.read(run)) | {"out": str(run.path), "resume": True, "dry_run": False}
         config = self.typed(recorded | {key: self._value(key, text) for key, text in given.items()}, given)
         self._check(config, given)
@@ -442,7 +442,7 @@ def resolve_device(text: str, launcher: str = "local") -> str:
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise CommandError(f"device={text}: known devices are auto, cpu, cuda, cuda:N")
+        raise CommandError(f"device={text}: choose from auto, cpu, cuda, cuda:N")
     if launcher in CLUSTERS and text in ("cpu", "cuda"):
         return text
     if launcher in CLUSTERS:

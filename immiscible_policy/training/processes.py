@@ -80,7 +80,7 @@ def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     try:
         dist.all_reduce(vector)
     except RuntimeError:
-        raise ValueError("another process of this training is gone; start all again with resume=true") from None
+        raise ValueError("another process of this training is gone; start them all again with resume=true") from None
     vector /= size
     for gradient, values in zip(gradients, vector[1:].split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(values.view_as(gradient))

@@ -85,4 +85,4 @@ def stoppable(config: RunConfig, go_on: str) -> Iterator[None]:
         if STOP.receive not in earlier.values():
             STOP.number = None
     if number is not None:
-        raise Interrupted(number, f"interrupted; every seed that had begun keeps a checkpoint, go on with: {go_on}")
+        raise Interrupted(number, f"interrupted; every seed that had begun keeps a checkpoint, continue with: {go_on}")

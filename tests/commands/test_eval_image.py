@@ -144,7 +144,7 @@ def test_editing_has_rows_and_a_picture_of_its_own(run, edit):
         (["run=RUN", "edit=inpaint", "originals=val"], "split=val"),
         (["run=RUN", "classifier=nowhere.safetensors"], "nowhere.safetensors is missing"),
         (["run=nowhere"], "nowhere is not a directory; give a run's directory"),
-        (["run=RUN", "solver=rk4"], "solver=rk4: known solvers are"),
+        (["run=RUN", "solver=rk4"], "solver=rk4: choose from"),
         (["run=RUN", "sampling_steps=2", "solver=heun"], "sampling_steps=2: solver=heun"),
         (["run=RUN", "solver=ddpm", "eta=0.5"], "eta=0.5: solver=ddpm has no eta"),
     ],

@@ -107,8 +107,8 @@ def drop_rows(rows):
 
 ENVIRONMENT = "observation.environment_state"
 REFUSED = {
-    "images only": (without(ENVIRONMENT), {}, "nothing tells where agent and block are"),
-    "no action": (without("action"), {}, "no action, so nothing tells"),
+    "images only": (without(ENVIRONMENT), {}, "so the positions of agent and block are unknown"),
+    "no action": (without("action"), {}, "no action, so the positions"),
     "other corners": (change(ENVIRONMENT, (20, slice(None)), 7), {}, "of episode 1, frame 8 is not the T's"),
     "nan corner": (change(ENVIRONMENT, (20, 3), np.nan), {}, "of episode 1, frame 8 is not the T's eight"),
     "nan action": (change("action", (20, 1), np.nan), {}, "data/action[1] is nan at step 20 (episode 1"),

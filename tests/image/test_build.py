@@ -141,7 +141,7 @@ def test_checkpoints_of_something_else_are_refused_in_one_line(recorded, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "gan"}, "model=gan: known are ddim, flow, consistency"),
+        ({"model": "gan"}, "model=gan: choose from ddim, flow, consistency"),
         ({"layout": "mine"}, "layout=mine"),
         ({"metric": "ssim"}, "metric=ssim"),
         ({"size": 9}, "size=9"),

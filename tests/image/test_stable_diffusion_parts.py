@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_model_is_refused(spec, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"init": "random"}, "init=random: Stable Diffusion knows scratch and pretrained"),
+        ({"init": "random"}, "init=random: choose scratch or pretrained"),
         ({"size": 40}, r"size=40: needs a multiple of 16 \(autoencoder 8 x U-Net 2\)"),
         ({"size": 0}, "size=0"),
         ({"frozen_precision": "fp16"}, "frozen_precision=fp16"),

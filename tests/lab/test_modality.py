@@ -239,7 +239,7 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
     assert np.shape(arm["counts"]) == (2, 2, 4, 3) and np.sum(arm["counts"]) == 16
     assert arm["demonstrated"] == [42, 42, 0]
     assert (out / "modality.md").read_text() in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds a modality.json already"):
+    with pytest.raises(ValueError, match="already has a modality.json"):
         main(words)
 
 
@@ -268,7 +268,7 @@ def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_p
         (["runs={tmp}"], "so it is not a run"),
         (["runs={run},{run}"], "given twice"),
         (["runs={run}", "repetitions=0"], "repetitions=0"),
-        (["runs={run}", "checkpoints=best"], "known are all, last"),
+        (["runs={run}", "checkpoints=best"], "choose all or last"),
         (["runs={run}", "sampler=warp"], "warp"),
         (["runs={run}", "sampler=ddim,ddim"], "named twice"),
         (["runs={run}", "sampling_steps=101"], "101"),

@@ -147,7 +147,7 @@ def test_other_types_are_multiplied_plainly():
 
 
 def test_kernels_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="kernels=warp: known kernels are fused, plain"):
+    with pytest.raises(ValueError, match="kernels=warp: choose from fused, plain"):
         network(kernels="warp")
 
 

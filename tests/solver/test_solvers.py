@@ -236,7 +236,7 @@ def test_the_bits_of_the_published_grids_stay(name):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Solver("dopri", 5), f"solver=dopri: known solvers are {', '.join(SOLVERS)}"),
+        (lambda: Solver("dopri", 5), f"solver=dopri: choose from {', '.join(SOLVERS)}"),
         (lambda: Solver("ddim", 0), "sampling_steps=0"),
         (lambda: Solver("heun", 4), "sampling_steps=4: solver=heun"),
         (lambda: Solver("ddim", 4, eta=1.5), "eta=1.5"),

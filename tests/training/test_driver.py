@@ -164,7 +164,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data,
     """The signal comes in step 5, where no checkpoint is due; resumed, the result is that of a training in one go."""
     straight, batches = train(data, tmp_path / "straight"), Line.batches
     monkeypatch.setattr(Line, "batches", interrupting(batches, number))
-    with pytest.raises(Interrupted, match=f"go on with: python .* resume={tmp_path / 'run'}$") as caught:
+    with pytest.raises(Interrupted, match=f"continue with: python .* resume={tmp_path / 'run'}$") as caught:
         train(data, tmp_path / "run", "engine=eager")
     run = RunDirectory(tmp_path / "run")
     assert caught.value.number == number and "stopping: every seed leaves a checkpoint" in capfd.readouterr().err

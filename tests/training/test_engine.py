@@ -186,7 +186,7 @@ def test_the_ema_is_that_of_diffusers():
 
 
 def test_an_unknown_engine_is_named():
-    with pytest.raises(ValueError, match="engine=warp: known engines are fast, eager"):
+    with pytest.raises(ValueError, match="engine=warp: choose from fast, eager"):
         make_engine("warp", make_state(), Regression(make_state().model), 1, "fp32")
 
 

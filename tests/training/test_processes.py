@@ -17,7 +17,7 @@ from tests.training.helpers import ROOT, here, refused, write_small_store
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",
          "episodes=1", "warmup_steps=1", "wandb=disabled", "log_every=1", "threads=1", "precision=fp32")  # fmt: skip
-LOST = "error: another process of this training is gone; start all again with resume=true"
+LOST = "error: another process of this training is gone; start them all again with resume=true"
 
 
 @pytest.fixture(scope="module")

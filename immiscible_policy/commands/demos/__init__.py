@@ -6,5 +6,5 @@ from immiscible_policy.cli import REQUIRED, Option
 from immiscible_policy.tasks import DEFAULT
 
 PATH = Option(Path, REQUIRED, "demonstrations: a zarr directory, a zip archive of one, or a data set of LeRobot")
-SHOWN = Option(str, None, "the task that is demonstrated; by default what the store says or looks like, or none")
-TASK = Option(str, DEFAULT, "the task that is demonstrated")
+SHOWN = Option(str, None, "task of the demonstrations; by default what the store says or looks like")
+TASK = Option(str, DEFAULT, "task of the demonstrations")

@@ -15,8 +15,8 @@ USAGE = """usage: python -m immiscible_policy.demos download out=DIR [url=URL ta
 Fetches and verifies a task's published demonstrations. Run it again after an interruption: it continues where it
 stopped."""
 OPTIONS = {
-    "out": Option(Path, REQUIRED, "directory that receives the store"),
-    "url": Option(str, None, "another place that offers the same archive"),
+    "out": Option(Path, REQUIRED, "directory for the store"),
+    "url": Option(str, None, "another address of the same archive"),
     "task": TASK,
 }
 

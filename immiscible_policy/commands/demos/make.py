@@ -15,13 +15,13 @@ from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos make out=STORE [KEY=VALUE ...]
 
-Makes demonstrations with the task's scripted expert. The same words make the same store, bit for bit; without any but
-out= and task= it is the project's own."""
+Makes demonstrations with the task's scripted expert. The same options make the same store, bit for bit. With out= and
+task= alone it is the project's own store."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
-    "episodes": Option(COUNT, None, "demonstrations; by default as many as the task's own"),
-    "seed": Option(whole(0, 2**63 - 1), 0, "source of the starts and of the disturbances"),
-    "noise": Option(float, None, "how strongly the expert's actions are disturbed; by default as the expert does"),
+    "episodes": Option(COUNT, None, "number of demonstrations; by default as many as the task's own store has"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "seed of the starts and of the noise on the actions"),
+    "noise": Option(float, None, "strength of the noise on the expert's actions; by default the expert's own"),
     "workers": Option(whole(0, 1024), 1, "processes"),
     "task": TASK,
 }

@@ -13,13 +13,13 @@ from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos record out=PATH.zarr [seed=0 task=TASK]
 
-Opens a window in which a person demonstrates the task, and says how. Every episode is saved when it ends."""
+Opens a window in which you demonstrate the task, and explains its keys. Every episode is saved when it ends."""
 OPTIONS = {
-    "out": Option(Path, REQUIRED, "store to record into; one that this command made is continued"),
-    "seed": Option(whole(0, 2**63 - 1), 0, "that the starts are drawn from, with the number of the episode"),
+    "out": Option(Path, REQUIRED, "store to record into; a store that this command made is extended"),
+    "seed": Option(whole(0, 2**63 - 1), 0, "seed of the starts"),
     "task": TASK,
 }
-MADE = {"made_by": "a person at the mouse", "command": "python -m immiscible_policy.demos record"}
+MADE = {"made_by": "a person with the mouse", "command": "python -m immiscible_policy.demos record"}
 
 
 def main(words: list[str]) -> None:

@@ -31,7 +31,7 @@ def load_images(
     be read or is not of the data set's kind.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"dataset={dataset}: known are {', '.join(DATASETS)}")
+        raise ValueError(f"dataset={dataset}: choose from {', '.join(DATASETS)}")
     data, path = DATASETS[dataset], Path(path)
     if size is not None and size < 1:
         raise ValueError(f"size={size}: needs 1 or more pixels")

@@ -94,15 +94,15 @@ class Explained:
         best = max(0.0, self.linear, self.mlp)
         share = f"The observation explains {100 * best:.0f} % of the action on held-out episodes"
         if best >= MUCH:
-            return f"{share} ({100 * MUCH:.0f} % or more): selected noise has nearly nothing left to tell; use vanilla."
+            return f"{share} ({100 * MUCH:.0f} % or more): selected noise can add almost nothing; use vanilla."
         if best >= LITTLE:
             return (
                 f"{share} ({100 * LITTLE:.0f} to {100 * MUCH:.0f} %): knn or sign may help with one or two network "
-                "calls; linear does harm, because its noise tells the observation's part of the action."
+                "calls; linear does harm, because its noise repeats what the observation says."
             )
         return (
-            f"{share} (less than {100 * LITTLE:.0f} %): linear may help with one to three network calls; it tells much "
-            "of the action and keeps the noise Gaussian."
+            f"{share} (less than {100 * LITTLE:.0f} %): linear may help with one to three network calls; its noise "
+            "says much about the action and stays Gaussian."
         )
 
 

@@ -11,7 +11,7 @@ from immiscible_policy.results.report.page import write_report
 from immiscible_policy.store.run import RunDirectory, named_runs
 
 USAGE = """\
-write a report of runs: one HTML file with everything in it
+write a report of runs as one HTML file
 
   python -m immiscible_policy.results.report runs=runs/vanilla,runs/knn,runs/linear
   python -m immiscible_policy.results.report runs=runs/table2 against=vanilla out=table2.html videos=none

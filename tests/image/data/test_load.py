@@ -199,7 +199,7 @@ def test_a_damaged_image_on_disk_is_named_when_it_is_asked_for(layouts, tmp_path
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        ("mnist", {}, "dataset=mnist: known are cifar10, celeba, imagenet, coco, folder"),
+        ("mnist", {}, "dataset=mnist: choose from cifar10, celeba, imagenet, coco, folder"),
         ("cifar10", {"split": "val"}, "split=val: CIFAR-10 has train, test"),
         ("celeba", {"split": "val"}, "split=val: CelebA has train, valid, test"),
         ("cifar10", {"size": 12}, "size=12: averaging needs a side that divides 32"),

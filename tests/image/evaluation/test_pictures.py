@@ -41,7 +41,7 @@ def test_a_figure_draws_every_run_with_its_seeds_and_says_what_was_not_reached()
     assert [text.get_text() for text in right.texts] == ["1 of 2 seeds: not reached"]
     assert right.lines[0].get_ydata().tolist() == [2.0]
     assert len(curves_figure(curves, {}, title="distance", floor=None).axes) == 1
-    with pytest.raises(ValueError, match="9 runs cannot be told apart"):
+    with pytest.raises(ValueError, match="9 runs are too many"):
         curves_figure({str(n): curves["knn"] for n in range(9)}, {}, title="", floor=None)
 
 
