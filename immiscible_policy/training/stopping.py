@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from subprocess import Popen
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from immiscible_policy.cli import Interrupted
@@ -28,7 +28,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.workers: set[Popen[bytes]] = set()
+        self.workers: set[BaseProcess] = set()
 
     @property
     def requested(self) -> bool:
@@ -40,11 +40,15 @@ class Stop:
         if self.number is not None:
             raise Interrupted(self.number)
 
+    def kill(self) -> None:
+        """End the workers at once."""
+        for worker in list(self.workers):
+            worker.kill()
+
     def receive(self, number: int, _: FrameType | None) -> None:
         """Handle a signal: the first asks for the end, the second kills the workers and ends at once."""
         if self.requested:
-            for worker in list(self.workers):
-                worker.kill()
+            self.kill()
             raise Interrupted(number)
         self.number = number
         os.write(2, NOTE)

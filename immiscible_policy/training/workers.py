@@ -3,23 +3,24 @@
 On the CPU every seed has a process of its own, with threads of its own. On a GPU all share one process and its CUDA
 context, each with a thread and a stream of its own: two captured steps then fill the GPU better than one.
 
-A worker process that this process starts receives the prepared recipe through a pipe, so that data are opened once. One
-that a launcher starts elsewhere prepares the recipe that the run's `config.yaml` asks for.
+Worker processes are forked from a server that has imported what they need, so that they start at once. One that trains
+beside this process receives the prepared recipe, so that data are opened once. One that a launcher starts elsewhere
+prepares the recipe that the run's `config.yaml` asks for.
 """
 
 from __future__ import annotations
 
-import json
+import atexit
+import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import threading
-import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -33,8 +34,12 @@ from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, rec
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import SIGNALS, STOP
 
-PIPED = "-"
-"""Says to a worker that its recipe comes through its standard input."""
+atexit.register(STOP.kill)  # else this process would wait for its workers before it exits
+FORKSERVER = multiprocessing.get_context("forkserver")
+SERVER = "immiscible_policy.training.server"
+"""Imported by the server, and by it alone."""
+BOOKKEEPING = threading.Lock()
+"""Held while a process starts or is joined: `multiprocessing` reads an exit code once, from whichever thread."""
 
 
 class Job(NamedTuple):
@@ -107,34 +112,30 @@ def own_stream(device: str) -> AbstractContextManager[object]:
 
 
 def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Ending:
-    """Train a seed in a worker process, pass its events on; what it says besides goes to the seed's log.
+    """Train a seed in a worker process, pass its events on; what it prints goes to the seed's log.
 
     Without a recipe the worker prepares its own from the run's options.
     """
-    words = [job.recipe, str(job.run), str(job.seed), job.wandb, *([] if recipe is None else [PIPED])]
     stopped = Ending(f"seed {job.seed} was stopped by a signal", False)
     if STOP.requested:
         return stopped
     with _log(job.directory, "ab") as log:
         begin = log.tell()
-        worker = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, *words],
-            stdin=subprocess.DEVNULL if recipe is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=job.cwd,
-        )
-        STOP.workers.add(worker)
-        if STOP.requested:  # it came since
-            worker.terminate()
-        assert worker.stdout is not None
-        if worker.stdin is not None:
-            with suppress(BrokenPipeError), worker.stdin as pipe:  # a worker that died says why in its log
-                pickle.dump(recipe, pipe, pickle.HIGHEST_PROTOCOL)
-        for line in worker.stdout:
-            listen(json.loads(line))
-        code = worker.wait()
-        STOP.workers.discard(worker)
+    FORKSERVER.set_forkserver_preload([SERVER, "__main__", job.recipe.partition(":")[0]])
+    reader, writer = FORKSERVER.Pipe(duplex=False)
+    worker = FORKSERVER.Process(target=_work, args=(job, recipe, dict(os.environ), writer))
+    with BOOKKEEPING:
+        worker.start()
+    writer.close()
+    STOP.workers.add(worker)
+    if STOP.requested:  # it came since
+        worker.terminate()
+    for event in _received(reader):
+        listen(event)
+    with BOOKKEEPING:
+        worker.join()
+    STOP.workers.discard(worker)
+    code = worker.exitcode or 0
     if code == 0 or STOP.requested:
         return stopped if code else Ending(None, False)
     output = job.directory.log.read_bytes()[begin:].decode(errors="replace").strip()
@@ -143,41 +144,49 @@ def in_process(job: Job, listen: Listener, recipe: Recipe | None = None) -> Endi
     return Ending(f"seed {job.seed} failed ({how}): {last.removeprefix('error: ')} (see {job.directory.log})", code < 0)
 
 
+def _received(reader: Connection) -> Iterator[Any]:
+    """Everything that comes through a pipe, until the process at its other end is gone."""
+    with reader, suppress(EOFError, OSError):
+        while True:
+            yield reader.recv()
+
+
 def _log(seed: SeedDirectory, mode: str) -> IO[Any]:
     seed.path.mkdir(parents=True, exist_ok=True)
     return open(seed.log, mode)
 
 
-def _work(words: list[str]) -> None:
-    """A worker's life: take or prepare the recipe, train one seed, write events as JSON lines."""
-    parent = os.getppid()
-
-    def end_with_parent() -> None:  # an orphan would train on beside its successor
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if "SUBMITIT_EXECUTOR" in os.environ:  # Slurm tells every process that time is up; submitit, our parent, acts on it
+def _work(job: Job, recipe: Recipe | None, environment: dict[str, str], events: Connection) -> None:
+    """A worker's life: take or prepare the recipe, train one seed, send its events."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(job.cwd)
+    with _log(job.directory, "ab") as log:  # all that is printed from here on
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if "SUBMITIT_EXECUTOR" in environment:  # Slurm tells every process that time is up; submitit, our parent, acts
         for ending in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(ending, signal.SIG_IGN)
     else:
         for ending in SIGNALS:
             signal.signal(ending, STOP.note)
-    # Events go to the pipe alone; whatever libraries print goes to the log.
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    name, path, seed, wandb, *source = words
-    run = RunDirectory(path)
-    if source == [PIPED]:
-        recipe: Recipe = pickle.load(sys.stdin.buffer)
-    else:
-        kind = find_recipe(name)
+    run_command(partial(_train, job, recipe, events.send))
+
+
+def _train(job: Job, recipe: Recipe | None, listen: Listener, _: list[str]) -> None:
+    run = RunDirectory(job.run)
+    if recipe is None:
+        kind = find_recipe(job.recipe)
         config = kind.schema.read(run)
-        config.wandb = wandb
+        config.wandb = job.wandb
         recipe = kind.prepare(config)
-    train_seed(recipe, run.seed(int(seed)), lambda event: print(json.dumps(event), file=events))
+    train_seed(recipe, run.seed(job.seed), listen)
 
 
-if __name__ == "__main__":
-    run_command(_work)  # type: ignore[arg-type]
+def _end_with_parent() -> None:
+    """End this process when the one that it trains for has ended: an orphan would train on beside its successor."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,26 +319,24 @@ def find_training(out, older=()):
     """Wait for a training process below a directory that is midway; returns its id and its job's name."""
     until = time.monotonic() + 240
     while time.monotonic() < until:
-        for item in Path("/proc").glob("[0-9]*"):
-            words = words_of(item)
-            if "immiscible_policy.training.workers" in words and str(out) in words[4]:
-                run, seed = Path(words[4]), words[5]
-                name = f"{run.name}/{seed}"
-                if name not in older and (run / f"seed_{seed}/checkpoints/step_000160").exists():
-                    return int(item.name), name
+        for log in Path("/proc").glob("[0-9]*/fd/1"):  # what a worker prints goes to its seed's log
+            with suppress(OSError):
+                seed = log.readlink().parent
+                name = f"{seed.parent.name}/{seed.name.removeprefix('seed_')}"
+                midway = seed.is_relative_to(out) and (seed / "checkpoints/step_000160").exists()
+                if midway and name not in older:
+                    return int(log.parts[2]), name
         time.sleep(0.02)
     raise TimeoutError("no training is midway")
 
 
-def words_of(process):
-    try:
-        return (process / "cmdline").read_text().split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def parent(process):
     return int(Path(f"/proc/{process}/status").read_text().split("PPid:")[1].split()[0])
+
+
+def trainer(process):
+    """The process that a worker trains for; the worker's own parent is the server that forked it."""
+    return parent(parent(process))
 
 
 @pytest.mark.slow
@@ -347,7 +346,7 @@ def test_a_job_that_is_preempted_enters_the_queue_again_and_resumes(store, tmp_p
 
     def preempt():  # Slurm tells every process of a job
         process, _ = find_training(tmp_path / "there")
-        for item in (process, parent(process)):
+        for item in (process, parent(process), trainer(process)):
             os.kill(item, signal.SIGUSR2)
 
     reported = threading.Thread(target=preempt)
@@ -371,8 +370,8 @@ def cluster():
 
 
 def machine_of(process, machines):
-    """The machine of a Ray cluster that a training process runs on: process, Ray's worker, raylet."""
-    raylet = parent(parent(process))
+    """The machine of a Ray cluster that a training process runs on: process, its server, Ray's worker, raylet."""
+    raylet = parent(trainer(process))
     return next(item for item in machines if item.all_processes["raylet"][0].process.pid == raylet)
 
 
@@ -389,7 +388,7 @@ def test_a_grid_survives_the_death_of_trainings_workers_and_machines(cluster, st
             if kind == "machine":
                 nodes.remove_node(machine_of(process, machines), allow_graceful=False)
             else:
-                os.kill(process if kind == "training" else parent(process), signal.SIGKILL)
+                os.kill(process if kind == "training" else trainer(process), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
