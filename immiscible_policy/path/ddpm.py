@@ -18,7 +18,6 @@ import math
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from immiscible_policy.path.base import Level, Network, PathSample, Prediction, ProbabilityPath, add_scaled, per_sample
@@ -66,6 +65,8 @@ class Ddpm(ProbabilityPath):
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr={min_snr}: needs a number above 0")
         self.chain, self.prediction, self.min_snr = chain, prediction, min_snr
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # takes seconds to import
+
         with torch.device("cpu"):  # whatever device a network is being built on
             self.noising = DDPMScheduler(num_train_timesteps=chain, beta_schedule=betas, **BETAS[betas])
             self.alphas_cumprod = self.noising.alphas_cumprod.clone()  # stays there, where solvers read it

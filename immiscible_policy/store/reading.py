@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -36,7 +38,13 @@ def read_json(file: Path, cure: str = "restore it, or delete it") -> dict[str, A
 
 def read_yaml(file: Path, cure: str = "restore it, or delete it") -> dict[str, Any]:
     """Read a YAML file of keys and values without aliases; a ValueError as `read_json`."""
-    return _mapping(file, lambda text: yaml.load(text, _PlainLoader), cure)  # noqa: S506  # a SafeLoader
+    return _mapping(file, lambda text: deepcopy(_parse_yaml(text)), cure)
+
+
+@lru_cache(16)
+def _parse_yaml(text: str) -> Any:
+    """What a text says; a run's settings are read again and again."""
+    return yaml.load(text, _PlainLoader)  # noqa: S506  # a SafeLoader
 
 
 def require_kinds(file: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], cure: str) -> None:

@@ -5,12 +5,12 @@ All parameters are views into one buffer, and so are their EMA values: EMA, swap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from torch import Tensor, nn
 
 from immiscible_policy.randomness import derive_seed
@@ -68,13 +68,8 @@ class TrainState:
         self._lr, self._ema_share = self._flat.new_zeros(()), self._flat.new_zeros(())
         settings: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay, "capturable": self._flat.is_cuda}
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self._lr, fused=True, **settings)
-        unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-        schedule = (
-            get_constant_schedule_with_warmup(unused, warmup_steps)
-            if lr_schedule == "constant"
-            else get_cosine_schedule_with_warmup(unused, warmup_steps, steps)
-        )
-        self._share_of_peak = schedule.lr_lambdas[0]
+        self._warmup_steps = warmup_steps
+        self._decay_steps = steps - warmup_steps if lr_schedule == "cosine" else None
 
     def advance(self) -> None:
         """Apply the accumulated gradients: one step of optimizer, learning-rate schedule and EMA."""
@@ -106,7 +101,12 @@ class TrainState:
     @property
     def lr(self) -> float:
         """Learning rate of the coming step."""
-        return self._peak * float(self._share_of_peak(self.step))
+        if self.step < self._warmup_steps:
+            return self._peak * self.step / self._warmup_steps
+        if self._decay_steps is None:
+            return self._peak
+        decayed = min(1.0, (self.step - self._warmup_steps) / max(1, self._decay_steps))
+        return self._peak * 0.5 * (1.0 + math.cos(math.pi * decayed))
 
     @contextmanager
     def ema_weights(self) -> Iterator[nn.Module]:
