@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from immiscible_policy.evaluation.statistics import LEVEL, Array, Interval, components, difference_arms
 
@@ -82,7 +82,8 @@ def _half(widths: Widths, level: float) -> float:
 
 def _root(widths: Widths, quantile: float) -> float:
     """The sources' standard deviations, each times its quantile of t, added in quadrature."""
-    return math.sqrt(sum(stats.t.ppf(quantile, degrees) ** 2 * variance for degrees, variance in widths if variance))
+    squares = (special.stdtrit(degrees, quantile) ** 2 * variance for degrees, variance in widths if variance)
+    return math.sqrt(sum(squares))
 
 
 def _p_value(estimate: float, widths: Widths) -> float:
