@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.__main__ import EXPERIMENTS as BENCHMARKS
 from immiscible_policy.commands import (
     compare_policies,
     convert,
@@ -30,8 +32,12 @@ from immiscible_policy.commands import (
 from immiscible_policy.demos.__main__ import COMMANDS as DEMOS
 from immiscible_policy.evaluation.agent import read_policy, solver_of, spec_metadata
 from immiscible_policy.image.evaluation.rows import read_image_rows
+from immiscible_policy.lab.__main__ import EXPERIMENTS as LABORATORY
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.recipes import image_config, robot_config
+from immiscible_policy.results import experiment
+from immiscible_policy.results.experiment import Experiments
+from immiscible_policy.results.report import __main__ as report
 from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
@@ -49,7 +55,9 @@ COMMANDS = {
     **{module.__name__.rpartition(".")[2]: module for module in (
         compare_policies, convert, doctor, eval_image, eval_modality, eval_policy, render_rollout, train_classifier)},
     **{f"demos {name}": import_module(module) for name, (module, _) in DEMOS.items() if name != "download"},
+    "report": report,
 }  # fmt: skip
+PROGRAMS = {f"{of.package} {name}": (of, name) for of in (LABORATORY, BENCHMARKS) for name in of.names}
 WORDS = ("0", "1", "-1", "1e309", "nan", ".inf", "-inf", "true", "null", "none", "[]", "[[1]]", "[1,2]", "{a: 1}",
          "9" * 30, "9" * 5000, "1.5", "..", "/", ".", "~", "~nobody-here/x", "a\0b", "a\nb", "[/red]", "loop", "loop/x",
          "file", "file/x", "dir", "run", "run,", "run,run", "a=run,b=run", "run/seed_0/checkpoints/step_000500", "0..2",
@@ -106,7 +114,9 @@ def run(tmp_path_factory) -> RunDirectory:
         metadata = spec_metadata(SPEC) | {"config": plan, "data_hash": "f" * 64, "seed": seed.number}
         save_checkpoint(seed.checkpoint_path(1000), metadata | {"step": 1000}, {"ema": weights})
         (seed.path / "metrics.jsonl").write_text('{"step": 500, "loss": 1.0}\n{"step": 1000, "noise/cost": 0.5}\n')
-    arm = {"name": "run", "demonstrated": [1, 2], "shares": [[0.5, 0.5]]}
+    estimate = [{"mean": 0.5, "low": 0.4, "high": 0.6}]
+    arm = {"name": "run", "demonstrated": [1, 2], "steps": [1000], "shares": [[0.5, 0.5]]}
+    arm |= dict.fromkeys(("majority", "total_variation", "coverage"), estimate)
     (path / "modality.json").write_text(json.dumps({"arms": [arm], "modes": ["left", "right"]}))
     (path / "summary.json").write_text("{}")
     return run
@@ -125,20 +135,27 @@ def desk(tmp_path, run) -> Iterator[Path]:
 
 @MANY
 def test_words_of_every_command_are_answered(desk, examples, monkeypatch):
-    for name in ("evaluate", "write_comparison"):  # what is right is not carried out
+    for name in ("evaluate", "write_comparison", "write_report"):  # what is right is not carried out
         for module in COMMANDS.values():
             monkeypatch.setattr(module, name, stopped, raising=False)
+    loaded = {(of.package, name): replace(of.load(name), measure=stopped) for of, name in PROGRAMS.values()}
+    monkeypatch.setattr(Experiments, "load", lambda of, name: loaded[of.package, name])
+    monkeypatch.setattr(experiment, "origin_here", dict)
 
     def check(command, keys, values):
-        options = COMMANDS[command].OPTIONS
+        if command in PROGRAMS:
+            of, name = PROGRAMS[command]
+            options, main = loaded[of.package, name].options | {"out": None}, lambda words: of.run([name, *words])
+        else:
+            options, main = COMMANDS[command].OPTIONS, COMMANDS[command].main
         words = [f"{sorted(options)[key % len(options)]}={value}" for key, value in zip(keys, values, strict=False)]
         if command.startswith("demos"):
             words = [word for word in words if not word.startswith("task=")] + ["task=nowhere"] * ("task" in options)
         with answered(desk):
-            COMMANDS[command].main(words)
+            main(words)
 
     keys, values = st.lists(st.integers(0, 50), max_size=4), st.lists(VALUES, max_size=4)
-    fuzz(examples, check, command=st.sampled_from(sorted(COMMANDS)), keys=keys, values=values)
+    fuzz(examples, check, command=st.sampled_from(sorted([*COMMANDS, *PROGRAMS])), keys=keys, values=values)
 
 
 def stopped(*_: object, **__: object) -> None:

@@ -24,15 +24,17 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from immiscible_policy.cli import CommandError, Option, parse, program, whole
+from immiscible_policy.cli import CommandError, Option, parse, program, unknown, whole
 from immiscible_policy.commands import train_policy
 from immiscible_policy.recipes import robot  # noqa: F401, its import would take most of a training's time
 from immiscible_policy.store.run import RunDirectory
 from tests.training.helpers import as_typed, tree, write_small_store
 
-USAGE = "usage: python -m tests.torture [kills=30] [seed=0] [out=DIR]"
+USAGE = "usage: python -m tests.torture [kills=30] [only=races,signals] [seed=0] [out=DIR]"
+TORTURES = ("kills", "races", "parents", "disks", "signals", "data")
 OPTIONS = {
-    "kills": Option(whole(1, 10_000), 30, "kills at random moments; of the others there are a fifth as many each"),
+    "only": Option(str, ",".join(TORTURES), "which of them"),
+    "kills": Option(whole(1, 10_000), 30, "kills at random moments; of each other there are a tenth as many or so"),
     "seed": Option(whole(0, 10**9), 0, "of the random moments"),
     "out": Option(Path, None, "keep the runs there"),
 }
@@ -68,6 +70,14 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def limit_files(largest: int) -> None:
+    """Let no file of this process grow beyond so many bytes; it is not heard, as its log may be larger."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+
 class Torture:
     """A place for runs, how they must end, and what has been counted."""
 
@@ -94,7 +104,7 @@ class Torture:
 
     def moment(self, arm: str) -> None:
         """Wait for some moment of a training."""
-        time.sleep(self.random.uniform(0, self.seconds[arm]))
+        time.sleep(self.random.uniform(0, 0.7 * self.seconds[arm]))
 
     def rows(self, out: Path) -> dict[str, list[str]]:
         """What a run's seeds wrote, time left out: a line for every row of metrics, episode and tensor file."""
@@ -138,7 +148,9 @@ class Torture:
                 pid = self.begin(arm, out, "resume=true")
                 self.moment(arm)
                 os.kill(pid, signal.SIGKILL)
-                self.counts["kills"] += ended(pid) == -signal.SIGKILL
+                if ended(pid) != -signal.SIGKILL:
+                    break
+                self.counts["kills"] += 1
             if arm == "two":
                 time.sleep(1)  # its workers notice
             self.finish(arm, out)
@@ -155,7 +167,7 @@ class Torture:
             self.counts[f"races won by the {'first' if codes[order[0]] == 0 else 'second'}"] += 1
             self.check(next(arm for arm, code in codes.items() if code == 0), out)
 
-    def two_parents(self, number: int) -> None:
+    def parents(self, number: int) -> None:
         """Two commands go on with a killed run at once: it is trained once."""
         for race in range(number):
             out = self.place / f"parents{race}"
@@ -171,12 +183,11 @@ class Torture:
             self.counts["pairs of parents"] += 1
             self.finish("knn", out)
 
-    def full_disks(self, number: int) -> None:
+    def disks(self, number: int) -> None:
         """Files may not grow beyond a random size; where a file system may be mounted, one that is full."""
         for full in range(number):
             out, largest = self.place / f"full{full}", int(10 ** self.random.uniform(1.5, 5.5))
-            limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-            code = self.train("vanilla", out, prepare=limit)
+            code = self.train("vanilla", out, prepare=partial(limit_files, largest))
             assert code in (0, 2), code
             self.counts["disks full"] += code == 2
             self.finish("vanilla", out)
@@ -213,32 +224,34 @@ class Torture:
             self.counts[f"{sent.name} to the {'group' if group else 'parent'}"] += 1
             self.finish("two", out, besides=LOGGED)  # the step of the signal is logged too
 
-    def replaced_data(self) -> None:
+    def data(self, number: int) -> None:
         """Other data under the same name: refused by a resume, which writes nothing, and by a seed that comes later."""
-        out, kept = self.place / "resumed", self.place / "kept.zarr"
-        self.store.rename(kept)
-        shutil.copytree(kept, self.store)
-        pid = self.begin("vanilla", out)
+        kept = self.place / "kept.zarr"
+        shutil.copytree(self.store, kept)
+        for turn in range(number):
+            resumed, later = self.place / f"resumed{turn}", self.place / f"later{turn}"
+            pid = self.begin("vanilla", resumed)
+            self._first_checkpoint(resumed)
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
+            self._replace()
+            before = tree(resumed)
+            assert self.train("vanilla", resumed, "resume=true") == 2 and tree(resumed) == before
+            self._restore(kept)
+            self.finish("vanilla", resumed)
+            pid = self.begin("two", later, "launcher=joblib", "parallel=1")
+            self._first_checkpoint(later)
+            self._replace()
+            assert ended(pid) == 2 and RunDirectory(later).seed(1).newest() is None
+            summary = RunDirectory(later).summary
+            assert summary is not None and summary["unfinished"] == {"1": 0}, summary
+            self._restore(kept)
+            self.finish("two", later)
+            self.counts["data replaced"] += 2
+
+    def _first_checkpoint(self, out: Path) -> None:
         while not list(out.glob("seed_0/checkpoints/step_*")):
             time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
-        self._replace()
-        before = tree(out)
-        assert self.train("vanilla", out, "resume=true") == 2 and tree(out) == before
-        self._restore(kept)
-        self.finish("vanilla", out)
-        out = self.place / "later"
-        pid = self.begin("two", out, "launcher=joblib", "parallel=1")
-        while not list(out.glob("seed_0/checkpoints/step_*")):
-            time.sleep(0.01)
-        self._replace()
-        assert ended(pid) == 2 and RunDirectory(out).seed(1).newest() is None
-        summary = RunDirectory(out).summary
-        assert summary is not None and summary["unfinished"] == {"1": 0}, summary
-        self._restore(kept)
-        self.finish("two", out)
-        self.counts["data replaced"] += 2
 
     def _replace(self) -> None:
         shutil.rmtree(self.store)
@@ -256,13 +269,12 @@ def main(words: list[str]) -> int:
     if options["out"] and options["out"].exists():
         raise CommandError(f"out={options['out']} exists already; name a new directory")
     with TemporaryDirectory() as scratch:
-        torture, some = Torture(options["out"] or Path(scratch), options["seed"]), -(-options["kills"] // 5)
-        torture.kills(options["kills"])
-        torture.races(2 * some)
-        torture.two_parents(some)
-        torture.full_disks(some)
-        torture.signals(max(4, some))
-        torture.replaced_data()
+        torture, some = Torture(options["out"] or Path(scratch), options["seed"]), -(-options["kills"] // 10)
+        turns = {"kills": options["kills"], "races": 2 * some, "signals": 4, "data": 1}
+        for name in options["only"].split(","):
+            if name not in TORTURES:
+                raise CommandError(unknown("torture", name, TORTURES))
+            getattr(torture, name)(turns.get(name, some))
         print("\n".join(f"{count:6,}  {what}" for what, count in sorted(torture.counts.items())))
         return int(any(torture.counts[f"rows {kind}"] for kind in ("lost", "doubled", "mixed")))
 

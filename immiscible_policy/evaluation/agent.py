@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
+from immiscible_policy.demos.windows import Layout
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.randomness import torch_generator
@@ -91,6 +92,7 @@ def read_policy(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Policy, Po
     """
     spec, weights = read_spec(checkpoint), checkpoint.tensors("ema")
     try:
+        Layout.of(spec)
         with torch.device("meta"):  # absurd sizes take no memory before they are compared
             shapes = {name: tensor.shape for name, tensor in build_policy(spec).state_dict().items()}
     except (ValueError, RuntimeError, OverflowError) as error:

@@ -23,6 +23,7 @@ from torch import Tensor
 from immiscible_policy.path.base import Level, Network, PathSample, Prediction, ProbabilityPath, add_scaled, per_sample
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
+LONGEST_CHAIN = 100_000
 BETAS: dict[str, dict[str, Any]] = {
     "squaredcos_cap_v2": {},
     "linear": {"beta_start": 1e-4, "beta_end": 0.02},
@@ -56,8 +57,8 @@ class Ddpm(ProbabilityPath):
         prediction: str = "epsilon",
         min_snr: float | None = None,
     ) -> None:
-        if chain < 1:
-            raise ValueError(f"diffusion_steps={chain}: needs 1 or more")
+        if not 1 <= chain <= LONGEST_CHAIN:
+            raise ValueError(f"diffusion_steps={chain}: needs 1 to {LONGEST_CHAIN:,}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction}: choose from {', '.join(PREDICTIONS)}")
         if betas not in BETAS:

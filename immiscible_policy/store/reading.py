@@ -31,6 +31,14 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def read_text(path: Path) -> str:
+    """The content of a file; a ValueError if it is not text."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it") from None
+
+
 def read_json(file: Path, cure: str = "restore it, or delete it") -> dict[str, Any]:
     """Read a file with one JSON object; a ValueError with the cure if it is something else, or cannot be read."""
     return _mapping(file, json.loads, cure)

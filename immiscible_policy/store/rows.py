@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from immiscible_policy.cli import one_line
 from immiscible_policy.store.atomic import write_atomically
+from immiscible_policy.store.reading import read_text
 from immiscible_policy.tasks.task import Metric
 
+WHOLE = re.compile(r"\d{1,18}", re.ASCII)
+NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?(e[+-]?\d{1,3})?", re.ASCII)
 TOLERANCE = 1e-6
 """So far may rounding carry a metric out of its range."""
 
@@ -41,24 +44,29 @@ class EpisodeRow:
                 raise ValueError(f"{name}={value} at {place}: metrics must be finite")
 
 
-def read_rows(path: Path, metrics: Sequence[Metric], seed: int | None = None) -> list[EpisodeRow]:
-    """Read episodes, of one training seed if it is given, one row for each; none if there is no such file.
+def read_rows(
+    path: Path, metrics: Sequence[Metric], seed: int | None = None, last: int | None = None
+) -> list[EpisodeRow]:
+    """Read episodes, of one training seed and up to its last step where these are given; none if there is no file.
 
     A last line without its newline was torn by a crash and is dropped.
 
     Raises:
         ValueError: If the header or a whole line is not what `append_rows` writes for these metrics, is of another
-            seed, or repeats an episode.
+            seed or a later step, or repeats an episode.
     """
     if not path.exists():
         return []
-    header, *lines = _text(path).split("\n")[:-1] or [_header(metrics)]
+    header, *lines = read_text(path).split("\n")[:-1] or [_header(metrics)]
     _check_header(header, path, metrics)
     rows: dict[tuple[int, int, int], EpisodeRow] = {}
     for number, line in enumerate(lines, start=2):
         row = _parse(line, metrics, f"{path}, line {number}")
         if seed not in (None, row.seed):
             raise ValueError(f"{path}, line {number} is of seed {row.seed}, the file of seed {seed}; remove that line")
+        if last is not None and row.checkpoint > last:
+            beyond = f"is of step {row.checkpoint}, the training has {last}"
+            raise ValueError(f"{path}, line {number} {beyond}; remove that line")
         if (key := (row.seed, row.checkpoint, row.start)) in rows:
             raise ValueError(f"{path}, line {number} repeats an episode ('{line[:80]}'); remove that line")
         rows[key] = row
@@ -130,14 +138,6 @@ def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[
     return list(usual), whole
 
 
-def _text(path: Path) -> str:
-    """The content of a file; a ValueError if it is not text."""
-    try:
-        return path.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it") from None
-
-
 def _write(path: Path, lines: Iterable[str]) -> None:
     write_atomically(path, "".join(line + "\n" for line in lines).encode())
 
@@ -163,6 +163,10 @@ def _check_header(line: str, path: Path, metrics: Sequence[Metric]) -> None:
 def _parse(line: str, metrics: Sequence[Metric], where: str) -> EpisodeRow:
     try:
         checkpoint, start, seed, *texts, steps = line.split(",")
+        if not all(WHOLE.fullmatch(cell) for cell in (checkpoint, start, seed, steps)):
+            raise ValueError("checkpoint, start, seed and steps are whole numbers")
+        if not all(NUMBER.fullmatch(cell) for cell in texts):
+            raise ValueError("metrics are numbers")
         pairs = zip(_columns(metrics), texts, strict=True)
         values = {metric.name: _checked(float(text), metric) for metric, text in pairs}
         return EpisodeRow(int(checkpoint), int(start), int(seed), values, int(steps))
@@ -171,6 +175,8 @@ def _parse(line: str, metrics: Sequence[Metric], where: str) -> EpisodeRow:
 
 
 def _checked(value: float, metric: Metric) -> float:
+    if metric.reduce == "any" and value not in (0, 1):
+        raise ValueError(f"{metric.column}={value} is neither 0 nor 1")
     if not metric.low - TOLERANCE <= value <= metric.high + TOLERANCE:
         raise ValueError(f"{metric.column}={value} is outside [{metric.low}, {metric.high}]")
     return float(value)

@@ -39,7 +39,7 @@ from immiscible_policy.store.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from immiscible_policy.store.reading import read_json, read_yaml, require_kinds
+from immiscible_policy.store.reading import read_json, read_text, read_yaml, require_kinds
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, drop_rows, read_rows
 from immiscible_policy.tasks import Task, recorded_task
 
@@ -260,9 +260,9 @@ class RunDirectory:
 
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
         self.require_own_seeds()
-        metrics = self.task.metrics
+        metrics, last = self.task.metrics, self.config.get("steps")
         files = {seed: self.seed(seed).path / name for seed in self.seeds()}
-        return {seed: rows for seed, file in files.items() if (rows := read_rows(file, metrics, seed))}
+        return {seed: rows for seed, file in files.items() if (rows := read_rows(file, metrics, seed, last))}
 
 
 class SeedDirectory:
@@ -369,15 +369,16 @@ class SeedDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of its metrics, each with its `step`; a last line torn by a crash is dropped.
 
-        Raises ValueError if a whole line is not a JSON object with a step.
+        Raises ValueError if a whole line is not a JSON object of numbers with a step.
         """
         path, rows = self.path / METRICS, []
-        for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
+        for number, line in enumerate(read_text(path).split("\n")[:-1] if path.exists() else [], start=1):
             try:
                 rows.append(json.loads(line))
-                if not isinstance(rows[-1]["step"], int):
+                known = all(value is None or isinstance(value, int | float) for value in rows[-1].values())
+                if not (known and isinstance(rows[-1]["step"], int)):
                     raise TypeError
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 raise ValueError(f"{path}, line {number} is damaged ('{line[:80]}'); remove that line") from None
         return rows
 

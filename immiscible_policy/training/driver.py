@@ -66,6 +66,7 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     resuming = _check_directory(kind, run, config)
     print(f"out={run.path}", flush=True)
     if resuming and run.is_finished(seeds, config.steps):
+        run.require_own_seeds()
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = recipe or kind.prepare(config)

@@ -44,6 +44,15 @@ def test_a_policy_of_another_kind_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize(
+    "change", [{"diffusion_steps": 10**7}, {"horizon": 0}, {"action_steps": 0}, {"obs_steps": 500}, {"down_dims": [7]}]
+)
+def test_sizes_that_no_policy_has_are_refused_at_once(tmp_path, change):
+    recorded = spec_metadata(BLIND)["policy"] | change
+    with pytest.raises(CheckpointError, match="describes no policy that can be built .*(needs|must|divide)"):
+        read_policy(written(tmp_path, BLIND, recorded)[0])
+
+
+@pytest.mark.parametrize(
     "config, requested, result",
     [
         ({"solver": "renoise", "sampling_steps": 5}, (), ("renoise", 5)),

@@ -80,8 +80,10 @@ def test_rows_of_another_seed_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["500,1,0,1,0.5", "500,1,0,maybe,0.5,0.5,0.5,3", "500,1,0,1,nan,0.5,0.5,3", "500,1,0,1,1.5,0.5,0.5,3"],
-)
+    ["500,1,0,1,0.5", "500,1,0,maybe,0.5,0.5,0.5,3", "500,1,0,1,nan,0.5,0.5,3", "500,1,0,1,1.5,0.5,0.5,3",
+     "500,1,0,0.5,0.5,0.5,0.5,3", "-500,1,0,1,0.5,0.5,0.5,3", "500,1,0,1,0.5,0.5,0.5,-3", "5_00,1,0,1,0.5,0.5,0.5,3",
+     "500,1,0,1,0.5,0.5,\N{ARABIC-INDIC DIGIT ZERO},3", f"{'9' * 5000},1,0,1,0.5,0.5,0.5,3"],
+)  # fmt: skip
 def test_a_damaged_whole_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "episodes.csv"
     path.write_text(f"{HEADER}\n{line}\n")

@@ -105,7 +105,10 @@ def test_a_checkpoint_lies_where_its_metadata_say(tmp_path: Path) -> None:
         ("provenance.json", '{"data": {"content_hash": 3}}', "provenance.json is damaged .content_hash is '3'"),
         ("seed_0/metrics.jsonl", '{"step": "1"}\n', "metrics.jsonl, line 1 is damaged"),
         ("seed_0/metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl, line 1 is damaged"),
+        ("seed_0/metrics.jsonl", '{"step": 1, "noise/cost": "x"}\n', "metrics.jsonl, line 1 is damaged"),
+        ("seed_0/metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
         ("seed_0/episodes.csv", b"\xff\xfe\n", "episodes.csv is damaged"),
+        ("config.yaml", "task: pusht\nsteps: 400\n", "episodes.csv, line 2 is of step 500, the training has 400"),
         ("summary.json", "3", "summary.json is damaged"),
     ],
 )

@@ -90,6 +90,9 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
         train(data, tmp_path / "run")
     with pytest.raises(CommandError, match="lr=0.5 differs from the run in"):
         train(data, tmp_path / "run", "resume=true", "lr=0.5")
+    (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text().replace("noise:", "lr: 0.5\nnoise:"))
+    with pytest.raises(ValueError, match="two trainings are mixed"):
+        train_run(ToyRecipe, compose_config([f"resume={run.path}"]))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

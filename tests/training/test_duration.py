@@ -64,4 +64,3 @@ def test_as_many_samples_are_measured_as_take_long_enough():
 )  # fmt: skip
 def test_durations_have_a_unit(seconds, text):
     assert spoken(seconds) == text
-

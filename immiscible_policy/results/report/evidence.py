@@ -17,7 +17,7 @@ from immiscible_policy.results.grid import last_audits
 from immiscible_policy.results.plots import Curve, score_curve, selector_of
 from immiscible_policy.store.reading import read_json
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, SetMetric, Task, summarised
+from immiscible_policy.tasks import Metric, SetMetric, Task, primary, summarised
 
 COUNT_AGAIN = "count the modes again with eval_modality.py"
 
@@ -196,10 +196,25 @@ def _modes(run: RunDirectory) -> dict[str, Any]:
         try:
             for arm in content["arms"]:
                 if arm["name"] == run.name:
+                    _require_counted(arm, content["modes"], primary(run.task))
                     return arm | {"names": content["modes"], "demonstrated": tuple(arm["demonstrated"])}
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{file} is damaged ({one_line(error)}); {COUNT_AGAIN}") from None
     return {}
+
+
+def _require_counted(arm: dict[str, Any], names: Sequence[str], metric: Metric) -> None:
+    """Refuse an arm whose figures have other shapes or ranges than those that were counted, by a ValueError."""
+    steps, shares, demonstrated = (np.array(arm[key], dtype=float) for key in ("steps", "shares", "demonstrated"))
+    shapes = (len(steps), len(names)), (len(names),)
+    if not isinstance(names, list) or (shares.shape, demonstrated.shape) != shapes or not len(steps):
+        raise ValueError("steps, shares and modes do not fit together")
+    if not (((shares >= 0) & (shares <= 1)).all() and (demonstrated >= 0).all() and demonstrated.any()):
+        raise ValueError("shares lie between 0 and 1, and demonstrations are counted")
+    for measure, low, high in (("majority", 0, 1), ("total_variation", 0, 1), (metric.name, metric.low, metric.high)):
+        means = [estimate["mean"] for estimate in arm[measure]]
+        if len(means) != len(steps) or not all(mean is None or low <= mean <= high for mean in means):
+            raise ValueError(f"{measure} is not one number from {low} to {high} for each step")
 
 
 def _numbers(noun: str, numbers: Sequence[int]) -> str:
