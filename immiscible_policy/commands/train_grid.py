@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
 from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig, compose_config
 from immiscible_policy.training.options import group_choices, in_name, read_file
+
+if TYPE_CHECKING:
+    from immiscible_policy.recipes.robot import RobotRecipe
 
 
 @dataclass(frozen=True)
 class Grid:
     """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
-    `published` is what a paper reports, by metric, arm and kind; `contrasts` are the arms named for the test.
+    `published` is what a paper reports, by metric, arm and kind, and `protocol` the options behind it; `contrasts` are
+    the arms named for the test.
     """
 
     name: str
     out: Path
     arms: dict[str, RobotConfig]
     published: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
     contrasts: list[str] = field(default_factory=list)
 
 
@@ -60,7 +66,7 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
     shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
-    table = {} if swept else {key: written[key] for key in ("published", "contrasts") if key in written}
+    table = {} if swept else {key: written[key] for key in ("published", "protocol", "contrasts") if key in written}
     grid = Grid(name, Path(out), {}, **table)
     for texts in product(*swept.values()) if swept else ():
         values = dict(zip(swept, texts, strict=True))
@@ -130,9 +136,34 @@ def train_grid(grid: Grid) -> None:
                 conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
     if not first.dry_run:
         seeds = parse_range("seed", first.seed)
-        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, grid.published, grid.contrasts)}")
+        others = departures(grid.protocol, next(iter(recipes.values())))
+        published = {} if others else grid.published
+        if others:
+            print(f"\nthe published figures are of another protocol and left out: {'; '.join(others)}")
+        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)}")
     if failures:
         raise CommandError("; ".join(failures))
+
+
+def departures(protocol: Mapping[str, Any], recipe: RobotRecipe) -> list[str]:
+    """What a run does otherwise than a protocol says, such as `solver=ddim (published: ddpm)`.
+
+    A protocol has options, the `data` by the hashes of their content, and the length in `epochs`.
+    """
+    config = recipe.config
+    epochs = config.steps / math.ceil(len(recipe.windows.training) / config.batch_size)
+    own = config.identity | {"data": recipe.data["content_hash"], "epochs": epochs}
+    return [
+        f"{key}={_short(own[key])} (published: {_short(wanted)})"
+        for key, wanted in protocol.items()
+        if own[key] not in (wanted if isinstance(wanted, list) else [wanted])
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]
 
 
 @contextmanager

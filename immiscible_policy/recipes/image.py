@@ -101,6 +101,9 @@ class ImageRecipe:
     @classmethod
     def prepare(cls, config: ImageConfig) -> ImageRecipe:
         """Build everything that could be wrong and write nothing; ValueError says in one line what is unusable."""
+        images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
+        images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
+        config = config.sized(len(images))
         spec = image_spec(config)
         if isinstance(spec, ImageSpec):
             with torch.device("meta"):  # sizes without memory
@@ -115,8 +118,6 @@ class ImageRecipe:
                         "name another out="
                     )
         solver(config, model)
-        images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
-        images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
         size = config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
         selection = options.memory(size, math.prod(model.coder.shape))

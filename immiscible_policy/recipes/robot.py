@@ -180,6 +180,7 @@ class RobotRecipe:
         solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
         data = load(json.dumps(config.task), Layout.of(config), **{key: getattr(config, key) for key in DATA_OPTIONS})
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
+        config = config.sized(len(windows))
         per_epoch = len(windows) / config.batch_size
         noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
         spec = PolicySpec(
@@ -209,7 +210,7 @@ class RobotRecipe:
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
         config, data = self.config, self.windows
-        evaluations = -(-config.steps // config.eval_every)  # type: ignore[operator]  # resolved
+        evaluations = -(-config.steps // config.eval_every)
         held_out = f"{len(data.held_out.episodes)} held-out episodes" if data.held_out else ""
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
         fitted = "all" if config.normalize == "all" else "the training"

@@ -119,7 +119,7 @@ SCHEMA = Schema(
     title=("task", "obs", "noise"),
     fill=fill,
     check=check,
-    presets={"obs_scale": ("obs", "scale")},
+    presets={"obs_scale": ("obs", "scale"), "method_scale": ("method", "scale")},
     synonyms=SYNONYMS,
 )
 compose_config, read_config = SCHEMA.compose, SCHEMA.read

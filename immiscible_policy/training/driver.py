@@ -39,11 +39,14 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
     """
     seeds = parse_range("seed", config.seed)
     require_shares(config.batch_size, config.accumulate, seeds)
+    if not config.is_sized:
+        recipe = recipe or kind.prepare(config)
+        config = recipe.config
     run = RunDirectory(str(config.out))
     if process_group().rank > 0:
         if not config.dry_run and not run.seed(seeds[0]).is_finished(config.steps):
             with joined(config.device):
-                train_seed(kind.prepare(config), run.seed(seeds[0]), lambda event: None)
+                train_seed(recipe or kind.prepare(config), run.seed(seeds[0]), lambda event: None)
         return
     require_launcher(config)
     recipe = begin(kind, config, recipe)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 import yaml
@@ -44,9 +44,16 @@ CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
 COMMON = "run"
 """The file in configs/ that every base begins with."""
-OF_GRIDS = ("arms", "by_scale", "published", "contrasts")
+OF_GRIDS = ("arms", "by_scale", "published", "protocol", "contrasts")
 """Keys of an experiment's file that only a grid reads."""
 LONGEST_NAME = 150
+LENGTHS = {"steps": "epochs", "checkpoint_every": "checkpoint_epochs"}
+"""Options in training steps, and what says the same in epochs: where both are set, a word decides, else the steps."""
+
+if TYPE_CHECKING:
+    Steps = int
+else:
+    Steps = int | None  # None until `RunConfig.sized`
 
 
 def number(interval: str) -> Any:
@@ -69,7 +76,10 @@ class RunConfig:
     out: str | None
     resume: bool
     dry_run: bool
-    steps: int = number("[1, 1e9]")
+    steps: Steps = number("[1, 1e9]")
+    epochs: int | None = number("[1, 1e9]")
+    checkpoint_every: Steps = number("[1, 1e9]")
+    checkpoint_epochs: int | None = number("[1, 1e9]")
     batch_size: int = number("[1, 1e6]")
     accumulate: int = number("[1, 1e6]")
     lr: float = number("(0, 1e3]")
@@ -88,11 +98,28 @@ class RunConfig:
     launcher: str = choice("local", "joblib", *CLUSTERS)
     cluster: str | None
     job_options: str | None
-    checkpoint_every: int = number("[1, 1e9]")
     keep: str = choice("all", "last+best")
-    eval_every: int | None = number("[1, 1e9]")
+    eval_every: Steps = number("[1, 1e9]")
     log_every: int = number("[1, 1e9]")
     wandb: str = choice("offline", "online", "disabled")
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the length is known in steps."""
+        return self.epochs is None and self.checkpoint_epochs is None
+
+    def sized(self, samples: int) -> Self:
+        """The same options with epochs turned into steps, on so many training samples.
+
+        An epoch has ceil(samples / batch_size) steps, as a loader that keeps its last batch.
+        """
+        if self.is_sized:
+            return self
+        epoch = -(-samples // self.batch_size)
+        steps = self.steps or epoch * (self.epochs or 1)
+        every = self.checkpoint_every or min(epoch * (self.checkpoint_epochs or 1), steps)
+        known = replace(self, epochs=None, checkpoint_epochs=None, steps=steps, checkpoint_every=every)
+        return replace(known, eval_every=self.eval_every or every)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -282,7 +309,8 @@ class Schema(Generic[Config]):
     def _composed(self, given: Mapping[str, str]) -> Config:
         base = read_file(COMMON) | read_file(self.base)
         device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
-        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
+        experiment = read_file(f"{self.groups.get('experiment')}/{given.get('experiment')}")
+        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | experiment | dict(given)
         files = {directory: chosen[word] for word, directory in self.groups.items() if chosen[word]}
         for word, directory in self.groups.items():
             if chosen[word] and chosen[word] not in group_choices(directory):
@@ -300,6 +328,10 @@ class Schema(Generic[Config]):
             raise CommandError(unknown("option", key, list(known)))
         words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
         values |= {key: self._value(key, given[key]) for key in given if key in words}
+        for steps, epochs in LENGTHS.items():
+            if steps in given and epochs in given:
+                raise CommandError(f"{epochs}={given[epochs]}: {steps}={given[steps]} is given; leave one of them out")
+            values[epochs if values[steps] is not None and epochs not in given else steps] = None
         self.fill(values)
         config = self.typed(values, given)
         _resolve(config, device)
@@ -411,7 +443,7 @@ def in_name(key: str, value: Any) -> str:
 def _not_of(of: Field[Any]) -> str:
     """What is wrong with a value that has not the type of its field."""
     lists = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[bool]": "false,true"}
-    kinds = {"int": "not a whole number", "float": "not a number", "bool": "use true or false"}
+    kinds = {"int": "not a whole number", "Steps": "not a whole number", "float": "not a number", "bool": "use true or false"}
     kinds |= {kind: f"not a list such as [{example}]" for kind, example in lists.items()}
     return kinds.get(of.type.removesuffix(" | None"), f"not {of.type}")
 
@@ -485,6 +517,9 @@ def check_run(config: RunConfig) -> None:
         raise CommandError(f"betas={config.betas}: needs two numbers")
     if config.accumulate > config.batch_size:
         raise CommandError(f"accumulate={config.accumulate}: more micro-batches than batch_size={config.batch_size}")
+    for steps, epochs in LENGTHS.items():
+        if getattr(config, steps) is None and getattr(config, epochs) is None:
+            raise CommandError(f"{steps}=null: give a number, or {epochs}=")
     launcher, processes = f"launcher={config.launcher}", process_group().size
     for key in ("cluster", "job_options"):
         if getattr(config, key) is not None and config.launcher not in CLUSTERS:

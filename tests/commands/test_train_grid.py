@@ -1,12 +1,13 @@
 """Grids through the real command line: one directory for each arm, resumed arm by arm, and a table."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.commands.train_grid import departures, read_grid
 from immiscible_policy.recipes import robot
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot_config import compose_config
@@ -53,6 +54,24 @@ def test_the_published_table_is_sampled_as_published():
     grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
     sampling = {(item.solver, item.sampling_steps, item.spacing) for item in grid.arms.values()}
     assert sampling == {("ddpm", 100, "leading")}
+
+
+def test_published_figures_stand_beside_the_published_protocol_alone():
+    """Data, split, length and sampler: each difference is named."""
+    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
+    human = {"content_hash": grid.protocol["data"][0]}
+
+    def run(words=(), data=human, windows=10_700):
+        config = read_grid(["experiment=table2", "scale=paper", "device=cpu", *words]).arms["knn_k2"].sized(windows)
+        return SimpleNamespace(config=config, data=data, windows=SimpleNamespace(training=range(windows)))
+
+    assert grid.published["coverage"]["knn_k2"] == {"last10": 0.8283, "max": 0.8674}
+    assert departures(grid.protocol, run()) == departures(grid.protocol, run(["obs=image"])) == []
+    other = run(["train_episodes=20", "solver=ddim", "sampling_steps=10", "steps=4200"], {"content_hash": "f" * 64})
+    assert departures(grid.protocol, other) == [
+        "data=ffffffffffff (published: 2b639404c122 or 99dd4261dd5c)", "train_episodes=20 (published: 90)",
+        "epochs=100 (published: 3000)", "solver=ddim (published: ddpm)", "sampling_steps=10 (published: 100)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

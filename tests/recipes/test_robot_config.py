@@ -27,13 +27,39 @@ def test_defaults_are_resolved():
     assert config.out.startswith("runs/")
 
 
-def test_paper_scale_is_the_published_network_and_nothing_but_size():
+def test_paper_scale_is_the_published_network_schedule_and_sampler():
+    """65.8 M parameters; 3,000 epochs, a checkpoint every 50; DDPM over all 100 steps of the chain."""
     paper, cpu = compose_config(["scale=paper"]), compose_config(["scale=cpu"])
+    assert (paper.epochs, paper.checkpoint_epochs) == (3000, 50)
+    assert (paper.solver, paper.sampling_steps, paper.diffusion_steps) == ("ddpm", 100, 100)
     assert (paper.down_dims, paper.step_embed_dim, paper.lr) == ([256, 512, 1024], 256, 1e-4)
     assert (paper.warmup_steps, paper.batch_size, paper.keep) == (500, 256, "last+best")
     differing = {key for key in paper.identity if paper.identity[key] != cpu.identity[key]}
     assert differing <= {"scale", "down_dims", "step_embed_dim", "lr", "warmup_steps", "steps", "checkpoint_every",
-                         "eval_every", "keep"}  # fmt: skip
+                         "epochs", "checkpoint_epochs", "eval_every", "keep", "solver", "sampling_steps"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("obs", "batch", "steps", "every"), [("keypoints", 256, 126_000, 2_100),
+                                                              ("image", 64, 504_000, 8_400)])  # fmt: skip
+def test_epochs_become_steps_on_any_data(obs, batch, steps, every):
+    """Of the published split's 10,752 windows at most 42 batches of 256, or 168 of 64; the last one may be smaller."""
+    paper = compose_config([f"obs={obs}", "scale=paper"])
+    published = paper.sized(10_700)
+    assert (published.steps, published.checkpoint_every, published.eval_every) == (steps, every, every)
+    small = paper.sized(batch + 1)  # two batches an epoch
+    assert (small.steps, small.checkpoint_every) == (6_000, 100)
+    assert small.is_sized and small.sized(9) is small
+
+
+def test_a_word_decides_how_long_a_training_is_and_an_experiment_goes_before_the_scale():
+    assert compose_config(["scale=paper", "steps=70"]).sized(10_700).checkpoint_every == 70
+    assert compose_config(["scale=cpu", "epochs=2"]).sized(1_000).steps == 8
+    demo = compose_config(["scale=paper", "experiment=demo"])
+    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (8_000, None, "euler", 10)
+    for words, message in ((["epochs=2", "steps=3"], "epochs=2: steps=3 is given"), (["steps=null"], "steps=null: give"),
+                           (["steps=0"], "steps=0: needs")):  # fmt: skip
+        with pytest.raises(CommandError, match=message):
+            compose_config(words)
 
 
 def test_paper_scale_of_images_is_the_published_network():
@@ -58,6 +84,7 @@ def test_every_configuration_file_is_covered():
     directories = {*SCHEMA.groups.values(), *IMAGES.groups.values()}
     choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
     together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("robot_scale")}
+    together |= {"method_scale/diffusion_paper.yaml"}
     together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
                  for scale in group_choices("image_scale")}  # fmt: skip
     shared = {"network/small.yaml", "network/image_cpu.yaml", "network/image_paper.yaml"}
