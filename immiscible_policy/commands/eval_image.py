@@ -35,15 +35,6 @@ the default, the features of the project's own CIFAR-10 classifier, needs no dow
 """
 
 
-def sampling_steps(text: str) -> int | None:
-    """Read a number of sampling steps, 1 or more, or `best`, which is None; ValueError if it is neither."""
-    if text == "best":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("use 1 or more, or best")
-    return int(text)
-
-
 OPTIONS = {
     "run": Option(Path, None, "run directory"),
     "runs": Option(
@@ -52,11 +43,11 @@ OPTIONS = {
     "checkpoint": Option(Path, None, "a single checkpoint"),
     "samples": Option(COUNT, 2000, "images per checkpoint; 50,000 for published FIDs"),
     "sampling_steps": Option(
-        sampling_steps, None, "steps; best: 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
+        COUNT, None, "steps; absent: as in training, else 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
-    "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise; by default the model's own"),
-    "spacing": Option(str, "trailing", "grid of the solver's times: trailing or leading"),
-    "eta": Option(float, 0.0, "noise of solver=ddim: 0 none, 1 as much as DDPM"),
+    "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise, pndm; absent: as in training"),
+    "spacing": Option(str, None, "grid of the solver's times: trailing or leading; absent: as in training"),
+    "eta": Option(float, None, "noise of solver=ddim, 0 none to 1 as much as DDPM; absent: as in training"),
     "features": Option(str, "classifier", "classifier or inception"),
     "classifier": Option(Path, None, "weights of a classifier other than the package's"),
     "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),

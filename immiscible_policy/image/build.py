@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from immiscible_policy.cli import one_line
-from immiscible_policy.image.model import ImageModel, PixelCoder
+from immiscible_policy.image.model import AVERAGED, ImageModel, PixelCoder
 from immiscible_policy.image.spec import MODELS, ImageSpec, Spec, read_spec
 from immiscible_policy.network.image import image_unet, repeatable_dropout
 from immiscible_policy.path import Ddpm, Flow
@@ -46,13 +47,16 @@ def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
         return ImageModel(Flow(), unet, coder)
     if spec.training_steps is None:
         raise ValueError("training_steps=None: model=consistency needs its number, 1 or more")
+    teacher = deepcopy(unet).requires_grad_(False) if training and spec.recipe == "ct" else None
     consistency = Consistency(
         spec.training_steps,
         sigma_data=PIXEL_STD * spec.data_scale,
         metric=_metric(spec) if training else None,
+        recipe=str(spec.recipe),
+        teacher=None if teacher is None else lambda x, t: teacher(x, t).sample,
         repeat=repeatable_dropout(unet),
     )
-    return ImageModel(consistency, unet, coder, solver=Solver("renoise", 1))
+    return ImageModel(consistency, unet, coder, solver=Solver("renoise", 1), averaged=teacher)
 
 
 def _metric(spec: ImageSpec) -> Metric:
@@ -92,7 +96,7 @@ def load_lpips() -> Metric:
 def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -> tuple[ImageModel, Spec]:
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
-    A consistency model comes without its metric: it samples, and its loss refuses.
+    A consistency model comes without metric and teacher: it samples, and its loss refuses.
     CheckpointError if the checkpoint is damaged or not of an image model, ready-made parts are missing or others, or
     `pretrained` is given for a model without any.
     """
@@ -108,7 +112,8 @@ def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path} describes an image model that cannot be built: {error}") from None
     try:
-        model.load_state_dict(checkpoint.tensors("ema"))
+        weights = checkpoint.tensors("ema")
+        model.load_state_dict({name: weights[name] for name in weights if not name.startswith(AVERAGED)})
     except RuntimeError:
         raise CheckpointError(f"{checkpoint.path}: the weights do not fit the image model it describes") from None
     return model.eval(), spec

@@ -35,7 +35,7 @@ from torch import Tensor
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.path.base import Prediction, ProbabilityPath
 from immiscible_policy.path.consistency import Consistency
-from immiscible_policy.solver import Solver
+from immiscible_policy.solver import Pndm, Solver
 
 EDITS = ("inpaint", "outpaint")
 
@@ -72,7 +72,7 @@ def fill_in(
     pixels: Tensor,
     region: Tensor,
     noise: Tensor,
-    solver: Solver | None = None,
+    solver: Solver | Pndm | None = None,
     *,
     prompts: Sequence[str] | None = None,
     generator: torch.Generator,
@@ -85,6 +85,8 @@ def fill_in(
     """
     if isinstance(model.path, Consistency):
         raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
+    if isinstance(solver, Pndm):
+        raise ValueError("solver=pndm fills in nothing; use solver=ddim")
     factor = model.coder.size // model.coder.shape[-1]
     clean = model.coder.encode(pixels, generator)
     chosen = solver or model.solver

@@ -19,10 +19,13 @@ from torchdiffeq import odeint
 
 from immiscible_policy.noise import Selector
 from immiscible_policy.noise.inputs import draw
-from immiscible_policy.path import Flow, PathSample, ProbabilityPath
+from immiscible_policy.path import Ddpm, Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import Network
-from immiscible_policy.solver import Solver, draws, solve
+from immiscible_policy.path.consistency import Consistency
+from immiscible_policy.solver import Pndm, Solver, draws, solve
+from immiscible_policy.training.state import Teacher
 
+AVERAGED = "averaged."  # Begins the names of a teacher's weights in a checkpoint
 TOLERANCE = 1e-5  # Absolute and relative tolerance of the adaptive solver
 
 
@@ -115,6 +118,7 @@ class ImageModel(nn.Module):
         noise_offset: Standard deviation of one further Gaussian number per image and channel, added to the noise
             *after* selection: selectors compare samples with plain noise, as their laws assume.
         prompt_dropout: Share of training prompts that are replaced by the empty one, for classifier-free guidance.
+        averaged: The denoiser with averaged weights that a path's loss looks at, where it has such a teacher.
         guidance: w in `empty + w (prompted - empty)`, how strongly samples follow their prompts; 1 is the network's
             prediction for the prompt alone.
 
@@ -132,6 +136,7 @@ class ImageModel(nn.Module):
         noise_offset: float = 0.0,
         prompt_dropout: float = 0.0,
         guidance: float = 1.0,
+        averaged: nn.Module | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("noise_offset", noise_offset), ("guidance", guidance)):
@@ -139,7 +144,7 @@ class ImageModel(nn.Module):
                 raise ValueError(f"{name}={value}: needs a number, 0 or more")
         if not 0 <= prompt_dropout <= 1:
             raise ValueError(f"prompt_dropout={prompt_dropout}: needs a share between 0 and 1")
-        self.path, self.denoiser, self.coder = path, denoiser, coder
+        self.path, self.denoiser, self.coder, self.averaged = path, denoiser, coder, averaged
         self.solver, self.text = solver, text
         self.noise_offset, self.prompt_dropout, self.guidance = noise_offset, prompt_dropout, guidance
         if solver is not None:
@@ -191,9 +196,16 @@ class ImageModel(nn.Module):
         """
         return self.path.loss(self.network(batch.text if self.text is not None else None), batch)
 
+    @property
+    def teacher(self) -> Teacher | None:
+        """What training has to keep up to date beside the weights."""
+        if self.averaged is None or not isinstance(self.path, Consistency):
+            return None
+        return Teacher(self.averaged, self.path.keep)
+
     def choose(
         self, name: str | None = None, steps: int | None = None, spacing: str = "trailing", eta: float = 0.0
-    ) -> Solver | None:
+    ) -> Solver | Pndm | None:
         """The solver that some words name, the model's own wherever they are silent.
 
         Without a name it is the path's first one, without steps as many as the model's own solver makes (50 if
@@ -202,16 +214,27 @@ class ImageModel(nn.Module):
         """
         if (name, steps, spacing, eta) == (None, None, "trailing", 0.0):
             return self.solver
+        if name == "pndm":
+            return self._pndm(Pndm() if steps is None else Pndm(steps), eta)
         own = 50 if self.solver is None else self.solver.steps
         solver = Solver(name or self.path.solvers[0], own if steps is None else steps, spacing, eta)
         solver.plan(self.path)
+        return solver
+
+    def _pndm(self, solver: Pndm, eta: float) -> Pndm:
+        """The solver, if this is Stable Diffusion; a ValueError if not."""
+        if self.text is None or not isinstance(self.path, Ddpm):
+            raise ValueError("solver=pndm: bounds no pixels, so that model=sd alone has it; use another solver")
+        if eta:
+            raise ValueError(f"eta={eta}: solver=pndm has no eta; use solver=ddim")
+        solver.scheduler(self.path)
         return solver
 
     @torch.no_grad()
     def sample(
         self,
         noise: Tensor,
-        solver: Solver | None = None,
+        solver: Solver | Pndm | None = None,
         *,
         prompts: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
@@ -220,15 +243,15 @@ class ImageModel(nn.Module):
         """Draw images from start noises.
 
         `noise`: start noises (B, C, H, W), standard Gaussian. `solver`: how; None for the model's own. The adaptive one
-        chooses its steps by the error of the whole batch, and only its end is shown. `path`: reads the network's
-        outputs in the place of the model's own path, for editing.
+        chooses its steps by the error of the whole batch; of it and of `Pndm` only the end is shown. `path`: reads the
+        network's outputs in the place of the model's own path, for editing.
         ValueError if the path has no such solver, the prompts have another number, or the solver adds noise and there
         is no generator.
         """
         solver, path = solver or self.solver, path or self.path
         network = self._prompted(prompts, len(noise))
-        if solver is None:
-            x = self._adaptive(network, path, noise)
+        if solver is None or isinstance(solver, Pndm):
+            x = self._adaptive(network, path, noise) if solver is None else solver.solve(network, path, noise)
             return ImageSample(self.coder.decode(x), x.unsqueeze(0), torch.ones(1, device=noise.device))
         plan = solver.plan(self.path)
         if draws(plan) > 1 and generator is None:

@@ -28,6 +28,7 @@ class ImageSpec:
     data_scale: float  # factor from pixels in [-1, 1] to what is noised
     diffusion_steps: int  # length of the noising chain (`ddim`)
     prediction: str  # what the network predicts (`ddim`): `epsilon`, `sample` or `v_prediction`
+    recipe: str | None  # how it trains (`consistency`): `ct` or `ict`
     metric: str  # what compares images in training (`consistency`): `huber` or `lpips`
     training_steps: int | None  # length of the training (`consistency`, whose noise levels depend on it)
 

@@ -1,11 +1,12 @@
 """Shows how far a result follows its start noise: perturbed by W = 0 .. 50 %, for action chunks, rollouts and images.
 
 Figure 2 of Improved Immiscible Diffusion (arXiv 2505.18521) reads a stable result as a bijection between noises and
-images. A start noise eps is perturbed to eps' = ((1 - W) eps + W eta) / sqrt((1 - W)^2 + W^2) with an independent eta:
-standard normal again for every W (the paper's equation 1 may scale otherwise).
+images. A start noise eps is perturbed with an independent eta, by its equation 1 to eps' = eps + W eta. With
+`form=normalised` it is ((1 - W) eps + W eta) / sqrt((1 - W)^2 + W^2), standard normal for every W, which perturbs more:
+at W = 30 % the correlation with eps is 0.919 instead of 0.958.
 
-- *Displacement*: root mean square distance of the result from that of the unperturbed noise, as a share of that at W =
-  100 %, where the noise is independent. 0: nothing moved; 1: as far apart as any two results. *Linear in the noise* is
+- *Displacement*: root mean square distance of the result from that of the unperturbed noise, as a share of that from
+  the result of an independent noise. 0: nothing moved; 1: as far apart as any two results. *Linear in the noise* is
   what a model would score whose result were linear in its start noise.
 - *Correlation*: over windows of the demonstrations, of the sampled chunk's mean with its start noise's mean. In a
   policy the observation should decide the action.
@@ -32,7 +33,7 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from immiscible_policy.cli import COUNT, CommandError, Option
+from immiscible_policy.cli import COUNT, CommandError, Option, unknown
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.image.build import load_image_model
@@ -50,31 +51,40 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import Checkpoint
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # W; the last gives independent noises, the scale of the others
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # W
+FORMS = ("published", "normalised")
 ROLLOUT_WEIGHTS = (0.1, 0.2, 0.3, 0.5, 1.0)
-DRAWN = {1.0: "#CCCCCC", 0.5: COLOURS[4], 0.1: COLOURS[0]}
+INDEPENDENT = "independent"
+DRAWN = {INDEPENDENT: "#CCCCCC", "W = 50%": COLOURS[4], "W = 10%": COLOURS[0]}
+KEPT = ("form", "perturbations", "observations", "windows", "sampling_steps")  # options that figures record
 IMAGE_CALLS, STRIPS = 20, 3
+LABELS = (*(f"W = {weight:.0%}" for weight in WEIGHTS), INDEPENDENT)
 BATCH = 256
 LINEAR = "linear in the noise"
 Generate = Callable[[Tensor], Tensor]  # Turns start noises (N, ...) into samples (N, ...)
 
 
-def perturb(noise: Tensor, eta: Tensor, weight: Tensor | float) -> Tensor:
+def perturb(noise: Tensor, eta: Tensor, weight: Tensor | float, form: str = "published") -> Tensor:
     """eps': noise and an independent eta of its shape, mixed by W from 0 to 1 (a tensor broadcasts)."""
     weight = torch.as_tensor(weight)
+    if form == "published":
+        return noise + weight * eta
     return ((1 - weight) * noise + weight * eta) / ((1 - weight).square() + weight.square()).sqrt()
 
 
-def linear_displacement(weight: float) -> float:
-    """How far, of the way between results of independent noises, a result linear in the noise moves: sqrt(1 - rho).
+def linear_displacement(weight: float, form: str = "published") -> float:
+    """How far, of the way between results of independent noises, a result linear in the noise moves.
 
-    rho = (1 - W) / sqrt((1 - W)^2 + W^2) is the correlation of eps' with eps.
+    That is the root mean square of eps' - eps over sqrt(2): W / sqrt(2) as published, sqrt(1 - rho) normalised, with
+    rho = (1 - W) / sqrt((1 - W)^2 + W^2) the correlation of eps' with eps.
     """
+    if form == "published":
+        return weight / math.sqrt(2)
     return math.sqrt(1 - (1 - weight) / math.hypot(1 - weight, weight))
 
 
 class Perturbed(NamedTuple):
-    """Results of start noises (N, ...), and of perturbed ones (M, P, N, ...) by weight and perturbation."""
+    """Results of start noises (N, ...), and by weight those of P others each (M, P, N, ...), independent ones last."""
 
     reference: Tensor
     results: Tensor
@@ -85,11 +95,20 @@ class Perturbed(NamedTuple):
 
 
 def perturbed_results(
-    generate: Generate, noise: Tensor, weights: Sequence[float], perturbations: int, generator: torch.Generator
+    generate: Generate,
+    noise: Tensor,
+    weights: Sequence[float],
+    perturbations: int,
+    generator: torch.Generator,
+    form: str = "published",
 ) -> Perturbed:
-    """Start a model from noises (N, ...) and from P perturbed ones of each; all weights share the same eta."""
+    """Start a model from noises (N, ...), from P perturbed ones of each, and from P independent ones.
+
+    All weights share the same eta, which are the independent noises.
+    """
     etas = [torch.randn(noise.shape, generator=generator) for _ in range(perturbations)]
-    results = [torch.stack([generate(perturb(noise, eta, weight)) for eta in etas]) for weight in weights]
+    starts = [[perturb(noise, eta, weight, form) for eta in etas] for weight in weights]
+    results = [torch.stack([generate(start) for start in of_weight]) for of_weight in [*starts, etas]]
     return Perturbed(generate(noise), torch.stack(results))
 
 
@@ -108,8 +127,11 @@ def chunk_generator(policy: Policy, observation: Tensor, solver: Solver) -> Gene
 class PerturbedPolicy:
     """Samples like a policy, row i of B from start noises that weight i perturbs by eta of generator i."""
 
-    def __init__(self, policy: Policy, weights: Sequence[float], generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self, policy: Policy, weights: Sequence[float], generators: Sequence[torch.Generator], form: str = "published"
+    ) -> None:
         self.policy, self.path, self.action, self.generators = policy, policy.path, policy.action, list(generators)
+        self.form = form
         self.weights = torch.tensor(weights)[:, None, None]
 
     def predict(self, observation: Tensor, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
@@ -117,7 +139,7 @@ class PerturbedPolicy:
         shape = (self.policy.horizon, len(self.action.scale))
         noise, eta = (noise_rows(sources, 1, shape)[0] for sources in (generators, self.generators))
         generate = chunk_generator(self.policy, observation, solver)
-        return self.action.unnormalize(generate(perturb(noise, eta, self.weights)))
+        return self.action.unnormalize(generate(perturb(noise, eta, self.weights, self.form)))
 
 
 def measure(options: Document) -> Findings:
@@ -125,6 +147,8 @@ def measure(options: Document) -> Findings:
     if not options["runs"] and not options["image_runs"]:
         raise CommandError("bijection needs runs=DIR,DIR (policies), image_runs=DIR,DIR (image models), or both")
     most = math.inf
+    if options["form"] not in FORMS:
+        raise CommandError(unknown("form", options["form"], FORMS))
     require(options, perturbations=(1, most), observations=(3, most), windows=(2, most), max_steps=(1, most))
     solver = Solver("ddim", options["sampling_steps"])
     policies = lab_runs.newest_policies(options["runs"])
@@ -132,14 +156,14 @@ def measure(options: Document) -> Findings:
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
     starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
     figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}}
-    figures["linear_model"] = [linear_displacement(weight) for weight in WEIGHTS]
+    figures["linear_model"] = [*(linear_displacement(weight, options["form"]) for weight in WEIGHTS), 1.0]
     chunks: dict[str, Perturbed] = {}
     for run, seeds in policies.items():
         measured = [measure_policy(c, solver, options, [] if i else starts[run]) for i, c in enumerate(seeds.values())]
         figures["policies"][run], chunks[run] = [outcome for outcome, _ in measured], measured[0][1]
     images = {run: perturbed_images(checkpoint, options) for run, checkpoint in models.items()}
     figures["images"] = {run: {"displacement": result.displacement()} for run, result in images.items()}
-    figures["options"] = {key: options[key] for key in ("perturbations", "observations", "windows", "sampling_steps")}
+    figures["options"] = {key: options[key] for key in KEPT}
     return Findings(figures, describe(figures), draw(figures, chunks, images))
 
 
@@ -148,7 +172,7 @@ def measure_policy(
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
     policy, _ = read_policy(checkpoint)
-    perturbations, max_steps, seed = (options[key] for key in ("perturbations", "max_steps", "seed"))
+    perturbations, seed = options["perturbations"], options["seed"]
     windows, shown = (
         lab_runs.drawn_windows(checkpoint, options["data"], options[key], seed, key=key)[0]
         for key in ("windows", "observations")
@@ -156,13 +180,18 @@ def measure_policy(
     generate, generator = chunk_generator(policy, shown.obs, solver), torch_generator("cpu", "bijection chunks", seed)
     noise = torch.randn(shown.action.shape, generator=generator)
     chunks = perturbed_results(
-        lambda noise: policy.action.unnormalize(generate(noise)), noise, WEIGHTS, perturbations, generator
+        lambda noise: policy.action.unnormalize(generate(noise)),
+        noise,
+        WEIGHTS,
+        perturbations,
+        generator,
+        options["form"],
     )
     return {
         "step": checkpoint.step,
         "chunk_displacement": chunks.displacement(),
         **start_noise_figures(policy, windows, solver, seed),
-        "score_change": {start: score_change(checkpoint, solver, start, perturbations, max_steps) for start in starts},
+        "score_change": {start: score_change(checkpoint, solver, start, options) for start in starts},
     }, chunks
 
 
@@ -195,12 +224,14 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
     }
 
 
-def score_change(checkpoint: Checkpoint, solver: Solver, start: int, perturbations: int, max_steps: int) -> list[float]:
+def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Document) -> list[float]:
     """For each weight, the mean absolute difference of the score of perturbed episodes from the unperturbed one's."""
     policy, spec = read_policy(checkpoint)
+    perturbations, max_steps = options["perturbations"], options["max_steps"]
     weights, numbers = zip((0.0, 0), *product(ROLLOUT_WEIGHTS, range(perturbations)), strict=True)
     generators = [torch_generator("cpu", "bijection rollout", start, number) for number in numbers]
-    agent, count = Agent(cast(Policy, PerturbedPolicy(policy, weights, generators)), spec, solver), len(weights)
+    perturbed = PerturbedPolicy(policy, weights, generators, options["form"])
+    agent, count = Agent(cast(Policy, perturbed), spec, solver), len(weights)
     score = lab_runs.rolled_out(checkpoint, agent, [start] * count, batch_size=count, max_steps=max_steps)
     return np.abs(score[1:] - score[0]).reshape(-1, perturbations).mean(axis=1).tolist()
 
@@ -211,12 +242,17 @@ def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(
-        lambda noise: model.sample(noise, solver).images, noise, WEIGHTS, options["perturbations"], generator
+        lambda noise: model.sample(noise, solver).images,
+        noise,
+        WEIGHTS,
+        options["perturbations"],
+        generator,
+        options["form"],
     )
 
 
 def _moved(figures: Document) -> dict[str, list[float]]:
-    """Displacement of every run over that at W = 100 %, mean over seeds."""
+    """Displacement of every run over that of independent noises, mean over seeds."""
     displacements = {run: [seed["chunk_displacement"] for seed in seeds] for run, seeds in figures["policies"].items()}
     displacements |= {run: [outcome["displacement"]] for run, outcome in figures["images"].items()}
     moved = {
@@ -234,9 +270,10 @@ def _changed(figures: Document) -> dict[str, list[float]]:
 def describe(figures: Document) -> str:
     """Displacements of all runs; what the start noise decides, and rollouts, for policies."""
     columns = {"displacement": "{label}"}
-    columns |= {f"W = {weight:.0%}": f"{{values[{i}]:.3f}}" for i, weight in enumerate(WEIGHTS[:-1]) if weight}
+    columns |= {f"W = {weight:.0%}": f"{{values[{i}]:.3f}}" for i, weight in enumerate(WEIGHTS) if weight}
     rows = [{"label": label, "values": values} for label, values in _moved(figures).items()]
-    parts = ["{perturbations} perturbations of each of {observations} start noises.".format(**figures["options"])]
+    intro = "{perturbations} perturbations of each of {observations} start noises, form={form}."
+    parts = [intro.format(**figures["options"])]
     parts.append(table(columns, rows))
     if figures["policies"]:
         keys = ("correlation", "rmse_random", "rmse_assigned", "rmse_mean")
@@ -275,7 +312,7 @@ def draw(figures: Document, chunks: Mapping[str, Perturbed], images: Mapping[str
 def _draw_figures(figure: SubFigure, figures: Document) -> None:
     policies = figures["policies"]
     panels = figure.subplots(1, 3 if policies else 1, squeeze=False)[0]
-    percent = [100 * weight for weight in WEIGHTS[:-1]]
+    percent = [100 * weight for weight in WEIGHTS]
     plain(panels[0], "results move", "W, weight of the perturbation [%]", "displacement / that of independent noise")
     moved = {label: values[:-1] for label, values in _moved(figures).items()}
     panels[0].plot(percent, moved.pop(LINEAR), "--", color=GREY, linewidth=1.2, label=LINEAR)
@@ -299,9 +336,10 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
     panels = figure.subplots(1, len(chunks), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (run, outcome) in zip(panels, chunks.items(), strict=True):
         plain(axes, run)
-        for weight, colour in DRAWN.items():
-            for number, chunk in enumerate(outcome.results[WEIGHTS.index(weight)][:, row]):
-                label = None if number else f"W = {weight:.0%}"
+        results = dict(zip(LABELS, outcome.results, strict=True))
+        for shown, colour in DRAWN.items():
+            for number, chunk in enumerate(results[shown][:, row]):
+                label = None if number else shown
                 axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=label)
         x, y = outcome.reference[row, :, :2].T
         axes.plot(x, y, color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0")
@@ -317,9 +355,9 @@ def _draw_images(figure: SubFigure, images: Mapping[str, Perturbed]) -> None:
         shown = outcome.results[:, :3, :STRIPS]  # (M, P, STRIPS, 3, S, S), P at most 3
         columns, side = shown.shape[1], shown.shape[-1] + 1
         order = shown.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)  # a row per start, the perturbations of each weight
-        axes.imshow(tile(to_bytes(order), columns * len(WEIGHTS)), interpolation="nearest")
-        middles = [columns * side * (number + 0.5) for number in range(len(WEIGHTS))]
-        axes.set_xticks(middles, [f"W = {weight:.0%}" for weight in WEIGHTS])
+        axes.imshow(tile(to_bytes(order), columns * len(LABELS)), interpolation="nearest")
+        middles = [columns * side * (number + 0.5) for number in range(len(LABELS))]
+        axes.set_xticks(middles, LABELS)
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.set_ylabel(run, fontsize=10)
@@ -329,6 +367,7 @@ OPTIONS = {
     "runs": lab_runs.RUNS,
     "data": DATA,
     "image_runs": lab_runs.IMAGE_RUNS,
+    "form": Option(str, "published", "published, noise + W eta; or normalised, of unit variance"),
     "perturbations": Option(COUNT, 10, "perturbations of each start noise and weight"),
     "observations": Option(COUNT, 32, "observations (or images) whose start noise is perturbed"),
     "windows": Option(COUNT, 1024, "windows on which action and start noise are correlated"),

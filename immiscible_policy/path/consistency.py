@@ -7,8 +7,12 @@ makes f agree on two neighbouring noise levels of the same sample and the same n
                              |          |
                    the target, fixed    what learns
 
-The recipe is improved consistency training (iCT; Song & Dhariwal, 2023): a pseudo-Huber metric, no averaged teacher,
-levels that double from 10 to 1,280 and are drawn from a lognormal law.
+Two recipes say which levels there are, and which weights make the target:
+
+    ct    consistency training (Song et al., 2023): levels grow from 2 to 151, all alike likely; the target is that of
+          an averaged teacher, whose decay follows them from 0.9; metrics are not weighted; LPIPS
+    ict   its improved form (Song & Dhariwal, 2023): levels double from 11 to 1,281, drawn from a lognormal law; the
+          target is that of the weights themselves; weights 1 / (s_{i+1} - s_i); a pseudo-Huber metric
 
 Points are held as the network sees them, at unit variance. With the data's standard deviation d, the network F, and
 r^2 = s^2 - s_min^2 (the data counts as noised to s_min: Song et al., 2023, algorithm 1):
@@ -42,8 +46,11 @@ from immiscible_policy.path.base import (
 )
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
-FIRST, LAST = 10, 1280
-"""s_0 and s_1: intervals between noise levels at the beginning and at the end of training."""
+RECIPES = ("ct", "ict")
+FIRST, LAST = {"ct": 2, "ict": 10}, {"ct": 150, "ict": 1280}
+"""s_0 and s_1 of each recipe, from which the number of noise levels at the beginning and at the end follows."""
+MU = 0.9
+"""mu_0: decay of the averaged teacher at the beginning (Song et al., 2023, table 3)."""
 P_MEAN, P_STD = -1.1, 2.0
 """Mean and standard deviation of the logarithm of the noise levels that training draws."""
 MOST_STEPS = 40
@@ -61,12 +68,15 @@ class Consistency(ProbabilityPath):
     Args:
         training_steps: Length of the training, on which the number of noise levels depends.
         sigma_data: Standard deviation d of the clean samples.
+        recipe: `ct` or `ict`.
+        teacher: The network with averaged weights, which makes the targets of `ct`; None for a path that is only
+            sampled from.
         metric: Compares clean samples; None for a path that is only sampled from.
         repeat: Inside it the network drops the same units as in the call before: target and learner share their
             dropout.
 
     Raises:
-        ValueError: If training_steps is below 1.
+        ValueError: If training_steps is below 1, or the recipe is unknown.
     """
 
     solvers: tuple[str, ...] = ("renoise",)
@@ -78,17 +88,22 @@ class Consistency(ProbabilityPath):
         *,
         sigma_data: float,
         metric: Metric | None,
+        recipe: str = "ict",
+        teacher: Network | None = None,
         repeat: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if training_steps < 1:
             raise ValueError(f"training_steps={training_steps}: needs 1 or more")
-        self.training_steps, self.sigma_data = training_steps, sigma_data
-        self.metric, self.repeat = metric, repeat
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe={recipe}: known are {', '.join(RECIPES)}")
+        self.training_steps, self.sigma_data, self.recipe = training_steps, sigma_data, recipe
+        self.metric, self.teacher, self.repeat = metric, teacher, repeat
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
-        """Pairs of neighbouring levels (count, 2), lognormal, from as many as the training step has."""
-        sigmas = noise_levels(intervals(step, self.training_steps) + 1)
-        upper_ends = level_law(sigmas).cumsum(0).float().to(generator.device)
+        """Pairs of neighbouring levels (count, 2), by the recipe's law, from as many as the training step has."""
+        sigmas = noise_levels(intervals(step, self.training_steps, self.recipe) + 1)
+        law = level_law(sigmas) if self.recipe == "ict" else torch.full((len(sigmas) - 1,), 1 / (len(sigmas) - 1))
+        upper_ends = law.cumsum(0).float().to(generator.device)
         drawn = torch.rand(count, generator=generator, device=generator.device)
         i = torch.searchsorted(upper_ends[:-1], drawn, right=True)
         levels = sigmas.float().to(generator.device)
@@ -112,20 +127,26 @@ class Consistency(ProbabilityPath):
         return self.split(self.evaluate(network, noisy, t), noisy, alpha, sigma).clean
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:
-        """Mean of metric(f(upper point), f(lower point)) / (s_{i+1} - s_i), a scalar.
+        """Mean of metric(f(upper point), f(lower point)), a scalar; `ict` divides by s_{i+1} - s_i.
 
-        The second is the target: the same weights and the same dropout, without gradient.
+        The second is the target, without gradient: the teacher's, or that of the same weights and the same dropout.
 
         Raises:
-            ValueError: If there is no metric.
+            ValueError: If there is no metric, or no teacher where the recipe needs one.
         """
-        if self.metric is None:
+        if self.metric is None or (self.recipe == "ct" and self.teacher is None):
             raise ValueError("this model was built without its metric and only samples; build it with the metric")
         upper, lower = sample.t.unbind(1)
         learned = self.clean(network, sample.noisy, upper)
         with torch.no_grad(), self.repeat():
-            target = self.clean(network, sample.target, lower)
-        return (self.metric(learned, target) / (upper - lower)).mean()
+            target = self.clean(self.teacher or network, sample.target, lower)
+        distance = self.metric(learned, target)
+        return (distance / (upper - lower) if self.recipe == "ict" else distance).mean()
+
+    def keep(self, step: int) -> float:
+        """Decay of the averaged teacher, mu(k) = exp(s_0 log mu_0 / N(k)), N(k) levels at step k from 0 on."""
+        levels = intervals(step, self.training_steps, "ct") + 1
+        return math.exp(FIRST["ct"] * math.log(MU) / levels)
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """The clean sample is f; the noise is what remains."""
@@ -164,14 +185,19 @@ def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
     return (squared.sum(dim=1) + c * c).sqrt() - c
 
 
-def intervals(step: int | None, training_steps: int) -> int:
-    """Intervals between noise levels, N(k) - 1: 10, doubled in equal parts of the training up to 1,280.
+def intervals(step: int | None, training_steps: int, recipe: str = "ict") -> int:
+    """Intervals between noise levels, N(k) - 1; the step k counts from 0, None is the end of training.
 
-    The step k counts from 0; None is the end of training.
+    `ict`: 10, doubled in equal parts of the training up to 1,280. `ct`: the square of their number grows steadily,
+    ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) (Song et al., 2023, appendix C).
     """
-    parts = int(math.log2(LAST // FIRST)) + 1
+    first, last = FIRST[recipe], LAST[recipe]
+    if recipe == "ct":
+        passed = 1.0 if step is None else min(step / training_steps, 1.0)
+        return math.ceil(math.sqrt(passed * ((last + 1) ** 2 - first**2) + first**2) - 1)
+    parts = int(math.log2(last // first)) + 1
     part = parts if step is None else step // max(training_steps // parts, 1)
-    return min(FIRST * 2 ** min(part, parts), LAST)
+    return min(first * 2 ** min(part, parts), last)
 
 
 def noise_levels(count: int) -> Tensor:

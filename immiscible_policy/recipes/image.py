@@ -24,7 +24,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.noise import NoiseOptions, noise_audit, noise_options
 from immiscible_policy.recipes.options import options_of
-from immiscible_policy.solver import Solver
+from immiscible_policy.solver import Pndm, Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import ShuffledOrder, cut, size
 from immiscible_policy.training.duration import Rehearsal, blank
@@ -248,7 +248,7 @@ def image_spec(config: ImageConfig) -> Spec:
     return pinned(StableDiffusionSpec(**options_of(config, StableDiffusionSpec)))
 
 
-def solver(config: ImageConfig, model: ImageModel) -> Solver | None:
+def solver(config: ImageConfig, model: ImageModel) -> Solver | Pndm | None:
     """How samples are drawn; ValueError if the model has no such solver."""
     return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
 

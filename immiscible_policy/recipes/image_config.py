@@ -8,11 +8,12 @@ from typing import Any
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
-from immiscible_policy.training.options import Schema, number
+from immiscible_policy.training.options import Schema, choice, number
 
 OF_MODEL = {
     "diffusion_steps": ("ddim",),
     "prediction": ("ddim",),
+    "recipe": ("consistency",),
     "metric": ("consistency",),
     **dict.fromkeys(("channels", "layers", "attention", "groups", "head_channels", "dropout", "layout"),
                     ("ddim", "flow", "consistency")),
@@ -39,6 +40,7 @@ class ImageConfig(DiffusionConfig):
     dropout: float = number("[0, 1)")
     layout: str
     diffusion_steps: int = number("[1, 1e5]")
+    recipe: str | None = choice("ct", "ict")
     metric: str
     pretrained: str | None
     init: str
@@ -88,6 +90,6 @@ SCHEMA = Schema(
     title=("model", "dataset", "noise"),
     fill=fill,
     check=check,
-    presets={"model_scale": ("model", "scale")},
+    presets={"model_scale": ("model", "scale"), "recipe_scale": ("recipe", "scale")},
     synonyms=SYNONYMS,
 )

@@ -14,7 +14,6 @@ from torch import Tensor
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit import audit
-from immiscible_policy.training.batches import ShuffledOrder
 
 WORTH_FITTING = 256_000
 """Samples paired over a training from which on fitting potentials takes less time than it saves."""
@@ -105,7 +104,7 @@ def noise_audit(objective: Any, step: int, batches: int) -> dict[str, float | No
         return torch.zeros_like(x)
 
     own, watched = objective.order, copy(objective)
-    watched.select, watched.order = watch, ShuffledOrder(own.size, own.batch_size, own.seed, own.device)
+    watched.select, watched.order = watch, copy(own)
     for later in range(batches):
         watched.batches(step + later)
     x = torch.cat([clean for clean, _, _ in seen])

@@ -19,7 +19,7 @@ class DiffusionConfig(RunConfig):
     noise: dict[str, Any]
     data_scale: float = number("[1e-6, 1e6]")
     prediction: str | None = choice("epsilon", "sample", "v_prediction", "velocity")
-    solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct")
+    solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct", "pndm")
     spacing: str = choice("trailing", "leading")
     eta: float = number("[0, 1]")
 

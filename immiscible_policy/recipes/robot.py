@@ -295,6 +295,7 @@ class RobotRecipe:
             levels=self.levels,
             crop=config.crop,
             expected=expected,
+            mirrored=config.mirror_batches,
         )
 
         selects = not isinstance(policy.path, Regression)

@@ -31,6 +31,7 @@ class RobotConfig(DiffusionConfig):
     residual_mean: str = choice(*CONDITIONAL_MEANS)
     select_at: str
     mirror: bool
+    mirror_batches: bool
     validation: float | None = number("[0, 1)")
     train_episodes: int | None = number("[1, 1e9]")
     horizon: int = number("[1, 4096]")
@@ -74,6 +75,8 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     task = find_task(**config.task)
     if not task.has_environment:
         check_held_out(config, given)
+    if config.mirror_batches and not (config.mirror and config.batch_size % 2 == 0):
+        raise CommandError("mirror_batches=true: needs mirror=true and an even batch_size=")
     blind = config.obs != "image" and config.obs in task.observations
     for key in ("images", "crop", "encoder_width", "shared_encoder"):
         if key in given and blind:

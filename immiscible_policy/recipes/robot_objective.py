@@ -32,6 +32,7 @@ class RobotObjective:
             open, or for the whole actions with None.
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
+        mirrored: The second half of the windows are the mirror images of the first, and so in every batch.
     """
 
     policy: Policy
@@ -45,9 +46,11 @@ class RobotObjective:
     levels: range | None = None
     expected: Tensor | None = None
     crop: int | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
-        self.order = ShuffledOrder(len(self.windows), self.batch_size, self.seed, self.windows.action.device)
+        device = self.windows.action.device
+        self.order = ShuffledOrder(len(self.windows), self.batch_size, self.seed, device, halves=self.mirrored)
 
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""

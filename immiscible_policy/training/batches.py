@@ -44,26 +44,30 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
 class ShuffledOrder:
     """Epoch after epoch through shuffled rows, as a function of the step; batches may span two epochs.
 
-    A whole epoch is moved to the device at once.
+    A whole epoch is moved to the device at once. With `halves` a batch is drawn from the first half of the rows and
+    followed by their partners in the second half; sizes are even then.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
+    def __init__(
+        self, size: int, batch_size: int, seed: int, device: torch.device | str = "cpu", *, halves: bool = False
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.device, self.halves = size, batch_size, seed, device, halves
         self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
         """Row numbers (batch_size,) of a step, int64."""
-        first = step * self.batch_size
-        last = first + self.batch_size
+        size, batch = (number // (1 + self.halves) for number in (self.size, self.batch_size))
+        first = step * batch
+        last = first + batch
         parts = []
-        for epoch in range(first // self.size, (last - 1) // self.size + 1):
-            start = epoch * self.size
-            parts.append(self._epoch(epoch)[max(first - start, 0) : min(last - start, self.size)])
-        return torch.cat(parts)
+        for epoch in range(first // size, (last - 1) // size + 1):
+            start = epoch * size
+            parts.append(self._epoch(epoch, size)[max(first - start, 0) : min(last - start, size)])
+        return torch.cat([*parts, *(part + size for part in parts if self.halves)])
 
-    def _epoch(self, epoch: int) -> Tensor:
+    def _epoch(self, epoch: int, size: int) -> Tensor:
         shuffled = self._shuffled  # read and replaced whole: batches are prepared in several threads
         if shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            self._shuffled = shuffled = (epoch, torch.randperm(self.size, generator=generator).to(self.device))
+            self._shuffled = shuffled = (epoch, torch.randperm(size, generator=generator).to(self.device))
         return shuffled[1]

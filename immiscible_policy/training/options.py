@@ -87,6 +87,7 @@ class RunConfig:
     warmup_steps: int = number("[0, 1e9]")
     weight_decay: float = number("[0, 1e3]")
     clip_grad_norm: float | None = number("(0, 1e9]")
+    optimizer: str = choice("adamw", "radam")
     betas: list[float] = number("[0, 1)")
     ema_power: float = number("(0, 100]")
     ema_max: float = number("(0, 1)")
@@ -309,8 +310,9 @@ class Schema(Generic[Config]):
     def _composed(self, given: Mapping[str, str]) -> Config:
         base = read_file(COMMON) | read_file(self.base)
         device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
-        experiment = read_file(f"{self.groups.get('experiment')}/{given.get('experiment')}")
-        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | experiment | dict(given)
+        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
+        for word, directory in self.groups.items():
+            chosen = chosen | read_file(f"{directory}/{chosen[word]}") | dict(given)
         files = {directory: chosen[word] for word, directory in self.groups.items() if chosen[word]}
         for word, directory in self.groups.items():
             if chosen[word] and chosen[word] not in group_choices(directory):
@@ -443,7 +445,12 @@ def in_name(key: str, value: Any) -> str:
 def _not_of(of: Field[Any]) -> str:
     """What is wrong with a value that has not the type of its field."""
     lists = {"list[int]": "64,128,256", "list[float]": "0.95,0.999", "list[bool]": "false,true"}
-    kinds = {"int": "not a whole number", "Steps": "not a whole number", "float": "not a number", "bool": "use true or false"}
+    kinds = {
+        "int": "not a whole number",
+        "Steps": "not a whole number",
+        "float": "not a number",
+        "bool": "use true or false",
+    }
     kinds |= {kind: f"not a list such as [{example}]" for kind, example in lists.items()}
     return kinds.get(of.type.removesuffix(" | None"), f"not {of.type}")
 

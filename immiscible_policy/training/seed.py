@@ -133,6 +133,17 @@ def weights_of(seed: int) -> Iterator[None]:
 
 def initial_state(config: RunConfig, model: torch.nn.Module, seed: int) -> TrainState:
     """The training state of a model at step 0."""
-    keys = ("lr", "weight_decay", "warmup_steps", "steps", "ema_power", "ema_max", "lr_schedule", "clip_grad_norm")
+    keys = (
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "warmup_steps",
+        "steps",
+        "ema_power",
+        "ema_max",
+        "lr_schedule",
+        "clip_grad_norm",
+    )
     betas = (config.betas[0], config.betas[1])
-    return TrainState(model, seed=seed, betas=betas, **{key: getattr(config, key) for key in keys})
+    settings = {key: getattr(config, key) for key in keys}
+    return TrainState(model, seed=seed, betas=betas, teacher=getattr(model, "teacher", None), **settings)

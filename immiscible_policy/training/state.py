@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,34 @@ ALIGNMENT = 64
 TensorsByName = dict[str, Tensor]
 
 
+class Teacher(NamedTuple):
+    """A second average of the weights, which the loss itself looks at, and which is saved with the model.
+
+    Attributes:
+        module: A copy of what is trained, none of whose parameters trains.
+        keep: Step -> the share that it keeps of itself in that step's update.
+    """
+
+    module: nn.Module
+    keep: Callable[[int], float]
+
+
 class TrainState:
     """Model, optimizer, learning-rate schedule, EMA and step.
 
     Args:
         model: What is trained, on its device for good; its buffers are saved with its weights.
+        optimizer: `adamw` or `radam`.
         lr: Peak learning rate.
-        betas: Betas of AdamW.
-        weight_decay: Weight decay of AdamW.
+        betas: Betas of the optimizer.
+        weight_decay: Decoupled weight decay.
         warmup_steps: Linear warm-up, then ...
         lr_schedule: ... `cosine` to zero at `steps`, or `constant`.
         ema_power: The EMA's decay in the update after n others is 1 - (1 + n) ** -ema_power ...
         ema_max: ... and at most this.
         clip_grad_norm: Gradients are scaled down to this norm where theirs is larger; None leaves them.
         seed: Makes dropout a function of seed and step; None leaves it to the device's stream.
+        teacher: Follows the weights as well, where a loss needs one.
     """
 
     def __init__(
@@ -52,22 +66,26 @@ class TrainState:
         lr_schedule: str = "cosine",
         clip_grad_norm: float | None = None,
         seed: int | None = None,
+        optimizer: str = "adamw",
+        teacher: Teacher | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.teacher = model, teacher
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
         self._clip_grad_norm, self._seed = clip_grad_norm, seed
         self._drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        self._flat = self.parameters[0].new_zeros(sum(_places(p) for p in self.parameters))
-        with torch.no_grad():
-            for parameter, view in zip(self.parameters, _views(self._flat, self.parameters), strict=True):
-                parameter.data = view.copy_(parameter)
+        self._flat = _flattened(self.parameters)
+        self._taught = self._flat.new_zeros(0) if teacher is None else _flattened(list(teacher.module.parameters()))
         self._ema = self._flat.clone()
         self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
-        self._lr, self._ema_share = self._flat.new_zeros(()), self._flat.new_zeros(())
+        self._lr, self._ema_share, self._taught_share = self._flat.new_zeros(3).unbind()
         settings: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay, "capturable": self._flat.is_cuda}
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self._lr, fused=True, **settings)
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(self.parameters, lr=self._lr, fused=True, **settings)
+            if optimizer == "adamw"
+            else torch.optim.RAdam(self.parameters, lr=self._lr, decoupled_weight_decay=True, **settings)
+        )
         self._warmup_steps = warmup_steps
         self._decay_steps = steps - warmup_steps if lr_schedule == "cosine" else None
 
@@ -88,6 +106,8 @@ class TrainState:
         """Put the coming step's learning rate and EMA share where `update` reads them: on the device."""
         self._lr.fill_(self.lr)
         self._ema_share.fill_(1.0 - min(1.0 - (1.0 + self.step) ** -self._ema_power, self._ema_max))
+        if self.teacher is not None:
+            self._taught_share.fill_(1.0 - self.teacher.keep(self.step))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -97,6 +117,8 @@ class TrainState:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._ema.lerp_(self._flat, self._ema_share)
+        if self.teacher is not None:
+            self._taught.lerp_(self._flat, self._taught_share)
 
     @property
     def lr(self) -> float:
@@ -123,11 +145,12 @@ class TrainState:
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Whatever updates happen inside are undone in place: weights, EMA, optimizer."""
-        flat, ema = self._flat.clone(), self._ema.clone()
+        flat, ema, taught = self._flat.clone(), self._ema.clone(), self._taught.clone()
         known = {name: tensor.clone() for name, tensor in self.optimizer_state().items()}
         yield
         self._flat.copy_(flat)
         self._ema.copy_(ema)
+        self._taught.copy_(taught)
         for name, tensor in self.optimizer_state().items():
             tensor.copy_(known[name]) if name in known else tensor.zero_()  # an optimizer's state begins with zeros
 
@@ -165,6 +188,15 @@ class TrainState:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.optimizer.param_groups[0]["lr"] = self._lr  # loading puts a copy there
         self.step = step
+
+
+@torch.no_grad()
+def _flattened(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A buffer (N,) that holds parameters, which become views into it."""
+    flat = parameters[0].new_zeros(sum(_places(p) for p in parameters))
+    for parameter, view in zip(parameters, _views(flat, parameters), strict=True):
+        parameter.data = view.copy_(parameter)
+    return flat
 
 
 def _views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

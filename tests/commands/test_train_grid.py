@@ -56,6 +56,18 @@ def test_the_published_table_is_sampled_as_published():
     assert sampling == {("ddpm", 100, "leading")}
 
 
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_the_modality_protocol_is_the_published_one(scale):
+    """5,000 epochs, assignment from epoch 50 on, DDPM with 100 steps, mirror images in every batch, 10 seeds."""
+    arms = read_grid(["experiment=modality_paper", f"scale={scale}", "device=cpu"]).arms
+    for config in arms.values():
+        assert (config.epochs, config.solver, config.sampling_steps) == (5_000, "ddpm", 100)
+        assert config.mirror and config.mirror_batches and config.seed == "0..9"
+    sized, per_epoch = arms["idp26"].sized(256 * 42), 42
+    options = noise_options(sized.noise, steps=sized.steps, batch_size=256, steps_per_epoch=per_epoch)
+    assert (sized.steps, options.select.schedule.start) == (5_000 * per_epoch, 50 * per_epoch)
+
+
 def test_published_figures_stand_beside_the_published_protocol_alone():
     """Data, split, length and sampler: each difference is named."""
     grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
@@ -123,7 +135,7 @@ def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
 
 def test_only_experiments_with_arms_are_grids():
     names = {name for name, content in experiments().items() if "arms" in content}
-    assert names == {"table2", "ksweep", "when", "race", "dial", "metaworld10"}
+    assert names == {"table2", "ksweep", "when", "race", "dial", "metaworld10", "modality_paper"}
     for name in set(experiments()) - names:
         assert read_grid([f"experiment={name}"]) is None
     assert read_grid(["noise=knn", "k=2"]) is None

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
-from immiscible_policy.recipes.image import ImageObjective, ImageRecipe, first_share, image_spec
+from immiscible_policy.recipes.image import ImageObjective, ImageRecipe, first_share, image_spec, solver
 from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
@@ -146,6 +146,8 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
         (["model=flow", "noise=knn", "k=0"], "k=0"),
         (["model=flow", "dataset=celeba", "size=64"], "CelebA"),
         (["model=consistency", "metric=ssim"], "metric=ssim"),
+        (["model=ddim", "recipe=ct"], "recipe=ct: model=ddim has no recipe"),
+        (["model=ddim", "solver=pndm"], "solver=pndm: bounds no pixels, so that model=sd alone has it"),
         (["model=flow", "clip_grad_norm=-1"], "clip_grad_norm=-1"),
         (["model=flow", "data=/nowhere"], "/nowhere"),
     ],
@@ -208,6 +210,28 @@ def test_a_run_of_another_setting_is_not_resumed(finished, images):
     done = here("train_image.py", *words)
     assert done.returncode == 0 and "finished already" in done.stdout
     assert tree(finished) == before
+
+
+@pytest.mark.parametrize(("words", "published"), [
+    (["model=consistency", "recipe=ct"], {"optimizer": "radam", "lr": 4e-4, "batch_size": 512, "steps": 800_000,
+                                          "metric": "lpips", "dropout": 0, "ema_max": 0.9999}),
+    (["model=consistency"], {"recipe": "ict", "optimizer": "radam", "lr": 1e-4, "batch_size": 1_024, "steps": 400_000,
+                             "metric": "huber", "dropout": 0.3, "ema_max": 0.99993}),
+    (["model=ddim"], {"spacing": "leading", "optimizer": "adamw"}),
+    (["model=sd", "pretrained=x"], {"weight_decay": 1e-2, "solver": "pndm", "sampling_steps": 20}),
+])  # fmt: skip
+def test_paper_scale_has_the_published_settings(words, published):
+    config = SCHEMA.compose([*words, "scale=paper", "data=x"])
+    assert {key: getattr(config, key) for key in published} == published
+
+
+def test_ddim_visits_its_own_linear_grid_at_paper_scale():
+    """0, 20, ..., 980, the noisiest first."""
+    config = SCHEMA.compose(["model=ddim", "scale=paper", "data=x"])
+    with torch.device("meta"):
+        model = build_image_model(image_spec(config))
+    plan = solver(config, model).plan(model.path)
+    assert [step.t for step in plan] == list(range(980, -1, -20))
 
 
 @pytest.mark.parametrize("model", ["ddim", "flow", "consistency", "sd"])

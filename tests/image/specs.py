@@ -26,6 +26,7 @@ def tiny_spec(model: str = "ddim", **changes) -> ImageSpec:
         "data_scale": 1.0,
         "diffusion_steps": 1000,
         "prediction": "epsilon",
+        "recipe": "ict" if model == "consistency" else None,
         "metric": "huber",
         "training_steps": 800 if model == "consistency" else None,
     }

@@ -304,6 +304,27 @@ def test_ddim_by_hand_with_one_training_latent(model, prediction):
     assert result.images.abs().max() <= 1
 
 
+@PREDICTIONS
+def test_pndm_is_diffusers_own_with_20_steps(model, prediction):
+    """The grid of v1's scheduler, whose second time is visited twice; 3 % of the noise is left at its end, t = 0."""
+    latent = torch.randn(4, 8, 8, generator=generator(3))
+    sampled = model(OnePoint(latent, prediction), prediction)
+    times, network = [], sampled.denoiser.forward
+
+    def watched(x, t, encoder_hidden_states):
+        times.append(int(t[0]))
+        return network(x, t, encoder_hidden_states)
+
+    sampled.denoiser.forward = watched
+    solver = sampled.choose("pndm")
+    noise = torch.randn(2, 4, 8, 8, generator=generator(1))
+    end = sampled.sample(noise, solver).predicted[-1]
+    assert solver.steps == 20 and times == [951, 901, 901, *range(851, 0, -50)]
+    torch.testing.assert_close(end, latent.expand(2, -1, -1, -1), rtol=0, atol=0.15)
+    with pytest.raises(ValueError, match="eta=0.5: solver=pndm has no eta"):
+        sampled.choose("pndm", eta=0.5)
+
+
 def test_guidance_by_hand(model):
     """A single step predicts x = (x_t - s eps) / a with eps = empty + w (prompted - empty)."""
     model, start = model(Linear(), guidance=3.0), torch.randn(2, 4, 8, 8, generator=generator())

@@ -49,21 +49,29 @@ class FollowsNoise(torch.nn.Module):
 # --- perturbations ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.1, 0.3, 0.5, 1.0])
-def test_perturbed_noise_is_standard_normal_and_correlated_as_stated(weight):
+def test_noise_is_perturbed_as_published():
+    """Equation 1 of arXiv 2505.18521: N_orig + W N_pert; 0.958 is its correlation with the original at W = 0.3."""
     noise, eta = torch.randn(2, 200_000, generator=generator())
-    mixed = perturb(noise, eta, weight)
+    mixed = perturb(noise, eta, 0.3)
+    assert torch.equal(mixed, noise + 0.3 * eta)
+    assert float(torch.corrcoef(torch.stack([mixed, noise]))[0, 1]) == pytest.approx(0.958, abs=0.001)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_normalised_perturbed_noise_is_standard_normal_and_correlated_as_stated(weight):
+    noise, eta = torch.randn(2, 200_000, generator=generator())
+    mixed = perturb(noise, eta, weight, "normalised")
     assert float(mixed.var()) == pytest.approx(1, abs=0.02)
     rho = (1 - weight) / math.hypot(1 - weight, weight)
     assert float((mixed * noise).mean()) == pytest.approx(rho, abs=0.01)
-    assert linear_displacement(weight) == pytest.approx(math.sqrt(1 - rho))
+    assert linear_displacement(weight, "normalised") == pytest.approx(math.sqrt(1 - rho))
 
 
-def test_no_weight_changes_nothing_and_full_weight_leaves_nothing():
+@pytest.mark.parametrize("form", bijection.FORMS)
+def test_no_weight_changes_nothing(form):
     noise, eta = torch.randn(2, 10, generator=generator())
-    assert torch.equal(perturb(noise, eta, 0.0), noise)
-    assert torch.equal(perturb(noise, eta, 1.0), eta)
-    assert linear_displacement(0.0) == 0 and linear_displacement(1.0) == 1
+    assert torch.equal(perturb(noise, eta, 0.0, form), noise)
+    assert linear_displacement(0.0, form) == 0
 
 
 def test_weights_broadcast_over_rows():
@@ -73,18 +81,19 @@ def test_weights_broadcast_over_rows():
         assert torch.allclose(rows[row], perturb(noise[row], eta[row], weight))
 
 
-def test_a_linear_model_moves_as_the_law_says():
-    weights, noise = (0.0, 0.1, 0.3, 0.5, 1.0), torch.randn(200, 50, generator=generator())
-    moved = perturbed_results(lambda eps: 3 * eps + 7, noise, weights, 4, generator(1)).displacement()
+@pytest.mark.parametrize("form", bijection.FORMS)
+def test_a_linear_model_moves_as_the_law_says(form):
+    weights, noise = (0.0, 0.1, 0.3, 0.5), torch.randn(200, 50, generator=generator())
+    moved = perturbed_results(lambda eps: 3 * eps + 7, noise, weights, 4, generator(1), form).displacement()
     assert moved[0] == 0
     assert moved[-1] == pytest.approx(3 * math.sqrt(2), rel=0.02)
-    for weight, distance in zip(weights, moved, strict=True):
-        assert distance / moved[-1] == pytest.approx(linear_displacement(weight), abs=0.01)
+    for weight, distance in zip(weights, moved[:-1], strict=True):
+        assert distance / moved[-1] == pytest.approx(linear_displacement(weight, form), abs=0.01)
 
 
 def test_a_model_that_ignores_its_noise_never_moves():
     noise = torch.randn(5, 3, generator=generator())
-    result = perturbed_results(lambda eps: torch.ones_like(eps), noise, (0.2, 1.0), 3, generator())
+    result = perturbed_results(lambda eps: torch.ones_like(eps), noise, (0.2,), 3, generator())
     assert result.results.shape == (2, 3, 5, 3) and result.displacement() == [0, 0]
 
 
@@ -137,7 +146,7 @@ def test_episodes_of_a_policy_that_ignores_its_noise_score_the_same(policy, run,
     policy.network = AlwaysThere(policy, place=0.2)
     monkeypatch.setattr(bijection, "read_policy", lambda checkpoint: (policy, SPEC))
     checkpoint = RunDirectory(run).seed(0).newest()
-    change = bijection.score_change(checkpoint, Solver("ddim", 2), 100_000, 2, max_steps=9)
+    change = bijection.score_change(checkpoint, Solver("ddim", 2), 100_000, OPTIONS)
     assert change == pytest.approx([0, 0])
 
 
@@ -173,6 +182,7 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
         ({"runs": {"absent": RunDirectory("absent")}}, "absent"),
         ({"runs": {"x": RunDirectory("x")}, "perturbations": 0}, "perturbations=0"),
         ({"runs": {"x": RunDirectory("x")}, "sampling_steps": 0}, "sampling_steps=0"),
+        ({"runs": {"x": RunDirectory("x")}, "form": "other"}, "unknown form 'other'"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(change, message):

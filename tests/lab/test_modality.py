@@ -15,7 +15,7 @@ from immiscible_policy.commands.eval_modality import figures, main, markdown, sh
 from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
-from immiscible_policy.lab.modality.arms import Arm, Rollout, difference, estimate, find_gaps, roll_out
+from immiscible_policy.lab.modality.arms import Arm, Rollout, difference, estimate, find_gaps, followed, roll_out
 from immiscible_policy.lab.modality.plots import evolution_figure, mode_colour, paths_figure
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.recipes.robot_config import compose_config
@@ -127,6 +127,14 @@ def test_measures_by_hand():
     # E max(X, n - X) of fair coins: 11/4 for n = 4, 3/2 for n = 2; seed 0 decides 4 and 4, seed 1 decides 4 and 2
     four, two = 11 / 4, 3 / 2
     assert arm.floor("majority") == pytest.approx([(four / 4 + (four + two) / 6) / 2] * 2)
+
+
+def test_the_published_share_is_that_of_the_mode_which_dominates_for_the_first_run():
+    """Seed 0: vanilla goes left from both starts, the other run once in four; seed 1: 3 of 4 and nothing."""
+    first = [[[9, 1, 0], [6, 2, 2]], [[1, 9, 0], [1, 9, 0]]]
+    other = [[[1, 1, 8], [0, 2, 8]], [[1, 3, 6], [0, 0, 10]]]
+    assert followed(other, first).tolist() == [0.25, 0.75]
+    assert followed(first, first).tolist() == [15 / 18, 0.9]
 
 
 def test_a_seed_without_a_decided_rollout_is_left_out_and_an_arm_of_such_has_no_majority():

@@ -57,6 +57,26 @@ def test_levels_end_at_both_sigmas_and_are_even_in_their_seventh_root():
     torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(10))
 
 
+def test_the_recipe_of_2023_has_its_published_levels_and_teacher():
+    """s_0 = 2, s_1 = 150: 2 to 151 levels in 800,000 steps; mu_0 = 0.9; all intervals alike likely; no weight."""
+    path = consistency(800_000, recipe="ct", teacher=lambda x, t: 0 * x)
+    assert [intervals(step, 800_000, "ct") + 1 for step in (0, 200_000, None)] == [2, 76, 151]
+    assert path.keep(0) == pytest.approx(0.9) and path.keep(799_999) == pytest.approx(0.9 ** (2 / 151))
+    pairs = path.times(40_000, generator(), step=None)
+    place = torch.searchsorted(noise_levels(151).float(), pairs[:, 1].contiguous())
+    counted = torch.bincount(place, minlength=150)
+    assert len(counted) == 150 and 180 < counted.min() and counted.max() < 360  # 267 each, five deviations
+    x = torch.randn(8, 3, 4, 4, generator=generator())
+    sample = path.sample(x, torch.randn(x.shape, generator=generator(1)), path.times(8, generator(2), step=None))
+    upper, lower = sample.t.unbind(1)
+    with_teacher = path.loss(lambda x, t: x, sample)
+    by_hand = pseudo_huber(path.clean(lambda x, t: x, sample.noisy, upper),
+                           path.clean(lambda x, t: 0 * x, sample.target, lower)).mean()  # fmt: skip
+    torch.testing.assert_close(with_teacher, by_hand)
+    with pytest.raises(ValueError, match="only samples"):
+        consistency(9, recipe="ct").loss(lambda x, t: x, sample)
+
+
 def test_intervals_double_in_eighths_of_the_training():
     steps = (0, 999, 1000, 2000, 6999, 7000, 7999)
     assert [intervals(step, 8000) for step in steps] == [10, 10, 20, 40, 640, 1280, 1280]

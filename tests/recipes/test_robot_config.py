@@ -56,10 +56,10 @@ def test_a_word_decides_how_long_a_training_is_and_an_experiment_goes_before_the
     assert compose_config(["scale=cpu", "epochs=2"]).sized(1_000).steps == 8
     demo = compose_config(["scale=paper", "experiment=demo"])
     assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (8_000, None, "euler", 10)
-    for words, message in ((["epochs=2", "steps=3"], "epochs=2: steps=3 is given"), (["steps=null"], "steps=null: give"),
-                           (["steps=0"], "steps=0: needs")):  # fmt: skip
+    refused = {"epochs=2 steps=3": "epochs=2: steps=3 is given", "steps=null": "give a number", "steps=0": "needs"}
+    for words, message in refused.items():
         with pytest.raises(CommandError, match=message):
-            compose_config(words)
+            compose_config(words.split())
 
 
 def test_paper_scale_of_images_is_the_published_network():
@@ -85,6 +85,7 @@ def test_every_configuration_file_is_covered():
     choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
     together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("robot_scale")}
     together |= {"method_scale/diffusion_paper.yaml"}
+    together |= {f"recipe_scale/{name}.yaml" for name in ("ct_cpu", "ct_paper", "ict_paper")}
     together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
                  for scale in group_choices("image_scale")}  # fmt: skip
     shared = {"network/small.yaml", "network/image_cpu.yaml", "network/image_paper.yaml"}

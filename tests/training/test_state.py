@@ -6,7 +6,7 @@ import torch
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.loop import Cadence, TrainingDiverged, train
-from immiscible_policy.training.state import TrainState
+from immiscible_policy.training.state import Teacher, TrainState
 
 
 class Regression:
@@ -54,6 +54,24 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates == pytest.approx(rates[:4] + [0.5 * (1 + torch.cos(torch.tensor(i / 8 * torch.pi)).item())
                                                for i in range(8)], abs=1e-6)  # fmt: skip
     assert state.lr == pytest.approx(0, abs=1e-12)
+
+
+def test_a_teacher_follows_its_own_law_and_is_saved_with_the_model():
+    """After each update: keep * teacher + (1 - keep) * weights."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"own": torch.nn.Linear(3, 1), "averaged": torch.nn.Linear(3, 1).requires_grad_(False)})
+    state = TrainState(
+        model, lr=1e-2, betas=(0.9, 0.999), weight_decay=0, warmup_steps=0, steps=9, ema_power=0.75, ema_max=0.99,
+        optimizer="radam", teacher=Teacher(model["averaged"], lambda step: 0.5 + step / 10),
+    )  # fmt: skip
+    expected = model["averaged"].weight.clone()
+    for step in range(3):
+        model["own"](torch.ones(2, 3)).square().mean().backward()
+        state.advance()
+        expected = expected.lerp(model["own"].weight.detach(), 0.5 - step / 10)
+        torch.testing.assert_close(model["averaged"].weight, expected)
+    assert torch.equal(state.tensors()["model"]["averaged.weight"], model["averaged"].weight)
+    assert state.names == ["own.weight", "own.bias"] and isinstance(state.optimizer, torch.optim.RAdam)
 
 
 def test_ema_follows_the_published_decay():
@@ -140,6 +158,14 @@ def test_every_epoch_visits_every_row_once_and_is_a_function_of_the_step():
     fresh = ShuffledOrder(size=10, batch_size=4, seed=3)
     assert torch.equal(fresh.rows(2), order.rows(2))
     assert not torch.equal(ShuffledOrder(size=10, batch_size=4, seed=4).rows(0), order.rows(0))
+
+
+def test_a_batch_of_halves_holds_the_partner_of_every_row():
+    """Row i of the first half and row i + 6 of the second, once an epoch each."""
+    order = ShuffledOrder(size=12, batch_size=4, seed=3, halves=True)
+    batches = [order.rows(step) for step in range(3)]
+    assert all(torch.equal(rows[2:], rows[:2] + 6) for rows in batches)
+    assert sorted(torch.cat(batches).tolist()) == list(range(12))
 
 
 def test_a_batch_may_be_larger_than_the_data():

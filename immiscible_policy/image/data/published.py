@@ -9,7 +9,8 @@ CelebA, aligned and cropped by its authors: faces of 178x218 pixels, no prompts.
 before them (Song et al., 2021) cut out 140x140. The crop decides the FID: compare only with
 a reference of the same one.
 
-ImageNet-1k (ILSVRC 2012): folders of photographs by WordNet id; prompts are the classes' English names.
+ImageNet-1k (ILSVRC 2012): folders of photographs by WordNet id; prompts are the classes'
+names, all synonyms of the line: "tench, Tinca tinca".
 
 MS-COCO 2017: photographs, each with about five captions, one of which is its prompt.
 
@@ -118,7 +119,7 @@ CELEBA = Dataset("CelebA", CELEBA_SPLITS, CELEBA_WANTED, list_celeba, size=64, e
 
 
 def list_imagenet(path: Path, split: str) -> Listing:
-    """The images of a split, the classes in turn, with the first of their names; ValueError if either is missing.
+    """The images of a split, the classes in turn, with their names; ValueError if either is missing.
 
     The published `val` is flat and must be sorted into class folders first.
     """
@@ -133,7 +134,7 @@ def list_imagenet(path: Path, split: str) -> Listing:
         missing = (path / within).parent / NAMES[0]
         raise ValueError(f"{missing} is missing, nor is there {' or '.join(NAMES[1:])}; {IMAGENET_WANTED}")
     lines = (line.split(maxsplit=1) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
-    names = {words[0]: words[-1].split(",")[0].strip() for words in lines}  # from `n01440764 tench, Tinca tinca`
+    names = {words[0]: words[-1].strip() for words in lines}  # of `n01440764 tench, Tinca tinca` all but the id
     unnamed = sorted({file.class_name for file in files} - names.keys())
     if unnamed:
         raise ValueError(f"{listed} does not name the class {unnamed[0]}, a folder of {path / within}")

@@ -111,7 +111,7 @@ class Evaluation:
 
     def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
-        drawing = replace(self.protocol.drawing, n=n)
+        drawing = replace(self._drawing(checkpoint), n=n)
         drawn = draw(self._model(checkpoint), drawing, self.conditions(target.source))
         return torch.cat([images.cpu() for images, _ in drawn])
 
@@ -126,7 +126,7 @@ class Evaluation:
                 return row
         conditions, reference = self.conditions(target.source), self.reference(target.source).statistics
         quality = measure(
-            self._model(checkpoint), protocol.drawing, conditions, protocol.extractor, reference, protocol.clip
+            self._model(checkpoint), self._drawing(checkpoint), conditions, protocol.extractor, reference, protocol.clip
         )
         row = replace(blank, distance=quality.distance, clip_score=quality.clip_score)
         self.report(f"{name}: {row.distance:.3f}")
@@ -140,9 +140,14 @@ class Evaluation:
         """A checkpoint's model on its device."""
         return load_image_model(checkpoint, pretrained=self.protocol.pretrained)[0].to(self.protocol.drawing.device)
 
+    def _drawing(self, checkpoint: Checkpoint) -> Drawing:
+        """How a checkpoint draws: as its training did, but for what the protocol says."""
+        own = self.protocol.drawing
+        return replace(own, solver=own.solver.filled(checkpoint.metadata.get("config", {})))
+
     def _blank(self, source: ImageSource, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
-        protocol, drawing, images = self.protocol, self.protocol.drawing, self._images(source)
+        protocol, drawing, images = self.protocol, self._drawing(checkpoint), self._images(source)
         return ImageRow(
             checkpoint=checkpoint.step,
             seed=checkpoint.metadata.get("seed", 0),

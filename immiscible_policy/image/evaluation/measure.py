@@ -5,9 +5,9 @@ Shape legend: B images, S pixels along a side, D features; C, H, W one start noi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,23 +19,33 @@ from immiscible_policy.image.evaluation.features import Extractor, features_of
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.randomness import derive_seed, torch_generator
+from immiscible_policy.solver import Pndm, Solver
 
 SHOWN = 64  # Generated images that are kept to be looked at
 REFERENCE_BATCH = 500
 
 
 class SolverWords(NamedTuple):
-    """What `ImageModel.choose` takes: a solver, the model's own wherever nothing is said."""
+    """What `ImageModel.choose` takes; None is as in training, and where that says nothing the model's own."""
 
     name: str | None = None
     steps: int | None = None
-    spacing: str = "trailing"
-    eta: float = 0.0
+    spacing: str | None = None
+    eta: float | None = None
+
+    def filled(self, config: Mapping[str, Any]) -> SolverWords:
+        """The same, its gaps filled with what a training's options say."""
+        keys = ("solver", "sampling_steps", "spacing", "eta")
+        return SolverWords(*(config.get(key) if own is None else own for own, key in zip(self, keys, strict=True)))
+
+    def choose(self, model: ImageModel) -> Solver | Pndm | None:
+        """The solver that they name; a ValueError if the model has none such."""
+        return model.choose(self.name, self.steps, self.spacing or "trailing", self.eta or 0.0)
 
     @property
     def words(self) -> str:
         """As in `50 leading ddim` sampling steps; `best` for the model's own number."""
-        spacing = "" if self.spacing == "trailing" else self.spacing
+        spacing = "" if self.spacing == "trailing" else self.spacing or ""
         eta = f"eta {self.eta:g}" if self.eta else ""
         return " ".join(filter(None, (str(self.steps or "best"), spacing, self.name, eta)))
 
@@ -88,7 +98,7 @@ def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tu
     Image i takes prompt and original from row i of the conditions, in turn where they are fewer.
     ValueError if the model has no such solver, cannot edit, or draws NaN.
     """
-    solver = model.choose(*drawing.solver)
+    solver = drawing.solver.choose(model)
     for numbers in torch.arange(drawing.n).split(drawing.batch_size):
         rows = numbers % len(conditions)
         prompts = conditions.prompts(rows)

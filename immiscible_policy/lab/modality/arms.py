@@ -8,6 +8,8 @@ Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts,
 * a rollout's mode is the task's classification of it (`Modes.classify`), the last one for an undecided rollout;
 * `majority`, the published "picks one direction", is taken per seed: each start's most frequent mode, over the
   decided rollouts, all starts together. A seed in which nothing is decided has none, and is left out;
+* `followed` is the published share: that of the decided rollouts that took the mode which the first run's rollouts,
+  of the same training seed and start, took most. Published over 50 rollouts from one start (repetitions=50);
 * `total_variation` is the distance between the K shares of a seed's rollouts from one start and those of the
   training demonstrations that begin alike, then averaged over starts and seeds;
 * the third measure is the mean of the task's primary metric over rollouts;
@@ -80,6 +82,17 @@ def majority(counts: ArrayLike) -> Array:
     decided = np.asarray(counts)[..., :-1]
     with np.errstate(invalid="ignore"):
         return decided.max(-1).sum(-1) / decided.sum((-2, -1))
+
+
+def followed(counts: ArrayLike, first: ArrayLike) -> Array:
+    """Share (S,) of the decided rollouts in the mode that the first run's rollouts from the same start took most.
+
+    Counts (S, N, K) of both, of the same seeds; NaN for a seed with none decided.
+    """
+    decided, others = (np.asarray(of_run)[..., :-1] for of_run in (counts, first))
+    same = np.take_along_axis(decided, others.argmax(-1, keepdims=True), axis=-1)
+    with np.errstate(invalid="ignore"):
+        return same.sum((1, 2)) / decided.sum((1, 2))
 
 
 def majority_floor(counts: ArrayLike) -> Array:
@@ -253,6 +266,15 @@ def estimate(values: Array) -> Interval | None:
     """Mean of scores (S, units) with its interval; seeds without a score are left out, None where none has one."""
     scored = values[~np.isnan(values).any(1)]
     return mean_interval(scored) if len(scored) else None
+
+
+def followed_first(arm: Arm, first: Arm) -> Interval | None:
+    """Mean `followed` of the last checkpoints over the training seeds of both; None if there is none."""
+    shared = [seed for seed in arm.seeds if seed in first.seeds]
+    if not shared:
+        return None
+    ends = [run.counts[[run.seeds.index(seed) for seed in shared], -1] for run in (arm, first)]
+    return estimate(followed(*ends)[:, None])
 
 
 def difference(arm: Arm, base: Arm, measure: str) -> Interval | None:

@@ -8,7 +8,7 @@ from PIL import Image
 from immiscible_policy.image.data import load_images
 from tests.image.data.layouts import noise, write, write_imagenet
 
-NAMES = ["tench", "goldfish", "great white shark"]
+NAMES = ["tench, Tinca tinca", "goldfish, Carassius auratus", "great white shark, white shark"]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def every(images):
     return images.pixels(rows).numpy(), images.prompts(rows)
 
 
-def test_classes_take_turns_and_prompts_are_their_first_names(imagenet):
+def test_classes_take_turns_and_prompts_are_all_their_names(imagenet):
     pixels, prompts = every(load_images("imagenet", imagenet, size=32))
     assert prompts == NAMES * 2
     for row, image in enumerate(pixels):
@@ -58,7 +58,8 @@ def test_the_challenges_own_layout_gives_the_same(imagenet, tmp_path):
 def test_a_words_file_will_do(imagenet):
     (imagenet / "LOC_synset_mapping.txt").unlink()
     (imagenet / "words.txt").write_text("n01440764\ttench, Tinca tinca\nn01443537\tgoldfish\nn01484850\tman-eater\n")
-    assert every(load_images("imagenet", imagenet, size=16, limit=3))[1] == ["tench", "goldfish", "man-eater"]
+    names = every(load_images("imagenet", imagenet, size=16, limit=3))[1]
+    assert names == ["tench, Tinca tinca", "goldfish", "man-eater"]
 
 
 def test_grayscale_and_cmyk_photographs_become_rgb(imagenet):
