@@ -36,7 +36,8 @@ class SolverWords(NamedTuple):
     def filled(self, config: Mapping[str, Any]) -> SolverWords:
         """The same, its gaps filled with what a training's options say."""
         keys = ("solver", "sampling_steps", "spacing", "eta")
-        return SolverWords(*(config.get(key) if own is None else own for own, key in zip(self, keys, strict=True)))
+        values: list[Any] = [config.get(key) if own is None else own for own, key in zip(self, keys, strict=True)]
+        return SolverWords(*values)
 
     def choose(self, model: ImageModel) -> Solver | Pndm | None:
         """The solver that they name; a ValueError if the model has none such."""
