@@ -14,7 +14,7 @@ from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, Target, find_checkpoint, find_run
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, start_noise
-from immiscible_policy.image.evaluation.pictures import edits_figure
+from immiscible_policy.image.evaluation.pictures import samples_figure
 from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.run import RunDirectory, named_runs
@@ -94,12 +94,14 @@ def main(words: list[str]) -> None:
     if out is None:
         return
     name = edit or "frechet"
-    print("", write_report(out, name, results), sep="\n")
+    columns = {target.label: evaluation.first_images(target, EDITED) for target in targets} if edit is None else {}
+    samples = samples_figure(columns, "the same start noises in every row") if columns else None
+    print("", write_report(out, name, results, samples), sep="\n")
     written = [f"{name}.{suffix}" for suffix in ("json", "md", "png", "html")]
     if edit is not None:
         written.append(f"{edit}_images.png")
         columns = _edits(evaluation, targets, edit)
-        save_figure(edits_figure(columns, "known pixels kept, the others filled in"), out / written[-1])
+        save_figure(samples_figure(columns, "known pixels kept, the others filled in"), out / written[-1])
     print(f"saved {', '.join(written)} in {out}")
 
 

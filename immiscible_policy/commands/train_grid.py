@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
-from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig, compose_config
-from immiscible_policy.training.options import group_choices, in_name, read_file
+from immiscible_policy.recipes.robot_config import SCHEMA
+from immiscible_policy.training.options import Schema, group_choices, in_name, read_file, read_value
 
 if TYPE_CHECKING:
     from immiscible_policy.recipes.robot import RobotRecipe
+
+ROBOTS = "immiscible_policy.recipes.robot:RobotRecipe"
 
 
 @dataclass(frozen=True)
 class Grid:
     """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
-    `published` is what a paper reports, by metric, arm and kind, and `protocol` the options behind it; `contrasts` are
-    the arms named for the test.
+    `recipe` is the `module:Class` of the arms' recipe, `evaluation` how a grid of images is measured. `published` is
+    what a paper reports, by metric, arm and kind, and `protocol` the options behind it; `contrasts` are the arms named
+    for the test.
     """
 
     name: str
     out: Path
-    arms: dict[str, RobotConfig]
+    arms: dict[str, Any]
+    recipe: str = ROBOTS
+    evaluation: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     contrasts: list[str] = field(default_factory=list)
 
 
-def read_grid(words: Sequence[str]) -> Grid | None:
+def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = ROBOTS) -> Grid | None:
     """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
 
     Words with several values such as `k=2,4` make a grid too: each value is an arm.
 
     Raises:
-        CommandError: As `compose_config`, for words that the arms decide themselves, and for unknown `arms=`.
+        CommandError: As `Schema.compose`, for words that the arms decide themselves, and for unknown `arms=`.
     """
-    given = split_words(words, SCHEMA.synonyms)
+    given, directory = split_words(words, schema.synonyms), schema.groups["experiment"]
     wanted = given.pop("arms", "")
     experiment = given.get("experiment")
-    written = read_file(f"experiment/{experiment}") if experiment in group_choices("experiment") else {}
-    swept, arms = SCHEMA.swept(given), written.get("arms", {})
+    written = read_file(f"{directory}/{experiment}") if experiment in group_choices(directory) else {}
+    evaluation = _evaluation(written.get("evaluation", {}), given)
+    swept, arms = schema.swept(given), written.get("arms", {})
     if arms:
         _refuse_decided(given, swept, arms)
     elif wanted:
@@ -58,7 +65,7 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     for arm in names:
         if arm not in arms:
             raise CommandError(unknown("arm", arm, list(arms)))
-    single = compose_config(_words({key: text for key, text in given.items() if key not in swept}))
+    single = schema.compose(_words({key: text for key, text in given.items() if key not in swept}))
     name, out = str(experiment), str(single.out)
     if swept:
         name = "_".join(in_name(key, values) for key, values in swept.items())
@@ -67,15 +74,28 @@ def read_grid(words: Sequence[str]) -> Grid | None:
     shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
     table = {} if swept else {key: written[key] for key in ("published", "protocol", "contrasts") if key in written}
-    grid = Grid(name, Path(out), {}, **table)
+    grid = Grid(name, Path(out), {}, recipe, evaluation, **table)
     for texts in product(*swept.values()) if swept else ():
         values = dict(zip(swept, texts, strict=True))
         names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
                  for key, text in values.items()]  # fmt: skip
         chosen["_".join(names).replace("/", "-")] = _words(values)
     for arm, own in chosen.items():
-        grid.arms[arm] = replace(compose_config([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
+        grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
+
+
+def _evaluation(written: Mapping[str, Any], given: dict[str, str]) -> dict[str, Any]:
+    """An experiment's `evaluation` with what words such as `evaluation.samples=500` change, taken out of the words."""
+    changed = dict(written)
+    for word in [word for word in given if word.startswith("evaluation.")]:
+        key, text = word.partition(".")[2], given.pop(word)
+        if key not in written:
+            raise CommandError(unknown("option", word, [f"evaluation.{known}" for known in written]))
+        changed[key] = read_value(word, text)
+        if not isinstance(changed[key], type(written[key])):
+            raise CommandError(f"{word}={text}: write it as evaluation.{key}={written[key]}".replace("'", ""))
+    return changed
 
 
 def _refuse_decided(given: Mapping[str, str], swept: Collection[str], arms: Mapping[str, Any]) -> None:
@@ -94,18 +114,17 @@ def _words(given: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in given.items()]
 
 
-def train_grid(grid: Grid) -> None:
+def train_grid(grid: Grid, write: Callable[[Grid, Mapping[str, Any]], str] | None = None) -> None:
     """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
 
-    With `launcher=local` arm after arm; any other launcher is given the jobs of all arms at once.
+    With `launcher=local` arm after arm; any other launcher is given the jobs of all arms at once. `write` makes the
+    table of the grid and its recipes by arm, by default that of policies.
 
     Raises:
         ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
         OSError: If something cannot be written.
     """
     from immiscible_policy.provenance import command
-    from immiscible_policy.recipes.robot import RobotRecipe, load_data
-    from immiscible_policy.results.grid import write_grid
     from immiscible_policy.store.run import RunDirectory
     from immiscible_policy.training.driver import begin, conclude, train_run
     from immiscible_policy.training.launchers import launch, require_launcher
@@ -114,17 +133,18 @@ def train_grid(grid: Grid) -> None:
 
     first = next(iter(grid.arms.values()))
     require_launcher(first)
-    load = cache(load_data)  # arms share their data
+    kind = resolve_name(grid.recipe)
+    load = cache(kind.load)  # arms share their data
     # What is wrong with any arm is said before the first is trained.
-    recipes = {arm: RobotRecipe.prepare(options, load) for arm, options in grid.arms.items()}
+    recipes = {arm: kind.prepare(options, load) for arm, options in grid.arms.items()}
     failures: list[str] = []
     jobs, failed = {}, {}
     with stoppable(first, command()):
         for arm, recipe in recipes.items():
             with _noted(arm, failures):
                 if first.launcher == "local":
-                    train_run(RobotRecipe, recipe.config, recipe)
-                elif begin(RobotRecipe, recipe.config, recipe) is not None:
+                    train_run(kind, recipe.config, recipe)
+                elif begin(kind, recipe.config, recipe) is not None:
                     jobs[arm] = open_jobs(recipe)
         if first.launcher != "local":
             print(flush=True)
@@ -133,16 +153,23 @@ def train_grid(grid: Grid) -> None:
         for arm, own in jobs.items():
             with _noted(arm, failures):
                 run = RunDirectory(str(recipes[arm].config.out))
-                conclude(RobotRecipe, run, [failed[job] for job in own if job in failed])
+                conclude(kind, run, [failed[job] for job in own if job in failed])
     if not first.dry_run:
-        seeds = parse_range("seed", first.seed)
-        others = departures(grid.protocol, next(iter(recipes.values())))
-        published = {} if others else grid.published
-        if others:
-            print(f"\nthe published figures are of another protocol and left out: {'; '.join(others)}")
-        print(f"\n{write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)}")
+        print(f"\n{(write or policy_table)(grid, recipes)}")
     if failures:
         raise CommandError("; ".join(failures))
+
+
+def policy_table(grid: Grid, recipes: Mapping[str, RobotRecipe]) -> str:
+    """Write the table of a grid of policies and return it; published figures stand in it if the protocol is theirs."""
+    from immiscible_policy.results.grid import write_grid
+
+    recipe = next(iter(recipes.values()))
+    seeds, others = parse_range("seed", recipe.config.seed), departures(grid.protocol, recipe)
+    published = {} if others else grid.published
+    written = write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)
+    left_out = f"the published figures are of another protocol and left out: {'; '.join(others)}\n\n"
+    return f"{left_out if others else ''}{written}"
 
 
 def departures(protocol: Mapping[str, Any], recipe: RobotRecipe) -> list[str]:

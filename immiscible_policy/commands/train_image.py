@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from immiscible_policy.cli import program
+from collections.abc import Mapping
+from typing import Any
+
+from immiscible_policy.cli import asks_for_help, program
+from immiscible_policy.commands.train_grid import Grid, read_grid, train_grid
 from immiscible_policy.commands.training import train
 from immiscible_policy.recipes.image_config import SCHEMA
 
+RECIPE = "immiscible_policy.recipes.image:ImageRecipe"
 USAGE = """\
 usage: python train_image.py model=MODEL data=PATH [KEY=VALUE ...]
 
@@ -14,10 +19,63 @@ Train an image model with noise chosen by a selector; draws samples on the way.
   python train_image.py model=flow noise=knn k=4 seed=0..2 data=cifar10-jpeg.zip
   python train_image.py model=consistency scale=paper dataset=celeba size=64 data=DIR
   python train_image.py model=sd pretrained=DIR noise=knn k=64 dataset=imagenet data=DIR
+  python train_image.py experiment=figure5 data=PATH out=runs/figure5   (a grid: a run for each arm, resumed, measured)
 """
 
 
 @program
 def main(words: list[str]) -> None:
-    """Train an image model."""
-    train(words, SCHEMA, USAGE, "immiscible_policy.recipes.image:ImageRecipe")
+    """Train an image model, or every run of a grid."""
+    grid = None if asks_for_help(words) else read_grid(words, SCHEMA, RECIPE)
+    if grid is None:
+        train(words, SCHEMA, USAGE, RECIPE)
+    else:
+        train_grid(grid, image_table)
+
+
+def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
+    """Measure the finished arms in panels of one model and data scale, write results and pages, and return the text."""
+    from immiscible_policy.image.evaluation.evaluate import ImageProtocol
+    from immiscible_policy.image.evaluation.features import make_extractor
+    from immiscible_policy.image.evaluation.measure import Drawing, SolverWords
+    from immiscible_policy.image.evaluation.panels import figure, markdown, measure_panel, record
+    from immiscible_policy.image.evaluation.pictures import samples_figure
+    from immiscible_policy.image.evaluation.report import write_report
+    from immiscible_policy.path.consistency import MOST_STEPS
+    from immiscible_policy.results.writer import origin_here, save_figure, write_result
+    from immiscible_policy.store.run import RunDirectory
+
+    how, origin = grid.evaluation or EVALUATION, origin_here()
+    panels: dict[str, dict[str, RunDirectory]] = {}
+    incomplete = []
+    for arm, recipe in recipes.items():
+        run, config = RunDirectory(grid.out / arm), recipe.config
+        if run.exists and run.is_finished():
+            scale = "" if config.data_scale == 1 else f", data scale {config.data_scale:g}"
+            panels.setdefault(f"{config.model}{scale}", {})[arm] = run
+        else:
+            incomplete.append(arm)
+    device = next(iter(recipes.values())).config.device
+    extractor = make_extractor(how["features"], device=device)
+    measured = []
+    for title, runs in panels.items():
+        model = title.partition(",")[0]
+        most = MOST_STEPS if model == "consistency" else max(how["calls"])
+        drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
+        parts = dict.fromkeys(("limit", "data", "dataset", "prompts", "pretrained"))
+        protocol = ImageProtocol(drawing, extractor, None, split="train", originals="test", **parts)
+        calls = [count for count in how["calls"] if count <= most]
+        measured.append(measure_panel(title, runs, protocol, calls, lambda line: print(line, flush=True)))
+        samples = samples_figure(measured[-1].samples, "the same start noises in every row")
+        name = title.replace(", data scale ", "_scale")
+        write_report(grid.out, name, measured[-1].steps, samples)
+        save_figure(samples, grid.out / f"{name}_samples.png")
+    text = markdown(grid.name, measured, incomplete)
+    write_result(grid.out / grid.name, record(measured), text, figure(measured) if measured else None, origin=origin)
+    return text
+
+
+BATCH = 250
+"""Images drawn at a time."""
+EVALUATION = {"samples": 2000, "features": "classifier", "calls": [], "curve": {}}
+"""How a grid is measured whose words have several values, such as `k=2,4`: with the model's own network calls."""

@@ -251,7 +251,6 @@ class ImageModel(nn.Module):
         solver, path = solver or self.solver, path or self.path
         network = self._prompted(prompts, len(noise))
         if solver is None or isinstance(solver, Pndm):
-            whole: Any = path
             chain: Any = path  # of `Pndm` a `Ddpm`
             x = self._adaptive(network, path, noise) if solver is None else solver.solve(network, chain, noise)
             return ImageSample(self.coder.decode(x), x.unsqueeze(0), torch.ones(1, device=noise.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,6 +91,7 @@ class ImageRecipe:
     """An image model in training, see `training.recipe`."""
 
     schema: ClassVar = SCHEMA
+    load: ClassVar = staticmethod(load_images)
     shown: ClassVar = {"fixed_loss": "loss on fixed noise and times {:.4f}"}
 
     config: ImageConfig
@@ -99,9 +101,9 @@ class ImageRecipe:
     noise: NoiseOptions
 
     @classmethod
-    def prepare(cls, config: ImageConfig) -> ImageRecipe:
+    def prepare(cls, config: ImageConfig, load: Callable[..., Images] = load_images) -> ImageRecipe:
         """Build everything that could be wrong and write nothing; ValueError says in one line what is unusable."""
-        images = load_images(config.dataset, str(config.data), size=config.size, limit=config.limit)
+        images = load(config.dataset, str(config.data), size=config.size, limit=config.limit)
         images = prompts_for(images, config.prompts if config.model == "sd" else NONE)
         config = config.sized(len(images))
         spec = image_spec(config)

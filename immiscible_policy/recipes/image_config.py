@@ -85,7 +85,7 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
 SCHEMA = Schema(
     base="image",
     config=ImageConfig,
-    groups={"model": "model", "scale": "image_scale"},
+    groups={"model": "model", "scale": "image_scale", "experiment": "image_experiment"},
     parts=(NOISE,),
     title=("model", "dataset", "noise"),
     fill=fill,

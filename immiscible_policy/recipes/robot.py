@@ -162,6 +162,7 @@ class RobotRecipe:
     """
 
     schema: ClassVar = SCHEMA
+    load: ClassVar = staticmethod(load_data)
 
     config: RobotConfig
     windows: Data

@@ -44,7 +44,7 @@ CLUSTERS = ("submitit", "ray")
 """Launchers whose jobs run on other machines."""
 COMMON = "run"
 """The file in configs/ that every base begins with."""
-OF_GRIDS = ("arms", "by_scale", "published", "protocol", "contrasts")
+OF_GRIDS = ("arms", "by_scale", "published", "protocol", "contrasts", "evaluation")
 """Keys of an experiment's file that only a grid reads."""
 LONGEST_NAME = 150
 LENGTHS = {"steps": "epochs", "checkpoint_every": "checkpoint_epochs"}

@@ -137,7 +137,7 @@ def test_editing_has_rows_and_a_picture_of_its_own(run, edit):
         (["run=RUN", "samples=96"], "samples=96: the 96 features of classifier need 97"),
         (["run=RUN", "reference_samples=50"], "reference images=50"),
         (["run=RUN", "sampling_steps=1001"], "sampling_steps=1001"),
-        (["run=RUN", "sampling_steps=0"], "use 1 or more, or best"),
+        (["run=RUN", "sampling_steps=0"], "sampling_steps=0: needs 1 or more"),
         (["run=RUN", "data=nowhere"], "nowhere is missing"),
         (["run=RUN", "features=vgg"], "unknown features 'vgg'"),
         (["run=RUN", "edit=crop"], "unknown edit 'crop'"),

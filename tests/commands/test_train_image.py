@@ -6,6 +6,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from immiscible_policy.cli import CommandError
+from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.commands.train_image import RECIPE, main
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.recipes.image import ImageObjective, ImageRecipe, first_share, image_spec, solver
@@ -193,6 +196,42 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
     assert first_share(SCHEMA.compose([*paper, *words])) == pytest.approx(1 / 2 * 2 / 3 * 3 / 4)
     for steps in (5_000, 20_000):
         assert first_share(SCHEMA.compose([*paper, "model=sd", "pretrained=y", f"steps={steps}"][1:])) < 1e-3
+
+
+def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, capsys):
+    """Two arms of one seed; a second time everything is finished and measured."""
+    with pytest.raises(CommandError, match=r"unknown option 'evaluation.sample'"):
+        read_grid(["experiment=figure5", "data=x", "evaluation.sample=9"], SCHEMA, RECIPE)
+    words = ["experiment=figure5", "arms=flow_vanilla,flow_knn_k4", *TINY[:-3], "threads=1", "precision=fp32", "seed=0",
+             "evaluation.samples=97", "evaluation.calls=[1,2]", f"data={tmp_path / 'cifar'}", f"out={tmp_path}"]  # fmt: skip
+    write_images(tmp_path / "cifar", "train", 50)
+    words = [word for word in words if not word.startswith("sampling_steps")] + ["evaluation.curve={flow:2}"]
+    main(words)
+    figures = json.loads((tmp_path / "figure5.json").read_text())["flow"]
+    assert list(figures["calls"]) == ["flow_vanilla", "flow_knn_k4"]
+    seeds = figures["calls"]["flow_knn_k4"]["seeds"]["0"]
+    assert list(seeds) == ["1", "2"] and seeds["1"] != seeds["2"]
+    rows = figures["steps"]["runs"]["flow_knn_k4"]["rows"]
+    assert [row["checkpoint"] for row in rows] == [3, 6] and rows[-1]["distance"] == seeds["2"]
+    less = figures["calls"]["flow_knn_k4"]["difference"]["1"]["estimate"]
+    assert less == pytest.approx(seeds["1"] - figures["calls"]["flow_vanilla"]["seeds"]["0"]["1"])
+    assert "data:image/png;base64," in (tmp_path / "flow.html").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {"figure5.png", "flow.png", "flow_samples.png"}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("frechet.csv")}
+    capsys.readouterr()
+    main(words)
+    said = capsys.readouterr().out
+    assert said.count("finished already") == 2 and said.count("measured before") == 8
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_figure_5_has_the_published_k_of_every_model_and_five_seeds():
+    """DDIM 8, flow matching 4, consistency 4; data scale 1 and 2; about a million parameters at scale=cpu."""
+    arms = read_grid(["experiment=figure5", "data=x", "scale=cpu", "device=cpu"], SCHEMA, RECIPE).arms
+    chosen = {(config.model, config.noise["k"]) for config in arms.values() if config.noise["name"] == "knn"}
+    assert chosen == {("ddim", 8), ("flow", 4), ("consistency", 4)} and len(arms) == 18
+    assert {config.data_scale for config in arms.values()} == {1, 2}
+    assert {(config.seed, config.size, config.steps) for config in arms.values()} == {("0..4", 16, 10_000)}
 
 
 def test_help_names_what_images_take():

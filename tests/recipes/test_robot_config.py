@@ -91,7 +91,7 @@ def test_every_configuration_file_is_covered():
     shared = {"network/small.yaml", "network/image_cpu.yaml", "network/image_paper.yaml"}
     own = {"noise/linear.yaml", "noise/idp26.yaml"}
     assert files == choices | together | shared | own | {"run.yaml", "robot.yaml", "image.yaml"}
-    for group in SCHEMA.groups:
+    for group in SCHEMA.groups:  # image_experiment/ has grids of images
         for name in group_choices(group):
             compose_config([f"{group}={name}"])
 

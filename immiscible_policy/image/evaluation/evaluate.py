@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -81,6 +82,12 @@ class Evaluation:
         self._load = cache(load_images)
         self.reference = cache(self._reference)  # what distances of a source's images mean, measured
 
+    def with_calls(self, count: int) -> Evaluation:
+        """The same with so many network calls; what was read is shared."""
+        other, drawing = copy(self), self.protocol.drawing
+        other.protocol = replace(self.protocol, drawing=replace(drawing, solver=drawing.solver._replace(steps=count)))
+        return other
+
     def check(self, target: Target) -> None:
         """Raise the ValueErrors of `rows` before minutes of work; draws one image from the first checkpoint."""
         require_enough(self.protocol.extractor, self._images(target.source), self.protocol.drawing.n)
@@ -90,7 +97,7 @@ class Evaluation:
 
     def rows(self, target: Target) -> list[ImageRow]:
         """Measure what is not measured yet; all rows of this protocol, also of checkpoints that are gone."""
-        rows = [self._row(target, checkpoint) for checkpoint in target.checkpoints]
+        rows = [self.row(target, checkpoint) for checkpoint in target.checkpoints]
         if target.run is None:
             return rows
         files = [target.run.seed(number).path / ROWS for number in target.run.seeds()]
@@ -115,7 +122,7 @@ class Evaluation:
         drawn = draw(self._model(checkpoint), drawing, self.conditions(target.source))
         return torch.cat([images.cpu() for images, _ in drawn])
 
-    def _row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
+    def row(self, target: Target, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
         protocol, blank, seed = self.protocol, self._blank(target.source, checkpoint), run_of(checkpoint.path)
         known = [] if seed is None else read_image_rows(seed.path / ROWS)

@@ -42,7 +42,7 @@ def save_tiles(path: Path, images: Tensor, columns: int = 8) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def edits_figure(columns: Mapping[str, Tensor], title: str) -> Figure:
+def samples_figure(columns: Mapping[str, Tensor], title: str) -> Figure:
     """Images (N, 3, S, S), uint8, in named columns, a row per image, as Figure 9 of arXiv 2505.18521."""
     rows = max(map(len, columns.values()))
     figure = Figure(figsize=(1.25 * len(columns) + 0.2, 1.2 * rows + 0.7), dpi=130, layout="constrained")
@@ -69,7 +69,7 @@ def curves_figure(
     speed-up of every training seed that reached its target.
     """
     figure, axes = panels(2 if reached else 1, width=4.9 if reached else 6.0, height=4.2)
-    _draw_distances(axes[0], curves, floor)
+    draw_distances(axes[0], curves, floor)
     axes[0].legend(fontsize=8, frameon=False)
     if reached:
         _draw_speedups(axes[1], reached, colours(curves))
@@ -82,12 +82,12 @@ def curves_figure(
 def distance_figure(curves: Mapping[str, Curve], floor: float | None) -> Figure:
     """Distances of several runs against training steps, small, for a page that has its own legend."""
     figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
-    _draw_distances(axes, curves, floor)
+    draw_distances(axes, curves, floor)
     axes.set_title("", loc="left")
     return figure
 
 
-def _draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None) -> None:
+def draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None) -> None:
     """Distances on a log scale, with that of real images and the first run's best."""
     colour, first = colours(curves), next(iter(curves))
     smallest = min(curve.seeds.min() for curve in curves.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
 from immiscible_policy.image.evaluation.measure import Reference
@@ -21,7 +22,7 @@ from immiscible_policy.results.plots import Curve
 from immiscible_policy.results.report.charts import Chart
 from immiscible_policy.results.report.page import fill
 from immiscible_policy.results.table import table
-from immiscible_policy.results.writer import origin_here, write_result
+from immiscible_policy.results.writer import origin_here, png, write_result
 from immiscible_policy.store.atomic import write_atomically
 
 
@@ -77,13 +78,13 @@ def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
             raise ValueError(f"{label} cannot be compared with {first}: {'; '.join(differing)}")
 
 
-def write_report(out: Path, name: str, results: ImageResults) -> str:
-    """Write NAME.json, NAME.md, NAME.png and NAME.html into a directory, and return the text."""
+def write_report(out: Path, name: str, results: ImageResults, samples: Figure | None = None) -> str:
+    """Write NAME.json, NAME.md, NAME.png and NAME.html, which shows samples, into a directory, and return the text."""
     written, origin = markdown(results), origin_here()
     reached = {label: comparison.reached for label, comparison in results.against.items()}
     figure = curves_figure(results.curves, reached, title=results.title, floor=results.reference.floor)
     write_result(out / name, as_json(results), written, figure, origin=origin)
-    write_atomically(out / f"{name}.html", page(results, origin).encode())
+    write_atomically(out / f"{name}.html", page(results, origin, samples).encode())
     return written
 
 
@@ -125,7 +126,7 @@ def markdown(results: ImageResults) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(results: ImageResults, origin: Mapping[str, Any]) -> str:
+def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | None = None) -> str:
     """The results as a page like that of the policies."""
     first, *others = results.rows
     colour = colours(results.rows)
@@ -149,6 +150,7 @@ def page(results: ImageResults, origin: Mapping[str, Any]) -> str:
         against=against_table(results) if others else None,
         origins=results.origins,
         origin=origin,
+        samples=None if samples is None else png(samples),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from immiscible_policy.image.evaluation.curves import Reached, make_curve
-from immiscible_policy.image.evaluation.pictures import curves_figure, edits_figure, save_tiles, tile
+from immiscible_policy.image.evaluation.pictures import curves_figure, samples_figure, save_tiles, tile
 
 
 def test_tiles_lie_row_by_row_one_white_pixel_apart():
@@ -47,7 +47,7 @@ def test_a_figure_draws_every_run_with_its_seeds_and_says_what_was_not_reached()
 
 def test_edits_stand_in_columns_with_their_names():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    figure = edits_figure({"original": images, "masked": images + 1, "knn": images + 2}, "in-painting")
+    figure = samples_figure({"original": images, "masked": images + 1, "knn": images + 2}, "in-painting")
     assert len(figure.axes) == 6
     assert [axes.get_title() for axes in figure.axes[:3]] == ["original", "masked", "knn"]
     assert figure.axes[5].images[0].get_array().max() == 2

@@ -1,0 +1,150 @@
+"""A grid of image runs in panels: distances against training steps, and against network calls at the last checkpoint.
+
+A panel holds runs that can be compared: one model at one data scale, the others against its first run. Everything is
+measured once, into `frechet.csv` beside each seed, so that a grid that was cut short goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
+from immiscible_policy.image.evaluation.curves import Seeds, make_curve
+from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, find_run
+from immiscible_policy.image.evaluation.pictures import draw_distances
+from immiscible_policy.image.evaluation.report import (
+    ImageResults,
+    against_table,
+    as_json,
+    facts,
+    require_comparable,
+    sentences,
+)
+from immiscible_policy.palette import panels as empty_panels
+from immiscible_policy.results.interval import text
+from immiscible_policy.results.plots import Curve
+from immiscible_policy.results.table import table
+from immiscible_policy.store.run import RunDirectory
+
+SHOWN = 8
+"""Images of each run that stand side by side, from the same start noises."""
+
+
+class Panel(NamedTuple):
+    """The measured runs of one comparison, the first one first."""
+
+    title: str
+    steps: ImageResults  # every checkpoint, with one number of network calls
+    calls: Mapping[str, Seeds]  # distance at the last checkpoint by run, training seed and number of network calls
+    samples: Mapping[str, Tensor]  # by run, images (SHOWN, 3, S, S) of the last checkpoint, uint8
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """Distances against network calls, by run."""
+        return {label: make_curve(label, seeds) for label, seeds in self.calls.items()}
+
+    def difference(self, label: str) -> dict[int, Interval]:
+        """A run's distance - the first run's by number of network calls, paired where the seeds are the same."""
+        first, own = (self.curves[name] for name in (next(iter(self.calls)), label))
+        paired = list(self.calls[label]) == list(next(iter(self.calls.values())))
+        shared = [count for count in own.steps if count in first.steps]
+        return {
+            count: interval(difference_arms(*(_column(curve, count) for curve in (own, first)), same_seeds=paired))
+            for count in shared
+        }
+
+
+def _column(curve: Curve, count: int) -> np.ndarray:
+    return curve.seeds[:, [curve.steps.index(count)]]
+
+
+def measure_panel(
+    title: str,
+    runs: Mapping[str, RunDirectory],
+    protocol: ImageProtocol,
+    calls: Sequence[int],
+    report: Callable[[str], None],
+) -> Panel:
+    """Measure all checkpoints of some runs as the protocol says, and the last ones with each number of network calls.
+
+    Raises:
+        ValueError: If a run cannot be measured, or a model has no solver of so many calls.
+    """
+    every = Evaluation(protocol, report)
+    targets = [find_run(label, run, protocol) for label, run in runs.items()]
+    for target in targets:
+        every.check(target)
+    rows = {target.label: every.rows(target) for target in targets}
+    require_comparable(rows)
+    origins = {label: run.origin for label, run in runs.items()}
+    results = ImageResults(protocol.extractor.title, rows, every.reference(targets[0].source), origins)
+    by_calls: dict[str, dict[int, dict[int, float]]] = {target.label: {} for target in targets}
+    for count in calls:
+        evaluation = every.with_calls(count)
+        for target in targets:
+            last = {checkpoint.path.parent: checkpoint for checkpoint in target.checkpoints}
+            for checkpoint in last.values():
+                row = evaluation.row(target, checkpoint)
+                by_calls[target.label].setdefault(row.seed, {})[count] = row.distance
+    return Panel(title, results, by_calls, {target.label: every.first_images(target, SHOWN) for target in targets})
+
+
+def record(panels: Sequence[Panel]) -> dict[str, Any]:
+    """Everything measured, as JSON values."""
+    return {
+        panel.title: {
+            "steps": as_json(panel.steps),
+            "calls": {
+                label: {
+                    "seeds": seeds,
+                    "means": dict(zip(panel.curves[label].steps, map(asdict, panel.curves[label].means), strict=True)),
+                    "difference": {count: asdict(value) for count, value in panel.difference(label).items()},
+                }
+                for label, seeds in panel.calls.items()
+            },
+        }
+        for panel in panels
+    }
+
+
+def markdown(name: str, panels: Sequence[Panel], incomplete: Sequence[str] = ()) -> str:
+    """The panels as Markdown; runs that are not finished are named first."""
+    parts = [f"# {name}"]
+    if incomplete:
+        parts.append(f"**Not trained to the end, and left out: {', '.join(incomplete)}.**")
+    for panel in panels:
+        first = next(iter(panel.calls))
+        parts += [f"## {panel.title}", "\n".join(f"- {fact}" for fact in facts(panel.steps))]
+        if panel.steps.against:
+            shown = against_table(panel.steps)
+            parts += [table(shown.header, shown.rows), "\n".join(f"- {line}" for line in sentences(panel.steps))]
+        counts = panel.curves[first].steps
+        rows = [[label, *map(text, curve.means)] for label, curve in panel.curves.items()]
+        for label in list(panel.calls)[1:]:
+            rows.append([f"{label} - {first}", *(text(value, "+.3f") for value in panel.difference(label).values())])
+        parts.append(table(["last checkpoint, network calls [95 %]", *map(str, counts)], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def figure(panels: Sequence[Panel]) -> Figure:
+    """A row for each panel: distances against training steps, and against network calls."""
+    drawn, axes = empty_panels(2, len(panels))
+    for panel, left, right in zip(panels, axes[::2], axes[1::2], strict=True):
+        draw_distances(left, panel.steps.curves, panel.steps.reference.floor)
+        left.set_title(f"{panel.title}, squared distance to real images", fontsize=10, loc="left")
+        left.legend(fontsize=8, frameon=False)
+        draw_distances(right, panel.curves, panel.steps.reference.floor)
+        right.set_title(f"{panel.title}, at the last checkpoint", fontsize=10, loc="left")
+        right.set_xlim(auto=True)
+        right.set_xscale("log")
+        counts = next(iter(panel.curves.values())).steps
+        right.set_xticks(counts, [f"{count}" for count in counts])
+        right.minorticks_off()
+        right.set_xlabel("network calls", fontsize=9)
+    return drawn
