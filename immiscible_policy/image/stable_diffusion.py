@@ -40,6 +40,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from immiscible_policy.image.model import ImageModel, Text, require_scale
 from immiscible_policy.image.spec import StableDiffusionSpec
+from immiscible_policy.image.tiny import TINY, kept
 from immiscible_policy.noise.inputs import draw
 from immiscible_policy.path import PREDICTIONS, Ddpm
 from immiscible_policy.path.ddpm import BETAS
@@ -220,11 +221,14 @@ def save_pipeline(model: ImageModel, scheduler: Any, directory: Path | str) -> N
 
 
 def find_pretrained(pretrained: str, init: str) -> Path:
-    """The parts' directory, a hub id's from the cache or downloaded; ValueError if it or a file is missing."""
+    """The parts' directory: a hub id's from the cache or downloaded, that of `tiny` made here the first time.
+
+    ValueError if it or a file is missing.
+    """
     if init not in INITS:
         raise ValueError(f"init={init}: choose {' or '.join(INITS)}")
     files = FROZEN + (UNET_WEIGHTS,) * (init == "pretrained")
-    directory = Path(pretrained)
+    directory = kept() if pretrained == TINY else Path(pretrained)
     if not directory.is_dir():
         if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
             raise ValueError(f"pretrained={pretrained}: no such directory, and not a hub id OWNER/NAME")

@@ -95,7 +95,7 @@ class Consistency(ProbabilityPath):
         if training_steps < 1:
             raise ValueError(f"training_steps={training_steps}: needs 1 or more")
         if recipe not in RECIPES:
-            raise ValueError(f"recipe={recipe}: known are {', '.join(RECIPES)}")
+            raise ValueError(f"recipe={recipe}: choose from {', '.join(RECIPES)}")
         self.training_steps, self.sigma_data, self.recipe = training_steps, sigma_data, recipe
         self.metric, self.teacher, self.repeat = metric, teacher, repeat
 

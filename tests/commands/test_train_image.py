@@ -11,13 +11,13 @@ from immiscible_policy.commands.train_grid import read_grid
 from immiscible_policy.commands.train_image import RECIPE, main
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.recipes.image import ImageObjective, ImageRecipe, first_share, image_spec, solver
 from immiscible_policy.recipes.image_config import SCHEMA
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.seed import initial_state, train_seed
 from tests.image.folders import write_images
-from tests.image.tiny import tiny_stable_diffusion
 from tests.training.helpers import here, refused, tree
 
 NETWORK = ("size=8", "channels=[8,16]", "attention=[false,true]", "groups=4", "head_channels=4")
@@ -116,15 +116,17 @@ def test_plain_diffusers_loads_the_averaged_weights(finished):
         assert torch.equal(weight, model.denoiser.state_dict()[name]), name
 
 
-def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
-    pretrained = tiny_stable_diffusion(tmp_path / "pretrained", ["bird", "cat"])
-    words = ("model=sd", f"pretrained={pretrained}", "size=32", "noise=knn", "k=64", *SHORT)
+def test_stable_diffusion_trains_at_a_tiny_size_and_plain_diffusers_loads_it(images, tmp_path, monkeypatch):
+    """Without pretrained= its parts are made on the spot, and kept in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("model=sd", "scale=cpu", "noise=knn", "k=64", *SHORT)
     out = train(tmp_path / "sd", images, *words)
     pipeline = DiffusionPipeline.from_pretrained(str(out / "seed_0/diffusers"))
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     rows = [json.loads(line) for line in (out / "seed_0/metrics.jsonl").read_text().splitlines()]
     (last,) = [row for row in rows if row.get("step") == 6 and "fixed_loss" in row]
     assert last["noise/distance_percent"] < -0.5  # k = 64 at 64 numbers per latent
+    assert (tmp_path / "cache/immiscible-policy/tiny-stable-diffusion/unet/config.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_stable_diffusion_trains_and_plain_diffusers_loads_it(images, tmp_path):
     [
         (["model=gan"], "unknown model 'gan'"),
         (["model=flow", "metric=lpips"], "metric=lpips: model=flow has no metric"),
-        (["model=sd"], "pretrained= is missing"),
+        (["model=sd", "scale=paper"], "pretrained= is missing"),
         (["model=sd", "pretrained=/nowhere/at/all"], "/nowhere/at/all"),
         (["model=flow", "noise=c2ot"], "noise=c2ot: model=flow gives no condition"),
         (["model=sd", "pretrained=x", "noise=c2ot", "prompts=none"], "noise=c2ot: prompts=none gives no condition"),

@@ -15,6 +15,7 @@ from immiscible_policy.commands.demos import export
 from immiscible_policy.demos import write_store
 from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.spec import spec_metadata
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.plugins.bridge import convert
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
@@ -25,7 +26,6 @@ from tests.docs.pages import blocks
 from tests.image.data.layouts import write_celeba, write_coco, write_imagenet
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
-from tests.image.tiny import tiny_stable_diffusion
 from tests.plugins.miniature import MiniaturePolicy, batch_of
 from tests.training.helpers import ROOT, write_small_store
 

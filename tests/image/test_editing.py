@@ -147,7 +147,7 @@ def test_latents_see_the_mask_at_their_resolution():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_stable_diffusion_edits_latents(tmp_path, prediction):
     pytest.importorskip("transformers")
-    from tests.image.tiny import tiny_stable_diffusion
+    from immiscible_policy.image.tiny import tiny_stable_diffusion
 
     directory = tiny_stable_diffusion(tmp_path / "tiny", ["cat", "dog"], prediction)
     built = build_image_model(tiny_stable_diffusion_spec(directory)).eval()

@@ -9,9 +9,9 @@ import torch
 
 from immiscible_policy.image.model import ImageModel, TextSample
 from immiscible_policy.image.stable_diffusion import Latents, load_chain, load_text, load_vae
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.solver import Solver
-from tests.image.tiny import tiny_stable_diffusion
 
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
 PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from immiscible_policy.image.model import TextSample
 from immiscible_policy.image.stable_diffusion import build_stable_diffusion
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import AcrossProcesses, make_selector
 from tests.image.specs import tiny_stable_diffusion_spec
-from tests.image.tiny import tiny_stable_diffusion
 from tests.noise.test_distributed import free_port
 
 BATCH, SIZE = 12, 2

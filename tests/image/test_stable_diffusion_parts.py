@@ -14,12 +14,12 @@ from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.export import export_diffusers
 from immiscible_policy.image.spec import read_spec, spec_metadata
 from immiscible_policy.image.stable_diffusion import build_stable_diffusion, find_pretrained, pinned, pretrained_hash
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from immiscible_policy.training.state import TrainState
 from tests.image.specs import tiny_stable_diffusion_spec
-from tests.image.tiny import tiny_stable_diffusion
 
 PROMPTS = ["cat", "a bird"]
 THREE = Solver("ddim", 3)

@@ -107,6 +107,12 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.BICUBIC))
 
 
+def cache_directory() -> Path:
+    """`immiscible-policy` of the user's cache directory; it need not exist yet."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "immiscible-policy"
+
+
 def cached(decoder: Decoder) -> Tensor:
     """Decoded images (N, 3, S, S), uint8: what an earlier run kept of the same files, or decoded now and kept.
 
@@ -117,8 +123,7 @@ def cached(decoder: Decoder) -> Tensor:
     if sum(file.size for file in files) < FROM_BYTES:
         return decoder.all()
     key = digest([f"{FORMAT} {decoder.shape}", *(f"{file.name} {file.size} {file.stamp}" for file in files)])
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kept = Path(home) / "immiscible-policy" / f"images-{key[:32]}.npy"
+    kept = cache_directory() / f"images-{key[:32]}.npy"
     if kept.exists():
         return torch.from_numpy(np.load(kept, allow_pickle=False))
     images, part = decoder.all(), kept.with_name(f"{kept.name}.{os.getpid()}.part")

@@ -17,7 +17,7 @@ def test_score_by_hand():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from tests.image.tiny import write_tokenizer
+    from immiscible_policy.image.tiny import write_tokenizer
 
     directory = tmp_path_factory.mktemp("clip")
     tokens = write_tokenizer(directory / "tokenizer", ["cat", "dog"])

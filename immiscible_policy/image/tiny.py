@@ -1,11 +1,16 @@
-"""A Stable Diffusion pipeline of diffusers' and transformers' real classes at a tiny size, with random weights.
+"""A tiny Stable Diffusion with random weights: diffusers' and transformers' own classes, to try things in a minute.
 
-python -m tests.image.tiny DIRECTORY WORD...
+It draws nothing that resembles an image. `pretrained=tiny` names it; `python -m immiscible_policy.image.tiny DIRECTORY
+WORD...` writes one whose tokenizer knows some words as a whole.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -15,6 +20,10 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from immiscible_policy.image.data.decode import cache_directory
+
+TINY = "tiny"
+"""What `pretrained=` calls it."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32
 
@@ -46,6 +55,18 @@ def tiny_stable_diffusion(directory: Path | str, words: list[str], prediction: s
     }
     index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False} | parts
     (directory / "model_index.json").write_text(json.dumps(index, indent=2))
+    return directory
+
+
+def kept() -> Path:
+    """The directory of the tiny pipeline in the user's cache, written there the first time."""
+    directory = cache_directory() / "tiny-stable-diffusion"
+    if not directory.is_dir():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=directory.parent) as scratch:
+            made = tiny_stable_diffusion(Path(scratch) / TINY, [])
+            if not directory.is_dir():
+                os.replace(made, directory)
     return directory
 
 
@@ -111,6 +132,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
+    """A U-Net of two resolutions on latents of eight numbers a side."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
