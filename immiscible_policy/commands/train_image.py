@@ -77,5 +77,5 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
 
 BATCH = 250
 """Images drawn at a time."""
-EVALUATION = {"samples": 2000, "features": "classifier", "calls": [], "curve": {}}
-"""How a grid is measured whose words have several values, such as `k=2,4`: with the model's own network calls."""
+EVALUATION: dict[str, Any] = {"samples": 2000, "features": "classifier", "calls": [1, 10], "curve": {}}
+"""How a grid is measured whose options have several values, such as `k=2,4`."""
