@@ -275,6 +275,7 @@ def main(words: list[str]) -> int:
             if name not in TORTURES:
                 raise CommandError(unknown("torture", name, TORTURES))
             getattr(torture, name)(turns.get(name, some))
+            print(f"{name} survived, {torture.counts['rows compared']:,} rows compared so far", flush=True)
         print("\n".join(f"{count:6,}  {what}" for what, count in sorted(torture.counts.items())))
         return int(any(torture.counts[f"rows {kind}"] for kind in ("lost", "doubled", "mixed")))
 
