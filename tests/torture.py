@@ -26,8 +26,9 @@ from tempfile import TemporaryDirectory
 
 from immiscible_policy.cli import CommandError, Option, parse, program, unknown, whole
 from immiscible_policy.commands import train_policy
-from immiscible_policy.recipes import robot  # noqa: F401, its import would take most of a training's time
+from immiscible_policy.recipes import robot  # noqa: F401, imports would take most of a training's time
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.training import driver  # noqa: F401
 from tests.training.helpers import as_typed, tree, write_small_store
 
 USAGE = "usage: python -m tests.torture [kills=30] [only=races,signals] [seed=0] [out=DIR]"
@@ -38,11 +39,11 @@ OPTIONS = {
     "seed": Option(whole(0, 10**9), 0, "of the random moments"),
     "out": Option(Path, None, "keep the runs there"),
 }
-TINY = ("experiment=debug", "threads=1", "precision=fp32", "device=cpu", "episodes=1", "steps=60",
-        "checkpoint_every=10", "eval_every=20", "log_every=5", "sampling_steps=1")  # fmt: skip
+TINY = ("experiment=debug", "task=none", "obs=state", "method=flow", "validation=0.5", "kernels=plain", "threads=1",
+        "precision=fp32", "device=cpu", "steps=60", "checkpoint_every=10", "eval_every=20", "log_every=5")  # fmt: skip
 ARMS = {"vanilla": ("noise=vanilla", "seed=0"), "knn": ("noise=knn", "k=4", "seed=1"), "two": ("seed=0..1",)}
 LOGGED = "logged"
-MEASURED = ("step", "loss", "lr", "coverage", "reward")
+MEASURED = ("step", "loss", "lr", "energy_score", "action_error")
 
 
 def start(*words: str, log: Path, prepare: Callable[[], object] = lambda: None) -> int:

@@ -76,7 +76,7 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash if resuming else None)
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     print(require_memory(config, recipe.footprint), flush=True)
-    if (rehearsal := recipe.rehearsal(config.device)) is not None:
+    if config.launcher not in CLUSTERS and (rehearsal := recipe.rehearsal(config.device)) is not None:
         print(planned_time(config, rehearsal), flush=True)
     longer = resuming and config.steps > run.config["steps"]
     if longer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_policy.cli import parse_range
-from immiscible_policy.training.options import CLUSTERS, RunConfig
+from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import process_group
 
 ENOUGH = 0.1
@@ -48,7 +48,7 @@ def blank(network: nn.Module, device: str) -> nn.Module:
 
 
 def planned_time(config: RunConfig, rehearsal: Rehearsal) -> str:
-    """A line on the time from the first step to the last; on a cluster that of a seed, if its machines are like this.
+    """A line on the time from the first step to the last on this machine.
 
     Seeds at once share the cores, or the GPU. What is measured is the network alone, without environments and
     selection; a GPU that replays a captured graph needs less.
@@ -62,12 +62,11 @@ def planned_time(config: RunConfig, rehearsal: Rehearsal) -> str:
         torch.set_num_threads(threads)
     step, evaluation = config.accumulate * rows * sample, rehearsal.evaluated * sample / TRAINED
     of_seed = config.steps * step - (-config.steps // (config.eval_every or config.steps)) * evaluation
-    seeds = 1 if config.launcher in CLUSTERS else len(parse_range("seed", config.seed))
+    seeds = len(parse_range("seed", config.seed))
     at_once = min(config.parallel or 1, seeds)
     cores = 1 if config.device.startswith("cuda") else (os.cpu_count() or 1) / (config.threads or 1)
     total = -(-seeds // at_once) * max(1.0, at_once / cores) * of_seed
-    line = f"time:   about {spoken(total)} ({spoken(step)} a step, {spoken(evaluation)} an evaluation"
-    line += ", for each seed)" if config.launcher in CLUSTERS else ")"
+    line = f"time:   about {spoken(total)} ({spoken(step)} a step, {spoken(evaluation)} an evaluation)"
     return line if total < LONG else f"{line}; if that is not meant, make steps=, batch_size= or the network smaller"
 
 

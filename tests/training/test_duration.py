@@ -10,7 +10,7 @@ from immiscible_policy.training import duration
 from immiscible_policy.training.duration import DAY, ENOUGH, Rehearsal, planned_time, sample_seconds, spoken
 
 OPTIONS = {"batch_size": 8, "accumulate": 1, "steps": 100, "eval_every": 30, "seed": "0", "parallel": 1, "threads": 1,
-           "launcher": "local", "device": "cpu", "precision": "fp32"}  # fmt: skip
+           "device": "cpu", "precision": "fp32"}  # fmt: skip
 
 
 @pytest.fixture
@@ -33,8 +33,6 @@ def test_seeds_share_the_cores_and_the_gpu(plan):
     assert spoken(2 * one) in plan(seed="0..2", parallel=2)  # two at once, and one after them
     assert spoken(2 * one) in plan(seed="0..1", parallel=2, threads=2)
     assert spoken(2 * one) in plan(seed="0..1", parallel=2, device="cuda")
-    apart = plan(seed="0..99", launcher="ray")
-    assert f"about {spoken(one)} " in apart and apart.endswith(", for each seed)")
 
 
 def test_an_absurd_plan_is_asked_about(plan):

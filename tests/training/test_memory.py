@@ -9,7 +9,7 @@ import torch
 from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
 from immiscible_policy.recipes.robot_config import SCHEMA as ROBOT
-from immiscible_policy.training.driver import train_run
+from immiscible_policy.training.driver import begin, train_run
 from immiscible_policy.training.memory import Footprint, free_memory, require_memory, saved_bytes
 from tests.training.helpers import here, refused, write_small_store
 from tests.training.toy_recipe import WORDS, ToyRecipe
@@ -58,10 +58,14 @@ def test_what_does_not_fit_is_refused_and_a_cluster_is_not_asked(tmp_path, monke
     assert not (tmp_path / "run").exists()
     options.launcher = "ray"
     assert require_memory(options, ToyRecipe.footprint).startswith("memory: about 4,800.0 GB")
+    monkeypatch.setattr(ToyRecipe, "rehearsal", None)  # its speed is not that of this machine either
+    options.dry_run = True
+    assert begin(ToyRecipe, options) is None
 
 
 def test_the_plan_says_it_and_a_dry_run_refuses_what_cannot_fit(tmp_path):
-    words = (f"data={write_small_store(tmp_path / 'small.zarr')}", f"out={tmp_path / 'run'}", "dry_run=true", *WORDS)
+    store = write_small_store(tmp_path / "small.zarr")
+    words = ("experiment=debug", f"data={store}", f"out={tmp_path / 'run'}", "dry_run=true", *WORDS)
     plan = here("train_policy.py", *words).stdout
     assert "\nmemory: about 0." in plan and "\ntime:   about " in plan
     for selection in ("noise=linear", "noise=knn k=1000000", "noise=c2ot"):  # 28, 32 and 100 bytes a pair
