@@ -20,10 +20,10 @@ The names (lerobot 0.4.4 and 0.6.1):
       linear                                 out
 
 An observation is there split in two: `observation.state` is the agent's position, and
-`observation.environment_state` the block, as keypoints (18 numbers) or as its pose (3); or a camera sees the block,
-whose 64 features come after the agent's position there, and before it here. Pixels have to be mapped to -1..1, as here:
-by a mean and a deviation of 0.5, or from 0..1. Another map could be moved into the first convolution, but for the zeros
-that it pads its borders with.
+`observation.environment_state` the block, as keypoints (18 numbers), corners (16) or as its pose (3); or a camera sees
+the block, whose 64 features come after the agent's position there, and before it here. Pixels have to be mapped to
+-1..1, as here: by a mean and a deviation of 0.5, or from 0..1. Another map could be moved into the first convolution,
+but for the zeros that it pads its borders with.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class PushT(Task):
     instruction = TASK
     max_steps = immiscible_envs.MAX_EPISODE_STEPS
     fps = CONTROL_HZ
-    observations = ("keypoints", "state", "image", "agent", "nothing")
+    observations = ("keypoints", "corners", "state", "image", "agent", "nothing")
     metrics = (
         Metric("coverage", "max_coverage", "max", lambda reward, info: info["coverage"]),
         Metric("final_coverage", "final_coverage", "last", lambda reward, info: info["coverage"]),
@@ -84,7 +84,10 @@ class PushT(Task):
         "the 206 human PushT demonstrations of Diffusion Policy (Chi et al., RSS 2023; MIT)",
     )
     published = ObservationLayout(
-        {20: "keypoints", 5: "state"}, {"keypoints": slice(18, 20), "state": slice(0, 2)}, CAMERA, SIZE
+        {20: "keypoints", 18: "corners", 5: "state"},
+        {"keypoints": slice(18, 20), "corners": slice(16, 18), "state": slice(0, 2)},
+        CAMERA,
+        SIZE,
     )
     teleoperation = TELEOPERATION
     expert_episodes = 220
@@ -159,7 +162,8 @@ class PushT(Task):
     def observation(self, demos: Demonstrations, obs: str) -> Array:
         """Nine points of the block, then the agent: 20 numbers; the state: 5; the agent, also beside pictures: 2.
 
-        `nothing` is a single 0: what a policy does that knows no more than how demonstrations go.
+        `corners` are LeRobot's points of the block, its eight corners, then the agent: 18 numbers. `nothing` is a
+        single 0: what a policy does that knows no more than how demonstrations go.
         """
         if obs == "keypoints":
             points = demos["keypoint"].reshape(len(demos), -1)  # (T, 18)
@@ -213,7 +217,7 @@ class PushT(Task):
 
     def features(self, demos: Demonstrations) -> dict[str, Feature]:
         """Those of lerobot/pusht_keypoints: the agent, and the T's eight corners in the world frame."""
-        corners = place(CORNERS, demos["state"][:, 2:].astype(np.float64)).reshape(len(demos), -1)  # (T, 16)
+        corners = _part(demos["state"], "corners")[:, :-2]  # (T, 16)
         names = tuple(f"corner{i}_{axis}" for i in range(8) for axis in "xy")
         return {
             "observation.state": Feature(demos["state"][:, :2].astype(np.float32), ("agent_x", "agent_y")),
@@ -258,9 +262,12 @@ class PushT(Task):
 
 
 def _part(observations: Array, obs: str) -> Array:
-    """What a policy without the block's points sees of states (..., 5); keypoints stay as they are."""
+    """What a policy sees of states (..., 5); keypoints, which the environment shows itself, stay as they are."""
     if obs == "nothing":
         return np.zeros_like(observations[..., :1])
+    if obs == "corners":
+        points = place(CORNERS, observations[..., 2:])  # (..., 8, 2)
+        return np.concatenate([points.reshape(*points.shape[:-2], -1), observations[..., :2]], axis=-1)
     return observations if obs in ("keypoints", "state") else observations[..., :2]
 
 

@@ -30,9 +30,15 @@ def each_lerobot() -> list:
     return [pytest.param(venv, marks=() if venv == default else pytest.mark.slow) for venv in LEROBOTS]
 
 
-def peers(*words: str, venv: str = ".venv-peers", timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run Python there, from the repository's root; the test fails with what it said if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+def peers(
+    *words: str, venv: str = ".venv-peers", path: Path = ROOT, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run Python there, from the repository's root; the test fails with what it said if it fails.
+
+    Modules of the project are imported from the root, others from `path` first.
+    """
+    places = os.pathsep.join(map(str, (path, ROOT, ROOT / "envs")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": places}
     done = subprocess.run(
         [ROOT / venv / "bin" / "python", *words], capture_output=True, text=True, cwd=ROOT, timeout=timeout,
         env=environment | {"HF_HUB_OFFLINE": "1"},

@@ -31,7 +31,7 @@ SEEING = replace(SPEC, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84)
 SPECS = [
     SPEC,
     replace(SPEC, obs="state", obs_dim=5, data_scale=1.5, obs_steps=3, action_steps=4),
-    replace(SPEC, prediction="sample"),
+    replace(SPEC, obs="corners", obs_dim=18, prediction="sample"),
 ]
 
 

@@ -19,23 +19,24 @@ class Workspace:
         self.losses.append(self.model.compute_loss(batch_of(self.model)).item())
 
 
-def test_the_page_shows_five_blocks():
-    assert len(BLOCKS) == 5
+def test_the_page_shows_six_blocks():
+    assert len(BLOCKS) == 6
 
 
 def test_the_blocks_run():
     names = {"workspace": Workspace()}
-    for block in BLOCKS[:4]:
+    for block in BLOCKS[:5]:
         exec(compile(block, "docs/plugins.md", "exec"), names)
-    assert names["noise"].shape == names["clean"].shape == names["noisy"].shape
+    assert names["clean"].shape == names["noisy"].shape
+    assert (names["drawn"] == names["noise"].chosen).all() and not (names["drawn"] == names["noise"].plain).all()
     assert names["workspace"].losses and type(names["workspace"].model.compute_loss).__name__ == "ImmiscibleLoss"
 
 
 def test_the_block_on_torchcfm_runs():
     needs("torchcfm")
-    assert peers("-c", BLOCKS[0] + BLOCKS[4] + "print(tuple(x_t.shape))").stdout == "(64, 16, 2)\n"
+    assert peers("-c", BLOCKS[0] + BLOCKS[5] + "print(tuple(x_t.shape))").stdout == "(64, 16, 2)\n"
 
 
 def test_every_file_that_the_page_names_is_there():
     links = re.findall(r"\]\(((?:\.\./)?[\w/.]+)\)", TEXT)
-    assert len(links) == 5 and all((ROOT / "docs" / link).exists() for link in links)
+    assert len(links) == 6 and all((ROOT / "docs" / link).exists() for link in links)

@@ -9,123 +9,11 @@ from pathlib import Path
 import pytest
 
 from immiscible_policy.commands.demos import export
+from immiscible_policy.plugins.bridge import convert
 from tests.demos.stores import small_arrays, write_plain
 from tests.plugins.peers import ROOT, each_lerobot, needs, peers
 
 PLUGIN = ROOT / "lerobot_policy_immiscible"
-
-FACTS = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-out = sys.argv[2]
-
-import torch
-from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.audit.statistics import pair_distance
-from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-from lerobot.utils.import_utils import register_third_party_plugins
-
-register_third_party_plugins()
-B, T, A = 24, 8, 2
-features = {
-    "input_features": {
-        "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
-        "observation.environment_state": PolicyFeature(FeatureType.ENV, (16,)),
-    },
-    "output_features": {"action": PolicyFeature(FeatureType.ACTION, (A,))},
-}
-sizes = dict(down_dims=(8, 16), horizon=T, n_action_steps=4, diffusion_step_embed_dim=8, n_groups=4, device="cpu")
-
-def config(kind, **options):
-    return make_policy_config(kind, **sizes, **features, **options)
-
-def policy(kind, **options):
-    torch.manual_seed(0)
-    return get_policy_class(kind)(config(kind, **options)).train()
-
-def loss(policy):
-    torch.manual_seed(5)
-    value, log = policy.forward(dict(batch))
-    value.backward()
-    gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
-    return value.detach(), gradient, torch.rand(1), log
-
-def refusal(**options):
-    try:
-        config("immiscible", **options)
-    except ValueError as error:
-        return str(error.__cause__ or error)
-
-random = torch.Generator().manual_seed(1)
-batch = {
-    "observation.state": torch.rand(B, 2, 2, generator=random),
-    "observation.environment_state": torch.rand(B, 2, 16, generator=random),
-    "action": 2 * torch.rand(B, T, A, generator=random) - 1,
-    "action_is_pad": torch.rand(B, T, generator=random) < 0.2,
-}
-facts = {"vanilla": [], "noise": {}}
-for masked in (False, True):
-    pair = [loss(policy("diffusion", do_mask_loss_for_padding=masked)),
-            loss(policy("immiscible", noise="vanilla", do_mask_loss_for_padding=masked))]
-    facts["vanilla"].append([torch.equal(a, b) for a, b in zip(pair[0][:3], pair[1][:3])] + [pair[1][3] == {}])
-
-real = ~batch["action_is_pad"].unsqueeze(-1)
-condition = torch.cat([batch[key].flatten(1) for key in features["input_features"]], dim=1)
-for name, options in {"knn": {"k": 8}, "linear": {"cost": "sqeuclidean"}, "idp26": {}, "c2ot": {}}.items():
-    trained = policy("immiscible", noise=name, **options)
-    added = []
-    scheduler = trained.diffusion.noise_scheduler
-    add = scheduler.add_noise
-    scheduler.add_noise = lambda clean, noise, t, added=added, add=add: added.append(noise) or add(clean, noise, t)
-    value, gradient, _, log = loss(trained)
-    torch.manual_seed(5)
-    torch.randn(B, T, A), torch.randint(0, 100, (B,))
-    expected = make_selector(name, **options)(batch["action"], condition=condition, mask=real)
-    distance = float(pair_distance(batch["action"], expected, real).mean())
-    facts["noise"][name] = {
-        "same": torch.equal(added[0], expected), "finite": bool(gradient.isfinite().all()),
-        "distance": [log["pair_distance"], distance], "change": log["pair_distance_change_percent"],
-    }
-    trained.eval()
-    facts["noise"][name]["plain in evaluation"] = torch.equal(loss(trained)[0], loss(policy("diffusion").eval())[0])
-
-facts["refused"] = [refusal(noise="kn"), refusal(noise="linear", k=2), refusal(k=0), refusal(cost="euclidean")]
-
-saved = policy("immiscible", noise="knn", k=3)
-saved.save_pretrained(out + "/saved")
-stats = {"action": {"min": torch.zeros(A), "max": torch.ones(A)}}
-for processor in make_pre_post_processors(saved.config, dataset_stats=stats):
-    processor.save_pretrained(out + "/saved")
-with open(out + "/saved/config.json") as described, open(out + "/saved/train_config.json", "w") as training:
-    json.dump({"steps": 1, "policy": json.load(described)}, training)
-
-def actions(policy):
-    seen = {key: batch[key][:, 0] for key in features["input_features"]}
-    torch.manual_seed(7)
-    policy.reset()
-    return policy.eval().select_action(seen)
-
-again = get_policy_class("immiscible").from_pretrained(out + "/saved")
-as_diffusion = get_policy_class("diffusion").from_pretrained(out + "/saved")
-facts["again"] = [type(again).__name__, again.config.type, again.config.k, torch.equal(actions(saved), actions(again))]
-facts["as diffusion"] = [type(as_diffusion).__name__, torch.equal(actions(saved), actions(as_diffusion))]
-torch.save(actions(saved), out + "/actions.pt")
-
-from pathlib import Path
-from lerobot_policy_immiscible.to_diffusion import to_diffusion
-
-def not_converted(source, to):
-    try:
-        to_diffusion(Path(out, source), Path(out, to))
-    except ValueError as error:
-        return str(error)
-
-to_diffusion(Path(out, "saved"), Path(out, "plain"))
-refusals = {"plain": "never", "nowhere": "never", "saved": "plain"}
-facts["not converted"] = [not_converted(source, to) for source, to in refusals.items()]
-json.dump(facts, open(out + "/facts.json", "w"))
-"""
 
 PLAIN = """
 import sys, torch
@@ -133,8 +21,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 policy = get_policy_class("diffusion").from_pretrained(sys.argv[1])
 make_pre_post_processors(policy.config, pretrained_path=sys.argv[1])
 random = torch.Generator().manual_seed(1)
-seen = {"observation.state": torch.rand(24, 2, 2, generator=random)[:, 0],
-        "observation.environment_state": torch.rand(24, 2, 16, generator=random)[:, 0]}
+seen = {"observation.state": torch.rand(24, 2, 5, generator=random)[:, 0],
+        "observation.environment_state": torch.rand(24, 2, 4, generator=random)[:, 0]}
 torch.manual_seed(7)
 policy.reset()
 assert policy.config.type == "diffusion" and not hasattr(policy.config, "noise")
@@ -170,9 +58,9 @@ def site(venv, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scratch(venv, site, tmp_path_factory) -> Path:
-    """What FACTS leaves behind: facts.json, a saved policy and its actions."""
+    """What `lerobot_facts` leaves behind: facts.json, a saved policy and its actions."""
     out = tmp_path_factory.mktemp("facts")
-    peers("-c", FACTS, str(site), str(out), venv=venv)
+    peers("-m", "tests.plugins.lerobot_facts", str(out), venv=venv, path=site)
     return out
 
 
@@ -181,29 +69,55 @@ def facts(scratch) -> dict:
     return json.loads((scratch / "facts.json").read_text())
 
 
+def test_every_supported_policy_was_tried(facts, venv):
+    new = ["multi_task_dit", "multi_task_dit flow", "smolvla", "pi0", "pi05"] if venv == ".venv-lerobot" else []
+    assert list(facts["policies"]) == ["diffusion", *new]
+
+
 def test_vanilla_is_lerobots_own_loss_bit_for_bit(facts):
-    assert (
-        facts["vanilla"] == [[True] * 4] * 2
-    )  # loss, gradient, random numbers after it, empty log; padding masked or not
+    for name, result in facts["policies"].items():
+        assert result["vanilla"] == {"loss": True, "gradient": True, "next": True}, name
 
 
-@pytest.mark.parametrize("name", ["knn", "linear", "idp26", "c2ot"])
-def test_noise_is_the_selectors_for_the_normalised_actions_without_padding(facts, name):
-    result = facts["noise"][name]
-    assert result["same"] and result["finite"] and result["plain in evaluation"]
-    assert result["distance"][0] == pytest.approx(result["distance"][1], rel=1e-12)
-    assert result["change"] < -5 if name != "c2ot" else result["change"] <= 0
+@pytest.mark.parametrize("selector", ["knn", "sign", "linear", "idp26", "c2ot"])
+def test_noise_is_the_selectors_for_the_padded_actions_without_padding(facts, selector):
+    for name, everything in facts["policies"].items():
+        result = everything[selector]
+        assert all(result[key] for key in ("noise", "next", "finite", "evaluation", "log")), name
+        assert result["distance"][0] == pytest.approx(result["distance"][1], rel=1e-12)
+        assert result["change"] < -15 or selector in ("sign", "c2ot"), name
+
+
+def test_use_noise_changes_the_noise_of_lerobots_own_policy_and_nothing_else(facts):
+    for name, everything in facts["policies"].items():
+        result = everything["use_noise"]
+        assert result["own noise"] == {"loss": True, "gradient": True, "next": True}, name
+        assert result["blind to padding"] and result["type"], name
 
 
 def test_unusable_options_are_refused_by_name(facts):
-    unknown, foreign, few, cost = facts["refused"]
-    assert "unknown noise 'kn'; did you mean 'knn'?" in unknown
-    assert "noise=linear has no k" in foreign and "k=0" in few and "noise=knn has no cost" in cost
+    refused = facts["refused"]
+    assert "unknown noise 'kn'; did you mean 'knn'?" in refused["name"]
+    assert "noise=linear has no k" in refused["foreign"] and "k=0" in refused["few"]
+    assert "noise=knn has no cost" in refused["cost"] and "noise=knn has no weight" in refused["weight"]
+    assert "stop=3: must come after start=5" in refused["start"] and "knn has no potentials" in refused["potentials"]
+    assert "select_for 'residuals'" in refused["target"] and "residual_mean=mlp" in refused["mean"]
+    assert "noise=vanilla selects no noise" in refused["plain"] and "has no temperature" in refused["own"]
 
 
-def test_checkpoints_load_back_and_as_diffusion(facts):
-    assert facts["again"] == ["ImmisciblePolicy", "immiscible", 3, True]
-    assert facts["as diffusion"] == ["DiffusionPolicy", True]
+def test_the_schedule_goes_on_where_a_checkpoint_left_it(facts):
+    assert facts["schedule"] == {"steps": [0, 1], "saved": 2, "loaded": 2}
+
+
+def test_potentials_and_residuals_are_fitted_to_the_first_samples(facts):
+    fitted = facts["fitted"]
+    assert fitted["same pairs"] == [True] * 3 and fitted["fitted"]
+    assert fitted["plain at first"] == [True] * 2 and fitted["residual then"]
+
+
+def test_checkpoints_load_back_and_as_lerobots_own(facts):
+    assert facts["checkpoints"]["again"] == ["ImmisciblePolicy", 3, True]
+    assert facts["checkpoints"]["as theirs"] == ["DiffusionPolicy", True]
 
 
 def test_a_converted_checkpoint_needs_no_plugin(facts, scratch, venv):
@@ -218,8 +132,8 @@ def test_a_converted_checkpoint_needs_no_plugin(facts, scratch, venv):
 
 
 def test_only_checkpoints_of_the_plugin_are_converted(facts, scratch):
-    other, missing, existing = facts["not converted"]
-    assert other.endswith("a checkpoint of type diffusion; only immiscible ones are converted")
+    other, missing, existing = facts["checkpoints"]["not converted"]
+    assert "a checkpoint of type diffusion; only immiscible, " in other
     assert "nowhere/config.json: is missing" in missing and "plain: exists already" in existing
     assert not (scratch / "never").exists()
 
@@ -232,6 +146,38 @@ def test_without_lerobot_one_line_says_what_to_install():
     assert message.splitlines()[-1] == (
         "ModuleNotFoundError: lerobot_policy_immiscible needs LeRobot: pip install 'lerobot>=0.4.4,<0.7'"
     )
+
+
+def test_the_readmes_python_runs(facts, venv):
+    """On a small model in the place of the one that it names."""
+    assert facts["readme"] is (True if venv == ".venv-lerobot" else None)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Demonstrations with a camera as a data set of LeRobot."""
+    folder = tmp_path_factory.mktemp("dataset")
+    arrays, ends = small_arrays(lengths=(40, 60, 50), image=96)
+    store = write_plain(folder / "a.zarr", arrays, ends)
+    export.main([f"path={store}", f"out={folder / 'dataset'}", "images=stored"])
+    return folder / "dataset"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multi_task_dit", "smolvla", "pi0", "pi05"])
+def test_lerobot_trains_each_of_its_policies_with_chosen_noise(kind, dataset, site, tmp_path):
+    needs("lerobot", ".venv-lerobot")
+    run = tmp_path / "run"
+    train = [f"--policy.type=immiscible_{kind}", "--policy.noise=linear", "--policy.start=2", "--policy.device=cpu"]
+    train += ["--dataset.repo_id=local/a", f"--dataset.root={dataset}", "--num_workers=0", "--policy.push_to_hub=false"]
+    train += ["--steps=6", "--batch_size=8", "--log_freq=2", "--save_freq=6", f"--output_dir={run}"]
+    program = ("-m", "tests.plugins.lerobot_command", str(tmp_path), "lerobot_train")
+    message = peers(*program, *train, venv=".venv-lerobot", path=site).stderr
+    assert len(re.findall(r"loss:[\d.]+", message)) == 3
+    changes = [float(change) for change in re.findall(r"pair_distance_change_percent:(-?[\d.]+)", message)]
+    assert changes[-1] < -3 and changes[-1] < changes[0]
+    config = json.loads((run / "checkpoints/last/pretrained_model/config.json").read_text())
+    assert config["type"] == f"immiscible_{kind}" and config["trained_steps"] == 6 and config["start"] == 2
 
 
 @pytest.mark.slow
@@ -262,3 +208,9 @@ def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
         peers("-c", COMMAND, str(site), "lerobot_eval", *words, venv=venv)
         reported = json.loads((tmp_path / name / "eval_info.json").read_text())
         assert reported["overall"]["n_episodes"] == 2 and 0 <= reported["overall"]["avg_max_reward"] <= 1
+    convert(checkpoint, "ours", tmp_path / "step_000050")
+    scores = [tmp_path / f"{place.name}.csv" for place in (checkpoint, tmp_path / "step_000050")]
+    for place, rows in zip((checkpoint, tmp_path / "step_000050"), scores, strict=True):
+        words = [f"checkpoint={place}", "episodes=2", "sampling_steps=2", f"out={rows}"]
+        subprocess.run([sys.executable, "eval_policy.py", *words], cwd=ROOT, check=True, capture_output=True)
+    assert [len(rows.read_text().splitlines()) for rows in scores] == [3, 3]

@@ -18,4 +18,12 @@ def test_an_environment_shows_what_was_recorded(obs):
     recorded = task.observation(demos, obs)[steps]
     assert seen.shape == (len(steps), 2, recorded.shape[1])
     np.testing.assert_allclose(seen[:, 1], recorded, atol=3.0 if obs == "keypoints" else 1.0)
-    assert recorded.shape[1] == {"keypoints": 20, "state": 5, "agent": 2, "nothing": 1}[obs]
+    assert recorded.shape[1] == {"keypoints": 20, "corners": 18, "state": 5, "agent": 2, "nothing": 1}[obs]
+
+
+def test_corners_are_what_a_dataset_of_lerobot_shows():
+    task = PushT()
+    demos = open_demonstrations(task)
+    features = task.features(demos)
+    shown = [features[key].values for key in ("observation.environment_state", "observation.state")]
+    np.testing.assert_array_equal(task.observation(demos, "corners"), np.concatenate(shown, axis=1))

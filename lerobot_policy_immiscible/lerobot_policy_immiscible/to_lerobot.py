@@ -1,4 +1,4 @@
-"""Turn a checkpoint of type `immiscible` into one of LeRobot's own type `diffusion`, which needs no plugin."""
+"""Turn a checkpoint of a policy type of this plugin into one of LeRobot's own type, which needs no plugin."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, run
-from lerobot_policy_immiscible.configuration_immiscible import ImmiscibleConfig
+from lerobot_policy_immiscible.noise_options import NoiseOptions
+from lerobot_policy_immiscible.training_noise import POLICIES
 
-USAGE = """usage: python -m lerobot_policy_immiscible.to_diffusion path=DIR out=DIR
+USAGE = """usage: python -m lerobot_policy_immiscible.to_lerobot path=DIR out=DIR
 
-Copies a checkpoint (the directory pretrained_model, with config.json) and makes it one of type diffusion; the
-weights and the processors stay byte for byte.
+Copies a checkpoint (the directory pretrained_model, with config.json) and makes it one of LeRobot's own type, such as
+diffusion or smolvla; the weights and the processors stay byte for byte.
 
 example:
-  python -m lerobot_policy_immiscible.to_diffusion path=outputs/checkpoints/last/pretrained_model out=plain"""
+  python -m lerobot_policy_immiscible.to_lerobot path=outputs/checkpoints/last/pretrained_model out=plain"""
 OPTIONS = {
-    "path": Option(Path, REQUIRED, "checkpoint of type immiscible, a directory with config.json"),
+    "path": Option(Path, REQUIRED, "checkpoint of a type of this plugin, a directory with config.json"),
     "out": Option(Path, REQUIRED, "directory to create"),
 }
-OWN = {field.name for field in fields(ImmiscibleConfig)} - {field.name for field in fields(DiffusionConfig)}
+OWN = {option.name for option in fields(NoiseOptions)}
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
     words = parse(argv, OPTIONS, USAGE)
-    to_diffusion(words["path"], words["out"])
-    print(f"{words['out']}: type diffusion")
+    print(f"{words['out']}: type {to_lerobot(words['path'], words['out'])}")
 
 
-def to_diffusion(path: Path, out: Path) -> None:
-    """Write a checkpoint of type `diffusion`; it appears whole or not at all.
+def to_lerobot(path: Path, out: Path) -> str:
+    """Write a checkpoint of LeRobot's own type; it appears whole or not at all.
 
     Args:
-        path: Checkpoint of type `immiscible`.
+        path: Checkpoint of a type of this plugin.
         out: Directory to create.
+
+    Returns:
+        LeRobot's type.
 
     Raises:
         CommandError: If there is no such checkpoint, it is of another type, or `out` exists.
     """
     config = _read(path / "config.json")
-    if config.get("type") != "immiscible":
-        raise CommandError(f"{path}: a checkpoint of type {config.get('type')}; only immiscible ones are converted")
+    if config.get("type") not in POLICIES:
+        raise CommandError(f"{path}: a checkpoint of type {config.get('type')}; only {', '.join(POLICIES)} convert")
     if out.exists():
         raise CommandError(f"{out}: exists already; choose another path or remove it first")
     require_writable("out", out)
@@ -60,11 +61,12 @@ def to_diffusion(path: Path, out: Path) -> None:
             described = _read(training)
             _write(training, described | {"policy": plain(described["policy"])})
         draft.rename(out)
+    return POLICIES[config["type"]]
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A policy's configuration without the options of this plugin, of type `diffusion`."""
-    return {key: value for key, value in config.items() if key not in OWN} | {"type": "diffusion"}
+    """A policy's configuration without the options of this plugin, of LeRobot's own type."""
+    return {key: value for key, value in config.items() if key not in OWN} | {"type": POLICIES[config["type"]]}
 
 
 def _read(file: Path) -> dict[str, Any]:
