@@ -12,9 +12,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`load_policy`, imported when it is first used: the selectors alone need torch and scipy, and no more."""
+    """`load_policy`, imported when it is first used: it needs the extra `train`, the selectors do not."""
     if name != "load_policy":
         raise AttributeError(f"module 'immiscible_policy' has no attribute '{name}'")
+    from immiscible_policy.cli import require_extra
+
+    require_extra("train")
     from immiscible_policy.acting import load_policy
 
     return load_policy

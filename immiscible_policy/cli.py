@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,15 @@ UNSHOWN = object()
 """Default that `--help` does not show."""
 MOST_NAMED = 12
 """So many names are listed in a message; of more, the nearest."""
+
+
+EXTRAS = {
+    "train": (
+        "gymnasium", "numba", "pygame", "pymunk", "diffusers", "hydra", "imageio_ffmpeg", "jinja2", "markupsafe",
+        "matplotlib", "numcodecs", "packaging", "PIL", "yaml", "rich", "safetensors", "torchdiffeq", "zarr",
+    ),
+}  # fmt: skip
+"""What each extra of the project brings, by the names that Python imports."""
 
 
 def boolean(text: str) -> bool:
@@ -217,6 +227,18 @@ def expanded(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"there is no user {Path(text).parts[0].removeprefix('~')}") from None
+
+
+def require_extra(extra: str) -> None:
+    """End a program whose extra, one of `EXTRAS`, is not installed: one line with the command that installs it.
+
+    Raises:
+        SystemExit: With code 2, if a module of the extra is missing.
+    """
+    missing = next((module for module in EXTRAS[extra] if find_spec(module) is None), None)
+    if missing:
+        print(f"error: {missing} is not installed: pip install 'immiscible-policy[{extra}]'", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def require_writable(key: str, path: Path) -> None:

@@ -84,18 +84,22 @@ def needed(of: Distribution, result: dict[str, Distribution], extras: tuple[str,
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         if requirement.name not in result:
-            result[requirement.name] = distribution(requirement.name)
+            result[requirement.name] = of if requirement.name == of.name else distribution(requirement.name)
             needed(result[requirement.name], result, ("", *requirement.extras))
 
 
 def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(wheel, tmp_path):
-    """As after `pip install` into an empty environment: site-packages holds the wheel and its requirements alone."""
+    """As after `pip install 'immiscible-policy[train]'`: site-packages has the wheel and its requirements alone."""
     site = tmp_path / "site"
     install = ["pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
     (own,) = distributions(path=[str(site)])
+    light: dict[str, Distribution] = {}
+    needed(own, light)
+    assert {"torch", "scipy", "numpy"} <= light.keys() and not {"gymnasium", "diffusers", "zarr"} & light.keys()
     result: dict[str, Distribution] = {}
-    needed(own, result)
+    needed(own, result, ("", "train"))
+    result.pop(own.name)
     assert {"torch", "gymnasium", "pymunk"} <= result.keys() and not {"pytest", "transformers", "ray"} & result.keys()
     for item in result.values():
         for top in {file.parts[0] for file in item.files or []} - {"..", "__pycache__", *os.listdir(site)}:

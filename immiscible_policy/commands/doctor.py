@@ -115,7 +115,7 @@ def examine(data: Path | None, checkpoint: Path | None, named: str | None = None
 
 
 def package_findings() -> Iterator[Finding]:
-    """Whether what is installed is what the project needs, but for its extras."""
+    """Whether what is installed is what the commands need: the requirements of the project and of its extra `train`."""
     yield Finding("versions", ", ".join(f"{name} {number}" for name, number in versions().items() if number))
     try:
         needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
@@ -124,7 +124,8 @@ def package_findings() -> Iterator[Finding]:
         return
     for requirement in needed:
         name, fitting = requirement.name, requirement.specifier
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        marker = requirement.marker
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in ("", "train", "envs")):
             continue
         try:
             installed = version(name)

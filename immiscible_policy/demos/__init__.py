@@ -11,6 +11,10 @@ Example::
     windows = make_windows(chosen["position"], chosen["action"], chosen.episode_ends, layout)
 """
 
+from immiscible_policy.cli import require_extra
+
+require_extra("train")
+
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.demonstrations import Demonstrations, join
