@@ -33,7 +33,7 @@ TIME_SCALE = 1000.0
 
 
 PREDICTIONS = ("velocity", "sample")
-TIMES = ("uniform", "logit_normal")
+TIMES = ("uniform", "logit_normal", "calls")
 
 
 class Flow(ProbabilityPath):
@@ -42,7 +42,9 @@ class Flow(ProbabilityPath):
     Args:
         prediction: What the network predicts, one of `PREDICTIONS`.
         law: Law of the training times, one of `TIMES`: `logit_normal` is the sigmoid of a standard normal number
-            (Esser et al., 2024, equation 19), which trains the middle of the paths most.
+            (Esser et al., 2024, equation 19), which trains the middle of the paths most; `calls` are the times at
+            which `euler` calls the network, each as likely.
+        calls: Network calls of `euler`, for the law `calls`.
 
     Raises:
         ValueError: If a name is unknown.
@@ -51,15 +53,17 @@ class Flow(ProbabilityPath):
     solvers: tuple[str, ...] = ("euler", "heun", "ddim", "ddpm", "dpmpp", "renoise")
     clipped = False
 
-    def __init__(self, prediction: str = "velocity", law: str = "uniform") -> None:
+    def __init__(self, prediction: str = "velocity", law: str = "uniform", calls: int = 1) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction}: flow matching predicts {' or '.join(PREDICTIONS)}")
         if law not in TIMES:
             raise ValueError(f"times={law}: choose from {', '.join(TIMES)}")
-        self.prediction, self.law = prediction, law
+        self.prediction, self.law, self.calls = prediction, law, calls
 
     def times(self, count: int, generator: torch.Generator, *, step: int | None = None) -> Tensor:
-        """Uniform over [0, 1), or logit-normal inside it."""
+        """Uniform over [0, 1), logit-normal inside it, or those of the calls."""
+        if self.law == "calls":
+            return torch.randint(self.calls, (count,), generator=generator, device=generator.device) / self.calls
         if self.law == "uniform":
             return torch.rand(count, generator=generator, device=generator.device)
         return torch.randn(count, generator=generator, device=generator.device).sigmoid()

@@ -80,6 +80,7 @@ class Policy(nn.Module):
         generator: torch.Generator,
         mask: Tensor | None = None,
         levels: range | None = None,
+        teach: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> NoisedBatch:
         """Choose noise and times for a batch: the seam at which immiscible noise enters training.
 
@@ -91,6 +92,7 @@ class Policy(nn.Module):
             generator: Source of the noise and of the times.
             mask: Boolean, broadcasts to the actions: which of them enter the selection's distance.
             levels: Times at which the chosen noise is used, plain noise at the others; None: at all.
+            teach: Makes clean scaled actions (B, T, A) of observations and noise, which take the place of those given.
         """
         x = self.clean(action)
         observed = self.observer.prepare(observation)
@@ -100,6 +102,8 @@ class Policy(nn.Module):
         if levels is not None:
             chosen = ((t >= levels.start) & (t < levels.stop)).reshape(-1, 1, 1)
             noise = torch.where(chosen, noise, draw(x, generator))
+        if teach is not None:
+            x = teach(observation, noise)
         return NoisedBatch(self.path.sample(x, noise, t), observed)
 
     def loss(self, batch: NoisedBatch) -> Tensor:

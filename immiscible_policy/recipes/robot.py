@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.demos.checks import outlier_problems
 from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
-from immiscible_policy.evaluation.agent import Agent, spec_metadata
+from immiscible_policy.evaluation.agent import Agent, read_policy, spec_metadata
 from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, explained, score
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
@@ -33,6 +33,7 @@ from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diff
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
+from immiscible_policy.recipes.teacher import find_teacher, make_teach
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
@@ -192,6 +193,9 @@ class RobotRecipe:
         )
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)
+        if config.teacher:
+            for seed in parse_range("seed", config.seed):
+                find_teacher(RunDirectory(config.teacher), seed, spec)
         levels = diffusion_levels(config.select_at, config.diffusion_steps)
         return cls(config, data, spec, levels, noise, solver, starts)
 
@@ -266,7 +270,10 @@ class RobotRecipe:
         """The policy with its first weights, a function of the seed."""
         config, seen, acted = self.config, self.windows.observation.values(), self.windows.action
         bounds = [torch.cat([torch.empty(0), *(getattr(values, end) for values in seen)]) for end in Range._fields]
-        laws: dict[str, dict[str, Any]] = {"flow": {"law": config.times}, "diffusion": {"min_snr": config.min_snr}}
+        laws: dict[str, dict[str, Any]] = {
+            "flow": {"law": config.times, "calls": config.sampling_steps},
+            "diffusion": {"min_snr": config.min_snr},
+        }
         with weights_of(seed):
             normalizers = Normalizer(*bounds), Normalizer(acted.low, acted.high)
             policy = build_policy(self.spec, *normalizers, **laws.get(config.method, {}))
@@ -277,6 +284,11 @@ class RobotRecipe:
         config, policy = self.config, self.policy(seed.number)
         windows = self.windows.training.to(config.device)
 
+        teach = None
+        if config.teacher:
+            teacher, _ = read_policy(find_teacher(RunDirectory(config.teacher), seed.number, self.spec), config.device)
+            policy.load_state_dict(teacher.state_dict())
+            teach = make_teach(teacher, config.teacher_calls, config.precision)
         with torch.no_grad():
             target, expected = policy.clean(windows.action), None
             if config.select_for == "residual":
@@ -297,6 +309,7 @@ class RobotRecipe:
             crop=config.crop,
             expected=expected,
             mirrored=config.mirror_batches,
+            teach=teach,
         )
 
         selects = not isinstance(policy.path, Regression)

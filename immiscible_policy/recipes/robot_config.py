@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import CommandError, expanded
 from immiscible_policy.noise import CONDITIONAL_MEANS
 from immiscible_policy.path import ddpm, flow
 from immiscible_policy.path.flow import TIMES
@@ -39,8 +39,10 @@ class RobotConfig(DiffusionConfig):
     action_steps: int = number("[1, 4096]")
     method: str = choice("diffusion", "flow", "regression", "mip")
     diffusion_steps: int = number("[1, 1e5]")
-    times: str = choice(*TIMES)
+    times: str | None = choice(*TIMES)
     min_snr: float | None = number("(0, 1e6]")
+    teacher: str | None
+    teacher_calls: int = number("[1, 1e5]")
     images: str = choice("stored", "rendered")
     crop: int = number("[1, 4096]")
     encoder_width: int = number("[1, 4096]")
@@ -66,6 +68,10 @@ def fill(options: dict[str, Any]) -> None:
         options["validation"] = task.validation
     if options["prediction"] is None:
         options["prediction"] = PREDICTIONS.get(options["method"], ("sample",))[0]
+    if options["teacher"] is not None:
+        options["teacher"] = str(expanded(options["teacher"]).resolve())
+    if options["times"] is None:
+        options["times"] = "calls" if options["teacher"] else "uniform"
     if options["solver"] is None:
         options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
 
@@ -88,12 +94,16 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     learned = PREDICTIONS.get(method, ("sample",))
     if config.prediction not in learned:
         raise CommandError(f"prediction={config.prediction}: method={method} predicts {' or '.join(learned)}")
-    for key, owner in {"times": "flow", "min_snr": "diffusion"}.items():
+    for key, owner in {"times": "flow", "teacher": "flow", "min_snr": "diffusion"}.items():
         if key in given and method != owner:
             raise CommandError(f"{key}={given[key]}: method={method} has no {key}; use method={owner}")
     if method != "diffusion" and config.select_at != "all":
         why = f"method={method} has no diffusion steps; leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")
+    if config.teacher and name != "vanilla":
+        raise CommandError(f"noise={name}: teacher= makes the actions of the noise, so none is chosen for them")
+    if "teacher_calls" in given and not config.teacher:
+        raise CommandError(f"teacher_calls={config.teacher_calls}: nobody teaches; add teacher=RUN")
     if "residual_mean" in given and config.select_for != "residual":
         raise CommandError(f"residual_mean={config.residual_mean}: nothing is predicted; add select_for=residual")
     for key, plain in {"exclude": "none", "select_for": "action", "select_at": "all"}.items():

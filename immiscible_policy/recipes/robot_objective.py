@@ -13,6 +13,7 @@ from immiscible_policy.network.crop import random_crop
 from immiscible_policy.noise import ForResidual, Selector
 from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.recipes.teacher import Teach
 from immiscible_policy.training.batches import ShuffledOrder, cut
 
 
@@ -33,6 +34,7 @@ class RobotObjective:
         crop: Side of the squares that are cut out of camera frames at random [px], or None to leave them whole:
             the policy sees their middle then, as in evaluation.
         mirrored: The second half of the windows are the mirror images of the first, and so in every batch.
+        teach: What makes the clean actions of the noise, as in `Policy.noised`, or None for those demonstrated.
     """
 
     policy: Policy
@@ -47,6 +49,7 @@ class RobotObjective:
     expected: Tensor | None = None
     crop: int | None = None
     mirrored: bool = False
+    teach: Teach | None = None
 
     def __post_init__(self) -> None:
         device = self.windows.action.device
@@ -68,6 +71,7 @@ class RobotObjective:
             generator=torch_generator(self.windows.action.device, "noise", self.seed, step),
             mask=None if self.compared is None else self.compared[rows].unsqueeze(-1),  # (B, T, 1)
             levels=self.levels,
+            teach=self.teach,
         )
         return cut(noised, self.accumulate)
 

@@ -106,6 +106,7 @@ def test_seeds_in_parallel_equal_a_seed_alone(finished, seeds):
     assert set(json.loads((seeds / "summary.json").read_text())["seeds"]) == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_in_threads_equal_seeds_in_processes(finished, store, tmp_path):
     """As several seeds share a GPU: one process, a thread for each, one of which fails."""
     out, _ = finished
@@ -209,6 +210,7 @@ def test_a_finished_run_is_left_alone(finished, store):
     assert tree(out) == before
 
 
+@pytest.mark.slow
 def test_one_seeds_crash_neither_hides_nor_stops_the_others(seeds, store, tmp_path):
     shutil.copytree(seeds, tmp_path / "run")
     words = (*several(store, tmp_path / "run"), "parallel=1")
@@ -306,7 +308,7 @@ def test_unusable_stores_are_refused_before_anything_is_created(tmp_path, how, m
         (["device=cuda"], "device=cuda"),
         (["horizon=10"], "horizon=10"),
         (["action_steps=16"], "action_steps=16"),
-        (["sampling_steps=200"], "sampling_steps=200"),
+        (["method=diffusion", "sampling_steps=200"], "sampling_steps=200"),
         (["starts=best"], "starts=best"),
         (["data=/dev/null"], "/dev/null"),
     ],

@@ -13,7 +13,8 @@ from tests.image.mixture import ALPHA_BARS
 from tests.image.specs import model_of, tiny_spec, tiny_stable_diffusion_spec
 
 DDIM, EULER = Solver("ddim", 10), Solver("euler", 7)
-CASES = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ("flow", None)])
+ADAPTIVE = pytest.param("flow", None, marks=pytest.mark.slow)  # hundreds of calls
+CASES = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ADAPTIVE])
 OTHERS = [("ddim", Solver("ddpm", 10)), ("ddim", Solver("dpmpp", 10)), ("flow", Solver("heun", 9)),
           ("v_prediction", DDIM), ("sample", DDIM)]  # fmt: skip
 A, S = ALPHA_BARS.sqrt(), (1 - ALPHA_BARS).sqrt()

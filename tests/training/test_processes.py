@@ -81,6 +81,7 @@ def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
         torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_first_says_so_and_what_is_left_can_be_resumed(store, tmp_path):
     words = with_words(
         "steps=100000", "checkpoint_every=5", "eval_every=100000", f"data={store}", f"out={tmp_path / 'run'}"

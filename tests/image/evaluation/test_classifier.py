@@ -51,6 +51,7 @@ def test_the_packages_classifier_is_small_and_its_record_names_it():
     assert not model.training
 
 
+@pytest.mark.slow
 def test_the_packages_classifier_knows_cifar10():
     """Its recorded accuracy, on the test images."""
     path = Path(os.environ.get("CIFAR10", ROOT.parent / "shared" / "data" / "cifar10-jpeg.zip"))

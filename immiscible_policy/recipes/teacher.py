@@ -1,0 +1,55 @@
+"""A trained policy teaches another one to make its actions with fewer network calls: rectified flow.
+
+The teacher's solver carries noise e, with an observation o, to a chunk x(e, o). The student begins with the teacher's
+weights and learns the straight line between the two (Liu et al., 2023, algorithm 1). These pairs keep the law of the
+noise N(0, I) given the observation, so sampling starts where training did; and as x follows from e and o, one call can
+reach one of several behaviours where the mean of all would lie between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_policy.cli import CommandError
+from immiscible_policy.evaluation.agent import read_spec
+from immiscible_policy.policy import Policy
+from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.solver import Solver
+from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.store.run import RunDirectory
+
+Teach = Callable[[Any, Tensor], Tensor]
+"""(observation, noise (B, T, A)) -> the teacher's clean scaled actions (B, T, A)."""
+
+
+def find_teacher(run: RunDirectory, seed: int, spec: PolicySpec) -> Checkpoint:
+    """The checkpoint that teaches a seed: the last one of the same seed of a run.
+
+    Raises:
+        ValueError: If there is none yet, or if its policy and the student's differ in more than `kernels`.
+    """
+    checkpoint = run.seed(seed).newest() if run.exists else None
+    if checkpoint is None or not run.seed(seed).is_finished(run.config["steps"]):
+        raise CommandError(f"teacher={run.path}: it has no finished seed {seed}; train it first, or name another run")
+    theirs = asdict(replace(read_spec(checkpoint), kernels=spec.kernels))
+    for key, value in asdict(spec).items():
+        if theirs[key] != value:
+            raise CommandError(f"{key}={value} differs from the teacher's, {theirs[key]}; train with the same")
+    return checkpoint
+
+
+def make_teach(teacher: Policy, calls: int, precision: str) -> Teach:
+    """What a teacher makes of noise with so many calls of `euler`; precision `bf16` multiplies in bfloat16."""
+    plan = Solver("euler", calls).plan(teacher.path)
+
+    @torch.no_grad()
+    def teach(observation: Any, noise: Tensor) -> Tensor:
+        with torch.autocast(noise.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return teacher.solve(teacher.encode(observation), plan, noise.unsqueeze(0).clone())
+
+    return teach
