@@ -98,7 +98,7 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
         if key in given and method != owner:
             raise CommandError(f"{key}={given[key]}: method={method} has no {key}; use method={owner}")
     if method != "diffusion" and config.select_at != "all":
-        why = f"method={method} has no diffusion steps; leave select_at= out"
+        why = f"method={method} has no diffusion steps; add method=diffusion, or leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")
     if config.teacher and name != "vanilla":
         raise CommandError(f"noise={name}: teacher= makes the actions of the noise, so none is chosen for them")

@@ -38,7 +38,7 @@ def noise(words, steps=5000, steps_per_epoch=95.0, batch_size=256):
 
 
 def objective(store, choice, **options):
-    config = compose_config(["experiment=debug", f"data={store}", "device=cpu"])
+    config = compose_config(["experiment=debug", "method=diffusion", f"data={store}", "device=cpu"])
     recipe = RobotRecipe.prepare(config)
     windows = recipe.windows.training
     return RobotObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
@@ -92,7 +92,7 @@ def test_what_is_predicted_is_chosen_where_something_is():
         compose_config(["experiment=debug", "device=cpu", "noise=knn", "select_for=residual", "residual_mean=tree"])
 
 
-@pytest.mark.parametrize("word", ["select_for=residual", "select_at=0..49", "exclude=padding"])
+@pytest.mark.parametrize("word", ["select_for=residual", "exclude=padding"])
 def test_where_nothing_is_selected_options_of_the_selection_are_refused(store, word):
     with pytest.raises(ValueError, match=f"{word}: noise=vanilla selects no noise for a sample"):
         compose_config(["experiment=debug", f"data={store}", "device=cpu", word])

@@ -111,10 +111,10 @@ def test_mistakes_are_one_line(words, message):
 
 BASE = ["noise=knn", "device=cpu"]
 CHANGES = [
-    [], ["k=4"], ["nearest=angle"], ["form=literal"], ["stop=9"], ["method=flow"], ["prediction=sample"],
+    [], ["k=4"], ["nearest=angle"], ["form=literal"], ["stop=9"], ["method=diffusion"], ["prediction=sample"],
     ["solver=heun"], ["sampling_steps=3"], ["spacing=leading"], ["eta=0.5"], ["mirror=true"], ["steps=9"],
     ["exclude=padding"], ["select_for=residual"],
-    ["select_for=residual", "residual_mean=mlp"], ["select_at=0..9"], ["data_scale=2"],
+    ["select_for=residual", "residual_mean=mlp"], ["method=diffusion", "select_at=0..9"], ["data_scale=2"],
     ["data=a/b.zarr"], ["obs=state"], ["obs=image"],
     ["experiment=debug"], ["down_dims=[8,16]"], ["clip_grad_norm=1"], ["scale=paper"], ["images=rendered", "obs=image"],
 ]  # fmt: skip
@@ -134,9 +134,8 @@ def test_a_directory_is_named_after_what_differs_from_the_defaults():
 
     assert name() == "runs/pusht_keypoints_vanilla_cpu"
     assert name("noise=knn", "k=2", "seed=0..2", "spacing=trailing") == "runs/pusht_keypoints_knn_cpu"
-    assert (
-        name("noise=knn", "k=4", "method=flow", "mirror=true") == "runs/pusht_keypoints_knn_k4_mirror_method-flow_cpu"
-    )
+    words = ("noise=knn", "k=4", "method=diffusion", "mirror=true")
+    assert name(*words) == "runs/pusht_keypoints_knn_k4_mirror_method-diffusion_cpu"
     images = IMAGES.compose(["model=flow", "data=a/x", "flip=false", "device=cpu"])
     assert images.out == "runs/flow_cifar10_vanilla_no-flip_x_cpu"
 
