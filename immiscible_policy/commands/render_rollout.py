@@ -24,7 +24,9 @@ render rollouts of a checkpoint, several starts side by side
 
 
 OPTIONS = {
-    "checkpoint": Option(Path, REQUIRED, "a checkpoint (also .ckpt or LeRobot), a run or seed (its best), or pretrained"),
+    "checkpoint": Option(
+        Path, REQUIRED, "a checkpoint (also .ckpt or LeRobot), a run or seed (its best), or pretrained"
+    ),
     "out": Option(Path, Path("rollout.mp4"), "the video, .mp4 or .gif"),
     "view": Option(str, "video", "video writes a file, human opens a window"),
     "speed": Option(float, 1.0, "playback speed: 1 is real time"),
