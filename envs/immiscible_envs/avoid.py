@@ -8,9 +8,8 @@ same gaps: the ways are the homotopy classes, and there are no others.
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -20,10 +19,8 @@ from immiscible_envs import MAX_AVOID_STEPS
 from immiscible_envs.checks import finite, inside, one_of
 from immiscible_envs.geometry import Array
 from immiscible_envs.rows import Columns, Mask, RowsVectorEnv
+from immiscible_envs.shown import ShownEnv
 from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
-
-if TYPE_CHECKING:
-    from immiscible_envs.rendering import Window
 
 Integers = NDArray[np.int64]
 
@@ -137,7 +134,7 @@ class Plane:
         return {"collision": self.collision.copy(), "is_success": success, "way": way}
 
 
-class AvoidEnv(gymnasium.Env[Array, Array]):
+class AvoidEnv(ShownEnv[Array]):
     """Cross a plane past three rows of pillars without touching them, in one of 24 equally good ways.
 
     In the spirit of the avoiding task of D3IL (Jia et al., ICLR 2024), with geometry and numbers of its own.
@@ -196,17 +193,14 @@ class AvoidEnv(gymnasium.Env[Array, Array]):
     * v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
+    title = "Avoid"
 
     def __init__(self, render_mode: str | None = None) -> None:
         """Build the environment; a ValueError if the render mode is unknown."""
-        if render_mode is not None:
-            one_of(render_mode, tuple(self.metadata["render_modes"]), "render_mode")
-        self.render_mode = render_mode
+        super().__init__(render_mode)
         self.observation_space: spaces.Space[Any] = plane_space()
         self.action_space: spaces.Space[Any] = plane_space()
         self._plane = Plane(1)
-        self._window: Window | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode; see the class for the start and the option.
@@ -229,37 +223,16 @@ class AvoidEnv(gymnasium.Env[Array, Array]):
         over = info["is_success"] or info["collision"]
         return observation, float(info["is_success"]), over, False, info
 
-    def render(self) -> Any:
-        """The plane as a (512, 512, 3) uint8 picture; in human mode it is shown in a window instead."""
-        if self.render_mode == "rgb_array":
-            return self._picture()
-        if self.render_mode == "human":
-            self._show()
-        return None
-
-    def close(self) -> None:
-        """Close the window, if there is one; may be called more than once."""
-        if self._window is not None:
-            self._window.close()
-            self._window = None
-
     def _present(self) -> tuple[Array, dict[str, Any]]:
-        if self.render_mode == "human":
-            self._show()
+        self.show()
         info = {key: values[0].item() for key, values in self._plane.info().items()}
         return self._plane.position[0].copy(), info
 
-    def _picture(self) -> Any:
+    def picture(self) -> Any:
+        """The plane."""
         from immiscible_envs.rendering import CANVAS, render_plane
 
         return render_plane(self._plane.position[0], CANVAS)
-
-    def _show(self) -> None:
-        from immiscible_envs.rendering import Window
-
-        if self._window is None:
-            self._window = Window("Avoid")
-        self._window.show(self._picture(), self.metadata["render_fps"])
 
 
 class AvoidVectorEnv(RowsVectorEnv[Array]):

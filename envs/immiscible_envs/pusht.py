@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from immiscible_envs.checks import finite, inside, one_of
 from immiscible_envs.geometry import GOAL_POSE, Array, coverage, keypoints
-from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE, Order, Simulation
+from immiscible_envs.shown import ShownEnv
+from immiscible_envs.simulation import WORKSPACE, Order, Simulation
 from immiscible_envs.starts import AGENT_RANGE, BLOCK_RANGE, legacy_starts
-
-if TYPE_CHECKING:
-    from immiscible_envs.rendering import Window
 
 Observation = Array | dict[str, Any]
 
@@ -30,7 +27,7 @@ STATE_LOW = np.array([0.0, 0.0, BLOCK_LOW, BLOCK_LOW, 0.0])
 STATE_HIGH = np.array([WORKSPACE, WORKSPACE, BLOCK_HIGH, BLOCK_HIGH, 2 * np.pi])
 
 
-class PushTEnv(gymnasium.Env[Observation, Array]):
+class PushTEnv(ShownEnv[Observation]):
     """Push a T-shaped block onto its goal with a round agent (PushT; Chi et al., Diffusion Policy, RSS 2023).
 
     ## Description
@@ -115,7 +112,7 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
     * v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
+    title = "PushT"
 
     def __init__(
         self,
@@ -124,16 +121,13 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         render_mode: str | None = None,
     ) -> None:
         """Build the environment; a ValueError if an argument is not one of those that the class lists."""
-        if render_mode is not None:
-            one_of(render_mode, tuple(self.metadata["render_modes"]), "render_mode")
+        super().__init__(render_mode)
         self.obs_type = one_of(obs_type, OBS_TYPES, "obs_type")
-        self.render_mode = render_mode
         self.observation_space: spaces.Space[Any] = observation_space(obs_type)
         self.action_space: spaces.Space[Any] = action_space()
         self._default_goal = checked_goal(goal_pose)
         self._goal = self._default_goal
         self._simulation = Simulation()
-        self._window: Window | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -158,23 +152,8 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         reward = min(max(info["coverage"] / SUCCESS_COVERAGE, 0.0), 1.0)
         return observation, reward, info["is_success"], False, info
 
-    def render(self) -> Any:
-        """The workspace as a (512, 512, 3) uint8 picture; in human mode it is shown in a window instead."""
-        if self.render_mode == "rgb_array":
-            return self._picture()
-        if self.render_mode == "human":
-            self._show()
-        return None
-
-    def close(self) -> None:
-        """Close the window, if there is one; may be called more than once."""
-        if self._window is not None:
-            self._window.close()
-            self._window = None
-
     def _present(self, state: Array) -> tuple[Observation, dict[str, Any]]:
-        if self.render_mode == "human":
-            self._show()
+        self.show()
         covered = coverage(state[2:], self._goal)
         info = {
             "coverage": covered,
@@ -185,17 +164,11 @@ class PushTEnv(gymnasium.Env[Observation, Array]):
         }
         return observe(state, self.obs_type, self._goal), info
 
-    def _picture(self) -> Any:
+    def picture(self) -> Any:
+        """The workspace."""
         from immiscible_envs.rendering import CANVAS, render_state
 
         return render_state(self._simulation.state, self._goal, CANVAS)
-
-    def _show(self) -> None:
-        from immiscible_envs.rendering import Window
-
-        if self._window is None:
-            self._window = Window()
-        self._window.show(self._picture(), self.metadata["render_fps"])
 
 
 class Start(NamedTuple):
