@@ -24,9 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from immiscible_policy.evaluation.statistics import LEVEL, Array, Interval, components, difference_arms
-
-POWER = 0.8
+from immiscible_policy.evaluation.statistics import LEVEL, POWER, Array, Interval, components, difference_arms
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ LAST = 10
 KINDS = ("last10", "max", "max_fresh")
 
 
+def kind_title(kind: str, checkpoints: int) -> str:
+    """What people read for a kind of score: `last10` of three checkpoints is `last 3`."""
+    return f"last {checkpoints}" if kind == "last10" else kind
+
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of one training seed at every completely evaluated checkpoint.

@@ -18,6 +18,15 @@ starts are paired and whose seeds are not. The functions below take arms, so tha
 The bracket is estimated by the variance of the seed means over S (two arms: summed, with Welch's degrees of
 freedom); var_start by the variance of the start means minus their share of var_rest, never below 0.
 
+**Proportions** (success or not) have Wilson's interval (1927), which lies in [0, 1] and has a width when all episodes
+succeed or all fail. With p the mean, it depends on w = z^2 / n alone, n episodes:
+
+    (p + w / 2 +- sqrt(w p (1 - p) + w^2 / 4)) / (1 + w).
+
+With several seeds w = half^2 / (p (1 - p)), so that it is as wide as the interval above where p is far from 0 and 1,
+and at least z^2 / (S N), the width for independent episodes. Where nothing varies at all, seeds tell nothing beyond the
+starts, and w = z^2 / N.
+
 *Measured* share of simulated experiments whose 95 % interval holds the truth (50 starts, normal model, 3,000
 experiments each for this interval, 1,000 for the bootstrap; tests/evaluation/test_statistics.py repeats it):
 
@@ -45,6 +54,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 LEVEL = 0.95
+POWER = 0.8
+Z = float(special.ndtri((1 + LEVEL) / 2))
 MOST = 10**6
 
 Array = NDArray[np.float64]
@@ -113,7 +124,7 @@ class SignTest:
 
 @dataclass(frozen=True)
 class Needed:
-    """How large an experiment would exclude 0 if its difference and variances came out as in this one.
+    """How large an experiment detects a true difference of the observed size with a probability of 80 %.
 
     Attributes:
         starts: Starts for each of the present seeds; infinite where seeds limit the interval.
@@ -130,9 +141,17 @@ class Needed:
         return ", ".join("unknown" if math.isnan(n) else "never" if math.isinf(n) else f"{n:,.0f}" for n in sizes)
 
 
-def mean_interval(values: Array) -> Interval:
-    """Mean of scores (seeds, starts) with its interval; `interval` of one arm."""
-    return interval([values])
+def mean_interval(values: Array, proportion: bool = False) -> Interval:
+    """Mean of scores (seeds, starts) with its interval; Wilson's (module docstring) where they are a proportion's."""
+    plain = interval([values])
+    if not proportion:
+        return plain
+    (n_seeds, n_starts), p = values.shape, plain.estimate
+    least, spread = Z**2 / values.size, p * (1 - p)
+    half = (plain.high - plain.low) / 2 if n_seeds > 1 else 0.0
+    w = max(least, half**2 / spread) if half and spread else Z**2 / n_starts
+    centre, reach = p + w / 2, math.sqrt(w * spread + w**2 / 4)
+    return Interval(p, max(0.0, centre - reach) / (1 + w), min(1.0, (centre + reach) / (1 + w)), plain.over)
 
 
 def difference_arms(a: Array, b: Array, *, same_seeds: bool) -> list[Array]:
@@ -150,10 +169,12 @@ def difference_arms(a: Array, b: Array, *, same_seeds: bool) -> list[Array]:
     return arms
 
 
-def interval(arms: Arms) -> Interval:
+def interval(arms: Arms, proportion: bool = False) -> Interval:
     """Sum of the arms' means with its interval (module docstring).
 
-    Where an arm has a single seed, the interval is t(N - 1) sqrt(var(start means) / N), conditional on the runs.
+    Where an arm has a single seed, the interval is t(N - 1) sqrt(var(start means) / N), conditional on the runs. A
+    difference of proportions that is the same at every start has the half-width of Agresti and Min (2005) over the
+    starts, not 0.
 
     Raises:
         ValueError: If the arms are not finite, non-empty arrays over the same number of starts.
@@ -162,6 +183,9 @@ def interval(arms: Arms) -> Interval:
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     estimate = float(sum(arm.mean() for arm in arms))
     half = _half_width(components(arms), sizes, n_starts)
+    if proportion and not half:
+        n = n_starts + 2
+        half = Z * math.sqrt(n_starts * estimate**2 + 1 - (n_starts * estimate) ** 2 / n) / n
     varied = [name for name, varies in (("seeds", min(sizes) > 1), ("starts", n_starts > 1)) if varies]
     return Interval(estimate, estimate - half, estimate + half, " and ".join(varied) or "nothing")
 
@@ -220,20 +244,24 @@ def sign_test(differences: Array) -> SignTest:
     return SignTest(wins, losses, int(np.size(differences)) - wins - losses, p)
 
 
-def episodes_needed(arms: Arms) -> Needed:
-    """Smallest experiment whose interval would exclude 0 at the observed difference and variance components.
+def detectable(arms: Arms) -> float:
+    """The smallest true difference that an experiment like this one detects with a probability of 80 %."""
+    return _detectable(components(arms), [len(arm) for arm in arms], arms[0].shape[1])
 
-    Solves half(S, N) < |estimate| for N at the present S, and for S (equal in all arms) at the present N. An
-    experiment of that size excludes 0 about half the time, as its own estimate scatters about the truth. The sizes
-    are at least 2.
+
+def episodes_needed(arms: Arms) -> Needed:
+    """Smallest experiment that detects a true difference of the observed size with a probability of 80 %.
+
+    Solves `detectable` < |estimate| for N at the present S, and for S (equal in all arms) at the present N, with the
+    observed variance components. The sizes are at least 2.
     """
     observed = components(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     distance = abs(float(sum(arm.mean() for arm in arms)))
-    starts = _smallest(lambda n: _half_width(observed, sizes, n) < distance)
+    starts = _smallest(lambda n: _detectable(observed, sizes, n) < distance)
     if min(sizes) == 1:
         return Needed(starts, math.nan)
-    return Needed(starts, _smallest(lambda s: _half_width(observed, [s] * len(arms), n_starts) < distance))
+    return Needed(starts, _smallest(lambda s: _detectable(observed, [s] * len(arms), n_starts) < distance))
 
 
 def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts: int) -> str:
@@ -244,16 +272,11 @@ def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts:
     seeds, starts = count(n_seeds, "seed"), count(n_starts, "start")
     if excludes_zero:
         return f"The interval excludes 0 with {seeds} per arm and {starts}."
-    by_starts = f"{_size(needed.starts, 'starts per seed')} with these {seeds} per arm"
+    opening = f"To detect a difference of this size with a power of {100 * POWER:.0f} %"
+    by_starts = f"{_size(needed.starts, 'starts')} with {seeds} per arm"
     if math.isnan(needed.seeds):
-        return (
-            f"To exclude 0 at this difference, conditional on these runs: {by_starts}. How many seeds it takes, "
-            "one seed per arm cannot tell."
-        )
-    by_seeds = f"{_size(needed.seeds, 'seeds per arm')} on these {starts}"
-    possible = math.isfinite(min(needed.starts, needed.seeds))
-    chance = " An experiment of that size succeeds about half the time." if possible else ""
-    return f"To exclude 0 at this difference: {by_starts}; or {by_seeds}.{chance}"
+        return f"{opening} for these runs, it takes {by_starts}. Train more seeds to learn how many of them it takes."
+    return f"{opening}, it takes {by_starts}, or {_size(needed.seeds, 'seeds per arm')} with {starts}."
 
 
 def count(n: int, noun: str) -> str:
@@ -261,14 +284,21 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _half_width(observed: Components, sizes: Sequence[int], n_starts: int) -> float:
+def _detectable(observed: Components, sizes: Sequence[int], n_starts: int) -> float:
+    """Half-width of the interval, and the same with quantiles at the power (as in `contrasts`)."""
+    return _half_width(observed, sizes, n_starts) + _half_width(observed, sizes, n_starts, POWER)
+
+
+def _half_width(
+    observed: Components, sizes: Sequence[int], n_starts: int, quantile: float = (1 + LEVEL) / 2
+) -> float:
     """Half-width of the interval for given components, seeds per arm and starts; NaN where nothing varies.
 
     Degrees of freedom of the sum of the arms' estimated variances by Welch (1947).
     """
     by_starts = 0.0
     if n_starts > 1:
-        by_starts = _quantile(n_starts - 1) ** 2 * observed.starts / n_starts
+        by_starts = float(special.stdtrit(n_starts - 1, quantile)) ** 2 * observed.starts / n_starts
     if min(sizes) == 1:
         return math.sqrt(by_starts) if n_starts > 1 else math.nan
     triples = zip(observed.seeds, observed.rest, sizes, strict=True)
@@ -276,11 +306,7 @@ def _half_width(observed: Components, sizes: Sequence[int], n_starts: int) -> fl
     total, degrees = sum(variances), float(min(sizes) - 1)
     if total > 0:
         degrees = total**2 / sum(variance**2 / (size - 1) for variance, size in zip(variances, sizes, strict=True))
-    return math.sqrt(_quantile(degrees) ** 2 * total + by_starts)
-
-
-def _quantile(degrees: float) -> float:
-    return float(special.stdtrit(degrees, (1 + LEVEL) / 2))
+    return math.sqrt(float(special.stdtrit(degrees, quantile)) ** 2 * total + by_starts)
 
 
 def _variance(values: Array) -> float:
@@ -305,4 +331,4 @@ def _check(arms: Arms) -> None:
 
 
 def _size(number: float, unit: str) -> str:
-    return f"{number:,.0f} {unit}" if math.isfinite(number) else f"no number of {unit} is enough"
+    return f"about {number:,.0f} {unit}" if math.isfinite(number) else f"more {unit} than any experiment has"

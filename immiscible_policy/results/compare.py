@@ -17,17 +17,20 @@ from immiscible_policy.evaluation.scores import (
     common_steps,
     finished,
     fresh_scores,
+    kind_title,
     scores,
     set_scores,
     spoken,
     stacked,
 )
 from immiscible_policy.evaluation.statistics import (
+    POWER,
     Array,
     Interval,
     Needed,
     SignTest,
     bootstrap_interval,
+    detectable,
     difference_arms,
     episodes_needed,
     interval,
@@ -48,15 +51,18 @@ class Result:
     """One score (`kind` is one of `scores.KINDS`) of A and B, and the difference A - B.
 
     Attributes:
+        checkpoints: How many checkpoints `last10` is the mean of.
         bootstrap: Percentile interval of the two-level bootstrap of A - B, for comparison.
         over_seeds: Sign test over training seeds; None where the runs' seeds differ.
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
-        needed: How large an experiment would exclude 0; `needed_words` says the same.
+        detectable: The smallest true difference that is detected with a power of 80 %.
+        needed: How large an experiment detects the observed difference so; `needed_words` says the same.
         together: Whether it is a number of all episodes of a checkpoint together, one for each seed.
     """
 
     metric: str
     kind: str
+    checkpoints: int
     lower_is_better: bool
     a: Interval
     b: Interval
@@ -64,6 +70,7 @@ class Result:
     bootstrap: tuple[float, float]
     over_seeds: SignTest | None
     over_episodes: SignTest
+    detectable: float
     needed: Needed
     needed_words: str
     together: bool = False
@@ -71,7 +78,7 @@ class Result:
     @property
     def name(self) -> str:
         """Metric and kind."""
-        return f"{self.metric}, {self.kind}"
+        return f"{self.metric}, {kind_title(self.kind, self.checkpoints)}"
 
     @property
     def ratio(self) -> float:
@@ -133,20 +140,21 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
     if not steps:
         raise ValueError(f"{a.path} and {b.path} share no checkpoint; evaluate both at the same steps")
     of_a, of_b = ({seed: scored.at(steps, starts) for seed, scored in whole.items()} for whole in (whole_a, whole_b))
-    paired = list(of_a) == list(of_b)
+    paired, n_last = list(of_a) == list(of_b), min(LAST, len(steps))
     results = []
     for metric in summarised(a.task):
         for kind in ("last10", "max"):
-            results.append(_result(metric, kind, stacked(of_a, metric, kind), stacked(of_b, metric, kind), paired))
+            values = stacked(of_a, metric, kind), stacked(of_b, metric, kind)
+            results.append(_result(metric, kind, n_last, *values, paired))
         best_a, best_b = best_steps(of_a, metric), best_steps(of_b, metric)
         fresh_a, fresh_b = fresh_scores(a, best_a, metric.name), fresh_scores(b, best_b, metric.name)
         if common := sorted(fresh_a.keys() & fresh_b.keys()):
             values_a, values_b = (np.stack([of[start] for start in common], axis=1) for of in (fresh_a, fresh_b))
-            results.append(_result(metric, "max_fresh", values_a, values_b, paired))
+            results.append(_result(metric, "max_fresh", n_last, values_a, values_b, paired))
     sets = [set_scores(of, a.task.set_metrics) for of in (of_a, of_b)]
     for together in a.task.set_metrics:
         values_a, values_b = (stacked(of, together, "last10") for of in sets)
-        results.append(replace(_result(together, "last10", values_a, values_b, paired), together=True))
+        results.append(replace(_result(together, "last10", n_last, values_a, values_b, paired), together=True))
     notes = [
         *_unfinished_seeds(unfinished, {*of_a, *of_b}),
         *_notes(everyone, starts, steps, paired, min(len(of_a), len(of_b))),
@@ -158,15 +166,15 @@ def compare(a: RunDirectory, b: RunDirectory) -> Comparison:
 
 
 def verdict(result: Result) -> str:
-    """What one result says, in one or two plain sentences; a null result as plainly as a win."""
+    """What one result says, in one or two plain sentences, whether or not there is a difference."""
     difference = result.difference
     stated = f"A - B = {difference.estimate:+.4f}"
     if math.isnan(difference.low):
         return f"{result.name}: {stated}; {difference.meaning}, so nothing can be concluded."
     span = f"{stated}, 95 % interval {brackets(difference, '+.4f')} {difference.meaning}"
     if not difference.excludes_zero:
-        half = (difference.high - difference.low) / 2
-        return f"{result.name}: no difference detected ({half:.3f} could have been). {span}; 0 is in it."
+        least = f"With a power of {100 * POWER:.0f} % such an experiment detects {result.detectable:.3f}."
+        return f"{result.name}: no difference detected. {span}; 0 is in it. {least}"
     better, worse = "AB" if result.a_is_better else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
 
@@ -232,19 +240,21 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def _result(metric: Metric | SetMetric, kind: str, a: Array, b: Array, paired: bool) -> Result:
+def _result(metric: Metric | SetMetric, kind: str, n_last: int, a: Array, b: Array, paired: bool) -> Result:
     arms = difference_arms(a, b, same_seeds=paired)
-    difference, needed = interval(arms), episodes_needed(arms)
+    difference, needed = interval(arms, metric.is_proportion), episodes_needed(arms)
     return Result(
         metric.name,
         kind,
+        n_last,
         metric.lower_is_better,
-        mean_interval(a),
-        mean_interval(b),
+        mean_interval(a, metric.is_proportion),
+        mean_interval(b, metric.is_proportion),
         difference,
         bootstrap_interval(arms),
         sign_test(metric.sign * arms[0].mean(1)) if paired else None,
         sign_test(metric.sign * (arms[0] if paired else a.mean(0) - b.mean(0))),
+        detectable(arms),
         needed,
         needed_sentence(needed, difference.excludes_zero, min(len(a), len(b)), a.shape[1]),
     )
@@ -261,8 +271,8 @@ def _unfinished_seeds(unfinished: Mapping[str, Mapping[int, int]], compared: Col
 def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], paired: bool, n_seeds: int) -> list[str]:
     """What is compared and paired, what is left out, and what intervals and tests speak about."""
     notes = [
-        f"{len(starts)} common starts; {len(steps)} common checkpoints ({steps[0]} to {steps[-1]}), of which "
-        f"last10 takes the last {min(LAST, len(steps))}."
+        f"{len(starts)} common starts; {len(steps)} common checkpoints ({steps[0]} to {steps[-1]}); "
+        f"last {min(LAST, len(steps))} is the mean of the last {min(LAST, len(steps))}."
     ]
     dropped = sorted({step for scored in everyone for step in scored.steps} - set(steps))
     if dropped:

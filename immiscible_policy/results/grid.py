@@ -88,7 +88,7 @@ def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], firs
     last = {arm: stacked(scored, metrics[0], "last") for arm, scored in tables.items()}
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
-        {arm: mean_interval(values) for arm, values in last.items()},
+        {arm: mean_interval(values, metrics[0].is_proportion) for arm, values in last.items()},
         {arm: _paired(values, last[first]) for arm, values in last.items() if arm != first and arm in alike},
         metrics[0],
         first,
@@ -132,7 +132,7 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
         "origin": run.origin,
         "steps": run.config["steps"],
         "scores": {
-            metric: {kind: figures(mean_interval(scored)) for kind, scored in of.items()}
+            metric: {kind: figures(mean_interval(scored, metrics[metric].is_proportion)) for kind, scored in of.items()}
             for metric, of in values.items()
         },
         "seeds": {

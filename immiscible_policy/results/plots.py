@@ -38,13 +38,14 @@ class Curve:
     means: list[Interval]
 
 
-def score_curve(label: str, scores: Mapping[int, Scores], metric: str) -> Curve:
+def score_curve(label: str, scores: Mapping[int, Scores], metric: Metric) -> Curve:
     """One metric of a run against training steps; a ValueError if the seeds share no checkpoint."""
     steps = common_steps(scores) if scores else []
     if not steps:
         raise ValueError(f"the seeds of {label} share no evaluated checkpoint; evaluate them at the same steps")
-    values = curves(scores, metric, steps)  # (S, C, N)
-    return Curve(steps, values.mean(2), [mean_interval(values[:, index]) for index in range(len(steps))])
+    values = curves(scores, metric.name, steps)  # (S, C, N)
+    means = [mean_interval(values[:, index], metric.is_proportion) for index in range(len(steps))]
+    return Curve(steps, values.mean(2), means)
 
 
 def selector_of(run: RunDirectory) -> str:
@@ -78,7 +79,7 @@ def learning_curves(
     colour = colours(runs, selectors)
     figure, axes = panels(len(metrics) + (differences is not None), title=_counts(runs))
     for panel, metric in zip(axes, metrics, strict=False):
-        shown = {label: score_curve(label, scores, metric.name) for label, scores in runs.items()}
+        shown = {label: score_curve(label, scores, metric) for label, scores in runs.items()}
         draw_curves(panel, shown, colour, low=metric.low, high=metric.high)
         _label_ends(panel, shown, colour)
         panel.set_title(title_of(metric), fontsize=10, loc="left")

@@ -2,8 +2,7 @@
 
 What `last10`, `max` and `max_fresh` mean is said in `immiscible_policy.evaluation.scores`; the pooled value is the mean
 over training seeds of the seeds' own values. Intervals are those of `immiscible_policy.evaluation.statistics`, cut to
-the metric's range. That of `max` takes each seed's checkpoint as given. Scores that are all alike (no success at all)
-give an interval of no width.
+the metric's range. That of `max` takes each seed's checkpoint as given.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from immiscible_policy.evaluation.scores import (
     best_steps,
     finished,
     fresh_scores,
+    kind_title,
     scores,
     set_scores,
     spoken,
@@ -66,7 +66,7 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
     seeds, metrics = list(summary["seeds"]), list(summary["pooled"])
     blocks = {"pooled": summary["pooled"]} | {f"seed {seed}": summary["seeds"][seed] for seed in seeds}
     rows = [
-        [f"{title}, {kind}", *(interval.text(block[metric].get(kind)) for metric in metrics)]
+        [f"{title}, {kind_title(kind, counts[0])}", *(interval.text(block[metric].get(kind)) for metric in metrics)]
         for title, block in blocks.items()
         for kind in KINDS
         if any(kind in block[metric] for metric in metrics)
@@ -80,7 +80,8 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
 # {literal(name)}
 
 {warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
-`last10`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best checkpoint, \
+`last {counts[0]}`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best \
+checkpoint, \
 selected on the same starts, so too high; `max_fresh`: the same checkpoint on held-out starts.
 
 {table(["", *metrics], rows)}
@@ -107,5 +108,5 @@ def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
 
 def _estimate(values: Array, metric: Metric | SetMetric) -> dict[str, Any]:
     """Mean of scores (seeds, starts) with its interval."""
-    estimate = interval.figures(mean_interval(values), cut=(metric.low, metric.high))
+    estimate = interval.figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))
     return estimate | {"bootstrap": list(bootstrap_interval([values]))}

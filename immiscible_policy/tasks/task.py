@@ -55,6 +55,11 @@ class Directed:
         """1 where more is better, -1 where less is."""
         return -1 if self.lower_is_better else 1
 
+    @property
+    def is_proportion(self) -> bool:
+        """Whether it is a share of episodes: each scores 0 or 1."""
+        return False
+
 
 @dataclass(frozen=True)
 class Metric(Directed):
@@ -72,6 +77,11 @@ class Metric(Directed):
     high: float = 1.0
     summarised: bool = True  # whether summaries and reports show it
     lower_is_better: bool = False
+
+    @property
+    def is_proportion(self) -> bool:
+        """Whether it is a share of episodes: each scores 0 or 1."""
+        return self.reduce == "any"
 
 
 @dataclass(frozen=True)

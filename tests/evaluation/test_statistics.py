@@ -9,6 +9,7 @@ from scipy import stats
 from immiscible_policy.evaluation.statistics import (
     Array,
     components,
+    detectable,
     difference_arms,
     episodes_needed,
     interval,
@@ -187,9 +188,12 @@ def test_needed_sizes_are_the_smallest_that_exclude_zero() -> None:
     needed = episodes_needed(arms)
     var_seed, var_start = by_seed.var(ddof=1), by_start.var(ddof=1)
 
+    def root(quantile: float, s: int, n: int) -> float:
+        by_seeds = stats.t.ppf(quantile, s - 1) ** 2 * var_seed / s
+        return math.sqrt(by_seeds + stats.t.ppf(quantile, n - 1) ** 2 * var_start / n)
+
     def half(s: int, n: int) -> float:
-        by_seeds = stats.t.ppf(0.975, s - 1) ** 2 * var_seed / s
-        return math.sqrt(by_seeds + stats.t.ppf(0.975, n - 1) ** 2 * var_start / n)
+        return root(0.975, s, n) + root(0.8, s, n)
 
     assert not interval(arms).excludes_zero
     assert needed.starts == math.inf and half(3, 10**7) > 0.1  # the seeds alone are too far apart
@@ -204,24 +208,25 @@ def test_needed_sizes_are_the_smallest_that_exclude_zero() -> None:
     assert half(3, n_starts) < 0.1 <= half(3, n_starts - 1)
 
 
-def test_needed_sizes_agree_with_the_interval_there_is() -> None:
+def test_needed_sizes_agree_with_what_is_detectable() -> None:
     rng = np.random.default_rng(11)
     for _ in range(200):
         arms = [crossed(rng, (3, 20), (0.05, 0.1, 0.2)) + 0.2]
-        needed, excludes = episodes_needed(arms), interval(arms).excludes_zero
-        assert (needed.starts <= 20) == excludes == (needed.seeds <= 3)
+        needed, enough = episodes_needed(arms), detectable(arms) < arms[0].mean()
+        assert (needed.starts <= 20) == enough == (needed.seeds <= 3)
+        assert interval(arms).excludes_zero or not enough
 
 
 def test_needed_sizes_are_said_in_words() -> None:
     rng = np.random.default_rng(12)
     none = episodes_needed([np.zeros((3, 5))])
     assert (none.starts, none.seeds) == (math.inf, math.inf)
-    assert "no number of starts per seed is enough with these 3 seeds" in needed_sentence(none, False, 3, 5)
-    assert "no number of seeds per arm is enough" in needed_sentence(none, False, 3, 5)
+    assert "more starts than any experiment has with 3 seeds per arm" in needed_sentence(none, False, 3, 5)
+    assert "more seeds per arm than any experiment has with 5 starts" in needed_sentence(none, False, 3, 5)
     one = episodes_needed([rng.standard_normal((1, 20)) + 0.1])
     assert math.isnan(one.seeds) and 20 < one.starts < math.inf
-    assert f"{one.starts:,.0f} starts per seed" in needed_sentence(one, False, 1, 20)
-    assert "one seed per arm cannot tell" in needed_sentence(one, False, 1, 20)
+    said = needed_sentence(one, False, 1, 20)
+    assert f"80 % for these runs, it takes about {one.starts:,.0f} starts" in said and "Train more seeds" in said
     assert "excludes 0 with 3 seeds" in needed_sentence(none, True, 3, 5)
 
 
@@ -248,3 +253,40 @@ def test_bad_scores_are_refused(arms: list[Array], message: str) -> None:
 def test_different_seeds_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="cannot be paired by seed"):
         difference_arms(np.zeros((2, 3)), np.zeros((3, 3)), same_seeds=True)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(0, 4), (4, 4), (3, 10), (49, 50)])
+def test_one_seeds_proportion_has_wilsons_interval(wins: int, n: int) -> None:
+    ours = mean_interval(np.repeat([[1.0, 0.0]], [wins, n - wins], axis=1), proportion=True)
+    theirs = stats.binomtest(wins, n).proportion_ci(method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert ours.high - ours.low > 0.04
+
+
+def test_a_proportions_interval_is_a_share_and_as_wide_as_the_plain_one_in_the_middle() -> None:
+    rng = np.random.default_rng(3)
+    for p in (0.02, 0.5, 0.97):
+        values = (rng.random((5, 40)) < p).astype(float)
+        ours, plain = mean_interval(values, proportion=True), mean_interval(values)
+        assert 0 <= ours.low <= ours.estimate <= ours.high <= 1 and ours.over == plain.over
+        if p == 0.5:
+            assert ours.high - ours.low == pytest.approx(plain.high - plain.low, rel=0.15)
+    nothing = mean_interval(np.zeros((3, 20)), proportion=True)
+    theirs = stats.binomtest(0, 20).proportion_ci(method="wilson")
+    assert nothing.low == 0 and nothing.high == pytest.approx(theirs.high)
+
+
+def test_wilsons_interval_holds_the_truth_in_95_percent_of_small_experiments() -> None:
+    rng = np.random.default_rng(4)
+    for p in (0.1, 0.5, 0.9):
+        seeds = np.clip(p + 0.03 * rng.standard_normal((600, 4, 1)), 0, 1)
+        draws = (rng.random((600, 4, 25)) < seeds).astype(float)
+        ends = [mean_interval(draw, proportion=True) for draw in draws]
+        assert np.mean([each.low <= p <= each.high for each in ends]) > 0.94
+
+
+def test_equal_proportions_have_a_difference_with_a_width() -> None:
+    none, all_ = interval([np.zeros((1, 4))], proportion=True), interval([np.ones((1, 4))], proportion=True)
+    assert (none.low, none.high) == pytest.approx((-1.96 / 6, 1.96 / 6), abs=1e-3)  # Agresti and Min: 1 / (n + 2)
+    assert all_.estimate == 1 and all_.low < 0.7 and all_.low > 0
+    assert interval([np.zeros((1, 400))], proportion=True).high < none.high / 50

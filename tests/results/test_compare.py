@@ -39,11 +39,11 @@ def test_a_difference_that_is_there_is_found(tmp_path: Path) -> None:
     assert actual.paired and actual.checkpoints == [500, 1000, 1500] and actual.starts == list(range(100, 106))
 
 
-def test_a_null_result_is_said_plainly(tmp_path: Path) -> None:
+def test_no_difference_is_said_plainly(tmp_path: Path) -> None:
     headline = compared(tmp_path, noisy(0.0, 0), noisy(0.0, 1)).headline
     assert not headline.difference.excludes_zero
     assert "no difference detected" in verdict(headline)
-    assert "To exclude 0 at this difference" in headline.needed_words
+    assert "with a power of 80 %, it takes" in headline.needed_words
 
 
 def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:
@@ -60,7 +60,8 @@ def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:
 def test_a_run_equals_itself(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", noisy(0.0, 0))
     for result in compare(run, run).results:
-        assert (result.difference.low, result.difference.high) == (0.0, 0.0)
+        low, high = result.difference.low, result.difference.high
+        assert low == -high and (high == 0) == (result.metric != "success")  # a proportion's always has a width
         assert result.over_episodes.p == 1.0
 
 
@@ -91,7 +92,7 @@ def test_only_common_checkpoints_and_starts_count_and_the_rest_is_named(tmp_path
     assert actual.checkpoints == [1000, 1500] and actual.starts == [103, 104, 105]
     assert actual.headline.difference.estimate == pytest.approx(0, abs=1e-12)
     notes = " ".join(actual.notes)
-    assert "checkpoints 500, 2000" in notes and "6 starts" in notes and "takes the last 2" in notes
+    assert "checkpoints 500, 2000" in notes and "6 starts" in notes and "last 2 is the mean of the last 2" in notes
 
 
 def test_a_seed_that_either_has_not_finished_is_named_first_and_left_out_of_both(tmp_path: Path) -> None:
@@ -148,9 +149,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*words, f"json={tmp_path / 'c.json'}"]) is None
     printed = capsys.readouterr().out
     for expected in (
-        "coverage, last10",
+        "coverage, last 3",
         "coverage, max",
-        "reward, last10",
+        "reward, last 3",
         "A is better than B",
         "3:0 p=0.25",
     ):

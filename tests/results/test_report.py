@@ -105,7 +105,7 @@ def test_a_null_result_is_said_as_plainly(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.0, 0), noisy(0.0, 1))
     assert headline(evidence).startswith("No difference detected between knn and vanilla: ")
     assert "The interval contains 0: either run may be better." in confidence(evidence.contrasts[0])
-    assert "To exclude 0 at this difference" in text(page(evidence))
+    assert "with a power of 80 %, it takes" in text(page(evidence))
 
 
 def test_one_seed_each_claims_nothing_about_other_seeds(tmp_path: Path) -> None:

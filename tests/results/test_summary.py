@@ -80,7 +80,7 @@ def test_files_say_what_is_returned_and_depend_on_the_rows_alone(tmp_path: Path)
     assert (run.path / "summary.json").read_bytes() == first
     text = (run.path / "summary.md").read_text()
     assert "3 training seeds (0, 1, 2), 6 starts" in text
-    assert f"| pooled, last10 | {summary['pooled']['coverage']['last10']['mean']:.3f} [" in text
+    assert f"| pooled, last 3 | {summary['pooled']['coverage']['last10']['mean']:.3f} [" in text
     assert sorted(path.name for path in run.path.glob("summary*")) == ["summary.json", "summary.md"]
 
 
@@ -103,7 +103,7 @@ def test_of_a_run_without_finished_seeds_all_are_pooled_and_it_says_so(tmp_path:
     assert (run.path / "summary.md").read_text().splitlines()[2] == first
 
 
-def test_fresh_starts_show_what_choosing_the_best_checkpoint_flatters(tmp_path: Path) -> None:
+def test_fresh_starts_show_how_much_too_high_the_best_checkpoint_is(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", lambda seed, step, start: 0.9 if step == 1000 else 0.5)
     for seed in range(3):
         run.seed(seed).append_fresh(episode(seed, 1000, start, 0.7) for start in range(900, 910))

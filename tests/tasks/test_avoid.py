@@ -149,8 +149,8 @@ def test_the_report_shows_the_set_metrics_of_one_run_and_of_two(runs):
 
 def test_the_comparison_says_which_run_has_more_ways_and_is_nearer_to_the_demonstrations(runs):
     results = {result.name: result for result in compare(*runs).results}
-    assert results["ways, last10"].difference.estimate == 21 and results["ways, last10"].together
-    assert "A is better than B" in verdict(results["ways, last10"])
-    nearer = results["total_variation, last10"]
+    assert results["ways, last 2"].difference.estimate == 21 and results["ways, last 2"].together
+    assert "A is better than B" in verdict(results["ways, last 2"])
+    nearer = results["total_variation, last 2"]
     assert nearer.difference.estimate < 0 and "A is better than B" in verdict(nearer)
-    assert compare(*runs).headline.name == "collision_free, last10"
+    assert compare(*runs).headline.name == "collision_free, last 2"

@@ -44,7 +44,8 @@ class ReportedRun:
 
     def mean(self, metric: Metric) -> Interval:
         """A metric, mean over the last checkpoints, with its interval."""
-        return mean_interval(np.stack([table.last10(metric.name) for table in self.scores.values()]))
+        values = np.stack([table.last10(metric.name) for table in self.scores.values()])
+        return mean_interval(values, metric.is_proportion)
 
     def together(self, metric: SetMetric) -> Interval:
         """A number of all episodes of a checkpoint, mean over the last checkpoints, with its interval over seeds."""
@@ -99,7 +100,7 @@ class Evidence:
 
     def curves(self, metric: Metric) -> dict[str, Curve]:
         """A metric of every run against training steps."""
-        return {run.name: score_curve(str(run.run.path), run.scores, metric.name) for run in self.runs}
+        return {run.name: score_curve(str(run.run.path), run.scores, metric) for run in self.runs}
 
 
 class StartDifference(NamedTuple):
