@@ -65,7 +65,8 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("words", [("model=flow", "dropout=0.2", "accumulate=2"), ("model=consistency", "dropout=0.3"),
+@pytest.mark.parametrize("words", [("model=flow", "dropout=0.2", "accumulate=2"),
+                                   ("model=consistency", "recipe=ct", "metric=huber", "dropout=0.3"),
                                    ("model=ddim", "noise=linear", "engine=eager")])  # fmt: skip
 def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tmp_path):
     """Batches, noise, flips and dropout are functions of seed and step."""

@@ -54,7 +54,7 @@ def test_masks_by_hand():
     assert edit_region("inpaint", 32).sum() == 16 * 16
 
 
-@pytest.mark.parametrize(("edit", "size", "message"), [("crop", 8, "edit=crop: known"), ("inpaint", 10, "size=10")])
+@pytest.mark.parametrize(("edit", "size", "message"), [("crop", 8, "edit=crop: choose"), ("inpaint", 10, "size=10")])
 def test_unusable_masks_are_refused(edit, size, message):
     with pytest.raises(ValueError, match=message):
         edit_region(edit, size)
