@@ -23,6 +23,9 @@ from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.stopping import STOP
 
+TAGS = ("task", "model", "dataset", "method", "noise")
+"""Options whose values are the tags of a wandb run."""
+
 
 def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
     """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
@@ -93,7 +96,10 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
 
 
 def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
-    """The seed's wandb run, which a resumed training continues; None where wandb is absent or disabled."""
+    """The seed's wandb run, which a resumed training continues; None where wandb is absent or disabled.
+
+    The seeds of a run are a group. WANDB_PROJECT and WANDB_RUN_GROUP in the environment name another project and group.
+    """
     if config.wandb == "disabled":
         return None
     try:
@@ -104,9 +110,12 @@ def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     mode: Any = config.wandb
+    parts = [config.identity[key] for key in TAGS if config.identity.get(key)]
     try:
         return wandb.init(
-            project="immiscible-policy",
+            project=os.environ.get("WANDB_PROJECT", "immiscible-policy"),
+            group=os.environ.get("WANDB_RUN_GROUP", seed.run.name),
+            tags=[str(part["name"] if isinstance(part, dict) else part) for part in parts],
             id=f"{derive_seed(str(seed.run.path.resolve()), seed.number):016x}",
             resume="allow",
             reinit="create_new",  # other seeds may log from this process
