@@ -124,7 +124,7 @@ def facts_of(small: Small) -> dict[str, object]:
     for name, options in SELECTORS.items():
         ours = small.policy(True, noise=name, **options)
         watched = ours.training_noise.select = Watched(ours.training_noise.select)
-        found = outcome(ours, batch)
+        result = outcome(ours, batch)
         x, real = padded(batch, small.width)
         generator = torch_generator("cpu", "training noise", SEED, 0, 0)
         expected = make_selector(name, **options)(
@@ -133,12 +133,12 @@ def facts_of(small: Small) -> dict[str, object]:
         again = outcome(ours.eval(), batch), outcome(small.policy().eval(), batch)
         facts[name] = {
             "noise": torch.equal(watched.chosen, expected) and torch.equal(watched.x, x),
-            "next": torch.equal(plain["next"], found["next"]),
-            "finite": bool(found["gradient"].isfinite().all()),
-            "distance": [found["log"]["pair_distance"], float(pair_distance(x, expected, real).mean())],
-            "change": found["log"]["pair_distance_change_percent"],
+            "next": torch.equal(plain["next"], result["next"]),
+            "finite": bool(result["gradient"].isfinite().all()),
+            "distance": [result["log"]["pair_distance"], float(pair_distance(x, expected, real).mean())],
+            "change": result["log"]["pair_distance_change_percent"],
             "evaluation": torch.equal(again[0]["loss"], again[1]["loss"]),
-            "log": set(plain["log"]) <= set(found["log"]),
+            "log": set(plain["log"]) <= set(result["log"]),
         }
     facts["use_noise"] = used(small, batch, plain)
     return facts
