@@ -91,7 +91,7 @@ def write_lab(desk: Path) -> None:
 
 def write_policy_run(out: Path, store: Path, noise: str) -> None:
     """Train a small network for a step."""
-    train_run(RobotRecipe, compose_config([*FAST, f"noise={noise}", f"data={store}", f"out={out}"]))
+    train_run(RobotRecipe, compose_config([*FAST, "method=diffusion", f"noise={noise}", f"data={store}", f"out={out}"]))
 
 
 def write_image_sets(desk: Path) -> None:
