@@ -99,7 +99,7 @@ def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(whe
     assert {"torch", "scipy", "numpy"} <= light.keys() and not {"gymnasium", "diffusers", "zarr"} & light.keys()
     result: dict[str, Distribution] = {}
     needed(own, result, ("", "train"))
-    result.pop(own.name)
+    result.pop(own.name, None)
     assert {"torch", "gymnasium", "pymunk"} <= result.keys() and not {"pytest", "transformers", "ray"} & result.keys()
     for item in result.values():
         for top in {file.parts[0] for file in item.files or []} - {"..", "__pycache__", *os.listdir(site)}:

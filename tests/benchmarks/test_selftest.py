@@ -72,12 +72,12 @@ def test_student_power_without_a_difference_is_the_level():
     assert student_power(means, 0.0, 4, same_seeds=True) == pytest.approx(0.05)
 
 
-def test_the_needed_seeds_find_the_planted_difference_about_half_the_time():
+def test_the_needed_seeds_find_the_planted_difference_four_times_in_five():
     scores = beta_bank(4)
     worse = plant(scores, 0.05)
     needed = int(episodes_needed(whole_bank(scores, worse, same_seeds=False)).seeds)
     result = comparisons(scores, worse, needed, COUNT, np.random.default_rng(5), same_seeds=False)
-    assert 0.35 < excluding_zero(result).estimate < 0.8  # sizes are whole, so often a little more than half
+    assert 0.7 < excluding_zero(result).estimate < 0.95  # sizes are whole, so often a little more
 
 
 def test_planting_by_hand():

@@ -48,7 +48,7 @@ SMALL = {
     "eval_policy.py": ("episodes=1", "sampling_steps=1"),
     "eval_modality.py": ("repetitions=1", "sampling_steps=1"),
     "eval_image.py": ("samples=97", "sampling_steps=2"),
-    "render_rollout.py": ("episodes=1", "size=64", "sampling_steps=1"),
+    "render_rollout.py": ("episodes=1", "size=64", "sampling_steps=1", "speed=10"),
     "compare_policies.py": ("videos=none",),
     "immiscible_policy.results.report": ("videos=none",),
 }

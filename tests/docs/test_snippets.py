@@ -84,7 +84,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr("immiscible_policy.results.writer.provenance", over)
     monkeypatch.setattr("immiscible_policy.training.launchers.on_ray._require_answer", lambda cluster: None)
     monkeypatch.setattr("immiscible_envs.expert.make_episodes", lambda *_: iter([small_arrays((20,))[0]]))
-    monkeypatch.setattr("immiscible_policy.demos.download.download", lambda url, out: out)
+    monkeypatch.setattr("immiscible_policy.commands.demos.download.download", lambda url, out: out)
 
 
 def test_no_block_is_left_out():
