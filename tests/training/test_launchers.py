@@ -295,7 +295,7 @@ def test_image_models_are_launched_as_policies_are(tmp_path):
         message = command("train_image.py", *words, f"launcher={name}", f"out={tmp_path / name}")
         assert message.returncode == 0, message.stderr
         weights[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("seed_*/checkpoints/*/*.safe*"))]
-    assert weights["local"] == weights["joblib"] and len(weights["local"]) == 10
+    assert weights["local"] == weights["joblib"] and len(weights["local"]) == 12
 
 
 @pytest.mark.slow

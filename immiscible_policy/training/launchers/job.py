@@ -41,6 +41,7 @@ def train_job(job: Job) -> Ending:
                 break
         except CommandError:
             time.sleep(1)  # once patience has ended, the worker says that somebody else trains the seed
+    job.directory.path.mkdir(parents=True, exist_ok=True)
     with open(job.directory.events, "a", buffering=1) as events:
         events.write("\n")  # whoever wrote here before may have died within a line
         return in_process(job, lambda event: print(json.dumps(event), file=events))
