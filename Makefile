@@ -3,7 +3,7 @@
 # make look    render the policy that ships with the project: runs/look.gif
 # make test    lint, types, and the default tests
 # make docs    the site, from docs/ and the docstrings: site/index.html
-# make check   lint, types, and which room imports which
+# make check   lint, types, and which room imports which; make tests the tests alone
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
 # make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
 
@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup look demo test check slow docs lock gpu peers lock-peers lock-docs lerobot lock-lerobot
+.PHONY: setup look demo test tests check slow docs lock gpu peers lock-peers lock-docs lerobot lock-lerobot
 
 setup: $(VENV)/.installed
 
@@ -42,7 +42,10 @@ check: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
-test: check
+test: setup
+	$(MAKE) --no-print-directory -j 2 check tests
+
+tests: setup
 	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 slow: setup

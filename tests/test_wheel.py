@@ -88,6 +88,7 @@ def needed(of: Distribution, result: dict[str, Distribution], extras: tuple[str,
             needed(result[requirement.name], result, ("", *requirement.extras))
 
 
+@pytest.mark.slow
 def test_with_what_it_needs_and_nothing_else_it_works_outside_the_repository(wheel, tmp_path):
     """As after `pip install 'immiscible-policy[train]'`: site-packages has the wheel and its requirements alone."""
     site = tmp_path / "site"

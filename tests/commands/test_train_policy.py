@@ -80,6 +80,7 @@ def test_a_run_directory_holds_what_is_promised(finished):
     assert json.loads((out / "provenance.json").read_text())["data"]["episodes"] == 4
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_weights(finished, store, tmp_path):
     out, _ = finished
     words = (*FAST, "noise=knn", "k=2", "seed=1", f"data={store}", f"out={tmp_path / 'a'}")

@@ -33,7 +33,7 @@ def in_lerobots_words(arrays):
     return {KEYS.get(key, f"observation.images.{key}"): values for key, values in arrays.items()}
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("version", [pytest.param("v2.1", marks=pytest.mark.slow), "v3.0"])
 def test_a_data_set_of_lerobot_is_the_store_of_the_same_arrays(tmp_path, arm, version):
     arrays, ends = arm
     store = open_store(write_store(tmp_path / "a.zarr", in_lerobots_words(arrays), ends))

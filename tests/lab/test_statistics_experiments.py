@@ -218,6 +218,7 @@ def test_usage_has_the_form_that_the_list_of_experiments_needs(name):
     assert lines[1] == "" and lines[2].endswith(".") and lines[3] == ""
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_picture_and_definitions(tmp_path, monkeypatch):
     monkeypatch.setattr(distances, "SIZES", (8, 16))
     monkeypatch.setattr(distances, "KNN_BATCH", 8)

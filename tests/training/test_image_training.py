@@ -141,6 +141,7 @@ def test_both_engines_write_the_same_checkpoints(finished, store, tmp_path):
     assert weights.items() <= results(tmp_path / "run").items()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(finished, store, tmp_path):
     out, words = tmp_path / "run", (*SMALL, f"data={store}", f"out={tmp_path / 'run'}")
     process = subprocess.Popen(
