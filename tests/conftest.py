@@ -1,11 +1,19 @@
 """Fixtures that every test may use."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY = Path("/dev/shm")  # Linux: a file system in memory
+ROOM = 8 * 2**30
+"""Bytes that it must have free."""
+
+# Every checkpoint is flushed to the disk, and tests write thousands: in memory nobody waits for that.
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(scope="session")
