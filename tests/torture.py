@@ -211,16 +211,18 @@ class Torture:
                 subprocess.run(["umount", disk], check=True)
 
     def signals(self, number: int) -> None:
-        """SIGINT or SIGTERM to a parent of two workers alone, or to the group: all end, and go on where they were."""
-        kinds = [(sent, group) for sent in (signal.SIGINT, signal.SIGTERM) for group in (False, True)]
+        """Each signal to a parent of two workers alone, and to the group: all end, and go on where they were."""
+        kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
         for turn in range(number):
-            sent, group = kinds[turn % 4]
+            sent, group = kinds[turn // 2 % 4], turn % 2 == 1
             out = self.place / f"signalled{turn}"
             pid = self.begin("two", out)
             self.moment("two")
             (os.killpg if group else os.kill)(pid, sent)
             code = ended(pid)
             assert code in (0, 128 + sent, -sent), code
+            if sent == signal.SIGKILL:
+                time.sleep(1)  # its workers notice
             assert not any(RunDirectory(out).seed(seed).is_locked for seed in (0, 1)), "a worker goes on"
             self.counts[f"{sent.name} to the {'group' if group else 'parent'}"] += 1
             self.finish("two", out, besides=LOGGED)  # the step of the signal is logged too
@@ -271,7 +273,7 @@ def main(words: list[str]) -> int:
         raise CommandError(f"out={options['out']} exists already; name a new directory")
     with TemporaryDirectory() as scratch:
         torture, some = Torture(options["out"] or Path(scratch), options["seed"]), -(-options["kills"] // 10)
-        turns = {"kills": options["kills"], "races": 2 * some, "signals": 4, "data": 1}
+        turns = {"kills": options["kills"], "races": 2 * some, "signals": 8, "data": 1}
         for name in options["only"].split(","):
             if name not in TORTURES:
                 raise CommandError(unknown("torture", name, TORTURES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -47,11 +48,12 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show an event of `train_seed`."""
-        with self._lock:
+        """Show an event of `train_seed`; a terminal that has hung up stops no training."""
+        with self._lock, suppress(OSError):
             getattr(self, f"_{event['event']}")(event)
 
     def line(self, text: str) -> None:

@@ -20,7 +20,7 @@ from immiscible_policy.training.processes import joined, process_group, require_
 from immiscible_policy.training.recipe import Recipe
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import stoppable
-from immiscible_policy.training.workers import train_seeds
+from immiscible_policy.training.workers import require_guard, train_seeds
 
 NAMED = 5
 """So many failures are named in the line that ends a command; all have been shown by then."""
@@ -35,7 +35,7 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
         ValueError: If the options, the data or the run directory are unusable (nothing is written then), or if a
             seed failed; the others are trained and summarised all the same.
         OSError: If something cannot be written.
-        Interrupted: At SIGINT and SIGTERM, once every seed has left a checkpoint.
+        Interrupted: At SIGINT, SIGTERM and SIGHUP, once every seed has left a checkpoint.
     """
     seeds = parse_range("seed", config.seed)
     require_shares(config.batch_size, config.accumulate, seeds)
@@ -73,6 +73,8 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
         print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = recipe or kind.prepare(config)
+    if config.launcher == "local" and config.device == "cpu" and len(seeds) > 1:
+        require_guard()
     require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash if resuming else None)
     print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
     print(require_memory(config, recipe.footprint), flush=True)

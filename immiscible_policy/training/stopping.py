@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training in order: every seed leaves a checkpoint, and its worker processes end too."""
+"""SIGINT, SIGTERM and SIGHUP end a training in order: every seed leaves a checkpoint, and its workers end too."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Stop:
             self.kill()
             raise Interrupted(number)
         self.number = number
-        os.write(2, NOTE)
+        with suppress(OSError):  # a terminal that hangs up is gone
+            os.write(2, NOTE)
         for worker in list(self.workers):
             worker.terminate()
 
@@ -66,10 +67,10 @@ STOP = Stop()
 
 @contextmanager
 def stoppable(config: RunConfig, go_on: str) -> Iterator[None]:
-    """A context in which trainings end in order at SIGINT and SIGTERM; `go_on` is the command that continues them.
+    """A context in which trainings end in order at a signal; `go_on` is the command that continues them.
 
-    It changes nothing where jobs run elsewhere or several processes train one seed, and outside the main thread, which
-    alone may handle signals.
+    A hangup of the terminal is ignored where it was ignored before, as under `nohup`. The context changes nothing where
+    jobs run elsewhere or several processes train one seed, and outside the main thread, which alone may handle signals.
 
     Raises:
         Interrupted: At the end, if a signal came.
@@ -78,7 +79,8 @@ def stoppable(config: RunConfig, go_on: str) -> Iterator[None]:
     if elsewhere or threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.signal(number, STOP.receive) for number in SIGNALS}
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    earlier = {number: signal.signal(number, STOP.receive) for number in (*SIGNALS, *hangup)}
     try:
         with suppress(Interrupted):
             yield

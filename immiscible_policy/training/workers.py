@@ -14,6 +14,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from immiscible_policy.capture import use_device
-from immiscible_policy.cli import one_line
+from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
@@ -90,6 +91,18 @@ def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) ->
 
     with ThreadPoolExecutor(config.parallel) as pool:
         return {seed.number: why for seed, why in zip(seeds, pool.map(train_one, seeds), strict=True) if why}
+
+
+def require_guard() -> None:
+    """Refuse a script that would train once more in every worker: workers import the script that they were started by.
+
+    Raises:
+        CommandError: If the script never looks at its `__name__`.
+    """
+    script = Path(getattr(sys.modules["__main__"], "__file__", ""))
+    if script.is_file() and "__name__" not in script.read_text(errors="replace"):
+        cure = 'put what it does below `if __name__ == "__main__":`, or train one seed'
+        raise CommandError(f"{script} is imported by the process of every seed and would train there again: {cure}")
 
 
 def in_thread(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> str | None:

@@ -3,8 +3,10 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,7 +164,7 @@ def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, 
     assert [line.split(",")[:2] for line in lines] == [["3", "7"], ["3", "8"], ["6", "7"], ["6", "8"]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data, tmp_path, monkeypatch, capfd):
     """The signal comes in step 5, where no checkpoint is due; resumed, the result is that of a training in one go."""
     straight, batches = train(data, tmp_path / "straight"), Line.batches
@@ -176,6 +178,27 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data,
     train_run(ToyRecipe, compose_config([f"resume={run.path}"]))
     assert [kept.step for kept in run.seed(0).checkpoints()] == [2, 4, 6]
     assert same(weights(run, 0), weights(straight, 0)) and signal.getsignal(number) != STOP.receive
+
+
+def test_a_hangup_ends_nothing_under_nohup(data, tmp_path, monkeypatch):
+    straight = train(data, tmp_path / "straight")
+    monkeypatch.setattr(Line, "batches", interrupting(Line.batches, signal.SIGHUP))
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = train(data, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    assert same(weights(run, 0), weights(straight, 0))
+
+
+def test_a_script_that_its_workers_would_train_in_again_is_refused_and_creates_nothing(data, tmp_path, monkeypatch):
+    script = tmp_path / "mine.py"
+    script.write_text("train_run(...)")
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=str(script)))
+    with pytest.raises(CommandError, match=r"mine.py is imported .* put what it does below `if __name__ == "):
+        train(data, tmp_path / "run", "seed=0..1")
+    assert not (tmp_path / "run").exists()
+    train(data, tmp_path / "run")  # of one seed there are no workers
 
 
 def interrupting(batches, number):
