@@ -30,9 +30,12 @@ from immiscible_policy.commands import (
     train_classifier,
 )
 from immiscible_policy.demos.__main__ import COMMANDS as DEMOS
+from immiscible_policy.demos.store import attributes, contents, open_store, write_store
+from immiscible_policy.demos.validate import problems
 from immiscible_policy.evaluation.agent import read_policy, solver_of, spec_metadata
 from immiscible_policy.image.evaluation.rows import read_image_rows
 from immiscible_policy.lab.__main__ import EXPERIMENTS as LABORATORY
+from immiscible_policy.plugins import bridge
 from immiscible_policy.plugins.bridge import open_checkpoint
 from immiscible_policy.recipes import image_config, robot_config
 from immiscible_policy.results import experiment
@@ -42,6 +45,8 @@ from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.driver import train_run
+from immiscible_policy.training.launchers.job import needs
+from tests.demos.arm import arm_arrays, write_lerobot
 from tests.lab.small import SPEC, small_policy
 from tests.results.runs import write_run
 from tests.training.toy_recipe import ToyRecipe
@@ -257,3 +262,47 @@ def test_files_that_are_read_are_answered(desk, examples):
                 path.write_bytes(content) if content else path.unlink(missing_ok=True)
 
     fuzz(examples, check, kind=st.sampled_from(KINDS), change=changes())
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory) -> Path:
+    """Demonstrations and policies in the formats of others, and a cluster's options."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    place = tmp_path_factory.mktemp("foreign")
+    weights = small_policy().state_dict()
+    save_checkpoint(place / "ours", spec_metadata(SPEC) | {"step": 1, "seed": 0}, {"model": weights, "ema": weights})
+    bridge.convert(place / "ours", "lerobot", place / "lerobot")
+    bridge.convert(place / "ours", "diffusion_policy", place / "workspace.ckpt")
+    arrays, ends = arm_arrays(episodes=2, steps=4)
+    write_store(place / "arm.zarr", arrays, ends)
+    for version in ("v2.1", "v3.0"):
+        write_lerobot(place / version, arrays, ends, version)
+    (place / "job.yaml").write_text("num_gpus: 0.5\nresources: {a: 1}\n")
+    return place
+
+
+@MANY
+def test_files_of_others_are_answered(foreign, tmp_path, examples):
+    place = shutil.copytree(foreign, tmp_path / "foreign")
+    sound = {file: file.read_bytes() for file in sorted(place.rglob("*")) if file.is_file()}
+    jobs = robot_config.SCHEMA.compose(["experiment=debug", f"job_options={place / 'job.yaml'}"])
+    readers = {
+        **dict.fromkeys(
+            ("arm.zarr", "v2.1", "v3.0"), (open_store, contents, attributes, lambda at: list(problems(at)))
+        ),
+        **dict.fromkeys(("ours", "lerobot", "workspace.ckpt"), (lambda at: read_policy(open_checkpoint(at)),)),
+        "job.yaml": (lambda at: needs(jobs, "cpus", "gpus"),),
+    }
+
+    def check(name, change, kind):
+        files = [file for file in sound if file.relative_to(place).parts[0] == kind]
+        file = files[name % len(files)]
+        file.write_bytes(change(sound[file]))
+        try:
+            for reader in readers[kind]:
+                with answered(place):
+                    reader(place / kind)
+        finally:
+            file.write_bytes(sound[file])
+
+    fuzz(examples, check, kind=st.sampled_from(sorted(readers)), name=st.integers(0, 50), change=changes())

@@ -33,7 +33,7 @@ from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diff
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
-from immiscible_policy.recipes.teacher import find_teacher, make_teach
+from immiscible_policy.recipes.teacher import find_teacher, make_teach, weights_hash
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
 from immiscible_policy.results.writer import save_figure
@@ -160,6 +160,7 @@ class RobotRecipe:
     Attributes:
         levels: Diffusion steps at which the chosen noise is used, or None for all.
         starts: Start seeds of every evaluation.
+        teachers: Hash of the weights that teach, by training seed; empty where nobody teaches.
     """
 
     schema: ClassVar = SCHEMA
@@ -172,6 +173,7 @@ class RobotRecipe:
     noise: NoiseOptions
     solver: Solver
     starts: list[int]
+    teachers: dict[str, str]
 
     @classmethod
     def prepare(cls, config: RobotConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
@@ -193,17 +195,19 @@ class RobotRecipe:
         )
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)
-        if config.teacher:
-            for seed in parse_range("seed", config.seed):
-                find_teacher(RunDirectory(config.teacher), seed, spec)
+        teachers = {}
+        for seed in parse_range("seed", config.seed) if config.teacher else ():
+            teacher = find_teacher(RunDirectory(str(config.teacher)), RunDirectory(str(config.out)).seed(seed), spec)
+            teachers[str(seed)] = weights_hash(teacher)
         levels = diffusion_levels(config.select_at, config.diffusion_steps)
-        return cls(config, data, spec, levels, noise, solver, starts)
+        return cls(config, data, spec, levels, noise, solver, starts, teachers)
 
     @property
     def data(self) -> dict[str, Any]:
-        """What provenance says of the demonstrations."""
+        """What provenance says of the demonstrations, and of who teaches."""
         data = self.windows
-        return {"path": str(data.path), "content_hash": data.content_hash, "episodes": data.episodes}
+        origin = {"path": str(data.path), "content_hash": data.content_hash, "episodes": data.episodes}
+        return origin | ({"teachers": self.teachers} if self.teachers else {})
 
     @property
     def shown(self) -> dict[str, str]:
@@ -286,7 +290,7 @@ class RobotRecipe:
 
         teach = None
         if config.teacher:
-            teacher, _ = read_policy(find_teacher(RunDirectory(config.teacher), seed.number, self.spec), config.device)
+            teacher, _ = read_policy(find_teacher(RunDirectory(config.teacher), seed, self.spec), config.device)
             policy.load_state_dict(teacher.state_dict())
             teach = make_teach(teacher, config.teacher_calls, config.precision)
         with torch.no_grad():

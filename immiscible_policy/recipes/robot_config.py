@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def fill(options: dict[str, Any]) -> None:
     if options["prediction"] is None:
         options["prediction"] = PREDICTIONS.get(options["method"], ("sample",))[0]
     if options["teacher"] is not None:
-        options["teacher"] = str(expanded(options["teacher"]).resolve())
+        options["teacher"] = os.path.realpath(expanded(options["teacher"]))
     if options["times"] is None:
         options["times"] = "calls" if options["teacher"] else "uniform"
     if options["solver"] is None:

@@ -21,26 +21,36 @@ from immiscible_policy.policy import Policy
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import RunDirectory, SeedDirectory
 
 Teach = Callable[[Any, Tensor], Tensor]
 """(observation, noise (B, T, A)) -> the teacher's clean scaled actions (B, T, A)."""
 
 
-def find_teacher(run: RunDirectory, seed: int, spec: PolicySpec) -> Checkpoint:
+def find_teacher(run: RunDirectory, student: SeedDirectory, spec: PolicySpec) -> Checkpoint:
     """The checkpoint that teaches a seed: the last one of the same seed of a run.
 
     Raises:
-        ValueError: If there is none yet, or if its policy and the student's differ in more than `kernels`.
+        ValueError: If there is none yet, if its policy and the student's differ in more than `kernels`, or if its
+            weights are others than those that the student's training began with.
     """
-    checkpoint = run.seed(seed).newest() if run.exists else None
-    if checkpoint is None or not run.seed(seed).is_finished(run.config["steps"]):
+    own, seed = run.seed(student.number), student.number
+    checkpoint = own.newest() if run.exists else None
+    if checkpoint is None or not own.is_finished(run.config["steps"]):
         raise CommandError(f"teacher={run.path}: it has no finished seed {seed}; train it first, or name another run")
+    if student.run.teachers.get(str(seed), weights_hash(checkpoint)) != weights_hash(checkpoint):
+        cure = "restore it, or train anew with another out="
+        raise CommandError(f"teacher={run.path}: its seed {seed} has changed since training began; {cure}")
     theirs = asdict(replace(read_spec(checkpoint), kernels=spec.kernels))
     for key, value in asdict(spec).items():
         if theirs[key] != value:
             raise CommandError(f"{key}={value} differs from the teacher's, {theirs[key]}; train with the same")
     return checkpoint
+
+
+def weights_hash(teacher: Checkpoint) -> str:
+    """Hash of the weights that teach."""
+    return str(teacher.metadata["sha256"].get("ema.safetensors"))
 
 
 def make_teach(teacher: Policy, calls: int, precision: str) -> Teach:

@@ -105,7 +105,7 @@ class RunDirectory:
         file = self.path / PROVENANCE
         origin = read_json(file) if file.exists() else {}
         require_kinds(file, origin, {"command": str, "data": dict, "extended": list}, "restore it, or delete it")
-        known = {"content_hash": str | None, "path": str}
+        known = {"content_hash": str | None, "path": str, "teachers": dict}
         require_kinds(file, origin.get("data", {}), known, "restore it, or delete it")
         return origin
 
@@ -113,6 +113,11 @@ class RunDirectory:
     def data_hash(self) -> str | None:
         """Content hash of the data that it is trained on, if it is recorded."""
         return self.provenance.get("data", {}).get("content_hash")
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Hash of the weights that teach each training seed, if they are recorded."""
+        return self.provenance.get("data", {}).get("teachers", {})
 
     @property
     def origin(self) -> dict[str, Any]:

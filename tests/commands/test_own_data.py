@@ -69,7 +69,8 @@ def test_runs_are_compared_and_reported_on_paired_episodes(place, tmp_path):
 
 
 def test_an_evaluation_repeats_the_scores_of_training(place, tmp_path):
-    done = here("eval_policy.py", f"run={place / 'vanilla'}", f"out={tmp_path / 'rows.csv'}")
+    (tmp_path / "[/red]").symlink_to(place / "vanilla")  # ends a colour for the terminal
+    done = here("eval_policy.py", f"run={tmp_path / '[/red]'}", f"out={tmp_path / 'rows.csv'}")
     assert done.returncode == 0 and "2 held-out episodes" in done.stdout, done.stderr
     lines = [(place / f"vanilla/seed_{seed}/episodes.csv").read_text().splitlines() for seed in (0, 1)]
     assert (tmp_path / "rows.csv").read_text().splitlines() == lines[0] + lines[1][1:]

@@ -240,7 +240,7 @@ def test_the_checkpoints_of_a_run_are_those_that_all_seeds_have(run: Path):
 def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(arms, "evaluate", partial(evaluate, max_steps=9, batch_size=50))
     out = tmp_path / "out"
-    words = [f"runs={run}", f"out={out}", "repetitions=1", "sampling_steps=2"]
+    words = [f"runs=[/red]={run}", f"out={out}", "repetitions=1", "sampling_steps=2"]  # ends a colour for the terminal
     assert main(words) is None
     assert sorted(each.name for each in out.iterdir()) == ["modality.json", "modality.md", "modality.png", "paths.png"]
     (arm,) = json.loads((out / "modality.json").read_text())["arms"]

@@ -1,5 +1,7 @@
 """A policy that is taught by another one: rectified flow."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -76,6 +78,16 @@ def test_a_student_trains_and_resumes_as_in_one_go(store, teacher, tmp_path):
     assert weights[0] == weights[1] != (teacher / "seed_1" / last).read_bytes()
 
 
+def test_a_teacher_that_has_learned_more_since_is_refused_on_resume(store, teacher, tmp_path):
+    longer, run = shutil.copytree(teacher, tmp_path / "longer"), tmp_path / "run"
+    words = [*FAST, f"data={store}", f"teacher={longer}", "sampling_steps=1", f"out={run}"]
+    assert here("train_policy.py", *words).returncode == 0
+    assert here("train_policy.py", f"resume={longer}", "steps=9").returncode == 0
+    before = tree(run)
+    line = refused(here("train_policy.py", f"resume={run}", "steps=9"))
+    assert "longer: its seed 1 has changed since training began; restore it" in line and tree(run) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -83,11 +95,14 @@ def test_a_student_trains_and_resumes_as_in_one_go(store, teacher, tmp_path):
         (["down_dims=[16,48]"], r"down_dims=(16, 48) differs from the teacher's, (16, 32)"),
         (["noise=knn"], "noise=knn: teacher= makes the actions of the noise"),
         (["method=diffusion"], "method=diffusion has no teacher; use method=flow"),
+        (["teacher={loop}"], "loop: it has no finished seed 1"),
         (["teacher=nowhere"], "nowhere: it has no finished seed 1"),
         (["teacher=null", "teacher_calls=3"], "teacher_calls=3: nobody teaches; add teacher=RUN"),
     ],
 )
 def test_what_cannot_be_taught_is_one_line(store, teacher, tmp_path, words, message):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    words = [word.format(loop=tmp_path / "loop") for word in words]
     before = tree(tmp_path)
     given = {word.partition("=")[0] for word in words}
     usual = [word for word in (*FAST, f"data={store}", f"teacher={teacher}") if word.partition("=")[0] not in given]
