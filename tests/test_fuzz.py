@@ -285,7 +285,7 @@ def foreign(tmp_path_factory) -> Path:
 def test_files_of_others_are_answered(foreign, tmp_path, examples):
     place = shutil.copytree(foreign, tmp_path / "foreign")
     sound = {file: file.read_bytes() for file in sorted(place.rglob("*")) if file.is_file()}
-    jobs = robot_config.SCHEMA.compose(["experiment=debug", f"job_options={place / 'job.yaml'}"])
+    jobs = robot_config.SCHEMA.compose(["experiment=debug", "launcher=ray", f"job_options={place / 'job.yaml'}"])
     readers = {
         **dict.fromkeys(
             ("arm.zarr", "v2.1", "v3.0"), (open_store, contents, attributes, lambda at: list(problems(at)))
