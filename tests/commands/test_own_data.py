@@ -69,6 +69,7 @@ def test_runs_are_compared_and_reported_on_paired_episodes(place, tmp_path):
 
 
 def test_an_evaluation_repeats_the_scores_of_training(place, tmp_path):
+    (tmp_path / "[").mkdir()
     (tmp_path / "[/red]").symlink_to(place / "vanilla")  # ends a colour for the terminal
     done = here("eval_policy.py", f"run={tmp_path / '[/red]'}", f"out={tmp_path / 'rows.csv'}")
     assert done.returncode == 0 and "2 held-out episodes" in done.stdout, done.stderr
