@@ -142,6 +142,7 @@ def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, 
 
     def evaluated(self, seed):
         def evaluate(state):
+            assert all(row.checkpoint < state.step for row in seed.episodes()), "rows of the future"
             seed.append_episodes(episode(seed.number, state.step, start, 0.5) for start in (7, 8))
             return {}
 
