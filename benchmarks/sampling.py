@@ -343,7 +343,7 @@ OPTIONS = {
     "scale": Option(str, None, "cpu or paper: the untrained network's size; none given: by device"),
     "method": Option(str, "diffusion", "what the untrained network learned: diffusion, flow, regression or mip"),
     "solvers": Option(str, None, "solvers; none given: all that go with the method"),
-    "spacing": Option(str, "trailing", "trailing or leading"),
+    "spacing": Option(str, "trailing", "trailing, shifted or leading"),
     "steps": Option(str, "1,2,5,10,20,50,100", "network calls (heun takes the odd ones)"),
     "envs": Option(str, "1,50", "observations in a batch"),
     "starts": Option(COUNT, 50, "legacy starts to evaluate on"),

@@ -46,7 +46,7 @@ OPTIONS = {
         COUNT, None, "steps; absent: as in training, else 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
     "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise, pndm; absent: as in training"),
-    "spacing": Option(str, None, "grid of the solver's times: trailing or leading; absent: as in training"),
+    "spacing": Option(str, None, "grid of the solver's times: trailing, shifted or leading; absent: as in training"),
     "eta": Option(float, None, "noise of solver=ddim, 0 none to 1 as much as DDPM; absent: as in training"),
     "features": Option(str, "classifier", "classifier or inception"),
     "classifier": Option(Path, None, "weights of a classifier other than the package's"),

@@ -14,7 +14,7 @@ OPTIONS = {
     "solver": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M), euler, heun or renoise; absent: as in training"),
     "sampler": Option(str, None, "the same as solver="),
     "sampling_steps": Option(COUNT, None, "network calls; absent: as in training"),
-    "spacing": Option(str, None, "trailing, or leading as published; absent: as in training"),
+    "spacing": Option(str, None, "trailing, shifted, or leading as published; absent: as in training"),
     "eta": Option(float, None, "noise of solver=ddim, 0 to 1; absent: as in training"),
 }
 

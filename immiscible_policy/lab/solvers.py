@@ -6,9 +6,9 @@ by training seed and start. `on=held_out` needs no environment: the score is the
 runs hold out (`evaluation.offline`; lower is better), paired by episode.
 
 A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless it ends in
-`-leading`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained with, for runs
-of noise=vanilla and noise=knn: every row selects with its own source of randomness, so its selector has to choose
-within one sample. Training mixes a chunk x with noise that a selector S chose for it:
+`-leading` or `-shifted`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained
+with, for runs of noise=vanilla and noise=knn: every row selects with its own source of randomness, so its selector has
+to choose within one sample. Training mixes a chunk x with noise that a selector S chose for it:
 
 - *drafted*: a first DDIM solution from e ~ N(0, I) gives a draft x^; a second one starts from S(x^). Twice the calls;
   with plain noise it starts anew.
@@ -61,7 +61,7 @@ class Scheme(NamedTuple):
     @property
     def text(self) -> str:
         """The solver as the command line names it."""
-        return f"{self.name}{self.steps}" + "-leading" * (self.spacing == "leading")
+        return f"{self.name}{self.steps}" + f"-{self.spacing}" * (self.spacing != "trailing")
 
     @property
     def solver(self) -> Solver:
@@ -133,11 +133,11 @@ def read_schemes(text: str) -> list[Scheme]:
     """Read `ddim10,ddim10-leading,renoised10`; CommandError for an unusable name or number, or one given twice."""
     schemes = []
     for word in text.split(","):
-        parts = re.fullmatch(r"([a-z]+)(\d+)(-leading)?", word)
+        parts = re.fullmatch(r"([a-z]+)(\d+)(?:-(leading|shifted))?", word)
         if not parts or parts[1] not in (*SOLVERS, *LAWS) or not int(parts[2]):
             known = ", ".join(f"{name}10" for name in (*SOLVERS, *LAWS))
             raise CommandError(f"solvers={word}: write a solver and its network calls, such as {known}")
-        schemes.append(Scheme(parts[1], int(parts[2]), "leading" if parts[3] else "trailing"))
+        schemes.append(Scheme(parts[1], int(parts[2]), parts[3] or "trailing"))
     if len(set(schemes)) < len(schemes):
         raise CommandError(f"solvers={text}: a solver is given twice")
     return schemes
@@ -231,7 +231,7 @@ def draw(figures: Document) -> Figure:
     for run, result in figures["runs"].items():
         for text, values in result.items():
             (scheme,) = read_schemes(text)
-            name = scheme.name + "-leading" * (scheme.spacing == "leading")
+            name = scheme.name + f"-{scheme.spacing}" * (scheme.spacing != "trailing")
             points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
     figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95 % intervals")
     colour = colours(figures["runs"])

@@ -95,7 +95,7 @@ class ProbabilityPath(Protocol):
         """The grid of a solver, the noisiest level first, its clean end left out.
 
         Spacing `trailing` starts where the path starts, however few the levels; `leading` is the published grid of
-        Diffusion Policy, which starts below it.
+        Diffusion Policy, which starts below it; `shifted` is `trailing` with times closer to the data.
 
         Raises:
             ValueError: If the path has no such grid.
@@ -120,4 +120,4 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def require_trailing(spacing: str, path: str) -> None:
     """Refuse a grid that a path does not have with a ValueError."""
     if spacing != "trailing":
-        raise ValueError(f"spacing={spacing}: {path} has no published grid below its start; use spacing=trailing")
+        raise ValueError(f"spacing={spacing}: {path} has one grid of times; use spacing=trailing")

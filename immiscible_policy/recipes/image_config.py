@@ -57,6 +57,7 @@ class ImageConfig(DiffusionConfig):
 def fill(options: dict[str, Any]) -> None:
     """Choose what `ddim` predicts; a model knows how it is sampled best."""
     options["prediction"] = options["prediction"] or "epsilon"
+    options["spacing"] = options["spacing"] or "trailing"
 
 
 def check(config: ImageConfig, given: Mapping[str, str]) -> None:

@@ -181,7 +181,7 @@ class RobotRecipe:
 
         Raises ValueError if a setting or the data is unusable; one line says which.
         """
-        solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
+        solver = Solver(str(config.solver), config.sampling_steps, str(config.spacing), config.eta)
         data = load(json.dumps(config.task), Layout.of(config), **{key: getattr(config, key) for key in DATA_OPTIONS})
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
         config = config.sized(len(windows))
@@ -275,7 +275,7 @@ class RobotRecipe:
         config, seen, acted = self.config, self.windows.observation.values(), self.windows.action
         bounds = [torch.cat([torch.empty(0), *(getattr(values, end) for values in seen)]) for end in Range._fields]
         laws: dict[str, dict[str, Any]] = {
-            "flow": {"law": config.times, "calls": config.sampling_steps},
+            "flow": {"law": config.times, "calls": config.sampling_steps, "spacing": config.spacing},
             "diffusion": {"min_snr": config.min_snr},
         }
         with weights_of(seed):

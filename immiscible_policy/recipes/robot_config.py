@@ -73,6 +73,8 @@ def fill(options: dict[str, Any]) -> None:
         options["teacher"] = os.path.realpath(expanded(options["teacher"]))
     if options["times"] is None:
         options["times"] = "calls" if options["teacher"] else "uniform"
+    if options["spacing"] is None:
+        options["spacing"] = "shifted" if options["method"] == "flow" else "trailing"
     if options["solver"] is None:
         options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
 

@@ -33,7 +33,7 @@ class Solver:
 
     name: str  # a key of `SOLVERS`
     steps: int  # network calls
-    spacing: str = "trailing"  # grid of times: `trailing`, or `leading` as published
+    spacing: str = "trailing"  # grid of times: `trailing`, `shifted`, or `leading` as published
     eta: float = 0.0  # noise that `ddim` adds: 0 is none, 1 is `ddpm`
 
     def __post_init__(self) -> None:

@@ -114,6 +114,8 @@ def test_grids_by_hand():
     assert [level.t for level in chain.levels(3, "leading")] == [66, 33, 0]
     assert [level.t for level in Ddpm(1000).levels(2, "trailing")] == [999, 499]
     assert Flow().levels(4, "trailing") == [(0, 0, 1), (250, 0.25, 0.75), (500, 0.5, 0.5), (750, 0.75, 0.25)]
+    shifted = [level.alpha for level in Flow().levels(3, "shifted")]
+    assert shifted == pytest.approx([0, 3 / 5, 6 / 7])  # t / (t + (1 - t) / 3) at 0, 1/3, 2/3
     assert [level.t for level in Regression((0, 0.9)).levels(7, "trailing")] == [0, 90]
 
 

@@ -38,7 +38,7 @@ def test_paper_scale_is_the_published_network_schedule_and_sampler():
     assert (paper.method, paper.prediction, cpu.method) == ("diffusion", "epsilon", "flow")
     assert differing <= {"scale", "method", "prediction", "down_dims", "step_embed_dim", "lr", "warmup_steps", "steps",
                          "checkpoint_every", "epochs", "checkpoint_epochs", "eval_every", "keep", "solver",
-                         "sampling_steps"}  # fmt: skip
+                         "sampling_steps", "spacing"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("obs", "batch", "steps", "every"), [("keypoints", 256, 126_000, 2_100),
@@ -57,7 +57,7 @@ def test_a_word_decides_how_long_a_training_is_and_an_experiment_goes_before_the
     assert compose_config(["scale=paper", "steps=70"]).sized(10_700).checkpoint_every == 70
     assert compose_config(["scale=cpu", "epochs=2"]).sized(1_000).steps == 8
     demo = compose_config(["scale=paper", "experiment=demo"])
-    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (8_000, None, "euler", 10)
+    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (5_500, None, "euler", 10)
     refused = {"epochs=2 steps=3": "epochs=2: steps=3 is given", "steps=null": "give a number", "steps=0": "needs"}
     for words, message in refused.items():
         with pytest.raises(CommandError, match=message):

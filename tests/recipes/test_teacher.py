@@ -37,12 +37,13 @@ def objective(store, out, *words):
     return work.objective, work.model
 
 
-def test_times_of_the_calls_are_those_of_the_solvers_levels():
-    path = Flow(law="calls", calls=3)
-    levels = torch.tensor([level.alpha for level in path.levels(3, "trailing")])
-    times = path.times(3000, torch.Generator().manual_seed(0))
-    assert torch.equal(times.unique(), levels)
-    assert torch.bincount((3 * times).round().long()).tolist() == pytest.approx([1000] * 3, rel=0.1)
+@pytest.mark.parametrize("spacing", ["trailing", "shifted"])
+def test_times_of_the_calls_are_those_of_the_solvers_levels(spacing):
+    path = Flow(law="calls", calls=3, spacing=spacing)
+    levels = torch.tensor([level.alpha for level in path.levels(3, spacing)])
+    times, counts = path.times(3000, torch.Generator().manual_seed(0)).unique(return_counts=True)
+    assert torch.equal(times, levels)
+    assert counts.tolist() == pytest.approx([1000] * 3, rel=0.1)
 
 
 def test_a_student_of_one_call_by_one_call_has_nothing_to_learn(store, teacher, tmp_path):

@@ -133,7 +133,7 @@ def test_a_directory_is_named_after_what_differs_from_the_defaults():
         return ROBOTS.compose([*words, "device=cpu"]).out
 
     assert name() == "runs/pusht_keypoints_vanilla_cpu"
-    assert name("noise=knn", "k=2", "seed=0..2", "spacing=trailing") == "runs/pusht_keypoints_knn_cpu"
+    assert name("noise=knn", "k=2", "seed=0..2", "spacing=shifted") == "runs/pusht_keypoints_knn_cpu"
     words = ("noise=knn", "k=4", "method=diffusion", "mirror=true")
     assert name(*words) == "runs/pusht_keypoints_knn_k4_mirror_method-diffusion_cpu"
     images = IMAGES.compose(["model=flow", "data=a/x", "flip=false", "device=cpu"])
