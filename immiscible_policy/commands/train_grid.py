@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from immiscible_policy.cli import CommandError, parse_range, split_words, unknown
+from immiscible_policy.cli import CommandError, parse_range, require_writable, split_words, unknown
 from immiscible_policy.recipes.robot_config import SCHEMA
 from immiscible_policy.training.options import Schema, group_choices, in_name, read_file, read_value
 
@@ -55,6 +55,9 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     written = read_file(f"{directory}/{experiment}") if experiment in group_choices(directory) else {}
     evaluation = _evaluation(written.get("evaluation", {}), given)
     swept, arms = schema.swept(given), written.get("arms", {})
+    for key, texts in swept.items():
+        if len(set(texts)) < len(texts):
+            raise CommandError(f"{key}={','.join(texts)}: a value is given twice")
     if arms:
         _refuse_decided(given, swept, arms)
     elif wanted:
@@ -133,6 +136,7 @@ def train_grid(grid: Grid, write: Callable[[Grid, Mapping[str, Any]], str] | Non
 
     first = next(iter(grid.arms.values()))
     require_launcher(first)
+    require_writable("out", grid.out / grid.name)
     kind = resolve_name(grid.recipe)
     load = cache(kind.load)  # arms share their data
     # What is wrong with any arm is said before the first is trained.

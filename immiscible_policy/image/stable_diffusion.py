@@ -37,6 +37,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from immiscible_policy.image.model import ImageModel, Text, require_scale
 from immiscible_policy.image.spec import StableDiffusionSpec
@@ -278,7 +279,13 @@ def load_vae(directory: Path) -> AutoencoderKL:
 
 def load_text(directory: Path, precision: str) -> ClipText:
     """Tokenizer and text encoder, float32, in arithmetic of a precision; raises ValueError if a weight is missing."""
-    encoder = _whole("text_encoder", CLIPTextModel.from_pretrained(directory / "text_encoder", **HOW))
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # what is refused later is refused in one line
+    try:
+        encoder = _whole("text_encoder", CLIPTextModel.from_pretrained(directory / "text_encoder", **HOW))
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return ClipText(CLIPTokenizer.from_pretrained(directory / "tokenizer"), encoder, precision=precision)
 
 

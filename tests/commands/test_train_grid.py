@@ -114,6 +114,7 @@ def test_several_words_with_several_values_are_combined_below_a_directory_of_the
         (["experiment=table2", "lr=1e-3,1e-4"], "lr=1e-3,1e-4: experiment=table2 has arms of its own; give lr= one"),
         (["k=2,4"], "k=2: noise=vanilla has no k"),
         (["noise=knn", "k=2,two"], "k=two"),
+        (["noise=knn", "k=2,4,2"], "k=2,4,2: a value is given twice"),
         (["arms=vanilla"], "arms=vanilla: only an experiment with arms has some to pick from"),
     ],
 )
@@ -198,3 +199,9 @@ def test_unusable_words_are_refused_before_any_arm_begins(word, message, tmp_pat
     out = tmp_path / "grid"
     assert message in refused(here("train_policy.py", "experiment=table2", word, f"out={out}"))
     assert not out.exists()
+
+
+def test_a_place_that_cannot_be_is_named_once_for_all_arms(tmp_path):
+    (tmp_path / "file").touch()
+    line = refused(here("train_policy.py", "experiment=table2", f"out={tmp_path / 'file'}"))
+    assert line.count("is not a directory") == 1

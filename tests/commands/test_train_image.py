@@ -128,6 +128,8 @@ def test_stable_diffusion_trains_at_a_tiny_size_and_plain_diffusers_loads_it(ima
     (last,) = [row for row in rows if row.get("step") == 6 and "fixed_loss" in row]
     assert last["noise/distance_percent"] < -0.5  # k = 64 at 64 numbers per latent
     assert (tmp_path / "cache/immiscible-policy/tiny-stable-diffusion/unet/config.json").is_file()
+    wrong = (*words[:3], "k=0", *SHORT, f"data={images}", f"out={tmp_path / 'wrong'}")
+    assert "k=0" in refused(here("train_image.py", *wrong))  # one line, also once weights were loaded
 
 
 @pytest.mark.parametrize(
