@@ -55,9 +55,9 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     written = read_file(f"{directory}/{experiment}") if experiment in group_choices(directory) else {}
     evaluation = _evaluation(written.get("evaluation", {}), given)
     swept, arms = schema.swept(given), written.get("arms", {})
-    for key, texts in swept.items():
-        if len(set(texts)) < len(texts):
-            raise CommandError(f"{key}={','.join(texts)}: a value is given twice")
+    for key, several in swept.items():
+        if len(set(several)) < len(several):
+            raise CommandError(f"{key}={','.join(several)}: a value is given twice")
     if arms:
         _refuse_decided(given, swept, arms)
     elif wanted:
