@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -34,6 +35,8 @@ GOAL_COLOR: Color = (144, 238, 144)  # LightGreen
 WALL_COLOR: Color = (211, 211, 211)  # LightGray
 OUTLINE = 2  # px, half the width of the block's outline
 RIM = 4  # px, width of the dark rim of a disc
+TEXT, LINE = 22, 28  # px, height of the text and of a line of it
+TEXT_COLOR: Color = (26, 29, 33)
 
 
 def render_state(state: ArrayLike, goal_pose: ArrayLike = GOAL_POSE, size: int = 96) -> Image:
@@ -91,6 +94,17 @@ def resize(image: Image, size: int) -> Image:
     return (down + 2 >> 2).astype(np.uint8)
 
 
+def with_text(image: Image, lines: Sequence[str]) -> Image:
+    """A picture (H, W, 3) with lines of text below it, each LINE pixels high."""
+    pygame.font.init()
+    font, width = pygame.font.Font(None, TEXT), image.shape[1]
+    canvas = pygame.Surface((width, LINE * len(lines)), depth=24)
+    canvas.fill(BACKGROUND)
+    for row, line in enumerate(lines):
+        canvas.blit(font.render(line, True, TEXT_COLOR), (LINE // 2, row * LINE + (LINE - TEXT) // 2))
+    return np.concatenate([image, pygame.surfarray.pixels3d(canvas).transpose(1, 0, 2)])
+
+
 def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
     """Open a window of a width and height [px]; return its surface. `pygame.display.quit` closes it.
 
@@ -108,18 +122,16 @@ def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
 
 
 class Window:
-    """A pygame window that shows the canvas; `close` may be called more than once."""
+    """A pygame window for pictures as wide as the canvas; `close` may be called more than once."""
 
-    def __init__(self, title: str = "PushT") -> None:
-        self._screen: pygame.Surface | None = open_display((CANVAS, CANVAS), title)
+    def __init__(self, title: str = "PushT", height: int = CANVAS) -> None:
+        self._screen: pygame.Surface | None = open_display((CANVAS, height), title)
         self._clock = pygame.time.Clock()
 
-    def show(self, image: Image, rate: float, title: str | None = None) -> None:
-        """Show a (512, 512, 3) picture, then wait until 1/rate seconds have passed since the last one."""
+    def show(self, image: Image, rate: float) -> None:
+        """Show a (height, 512, 3) picture, then wait until 1/rate seconds have passed since the last one."""
         if self._screen is None:
             raise ValueError("the window is closed; open a new one")
-        if title is not None:
-            pygame.display.set_caption(title)
         pygame.surfarray.blit_array(self._screen, image.transpose(1, 0, 2))
         pygame.display.flip()
         pygame.event.pump()

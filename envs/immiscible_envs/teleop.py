@@ -2,7 +2,7 @@
 
 Push the T onto the green goal. Touch the blue agent with the pointer to take hold of it; from then on it follows the
 pointer and every step (0.1 s) is recorded. Covering the goal saves the episode and begins the next. Keys: R retries,
-S saves the episode as it is, Q quits.
+S saves the episode as it is, Q quits; the window says so too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from immiscible_envs.geometry import GOAL_POSE, Array, coverage
 from immiscible_envs.pusht import IMAGE_SIZE, SUCCESS_COVERAGE, random_start
-from immiscible_envs.rendering import CANVAS, Window, pygame, render_state
+from immiscible_envs.rendering import CANVAS, LINE, Window, pygame, render_state, with_text
 from immiscible_envs.simulation import AGENT_RADIUS, CONTROL_HZ, WORKSPACE, RecordedSimulation, Simulation
 
 Save = Callable[[Mapping[str, NDArray[Any]]], object]
@@ -40,14 +40,19 @@ class Session:
 
     @property
     def picture(self) -> Any:
-        """The canvas, (512, 512, 3) uint8."""
-        return render_state(self._recording.state, GOAL_POSE, CANVAS)
+        """The canvas with what can be done now below it, (512, 512 + height of the text, 3) uint8."""
+        return with_text(render_state(self._recording.state, GOAL_POSE, CANVAS), [self.advice, self.status])
 
     @property
-    def title(self) -> str:
-        """One line for the window's title."""
+    def advice(self) -> str:
+        """What to do now."""
+        return "Push the T onto the green goal" if self.held else "Touch the blue agent with the pointer to begin"
+
+    @property
+    def status(self) -> str:
+        """The keys, and how far the episode is."""
         covered, steps = coverage(self._recording.state[2:]), len(self._recording.states)
-        return f"PushT - episode {self.episode}, step {steps}, coverage {covered:.2f} - R retry, S save, Q quit"
+        return f"R retry   S save   Q quit      episode {self.episode}   step {steps}   coverage {covered:.2f}"
 
     def handle(self, event: Any) -> None:
         """Take one pygame event."""
@@ -90,10 +95,10 @@ def run_session(session: Session) -> None:
 
     Raises OSError if there is no display, or an episode cannot be saved.
     """
-    window = Window("PushT")
+    window = Window("PushT: demonstrate with the mouse", CANVAS + 2 * LINE)
     try:
         while session.running:
-            window.show(session.picture, CONTROL_HZ, session.title)
+            window.show(session.picture, CONTROL_HZ)
             for event in pygame.event.get():
                 session.handle(event)
             session.tick()

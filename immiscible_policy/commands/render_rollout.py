@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
@@ -10,8 +12,16 @@ from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.plugins.bridge import find_checkpoint
-from immiscible_policy.results.video import frames, require_display, require_video_name, show_window, write_video
-from immiscible_policy.tasks import primary, recorded_task, success
+from immiscible_policy.results.video import (
+    LiveWindow,
+    WindowClosed,
+    frames,
+    require_display,
+    require_video_name,
+    write_video,
+)
+from immiscible_policy.store.rows import EpisodeRow
+from immiscible_policy.tasks import Task, primary, recorded_task, success
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
@@ -28,7 +38,7 @@ OPTIONS = {
         Path, REQUIRED, "a checkpoint (also .ckpt or LeRobot), a run or seed (its best), or pretrained"
     ),
     "out": Option(Path, Path("rollout.mp4"), "the video, .mp4 or .gif"),
-    "view": Option(str, "video", "video writes a file, human opens a window"),
+    "view": Option(str, "video", "video writes a file, human shows it live in a window"),
     "speed": Option(float, 1.0, "playback speed: 1 is real time"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     "episodes": Option(COUNT, 9, "number of starts, for legacy and fresh"),
@@ -41,7 +51,7 @@ OPTIONS = {
 
 @program
 def main(words: list[str]) -> None:
-    """Roll out, print how each episode ended, and show or write the video."""
+    """Roll out, print how each episode ended, and write the video, or show it live."""
     options = parse(words, OPTIONS, USAGE)
     out, columns, size = options["out"], options["columns"], options["size"]
     require_video_name(out)
@@ -65,15 +75,22 @@ def main(words: list[str]) -> None:
         raise CommandError(f"task={task.name} has no environment to render a policy in")
     starts = task.starts(options["starts"], options["episodes"])
     agent = load_agent(checkpoint, solving.chosen_solver(checkpoint, options), resolve_device(options["device"]))
+    origin, fps = {"seed": checkpoint.metadata["seed"], "checkpoint": checkpoint.step}, options["speed"] * task.fps
+    if options["view"] == "human":
+        with LiveWindow(task, starts, columns, size, fps) as window, suppress(WindowClosed):
+            print_outcomes(
+                task, evaluate(task, agent, starts, batch_size=len(starts), on_step=window.on_step, **origin)
+            )
+        return
     recorder = Recorder(task)
-    seed = checkpoint.metadata["seed"]
-    rows = evaluate(task, agent, starts, seed=seed, checkpoint=checkpoint.step, on_step=recorder.on_step)
+    rows = evaluate(task, agent, starts, on_step=recorder.on_step, **origin)
+    print_outcomes(task, rows)
+    print(f"{write_video(out, frames(task, recorder.recording(rows), columns, size), fps)} frames in {out}")
+
+
+def print_outcomes(task: Task, rows: Sequence[EpisodeRow]) -> None:
+    """Say how each episode ended."""
     metric = primary(task)
     for row in rows:
         outcome = "success" if success(task, row.metrics) else "no success"
         print(f"start {row.start}: {outcome} after {row.steps} steps, {metric.name} {row.metrics[metric.name]:.3f}")
-    pictures = frames(task, recorder.recording(rows), columns, size)
-    if options["view"] == "human":
-        show_window(pictures, options["speed"] * task.fps, task.title)
-    else:
-        print(f"{write_video(out, pictures, options['speed'] * task.fps)} frames in {out}")

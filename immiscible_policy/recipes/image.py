@@ -25,10 +25,12 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
 from immiscible_policy.recipes.noise import NoiseOptions, noise_audit, noise_options
 from immiscible_policy.recipes.options import options_of
+from immiscible_policy.results.writer import png
 from immiscible_policy.solver import Pndm, Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.batches import ShuffledOrder, cut, size
 from immiscible_policy.training.duration import Rehearsal, blank
+from immiscible_policy.training.loggers import Media
 from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -183,16 +185,23 @@ class ImageRecipe:
             seed=seed.number,
         )
 
+        def drawn(state: TrainState) -> Path:
+            return seed.path / "samples" / f"step_{state.step:06d}.png"
+
         def evaluate(state: TrainState) -> dict[str, Any]:
             state.model.eval()
-            measured = fixed_loss(objective, config) | noise_audit(objective, state.step, AUDITED)
+            measured = fixed_loss(objective, config) | noise_audit(objective, state.step, AUDITED).metrics()
             with state.ema_weights():
-                draw_samples(model, self.images, config, seed.path / "samples" / f"step_{state.step:06d}.png")
+                draw_samples(model, self.images, config, drawn(state))
                 if state.step == config.steps:
                     export_diffusers(model, seed.path / "diffusers")
             return measured
 
-        return Work(model, objective, spec_metadata(self.spec), evaluate, dict)
+        def media(state: TrainState) -> Media:
+            noise = png(noise_audit(objective, state.step, AUDITED).plot())
+            return Media({"samples": drawn(state).read_bytes(), "noise/audit": noise})
+
+        return Work(model, objective, spec_metadata(self.spec), evaluate, dict, media)
 
     @staticmethod
     def summarise(run: RunDirectory) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import Selector, make_selector
-from immiscible_policy.noise.audit import audit
+from immiscible_policy.noise.audit import Audit, audit
 
 WORTH_FITTING = 256_000
 """Samples paired over a training from which on fitting potentials takes less time than it saves."""
@@ -92,8 +92,8 @@ def diffusion_levels(text: str, chain: int) -> range | None:
 
 
 @torch.no_grad()
-def noise_audit(objective: Any, step: int, batches: int) -> dict[str, float | None]:
-    """What an objective's selector does to the noise of its next batches, from a step on: `noise/...`.
+def noise_audit(objective: Any, step: int, batches: int) -> Audit:
+    """What an objective's selector does to the noise of its next batches, from a step on.
 
     Distance and correlation are those to what it selects for: the residuals, where these are asked for.
     """
@@ -110,4 +110,4 @@ def noise_audit(objective: Any, step: int, batches: int) -> dict[str, float | No
     x = torch.cat([clean for clean, _, _ in seen])
     condition, mask = (None if part[0] is None else torch.cat(part) for part in list(zip(*seen, strict=True))[1:])
     sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": batches}
-    return audit(objective.select, x, condition=condition, mask=mask, step=step, **sizes).metrics()
+    return audit(objective.select, x, condition=condition, mask=mask, step=step, **sizes)

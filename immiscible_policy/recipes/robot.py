@@ -20,6 +20,7 @@ from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy, spec_metadata
 from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, explained, score
+from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
 from immiscible_policy.network.encoder import EncoderSpec
@@ -36,12 +37,14 @@ from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
 from immiscible_policy.recipes.teacher import find_teacher, make_teach, weights_hash
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.summary import markdown, summarize
-from immiscible_policy.results.writer import save_figure
+from immiscible_policy.results.video import encode_gif, frames
+from immiscible_policy.results.writer import png, save_figure
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.store.run import RunDirectory, SeedDirectory, require_data
 from immiscible_policy.tasks import Task, find_task, open_demonstrations, primary, summarised, task_windows
 from immiscible_policy.training.duration import Rehearsal, blank
+from immiscible_policy.training.loggers import Media
 from immiscible_policy.training.memory import Footprint, saved_bytes
 from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
@@ -51,6 +54,8 @@ DATA_OPTIONS = ("data", "obs", "action", "images", "normalize", "validation", "t
 """Options that say what `load_data` is to load."""
 AUDITED = 16
 """Batches of each noise audit during training."""
+SHOWN, TILE, EPISODE_EVERY = 4, 128, 10
+"""Rollouts that loggers show, their size in pixels, and the steps between two points of their curve."""
 
 
 class Range(NamedTuple):
@@ -326,7 +331,7 @@ class RobotRecipe:
                 if task.has_environment:
                     rows = evaluate(task, agent, self.starts, seed=seed.number, checkpoint=state.step)
             seed.append_episodes(rows)
-            audited = noise_audit(objective, state.step, AUDITED) if selects else {}
+            audited = noise_audit(objective, state.step, AUDITED).metrics() if selects else {}
             figures = means(rows) | set_means(rows, task.set_metrics) | {"episodes": len(rows)}
             return figures | held_out | probed | audited
 
@@ -334,7 +339,21 @@ class RobotRecipe:
             metric = primary(task)
             return {step: metric.sign * mean for step, mean in mean_by_step(seed.episodes(), metric.name).items()}
 
-        return Work(policy, objective, spec_metadata(self.spec), measure, by_step)
+        def media(state: TrainState) -> Media:
+            pictures = {"noise/audit": png(noise_audit(objective, state.step, AUDITED).plot())} if selects else {}
+            if not task.has_environment:
+                return Media(pictures)
+            recorder, starts = Recorder(task), self.starts[:SHOWN]
+            with state.ema_weights():
+                agent, origin = Agent(policy, self.spec, self.solver), {"seed": seed.number, "checkpoint": state.step}
+                rows = evaluate(task, agent, starts, batch_size=len(starts), on_step=recorder.on_step, **origin)
+            recording = recorder.recording(rows)
+            if task.is_drawn:
+                pictures["rollouts"], _ = encode_gif(frames(task, recording, SHOWN, TILE, every=3), task.fps)
+            reached = recording.scores.mean(1).tolist()
+            return Media(pictures, {primary(task).name: list(enumerate(reached))[::EPISODE_EVERY]})
+
+        return Work(policy, objective, spec_metadata(self.spec), measure, by_step, media)
 
     def _probed(self) -> dict[str, float | None]:
         """How much of the held-out actions the observation explains, whatever the policy."""

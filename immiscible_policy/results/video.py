@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from immiscible_policy.evaluation.recording import Recording
+from immiscible_policy.evaluation.rollout import Array
 from immiscible_policy.store.atomic import write_atomically
-from immiscible_policy.tasks import Task, primary
+from immiscible_policy.tasks import Task, primary, success
 
 BORDER = 4
 GREEN, GREY, BLACK = (0, 158, 115), (200, 200, 200), (0, 0, 0)
@@ -24,29 +26,27 @@ GREEN, GREY, BLACK = (0, 158, 115), (200, 200, 200), (0, 0, 0)
 Frame = NDArray[np.uint8]
 
 
-def frames(task: Task, recording: Recording, columns: int, size: int) -> Iterator[Frame]:
-    """Draw a recording, one picture (H, W, 3) per environment step, in tiles of `size` pixels, `columns` to a row."""
+def frames(task: Task, recording: Recording, columns: int, size: int, every: int = 1) -> Iterator[Frame]:
+    """Draw every so many environment steps of a recording, (H, W, 3), in tiles of `size` pixels, `columns` to a row."""
     metric = primary(task).name
     tiles: dict[int, Frame] = {}
-    for step in range(len(recording.scenes)):
+    for step in range(0, len(recording.scenes), every):
         for index, last in enumerate(recording.last):
-            if step <= last:
+            if step < last + every:
                 label = f"start {recording.starts[index]}   {metric} {recording.scores[step, index]:.2f}"
-                tiles[index] = draw_tile(task, recording, index, step, label, size)
+                won = bool(recording.success[index]) and step >= last
+                tiles[index] = draw_tile(task, recording.scenes[step, index], label, size, won)
         yield tile(np.stack(list(tiles.values())), columns)
 
 
-def draw_tile(task: Task, recording: Recording, index: int, step: int, label: str, size: int) -> Frame:
-    """Draw an episode at a step (size + height of the text, size, 3): the scene, a line of text, a frame.
-
-    From the episode's end on, the frame of one that succeeded is green and thick.
-    """
-    won = bool(recording.success[index]) and step >= recording.last[index]
+def draw_tile(task: Task, scene: Array, label: str, size: int, won: bool) -> Frame:
+    """Draw a scene (size + height of the text, size, 3) below a line of text, framed in green if the episode is won."""
     text_height = max(14, size // 11)
     canvas = Image.new("RGB", (size, size + text_height), "white")
-    canvas.paste(Image.fromarray(task.draw(recording.scenes[step, index], size)), (0, text_height))
+    canvas.paste(Image.fromarray(task.draw(scene, size)), (0, text_height))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(round(0.7 * text_height))
+    font, room = ImageFont.load_default(round(0.7 * text_height)), size - 2 * (BORDER + 2)
+    font = font.font_variant(size=font.size * min(1, room / draw.textlength(label, font)))  # the whole line fits
     draw.text((BORDER + 2, text_height // 2), label, fill=BLACK, font=font, anchor="lm")
     box = (0, text_height, size - 1, size + text_height - 1)
     draw.rectangle(box, outline=GREEN if won else GREY, width=BORDER if won else 1)
@@ -133,25 +133,61 @@ def require_display() -> None:
     pygame.display.quit()
 
 
-def show_window(pictures: Iterable[Frame], fps: float, title: str) -> None:
-    """Play pictures (H, W, 3), all of one size, in a window until they end or the window is closed.
+class WindowClosed(Exception):
+    """The person closed the window."""
+
+
+class LiveWindow:
+    """A window that shows episodes while they happen, in tiles as `frames`; a context that closes it at the end.
 
     Raises OSError if there is no display.
     """
-    from immiscible_envs.rendering import open_display  # before pygame, whose greeting it silences
 
-    import pygame  # isort: skip
+    def __init__(self, task: Task, starts: Sequence[int], columns: int, size: int, fps: float) -> None:
+        require_display()
+        self._task, self._starts, self._columns, self._size, self._fps = task, starts, columns, size, fps
+        self._tiles: dict[int, Frame] = {}
+        self._over = np.zeros(len(starts), bool)
+        self._screen: Any = None
 
-    clock = pygame.time.Clock()
-    window = None
-    for picture in pictures:
-        window = window or open_display((picture.shape[1], picture.shape[0]), title)
-        pygame.surfarray.blit_array(window, picture.swapaxes(0, 1))
-        pygame.display.flip()
+    def __enter__(self) -> LiveWindow:
+        import pygame
+
+        self._clock = pygame.time.Clock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import pygame
+
+        pygame.display.quit()
+
+    def on_step(self, step: int, scenes: Array, metrics: dict[str, Array], done: Array) -> None:
+        """Show a step as soon as it has happened, as `rollout.OnStep` reports it, and wait until the next is due.
+
+        Raises WindowClosed if the person has closed the window.
+        """
+        import pygame
+
+        metric = primary(self._task).name
+        for index in np.flatnonzero(~self._over):
+            reached = {name: values[index] for name, values in metrics.items()}
+            label = f"start {self._starts[index]}   {metric} {reached[metric]:.2f}"
+            won = bool(done[index] and success(self._task, reached))
+            self._tiles[index] = draw_tile(self._task, scenes[index], label, self._size, won)
+        self._over = np.array(done)
+        self._show(tile(np.stack(list(self._tiles.values())), self._columns))
         if pygame.event.get(pygame.QUIT):
-            break
-        clock.tick(fps)
-    pygame.display.quit()
+            raise WindowClosed
+        self._clock.tick(self._fps)
+
+    def _show(self, picture: Frame) -> None:
+        from immiscible_envs.rendering import open_display
+
+        import pygame  # isort: skip
+
+        self._screen = self._screen or open_display((picture.shape[1], picture.shape[0]), self._task.title)
+        pygame.surfarray.blit_array(self._screen, picture.swapaxes(0, 1))
+        pygame.display.flip()
 
 
 def _even(picture: Frame) -> Frame:

@@ -43,7 +43,8 @@ from immiscible_policy.store.reading import read_json, read_text, read_yaml, req
 from immiscible_policy.store.rows import EpisodeRow, append_rows, complete, drop_rows, read_rows
 from immiscible_policy.tasks import Task, recorded_task
 
-SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "wandb", "launcher", "cluster", "job_options"}
+LOGGERS = {"wandb", "tensorboard"}
+SETTINGS_OF_PLACE = {"out", "resume", "dry_run", "parallel", "launcher", "cluster", "job_options"} | LOGGERS
 """Settings of a run that say where and how it is trained, not what."""
 CONFIG, PROVENANCE, SUMMARY, SUMMARY_TEXT = "config.yaml", "provenance.json", "summary.json", "summary.md"
 CHECKPOINTS, EPISODES, FRESH, METRICS = "checkpoints", "episodes.csv", "fresh.csv", "metrics.jsonl"

@@ -38,6 +38,7 @@ from immiscible_policy.cli import (
 )
 from immiscible_policy.extensions import defaults, describe, find_factory, registered
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
+from immiscible_policy.training.loggers import require_loggers
 from immiscible_policy.training.processes import process_group
 
 CLUSTERS = ("submitit", "ray")
@@ -103,6 +104,7 @@ class RunConfig:
     eval_every: Steps = number("[1, 1e9]")
     log_every: int = number("[1, 1e9]")
     wandb: str = choice("offline", "online", "disabled")
+    tensorboard: bool
 
     @property
     def is_sized(self) -> bool:
@@ -527,6 +529,7 @@ def check_run(config: RunConfig) -> None:
     for steps, epochs in LENGTHS.items():
         if getattr(config, steps) is None and getattr(config, epochs) is None:
             raise CommandError(f"{steps}=null: give a number, or {epochs}=")
+    require_loggers(config)
     launcher, processes = f"launcher={config.launcher}", process_group().size
     for key in ("cluster", "job_options"):
         if getattr(config, key) is not None and config.launcher not in CLUSTERS:

@@ -11,6 +11,7 @@ from torch import nn
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.duration import Rehearsal
 from immiscible_policy.training.engine import Objective
+from immiscible_policy.training.loggers import Media
 from immiscible_policy.training.memory import Footprint
 from immiscible_policy.training.options import Schema
 from immiscible_policy.training.state import TrainState
@@ -27,6 +28,7 @@ class Work(NamedTuple):
         metadata: What a checkpoint says about the model.
         evaluate: Scores a state; its result is recorded.
         scores: Score of each evaluated step, for `keep=last+best`.
+        media: Pictures of a state, for loggers; asked for after its evaluation.
     """
 
     model: nn.Module
@@ -34,6 +36,7 @@ class Work(NamedTuple):
     metadata: dict[str, Any]
     evaluate: Callable[[TrainState], dict[str, Any]]
     scores: Callable[[], Mapping[int, float]]
+    media: Callable[[TrainState], Media] = lambda state: Media()
 
 
 class Recipe(Protocol):

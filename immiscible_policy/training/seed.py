@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,20 +10,18 @@ from typing import Any
 import torch
 
 from immiscible_policy.capture import ALONE, use_device
-from immiscible_policy.cli import CommandError, one_line
+from immiscible_policy.cli import one_line
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.run import SeedDirectory
+from immiscible_policy.training.loggers import Monitor, open_loggers
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.processes import process_group
 from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.stopping import STOP
-
-TAGS = ("task", "model", "dataset", "method", "noise")
-"""Options whose values are the tags of a wandb run."""
 
 
 def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
@@ -72,12 +69,12 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         listen({"event": "started", "seed": seed.number, "step": state.step})
         metrics = seed.append_metrics(state.step)
         seed.drop_episodes(state.step)
-        wandb = _wandb_run(config, seed)
+        scored = [name for name in recipe.shown if name != "episodes"]
+        monitor = Monitor(open_loggers(config, seed, state.step), work, scored, seed.metrics())
 
         def record(row: dict[str, Any]) -> None:
             metrics.record(row)
-            if wandb is not None:
-                wandb.log(row, step=row["step"])
+            monitor.record(row, state)
             listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed.number, **row})
 
         def save(state: TrainState) -> None:
@@ -87,46 +84,11 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
 
         run(record=record, evaluate=work.evaluate, save=save, stop=lambda: STOP.requested)
         metrics.close()
-        if wandb is not None:
-            wandb.finish()
+        monitor.finish()
         if state.step < config.steps:
             STOP.require_none()
         listen({"event": "finished", "seed": seed.number, "step": state.step})
         return state
-
-
-def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
-    """The seed's wandb run, which a resumed training continues; None where wandb is absent or disabled.
-
-    The seeds of a run are a group. WANDB_PROJECT and WANDB_RUN_GROUP in the environment name another project and group.
-    """
-    if config.wandb == "disabled":
-        return None
-    try:
-        import wandb
-    except ImportError:
-        if config.wandb == "online":
-            raise CommandError("wandb=online: wandb is not installed; pip install wandb, or wandb=disabled") from None
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    mode: Any = config.wandb
-    parts = [config.identity[key] for key in TAGS if config.identity.get(key)]
-    try:
-        return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "immiscible-policy"),
-            group=os.environ.get("WANDB_RUN_GROUP", seed.run.name),
-            tags=[str(part["name"] if isinstance(part, dict) else part) for part in parts],
-            id=f"{derive_seed(str(seed.run.path.resolve()), seed.number):016x}",
-            resume="allow",
-            reinit="create_new",  # other seeds may log from this process
-            name=f"{seed.run.name}-seed{seed.number}",
-            dir=seed.path,
-            mode=mode,
-            config=config.identity | {"train_seed": seed.number},
-        )
-    except wandb.errors.Error as error:
-        why = one_line(error)
-        raise CommandError(f"wandb={mode}: {why}; wandb=offline and wandb=disabled need no account") from None
 
 
 @contextmanager

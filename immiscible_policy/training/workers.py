@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +32,7 @@ from immiscible_policy.capture import use_device
 from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.training.loggers import chosen_loggers
 from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import SIGNALS, STOP
@@ -48,14 +50,14 @@ class Job(NamedTuple):
 
     Attributes:
         recipe: The kind of recipe, `module:Class`.
-        wandb: What becomes of the metrics, as the option.
+        loggers: The options that say where metrics go besides the run directory.
         cwd: Where the command was given: relative paths in the options begin there.
     """
 
     recipe: str
     run: Path
     seed: int
-    wandb: str
+    loggers: dict[str, Any]
     cwd: Path
 
     @property
@@ -86,7 +88,7 @@ def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) ->
     def train_one(seed: SeedDirectory) -> str | None:
         if config.device != "cpu":
             return in_thread(recipe, seed, listen)
-        job = Job(recipe_name(type(recipe)), seed.run.path, seed.number, config.wandb, Path.cwd())
+        job = Job(recipe_name(type(recipe)), seed.run.path, seed.number, chosen_loggers(config), Path.cwd())
         return in_process(job, listen, recipe).failure
 
     with ThreadPoolExecutor(config.parallel) as pool:
@@ -192,7 +194,7 @@ def _train(job: Job, recipe: Recipe | None, listen: Listener, _: list[str]) -> N
     if recipe is None:
         kind = find_recipe(job.recipe)
         config = kind.schema.read(run)
-        config.wandb = job.wandb
+        config = replace(config, **job.loggers)
         recipe = kind.prepare(config)
     train_seed(recipe, run.seed(job.seed), listen)
 

@@ -70,10 +70,15 @@ def test_an_unknown_sampler_is_refused_before_a_video_is_made(checkpoint: Path) 
 def test_the_command_renders_a_checkpoint(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr(render_rollout, "evaluate", partial(evaluate, max_steps=5, batch_size=3))
     out = checkpoint.parent / "rollout.mp4"
     words = [f"checkpoint={checkpoint}", f"out={out}", "starts=100000..100002", "columns=2", "size=64"]
     assert main([*words, "sampling_steps=1"]) is None
     assert imageio.imread(out, plugin="FFMPEG").shape == (6, 2 * 78, 2 * 64, 3)
     printed = capsys.readouterr().out
+    assert main([*words, "sampling_steps=1", "view=human", "speed=10"]) is None
+    assert capsys.readouterr().out == "".join(
+        line for line in printed.splitlines(keepends=True) if "frames" not in line
+    )
     assert "start 100002: no success after 5 steps" in printed and "6 frames in" in printed

@@ -64,6 +64,16 @@ def test_nothing_moves_before_the_pointer_touches_the_agent(saved):
     assert session.held  # once held, the agent follows wherever the pointer goes
 
 
+def test_the_window_says_what_to_do_below_the_canvas(saved):
+    session = Session(saved.append)
+    before = session.picture
+    drag(session, 1)
+    assert before.shape == session.picture.shape == (568, 512, 3)
+    advice, keys = before[512:540], before[540:]
+    assert (advice < 128).any() and (keys < 128).any() and (before[512:, -8:] == 255).all()
+    assert not np.array_equal(advice, session.picture[512:540])  # the agent is held by now
+
+
 def test_saved_rows_are_what_happened(saved):
     session = Session(saved.append)
     start = session._recording.state
@@ -87,7 +97,7 @@ def test_success_saves_and_begins_the_next_episode(saved, monkeypatch):
     session = Session(saved.append)
     drag(session, 1)
     assert lengths(saved) == [1]
-    assert not session.held and session.running and "episode 1, step 0" in session.title
+    assert not session.held and session.running and "episode 1   step 0" in session.status
 
 
 def test_retry_begins_the_same_episode_again_and_records_nothing_of_it(saved):

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from immiscible_envs.rendering import pygame
 from immiscible_policy.evaluation.recording import Recorder, Recording
-from immiscible_policy.results.video import GREEN, Frame, draw_tile, frames, show_window, tile, write_video
+from immiscible_policy.results.video import (
+    GREEN,
+    Frame,
+    LiveWindow,
+    WindowClosed,
+    draw_tile,
+    frames,
+    tile,
+    write_video,
+)
 from immiscible_policy.tasks import find_task
 
 PUSHT = find_task("pusht")
@@ -45,10 +54,8 @@ def test_an_empty_grid_is_refused(count: int, columns: int) -> None:
 
 
 def test_a_tile_shows_scene_label_and_success() -> None:
-    one = recorded()
-    still = replace(one, scenes=np.broadcast_to(STATE, one.scenes.shape))
-    going, won = (draw_tile(PUSHT, still, 0, step, "start 100", 128) for step in (1, 2))  # over after two steps
-    other = draw_tile(PUSHT, still, 1, 6, "start 101", 128)  # no success
+    going, won = (draw_tile(PUSHT, STATE, "start 100", 128, won) for won in (False, True))
+    other = draw_tile(PUSHT, STATE, "start 101", 128, False)
     assert going.shape == (142, 128, 3) and going.dtype == np.uint8
     assert green(won) and not green(going)
     assert not np.array_equal(going[:14], other[:14]) and np.array_equal(going[14:], other[14:])
@@ -117,11 +124,34 @@ def test_a_broken_video_leaves_nothing_and_keeps_the_old_one(tmp_path: Path) -> 
     assert (tmp_path / "video.mp4").read_bytes() == b"old"
 
 
-def test_a_window_plays_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", (64, 96, 128, 256))
+def test_the_text_of_a_tile_fits_into_it(size: int) -> None:
+    drawn = draw_tile(PUSHT, STATE, "start 100000   coverage 0.00", size, False)
+    assert (drawn[: max(14, size // 11), -5:] == 255).all()
+
+
+def test_some_frames_end_with_the_last_scene() -> None:
+    every, third = (list(frames(PUSHT, recorded(), columns=3, size=64, every=count)) for count in (1, 3))
+    assert len(third) == 3 and np.array_equal(third[0], every[0])
+    assert green(np.split(third[1], 3, axis=1)[0]) and green(np.split(third[2], 3, axis=1)[2])
+
+
+def test_a_live_window_shows_each_step_and_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "SDL_VIDEODRIVER", "dummy")
-    played = []
-    show_window((played.append(shade) or plain(shade) for shade in (1, 2, 3)), fps=1000, title="PushT")
-    assert played == [1, 2, 3]
+    metrics = {"coverage": np.array([0.5, 0.96]), "success": np.array([0.0, 1.0])}
+    with LiveWindow(PUSHT, [3, 4], columns=2, size=64, fps=1000) as window:
+        seen = []
+        for step, done in enumerate(([False, False], [False, True], [True, True])):
+            scenes = np.stack([STATE + 5 * step] * 2)
+            window.on_step(step, scenes, metrics, np.array(done))
+            shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+            seen.append(np.split(shown, 2, axis=1))
+        assert [[green(item) for item in row] for row in seen] == [[False, False], [False, True], [False, True]]
+        assert np.array_equal(seen[1][1], seen[2][1]) and not np.array_equal(seen[1][0], seen[2][0])
+        pygame.event.post(pygame.event.Event(pygame.QUIT))
+        with pytest.raises(WindowClosed):
+            window.on_step(3, scenes, metrics, np.array([True, True]))
+    assert not pygame.display.get_init()
 
 
 def test_a_recording_holds_finished_episodes_and_the_score_so_far() -> None:

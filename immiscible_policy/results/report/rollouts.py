@@ -135,5 +135,6 @@ def _frames(acted: Sequence[Acted], index: int) -> Iterator[Frame]:
             now, name = min(step, last), act.run.name
             name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
             label = f"{name}   {shown.scores[now, index]:.2f}"
-            tiles.append(draw_tile(act.run.run.task, shown, index, now, label, SIZE))
+            won = bool(shown.success[index]) and step >= last
+            tiles.append(draw_tile(act.run.run.task, shown.scenes[now, index], label, SIZE, won))
         yield tile(np.stack(tiles), columns=2)

@@ -11,6 +11,7 @@ from typing import Any
 from immiscible_policy.cli import CommandError, expanded, parse_range
 from immiscible_policy.store.reading import read_yaml
 from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.training.loggers import chosen_loggers
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.recipe import Recipe, recipe_name
 from immiscible_policy.training.stopping import STOP
@@ -29,7 +30,7 @@ def open_jobs(recipe: Recipe) -> list[Job]:
     run = RunDirectory(Path(config.out).resolve())
     seeds = parse_range("seed", config.seed)
     unfinished = [seed for seed in seeds if not run.seed(seed).is_finished(config.steps)]
-    return [Job(recipe_name(type(recipe)), run.path, seed, config.wandb, Path.cwd()) for seed in unfinished]
+    return [Job(recipe_name(type(recipe)), run.path, seed, chosen_loggers(config), Path.cwd()) for seed in unfinished]
 
 
 def train_job(job: Job) -> Ending:
