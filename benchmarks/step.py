@@ -399,11 +399,15 @@ def describe(figures: Figures) -> str:
     return "\n\n".join(parts)
 
 
+LABELS = {"batch": "batch size", "width": "channels of the first level"}
+
+
 def draw(figures: Figures) -> Figure:
     """Every step over the bare network's, and the cost curves."""
     network = figures["network"]
     title = f"training step: {figures['device']}, {network['parameters']:,} parameters, batch {network['batch_size']}"
-    figure, axes = panels(3, title=f"{title}, {network['precision']}")
+    swept = {axis: label for axis, label in LABELS.items() if len(figures["curves"][axis]) > 1}
+    figure, axes = panels(1 + len(swept), title=f"{title}, {network['precision']}")
     plain(axes[0], "", "step time over the bare network's")
     names = list(reversed(figures["ratio_to_bare"]))
     over = [figures["ratio_to_bare"][name] for name in names]
@@ -413,10 +417,10 @@ def draw(figures: Figures) -> Figure:
     axes[0].axvline(1, color=GREY, linewidth=1)
     axes[0].grid(visible=False)
     axes[0].margins(x=0.25)
-    for panel, (axis, label) in zip(axes[1:], {"batch": "batch size", "width": "width"}.items(), strict=True):
+    for panel, (axis, label) in zip(axes[1:], swept.items(), strict=True):
         plain(panel, "", label, "milliseconds per step")
         _draw_curve(panel, figures["curves"][axis])
-    legend(axes[1])
+        legend(panel)
     return figure
 
 

@@ -63,6 +63,24 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
     return {label: taken.get(label) or next(free) for label in names}
 
 
+def readable(name: str) -> str:
+    """The name of a run or an arm as pictures show it: `knn_k2_late` is `KNN k=2 late`."""
+    words = re.sub(r"\bk(\d+)\b", r"k=\1", name.replace("_", " "))
+    return re.sub(r"\bknn\b", "KNN", words)
+
+
+def label_ends(
+    axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[str, str], gap: float = 0.055
+) -> None:
+    """Name curves at their right ends (x, y), at least `gap` of the axis apart."""
+    bottom, top = axes.get_ylim()
+    height = -np.inf
+    for label, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        height = max(y, height + gap * (top - bottom))
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(readable(label), (x, height), color=colour[label], fontsize=9, **place)  # type: ignore[arg-type]
+
+
 def mode_colour(mode: int, kinds: int) -> str:
     """Colour of a mode; the last of the kinds is grey. Of more kinds than colours, several have the same."""
     return BASELINE if mode == kinds - 1 else COLOURS[mode % (NAMEABLE - 1)]

@@ -44,7 +44,7 @@ from immiscible_policy.lab.data import DATA, SEED
 from immiscible_policy.lab.program import Document, curves, legend, means, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import COLOURS, GREY, colours, readable
 from immiscible_policy.policy import Policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
@@ -319,12 +319,12 @@ def _draw_figures(figure: SubFigure, figures: Document) -> None:
     curves(panels[0], percent, moved)
     if policies:
         plain(panels[1], "actions follow their start noise", ylabel="correlation of their means over windows")
-        for place, (colour, seeds) in enumerate(zip(COLOURS, policies.values(), strict=False)):
+        for place, (colour, seeds) in enumerate(zip(colours(policies).values(), policies.values(), strict=True)):
             values = [outcome["correlation"] for outcome in seeds]
             bars = panels[1].bar(place, mean(values), color=colour, alpha=0.35, width=0.6)
             panels[1].bar_label(bars, fmt="{:.2f}", padding=5)
             panels[1].scatter([place] * len(values), values, color=colour, s=22, zorder=3)
-        panels[1].set_xticks(range(len(policies)), list(policies))
+        panels[1].set_xticks(range(len(policies)), map(readable, policies))
         plain(panels[2], "rollouts change", "W, weight of the perturbation [%]", "mean absolute change of the score")
         curves(panels[2], [100 * weight for weight in ROLLOUT_WEIGHTS], _changed(figures))
 
@@ -335,12 +335,12 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
     row = int(next(iter(chunks.values())).results[-1].std(dim=0).mean(dim=(1, 2)).argmax())
     panels = figure.subplots(1, len(chunks), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (run, outcome) in zip(panels, chunks.items(), strict=True):
-        plain(axes, run)
+        plain(axes, readable(run))
         results = dict(zip(LABELS, outcome.results, strict=True))
-        for shown, colour in DRAWN.items():
-            for number, chunk in enumerate(results[shown][:, row]):
-                label = None if number else shown
-                axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=label)
+        for label, colour in DRAWN.items():
+            for number, chunk in enumerate(results[label][:, row]):
+                name = None if number else label
+                axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=name)
         x, y = outcome.reference[row, :, :2].T
         axes.plot(x, y, color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0")
         axes.set_aspect("equal", adjustable="box")

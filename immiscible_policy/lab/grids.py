@@ -19,13 +19,15 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, expanded
 from immiscible_policy.lab.program import Document, legend, plain, program, table
-from immiscible_policy.palette import BASELINE, FAINT, GREY, INK, colours
+from immiscible_policy.palette import BASELINE, FAINT, GREY, INK, colours, readable
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.run import SETTINGS_OF_PLACE
 
 KINDS = ("last10", "last")
 UNNAMED = SETTINGS_OF_PLACE | {"experiment", "arms", "data", "seed", "checkpoint_every", "eval_every"}
 """Words of a grid's command that do not name its setting."""
+SPOKEN = {"obs": "obs={}", "train_episodes": "{} episodes", "batch_size": "batches of {}", "steps": "{} steps"}
+"""Words of a setting that its picture shows, and how."""
 
 
 def measure(options: Document) -> Findings:
@@ -89,20 +91,29 @@ def describe(figures: Document) -> str:
     return "\n\n".join([table(columns, rows), "\n".join(lines)])
 
 
+def spoken(setting: str) -> str:
+    """A setting as the picture shows it: `when train_episodes=25 lr=1e-3` is `when: 25 episodes`."""
+    experiment, *words = setting.split()
+    known = dict(word.split("=", 1) for word in words)
+    parts = [form.format(known[key]) for key, form in SPOKEN.items() if key in known]
+    return f"{experiment}: {', '.join(parts)}" if parts else experiment
+
+
 def draw(figures: Document) -> Figure:
     """The settings below each other: both arms' coverage, and the differences over the training and at its end."""
     settings = dict(reversed(figures["settings"].items()))
-    figure = Figure(figsize=(11.5, 0.42 * len(settings) + 1.5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(11.5, 0.5 * len(settings) + 1.5), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     plain(left, "coverage, last checkpoint")
-    plain(right, f"{figures['arm']} - first arm: ■ last10, ● last (grey: the interval contains 0)")
+    own_name = readable(figures["arm"])
+    plain(right, f"{own_name} - first arm: ■ mean, ● last checkpoint\n(grey: the interval contains 0)")
     right.axvline(0, color=GREY, linewidth=1)
     (own,) = colours([figures["arm"]]).values()
     for height, result in enumerate(settings.values()):
         for colour, name, shift in ((BASELINE, "first", 0.12), (own, "arm", -0.12)):
             score = result[name]["last"]
             left.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
-            label = {"first": "first arm", "arm": figures["arm"]}[name] if height == 0 else None
+            label = {"first": "first arm", "arm": own_name}[name] if height == 0 else None
             left.plot(score["mean"], height + shift, "o", color=colour, markersize=4, label=label)
         for kind, marker, shift in (("last10", "s", 0.12), ("last", "o", -0.12)):
             score = result["difference"][kind]
@@ -110,7 +121,7 @@ def draw(figures: Document) -> Figure:
             right.plot([score["low"], score["high"]], [height + shift] * 2, color=colour, linewidth=1.5)
             right.plot(score["mean"], height + shift, marker, color=colour, markersize=4)
     legend(left, "lower left")
-    left.set_yticks(range(len(settings)), list(settings))
+    left.set_yticks(range(len(settings)), [spoken(name) for name in settings])
     left.set_xlim(0, 1)
     return figure
 

@@ -17,6 +17,7 @@ from statistics import mean
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option
@@ -27,7 +28,7 @@ from immiscible_policy.lab.bijection import start_noise_figures
 from immiscible_policy.lab.data import DATA, SEED
 from immiscible_policy.lab.program import Document, plain, program, require, table
 from immiscible_policy.lab.runs import drawn_windows
-from immiscible_policy.palette import BLUE, panels
+from immiscible_policy.palette import GREY, INK, NAMED, panels, readable
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
@@ -158,8 +159,15 @@ def draw(figures: Document) -> Figure:
         panel.set_ylim(0, 1)
         for arm, result in figures["arms"].items():
             if result[key] is not None:
-                panel.scatter(result[key], result["final"], s=18, color=BLUE)
-                panel.annotate(arm, (result[key], result["final"]), (3, 3), textcoords="offset points", fontsize=6)
+                own = next((NAMED[word] for word in arm.split("_") if word in NAMED), INK)
+                panel.scatter(result[key], result["final"], s=24, color=own, alpha=0.8, linewidths=0)
+        rank = figures["rank_correlation"][key].get("rho")
+        if rank is not None:
+            panel.set_title(f"rank correlation {rank:+.2f}", fontsize=9, loc="right", color=GREY)
+    selectors = [name for name in NAMED if any(name in arm.split("_") for arm in figures["arms"])]
+    handles = [Line2D([], [], color=NAMED[name], marker="o", linestyle="", label=readable(name)) for name in selectors]
+    handles.append(Line2D([], [], color=INK, marker="o", linestyle="", label="other"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 

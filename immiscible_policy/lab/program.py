@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.palette import colours, style
+from immiscible_policy.palette import colours, readable, style
 from immiscible_policy.results import interval
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table as markdown
@@ -86,7 +86,7 @@ def plain(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> No
 def curves(axes: Axes, at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> None:
     """A line with marks for each label, and a small legend."""
     for label, colour in colours(list(lines)).items():
-        axes.plot(at, lines[label], color=colour, marker="o", markersize=3.5, label=label)
+        axes.plot(at, lines[label], color=colour, marker="o", markersize=3.5, label=readable(label))
     legend(axes)
 
 

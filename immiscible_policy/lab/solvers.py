@@ -38,7 +38,7 @@ from immiscible_policy.evaluation.statistics import Array, difference_arms, inte
 from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
 from immiscible_policy.noise import Selector
-from immiscible_policy.palette import colours, panels
+from immiscible_policy.palette import colours, label_ends, panels
 from immiscible_policy.policy import Policy
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.results.experiment import Findings
@@ -233,25 +233,29 @@ def draw(figures: Document) -> Figure:
             (scheme,) = read_schemes(text)
             name = scheme.name + f"-{scheme.spacing}" * (scheme.spacing != "trailing")
             points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
+    several = {name: by_run for name, by_run in points.items() if any(len(steps) > 1 for steps in by_run.values())}
+    points, on_starts = several or points, figures["unit"] == "starts"  # a solver measured once makes no curve
     figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95 % intervals")
     colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
-        on_starts = figures["unit"] == "starts"
-        plain(panel, name, "network calls", "score" if on_starts else "energy score, lower is better")
+        score = "score" if on_starts else "energy score, lower is better"
+        plain(panel, f"solver={name}", "network calls per chunk", score)
+        ends: dict[str, tuple[float, float]] = {}
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)
             places = [steps * 1.025 ** (number - len(by_run) / 2) for steps in at]
             low, middle, high = (
                 np.array([by_steps[steps][key] for steps in at], float) for key in ("low", "mean", "high")
             )
-            look: dict[str, Any] = {"color": colour[run], "capsize": 2, "label": run}
+            look: dict[str, Any] = {"color": colour[run], "capsize": 2}
+            ends[run] = (places[-1], float(middle[-1]))
             panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
         panel.set(xscale="log", xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
         panel.set_ylim(0, 1 if on_starts else None)
         panel.set_xticks(ticks, [str(steps) for steps in ticks])
         panel.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
+        label_ends(panel, ends, colour)
     return figure
 
 

@@ -345,8 +345,9 @@ class RobotRecipe:
                 return Media(pictures)
             recorder, starts = Recorder(task), self.starts[:SHOWN]
             with state.ema_weights():
-                agent, origin = Agent(policy, self.spec, self.solver), {"seed": seed.number, "checkpoint": state.step}
-                rows = evaluate(task, agent, starts, batch_size=len(starts), on_step=recorder.on_step, **origin)
+                agent, watch = Agent(policy, self.spec, self.solver), recorder.on_step
+                few = {"batch_size": len(starts), "seed": seed.number, "checkpoint": state.step}
+                rows = evaluate(task, agent, starts, on_step=watch, **few)  # type: ignore[arg-type]
             recording = recorder.recording(rows)
             if task.is_drawn:
                 pictures["rollouts"], _ = encode_gif(frames(task, recording, SHOWN, TILE, every=3), task.fps)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.scores import Scores, common_steps, curves
 from immiscible_policy.evaluation.statistics import Array, Interval, count, mean_interval
-from immiscible_policy.palette import BLUE, FAINT, GREY, INK, colours, panels
+from immiscible_policy.palette import BLUE, FAINT, GREY, INK, colours, label_ends, panels, readable
 from immiscible_policy.results.interval import text
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric
@@ -79,12 +79,14 @@ def learning_curves(
     colour = colours(runs, selectors)
     figure, axes = panels(len(metrics) + (differences is not None), title=_counts(runs))
     for panel, metric in zip(axes, metrics, strict=False):
-        shown = {label: score_curve(label, scores, metric) for label, scores in runs.items()}
-        draw_curves(panel, shown, colour, low=metric.low, high=metric.high)
-        _label_ends(panel, shown, colour)
+        drawn = {label: score_curve(label, scores, metric) for label, scores in runs.items()}
+        draw_curves(panel, drawn, colour, low=metric.low, high=metric.high)
+        label_ends(
+            panel, {label: (curve.steps[-1], curve.means[-1].estimate) for label, curve in drawn.items()}, colour
+        )
         panel.set_title(title_of(metric), fontsize=10, loc="left")
     if differences is not None:
-        draw_differences(axes[-1], differences, " - ".join(runs))
+        draw_differences(axes[-1], differences, " - ".join(map(readable, runs)))
     return figure
 
 
@@ -107,9 +109,9 @@ def arms_figure(
         if name in differences:
             _draw_interval(right, differences[name], height, width=1.6, marker=4)
     left.set_title(f"{title_of(metric)}, last checkpoint", fontsize=9, loc="left")
-    right.set_title(f"run - {first}, paired (grey: the interval contains 0)", fontsize=9, loc="left")
+    right.set_title(f"run - {readable(first)}, paired (grey: the interval contains 0)", fontsize=9, loc="left")
     for panel, names in ((left, list(scores)[::-1]), (right, list[str]())):
-        panel.set_yticks(range(len(names)), names)
+        panel.set_yticks(range(len(names)), map(readable, names))
         panel.set_ylim(-0.6, len(scores) - 0.4)
     if np.isfinite([metric.low, metric.high]).all():
         left.set_xlim(metric.low, metric.high)
@@ -143,16 +145,6 @@ def draw_curves(
     axes.set_xlabel("training steps", fontsize=9)
     if np.isfinite([low, high]).all():
         axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-
-
-def _label_ends(axes: Axes, curves: Mapping[str, Curve], colour: Mapping[str, str]) -> None:
-    """Name each curve at its right end, at least 0.055 of the axis apart."""
-    bottom, top = axes.get_ylim()
-    height = -np.inf
-    for label, curve in sorted(curves.items(), key=lambda item: item[1].means[-1].estimate):
-        height = max(curve.means[-1].estimate, height + 0.055 * (top - bottom))
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(label, (curve.steps[-1], height), color=colour[label], fontsize=9, **place)  # type: ignore[arg-type]
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str) -> None:

@@ -45,8 +45,9 @@ def draw_tile(task: Task, scene: Array, label: str, size: int, won: bool) -> Fra
     canvas = Image.new("RGB", (size, size + text_height), "white")
     canvas.paste(Image.fromarray(task.draw(scene, size)), (0, text_height))
     draw = ImageDraw.Draw(canvas)
-    font, room = ImageFont.load_default(round(0.7 * text_height)), size - 2 * (BORDER + 2)
-    font = font.font_variant(size=font.size * min(1, room / draw.textlength(label, font)))  # the whole line fits
+    height, room = round(0.7 * text_height), size - 2 * (BORDER + 2)
+    wide = draw.textlength(label, ImageFont.load_default(height))
+    font = ImageFont.load_default(height * min(1, room / max(1, wide)))  # the whole line fits
     draw.text((BORDER + 2, text_height // 2), label, fill=BLACK, font=font, anchor="lm")
     box = (0, text_height, size - 1, size + text_height - 1)
     draw.rectangle(box, outline=GREEN if won else GREY, width=BORDER if won else 1)
@@ -169,7 +170,7 @@ class LiveWindow:
         import pygame
 
         metric = primary(self._task).name
-        for index in np.flatnonzero(~self._over):
+        for index in np.flatnonzero(~self._over).tolist():
             reached = {name: values[index] for name, values in metrics.items()}
             label = f"start {self._starts[index]}   {metric} {reached[metric]:.2f}"
             won = bool(done[index] and success(self._task, reached))

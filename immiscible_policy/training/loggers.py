@@ -119,7 +119,7 @@ class TensorBoard:
 
         width, height = Image.open(BytesIO(picture)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)  # type: ignore[union-attr]
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)  # type: ignore[attr-defined]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See `Logger`."""

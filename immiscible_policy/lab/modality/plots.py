@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
 from immiscible_policy.lab.program import plain
-from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, mode_colour
+from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, mode_colour, readable
 from immiscible_policy.results import interval
 
 TITLES = {
@@ -19,6 +20,7 @@ TITLES = {
 }
 WIDTH, HEIGHT = 3.2, 3.1
 BACKGROUND = 512  # Side of the scene that paths are drawn on [px]
+HIGHLIGHTED = 2  # Paths of each mode that stand out
 
 
 def evolution_figure(arms: Sequence[Arm]) -> Figure:
@@ -41,7 +43,7 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
         axes.axhline(demonstrated, color=GREY, linewidth=1, linestyle="--")
         axes.plot(arm.steps, arm.shares[:, -1], color=INK, linewidth=1.6, linestyle=":")
         share = f"{arm.modes.names[0]} share\nof the decided rollouts" if two else "share of the modes\nthat were taken"
-        plain(axes, f"{arm.name}: {share}", "training steps")
+        plain(axes, f"{readable(arm.name)}: {share}", "training steps")
         axes.set(xlim=(0, None), ylim=(-0.03, 1.03))
     handles = [
         Line2D([], [], color=FAINT, linewidth=0.9, marker="o", markersize=2.5, label="each seed and start"),
@@ -60,14 +62,16 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
                 axes.plot(arm.steps, floor, color=own, linewidth=1, linestyle="--")
         plain(axes, TITLES.get(name, arms[0].task.measured), "training steps")
         axes.set(xlim=(0, None), ylim=(-0.03, 1.03))
-    handles = [Line2D([], [], color=colour[arm.name], marker="o", markersize=3.5, label=arm.name) for arm in arms]
+    handles = [
+        Line2D([], [], color=colour[arm.name], marker="o", markersize=3.5, label=readable(arm.name)) for arm in arms
+    ]
     handles.append(Line2D([], [], color=GREY, linestyle="--", label="pure chance"))
     below.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
 def paths_figure(arms: Sequence[Arm]) -> Figure:
-    """Where things went from one start, coloured by mode, over the scene at the start.
+    """Where things went from one start, coloured by mode, a few of each mode highlighted, over the scene at the start.
 
     A row for each track of the task: the first until the mode was decided, the others to the end.
     """
@@ -77,14 +81,18 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
     for column, arm in zip(grid.T, arms, strict=True):
         counts = count_modes([rollout.mode for rollout in arm.example], len(modes.names))
         outcome = modes.counted(counts)
-        column[0].set_title(f"{arm.name}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
+        column[0].set_title(f"{readable(arm.name)}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
         for row, (axes, track) in enumerate(zip(column, modes.tracks.values(), strict=True)):
             axes.imshow(arm.task.draw(arm.example[0].scenes[0], BACKGROUND), extent=modes.extent, alpha=0.45)
+            drawn = Counter[int]()
             for rollout in arm.example:
                 path = track(rollout.scenes)[: None if row else modes.decided(rollout.scenes, rollout.mode)]
                 colour = mode_colour(rollout.mode, len(modes.names))
-                axes.plot(*path.T, color=colour, linewidth=1, alpha=0.75)
-                axes.plot(*path[-1], color=colour, marker="o", markersize=3)
+                drawn[rollout.mode] += 1
+                picked = drawn[rollout.mode] <= HIGHLIGHTED
+                axes.plot(*path.T, color=colour, linewidth=1.8 if picked else 0.6, alpha=0.95 if picked else 0.15)
+                if picked:
+                    axes.plot(*path[-1], color=colour, marker="o", markersize=4)
             axes.set(xlim=modes.extent[:2], ylim=modes.extent[2:], xticks=[], yticks=[])
     for row, (axes, name) in enumerate(zip(grid[:, 0], modes.tracks, strict=True)):
         axes.set_ylabel(f"{name},\n{'to the end' if row else 'until the mode is decided'}", fontsize=9)
