@@ -180,9 +180,9 @@ class Monitor:
                 logger.show(name, picture, state.step)
 
 
-def chosen_loggers(config: RunConfig) -> dict[str, Any]:
-    """The options that say where metrics go beside the run directory."""
-    return {key: getattr(config, key) for key in LOGGERS}
+def chosen_loggers(config: RunConfig) -> tuple[tuple[str, Any], ...]:
+    """The options that say where metrics go beside the run directory, and their values."""
+    return tuple((key, getattr(config, key)) for key in sorted(LOGGERS))
 
 
 def require_loggers(config: RunConfig) -> None:

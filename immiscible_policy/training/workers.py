@@ -50,14 +50,14 @@ class Job(NamedTuple):
 
     Attributes:
         recipe: The kind of recipe, `module:Class`.
-        loggers: The options that say where metrics go besides the run directory.
+        loggers: The options that say where metrics go beside the run directory, and their values.
         cwd: Where the command was given: relative paths in the options begin there.
     """
 
     recipe: str
     run: Path
     seed: int
-    loggers: dict[str, Any]
+    loggers: tuple[tuple[str, Any], ...]
     cwd: Path
 
     @property
@@ -194,7 +194,7 @@ def _train(job: Job, recipe: Recipe | None, listen: Listener, _: list[str]) -> N
     if recipe is None:
         kind = find_recipe(job.recipe)
         config = kind.schema.read(run)
-        config = replace(config, **job.loggers)
+        config = replace(config, **dict(job.loggers))
         recipe = kind.prepare(config)
     train_seed(recipe, run.seed(job.seed), listen)
 

@@ -40,7 +40,7 @@ def test_the_cells_run_one_after_another(tmp_path, monkeypatch, capsys):
     for name in ("data", "train_policy.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(version_info=(9, 0), get_ipython=lambda: None))
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Image=str))
 
     def command(line):

@@ -206,7 +206,7 @@ def test_where_it_runs_does_not_change_what_a_run_is():
 
 
 def new_job(tmp_path):
-    job = Job("m:Class", tmp_path / "run", 3, {"wandb": "disabled"}, tmp_path)
+    job = Job("m:Class", tmp_path / "run", 3, (("wandb", "disabled"),), tmp_path)
     job.directory.path.mkdir(parents=True)
     return job
 
