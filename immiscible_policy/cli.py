@@ -160,7 +160,7 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
         lines += ["", f"{title}:"]
         for key, option in options.items():
             default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
-            note = "" if option.default is UNSHOWN else f" ({default})"
+            note = "" if option.default is UNSHOWN or option.default is None else f" ({default})"
             first, later = f"  {key:<{width}}  ", " " * (width + 4)
             lines += textwrap.wrap(f"{option.help}{note}", 120, initial_indent=first, subsequent_indent=later)
     return "\n".join(lines)

@@ -37,8 +37,8 @@ from immiscible_policy.tasks import Task, find_task, first_observation, recorded
 USAGE = """\
 usage: python -m immiscible_policy doctor [data=STORE task=TASK] [checkpoint=PATH]
 
-Checks versions and the GPU, a data set, and a checkpoint against its run and the data. Prints each finding, with a cure
-if it is wrong; exit code 1 if any is.
+Checks versions and the GPU, a data set, and a checkpoint against its run and the data. Prints each finding, and a cure
+for each problem; the exit code is 1 if there is one.
 """
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; by default the checkpoint's, or the embedded one"),

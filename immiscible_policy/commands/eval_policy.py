@@ -38,7 +38,7 @@ OPTIONS = {
     "run": Option(Path, None, "run directory"),
     "checkpoint": Option(Path, None, "a checkpoint (also .ckpt or LeRobot), or a run or seed (its best)"),
     "checkpoints": Option(str, "all", "checkpoints of a run: all, best (primary metric in training) or last"),
-    "task": Option(str, DEFAULT, "of a checkpoint that does not name its own"),
+    "task": Option(str, DEFAULT, "task of a checkpoint that names none"),
     "episodes": Option(COUNT, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     **solving.OPTIONS,

@@ -1,4 +1,4 @@
-"""Shows how far a result follows its start noise: perturbed by W = 0 .. 50 %, for action chunks, rollouts and images.
+"""How far results move when their start noise is perturbed by 0 to 50 %: action chunks, rollouts and images.
 
 Figure 2 of Improved Immiscible Diffusion (arXiv 2505.18521) reads a stable result as a bijection between noises and
 images. A start noise eps is perturbed with an independent eta, by its equation 1 to eps' = eps + W eta. With

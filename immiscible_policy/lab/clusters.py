@@ -1,4 +1,4 @@
-"""How far apart the noises lie that a selector chooses for different images, with the floor that chance alone gives.
+"""The distance between the noises that a selector chooses for different images, and what chance alone gives.
 
 For each of P CIFAR-10 images, n noises are selected and averaged. The table has the Euclidean distance between two
 such averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch

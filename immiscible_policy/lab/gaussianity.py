@@ -1,4 +1,4 @@
-"""How far the noise selected for n images is from N(0, I), beside what the same number of plain noises gives.
+"""How far the noise selected for n images is from N(0, I), compared with as many plain noises.
 
 One noise is selected for each of n CIFAR-10 images (D = 3,072), a Gaussian N(m, S) is fitted to all of them, and its
 KL divergence from N(0, I) taken: (tr S + |m|^2 - D - log det S) / 2, in nats (arXiv 2505.18521, with n = 50,000).

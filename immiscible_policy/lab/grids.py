@@ -1,4 +1,4 @@
-"""Compares one arm with the first of its grid in every setting in which the grid was trained.
+"""Compares one arm of a grid with its first arm, in every setting that was trained.
 
 Coverage; `last10`: mean of the last ten evaluated checkpoints (of all where there are fewer), `last`: the last of them.
 Differences are paired by seed and start; brackets are 95 % intervals for new training seeds and new starts.

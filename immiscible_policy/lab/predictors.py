@@ -1,4 +1,4 @@
-"""Orders the arms of a grid by figures of their first minutes, and by their score at the end.
+"""Do early measurements of a grid's arms predict their final scores? Rank correlations.
 
 Three kinds of figures: the noise audit, which needs no training (taken where a schedule has its selector at its
 strongest); the curves up to early= steps; and how far the early checkpoint follows its start noise (as in

@@ -1,4 +1,4 @@
-"""Rolls the newest checkpoints of runs out under many solvers; compares runs, and solvers, with the first in pairs.
+"""Evaluates the newest checkpoints of runs under many solvers, in pairs with the first run and the first solver.
 
 Score: the task's primary metric, mean over training seeds and starts, with its 95 % interval; the newest checkpoint of
 each seed. Differences from the first run under the same solver, and from the first solver of the same run, are paired

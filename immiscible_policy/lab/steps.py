@@ -1,4 +1,4 @@
-"""Shows what each denoising layer predicts: its error, and how near it comes to real data.
+"""What each denoising step predicts: its error, and how close it comes to real data.
 
 What a network predicts at a network call implies a clean sample x_0 (Figure 3 a, b, d and equation 2 of Improved
 Immiscible Diffusion, arXiv 2505.18521; its figures are of other models, resolutions and features).

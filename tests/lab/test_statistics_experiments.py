@@ -226,7 +226,7 @@ def test_the_command_writes_figures_picture_and_definitions(tmp_path, monkeypatc
     record = json.loads((tmp_path / "distances.json").read_text())
     assert {row["size"] for row in record["figures"]["rows"]} == {*distances.KS, 8, 16}
     text = (tmp_path / "distances.md").read_text()
-    assert text.startswith("## How much nearer") and "- *Closed form*: KNN" in text and "python -m" not in text
+    assert text.startswith("## How much closer") and "- *Closed form*: KNN" in text and "python -m" not in text
     assert (tmp_path / "distances.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

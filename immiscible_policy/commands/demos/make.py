@@ -15,8 +15,8 @@ from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos make out=STORE [KEY=VALUE ...]
 
-Makes demonstrations with the task's scripted expert. The same options make the same store, bit for bit. With out= and
-task= alone it is the project's own store."""
+Makes demonstrations with the task's scripted expert. The same options make the same store, bit for bit. Given
+only out= and task=, it makes the store that ships with the project."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
     "episodes": Option(COUNT, None, "number of demonstrations; by default as many as the task's own store has"),
