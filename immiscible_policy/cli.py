@@ -259,6 +259,8 @@ def require_writable(key: str, path: Path) -> None:
 
 
 def _convert(key: str, text: str, to: Callable[[str], Any]) -> Any:
+    if key == "out" and to is Path and set(text) <= set("/.") and os.path.realpath(text) == "/":
+        raise CommandError(f"out={text}: the root of all files; name a directory below it")
     try:
         return boolean(text) if to is bool else expanded(text) if to is Path else to(text)
     except ValueError as error:

@@ -96,6 +96,9 @@ def test_places_that_cannot_be_are_refused(tmp_path):
             require_writable("out", tmp_path / place)
     with pytest.raises(CommandError, match="^out=~nouser-here/x: there is no user nouser-here$"):
         parse(["out=~nouser-here/x"], {"out": Option(Path, None, "a place")}, "usage")
+    for root in ("/", "//", "/.", "/.."):
+        with pytest.raises(CommandError, match="^out=/.*: the root of all files; name a directory below it$"):
+            parse([f"out={root}"], {"out": Option(Path, None, "a place")}, "usage")
 
 
 @pytest.mark.parametrize("text", ["-1", "11", "1e3", "", "9" * 5000, "0x1", "\u0664"])
