@@ -5,6 +5,7 @@
 # make docs    the site, from docs/ and the docstrings: site/index.html
 # make check   lint, types, and which room imports which; make tests the tests alone
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
+# make original what the original Diffusion Policy's training imports, in .venv-original (about 2 GB)
 # make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
 
 PYTHON ?= python3
@@ -13,7 +14,8 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TRAIN := $(RUN) train_policy.py experiment=demo resume=true
 
-.PHONY: setup look demo test tests check slow docs lock gpu peers lock-peers lock-docs lerobot lock-lerobot
+.PHONY: setup look demo test tests check slow docs lock gpu peers lock-peers lock-docs lerobot lock-lerobot original \
+	lock-original
 
 setup: $(VENV)/.installed
 
@@ -126,3 +128,22 @@ lock-lerobot:
 	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check $(LEROBOT_PACKAGES) $(OURS)
 	$(LEROBOT)/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-lerobot.lock
 	touch $(LEROBOT)/.installed
+
+# What the training code of the original Diffusion Policy imports: diffusers 0.35, zarr 2. This project needs nothing more there.
+ORIGINAL := .venv-original
+ORIGINAL_PACKAGES := torch scipy diffusers==0.35.0 'zarr<3' 'numcodecs<0.16' hydra-core einops dill wandb tqdm numba \
+	threadpoolctl av
+
+original: $(ORIGINAL)/.installed
+
+$(ORIGINAL)/.installed: requirements-original.lock
+	$(PYTHON) -m venv $(ORIGINAL)
+	$(ORIGINAL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-original.lock
+	touch $@
+
+# Make it anew from what fits together today, and pin it, for pip, without any index address.
+lock-original:
+	$(PYTHON) -m venv --clear $(ORIGINAL)
+	$(ORIGINAL)/bin/python -m pip install --quiet --disable-pip-version-check $(ORIGINAL_PACKAGES)
+	$(ORIGINAL)/bin/python -m pip freeze --all --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-original.lock
+	touch $(ORIGINAL)/.installed

@@ -31,16 +31,16 @@ def each_lerobot() -> list:
 
 
 def peers(
-    *words: str, venv: str = ".venv-peers", path: Path = ROOT, timeout: float = 600
+    *words: str, venv: str = ".venv-peers", path: Path = ROOT, cwd: Path = ROOT, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python there, from the repository's root; the test fails with what it said if it fails.
+    """Run Python there, from the repository's root or another folder; the test fails with what it said if it fails.
 
     Modules of the project are imported from the root, others from `path` first.
     """
     places = os.pathsep.join(map(str, (path, ROOT, ROOT / "envs")))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": places}
     done = subprocess.run(
-        [ROOT / venv / "bin" / "python", *words], capture_output=True, text=True, cwd=ROOT, timeout=timeout,
+        [ROOT / venv / "bin" / "python", *words], capture_output=True, text=True, cwd=cwd, timeout=timeout,
         env=environment | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

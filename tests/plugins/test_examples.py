@@ -126,15 +126,34 @@ def test_accelerate_pairs_across_two_processes():
     assert len(result) == 4 and result[-1] < 0.8 * result[0]
 
 
-def test_the_original_diffusion_policy_is_trained_by_its_own_workspace(tmp_path):
-    """In a checkout whose workspace is the miniature: the example composes its configuration and runs it."""
+@pytest.fixture
+def miniature_checkout(tmp_path):
+    """A checkout of Diffusion Policy whose workspace trains the miniature; its path."""
     checkout = tmp_path / "diffusion_policy"
     (checkout / "config").mkdir(parents=True)
     (checkout / "config" / "train_miniature.yaml").write_text(
         "_target_: diffusion_policy.workspace.Workspace\nhorizon: ${eval:'2 * 4'}\nhydra: {run: {dir: outputs}}\n"
     )
     (checkout / "workspace.py").write_text(WORKSPACE)
-    example = str(ROOT / "examples" / "original_diffusion_policy.py")
-    done = here(example, "--config-name=train_miniature", "+noise=knn", "+k=4", cwd=tmp_path)
+    return tmp_path
+
+
+ORIGINAL = str(ROOT / "examples" / "original_diffusion_policy.py")
+ORIGINAL_WORDS = ("--config-name=train_miniature", "+noise=knn", "+k=4")
+
+
+def test_the_original_diffusion_policy_is_trained_by_its_own_workspace(miniature_checkout):
+    """In a checkout whose workspace is the miniature: the example composes its configuration and runs it."""
+    done = here(ORIGINAL, *ORIGINAL_WORDS, cwd=miniature_checkout)
     assert done.returncode == 0, done.stderr
+    assert "trained with ImmiscibleLoss KNN(k=4" in done.stdout and "at step 0" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_runs_with_the_older_libraries_of_the_original(miniature_checkout):
+    """Beside diffusers 0.35 and zarr 2, with nothing of this project's extras."""
+    needs("diffusers", ".venv-original")
+    versions = "from importlib.metadata import version as v; print(v('diffusers'), v('zarr')[:2])"
+    assert peers("-c", versions, venv=".venv-original").stdout == "0.35.0 2.\n"
+    done = peers(ORIGINAL, *ORIGINAL_WORDS, venv=".venv-original", cwd=miniature_checkout)
     assert "trained with ImmiscibleLoss KNN(k=4" in done.stdout and "at step 0" in done.stdout
