@@ -261,7 +261,7 @@ def image_spec(config: ImageConfig) -> Spec:
 
 def solver(config: ImageConfig, model: ImageModel) -> Solver | Pndm | None:
     """How samples are drawn; ValueError if the model has no such solver."""
-    return model.choose(config.solver, config.sampling_steps, str(config.spacing), config.eta)
+    return model.choose(config.solver, config.sampling_steps, config.spacing, config.eta)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class DiffusionConfig(RunConfig):
     data_scale: float = number("[1e-6, 1e6]")
     prediction: str | None = choice("epsilon", "sample", "v_prediction", "velocity")
     solver: str | None = choice("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise", "direct", "pndm")
-    spacing: str | None = choice("trailing", "shifted", "leading")
+    spacing: str = choice("trailing", "shifted", "leading")
     eta: float = number("[0, 1]")
 
 

@@ -186,7 +186,7 @@ class RobotRecipe:
 
         Raises ValueError if a setting or the data is unusable; one line says which.
         """
-        solver = Solver(str(config.solver), config.sampling_steps, str(config.spacing), config.eta)
+        solver = Solver(str(config.solver), config.sampling_steps, config.spacing, config.eta)
         data = load(json.dumps(config.task), Layout.of(config), **{key: getattr(config, key) for key in DATA_OPTIONS})
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
         config = config.sized(len(windows))

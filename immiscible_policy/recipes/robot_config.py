@@ -17,6 +17,13 @@ from immiscible_policy.training.options import Part, Schema, choice, number
 
 PREDICTIONS = {"diffusion": ddpm.PREDICTIONS, "flow": flow.PREDICTIONS}
 """What the network of a method may predict, the default first; the others predict the clean sample."""
+SAMPLING = ("solver", "sampling_steps", "spacing")
+SAMPLINGS = {
+    "diffusion": ("ddim", 10, "trailing"),
+    "flow": ("euler", 5, "shifted"),
+    "student": ("euler", 3, "trailing"),  # of a teacher
+}
+"""How a method samples by default; the others predict once or twice, whatever the number."""
 
 
 @dataclass(kw_only=True)
@@ -73,10 +80,10 @@ def fill(options: dict[str, Any]) -> None:
         options["teacher"] = os.path.realpath(expanded(options["teacher"]))
     if options["times"] is None:
         options["times"] = "calls" if options["teacher"] else "uniform"
-    if options["spacing"] is None:
-        options["spacing"] = "shifted" if options["method"] == "flow" else "trailing"
-    if options["solver"] is None:
-        options["solver"] = {"diffusion": "ddim", "flow": "euler"}.get(options["method"], "direct")
+    method = "student" if options["teacher"] else options["method"]
+    for key, value in zip(SAMPLING, SAMPLINGS.get(method, ("direct", 10, "trailing")), strict=True):
+        if options[key] is None:
+            options[key] = value
 
 
 def check(config: RobotConfig, given: Mapping[str, str]) -> None:
