@@ -183,11 +183,11 @@ def test_options_of_training_are_answered(desk, schema, examples):
 
 
 class Planned(ToyRecipe):
-    """A recipe that is prepared without being counted."""
+    """A recipe of a thousand windows that is prepared without being counted."""
 
     @classmethod
     def prepare(cls, config):
-        return cls(config)
+        return cls(config.sized(1000))
 
 
 KINDS = ("config.yaml", "provenance.json", "modality.json", "summary.json", "seed_0/metrics.jsonl",
