@@ -64,7 +64,7 @@ def hurried(monkeypatch):
         raise SystemExit(0)
 
     class Window:
-        def __init__(self, title):
+        def __init__(self, *_):
             pygame.init()
 
         def show(self, *_):
