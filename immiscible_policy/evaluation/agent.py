@@ -19,7 +19,7 @@ from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
-from immiscible_policy.store.reading import described
+from immiscible_policy.store.reading import described, require_kinds
 from immiscible_policy.tasks import Observed
 
 
@@ -133,6 +133,7 @@ def solver_of(
         ValueError: If a value is unknown or out of range.
     """
     config = checkpoint.metadata.get("config", {})
+    require_kinds(checkpoint.path, config, {"solver": str | None, "spacing": str | None}, "use another checkpoint")
     recorded = config.get("solver", "ddim")
     chosen = name or recorded
     return Solver(

@@ -68,3 +68,6 @@ def test_a_checkpoint_is_sampled_as_in_training_unless_told(tmp_path, config, re
 def test_no_denoising_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sampling_steps=0"):
         solver_of(Checkpoint(tmp_path, {"config": {"sampling_steps": 5}}), None, 0)
+    for damaged in ({"solver": []}, {"spacing": {}}):
+        with pytest.raises(ValueError, match=r"is damaged \((solver|spacing) is .*; use another checkpoint"):
+            solver_of(Checkpoint(tmp_path, {"config": damaged}))
