@@ -165,6 +165,15 @@ def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, 
     assert [line.split(",")[:2] for line in lines] == [["3", "7"], ["3", "8"], ["6", "7"], ["6", "8"]]
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as a terminal's programs have it, although the tests may run under nohup."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data, tmp_path, monkeypatch, capfd):
     """The signal comes in step 5, where no checkpoint is due; resumed, the result is that of a training in one go."""
@@ -181,14 +190,12 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(number, data,
     assert same(weights(run, 0), weights(straight, 0)) and signal.getsignal(number) != STOP.receive
 
 
+@pytest.mark.usefixtures("hangup")
 def test_a_hangup_ends_nothing_under_nohup(data, tmp_path, monkeypatch):
     straight = train(data, tmp_path / "straight")
     monkeypatch.setattr(Line, "batches", interrupting(Line.batches, signal.SIGHUP))
-    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = train(data, tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGHUP, earlier)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run = train(data, tmp_path / "run")
     assert same(weights(run, 0), weights(straight, 0))
 
 
