@@ -250,8 +250,8 @@ class _MishBySigmoid(torch.autograd.Function):
         return torch.div(u, 2 - u, out=s).mul_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
         s = x.sigmoid()
         u = (2 - s).mul_(s)
         slope = (1 - s).div_(2 - u).square_().mul_(s).mul_(x)  # x / 4 times the slope of the second factor
