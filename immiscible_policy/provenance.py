@@ -35,8 +35,8 @@ def command_to_resume(run: Path) -> str:
 
 
 def without_places(words: str) -> str:
-    """A command with the names of files, but not the places where they happened to lie."""
-    return re.sub(r"(?<=[=,])[^\s=,]*/", "", words)
+    """A command with the names of files, but not the places where they happened to lie. A task's name has its `/`."""
+    return re.sub(r"(?<=[=,])(?<!task=)[^\s=,]*/", "", words)
 
 
 def commit() -> str | None:
