@@ -29,7 +29,7 @@ def test_an_origin_from_before_the_measurement_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_command_is_recorded_without_places(monkeypatch) -> None:
-    monkeypatch.setattr("sys.orig_argv", ["python", "x.py", "a=/home/me/runs/knn,/tmp/vanilla", "task=metaworld/push-v3"])
+    monkeypatch.setattr("sys.orig_argv", "python x.py a=/home/me/runs/knn,/tmp/vanilla task=metaworld/push-v3".split())
     assert origin_here()["command"] == "python x.py a=knn,vanilla task=metaworld/push-v3"
 
 
