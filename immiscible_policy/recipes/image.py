@@ -23,7 +23,7 @@ from immiscible_policy.image.spec import ImageSpec, Spec, StableDiffusionSpec, r
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.image_config import SCHEMA, ImageConfig
-from immiscible_policy.recipes.noise import NoiseOptions, noise_audit, noise_options
+from immiscible_policy.recipes.noise import NoiseOptions, noise_audit, noise_options, require_noise
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.results.writer import png
 from immiscible_policy.solver import Pndm, Solver
@@ -124,6 +124,7 @@ class ImageRecipe:
         solver(config, model)
         size = config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
+        require_noise(options.select, config.noise["name"], model.coder.shape)
         selection = options.memory(size, math.prod(model.coder.shape))
         return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)
 

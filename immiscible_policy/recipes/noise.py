@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
-from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise import SELECTORS, Selector, make_selector
 from immiscible_policy.noise.audit import Audit, audit
 
 WORTH_FITTING = 256_000
@@ -60,6 +60,23 @@ def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, step
             raise ValueError(f"{given}: noise={noise['name']} would never select, {reach}; shorten ramp=")
     paired = (steps - (schedule.start if schedule else 0)) * batch_size
     return NoiseOptions(select, paired >= WORTH_FITTING if fit == "auto" else fit)
+
+
+def require_noise(select: Selector, name: str, shape: Sequence[int]) -> None:
+    """Call a selector from elsewhere once, on 8 made-up samples of a shape; a ValueError if it returns no noise.
+
+    What broadcasts would train without a word: one noise for every sample of a batch.
+    """
+    if name in SELECTORS:
+        return
+    generator = torch.Generator().manual_seed(0)
+    x, condition = torch.randn(8, *shape, generator=generator), torch.randn(8, 2, generator=generator)
+    noise = select(x, condition=condition, step=0, generator=generator)
+    returned = f"{tuple(noise.shape)} {noise.dtype}" if isinstance(noise, Tensor) else type(noise).__name__
+    if returned != f"{tuple(x.shape)} {x.dtype}":
+        raise ValueError(f"noise={name} returned {returned} for samples {tuple(x.shape)} {x.dtype}; return the same")
+    if not noise.isfinite().all():
+        raise ValueError(f"noise={name} returned numbers that are not finite; return noise")
 
 
 def _in_steps(value: Any, steps_per_epoch: float) -> Any:

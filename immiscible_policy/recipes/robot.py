@@ -30,7 +30,14 @@ from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.recipes.noise import NoiseOptions, actions_compared, diffusion_levels, noise_audit, noise_options
+from immiscible_policy.recipes.noise import (
+    NoiseOptions,
+    actions_compared,
+    diffusion_levels,
+    noise_audit,
+    noise_options,
+    require_noise,
+)
 from immiscible_policy.recipes.options import options_of
 from immiscible_policy.recipes.robot_config import SCHEMA, RobotConfig
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
@@ -198,6 +205,7 @@ class RobotRecipe:
             action_dim=windows.action.shape[-1],
             encoder=_encoder_spec(config, windows),
         )
+        require_noise(noise.select, config.noise["name"], (spec.horizon, spec.action_dim))
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)
         teachers = {}

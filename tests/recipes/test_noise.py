@@ -11,7 +11,7 @@ from immiscible_policy.demos.windows import Layout
 from immiscible_policy.noise import cross_fitted, fit_mlp_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
-from immiscible_policy.recipes.noise import actions_compared, diffusion_levels, noise_options
+from immiscible_policy.recipes.noise import actions_compared, diffusion_levels, noise_options, require_noise
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
@@ -118,6 +118,24 @@ def test_a_selector_from_elsewhere_is_fitted_and_reads_epochs(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     select = noise(["noise=own_recipe:Own", "noise.start=2ep"]).build(torch.full((4, 2), 3.0))
     assert select.start == 190 and torch.equal(select(torch.zeros(2, 2)), torch.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x[:1], r"noise=lab:Mine returned \(1, 16, 2\) torch.float32 for samples \(8, 16, 2\) torch.float32"),
+        (lambda x: x.double(), "torch.float64"),
+        (lambda x: x.numpy(), "returned ndarray"),
+        (lambda x: x / 0, "not finite"),
+    ],
+)
+def test_a_selector_from_elsewhere_that_returns_no_noise_is_refused(returned, message):
+    def select(x, **others):
+        return returned(x)
+
+    with pytest.raises(ValueError, match=message):
+        require_noise(select, "lab:Mine", (16, 2))
+    require_noise(lambda x, **others: x.flip(0), "lab:Mine", (16, 2))
 
 
 def test_potentials_are_fitted_where_they_save_time():
