@@ -61,7 +61,12 @@ class Scheme(NamedTuple):
     @property
     def text(self) -> str:
         """The solver as the command line names it."""
-        return f"{self.name}{self.steps}" + f"-{self.spacing}" * (self.spacing != "trailing")
+        return f"{self.name}{self.steps}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """What a spacing other than `trailing` adds to the name."""
+        return "" if self.spacing == "trailing" else f"-{self.spacing}"
 
     @property
     def solver(self) -> Solver:
@@ -231,7 +236,7 @@ def draw(figures: Document) -> Figure:
     for run, result in figures["runs"].items():
         for text, values in result.items():
             (scheme,) = read_schemes(text)
-            name = scheme.name + f"-{scheme.spacing}" * (scheme.spacing != "trailing")
+            name = scheme.name + scheme.suffix
             points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
     several = {name: by_run for name, by_run in points.items() if any(len(steps) > 1 for steps in by_run.values())}
     points, on_starts = several or points, figures["unit"] == "starts"  # a solver measured once makes no curve

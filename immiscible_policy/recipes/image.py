@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -186,12 +187,14 @@ class ImageRecipe:
             seed=seed.number,
         )
 
+        audited = lru_cache(maxsize=1)(partial(noise_audit, objective, batches=AUDITED))  # shared with loggers
+
         def drawn(state: TrainState) -> Path:
             return seed.path / "samples" / f"step_{state.step:06d}.png"
 
         def evaluate(state: TrainState) -> dict[str, Any]:
             state.model.eval()
-            measured = fixed_loss(objective, config) | noise_audit(objective, state.step, AUDITED).metrics()
+            measured = fixed_loss(objective, config) | audited(state.step).metrics()
             with state.ema_weights():
                 draw_samples(model, self.images, config, drawn(state))
                 if state.step == config.steps:
@@ -199,7 +202,7 @@ class ImageRecipe:
             return measured
 
         def media(state: TrainState) -> Media:
-            noise = png(noise_audit(objective, state.step, AUDITED).plot())
+            noise = png(audited(state.step).plot())
             return Media({"samples": drawn(state).read_bytes(), "noise/audit": noise})
 
         return Work(model, objective, spec_metadata(self.spec), evaluate, dict, media)

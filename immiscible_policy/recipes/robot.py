@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -332,6 +332,8 @@ class RobotRecipe:
         selects = not isinstance(policy.path, Regression)
         task, probed = self.windows.task, self._probed()
 
+        audited = lru_cache(maxsize=1)(partial(noise_audit, objective, batches=AUDITED))  # shared with loggers
+
         def measure(state: TrainState) -> dict[str, Any]:
             with state.ema_weights():
                 agent = Agent(policy, self.spec, self.solver)
@@ -339,16 +341,16 @@ class RobotRecipe:
                 if task.has_environment:
                     rows = evaluate(task, agent, self.starts, seed=seed.number, checkpoint=state.step)
             seed.append_episodes(rows)
-            audited = noise_audit(objective, state.step, AUDITED).metrics() if selects else {}
+            noise = audited(state.step).metrics() if selects else {}
             figures = means(rows) | set_means(rows, task.set_metrics) | {"episodes": len(rows)}
-            return figures | held_out | probed | audited
+            return figures | held_out | probed | noise
 
         def by_step() -> dict[int, float]:
             metric = primary(task)
             return {step: metric.sign * mean for step, mean in mean_by_step(seed.episodes(), metric.name).items()}
 
         def media(state: TrainState) -> Media:
-            pictures = {"noise/audit": png(noise_audit(objective, state.step, AUDITED).plot())} if selects else {}
+            pictures = {"noise/audit": png(audited(state.step).plot())} if selects else {}
             if not task.has_environment:
                 return Media(pictures)
             recorder, starts = Recorder(task), self.starts[:SHOWN]
