@@ -47,7 +47,7 @@ from immiscible_policy.policy import Policy, PolicySpec, build_policy
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.results.interval import figures as interval_figures
+from immiscible_policy.results.formatting import figures as interval_figures
 from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import read_checkpoint
 from immiscible_policy.tasks import find_task

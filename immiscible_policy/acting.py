@@ -64,7 +64,7 @@ def load_policy(
     Args:
         path: A run, the directory of a training seed, a checkpoint, a `.ckpt` of Diffusion Policy, or a directory that
             LeRobot saved.
-        checkpoint: Which one of a run or a seed: `best` (highest mean score in training), `last`, or a training step.
+        checkpoint: Which one of a run or a seed: `best` (best mean score in training), `last`, or a training step.
         train_seed: Which training seed of a run, where it has several.
         seed: Seed of the sampling noise, see `RobotPolicy.reset`; None draws one.
         solver: `ddim`, `ddpm`, `dpmpp`, `euler`, `heun` or `renoise`; None: as in training.

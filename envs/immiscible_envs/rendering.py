@@ -122,14 +122,17 @@ def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
 
 
 class Window:
-    """A pygame window for pictures as wide as the canvas; `close` may be called more than once."""
+    """A pygame window for pictures of a width and height [px]; `close` may be called more than once.
 
-    def __init__(self, title: str = "PushT", height: int = CANVAS) -> None:
-        self._screen: pygame.Surface | None = open_display((CANVAS, height), title)
+    Raises OSError if there is no display.
+    """
+
+    def __init__(self, title: str = "PushT", size: Pixel = (CANVAS, CANVAS)) -> None:
+        self._screen: pygame.Surface | None = open_display(size, title)
         self._clock = pygame.time.Clock()
 
     def show(self, image: Image, rate: float) -> None:
-        """Show a (height, 512, 3) picture, then wait until 1/rate seconds have passed since the last one."""
+        """Show a picture (height, width, 3), then wait until 1/rate seconds have passed since the last one."""
         if self._screen is None:
             raise ValueError("the window is closed; open a new one")
         pygame.surfarray.blit_array(self._screen, image.transpose(1, 0, 2))

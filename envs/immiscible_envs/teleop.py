@@ -95,7 +95,7 @@ def run_session(session: Session) -> None:
 
     Raises OSError if there is no display, or an episode cannot be saved.
     """
-    window = Window("PushT: demonstrate with the mouse", CANVAS + 2 * LINE)
+    window = Window("PushT: demonstrate with the mouse", (CANVAS, CANVAS + 2 * LINE))
     try:
         while session.running:
             window.show(session.picture, CONTROL_HZ)

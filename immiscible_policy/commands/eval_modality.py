@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable
 from immiscible_policy.commands import solving
-from immiscible_policy.evaluation.statistics import count
+from immiscible_policy.evaluation.statistics import Interval, count
 from immiscible_policy.lab.modality.arms import (
     MOST_REPETITIONS,
     Arm,
@@ -25,7 +25,7 @@ from immiscible_policy.lab.modality.arms import (
 )
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.results import interval
+from immiscible_policy.results import formatting
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import save_figure, write_result
 from immiscible_policy.solver import Solver
@@ -112,7 +112,7 @@ def figures(arms: Sequence[Arm]) -> dict[str, Any]:
         return [
             {
                 "step": step,
-                **interval.figures(estimate(values[:, index])),
+                **formatting.figures(estimate(values[:, index])),
                 "by_seed": values[:, index].mean(1).tolist(),
                 **({} if floor is None else {"floor": float(floor[index])}),
             }
@@ -137,10 +137,10 @@ def figures(arms: Sequence[Arm]) -> dict[str, Any]:
                 "scores_by_start": arm.scores.tolist(),
                 "shares": arm.shares.tolist(),
                 **{name: at_every_checkpoint(arm, name) for name in arm.measures},
-                "followed_first": interval.figures(followed_first(arm, base)),
+                "followed_first": formatting.figures(followed_first(arm, base)),
                 "difference_to": None if arm is base else base.name,
                 "difference": {
-                    name: interval.figures(difference(arm, base, name)) for name in arm.measures if arm is not base
+                    name: formatting.figures(difference(arm, base, name)) for name in arm.measures if arm is not base
                 },
             }
             for arm in arms
@@ -211,5 +211,5 @@ def _row(arm: Arm, base: Arm) -> list[str]:
     return cells
 
 
-def _text(value: interval.Interval | None, form: str = ".3f") -> str:
-    return interval.text(value, form, SHARE if form == ".3f" else None) or "nothing decided"
+def _text(value: Interval | None, form: str = ".3f") -> str:
+    return formatting.text(value, form, SHARE if form == ".3f" else None) or "nothing decided"

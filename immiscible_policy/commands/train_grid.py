@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from immiscible_policy.training.options import Schema, group_choices, in_name, r
 if TYPE_CHECKING:
     from immiscible_policy.recipes.robot import RobotRecipe
 
+UNSAFE = r"[^\w.+-]+"
+"""What a directory's name does not have."""
 ROBOTS = "immiscible_policy.recipes.robot:RobotRecipe"
 
 
@@ -55,9 +58,9 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     written = read_file(f"{directory}/{experiment}") if experiment in group_choices(directory) else {}
     evaluation = _evaluation(written.get("evaluation", {}), given)
     swept, arms = schema.swept(given), written.get("arms", {})
-    for key, several in swept.items():
-        if len(set(several)) < len(several):
-            raise CommandError(f"{key}={','.join(several)}: a value is given twice")
+    for key, values in swept.items():
+        if len(set(values)) < len(values):
+            raise CommandError(f"{key}={','.join(values)}: a value is given twice")
     if arms:
         _refuse_decided(given, swept, arms)
     elif wanted:
@@ -68,24 +71,41 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     for arm in names:
         if arm not in arms:
             raise CommandError(unknown("arm", arm, list(arms)))
-    single = schema.compose(_words({key: text for key, text in given.items() if key not in swept}))
+    adjusting = set().union(*schema.adjusting(swept, given).values())
+    single = schema.compose(_words({key: text for key, text in given.items() if key not in swept.keys() | adjusting}))
+    several = swept | {key: [text] for key, text in given.items() if key in adjusting - swept.keys()}
     name, out = str(experiment), str(single.out)
     if swept:
-        name = "_".join(in_name(key, values) for key, values in swept.items())
+        name = re.sub(UNSAFE, "-", "_".join(in_name(key, values) for key, values in several.items()))
         out = given.get("out", f"{out}_{name}")
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
-    shared = {key: text for key, text in (preset | given).items() if key not in (*swept, "out", "resume")}
+    shared = {key: text for key, text in (preset | given).items() if key not in (*several, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
     table = {} if swept else {key: written[key] for key in ("published", "protocol", "contrasts") if key in written}
     grid = Grid(name, Path(out), {}, recipe, evaluation, **table)
-    for texts in product(*swept.values()) if swept else ():
-        values = dict(zip(swept, texts, strict=True))
-        names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
-                 for key, text in values.items()]  # fmt: skip
-        chosen["_".join(names).replace("/", "-")] = _words(values)
+    chosen |= _combined(swept, several, schema) if swept else {}
     for arm, own in chosen.items():
         grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
+
+
+def _combined(
+    swept: Mapping[str, list[str]], several: Mapping[str, list[str]], schema: Schema[Any]
+) -> dict[str, list[str]]:
+    """The words of each arm by its name: every combination of the values of `several` words.
+
+    An option that only some selectors or tasks take, such as `k` beside `noise=vanilla,knn`, is left out of the others.
+    """
+    arms = {}
+    for texts in product(*several.values()):
+        values = dict(zip(several, texts, strict=True))
+        some, own = schema.adjusting(swept, values), schema.adjusting({key: [values[key]] for key in swept}, values)
+        left_out = {key for word in some for key in some[word] - own[word]}
+        taken = {key: text for key, text in values.items() if key not in left_out}
+        names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
+                 for key, text in taken.items() if key in swept]  # fmt: skip
+        arms[re.sub(UNSAFE, "-", "_".join(names))] = _words(taken)
+    return arms
 
 
 def _evaluation(written: Mapping[str, Any], given: dict[str, str]) -> dict[str, Any]:

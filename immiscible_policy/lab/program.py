@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.palette import colours, readable, style
-from immiscible_policy.results import interval
+from immiscible_policy.results import formatting
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table as markdown
 
@@ -58,7 +58,7 @@ def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
 class _Cells(Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, Mapping):
-            return interval.text(value, format_spec)
+            return formatting.text(value, format_spec)
         return str(super().format_field(value, format_spec))
 
 

@@ -42,7 +42,7 @@ from immiscible_policy.palette import colours, label_ends, panels
 from immiscible_policy.policy import Policy
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.results.interval import figures as interval_figures
+from immiscible_policy.results.formatting import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, require_data

@@ -37,7 +37,7 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     Args:
         path: `pretrained` is the policy that ships with the project. A run may have several training seeds; then
             `train_seed` names one.
-        which: Which one of a run or a seed: `best` (highest mean score in training), `last`, or a training step.
+        which: Which one of a run or a seed: `best` (best mean score in training), `last`, or a training step.
         train_seed: Training seed of a run, as in `seed_N/`.
 
     Raises:

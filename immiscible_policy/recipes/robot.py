@@ -237,6 +237,7 @@ class RobotRecipe:
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
         fitted = "all" if config.normalize == "all" else "the training"
         epochs = config.steps * config.batch_size / len(data.training)
+        share = self._probed().get("validation/r2")
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
             f"windows, content {data.content_hash[:12]}",
@@ -247,6 +248,7 @@ class RobotRecipe:
             *(f"  {name}: {values}" for name, values in data.observation.items()),
             f"  {config.action} (actions): {data.action}",
             *(f"note:   {line}; the policy does not learn them" for line in data.notes),
+            *([] if share is None else [f"R^2:    the observation explains {share:.0%} of the held-out actions"]),
         ]
 
     @cached_property

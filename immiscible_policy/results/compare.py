@@ -38,7 +38,7 @@ from immiscible_policy.evaluation.statistics import (
     needed_sentence,
     sign_test,
 )
-from immiscible_policy.results.interval import brackets, text
+from immiscible_policy.results.formatting import brackets, text
 from immiscible_policy.results.plots import learning_curves, selector_of
 from immiscible_policy.results.table import literal, table
 from immiscible_policy.results.writer import finite, write_result

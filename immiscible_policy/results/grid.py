@@ -22,7 +22,7 @@ from immiscible_policy.evaluation.contrasts import POWER, contrasts
 from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, set_scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
-from immiscible_policy.results.interval import figures, text
+from immiscible_policy.results.formatting import figures, text
 from immiscible_policy.results.plots import arms_figure, learning_curves, selector_of
 from immiscible_policy.results.table import table
 from immiscible_policy.results.writer import write_result
@@ -223,7 +223,7 @@ def markdown(name: str, record: Document) -> str:
     parts = [
         f"# {name}",
         "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
-        "them; `max`: the largest, selected on the same starts, so too high. Brackets: 95 % intervals for new "
+        "them; `max`: the largest, selected on the same starts, so too optimistic. Brackets: 95 % intervals for new "
         f"training seeds and new starts. {differences}",
     ]
     parts += [

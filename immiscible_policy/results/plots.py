@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from immiscible_policy.evaluation.scores import Scores, common_steps, curves
 from immiscible_policy.evaluation.statistics import Array, Interval, count, mean_interval
 from immiscible_policy.palette import BLUE, FAINT, GREY, INK, colours, label_ends, panels, readable
-from immiscible_policy.results.interval import text
+from immiscible_policy.results.formatting import text
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric
 

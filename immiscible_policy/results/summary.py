@@ -26,7 +26,7 @@ from immiscible_policy.evaluation.scores import (
     stacked,
 )
 from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
-from immiscible_policy.results import interval
+from immiscible_policy.results import formatting
 from immiscible_policy.results.table import literal, table
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import Metric, SetMetric, summarised
@@ -66,7 +66,7 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
     seeds, metrics = list(summary["seeds"]), list(summary["pooled"])
     blocks = {"pooled": summary["pooled"]} | {f"seed {seed}": summary["seeds"][seed] for seed in seeds}
     rows = [
-        [f"{title}, {kind_title(kind, counts[0])}", *(interval.text(block[metric].get(kind)) for metric in metrics)]
+        [f"{title}, {kind_title(kind, counts[0])}", *(formatting.text(block[metric].get(kind)) for metric in metrics)]
         for title, block in blocks.items()
         for kind in KINDS
         if any(kind in block[metric] for metric in metrics)
@@ -82,7 +82,7 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
 {warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
 `last {counts[0]}`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best \
 checkpoint, \
-selected on the same starts, so too high; `max_fresh`: the same checkpoint on held-out starts.
+selected on the same starts, so too optimistic; `max_fresh`: the same checkpoint on held-out starts.
 
 {table(["", *metrics], rows)}
 
@@ -108,5 +108,5 @@ def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
 
 def _estimate(values: Array, metric: Metric | SetMetric) -> dict[str, Any]:
     """Mean of scores (seeds, starts) with its interval."""
-    estimate = interval.figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))
+    estimate = formatting.figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))
     return estimate | {"bootstrap": list(bootstrap_interval([values]))}

@@ -8,7 +8,6 @@ from contextlib import closing
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -41,17 +40,22 @@ def frames(task: Task, recording: Recording, columns: int, size: int, every: int
 
 def draw_tile(task: Task, scene: Array, label: str, size: int, won: bool) -> Frame:
     """Draw a scene (size + height of the text, size, 3) below a line of text, framed in green if the episode is won."""
-    text_height = max(14, size // 11)
-    canvas = Image.new("RGB", (size, size + text_height), "white")
-    canvas.paste(Image.fromarray(task.draw(scene, size)), (0, text_height))
+    top = text_height(size)
+    canvas = Image.new("RGB", (size, size + top), "white")
+    canvas.paste(Image.fromarray(task.draw(scene, size)), (0, top))
     draw = ImageDraw.Draw(canvas)
-    height, room = round(0.7 * text_height), size - 2 * (BORDER + 2)
+    height, room = round(0.7 * top), size - 2 * (BORDER + 2)
     wide = draw.textlength(label, ImageFont.load_default(height))
     font = ImageFont.load_default(height * min(1, room / max(1, wide)))  # the whole line fits
-    draw.text((BORDER + 2, text_height // 2), label, fill=BLACK, font=font, anchor="lm")
-    box = (0, text_height, size - 1, size + text_height - 1)
+    draw.text((BORDER + 2, top // 2), label, fill=BLACK, font=font, anchor="lm")
+    box = (0, top, size - 1, size + top - 1)
     draw.rectangle(box, outline=GREEN if won else GREY, width=BORDER if won else 1)
     return np.asarray(canvas)
+
+
+def text_height(size: int) -> int:
+    """Pixels of the line above a tile of `size` pixels."""
+    return max(14, size // 11)
 
 
 def tile(pictures: Frame, columns: int) -> Frame:
@@ -145,22 +149,19 @@ class LiveWindow:
     """
 
     def __init__(self, task: Task, starts: Sequence[int], columns: int, size: int, fps: float) -> None:
-        require_display()
+        from immiscible_envs.rendering import Window
+
         self._task, self._starts, self._columns, self._size, self._fps = task, starts, columns, size, fps
         self._tiles: dict[int, Frame] = {}
         self._over = np.zeros(len(starts), bool)
-        self._screen: Any = None
+        width = min(columns, len(starts)) * size
+        self._window = Window(task.title, (width, -(-len(starts) // columns) * (size + text_height(size))))
 
     def __enter__(self) -> LiveWindow:
-        import pygame
-
-        self._clock = pygame.time.Clock()
         return self
 
     def __exit__(self, *_: object) -> None:
-        import pygame
-
-        pygame.display.quit()
+        self._window.close()
 
     def on_step(self, step: int, scenes: Array, metrics: dict[str, Array], done: Array) -> None:
         """Show a step as soon as it has happened, as `rollout.OnStep` reports it, and wait until the next is due.
@@ -176,19 +177,9 @@ class LiveWindow:
             won = bool(done[index] and success(self._task, reached))
             self._tiles[index] = draw_tile(self._task, scenes[index], label, self._size, won)
         self._over = np.array(done)
-        self._show(tile(np.stack(list(self._tiles.values())), self._columns))
+        self._window.show(tile(np.stack(list(self._tiles.values())), self._columns), self._fps)
         if pygame.event.get(pygame.QUIT):
             raise WindowClosed
-        self._clock.tick(self._fps)
-
-    def _show(self, picture: Frame) -> None:
-        from immiscible_envs.rendering import open_display
-
-        import pygame  # isort: skip
-
-        self._screen = self._screen or open_display((picture.shape[1], picture.shape[0]), self._task.title)
-        pygame.surfarray.blit_array(self._screen, picture.swapaxes(0, 1))
-        pygame.display.flip()
 
 
 def _even(picture: Frame) -> Frame:

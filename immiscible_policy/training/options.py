@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -179,6 +179,13 @@ class Part:
         values = {key: read_value(key, text) for key, text in own.items()}
         return {"name": chosen} | self.options(chosen) | (dict(default) if name is None else {}) | values
 
+    def adjusting(self, names: Collection[str], words: Iterable[str]) -> set[str]:
+        """Those words that are options of at least one of these names."""
+        known = {key for name in names for key in self._defaults(name)}
+        split = {word: word.rpartition(".") for word in words}
+        mine = [self.word, ""] if self.bare else [self.word]
+        return {word for word, (owner, _, option) in split.items() if owner in mine and option in known}
+
     def help(self, name: str, taken: Collection[str]) -> dict[str, Option]:
         """The options of a built-in name for `--help`; those whose bare word is taken are written with the dot."""
         texts = describe(find_factory(self.word, self.group, name, self.built_in))
@@ -308,6 +315,11 @@ class Schema(Generic[Config]):
         free = {key for key, of in self.fields.items() if of.type.startswith("str") and "choices" not in of.metadata}
         several = {key: text for key, text in given.items() if "," in text and not text.startswith(("[", "{"))}
         return {key: text.split(",") for key, text in several.items() if key not in free}
+
+    def adjusting(self, swept: Mapping[str, Sequence[str]], words: Mapping[str, str]) -> dict[str, set[str]]:
+        """Words that are options of some value of a part with several, such as `k` of `noise=vanilla,knn`, by part."""
+        loose = words.keys() - self.fields.keys()
+        return {part.word: part.adjusting(swept[part.word], loose) for part in self.parts if part.word in swept}
 
     def _composed(self, given: Mapping[str, str]) -> Config:
         base = read_file(COMMON) | read_file(self.base)

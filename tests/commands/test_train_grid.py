@@ -92,6 +92,8 @@ def test_published_figures_stand_beside_the_published_protocol_alone():
         (["noise=knn", "k=2,4"], {"k2": ("knn", 2), "k4": ("knn", 4)}),
         (["noise=knn", "noise.k=2,4"], {"noise.k2": ("knn", 2), "noise.k4": ("knn", 4)}),
         (["noise=vanilla,knn", "seed=0,1"], {"vanilla": ("vanilla", None), "knn": ("knn", 2)}),
+        (["noise=vanilla,knn", "k=4"], {"vanilla": ("vanilla", None), "knn": ("knn", 4)}),
+        (["noise=vanilla,knn", "k=2,4"], {"vanilla": ("vanilla", None), "knn_k2": ("knn", 2), "knn_k4": ("knn", 4)}),
     ],
 )
 def test_a_word_with_several_values_is_a_grid(words, arms):
@@ -113,6 +115,7 @@ def test_several_words_with_several_values_are_combined_below_a_directory_of_the
     [
         (["experiment=table2", "lr=1e-3,1e-4"], "lr=1e-3,1e-4: experiment=table2 has arms of its own; give lr= one"),
         (["k=2,4"], "k=2: noise=vanilla has no k"),
+        (["noise=vanilla,linear", "k=4"], "k=4: noise=vanilla has no k"),
         (["noise=knn", "k=2,two"], "k=two"),
         (["noise=knn", "k=2,4,2"], "k=2,4,2: a value is given twice"),
         (["arms=vanilla"], "arms=vanilla: only an experiment with arms has some to pick from"),

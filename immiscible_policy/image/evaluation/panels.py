@@ -27,7 +27,7 @@ from immiscible_policy.image.evaluation.report import (
     sentences,
 )
 from immiscible_policy.palette import panels as empty_panels
-from immiscible_policy.results.interval import text
+from immiscible_policy.results.formatting import text
 from immiscible_policy.results.plots import Curve
 from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory

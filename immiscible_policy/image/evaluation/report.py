@@ -17,7 +17,7 @@ from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure, distance_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
 from immiscible_policy.palette import colours
-from immiscible_policy.results.interval import text
+from immiscible_policy.results.formatting import text
 from immiscible_policy.results.plots import Curve
 from immiscible_policy.results.report.charts import Chart
 from immiscible_policy.results.report.page import fill

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
 from immiscible_policy.lab.program import plain
 from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, mode_colour, readable
-from immiscible_policy.results import interval
+from immiscible_policy.results import formatting
 
 TITLES = {
     "majority": "share of each start's\nmost frequent mode",
@@ -54,7 +54,7 @@ def evolution_figure(arms: Sequence[Arm]) -> Figure:
     for axes, name in zip(below.subplots(1, len(measures)), measures, strict=True):
         for arm in arms:
             values, floor, own = arm.values(name), arm.floor(name), colour[arm.name]
-            estimates = [interval.figures(estimate(values[:, index])) for index in range(len(arm.steps))]
+            estimates = [formatting.figures(estimate(values[:, index])) for index in range(len(arm.steps))]
             mean, low, high = (np.array([one[end] for one in estimates], float) for end in ("mean", "low", "high"))
             axes.fill_between(arm.steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=own, alpha=0.13, linewidth=0)
             axes.plot(arm.steps, mean, color=own, linewidth=2, marker="o", markersize=3.5)

@@ -13,7 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from immiscible_policy.evaluation.scores import LAST
 from immiscible_policy.evaluation.statistics import Interval
-from immiscible_policy.results.interval import brackets
+from immiscible_policy.results.formatting import brackets
 from immiscible_policy.results.plots import title_of
 from immiscible_policy.results.report import charts, words
 from immiscible_policy.results.report.evidence import Evidence, by_start, differing_settings, gather

@@ -9,7 +9,7 @@ from typing import Any
 from immiscible_policy.evaluation.scores import LAST
 from immiscible_policy.evaluation.statistics import SignTest, count
 from immiscible_policy.results.compare import Comparison, Result
-from immiscible_policy.results.interval import brackets
+from immiscible_policy.results.formatting import brackets
 from immiscible_policy.results.report.evidence import Contrast, Evidence
 
 BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "no difference detected", "cannot be decided"

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from immiscible_policy.evaluation.statistics import Interval
-from immiscible_policy.results.interval import brackets, figures, text
+from immiscible_policy.results.formatting import brackets, figures, text
 from immiscible_policy.results.table import table
 
 WHOLE = Interval(0.5, -0.1, 1.2, "seeds and starts")
