@@ -9,7 +9,7 @@ from immiscible_policy.cli import parse, run
 from immiscible_policy.results.experiment import Experiments
 
 SPEED = ("step", "sampling", "env", "selection")
-EXPERIMENTS = Experiments("benchmarks", (*SPEED, "selftest"), Path("runs/benchmarks"))
+EXPERIMENTS = Experiments("benchmarks", (*SPEED, "time_to_policy", "selftest"), Path("runs/benchmarks"))
 
 
 def main(words: list[str]) -> None:

@@ -10,9 +10,10 @@ ratios medians of the paired ratios. Without checkpoint= the network is untraine
 - *LeRobot*: its DiffusionPolicy of the same sizes, with its own processing of observations and actions.
 - *floor*: the network's bare forward pass, timed once per turn, times the calls.
 
-  python -m benchmarks sampling python -m benchmarks sampling method=flow solvers=euler,heun steps=1,3,9 python -m
-  benchmarks sampling checkpoint=runs/mine/seed_0/checkpoints/step_003000 spacing=leading peers=none python -m
-  benchmarks sampling device=cuda scale=paper envs=1,56 steps=10,100
+  python -m benchmarks sampling
+  python -m benchmarks sampling method=flow solvers=euler,heun steps=1,3,9
+  python -m benchmarks sampling checkpoint=runs/mine/seed_0/checkpoints/step_003000 spacing=leading peers=none
+  python -m benchmarks sampling device=cuda scale=paper envs=1,56 steps=10,100
 """
 
 from __future__ import annotations

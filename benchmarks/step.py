@@ -14,8 +14,10 @@ ratios. Cost curves follow, against batch size and width.
 - The paper-size network at batch 256 has a floor of 1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU:
   0.454 TFLOP, 2.8 GB).
 
-  python -m benchmarks step python -m benchmarks step device=cuda scale=paper seeds=2 python -m benchmarks step batch=64
-  noise=vanilla,linear peers=none python -m benchmarks step width=32 embedding=64 batch=128
+  python -m benchmarks step
+  python -m benchmarks step device=cuda scale=paper seeds=2
+  python -m benchmarks step batch=64 noise=vanilla,linear peers=none
+  python -m benchmarks step width=32 embedding=64 batch=128
 """
 
 from __future__ import annotations

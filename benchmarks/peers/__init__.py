@@ -120,5 +120,5 @@ class Peer:
 def network_options(config: RobotConfig) -> dict[str, Any]:
     """What `build` of the peer `lerobot` needs to stand beside a training run of ours."""
     keys = ("down_dims", "step_embed_dim", "kernel_size", "groups", "horizon", "obs_steps", "action_steps",
-            "batch_size", "sampler", "sampling_steps", "precision", "threads", "device")  # fmt: skip
-    return {key: getattr(config, key) for key in keys}
+            "batch_size", "sampling_steps", "precision", "threads", "device")  # fmt: skip
+    return {key: getattr(config, key) for key in keys} | {"sampler": "ddim"}

@@ -1,10 +1,12 @@
-"""LeRobot's DiffusionPolicy at our width: its training step and its sampling (runs in `.venv-peers`)."""
+"""LeRobot's DiffusionPolicy at our width: its training and its sampling (runs in `.venv-peers`)."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -37,6 +39,7 @@ class LeRobot:
         precision: str,
         threads: int,
         device: str,
+        seed: int = 0,
     ) -> dict[str, Any]:
         """Build everything afresh.
 
@@ -54,14 +57,15 @@ class LeRobot:
             precision: `fp32`, or `bf16` for a forward pass under autocast, in training.
             threads: CPU threads.
             device: `cpu` or `cuda`.
+            seed: Of the first weights, the noise and the batches.
 
         Returns:
             Trained parameters, and versions of what is installed.
         """
         torch.set_num_threads(threads)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.device, self.batch_size = torch.device(device), batch_size
-        config = DiffusionConfig(
+        self.config = config = DiffusionConfig(
             n_obs_steps=obs_steps,
             horizon=horizon,
             n_action_steps=action_steps,
@@ -86,9 +90,36 @@ class LeRobot:
         self.optimizer = preset.build(self.policy.get_optim_params())
         self.schedule = config.get_scheduler_preset().build(self.optimizer, 10**6)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
-        self.batch = self._batch(obs_steps, horizon)
+        batch = self._batch(obs_steps, horizon)
+        self.next_batch = lambda: dict(batch)
         parameters = sum(p.numel() for p in self.policy.parameters())
         return {"parameters": parameters, "versions": versions(("lerobot", "torch", "diffusers"))}
+
+    def learn(self, *, path: str) -> int:
+        """Take windows of demonstrations, in pixels, in place of made-up ones, and their ranges; return how many.
+
+        Args:
+            path: NumPy's archive of `obs` (N, obs_steps, 20), the block's keypoints and then the agent, `action`
+                (N, horizon, 2) and `pad` (N, horizon), True where an episode was over.
+        """
+        archive = np.load(path)
+        obs, action, pad = (torch.from_numpy(archive[name]).to(self.device) for name in ("obs", "action", "pad"))
+        windows = {OBS_ENV_STATE: obs[..., :KEYPOINT_NUMBERS], OBS_STATE: obs[..., KEYPOINT_NUMBERS:], ACTION: action}
+        ranges = {
+            key: {"min": values.flatten(0, -2).amin(0), "max": values.flatten(0, -2).amax(0)}
+            for key, values in windows.items()
+        }
+        self.preprocess, self.postprocess = make_diffusion_pre_post_processors(self.config, ranges)
+        windows["action_is_pad"] = pad
+        rows = (rows for _ in itertools.count() for rows in torch.randperm(len(obs)).split(self.batch_size))
+        self.next_batch = lambda: {key: values[at] for at in [next(rows)] for key, values in windows.items()}
+        return len(obs)
+
+    def save(self, *, path: str) -> None:
+        """Write the policy and its processors as its trainer does."""
+        self.policy.save_pretrained(path)
+        self.preprocess.save_pretrained(path)
+        self.postprocess.save_pretrained(path)
 
     def step(self, *, steps: int) -> float:
         """Seconds per training step: its processors, forward, backward, clipping, Adam and the schedule."""
@@ -96,7 +127,7 @@ class LeRobot:
         start = self._now()
         for _ in range(steps):
             with self.autocast:
-                loss, _ = self.policy.forward(self.preprocess(dict(self.batch)))
+                loss, _ = self.policy.forward(self.preprocess(self.next_batch()))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
             self.optimizer.step()

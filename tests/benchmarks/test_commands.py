@@ -135,3 +135,13 @@ def test_unusable_words_are_refused_before_any_work(tmp_path, words, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         main([*words, "peers=none", f"out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peers", PEERS)
+def test_time_to_policy(tmp_path, peers):
+    arms = quick("time_to_policy", tmp_path, f"peers={peers}")["arms"]
+    assert set(arms) == ({"ours", "LeRobot"} if peers == "all" else {"ours"})
+    for own in arms.values():
+        assert [point["step"] for point in own["0"]["curve"]] == [2, 4]
+        assert 0 < own["0"]["curve"][0]["seconds"] < own["0"]["seconds"] and 0 <= own["0"]["coverage"] < 0.8

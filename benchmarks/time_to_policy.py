@@ -1,0 +1,222 @@
+"""Seconds of training until a policy covers 0.8 and 0.9, beside LeRobot's DiffusionPolicy.
+
+Both have the same network sizes, the same windows of demonstrations, one CPU core each, and train at the same time,
+seed by seed. Coverage is the mean of the largest coverage over the published starts, rolled out here. Only training
+counts, not the evaluations.
+
+- *Ours*: `train_policy.py experiment=demo`, with all that it does while it trains.
+- *LeRobot*: its policy, processors, optimizer and learning rates with their defaults: it predicts the noise and samples
+  with 100 steps of DDPM, in fp32, without EMA. `peer_batch=64` is what its published PushT policy was trained with.
+  Loading data is not counted. It trains until it has covered the highest level, or for `limit` seconds.
+
+  python -m benchmarks time_to_policy data=STORE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.measuring import QUICK, require_positive, short
+from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
+from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
+from immiscible_policy.evaluation.agent import Agent, read_policy
+from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.lab.program import legend, plain, program, table
+from immiscible_policy.palette import BLUE, GREY, RUST, panels
+from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot
+from immiscible_policy.recipes.robot import RobotRecipe
+from immiscible_policy.recipes.robot_config import RobotConfig, compose_config
+from immiscible_policy.results.experiment import Findings
+from immiscible_policy.solver import Solver
+from immiscible_policy.tasks import find_task
+
+PEER = "lerobot"
+OURS, THEIRS = "ours", "LeRobot"
+COLOURED = {OURS: BLUE, THEIRS: RUST}
+LEVELS = (0.8, 0.9)
+QUICK_SIZES: dict[str, Any] = {
+    "seed": "0", "steps": 4, "every": 2, "peer_every": 2, "peer_calls": 2, "starts": 2, "limit": 1,
+}  # fmt: skip
+RECIPE = (
+    "method",
+    "solver",
+    "sampling_steps",
+    "spacing",
+    "batch_size",
+    "lr",
+    "steps",
+    "down_dims",
+    "precision",
+    "kernels",
+)
+COLUMNS = {
+    "": "{name}, seed {seed}",
+    "ms a step": "{ms_per_step:.3g}",
+    **{f"s until {level}": f"{{until[{level}]:,.0f}}" for level in LEVELS},
+    "steps": "{step:,}",
+    "seconds": "{seconds:,.0f}",
+    "coverage": "{coverage:.3f}",
+}
+
+Figures = dict[str, Any]
+Curve = list[Figures]  # step, seconds of training and coverage of each evaluation
+
+
+def measure(options: Figures) -> Findings:
+    """Train both, seed by seed.
+
+    Raises:
+        CommandError: If a number is unusable.
+    """
+    if options.pop("quick"):
+        options |= QUICK_SIZES
+    require_positive(options, ["steps", "every", "peer_every", "peer_calls", "starts", "limit"])
+    seeds = parse_range("seed", options["seed"])
+    if options["every"] > options["steps"]:
+        raise CommandError(f"every={options['every']}: training has {options['steps']} steps; use at most as many")
+    peer_takes_part = PEER in chosen_peers(options["peers"])
+    curves: dict[str, dict[int, Curve]] = {OURS: {}, THEIRS: {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            config = compose_config(training_words(options, seed, Path(folder)))
+            with subprocess.Popen(
+                [sys.executable, "train_policy.py", *training_words(options, seed, Path(folder))],
+                cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+            ) as ours:  # fmt: skip
+                if peer_takes_part:
+                    with Peer(PEER) as peer:
+                        curves[THEIRS][seed] = list(peer_curve(peer, config, options, seed, Path(folder)))
+                if ours.wait():
+                    raise CommandError(f"train_policy.py failed with seed={seed}; what it says stands above")
+            curves[OURS][seed] = own_curve(Path(str(config.out)), seed)
+    figures = {
+        "recipe": {key: getattr(config, key) for key in RECIPE},
+        "starts": options["starts"],
+        "limit": options["limit"],
+        "arms": {name: {seed: summed(curve) for seed, curve in own.items()} for name, own in curves.items() if own},
+    }
+    figures["times_as_long"] = times_as_long(figures["arms"]) if peer_takes_part else {}
+    return Findings(figures, describe(figures), draw(figures))
+
+
+def training_words(options: Figures, seed: int, folder: Path) -> list[str]:
+    """The words of our training of a seed."""
+    data = [f"data={options['data']}"] if options["data"] else []
+    sizes = {"steps": options["steps"], "checkpoint_every": options["every"], "episodes": options["starts"]}
+    words = ["experiment=demo", f"seed={seed}", f"out={folder / 'ours'}_{seed}", "device=cpu", "threads=1"]
+    return [*words, "wandb=disabled", *(f"{key}={value}" for key, value in sizes.items()), *data]
+
+
+def own_curve(run: Path, seed: int) -> Curve:
+    """What our training recorded: the seconds of training before each evaluation, and its coverage."""
+    curve, seconds = [], 0.0
+    for line in (run / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        seconds += row.get("seconds", 0.0)
+        if "coverage" in row:
+            curve.append({"step": row["step"], "seconds": seconds, "coverage": row["coverage"]})
+    return curve
+
+
+def peer_curve(peer: Peer, config: RobotConfig, options: Figures, seed: int, folder: Path) -> Iterator[Figures]:
+    """Train the peer, in slices, while ours trains: each evaluation until its last."""
+    windows = RobotRecipe.prepare(config).windows.training
+    archive = folder / "windows.npz"
+    np.savez(archive, obs=windows.obs.numpy(), action=windows.action.numpy(), pad=~windows.real.numpy())
+    theirs = {"batch_size": options["peer_batch"], "sampler": "ddpm", "sampling_steps": options["peer_calls"]}
+    peer.ask("build", network_options(config) | theirs | {"precision": "fp32", "threads": 1, "seed": seed})
+    peer.ask("learn", {"path": str(archive)})
+    task, step, seconds, coverage = find_task("pusht"), 0, 0.0, 0.0
+    starts = task.starts("legacy", options["starts"])
+    while coverage < max(LEVELS) and (step == 0 or seconds < options["limit"]):
+        seconds += options["peer_every"] * peer.ask("step", {"steps": options["peer_every"]})
+        step += options["peer_every"]
+        saved = folder / f"lerobot_{seed}_{step}"
+        peer.ask("save", {"path": str(saved)})
+        policy, spec = read_policy(read_lerobot(saved))
+        agent = Agent(policy, spec, Solver("ddpm", options["peer_calls"], "leading"))
+        rows = evaluate(task, agent, starts, seed=seed, checkpoint=step)
+        coverage = statistics.mean(row.metrics["coverage"] for row in rows)
+        print(f"LeRobot, seed {seed}: step {step:,}, {seconds:.0f} s, coverage {coverage:.3f}", flush=True)
+        yield {"step": step, "seconds": seconds, "coverage": coverage}
+
+
+def summed(curve: Curve) -> Figures:
+    """The last evaluation of a training, and the seconds until the first that passed each level, None if none did."""
+    until = {str(level): next((at["seconds"] for at in curve if at["coverage"] >= level), None) for level in LEVELS}
+    last = curve[-1]
+    return {**last, "ms_per_step": 1e3 * last["seconds"] / last["step"], "until": until, "curve": curve}
+
+
+def times_as_long(arms: Mapping[str, Mapping[int, Figures]]) -> Figures:
+    """LeRobot's seconds over ours, by level and seed: `at_least` if it did not get there, None if ours did not."""
+    ratios: Figures = {}
+    for level in map(str, LEVELS):
+        for seed, ours in arms[OURS].items():
+            own, theirs = ours["until"][level], arms[THEIRS][seed]
+            taken = theirs["until"][level]
+            ratio = None if own is None else (taken or theirs["seconds"]) / own
+            ratios.setdefault(level, {})[str(seed)] = {"ratio": ratio, "at_least": taken is None}
+    return ratios
+
+
+def describe(figures: Figures) -> str:
+    """A table of trainings, and how the seconds compare."""
+    recipe = figures["recipe"]
+    about = (
+        f"{recipe['method']}, {recipe['sampling_steps']} network calls ({recipe['spacing']}), {recipe['steps']:,} "
+        f"steps of {recipe['batch_size']} windows; {figures['starts']} published starts; one core each."
+    )
+    rows = [{"name": name, "seed": seed, **at} for name, own in figures["arms"].items() for seed, at in own.items()]
+    parts = [about, table(COLUMNS, rows)]
+    for level, ratios in figures["times_as_long"].items():
+        cells = [
+            f"seed {seed}: {'at least ' * at['at_least']}{short(at['ratio'])}"
+            for seed, at in ratios.items()
+            if at["ratio"] is not None
+        ]
+        parts += [f"LeRobot's seconds until {level} over ours: {', '.join(cells)}."] if cells else []
+    return "\n\n".join(parts)
+
+
+def draw(figures: Figures) -> Figure:
+    """Coverage against seconds of training."""
+    figure, (axes,) = panels(1, title="coverage while training, one CPU core")
+    plain(axes, "", "seconds of training", "mean coverage")
+    for name, own in figures["arms"].items():
+        for number, at in enumerate(own.values()):
+            points = [(point["seconds"], point["coverage"]) for point in at["curve"]]
+            label = name if number == 0 else None
+            axes.plot(*zip(*points, strict=True), color=COLOURED[name], marker="o", markersize=3, label=label)
+    for level in LEVELS:
+        axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
+    axes.set_xscale("log")
+    legend(axes)
+    return figure
+
+
+OPTIONS = {
+    "data": Option(Path, None, "store of demonstrations; none: the embedded ones"),
+    "seed": Option(str, "0..2", "training seeds"),
+    "steps": Option(COUNT, 2500, "our training steps"),
+    "every": Option(COUNT, 250, "our steps between two evaluations"),
+    "starts": Option(COUNT, 50, "published starts"),
+    "peer_batch": Option(COUNT, 64, "windows per step of LeRobot"),
+    "peer_calls": Option(COUNT, 100, "its DDPM steps"),
+    "peer_every": Option(COUNT, 2000, "its steps between two evaluations"),
+    "limit": Option(COUNT, 1000, "its seconds of training, at most a slice more"),
+    "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
+    "quick": QUICK,
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
