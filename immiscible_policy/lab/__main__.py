@@ -8,7 +8,7 @@ from immiscible_policy.cli import run
 from immiscible_policy.results.experiment import Experiments
 
 NAMES = (
-    "selectors", "distances", "clusters", "gaussianity", "tsne", "bijection", "steps", "toy", "solvers",
+    "selectors", "distances", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy", "solvers",
     "predictors", "grids",
 )  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.lab", NAMES, Path("runs/analysis"))

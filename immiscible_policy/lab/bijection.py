@@ -13,17 +13,19 @@ at W = 30 % the correlation with eps is 0.919 instead of 0.958.
 - *Error*: root mean square error to the demonstrated chunk, from random start noise and from noise assigned to the
   demonstrations of its batch at the least distance. A high correlation, with an error from random noise near that of
   always answering the mean chunk, belongs to a policy that learned to read its noise.
+- *Images* are drawn by DDIM, 20 calls; a consistency model's by its one call.
 - *Rollouts*: mean absolute difference of an episode's score from that of the unperturbed episode from the same start.
 
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn data=STORE starts=100000..100004
-  python -m immiscible_policy.lab bijection image_runs=runs/images/vanilla,runs/images/knn
+  python -m immiscible_policy.lab bijection runs=runs/flow_vanilla,runs/flow_knn   (runs of train_image.py)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from statistics import mean
 from typing import NamedTuple, cast
@@ -33,14 +35,14 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from immiscible_policy.cli import COUNT, CommandError, Option, unknown
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, unknown
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.lab import runs as lab_runs
-from immiscible_policy.lab.data import DATA, SEED
+from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, curves, legend, means, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import correlation
@@ -143,16 +145,13 @@ class PerturbedPolicy:
 
 
 def measure(options: Document) -> Findings:
-    """Perturb start noises of policies, of image models, or of both."""
-    if not options["runs"] and not options["image_runs"]:
-        raise CommandError("bijection needs runs=DIR,DIR (policies), image_runs=DIR,DIR (image models), or both")
+    """Perturb start noises of policies or of image models."""
     most = math.inf
     if options["form"] not in FORMS:
         raise CommandError(unknown("form", options["form"], FORMS))
     require(options, perturbations=(1, most), observations=(3, most), windows=(2, most), max_steps=(1, most))
     solver = Solver("ddim", options["sampling_steps"])
-    policies = lab_runs.newest_policies(options["runs"])
-    models = lab_runs.newest_image_models(options["image_runs"])
+    policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
     starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
     figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}}
@@ -238,7 +237,8 @@ def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Do
 
 def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
-    model, solver = load_image_model(checkpoint)[0], Solver("ddim", IMAGE_CALLS)
+    model, _ = load_image_model(checkpoint)
+    solver = Solver("ddim", IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(
@@ -364,9 +364,8 @@ def _draw_images(figure: SubFigure, images: Mapping[str, Perturbed]) -> None:
 
 
 OPTIONS = {
-    "runs": lab_runs.RUNS,
-    "data": DATA,
-    "image_runs": lab_runs.IMAGE_RUNS,
+    "runs": replace(lab_runs.RUNS, default=REQUIRED),
+    "data": lab_runs.DATA,
     "form": Option(str, "published", "published, noise + W eta; or normalised, of unit variance"),
     "perturbations": Option(COUNT, 10, "perturbations of each start noise and weight"),
     "observations": Option(COUNT, 32, "observations (or images) whose start noise is perturbed"),

@@ -2,7 +2,8 @@
 
 For each of P CIFAR-10 images, n noises are selected and averaged. The table has the Euclidean distance between two
 such averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch
-for one noise of an image, so it gets fewer.
+for one noise of an image, so it gets fewer. With `runs=` the samples, images or action chunks, are those that each
+model was trained on, as it diffuses them; selector and batch are its own.
 
 - *Floor*: sqrt(2 D / n), what independent plain noise gives with no effect at all: 0.78 for 10,000 noises of 3,072
   numbers, most of the published vanilla figure. None of the definitions tried gives its spread of 0.06.
@@ -14,6 +15,7 @@ for one noise of an image, so it gets fewer.
 
   python -m immiscible_policy.lab clusters images=cifar10-jpeg.zip
   python -m immiscible_policy.lab clusters images=cifar10-jpeg.zip n=2000 assigned=20
+  python -m immiscible_policy.lab clusters runs=runs/flow_vanilla,runs/flow_knn   (runs of train_image.py)
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import COUNT, Option
+from immiscible_policy.cli import COUNT, CommandError, Option
+from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, latent_fields, root_mean_square
 from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
+from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.audit.statistics import cluster_distances
 from immiscible_policy.palette import GREY, INK, NAMED, TEAL, panels
 from immiscible_policy.randomness import torch_generator
@@ -55,9 +59,11 @@ COLUMNS = {
 
 
 def measure(options: Document) -> Findings:
-    """Measure the distances between noise clusters on CIFAR-10 at its own scale and at unit scale."""
+    """Measure the distances between noise clusters on CIFAR-10 at its own scale and at unit scale, or of runs."""
     require(options, pictures=(2, min(BATCHES)), n=(2, 100_000), assigned=(2, 100_000))
     count, n, assigned = (options[key] for key in ("pictures", "n", "assigned"))
+    if options["runs"]:
+        return measure_runs(lab_runs.newest_runs(options["runs"]), options)
     images = cifar_images(options["images"], MOST)
     own, dims = root_mean_square(images), images[0].numel()
     generator = torch_generator("cpu", "clusters", options["seed"])
@@ -81,6 +87,25 @@ def measure(options: Document) -> Findings:
     return Findings(figures, describe(figures), draw(figures))
 
 
+def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
+    """Measure the distances between clusters of the noise that models were trained with, the first seed of each run."""
+    count, seed, rows = options["pictures"], options["seed"], []
+    checkpoints = {run: next(iter(seeds.values())) for run, seeds in runs.policies.items()} | runs.models
+    for run, checkpoint in checkpoints.items():
+        select, size = lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
+        x = lab_runs.clean_samples(checkpoint, options["data"], MOST, seed)
+        n, generator = options["n"], torch_generator("cpu", "clusters", seed)
+        noise: Iterable[Tensor] = repeated_noise(select, x[:count], n, generator)
+        if isinstance(select, Assignment):
+            if not count < size <= len(x):
+                raise CommandError(f"runs={run}: pictures={count} of {len(x):,} do not go with batch_size={size}")
+            n = options["assigned"] * BATCHES[-1] // size
+            noise = assigned_noise(select, x, count, size, n, generator)
+        rows.append(_row(run, "", root_mean_square(x), n, noise, x[0].numel(), None) | {"dims": x[0].numel()})
+    figures = {"pictures": count, "dims": rows[0]["dims"], "rows": rows}
+    return Findings(figures, describe(figures))
+
+
 def _row(
     name: str, option: str, rms: float, n: int, noise: Iterable[Tensor], dims: int, expected: float | None
 ) -> Document:
@@ -88,7 +113,7 @@ def _row(
     distances = asdict(cluster_distances(noise))
     at_published_n = raw_distance(distances["corrected"], dims)
     return {"name": name, "option": option, "rms": rms, "n": n, "distances": distances, "expected": expected,
-            "at_published_n": at_published_n, "published": PUBLISHED[name]}  # fmt: skip
+            "at_published_n": at_published_n, "published": PUBLISHED.get(name)}  # fmt: skip
 
 
 def raw_distance(true: float, dims: int, n: int = PUBLISHED_N) -> float:
@@ -123,12 +148,13 @@ def expected_distance(pictures: Tensor, k: int) -> float:
 
 def describe(figures: Document) -> str:
     """The measured distances, and KNN's in closed form."""
+    shown = f"P = {figures['pictures']} samples, D = {figures['dims']:,}.\n\n{table(COLUMNS, figures['rows'])}"
+    if "closed_form" not in figures:
+        return shown
     by_k = [{"label": label, "values": values} for label, values in figures["closed_form"]["curves"].items()]
     columns = {"": "{label}", **{f"k={k}": f"{{values[{i}]:.2f}}" for i, k in enumerate(KS)}}
     return f"""\
-P = {figures["pictures"]} images, D = {figures["dims"]:,}.
-
-{table(COLUMNS, figures["rows"])}
+{shown}
 
 Distance at n = 10,000 for KNN, closed form:
 
@@ -161,6 +187,8 @@ def draw(figures: Document) -> Figure:
 
 OPTIONS = {
     "images": IMAGES,
+    "runs": lab_runs.RUNS,
+    "data": lab_runs.DATA,
     "n": Option(COUNT, PUBLISHED_N, "noises per image for vanilla and KNN"),
     "assigned": Option(COUNT, 60, f"noises per image for assignment at B = {BATCHES[-1]}; smaller batches get more"),
     "pictures": Option(COUNT, 10, "images whose noises are averaged, P"),

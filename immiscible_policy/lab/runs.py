@@ -2,63 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
+from immiscible_policy.image.data import load_images, to_pixels
+from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS
+from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.tasks import Task, primary, recorded_task
 
 RUNS = Option(
-    named_runs, None, "runs of train_policy.py, DIR,DIR or NAME=DIR,...; the others are compared with the first"
+    named_runs,
+    None,
+    "runs of train_policy.py or of train_image.py, DIR,DIR or NAME=DIR,...; the others are compared with the first",
 )
-IMAGE_RUNS = Option(named_runs, None, "runs of train_image.py, DIR,DIR or NAME=DIR,...; the first seed of each")
+DATA = Option(Path, None, "what runs are measured on; none: demonstrations of the task, images of their training")
 
 Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
 
+class Runs(NamedTuple):
+    """What `runs=` names: policies, or image models, the first seed of each."""
+
+    policies: Newest
+    models: dict[str, Checkpoint]
+
+
+def newest_runs(runs: Mapping[str, RunDirectory] | None) -> Runs:
+    """The models of `runs=`, all of one kind, each of which can be loaded; CommandError if not.
+
+    Policies that see pictures are refused.
+    """
+    result = _newest(runs)
+    drawing = [name for name, seeds in result.items() if draws_images(next(iter(seeds.values())))]
+    if not drawing:
+        return Runs(newest_policies(runs), {})
+    if len(drawing) < len(result):
+        other = next(name for name in result if name not in drawing)
+        raise CommandError(f"runs= names {drawing[0]}, an image model, and {other}, a policy; name runs of one kind")
+    models = {name: next(iter(seeds.values())) for name, seeds in result.items()}
+    for checkpoint in models.values():
+        load_image_model(checkpoint)  # a damaged one is noticed before the others are measured
+    return Runs({}, models)
+
+
 def newest_policies(runs: Mapping[str, RunDirectory] | None, *, pictures: bool = False) -> Newest:
     """The policies of `runs=`, all of which can be loaded; CommandError if one sees pictures and must not."""
-    result = _newest("runs", runs, read_policy)
+    result = _newest(runs)
     for run, seeds in result.items():
-        if not pictures and any(read_spec(checkpoint).encoder for checkpoint in seeds.values()):
-            raise CommandError(f"runs= names {run}, which sees pictures; this program takes policies of numbers alone")
+        for checkpoint in seeds.values():
+            if draws_images(checkpoint):
+                raise CommandError(f"runs= names {run}, an image model; this program takes policies")
+            read_policy(checkpoint)
+            if not pictures and read_spec(checkpoint).encoder:
+                raise CommandError(
+                    f"runs= names {run}, which sees pictures; this program takes policies of numbers alone"
+                )
     return result
 
 
-def newest_image_models(runs: Mapping[str, RunDirectory] | None) -> dict[str, Checkpoint]:
-    """The image models of `image_runs=`, the first seed of each run."""
-    return {run: next(iter(seeds.values())) for run, seeds in _newest("image_runs", runs, load_image_model).items()}
+def draws_images(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is of an image model, not of a policy."""
+    return "image" in checkpoint.metadata
 
 
-def _newest(key: str, runs: Mapping[str, RunDirectory] | None, load: Callable[[Checkpoint], Any]) -> Newest:
-    """The newest checkpoints of the runs that an option names, each of which can be loaded."""
+def _newest(runs: Mapping[str, RunDirectory] | None) -> Newest:
+    """The newest checkpoints of the runs that `runs=` names."""
     result: Newest = {}
     for name, run in (runs or {}).items():
         run.require_own_seeds()
-        kept = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None}
-        if not kept:
-            raise CommandError(f"{key}={run.path}: no checkpoint there; train it first")
-        for checkpoint in kept.values():
-            load(checkpoint)  # a damaged one is noticed before the others are measured
-        result[name] = kept
+        result[name] = {seed: c for seed in run.seeds() if (c := run.seed(seed).newest()) is not None}
+        if not result[name]:
+            raise CommandError(f"runs={run.path}: no checkpoint there; train it first")
     if len(result) > len(COLOURS):
-        raise CommandError(f"{key}= names {len(result)} runs; one picture fits at most {len(COLOURS)}")
+        raise CommandError(f"runs= names {len(result)} runs; one picture fits at most {len(COLOURS)}")
     return result
+
+
+def layered(path: ProbabilityPath, calls: int) -> Solver:
+    """DDIM, whose calls are a model's layers; of a consistency model, which has no DDIM, its own solver."""
+    return Solver("ddim" if "ddim" in path.solvers else path.solvers[0], calls)
 
 
 def task_of(checkpoint: Checkpoint) -> Task:
@@ -88,6 +128,32 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
         raise CommandError(f"{checkpoint.path}: does not name the noise that it was trained with")
     ignored = ("name", "potentials", "start", "stop", "ramp")
     return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
+
+
+def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train", limit: int | None = None) -> Tensor:
+    """Pixels (N, 3, S, S), uint8, of the set that an image model was trained on, from `data` or where it lay then.
+
+    CommandError if it lies there no longer, or has fewer than `limit` images.
+    """
+    config = checkpoint.metadata.get("config", {})
+    place = data or config.get("data")
+    if place is None or not Path(place).exists():
+        raise CommandError(f"data={place}: the images of {checkpoint.path} do not lie there; say data=PATH")
+    dataset, size = config.get("dataset", "cifar10"), read_image_spec(checkpoint).size
+    images = load_images(dataset, place, split=split, size=size, limit=limit)
+    if limit is not None and len(images) < limit:
+        raise CommandError(f"data={place}: has {len(images):,} {split} images; this needs {limit:,}")
+    return images.pixels(torch.arange(len(images)))
+
+
+def clean_samples(checkpoint: Checkpoint, data: Path | None, count: int, seed: int) -> Tensor:
+    """Clean samples (N, ...) of training data as a model diffuses them: N = `count`, or all where there are fewer."""
+    if not draws_images(checkpoint):
+        policy, _ = read_policy(checkpoint)
+        windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
+        return policy.clean(drawn_windows(checkpoint, data, min(count, len(windows)), seed, key="pictures")[0].action)
+    pixels, coder = images_of(checkpoint, data)[:count], load_image_model(checkpoint)[0].coder
+    return coder.encode(to_pixels(pixels), torch_generator("cpu", "lab encode", seed))
 
 
 def drawn_windows(

@@ -7,7 +7,8 @@ Immiscible Diffusion, arXiv 2505.18521; its figures are of other models, resolut
   with noise of the model's own selector (what training shows it) and once with plain Gaussian noise (what sampling
   starts from), in units of the data's spread: 1 is the error of always predicting the mean. For vanilla the two differ
   by chance alone.
-- *Distance from the final sample*: the same unit, along sampling (DDIM, 20 calls) from plain noise.
+- *Distance from the final sample*: the same unit, along sampling from plain noise: 20 calls of DDIM, or, for a
+  consistency model, of its own solver.
 - *Fréchet distance*: squared, of the x_0 that a layer predicts along sampling to real data: on the numbers of the
   chunk for actions, on the features of the project's classifier for images (not FID). The *floor* is what as many real
   samples score: for actions those windows' own chunks against all others, for images training images against test
@@ -17,18 +18,18 @@ An error above 1 at the noisiest layers is a network that has not converged, div
 noise below vanilla's shows how much of x_0 the noise gives away: no gain where the error with plain noise is far above.
 
   python -m immiscible_policy.lab steps runs=runs/vanilla,runs/knn
-  python train_image.py model=ddim noise=knn k=8 data=CIFAR10 out=runs/images/knn
-  python -m immiscible_policy.lab steps images=CIFAR10 image_runs=runs/images/vanilla,runs/images/knn
+  python -m immiscible_policy.lab steps runs=runs/ddim_vanilla,runs/ddim_knn   (runs of train_image.py)
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,27 +37,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from immiscible_policy.cli import COUNT, CommandError, Option
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import read_policy, read_spec
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import load_cifar10, to_bytes, to_pixels
+from immiscible_policy.image.data import to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
+from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab import runs as lab_runs
-from immiscible_policy.lab.data import DATA, IMAGES, SEED
+from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, legend, means, plain, program, require, table
 from immiscible_policy.palette import GREY, colours
 from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.solver import Plan, Solver, solve
+from immiscible_policy.solver import Plan, draws, solve
 from immiscible_policy.store.checkpoint import Checkpoint
 
 LAYERS = 20
-SOLVER = Solver("ddim", LAYERS)
 STRIP = 3  # Start noises whose predicted images are drawn, at every second layer
 SHOWN = (2, 6, 10, 14, 18)  # Layers at which the tables stand; the last one is the sample
 QUANTITIES = {
@@ -71,16 +72,30 @@ QUANTITIES = {
 def predicted_along_sampling(
     network: Network, path: ProbabilityPath, plan: Plan, noise: Tensor, limit: float
 ) -> Tensor:
-    """Clean samples (S, N, ...) that the layers predict while start noises (N, ...) are denoised.
+    """Clean samples (S, N, ...) that the layers predict while start noises are denoised.
 
-    The layers are the calls of the plan, whose solver adds no noise; clean numbers lie within the limit.
+    The layers are the calls of the plan; clean numbers lie within the limit. The noise (D, N, ...) is that of the start
+    and whatever the solver adds, see `draws`.
     """
     predicted: list[Tensor] = []
 
     def calls(i: int, x: Tensor) -> Tensor:
         return network(x, torch.full((len(x),), plan[i].t)).float()
 
-    solve(calls, path, plan, noise[None], limit=limit, record=predicted)
+    solve(calls, path, plan, noise, limit=limit, record=predicted)
+    return torch.stack(predicted)
+
+
+@torch.no_grad()
+def predicted_at_layers(
+    network: Network, path: ProbabilityPath, plan: Plan, x: Tensor, noise: Tensor, limit: float
+) -> Tensor:
+    """Clean samples (S, N, ...) that the layers predict where samples x (N, ...) have met their noise (N, ...)."""
+    predicted = []
+    for layer in plan:
+        noisy = layer.alpha * x + layer.sigma * noise
+        output = network(noisy, torch.full((len(x),), layer.t)).float()
+        predicted.append(path.split(output, noisy, layer.alpha, layer.sigma).clean.clamp(-limit, limit))
     return torch.stack(predicted)
 
 
@@ -93,12 +108,12 @@ def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[flo
 
 
 class LayerBatch(NamedTuple):
-    """Real data, noises for it, all (N, ...), and the denoiser that sees them."""
+    """Real data, noises for it, and the denoiser that sees them."""
 
-    x: Tensor  # clean, as diffused
-    own: Tensor  # noise that the model's own selector chose
-    plain: Tensor  # Gaussian noise
-    start: Tensor  # start noises of sampling
+    x: Tensor  # clean, as diffused (N, ...)
+    own: Tensor  # noise that the model's own selector chose (N, ...)
+    plain: Tensor  # Gaussian noise (N, ...)
+    start: Tensor  # noises of sampling (D, N, ...), see `draws`
     network: Network  # its features bound
 
 
@@ -116,12 +131,10 @@ def measure_layers(
     """
     data, predicted = [], defaultdict(list)
     for batch in batches:
-        predict = partial(predicted_along_sampling, batch.network, path, limit=limit)
         data.append(batch.x)
-        predicted["final"].append(predict(plan, batch.start))
+        predicted["final"].append(predicted_along_sampling(batch.network, path, plan, batch.start, limit))
         for key, noise in (("own", batch.own), ("plain", batch.plain)):
-            layers = [predict((layer,), layer.alpha * batch.x + layer.sigma * noise) for layer in plan]
-            predicted[key].append(torch.cat(layers))
+            predicted[key].append(predicted_at_layers(batch.network, path, plan, batch.x, noise, limit))
     x, (final, own, plain) = torch.cat(data), (torch.cat(parts, dim=1) for parts in predicted.values())
     spread = float((x - x.mean(dim=0)).square().mean().sqrt())
     return {
@@ -134,22 +147,14 @@ def measure_layers(
 
 
 def measure(options: Document) -> Findings:
-    """Measure the layers of policies, of image models, or of both."""
-    if not options["runs"] and not options["image_runs"]:
-        raise CommandError("steps needs runs=DIR,DIR (policies), image_runs=DIR,DIR (image models), or both")
-    if options["image_runs"] and not options["images"]:
-        raise CommandError("image_runs= needs images=PATH, the CIFAR-10 that the models were trained on")
+    """Measure the layers of policies or of image models."""
     require(options, n=(200, np.inf))  # a Fréchet distance needs them
-    policies = lab_runs.newest_policies(options["runs"])
-    models = lab_runs.newest_image_models(options["image_runs"])
+    policies, models = lab_runs.newest_runs(options["runs"])
     checkpoints = [checkpoint for seeds in policies.values() for checkpoint in seeds.values()]
     for checkpoint in (*checkpoints, *models.values()):
         lab_runs.own_selector(checkpoint)  # refuses models without one
-    specs = [read_spec(checkpoint) for checkpoint in checkpoints]
-    for key in ("horizon", "action_dim", "method", "diffusion_steps"):
-        values = sorted({getattr(spec, key) for spec in specs})
-        if len(values) > 1:  # their layers or chunks cannot stand side by side
-            raise CommandError(f"runs= names policies of {key} {' and '.join(map(str, values))}; they need the same")
+    _require_equal("policies", map(read_spec, checkpoints), ("horizon", "action_dim", "method", "diffusion_steps"))
+    _require_equal("image models", map(read_image_spec, models.values()), ("model", "size"))
     n, seed = options["n"], options["seed"]
     figures: Document = {}
     strips: dict[str, Tensor] = {}
@@ -161,12 +166,22 @@ def measure(options: Document) -> Findings:
             figures.setdefault("actions", {"frechet_floor": measured[0][1], "layers": layers})
     if models:
         loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
-        figures["images"] = measure_images(models, loaded, options["images"], n, seed)
+        figures["images"] = measure_images(models, loaded, options["data"], n, seed)
         for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
             generator = torch_generator("cpu", "steps strip", seed)
-            predicted = model.sample(torch.randn(STRIP, *model.coder.shape, generator=generator), SOLVER).predicted
+            start = torch.randn(STRIP, *model.coder.shape, generator=generator)
+            predicted = model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted
             strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
     return Findings({"n": n, **figures}, describe(figures), draw(figures, strips))
+
+
+def _require_equal(kind: str, specs: Iterable[Any], keys: Sequence[str]) -> None:
+    """Refuse models whose layers, or what they predict, cannot stand side by side."""
+    specs = list(specs)
+    for key in keys:
+        values = sorted({getattr(spec, key) for spec in specs})
+        if len(values) > 1:
+            raise CommandError(f"runs= names {kind} of {key} {' and '.join(map(str, values))}; they need the same")
 
 
 def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Document, float]:
@@ -176,52 +191,58 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
+    plan, scale = lab_runs.layered(policy.path, LAYERS).plan(policy.path), policy.data_scale
     batches = []
     for rows in torch.arange(n).split(checkpoint.metadata["config"]["batch_size"]):  # as the selector saw in training
         batch = chosen[rows]
         network = partial(policy.network, features=policy.encode(batch.obs))
         x, condition = policy.clean(batch.action), policy.condition(batch.obs)
-        batches.append(_noised(x, checkpoint, network, seed, int(rows[0]), condition))
-    plan, scale = SOLVER.plan(policy.path), policy.data_scale
+        batches.append(_noised(x, checkpoint, network, seed, int(rows[0]), plan, condition))
     result = measure_layers(batches, policy.path, plan, scale, lambda x: x.flatten(1) / scale, reference)
     return result, frechet_distance(*real, *reference)
 
 
 def measure_images(
-    models: Mapping[str, Checkpoint], loaded: Mapping[str, ImageModel], images: Path, n: int, seed: int
+    models: Mapping[str, Checkpoint], loaded: Mapping[str, ImageModel], data: Path | None, n: int, seed: int
 ) -> Document:
     """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
-    size, extractor = next(iter(loaded.values())).coder.size, make_extractor("classifier")
+    extractor = make_extractor("classifier")
 
     def features(pixels: Tensor) -> Tensor:
         return features_of(extractor, pixels.split(250))
 
-    test, training = (load_cifar10(images, split, size=size) for split in ("test", "train"))
+    test, training = (lab_runs.images_of(next(iter(models.values())), data, split) for split in ("test", "train"))
     if min(len(test), len(training)) < n:
-        raise CommandError(f"n={n}: images={images} has {min(len(test), len(training)):,} images of a split")
+        raise CommandError(f"n={n}: there are {min(len(test), len(training)):,} images of a split; use fewer")
     reference = feature_statistics(features(test))
     layers = {}
     for label, model in loaded.items():
-        batches = []
+        batches, plan = [], lab_runs.layered(model.path, LAYERS).plan(model.path)
         for number, part in enumerate(to_pixels(test[:n]).split(models[label].metadata["config"]["batch_size"])):
             x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
-            batches.append(_noised(x, models[label], model.network(), seed, number))
+            batches.append(_noised(x, models[label], model.network(), seed, number, plan))
 
         def decoded(x: Tensor, model: ImageModel = model) -> Tensor:
             return features(to_bytes(model.coder.decode(x)))
 
-        plan = SOLVER.plan(model.path)
         layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, decoded, reference)]
     floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
     return {"frechet_floor": floor, "layers": layers}
 
 
 def _noised(
-    x: Tensor, checkpoint: Checkpoint, network: Network, seed: int, number: int, condition: Tensor | None = None
+    x: Tensor,
+    checkpoint: Checkpoint,
+    network: Network,
+    seed: int,
+    number: int,
+    plan: Plan,
+    condition: Tensor | None = None,
 ) -> LayerBatch:
     """Clean samples with their noises; plain noise and start are the same for every model."""
     common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
-    noise, start = (torch.randn(x.shape, generator=common) for _ in range(2))
+    noise = torch.randn(x.shape, generator=common)
+    start = torch.randn(draws(plan), *x.shape, generator=common)
     select = lab_runs.own_selector(checkpoint)
     return LayerBatch(x, select(x, condition=condition, generator=own), noise, start, network)
 
@@ -307,10 +328,8 @@ def _draw_layers(axes: list[Axes], title: str, section: Document) -> None:
 
 
 OPTIONS = {
-    "runs": lab_runs.RUNS,
-    "data": DATA,
-    "image_runs": lab_runs.IMAGE_RUNS,
-    "images": IMAGES,
+    "runs": replace(lab_runs.RUNS, default=REQUIRED),
+    "data": lab_runs.DATA,
     "n": Option(COUNT, 2000, "samples for each model"),
     "seed": SEED,
 }

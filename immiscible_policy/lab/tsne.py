@@ -15,7 +15,7 @@ without it. Perplexity 30, starting from principal components. Needs scikit-lear
 
   python -m immiscible_policy.lab tsne
   python -m immiscible_policy.lab tsne runs=runs/vanilla,runs/knn
-  python -m immiscible_policy.lab tsne images=CIFAR10 image_runs=runs/images/vanilla,runs/images/knn
+  python -m immiscible_policy.lab tsne runs=runs/flow_vanilla,runs/flow_knn   (runs of train_image.py)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from immiscible_policy.evaluation.agent import read_policy
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.clusters import assigned_noise
-from immiscible_policy.lab.data import DATA, IMAGES, SEED, TASK, cifar_images, demonstrated_actions
+from immiscible_policy.lab.data import SEED, TASK, demonstrated_actions
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.lab.program import Document, program, require, table
 from immiscible_policy.lab.steps import predicted_along_sampling
@@ -44,7 +44,6 @@ from immiscible_policy.noise.audit.statistics import cluster_distances, correlat
 from immiscible_policy.palette import COLOURS, GRID
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
-from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.tasks import find_task
 
@@ -52,7 +51,6 @@ K_ACTIONS, K_IMAGES = 2, 8
 CLUSTERS = 7
 LAYERS = 10
 SHOWN = (0, 1, 2, 4, 6, LAYERS - 1)
-SOLVER = Solver("ddim", LAYERS)
 PERPLEXITY = 30
 NOISE_COLUMNS = {
     "noise": "{title}",
@@ -70,21 +68,21 @@ Sections = dict[str, dict[str, Panel]]  # Rows of the picture by title, and thei
 
 def measure(options: Document) -> Findings:
     """Draw all maps that the options give material for."""
-    actions = demonstrated_actions(find_task(options["task"]), options["data"])
-    require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(actions)))
+    policies, models = lab_runs.newest_runs(options["runs"])
+    if models:
+        first, wanted = next(iter(models.values())), (options[key] for key in ("data", "batch_size", "seed"))
+        name, k, data = "images", K_IMAGES, lab_runs.clean_samples(first, *wanted)
+    else:
+        name, k, data = "action chunks", K_ACTIONS, demonstrated_actions(find_task(options["task"]), options["data"])
+    require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(data)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
-    policies = lab_runs.newest_policies(options["runs"])
-    models = lab_runs.newest_image_models(options["image_runs"])
-    sections: Sections = {"noise of action chunks": noise_maps(actions, K_ACTIONS, options)}
-    if options["images"]:
-        pixels = cifar_images(options["images"], options["batch_size"])
-        sections["noise of CIFAR-10 images"] = noise_maps(pixels, K_IMAGES, options)
+    sections: Sections = {f"noise of {name}": noise_maps(data, k, options)}
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {}
     for run, checkpoint in models.items():
         model, generator = load_image_model(checkpoint)[0], torch_generator("cpu", "tsne images", options["seed"])
         start = torch.randn(options["starts"], *model.coder.shape, generator=generator)
-        images[run] = model.sample(start, SOLVER).predicted
+        images[run] = model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted
     for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
         for run, layers in predicted.items():  # (S, N, ...)
             groups = torch.arange(len(layers)).repeat_interleave(layers.shape[1])
@@ -138,9 +136,9 @@ def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     generator = torch_generator("cpu", "tsne policy", options["seed"])
     start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
     with torch.no_grad():
-        plan, path = SOLVER.plan(policy.path), policy.path
+        plan, path = lab_runs.layered(policy.path, LAYERS).plan(policy.path), policy.path
         return predicted_along_sampling(
-            lambda x, t: policy.network(x, t, features), path, plan, start, policy.data_scale
+            lambda x, t: policy.network(x, t, features), path, plan, start[None], policy.data_scale
         )
 
 
@@ -195,9 +193,7 @@ def draw(sections: Sections) -> Figure:
 OPTIONS = {
     "runs": lab_runs.RUNS,
     "task": TASK,
-    "data": DATA,
-    "image_runs": lab_runs.IMAGE_RUNS,
-    "images": IMAGES,
+    "data": lab_runs.DATA,
     "noises": Option(COUNT, 100, "noises of each sample"),
     "starts": Option(COUNT, 128, "start noises of the predictions"),
     "batch_size": Option(COUNT, 256, "batch within which assignment pairs"),

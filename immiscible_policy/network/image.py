@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
@@ -16,6 +17,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 """Finer options of the U-Net: diffusers' own defaults, which are also guided diffusion's and torchcfm's (symmetric
 padding, cosine before sine), or those of Ho et al. (2020), as google/ddpm-cifar10-32 has them."""
+
+FEW_PIXELS = 64
+"""Up to so many pixels attend by plain matrix products. *Measured* on a core, batch 64, bfloat16, forward and backward:
+6 instead of 12 ms for 16 pixels, 32 instead of 75 ms for 64; 540 instead of 318 ms for 256."""
 
 
 def image_unet(
@@ -63,7 +68,7 @@ def image_unet(
     headless = [width for width, here in zip(channels, attends, strict=True) if here and width % head_channels]
     if headless:
         raise ValueError(f"channels={headless} do not divide into heads of head_channels={head_channels}")
-    return UNet2DModel(
+    unet = UNet2DModel(
         sample_size=size,
         in_channels=3,
         out_channels=3,
@@ -76,6 +81,18 @@ def image_unet(
         dropout=dropout,
         **LAYOUTS[layout],
     )
+    multiply_small_attention(unet)
+    return unet
+
+
+def multiply_small_attention(unet: Any) -> None:
+    """Let attention over few pixels be plain matrix products, which beat the fused kernel there on a CPU."""
+    deepest = len(unet.down_blocks) - 1
+    up = zip(reversed(range(deepest + 1)), unet.up_blocks, strict=True)
+    for level, block in [*enumerate(unet.down_blocks), (deepest, unet.mid_block), *up]:
+        if (unet.config.sample_size >> level) ** 2 <= FEW_PIXELS:
+            for attention in getattr(block, "attentions", ()):
+                attention.set_processor(AttnProcessor())
 
 
 class RepeatableDropout(nn.Dropout):

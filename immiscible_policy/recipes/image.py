@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,10 +51,15 @@ class ImageObjective:
     """An image model's loss on batches of images.
 
     Batch, flips, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch
-    before it is cut into micro-batches, so accumulation changes memory, not the result.
+    before it is cut into micro-batches, so accumulation changes memory, not the result. With `select_over` above 1 they
+    are drawn for so many successive batches at once, so that an assignment pairs within all of them:
+
+        select_over = 4      | batch 0 | batch 1 | batch 2 | batch 3 | batch 4 ...
+        noise chosen over    |------------- 4 B images --------------|---------
 
     Attributes:
         images: All training images, on the model's device.
+        select_over: Batches whose noise is chosen together.
         accumulate: Micro-batches that a batch is cut into.
         flip: Whether each image is mirrored left to right with probability 1/2.
     """
@@ -66,23 +72,35 @@ class ImageObjective:
     seed: int
     accumulate: int
     flip: bool
+    select_over: int = 1
 
     def __post_init__(self) -> None:
         self.device = next(self.model.denoiser.parameters()).device
-        self.order = ShuffledOrder(len(self.images), self.batch_size, self.seed, self.device)
+        self.order = ShuffledOrder(len(self.images), self.select_over * self.batch_size, self.seed, self.device)
+        self._kept: tuple[Any, Any] = (None, None)
+        self._lock = Lock()
 
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
-        rows = self.order.rows(step)
+        pool, part = divmod(step, self.select_over)
+        if self.select_over == 1:
+            return cut(self._noised(pool), self.accumulate)
+        with self._lock:  # batches are prepared in several threads; another selector may watch (`noise_audit`)
+            if self._kept[0] != (pool, self.select):
+                self._kept = (pool, self.select), self._noised(pool)
+            return cut(cut(self._kept[1], self.select_over)[part], self.accumulate)
+
+    def _noised(self, pool: int) -> Any:
+        """All batches whose noise is chosen together, noised."""
+        rows = self.order.rows(pool)
         pixels = to_pixels(self.images.pixels(rows))
         if self.flip:
-            generator = torch_generator(self.device, "flips", self.seed, step)
+            generator = torch_generator(self.device, "flips", self.seed, pool)
             mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        generator = torch_generator(self.device, "noise", self.seed, step)
-        prompts = self.images.prompts(rows)
-        batch = self.model.noised(pixels, self.select, step=step, generator=generator, prompts=prompts)
-        return cut(batch, self.accumulate)
+        generator = torch_generator(self.device, "noise", self.seed, pool)
+        prompts, first = self.images.prompts(rows), pool * self.select_over
+        return self.model.noised(pixels, self.select, step=first, generator=generator, prompts=prompts)
 
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a micro-batch."""
@@ -123,7 +141,7 @@ class ImageRecipe:
                         "name another out="
                     )
         solver(config, model)
-        size = config.batch_size
+        size = config.select_over * config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
         require_noise(options.select, config.noise["name"], model.coder.shape)
         selection = options.memory(size, math.prod(model.coder.shape))
@@ -182,6 +200,7 @@ class ImageRecipe:
             self.images.to(config.device),
             self.noise.select,
             batch_size=config.batch_size,
+            select_over=config.select_over,
             accumulate=config.accumulate,
             flip=config.flip,
             seed=seed.number,

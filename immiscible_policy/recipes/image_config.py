@@ -30,6 +30,7 @@ class ImageConfig(DiffusionConfig):
     model: str
     dataset: str
     limit: int | None = number("[1, 1e9]")
+    select_over: int = number("[1, 1024]")
     flip: bool
     size: int = number("[1, 4096]")
     channels: list[int] = number("[1, 65536]")

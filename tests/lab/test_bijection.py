@@ -178,7 +178,6 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "needs runs="),
         ({"runs": {"absent": RunDirectory("absent")}}, "absent"),
         ({"runs": {"x": RunDirectory("x")}, "perturbations": 0}, "perturbations=0"),
         ({"runs": {"x": RunDirectory("x")}, "sampling_steps": 0}, "sampling_steps=0"),

@@ -8,6 +8,7 @@ import yaml
 from immiscible_policy.cli import parse
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.image.build import build_image_model
+from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
@@ -19,11 +20,13 @@ from immiscible_policy.policy.build import PolicySpec, build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
+from immiscible_policy.store.run import named_runs
 from immiscible_policy.tasks import find_task
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
 
 STD, DIMS = 0.3, 6
+SPEC = ("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4, "diffusion", "epsilon", 100)
 
 
 def gaussian_layers(mean, std, count=10):
@@ -40,7 +43,7 @@ def gaussian_layers(mean, std, count=10):
     x = mean + STD * z
     reference = feature_statistics(mean + STD * torch.randn(20000, DIMS, generator=generator))
     halves = [
-        LayerBatch(*(values[rows] for values in (x, own, plain, start)), network)
+        LayerBatch(*(values[rows] for values in (x, own, plain)), start[None, rows], network)
         for rows in (slice(1500), slice(1500, None))
     ]
     return measure_layers(halves, path, plan, 1e9, lambda samples: samples, reference), plan
@@ -79,7 +82,7 @@ def test_flow_matching_has_layers_too():
     def network(x, t):
         return (place - x) / (1 - t / 1000)[:, None]
 
-    predicted = predicted_along_sampling(network, Flow(), plan, torch.randn(7, 2), limit=1.0)
+    predicted = predicted_along_sampling(network, Flow(), plan, torch.randn(1, 7, 2), limit=1.0)
     torch.testing.assert_close(predicted, place.expand(5, 7, 2), rtol=1e-4, atol=1e-4)
 
 
@@ -99,7 +102,7 @@ def write(run, seed, about, policy):
 
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
-    spec = PolicySpec("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4, "diffusion", "epsilon", 100)
+    spec = PolicySpec(*SPEC)
     windows = demonstrated(find_task("pusht"), spec=spec)
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     for run, noise in (("plain", {"name": "vanilla"}), ("near", {"name": "knn", "k": 64})):
@@ -124,14 +127,14 @@ def cifar(tmp_path):
 
 
 def test_steps_measures_what_image_models_predict(tmp_path, cifar, monkeypatch):
-    for name, value in (("LAYERS", 4), ("SOLVER", Solver("ddim", 4)), ("SHOWN", (0, 2))):
+    for name, value in (("LAYERS", 4), ("SHOWN", (0, 2))):
         monkeypatch.setattr(steps, name, value)
     for run in ("vanilla", "linear"):
         spec = tiny_spec()
         about = image_metadata(spec) | {"config": {"noise": {"name": run}, "batch_size": 100}, "step": 1}
         torch.manual_seed(0)
         write(tmp_path / run, 0, about, build_image_model(spec))
-    words = [f"image_runs={tmp_path}/vanilla,{tmp_path}/linear", f"images={cifar}", "n=200"]
+    words = [f"runs={tmp_path}/vanilla,{tmp_path}/linear", f"data={cifar}", "n=200"]
     figures, text, picture = steps.EXPERIMENT.measure(parse(words, steps.EXPERIMENT.options, ""))
     section = figures["images"]
     (plain,), (assigned,) = section["layers"]["vanilla"], section["layers"]["linear"]
@@ -140,6 +143,29 @@ def test_steps_measures_what_image_models_predict(tmp_path, cifar, monkeypatch):
     assert 0 < section["frechet_floor"] < plain["frechet"][-1]
     assert f"{plain['frechet'][-1]:.3f}" in text and f"{section['frechet_floor']:.3f}" in text
     assert len(picture.axes) == 5
+
+
+def test_runs_say_themselves_what_they_are(tmp_path, cifar):
+    """One kind at a time; images are read from where a run's training found them, unless data= names another place."""
+
+    def save(run, about, model):
+        write(tmp_path / run, 0, about | {"config": {"noise": {"name": "vanilla"}} | about["config"], "step": 1}, model)
+
+    image, policy = tiny_spec(), PolicySpec(*SPEC)
+    save("images", image_metadata(image) | {"config": {"data": str(tmp_path / "gone")}}, build_image_model(image))
+    save("policy", spec_metadata(policy) | {"config": {}}, build_policy(policy))
+    with pytest.raises(ValueError, match="runs= names images, an image model, and policy, a policy"):
+        runs.newest_runs(named_runs(f"{tmp_path}/policy,{tmp_path}/images"))
+    with pytest.raises(ValueError, match="an image model; this program takes policies"):
+        runs.newest_policies(named_runs(f"{tmp_path}/images"))
+    policies, models = runs.newest_runs(named_runs(f"{tmp_path}/images"))
+    assert not policies and list(models) == ["images"]
+    with pytest.raises(ValueError, match="gone: the images of .* do not lie there; say data=PATH"):
+        runs.images_of(models["images"], None)
+    pixels = runs.images_of(models["images"], cifar)
+    x = runs.clean_samples(models["images"], cifar, 5, seed=0)
+    assert pixels.shape == (220, 3, image.size, image.size)
+    torch.testing.assert_close(x, image.data_scale * to_pixels(pixels[:5]))
 
 
 def recorded_noise(path, noise):
@@ -186,11 +212,10 @@ def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "steps needs runs="),
+        ([], "runs= is missing"),
         (["runs=nowhere"], "runs=nowhere: nowhere has no config.yaml, so it is not a run"),
         (["runs=RUN", "n=10"], "n=10: use 200 or more"),
-        (["image_runs=RUN"], "image_runs= needs images=PATH"),
-        (["image_runs=RUN", "images=here"], "image_runs=.*: no checkpoint there"),
+        (["runs=RUN"], "runs=.*: no checkpoint there"),
     ],
 )
 def test_bad_options_are_one_line_before_any_work(words, message, tmp_path):

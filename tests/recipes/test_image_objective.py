@@ -13,8 +13,8 @@ from tests.image.specs import model_of
 def objective(select, seed=0, **options) -> ImageObjective:
     stored = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = model_of("ddim", torch.nn.Linear(1, 1))
-    options = {"accumulate": 1, "flip": True} | options
-    return ImageObjective(model, Images(stored, 8, "hash"), select, batch_size=8, seed=seed, **options)
+    options = {"accumulate": 1, "flip": True, "batch_size": 8} | options
+    return ImageObjective(model, Images(stored, 8, "hash"), select, seed=seed, **options)
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -56,3 +56,16 @@ def test_without_flips_no_image_is_mirrored():
     plain = to_pixels(silent.images.pixels(silent.order.rows(0)))
     shown = batch.noisy / ALPHA_BARS.float()[batch.t].sqrt().view(-1, 1, 1, 1)
     torch.testing.assert_close(shown, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_noise_is_assigned_within_all_batches_that_choose_together():
+    """Two batches of 8 are one batch of 16 in parts, in whatever order they are prepared."""
+    linear = make_selector("linear")
+    together, whole = objective(linear, select_over=2), objective(linear, batch_size=16)
+    batches = [together.batches(step)[0] for step in (4, 5)]
+    for field, pieces in zip(whole.batches(2)[0], zip(*batches, strict=True), strict=True):
+        assert torch.equal(field, torch.cat(pieces))
+    again = objective(linear, select_over=2)
+    for step in (5, 4):
+        for field, other in zip(again.batches(step)[0], batches[step - 4], strict=True):
+            assert torch.equal(field, other)
