@@ -47,7 +47,7 @@ OPTIONS = {
     ),
     "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise, pndm; absent: as in training"),
     "spacing": Option(str, None, "grid of the solver's times: trailing, shifted or leading; absent: as in training"),
-    "eta": Option(float, None, "noise of solver=ddim, 0 none to 1 as much as DDPM; absent: as in training"),
+    "eta": Option(float, None, "noise of solver=ddim or dpmpp, 0 none to 1 as much as DDPM; absent: as in training"),
     "features": Option(str, "classifier", "classifier or inception"),
     "classifier": Option(Path, None, "weights of a classifier other than the package's"),
     "inception": Option(Path, None, "weights of torch-fidelity's InceptionV3, where torch does not keep them"),

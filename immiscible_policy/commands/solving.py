@@ -15,7 +15,7 @@ OPTIONS = {
     "sampler": Option(str, None, "the same as solver="),
     "sampling_steps": Option(COUNT, None, "network calls; absent: as in training"),
     "spacing": Option(str, None, "trailing, shifted, or leading as published; absent: as in training"),
-    "eta": Option(float, None, "noise of solver=ddim, 0 to 1; absent: as in training"),
+    "eta": Option(float, None, "noise of solver=ddim or dpmpp, 0 to 1; absent: as in training"),
 }
 
 

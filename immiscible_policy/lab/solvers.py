@@ -5,10 +5,11 @@ each seed. Differences from the first run under the same solver, and from the fi
 by training seed and start. `on=held_out` needs no environment: the score is the energy score of the episodes that the
 runs hold out (`evaluation.offline`; lower is better), paired by episode.
 
-A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless it ends in
-`-leading` or `-shifted`. drafted10 and renoised10 sample with noise that follows the law which the policy was trained
-with, for runs of noise=vanilla and noise=knn: every row selects with its own source of randomness, so its selector has
-to choose within one sample. Training mixes a chunk x with noise that a selector S chose for it:
+A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless `-leading` or
+`-shifted` follows; `-eta1` adds DDPM's noise to ddim or dpmpp. drafted10 and renoised10 sample with noise that follows
+the law which the policy was trained with, for runs of noise=vanilla and noise=knn: every row selects with its own
+source of randomness, so its selector has to choose within one sample. Training mixes a chunk x with noise that a
+selector S chose for it:
 
 - *drafted*: a first DDIM solution from e ~ N(0, I) gives a draft x^; a second one starts from S(x^). Twice the calls;
   with plain noise it starts anew.
@@ -52,11 +53,12 @@ KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
 
 
 class Scheme(NamedTuple):
-    """A solver as written: a key of `SOLVERS` or `LAWS`, network calls, and the spacing of their times."""
+    """A solver as written: a key of `SOLVERS` or `LAWS`, network calls, the spacing of their times, and eta."""
 
     name: str
     steps: int
     spacing: str = "trailing"
+    eta: float = 0.0
 
     @property
     def text(self) -> str:
@@ -65,13 +67,14 @@ class Scheme(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What a spacing other than `trailing` adds to the name."""
-        return "" if self.spacing == "trailing" else f"-{self.spacing}"
+        """What a spacing other than `trailing`, and an eta other than 0, add to the name."""
+        spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
+        return spacing + (f"-eta{self.eta:g}" if self.eta else "")
 
     @property
     def solver(self) -> Solver:
         """What samples, or what the law's way is built on."""
-        return Solver(LAWS.get(self.name, self.name), self.steps, self.spacing)
+        return Solver(LAWS.get(self.name, self.name), self.steps, self.spacing, self.eta)
 
     def agent(self, checkpoint: Checkpoint) -> Agent:
         """A policy that samples as written."""
@@ -138,11 +141,11 @@ def read_schemes(text: str) -> list[Scheme]:
     """Read `ddim10,ddim10-leading,renoised10`; CommandError for an unusable name or number, or one given twice."""
     schemes = []
     for word in text.split(","):
-        parts = re.fullmatch(r"([a-z]+)(\d+)(?:-(leading|shifted))?", word)
+        parts = re.fullmatch(r"([a-z]+)(\d+)(?:-(leading|shifted))?(?:-eta(0\.\d+|1))?", word)
         if not parts or parts[1] not in (*SOLVERS, *LAWS) or not int(parts[2]):
             known = ", ".join(f"{name}10" for name in (*SOLVERS, *LAWS))
             raise CommandError(f"solvers={word}: write a solver and its network calls, such as {known}")
-        schemes.append(Scheme(parts[1], int(parts[2]), parts[3] or "trailing"))
+        schemes.append(Scheme(parts[1], int(parts[2]), parts[3] or "trailing", float(parts[4] or 0)))
     if len(set(schemes)) < len(schemes):
         raise CommandError(f"solvers={text}: a solver is given twice")
     return schemes

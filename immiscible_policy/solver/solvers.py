@@ -8,7 +8,8 @@ For two levels of a path, x = alpha x_0 + sigma e and after it alpha', sigma' (s
               smaller of its variances; ddim with eta = 1
     renoise   ddim with the largest noise: every predicted sample is noised anew, as in consistency sampling
               (Song et al., 2023, algorithm 1); samples spread less than the data
-    dpmpp     DPM-Solver++ 2M (Lu et al., 2022, algorithm 2): a second-order correction from the call before
+    dpmpp     DPM-Solver++ 2M (Lu et al., 2022, algorithm 2): a second-order correction from the call before; with
+              eta = 1 SDE-DPM-Solver++ 2M (there, section 4.4)
     heun      the trapezoidal rule for dx = x_0 d alpha + e d sigma: two calls a step, one for the last
     direct    alpha' x_0: of paths without noise
 """
@@ -34,7 +35,7 @@ class Solver:
     name: str  # a key of `SOLVERS`
     steps: int  # network calls
     spacing: str = "trailing"  # grid of times: `trailing`, `shifted`, or `leading` as published
-    eta: float = 0.0  # noise that `ddim` adds: 0 is none, 1 is `ddpm`
+    eta: float = 0.0  # noise that `ddim` and `dpmpp` add: 0 is none, 1 as much as `ddpm`
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
@@ -46,8 +47,8 @@ class Solver:
             raise ValueError(f"sampling_steps={self.steps}: {calls}; use an odd number")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: needs a number from 0 to 1")
-        if self.eta and self.name != "ddim":
-            raise ValueError(f"eta={self.eta}: solver={self.name} has no eta; use solver=ddim")
+        if self.eta and self.name not in ("ddim", "dpmpp"):
+            raise ValueError(f"eta={self.eta}: solver={self.name} has no eta; use solver=ddim or solver=dpmpp")
 
     def plan(self, path: ProbabilityPath) -> Plan:
         """The network calls on a path; a ValueError if the path does not go with this solver, or has no such grid."""
@@ -96,18 +97,21 @@ def _heun(levels: list[Level], eta: float) -> Plan:
 
 
 def _dpmpp(levels: list[Level], eta: float) -> Plan:
-    """With lambda = log(alpha / sigma) and h its steps: e^-h = keep; the first and the last step are of first order.
+    """With lambda = log(alpha / sigma), h its steps and E = eta: x' = sigma'/sigma e^-Eh x + alpha' (1 - e^-(1+E)h) x_0.
 
-    The first has no call before it, the last ends at lambda = infinity. Both are DDIM's.
+    The first step has no call before it and the last ends at lambda = infinity: both are of first order, and DDIM's
+    where eta = 0.
     """
     plan = []
     for before, level, after in zip([None, *levels], levels, levels[1:], strict=False):
-        keep = after.sigma / level.sigma
-        weight = after.alpha - level.alpha * keep  # alpha' (1 - e^-h)
+        shrink = (level.alpha * after.sigma / (after.alpha * level.sigma)) ** eta  # e^-Eh
+        keep = after.sigma / level.sigma * shrink
+        weight = after.alpha - level.alpha * keep  # alpha' (1 - e^-(1+E)h)
         correction = 0.0
         if before is not None and after.sigma:
             correction = weight * (_lambda(after) - _lambda(level)) / (2 * (_lambda(level) - _lambda(before)))
-        plan.append(Step(*level, keep=keep, clean=weight + correction, before=-correction))
+        fresh = after.sigma * math.sqrt(1 - shrink**2)
+        plan.append(Step(*level, keep=keep, clean=weight + correction, before=-correction, fresh=fresh))
     return tuple(plan)
 
 

@@ -97,13 +97,15 @@ def test_plain_noise_makes_renoising_the_solver_of_that_name(policy):
 
 
 def test_schemes_are_read_and_refused():
-    read = read_schemes("ddim10,ddim10-leading,renoised5")
-    assert read == [Scheme("ddim", 10), Scheme("ddim", 10, "leading"), Scheme("renoised", 5)]
-    assert [scheme.text for scheme in read] == ["ddim10", "ddim10-leading", "renoised5"]
+    words = ["ddim10", "ddim10-leading", "renoised5", "dpmpp5-eta1", "ddim5-shifted-eta0.5"]
+    read = read_schemes(",".join(words))
+    assert read[:3] == [Scheme("ddim", 10), Scheme("ddim", 10, "leading"), Scheme("renoised", 5)]
+    assert [scheme.text for scheme in read] == words
     assert [scheme.solver for scheme in read] == [
-        Solver("ddim", 10), Solver("ddim", 10, "leading"), Solver("renoise", 5),
+        Solver("ddim", 10), Solver("ddim", 10, "leading"), Solver("renoise", 5), Solver("dpmpp", 5, eta=1.0),
+        Solver("ddim", 5, "shifted", 0.5),
     ]  # fmt: skip
-    for text in ("ddim", "rk10", "ddim0", "10", "", "ddim10-trailing"):
+    for text in ("ddim", "rk10", "ddim0", "10", "", "ddim10-trailing", "dpmpp5-eta2"):
         with pytest.raises(ValueError, match="write a solver and its network calls, such as ddim10"):
             read_schemes(text)
     with pytest.raises(ValueError, match="given twice"):

@@ -56,7 +56,7 @@ def test_both_modes_of_a_mixture_come_back_with_their_weights(path):
         assert float(mode.std()) == pytest.approx(0.05, rel=0.15)
 
 
-def diffusers_scheduler(name, steps, spacing, prediction):
+def diffusers_scheduler(name, steps, spacing, prediction, eta):
     options = dict(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", prediction_type=prediction)
     clipped = dict(clip_sample=True, clip_sample_range=1.0, timestep_spacing=spacing)
     if name == "ddpm":
@@ -64,7 +64,8 @@ def diffusers_scheduler(name, steps, spacing, prediction):
     elif name == "ddim":
         scheduler = DDIMScheduler(**options, **clipped)
     else:  # its thresholding at 1 means clipping at 1
-        scheduler = DPMSolverMultistepScheduler(**options, thresholding=True, sample_max_value=1.0)
+        kind = "sde-dpmsolver++" if eta else "dpmsolver++"
+        scheduler = DPMSolverMultistepScheduler(**options, thresholding=True, sample_max_value=1.0, algorithm_type=kind)
         levels = Ddpm(100).levels(steps, spacing)
         scheduler.set_timesteps(timesteps=[int(level.t) for level in levels])
         return scheduler
@@ -82,6 +83,7 @@ def diffusers_scheduler(name, steps, spacing, prediction):
         ("ddpm", 100, "leading", 0.0),
         ("ddpm", 20, "leading", 0.0),
         ("dpmpp", 8, "trailing", 0.0),
+        ("dpmpp", 8, "trailing", 1.0),
     ],
 )
 def test_diffusers_agrees(prediction, name, steps, spacing, eta):
@@ -89,7 +91,7 @@ def test_diffusers_agrees(prediction, name, steps, spacing, eta):
     path = Ddpm(100, prediction=prediction)
     network = MixtureNetwork(path, [-0.4, 0.6], 0.2)
     solver = Solver(name, steps, spacing, eta)
-    scheduler, plan, rows = diffusers_scheduler(name, steps, spacing, prediction), solver.plan(path), generators(4)
+    scheduler, plan, rows = diffusers_scheduler(name, steps, spacing, prediction, eta), solver.plan(path), generators(4)
     x = torch.stack([torch.randn(16, 2, generator=g) for g in rows])
     options = {"eta": eta} if name == "ddim" else {}
     for t, step in zip(scheduler.timesteps, plan, strict=True):
