@@ -14,7 +14,7 @@ def train(words: list[str], schema: Schema, usage: str, recipe: str) -> None:
     The recipe is imported once the options are valid, so that a mistyped word is answered at once.
     """
     if asks_for_help(words):
-        print(schema.help(usage))
+        print(schema.help(usage, words))
         return
     config = schema.compose(words)
     from immiscible_policy.training.driver import train_run

@@ -97,7 +97,7 @@ def _heun(levels: list[Level], eta: float) -> Plan:
 
 
 def _dpmpp(levels: list[Level], eta: float) -> Plan:
-    """With lambda = log(alpha / sigma), h its steps and E = eta: x' = sigma'/sigma e^-Eh x + alpha' (1 - e^-(1+E)h) x_0.
+    """With lambda = log(alpha / sigma), h its steps, E = eta: x' = sigma'/sigma e^-Eh x + alpha' (1 - e^-(1+E)h) x_0.
 
     The first step has no call before it and the last ends at lambda = infinity: both are of first order, and DDIM's
     where eta = 0.

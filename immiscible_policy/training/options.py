@@ -29,6 +29,7 @@ from immiscible_policy.cli import (
     UNSHOWN,
     CommandError,
     Option,
+    asks_for_help,
     expanded,
     help_text,
     one_line,
@@ -187,7 +188,7 @@ class Part:
         return {word for word, (owner, _, option) in split.items() if owner in mine and option in known}
 
     def help(self, name: str, taken: Collection[str]) -> dict[str, Option]:
-        """The options of a built-in name for `--help`; those whose bare word is taken are written with the dot."""
+        """The options of a name for `--help`; those whose bare word is taken are written with the dot."""
         texts = describe(find_factory(self.word, self.group, name, self.built_in))
         texts |= {key: option.help for key, option in described(f"{self.word}/{name}").items()}
         return {
@@ -289,8 +290,9 @@ class Schema(Generic[Config]):
                 raise CommandError(f"{key}={given.get(key, value)}: {_not_of(self.fields[key])}") from None
         return OmegaConf.to_object(schema)  # type: ignore[return-value]
 
-    def help(self, usage: str) -> str:
-        """What `--help` prints."""
+    def help(self, usage: str, words: Sequence[str] = ()) -> str:
+        """What `--help` prints; with `noise=module:Class` among the other words also the options of that class."""
+        given = split_words([word for word in words if not asks_for_help([word])], self.synonyms)
         base = described(COMMON)
         for key, option in described(self.base).items():
             base[key] = option if option.help or key not in base else replace(base[key], default=option.default)
@@ -300,7 +302,7 @@ class Schema(Generic[Config]):
         for part in self.parts:
             known = list(registered(part.group, part.built_in))
             choices[part.word] = replace(base.pop(part.word), help=f"{'|'.join(known)}, or module:Class")
-            for name in part.built_in:
+            for name in dict.fromkeys([*part.built_in, *filter(None, given.get(part.word, "").split(","))]):
                 sections[f"options of {part.word}={name}"] = part.help(name, self.fields)
         scales = {name: read_file(f"{self.groups['scale']}/{name}") for name in names["scale"]}
         sections["set by scale="] = {

@@ -149,3 +149,9 @@ def test_long_names_are_cut_and_stay_apart():
 def test_the_default_model_of_images_has_its_network():
     assert IMAGES.compose(["data=x", "scale=cpu"]) == IMAGES.compose(["data=x", "scale=cpu", "model=ddim"])
     assert IMAGES.compose(["data=x", "scale=cpu"]).channels == [32, 48, 64]
+
+
+def test_help_has_the_options_of_a_class_from_elsewhere(own_module):
+    text, plain = ROBOTS.help("usage:", [f"noise={own_module}", "--help"]), ROBOTS.help("usage:")
+    assert f"options of noise={own_module}:\n" in text and "temperature  " in text and "noise.steps  " in text
+    assert own_module not in plain
