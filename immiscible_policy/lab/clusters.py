@@ -56,6 +56,7 @@ COLUMNS = {
     "at n = 10,000": "{at_published_n:.2f}",
     "published": "{published[0]:.2f} ± {published[1]:.2f}",
 }
+OF_RUNS = ("selector", "pixel rms", "n", "mean ± std", "floor", "corrected", "at n = 10,000")
 
 
 def measure(options: Document) -> Findings:
@@ -101,8 +102,8 @@ def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
                 raise CommandError(f"runs={run}: pictures={count} of {len(x):,} do not go with batch_size={size}")
             n = options["assigned"] * BATCHES[-1] // size
             noise = assigned_noise(select, x, count, size, n, generator)
-        rows.append(_row(run, "", root_mean_square(x), n, noise, x[0].numel(), None) | {"dims": x[0].numel()})
-    figures = {"pictures": count, "dims": rows[0]["dims"], "rows": rows}
+        rows.append(_row(run, "", root_mean_square(x), n, noise, x[0].numel(), None))
+    figures = {"pictures": count, "dims": x[0].numel(), "rows": rows}
     return Findings(figures, describe(figures))
 
 
@@ -148,8 +149,10 @@ def expected_distance(pictures: Tensor, k: int) -> float:
 
 def describe(figures: Document) -> str:
     """The measured distances, and KNN's in closed form."""
-    shown = f"P = {figures['pictures']} samples, D = {figures['dims']:,}.\n\n{table(COLUMNS, figures['rows'])}"
-    if "closed_form" not in figures:
+    of_runs = "closed_form" not in figures
+    columns = {head: COLUMNS[head] for head in OF_RUNS} if of_runs else COLUMNS
+    shown = f"P = {figures['pictures']} samples, D = {figures['dims']:,}.\n\n{table(columns, figures['rows'])}"
+    if of_runs:
         return shown
     by_k = [{"label": label, "values": values} for label, values in figures["closed_form"]["curves"].items()]
     columns = {"": "{label}", **{f"k={k}": f"{{values[{i}]:.2f}}" for i, k in enumerate(KS)}}

@@ -36,7 +36,7 @@ from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.palette import GREY, colours
 from immiscible_policy.randomness import torch_generator
-from immiscible_policy.results import interval
+from immiscible_policy.results import formatting
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.checkpoint import Checkpoint
 
@@ -73,7 +73,7 @@ def measure(options: Document) -> Findings:
             run: {
                 "data_std": float(x.std()),
                 "steps": results.curves[run].steps,
-                "distance": [interval.figures(mean) for mean in results.curves[run].means],
+                "distance": [formatting.figures(mean) for mean in results.curves[run].means],
                 "seeds": len(results.seeds[run]),
             }
             for run, x in clean.items()

@@ -92,6 +92,10 @@ SCHEMA = Schema(
     title=("model", "dataset", "noise"),
     fill=fill,
     check=check,
-    presets={"model_scale": ("model", "scale"), "recipe_scale": ("recipe", "scale")},
+    presets={
+        "model_scale": ("model", "scale"),
+        "recipe_scale": ("recipe", "scale"),
+        "noise_model": ("noise", "model"),
+    },
     synonyms=SYNONYMS,
 )

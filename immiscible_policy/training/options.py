@@ -159,10 +159,13 @@ class Part:
         plain = {key: value for key, value in known if value is None or isinstance(value, str | float | int)}
         return plain | read_file(f"{self.word}/{name}")
 
-    def choose(self, default: Mapping[str, Any], name: str | None, words: dict[str, str]) -> dict[str, Any]:
+    def choose(
+        self, default: Mapping[str, Any], name: str | None, words: dict[str, str], preset: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """`name` and options as config.yaml has them; of `words`, those that are this part's are taken out.
 
-        The constructor checks their values later; an option that is not the part's, or given twice, is refused.
+        A preset goes before the part's own defaults. The constructor checks values later; an option that is not the
+        part's, or given twice, is refused.
         """
         chosen, own = name or str(default["name"]), {}
         known = self._defaults(chosen)
@@ -178,7 +181,7 @@ class Part:
             if key not in known:
                 raise CommandError(f"{key}={text}: {self.word}={chosen} has no {key}; {takes}")
         values = {key: read_value(key, text) for key, text in own.items()}
-        return {"name": chosen} | self.options(chosen) | (dict(default) if name is None else {}) | values
+        return {"name": chosen} | self.options(chosen) | preset | (dict(default) if name is None else {}) | values
 
     def adjusting(self, names: Collection[str], words: Iterable[str]) -> set[str]:
         """Those words that are options of at least one of these names."""
@@ -210,7 +213,8 @@ class Schema(Generic[Config]):
         title: Options whose values begin the name of a run's directory.
         fill: Chooses what the defaults leave to other options, such as the solver of a method.
         check: Refuses what the fields' own checks let pass, given the words as typed.
-        presets: Directory of files that two options pick together, and these options.
+        presets: Directory of files that two options pick together, and these options; where the first is a part, what
+            such a file says are options of the part.
     """
 
     base: str
@@ -333,13 +337,17 @@ class Schema(Generic[Config]):
         for word, directory in self.groups.items():
             if chosen[word] and chosen[word] not in group_choices(directory):
                 raise CommandError(unknown(word, chosen[word], group_choices(directory)))
-        pairs = {directory: f"{chosen[first]}_{chosen[second]}" for directory, (first, second) in self.presets.items()}
-        files |= {directory: name for directory, name in pairs.items() if name in group_choices(directory)}
+        presets = {
+            first: (directory, f"{chosen[first]}_{chosen[second]}")
+            for directory, (first, second) in self.presets.items()
+        }
+        own = {part.word: read_file("/".join(presets.pop(part.word, ""))) for part in self.parts}
+        files |= {directory: name for directory, name in presets.values() if name in group_choices(directory)}
         composed: Any = OmegaConf.to_container(_composition(self.base, tuple(files.items())))
         values = {key: value for key, value in composed.items() if key not in OF_GRIDS}
         loose = {key: text for key, text in given.items() if key not in (*self.groups, *self.fields)}
         for part in self.parts:
-            values[part.word] = part.choose(values[part.word], given.get(part.word), loose)
+            values[part.word] = part.choose(values[part.word], given.get(part.word), loose, own[part.word])
         for key in loose:
             bare = {key for part in self.parts if part.bare for name in part.built_in for key in part.options(name)}
             known = dict.fromkeys([*self.groups, *self.fields, *sorted(bare)])
