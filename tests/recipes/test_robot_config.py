@@ -57,7 +57,7 @@ def test_a_word_decides_how_long_a_training_is_and_an_experiment_goes_before_the
     assert compose_config(["scale=paper", "steps=70"]).sized(10_700).checkpoint_every == 70
     assert compose_config(["scale=cpu", "epochs=2"]).sized(1_000).steps == 8
     demo = compose_config(["scale=paper", "experiment=demo"])
-    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (5_500, None, "euler", 5)
+    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (3_600, None, "euler", 5)
     refused = {"epochs=2 steps=3": "epochs=2: steps=3 is given", "steps=null": "give a number", "steps=0": "needs"}
     for words, message in refused.items():
         with pytest.raises(CommandError, match=message):
