@@ -181,7 +181,7 @@ class Part:
             if key not in known:
                 raise CommandError(f"{key}={text}: {self.word}={chosen} has no {key}; {takes}")
         values = {key: read_value(key, text) for key, text in own.items()}
-        return {"name": chosen} | self.options(chosen) | preset | (dict(default) if name is None else {}) | values
+        return {"name": chosen} | self.options(chosen) | dict(preset) | (dict(default) if name is None else {}) | values
 
     def adjusting(self, names: Collection[str], words: Iterable[str]) -> set[str]:
         """Those words that are options of at least one of these names."""

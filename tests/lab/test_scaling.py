@@ -50,4 +50,4 @@ def test_clusters_of_runs_are_of_their_own_noise(runs):
     vanilla, knn = figures["rows"]
     assert knn["rms"] == pytest.approx(2 * vanilla["rms"], rel=1e-4)
     assert knn["distances"]["corrected"] > vanilla["distances"]["corrected"] + 0.5
-    assert "scale_2" in text and "published" not in text
+    assert "scale_2" in text and "| published |" not in text
