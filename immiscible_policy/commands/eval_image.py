@@ -9,7 +9,7 @@ import torch
 
 from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable, unknown, whole
 from immiscible_policy.image.data import to_bytes
-from immiscible_policy.image.editing import EDITS, edit_region
+from immiscible_policy.image.editing import EDITS, FILLED, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, Target, find_checkpoint, find_run
 from immiscible_policy.image.evaluation.features import make_extractor
@@ -20,7 +20,9 @@ from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.training.options import device_option, resolve_device
 
-TITLES = {None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images"}
+TITLES = {
+    None: "", "inpaint": " of in-painted images", "outpaint": " of out-painted images", "invert": " of redrawn images",
+}  # fmt: skip
 EDITED = 6
 """Images in the picture of edits."""
 USAGE = """\
@@ -58,7 +60,7 @@ OPTIONS = {
     "pretrained": Option(str, None, "where the pretrained parts of model=sd are; by default as in training"),
     "reference": Option(str, "train", "split of the data set to compare with"),
     "reference_samples": Option(COUNT, None, "use only the first N of these images"),
-    "edit": Option(str, None, "inpaint or outpaint: the model fills in parts of real images"),
+    "edit": Option(str, None, "of real images: inpaint, outpaint, or invert: find the noise and draw again"),
     "originals": Option(str, "test", "split of the data set to edit"),
     "noise_seed": Option(whole(0, 2**63 - 1), 0, "seed of the start noises"),
     "batch_size": Option(COUNT, 250, "images per batch"),
@@ -101,7 +103,8 @@ def main(words: list[str]) -> None:
     if edit is not None:
         written.append(f"{edit}_images.png")
         columns = _edits(evaluation, targets, edit)
-        save_figure(samples_figure(columns, "known pixels kept, the others filled in"), out / written[-1])
+        title = "originals, and drawn again from the noise found" if edit == "invert" else "the known pixels are kept"
+        save_figure(samples_figure(columns, title), out / written[-1])
     print(f"saved {', '.join(written)} in {out}")
 
 
@@ -136,8 +139,8 @@ def _edits(evaluation: Evaluation, targets: list[Target], edit: str) -> dict[str
     """Originals, what is left of them with noise in the gap, and every run's edits of them."""
     rows = torch.arange(EDITED)
     originals = evaluation.conditions(targets[0].source).pixels(rows)
-    size = originals.shape[-1]
-    noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.protocol.drawing.seed))
-    region = edit_region(edit, size)
-    columns = {"original": originals, "masked": torch.where(region, noise, originals)}
+    size, columns = originals.shape[-1], {"original": originals}
+    if edit in FILLED:
+        noise = to_bytes(0.5 * start_noise((3, size, size), rows, evaluation.protocol.drawing.seed))
+        columns["masked"] = torch.where(edit_region(edit, size), noise, originals)
     return columns | {target.label: evaluation.first_images(target, EDITED) for target in targets}

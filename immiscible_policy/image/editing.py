@@ -1,4 +1,4 @@
-"""In-painting and out-painting with a trained model that never saw a gap.
+"""In-painting, out-painting and inversion with a trained model that never saw a gap.
 
     in-painting          out-painting
     k k k k k k          . . . . . .
@@ -18,8 +18,12 @@ Defined here:
 * at the end known pixels are the original's exactly. Stable Diffusion does all of this with latents, whose region is
   the image's at their resolution; its known pixels pass through the autoencoder and are not pasted back.
 
-With nothing known this is plain sampling, bit for bit; with everything known it returns the original. Consistency
-models draw in one step and have no path to hold on to: they are refused.
+With nothing known this is plain sampling, bit for bit; with everything known it returns the original.
+
+The third edit, `invert`, changes nothing on purpose: it finds the start noise of an image (`ImageModel.invert`) and
+draws it again. What differs from the original is what the model cannot tell the noise to remember.
+
+Consistency models draw in one step and have no path to hold on to: they are refused.
 
 Shape legend: B images, S pixels along a side; C, H, W what is noised (3, S, S, or a latent's).
 """
@@ -37,13 +41,14 @@ from immiscible_policy.path.base import Prediction, ProbabilityPath
 from immiscible_policy.path.consistency import Consistency
 from immiscible_policy.solver import Pndm, Solver
 
-EDITS = ("inpaint", "outpaint")
+FILLED = ("inpaint", "outpaint")
+EDITS = (*FILLED, "invert")
 
 
 def edit_region(edit: str, size: int) -> Tensor:
     """What an edit fills in (S, S), bool: the centre, or all but the centre; ValueError unless 4 divides S."""
-    if edit not in EDITS:
-        raise ValueError(f"edit={edit}: choose {' or '.join(EDITS)}")
+    if edit not in FILLED:
+        raise ValueError(f"edit={edit}: choose {' or '.join(FILLED)}")
     if size % 4:
         raise ValueError(f"size={size}: the centre of half the side needs a multiple of 4")
     centre = torch.zeros(size, size, dtype=torch.bool)
@@ -83,10 +88,7 @@ def fill_in(
     noises (B, C, H, W).
     ValueError if the model cannot edit, or region and latents do not fit together.
     """
-    if isinstance(model.path, Consistency):
-        raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
-    if isinstance(solver, Pndm):
-        raise ValueError("solver=pndm fills in nothing; use solver=ddim")
+    _require_editor(model, solver)
     factor = model.coder.size // model.coder.shape[-1]
     clean = model.coder.encode(pixels, generator)
     chosen = solver or model.solver
@@ -95,6 +97,33 @@ def fill_in(
     path: Any = KnownPath(model.path, clean, latent_region(region, factor), met)
     images = model.sample(noise, solver, prompts=prompts, generator=generator, path=path).images
     return images if factor > 1 else torch.where(region.to(pixels.device), images, pixels)
+
+
+def redraw(
+    model: ImageModel,
+    pixels: Tensor,
+    solver: Solver | Pndm | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Images (B, 3, S, S), in [-1, 1], from the start noises that originals of the same shape are inverted to.
+
+    ValueError if the model cannot edit, or its solver cannot be inverted.
+    """
+    _require_editor(model, solver)
+    chosen = solver or model.solver
+    if not isinstance(chosen, Solver):
+        raise ValueError("edit=invert: the adaptive solver has no steps to go back; say sampling_steps=50")
+    noise = model.invert(pixels, chosen, prompts=prompts, generator=generator)
+    return model.sample(noise, chosen, prompts=prompts).images
+
+
+def _require_editor(model: ImageModel, solver: Solver | Pndm | None) -> None:
+    if isinstance(model.path, Consistency):
+        raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
+    if isinstance(solver, Pndm):
+        raise ValueError("solver=pndm cannot edit; use solver=ddim")
 
 
 def latent_region(region: Tensor, factor: int) -> Tensor:

@@ -22,7 +22,7 @@ from immiscible_policy.noise.inputs import draw
 from immiscible_policy.path import Ddpm, Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.path.consistency import Consistency
-from immiscible_policy.solver import Pndm, Solver, draws, solve
+from immiscible_policy.solver import Pndm, Solver, draws, invert, solve
 from immiscible_policy.training.state import Teacher
 
 AVERAGED = "averaged."  # Begins the names of a teacher's weights in a checkpoint
@@ -269,6 +269,27 @@ class ImageModel(nn.Module):
             record=predicted,
         )
         return ImageSample(self.coder.decode(x), torch.stack(predicted), times)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        pixels: Tensor,
+        solver: Solver,
+        *,
+        prompts: Sequence[str] | None = None,
+        generator: torch.Generator,
+        rounds: int = 1,
+    ) -> Tensor:
+        """Start noises (B, C, H, W) from which the solver draws images (B, 3, S, S) in [-1, 1] again, nearly.
+
+        See `solver.inversion`, also for what it raises. The generator draws what the coder draws.
+        """
+        network, plan = self._prompted(prompts, len(pixels)), solver.plan(self.path)
+
+        def calls(i: int, x: Tensor) -> Tensor:
+            return network(x, torch.full((len(x),), plan[i].t, device=x.device)).float()
+
+        return invert(calls, self.path, plan, self.coder.encode(pixels, generator), rounds=rounds)
 
     def _adaptive(self, network: Network, path: ProbabilityPath, noise: Tensor) -> Tensor:
         """The end (B, C, H, W) of straight paths from start noises at t = 0, by Dormand-Prince."""

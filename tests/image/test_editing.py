@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from immiscible_policy.image.build import build_image_model
-from immiscible_policy.image.editing import KnownPath, edit_region, latent_region
+from immiscible_policy.image.editing import KnownPath, edit_region, latent_region, redraw
 from immiscible_policy.image.editing import fill_in as fill
 from immiscible_policy.solver import Solver
 from tests.image.mixture import ALPHA_BARS
@@ -52,6 +52,18 @@ def test_masks_by_hand():
     assert torch.equal(edit_region("inpaint", 8), centre)
     assert torch.equal(edit_region("outpaint", 8), ~centre)
     assert edit_region("inpaint", 32).sum() == 16 * 16
+
+
+def test_images_are_drawn_again_from_the_noise_that_is_found():
+    """A network that predicts nothing of what it sees is inverted exactly; a solver without steps is refused."""
+    still = model("flow")
+    torch.nn.init.zeros_(still.denoiser.conv_out.weight)  # the velocity is a constant
+    again = redraw(still, originals(), EULER, generator=generator())
+    torch.testing.assert_close(again, originals(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="say sampling_steps=50"):
+        redraw(still, originals(), generator=generator())
+    with pytest.raises(ValueError, match="cannot edit"):
+        redraw(model("consistency"), originals(), generator=generator())
 
 
 @pytest.mark.parametrize(("edit", "size", "message"), [("crop", 8, "edit=crop: choose"), ("inpaint", 10, "size=10")])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.image.data import Images, to_bytes, to_pixels
-from immiscible_policy.image.editing import edit_region, fill_in
+from immiscible_policy.image.editing import edit_region, fill_in, redraw
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor, features_of
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
@@ -64,7 +64,7 @@ class Drawing:
     seed: int  # names the start noises
     batch_size: int  # images at a time
     device: str
-    edit: str | None  # `inpaint` or `outpaint` to fill in originals, None to draw whole images
+    edit: str | None  # what is done to originals, one of `EDITS`; None to draw whole images
 
 
 class Reference(NamedTuple):
@@ -109,8 +109,11 @@ def draw(model: ImageModel, drawing: Drawing, conditions: Images) -> Iterator[tu
             images = model.sample(noise, solver, prompts=prompts, generator=generator).images
         else:
             originals = to_pixels(conditions.pixels(rows).to(drawing.device))
-            region = edit_region(drawing.edit, originals.shape[-1])
-            images = fill_in(model, originals, region, noise, solver, prompts=prompts, generator=generator)
+            if drawing.edit == "invert":
+                images = redraw(model, originals, solver, prompts=prompts, generator=generator)
+            else:
+                region = edit_region(drawing.edit, originals.shape[-1])
+                images = fill_in(model, originals, region, noise, solver, prompts=prompts, generator=generator)
         if not images.isfinite().all():
             raise ValueError("the model draws NaN or infinite pixels; its training diverged")
         yield to_bytes(images), prompts

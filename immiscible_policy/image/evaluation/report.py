@@ -157,7 +157,8 @@ def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | Non
 def facts(results: ImageResults) -> list[str]:
     """What was measured, and what distances mean."""
     at, ends = results.setting, results.reference
-    edit = "" if at.edit == "none" else f"; {at.edit}: images of {at.originals} whose rest the model fills in"
+    what = "drawn again from the noise found" if at.edit == "invert" else "whose rest the model fills in"
+    edit = "" if at.edit == "none" else f"; {at.edit}: images of {at.originals} {what}"
     floor = "unknown (too few reference images)" if ends.floor is None else f"{ends.floor:.3f}"
     return [
         f"Squared Fréchet distance on the {at.dims} features of {at.features} (weights {at.weights}, {at.resize}).",
