@@ -88,10 +88,9 @@ def fill_in(
     noises (B, C, H, W).
     ValueError if the model cannot edit, or region and latents do not fit together.
     """
-    _require_editor(model, solver)
+    chosen = _editing(model, solver)
     factor = model.coder.size // model.coder.shape[-1]
     clean = model.coder.encode(pixels, generator)
-    chosen = solver or model.solver
     alpha, sigma = (0.0, 1.0) if chosen is None else chosen.plan(model.path)[0][1:3]
     met = (model.path.start(noise) - alpha * clean) / sigma  # so that sampling starts from the start noise everywhere
     path: Any = KnownPath(model.path, clean, latent_region(region, factor), met)
@@ -111,19 +110,21 @@ def redraw(
 
     ValueError if the model cannot edit, or its solver cannot be inverted.
     """
-    _require_editor(model, solver)
-    chosen = solver or model.solver
-    if not isinstance(chosen, Solver):
+    chosen = _editing(model, solver)
+    if chosen is None:
         raise ValueError("edit=invert: the adaptive solver has no steps to go back; say sampling_steps=50")
     noise = model.invert(pixels, chosen, prompts=prompts, generator=generator)
     return model.sample(noise, chosen, prompts=prompts).images
 
 
-def _require_editor(model: ImageModel, solver: Solver | Pndm | None) -> None:
+def _editing(model: ImageModel, solver: Solver | Pndm | None) -> Solver | None:
+    """How a model edits: by a solver, or its own one; a ValueError if it cannot."""
     if isinstance(model.path, Consistency):
         raise ValueError("a consistency model cannot edit; models of kind ddim, flow and sd can")
-    if isinstance(solver, Pndm):
+    chosen = solver or model.solver
+    if isinstance(chosen, Pndm):
         raise ValueError("solver=pndm cannot edit; use solver=ddim")
+    return chosen
 
 
 def latent_region(region: Tensor, factor: int) -> Tensor:
