@@ -103,7 +103,7 @@ def main(words: list[str]) -> None:
     if edit is not None:
         written.append(f"{edit}_images.png")
         columns = _edits(evaluation, targets, edit)
-        title = "originals, and drawn again from the noise found" if edit == "invert" else "the known pixels are kept"
+        title = "drawn again from their noise" if edit == "invert" else "the known pixels are kept"
         save_figure(samples_figure(columns, title), out / written[-1])
     print(f"saved {', '.join(written)} in {out}")
 
