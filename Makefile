@@ -83,7 +83,7 @@ QUICK :=
 MEASURE := $(RUN) -m benchmarks
 RESULTS := runs/benchmarks/$(DEVICE)
 
-gpu:
+gpu: setup
 	$(if $(filter cuda,$(DEVICE)),$(RUN) -m pytest -q -m gpu)
 	$(MEASURE) selection device=$(DEVICE) out=$(RESULTS) $(QUICK)
 	$(MEASURE) step device=$(DEVICE) scale=paper seeds=2 widths=64,128,256 out=$(RESULTS) $(QUICK)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.measuring import QUICK, Seconds, medians, ratio, require_positive, short, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
-from immiscible_policy.cli import COUNT, Option, parse_range
+from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.statistics import mean_interval
@@ -88,12 +88,14 @@ def measure(options: dict[str, Any]) -> Findings:
     require_positive({"steps": steps[0], "envs": envs[0]}, ("steps", "envs"))
     device = resolve_device(options["device"])
     policy, spec = _policy(options, device)
+    if spec.encoder is not None:
+        raise CommandError(f"checkpoint={options['checkpoint']}: it sees pictures; name a policy of numbers")
     names = options["solvers"].split(",") if options["solvers"] else policy.path.solvers
     counts = {name: [count for count in steps if name != "heun" or count % 2] for name in names}
     solvers = [Solver(name, count, options["spacing"]) for name in names for count in counts[name]]
     for solver in solvers:
         solver.plan(policy.path)  # refuses what does not go together
-    takes_part = "lerobot" in chosen_peers(options["peers"]) and spec.encoder is None
+    takes_part = "lerobot" in chosen_peers(options["peers"])
     torch.set_num_threads(options["threads"])
     with Peer("lerobot", options["threads"]) if takes_part else nullcontext() as peer:
         cells = [cell for count in envs for cell in time_chunks(policy, spec, solvers, count, options["turns"], peer)]

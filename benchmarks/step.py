@@ -296,7 +296,7 @@ def trainer(
 ) -> Callable[[], object]:
     """The training step of a run with that noise and engine; the stack ends what it holds."""
     policy = recipe.policy(0)
-    state = initial_state(config, policy, 0)
+    state = initial_state(recipe.config, policy, 0)
     windows = recipe.windows.training.to(config.device)
     objective = RobotObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
     state.model.train()

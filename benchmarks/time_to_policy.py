@@ -94,9 +94,13 @@ def measure(options: Figures) -> Findings:
                 [sys.executable, "train_policy.py", *training_words(options, seed, Path(folder))],
                 cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
             ) as ours:  # fmt: skip
-                if peer_takes_part:
-                    with Peer(PEER) as peer:
-                        curves[THEIRS][seed] = list(peer_curve(peer, config, options, seed, Path(folder)))
+                try:
+                    if peer_takes_part:
+                        with Peer(PEER) as peer:
+                            curves[THEIRS][seed] = list(peer_curve(peer, config, options, seed, Path(folder)))
+                except BaseException:
+                    ours.kill()
+                    raise
                 if ours.wait():
                     raise CommandError(f"train_policy.py failed with seed={seed}; what it says stands above")
             curves[OURS][seed] = own_curve(Path(str(config.out)), seed)
@@ -112,7 +116,7 @@ def measure(options: Figures) -> Findings:
 
 def training_words(options: Figures, seed: int, folder: Path) -> list[str]:
     """The words of our training of a seed."""
-    data = [f"data={options['data']}"] if options["data"] else []
+    data = [f"data={options['data'].resolve()}"] if options["data"] else []
     sizes = {"steps": options["steps"], "checkpoint_every": options["every"], "episodes": options["starts"]}
     words = ["experiment=demo", f"seed={seed}", f"out={folder / 'ours'}_{seed}", "device=cpu", "threads=1"]
     return [*words, "wandb=disabled", *(f"{key}={value}" for key, value in sizes.items()), *data]

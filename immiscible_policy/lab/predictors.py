@@ -81,7 +81,7 @@ def early_checkpoints(grid: Path, early: int) -> dict[str, list[Checkpoint]]:
         arms[run.name] = [checkpoint for checkpoint in kept if checkpoint.step == early]
         if not arms[run.name]:
             steps = sorted({checkpoint.step for checkpoint in kept})
-            raise CommandError(f"early={early}: {run} keeps steps {', '.join(map(str, steps))}")
+            raise CommandError(f"early={early}: {run.path} keeps steps {', '.join(map(str, steps))}")
     if len(arms) < 4:
         raise CommandError(f"grid={grid}: {len(arms)} finished arms there; an order needs four or more")
     return arms

@@ -111,7 +111,7 @@ class Ddpm(ProbabilityPath):
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(a_t) and sqrt(1 - a_t)."""
-        a = self.alphas_cumprod.to(t.device)[t]
+        a = self.noising.alphas_cumprod.to(t.device)[t]  # `sample` brought them: captured steps must not wait
         return a.sqrt(), (1 - a).sqrt()
 
     def levels(self, count: int, spacing: str) -> list[Level]:

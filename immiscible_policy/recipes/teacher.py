@@ -59,7 +59,8 @@ def make_teach(teacher: Policy, calls: int, precision: str) -> Teach:
 
     @torch.no_grad()
     def teach(observation: Any, noise: Tensor) -> Tensor:
-        with torch.autocast(noise.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        device = noise.device.type  # a captured graph would read the cache's tensors after they are freed
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=device == "cpu"):
             return teacher.solve(teacher.encode(observation), plan, noise.unsqueeze(0).clone())
 
     return teach

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from immiscible_policy.capture import capture
@@ -23,7 +25,7 @@ class Replay:
     """Records a function once and replays it on new inputs: a whole denoising then costs one launch.
 
     A recording sees weights that are changed in place. It is made anew when `key`, or the shape, type or device of an
-    input, differs from the last call's. A copy of the object starts without a recording.
+    input, differs from the last call's. Threads take turns. A copy of the object starts without a recording.
 
     Args:
         record: Records; by default as a CUDA graph.
@@ -32,6 +34,8 @@ class Replay:
     def __init__(self, record: Record = record_cuda_graph) -> None:
         self.record = record
         self._key: Hashable = None
+        self._turn = Lock()
+        self._done: torch.cuda.Event | None = None  # the last replay, which threads' streams wait for
 
     def __call__(self, key: Hashable, function: Function, *inputs: Tensor) -> Tensor:
         """function(*inputs), by replaying it: a function of tensors on one device that neither draws nor waits for it.
@@ -39,14 +43,20 @@ class Replay:
         Keys are equal for functions that do the same to tensors.
         """
         key = (key, *((x.shape, x.dtype, x.device) for x in inputs))
-        if key != self._key:
-            static = [x.clone() for x in inputs]
-            self._run, self._output = self.record(function, static)
-            self._inputs, self._key = static, key
-        for recorded, x in zip(self._inputs, inputs, strict=True):
-            recorded.copy_(x)
-        self._run()
-        return self._output.clone()
+        stream = torch.cuda.current_stream(inputs[0].device) if inputs[0].is_cuda else None
+        with self._turn:
+            if stream and self._done:
+                stream.wait_event(self._done)
+            if key != self._key:
+                static = [x.clone() for x in inputs]
+                self._run, self._output = self.record(function, static)
+                self._inputs, self._key = static, key
+            for recorded, x in zip(self._inputs, inputs, strict=True):
+                recorded.copy_(x)
+            self._run()
+            output = self._output.clone()
+            self._done = stream.record_event() if stream else None
+            return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
         return Replay(self.record)

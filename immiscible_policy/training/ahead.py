@@ -29,7 +29,7 @@ class Ahead:
     def __init__(
         self, batches: Callable[[int], Sequence[Batch]], first: int, last: int, device: torch.device, workers: int = 1
     ) -> None:
-        self._batches = batches
+        self._batches, self._device = batches, device
         self._coming = iter(range(first, last))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
@@ -45,7 +45,7 @@ class Ahead:
         self._begin()
         batches, ready = prepared.result()
         if ready is not None:
-            stream = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream(self._device)
             stream.wait_event(ready)
             for tensor in tensors(list(batches)):
                 tensor.record_stream(stream)

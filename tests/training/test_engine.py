@@ -14,6 +14,7 @@ from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.ahead import Ahead
 from immiscible_policy.training.batches import ShuffledOrder, tensors
 from immiscible_policy.training.engine import Captured, Eager, Gradients, make_engine
@@ -299,3 +300,21 @@ def test_a_captured_step_never_waits_for_the_device(store, noise):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert state.step == 30
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [["method=diffusion", "min_snr=5"], ["method=flow", "teacher=TEACHER"]])
+def test_what_reads_tables_and_teachers_is_captured_too(store, tmp_path, words):
+    """Through the real command line, in bf16: both engines see the same losses."""
+    common = ["experiment=debug", "steps=20", "log_every=1", f"data={store}", "device=cuda", "precision=bf16"]
+    teacher = tmp_path / "teacher"
+    if "teacher=TEACHER" in words:
+        assert here("train_policy.py", *common, "method=flow", f"out={teacher}").returncode == 0
+    losses = {}
+    for engine in ("eager", "fast"):
+        out, own = tmp_path / engine, [word.replace("TEACHER", str(teacher)) for word in words]
+        result = here("train_policy.py", *common, *own, f"engine={engine}", f"out={out}")
+        assert result.returncode == 0, result.stderr
+        losses[engine] = torch.tensor([row["loss"] for row in RunDirectory(out).seed(0).metrics() if "loss" in row])
+    assert len(losses["fast"]) == 20
+    torch.testing.assert_close(losses["fast"], losses["eager"], rtol=5e-2, atol=1e-2)

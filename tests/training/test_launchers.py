@@ -70,7 +70,7 @@ def result(run, seed):
     directory = RunDirectory(run).seed(seed)
     checkpoints = directory.checkpoints()
     files = {path.name: path.read_bytes() for path in checkpoints[-1].path.glob("*.safetensors")}
-    kept = ("step", "loss", "coverage", "noise/cost")
+    kept = ("step", "loss", "coverage", "noise/distance_percent")
     measured = [{key: row[key] for key in row if key in kept} for row in directory.metrics()]
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} == files.keys()
     return [item.step for item in checkpoints], files, measured, directory.episodes()
