@@ -28,18 +28,15 @@ and at least z^2 / (S N), the width for independent episodes. Where nothing vari
 starts, and w = z^2 / N.
 
 *Measured* share of simulated experiments whose 95 % interval holds the truth (50 starts, normal model, 3,000
-experiments each for this interval, 1,000 for the bootstrap; tests/evaluation/test_statistics.py repeats it):
+experiments each; tests/evaluation/test_statistics.py repeats it):
 
-    standard deviations        3 seeds               5 seeds               10 seeds
-    seed  start  rest     this   bootstrap      this   bootstrap      this   bootstrap
-    0.05  0      0.02     95.1 %    74.6 %      95.3 %    82.7 %      95.4 %    89.8 %
-    0.03  0.03   0.20     95.7 %    96.8 %      95.0 %    97.7 %      95.4 %    98.5 %
-    0.03  0.10   0.15     96.7 %    94.2 %      96.5 %    95.9 %      96.0 %    96.1 %
-    0.01  0.20   0.10     96.8 %    95.3 %      95.6 %    94.4 %      95.3 %    94.7 %
-    0     0.05   0.20     96.6 %    99.3 %      96.2 %    98.9 %      95.1 %    98.9 %
-
-The percentile bootstrap is too narrow where seeds differ (three seeds resampled have 2/3 of their variance,
-and no quantile of t) and too wide where they do not: it is reported beside the interval, not as the interval.
+    standard deviations
+    seed  start  rest     3 seeds   5 seeds   10 seeds
+    0.05  0      0.02     95.1 %    95.3 %    95.4 %
+    0.03  0.03   0.20     95.7 %    95.0 %    95.4 %
+    0.03  0.10   0.15     96.7 %    96.5 %    96.0 %
+    0.01  0.20   0.10     96.8 %    95.6 %    95.3 %
+    0     0.05   0.20     96.6 %    96.2 %    95.1 %
 """
 
 from __future__ import annotations
@@ -208,29 +205,6 @@ def components(arms: Arms) -> Components:
     of_starts = _variance(np.sum([arm.mean(0) for arm in arms], axis=0))
     share = sum(of_rest / len(arm) for arm, of_rest in zip(arms, rest, strict=True))
     return Components(seeds, rest, max(0.0, of_starts - share) if n_starts > 1 else math.nan)
-
-
-def two_level_bootstrap(arms: Arms, rng: np.random.Generator, resamples: int = 4000) -> Array:
-    """Resample seeds (each arm its own) and starts (common to all seeds): sums of the arms' means (resamples,)."""
-    _check(arms)
-
-    def weights(n: int) -> Array:
-        """How often each of n units is drawn in n draws with replacement, over n: (resamples, n)."""
-        return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-    by_start = weights(arms[0].shape[1])
-    return np.sum([np.sum((weights(len(arm)) @ arm) * by_start, axis=1) for arm in arms], axis=0)
-
-
-def percentile_interval(samples: Array) -> tuple[float, float]:
-    """Ends of the central 95 % of bootstrap samples (resamples,)."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def bootstrap_interval(arms: Arms) -> tuple[float, float]:
-    """Percentile interval of the two-level bootstrap, a function of the scores alone (fixed stream)."""
-    return percentile_interval(two_level_bootstrap(arms, np.random.default_rng(0)))
 
 
 def sign_test(differences: Array) -> SignTest:

@@ -29,7 +29,6 @@ from immiscible_policy.evaluation.statistics import (
     Interval,
     Needed,
     SignTest,
-    bootstrap_interval,
     detectable,
     difference_arms,
     episodes_needed,
@@ -52,7 +51,6 @@ class Result:
 
     Attributes:
         checkpoints: How many checkpoints `last10` is the mean of.
-        bootstrap: Percentile interval of the two-level bootstrap of A - B, for comparison.
         over_seeds: Sign test over training seeds; None where the runs' seeds differ.
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
         detectable: The smallest true difference that is detected with a power of 80 %.
@@ -67,7 +65,6 @@ class Result:
     a: Interval
     b: Interval
     difference: Interval
-    bootstrap: tuple[float, float]
     over_seeds: SignTest | None
     over_episodes: SignTest
     detectable: float
@@ -251,7 +248,6 @@ def _result(metric: Metric | SetMetric, kind: str, n_last: int, a: Array, b: Arr
         mean_interval(a, metric.is_proportion),
         mean_interval(b, metric.is_proportion),
         difference,
-        bootstrap_interval(arms),
         sign_test(metric.sign * arms[0].mean(1)) if paired else None,
         sign_test(metric.sign * (arms[0] if paired else a.mean(0) - b.mean(0))),
         detectable(arms),

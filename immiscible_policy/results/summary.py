@@ -25,7 +25,7 @@ from immiscible_policy.evaluation.scores import (
     spoken,
     stacked,
 )
-from immiscible_policy.evaluation.statistics import MEANINGS, Array, bootstrap_interval, count, mean_interval
+from immiscible_policy.evaluation.statistics import MEANINGS, Array, count, mean_interval
 from immiscible_policy.results import formatting
 from immiscible_policy.results.table import literal, table
 from immiscible_policy.store.run import RunDirectory
@@ -39,8 +39,8 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
 
     Returns:
         The content of `summary.json`: `pooled` and each of `seeds` hold {metric} x {last10, max, max_fresh where
-        known} for the metrics that the task summarises, and last10 for its set metrics, each {mean, low, high, over,
-        bootstrap}; `max` also the checkpoint of each seed. `unfinished` is the last evaluated step of each seed that is
+        known} for the metrics that the task summarises, and last10 for its set metrics, each {mean, low, high, over};
+        `max` also the checkpoint of each seed. `unfinished` is the last evaluated step of each seed that is
         not pooled.
 
     Raises:
@@ -108,5 +108,4 @@ def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
 
 def _estimate(values: Array, metric: Metric | SetMetric) -> dict[str, Any]:
     """Mean of scores (seeds, starts) with its interval."""
-    estimate = formatting.figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))
-    return estimate | {"bootstrap": list(bootstrap_interval([values]))}
+    return formatting.figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))

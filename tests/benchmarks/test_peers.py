@@ -80,7 +80,7 @@ def test_nobody_is_asked_for_when_none_take_part(missing):
 
 
 def test_unknown_peers_are_refused_in_one_line(tmp_path):
-    result = here("-m", "benchmarks", "all", "peers=lerobt", f"out={tmp_path / 'out'}")
+    result = here("-m", "benchmarks", "step", "peers=lerobt", f"out={tmp_path / 'out'}")
     assert "unknown peer 'lerobt'; did you mean 'lerobot'?" in refused(result)
     assert not (tmp_path / "out").exists()
 

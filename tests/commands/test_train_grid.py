@@ -32,7 +32,7 @@ def experiments():
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
-@pytest.mark.parametrize("name", ["table2", "ksweep", "when", "race", "dial"])
+@pytest.mark.parametrize("name", ["table2", "when", "race", "dial"])
 def test_every_arm_is_a_plain_run(name, scale):
     grid = read_grid([f"experiment={name}", f"scale={scale}", "device=cpu", "out=some/where"])
     arms = experiments()[name]["arms"]
@@ -139,7 +139,7 @@ def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
 
 def test_only_experiments_with_arms_are_grids():
     names = {name for name, content in experiments().items() if "arms" in content}
-    assert names == {"table2", "ksweep", "when", "race", "dial", "metaworld10", "modality_paper"}
+    assert names == {"table2", "when", "race", "dial", "metaworld10", "modality_paper"}
     for name in set(experiments()) - names:
         assert read_grid([f"experiment={name}"]) is None
     assert read_grid(["noise=knn", "k=2"]) is None
@@ -147,7 +147,7 @@ def test_only_experiments_with_arms_are_grids():
 
 def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path):
     arms = "arms=vanilla,knn_k2,linear"
-    words = ("experiment=ksweep", arms, *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
+    words = ("experiment=table2", arms, *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
     plan = here("train_policy.py", *words, "dry_run=true")
     assert plan.returncode == 0 and plan.stdout.count("dry run: nothing was written") == 3
     assert not (tmp_path / "grid").exists()
@@ -156,7 +156,7 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     (tmp_path / "grid" / "linear" / "notes.txt").write_text("mine")
     message = refused(here("train_policy.py", *words))
     assert "linear: out=" in message and "contains other files" in message
-    figures = json.loads((tmp_path / "grid" / "ksweep.json").read_text())["arms"]
+    figures = json.loads((tmp_path / "grid" / "table2.json").read_text())["arms"]
     assert [arm for arm, item in figures.items() if item["missing_seeds"]] == ["linear"]
     before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}
     (tmp_path / "grid" / "linear" / "notes.txt").unlink()
@@ -182,11 +182,11 @@ def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch
 
     monkeypatch.setattr(robot, "open_demonstrations", counting)
     monkeypatch.setattr(driver, "train_seeds", without_store)
-    words = ("experiment=ksweep", "arms=vanilla,linear", *TINY[:-1], "seed=0..1", f"data={store}")
+    words = ("experiment=table2", "arms=vanilla,linear", *TINY[:-1], "seed=0..1", f"data={store}")
     result = here("train_policy.py", *words, f"out={tmp_path / 'grid'}")
     assert result.returncode == 0, result.stderr
     assert opened == [str(store)] and not store.exists()
-    assert json.loads((tmp_path / "grid/ksweep.json").read_text())["arms"]["linear"]["missing_seeds"] == []
+    assert json.loads((tmp_path / "grid/table2.json").read_text())["arms"]["linear"]["missing_seeds"] == []
 
 
 @pytest.mark.parametrize(

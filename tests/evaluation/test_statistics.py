@@ -15,9 +15,7 @@ from immiscible_policy.evaluation.statistics import (
     interval,
     mean_interval,
     needed_sentence,
-    percentile_interval,
     sign_test,
-    two_level_bootstrap,
 )
 
 
@@ -146,33 +144,6 @@ def test_so_does_it_for_bounded_skewed_scores() -> None:
     assert 0.92 <= np.mean([item.low <= truth <= item.high for item in result]) <= 0.99
 
 
-def test_the_percentile_bootstrap_of_three_seeds_is_too_narrow() -> None:
-    rng = np.random.default_rng(8)
-    held = 0
-    for _ in range(400):
-        low, high = percentile_interval(two_level_bootstrap([crossed(rng, (3, 50), (0.05, 0, 0.02))], rng, 500))
-        held += low <= 0 <= high
-    assert 0.68 <= held / 400 <= 0.82
-
-
-def test_the_bootstrap_has_the_variance_of_its_resampling() -> None:
-    # Crossed resampling of a table f_s + g_t has the variance var(f) / S + var(g) / N (population variances).
-    rng = np.random.default_rng(9)
-    by_seed, by_start = rng.random(4), rng.random(6)
-    samples = two_level_bootstrap([by_seed[:, None] + by_start], rng, 200_000)
-    assert samples.mean() == pytest.approx(by_seed.mean() + by_start.mean(), abs=0.002)
-    assert samples.var() == pytest.approx(by_seed.var() / 4 + by_start.var() / 6, rel=0.02)
-
-
-def test_the_bootstrap_draws_the_same_starts_for_both_arms_and_follows_its_generator() -> None:
-    rng = np.random.default_rng(10)
-    starts = np.ones((3, 1)) * rng.random(20)
-    assert two_level_bootstrap([starts, -starts], rng) == pytest.approx(0, abs=1e-12)
-    values = rng.random((3, 20))
-    first, second = (two_level_bootstrap([values], np.random.default_rng(1), 50) for _ in range(2))
-    assert np.array_equal(first, second)
-
-
 def test_the_sign_test_is_binomial_and_leaves_ties_out() -> None:
     result = sign_test(np.array([[1.0, 2.0, 0.5], [0.0, 3.0, -1.0]]))
     assert (result.wins, result.losses, result.ties) == (4, 1, 1)
@@ -244,7 +215,6 @@ def test_bad_scores_are_refused(arms: list[Array], message: str) -> None:
         interval,
         components,
         episodes_needed,
-        lambda bad: two_level_bootstrap(bad, np.random.default_rng()),
     ):
         with pytest.raises(ValueError, match=message):
             use(arms)
