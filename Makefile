@@ -5,7 +5,7 @@
 # make docs    the site, from docs/ and the docstrings: site/index.html
 # make check   lint, types, and which room imports which; make tests the tests alone
 # make peers   LeRobot, gym-pusht, torchcfm and torch-fidelity in .venv-peers, for `python -m benchmarks` (about 8 GB)
-# make original what the original Diffusion Policy's training imports, in .venv-original (about 2 GB)
+# make original what the original Diffusion Policy trains PushT with, in .venv-original, on Python 3.11 (about 3 GB)
 # make lerobot LeRobot 0.6.1 with this project and its plugin in .venv-lerobot, on Python 3.12 (about 6 GB)
 
 PYTHON ?= python3
@@ -129,21 +129,33 @@ lock-lerobot:
 	$(LEROBOT)/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-lerobot.lock
 	touch $(LEROBOT)/.installed
 
-# What the training code of the original Diffusion Policy imports: diffusers 0.35, zarr 2. This project needs nothing more there.
+# What the original Diffusion Policy trains and rolls out low-dimensional PushT with. Its environments need gym 0.21, which
+# Python 3.12 cannot import, newer pip cannot install, and newer setuptools cannot build. This project needs nothing more.
 ORIGINAL := .venv-original
-ORIGINAL_PACKAGES := torch scipy diffusers==0.35.0 'zarr<3' 'numcodecs<0.16' hydra-core einops dill wandb tqdm numba \
-	threadpoolctl av
+ORIGINAL_PYTHON ?= python3.11
+ORIGINAL_PACKAGES := torch scipy diffusers==0.35.0 'zarr<3' 'numcodecs<0.16' hydra-core einops dill 'wandb<0.20' tqdm \
+	numba threadpoolctl av pandas gym==0.21.0 'pymunk<7' pygame shapely opencv-python-headless scikit-image \
+	'matplotlib<3.9'
+ORIGINAL_INSTALL = PIP_CONSTRAINT=$(ORIGINAL)/build.txt $(ORIGINAL)/bin/python -m pip install --quiet \
+	--disable-pip-version-check
+
+define original-venv
+$(ORIGINAL_PYTHON) -m venv --clear $(ORIGINAL)
+printf 'setuptools<66\nwheel<0.39\n' > $(ORIGINAL)/build.txt
+$(ORIGINAL_INSTALL) 'pip<24.1'
+endef
 
 original: $(ORIGINAL)/.installed
 
 $(ORIGINAL)/.installed: requirements-original.lock
-	$(PYTHON) -m venv $(ORIGINAL)
-	$(ORIGINAL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-original.lock
+	$(original-venv)
+	$(ORIGINAL_INSTALL) -r requirements-original.lock
+	$(ORIGINAL_INSTALL) --no-deps -e .
 	touch $@
 
 # Make it anew from what fits together today, and pin it, for pip, without any index address.
 lock-original:
-	$(PYTHON) -m venv --clear $(ORIGINAL)
-	$(ORIGINAL)/bin/python -m pip install --quiet --disable-pip-version-check $(ORIGINAL_PACKAGES)
+	$(original-venv)
+	$(ORIGINAL_INSTALL) $(ORIGINAL_PACKAGES)
 	$(ORIGINAL)/bin/python -m pip freeze --all --exclude pip | sed -E 's/\+[a-z0-9.]+$$//' > requirements-original.lock
 	touch $(ORIGINAL)/.installed

@@ -83,7 +83,8 @@ def load_policy(
     if compile:
         agent.policy.network = torch.compile(agent.policy.network, dynamic=False)  # type: ignore[assignment]
     task = recorded_task(chosen.metadata.get("config", {}))
-    return RobotPolicy(agent, Inputs(agent.spec, task.keys(agent.obs)), seed=seed, pad_to=pad_to)
+    inputs = Inputs(agent.spec, task.keys(agent.obs), chosen.metadata.get("widths", {}))
+    return RobotPolicy(agent, inputs, seed=seed, pad_to=pad_to)
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,9 @@ class RobotPolicy:
     def chunk(self, history: Sequence[Observation]) -> Array:
         """All predicted actions from the newest observation on: (T, A), or (B, T, A), float64 in the data's units.
 
-        The first is to be executed now; T = horizon - obs_steps + 1, of which `act` executes the first `action_steps`.
-        For those who do their own scheduling; the observations and the queue of `act` are left alone.
+        T is the number of actions from now to the end of the horizon, horizon - obs_steps + 1: 15 with a horizon of 16
+        and two observations. The first is to be executed now; `act` executes the first `action_steps` of them. For
+        those who do their own scheduling; the observations and the queue of `act` are left alone.
 
         Args:
             history: Observations as `act` takes them, oldest first. The last `obs_steps` count; where there are fewer,
@@ -228,17 +230,21 @@ class Inputs:
     Args:
         spec: What the policy was built from.
         keys: Names of cameras and arrays; the arrays in the order in which their numbers follow one another.
+        widths: Numbers of each array, where they are known.
     """
 
-    def __init__(self, spec: PolicySpec, keys: Sequence[str]) -> None:
+    def __init__(self, spec: PolicySpec, keys: Sequence[str], widths: Mapping[str, int] | None = None) -> None:
         self.cameras = spec.encoder.cameras if spec.encoder else ()
         self.arrays = tuple(key for key in keys if key not in self.cameras)
         self.obs_dim, self.side = spec.obs_dim, spec.encoder.crop if spec.encoder else 0
+        known = {self.arrays[0]: spec.obs_dim} if len(self.arrays) == 1 else widths or {}
+        self.widths = {key: known[key] for key in self.arrays} if set(self.arrays) <= set(known) else {}
 
     def __str__(self) -> str:
         cameras = [f"{camera} (H, W, 3) uint8 of {self.side} pixels or more" for camera in self.cameras]
-        together = " together" if len(self.arrays) > 1 else ""
-        return ", ".join([*cameras, f"{' and '.join(self.arrays)} of {self.obs_dim} numbers{together}"])
+        together = f"{' and '.join(self.arrays)} of {self.obs_dim} numbers together"
+        arrays = [f"{key} ({width},)" for key, width in self.widths.items()] or [together]
+        return ", ".join([*cameras, *arrays])
 
     def blank(self, rows: int) -> Observed:
         """So many rows of zeros."""
@@ -267,7 +273,8 @@ class Inputs:
         if any(part.shape[: len(lead)] != lead for part in parts.values()) or not rows:
             raise self._refusal(shown)
         numbers = np.concatenate([np.empty((rows, 0)), *(part.reshape(rows, -1) for part in parts.values())], axis=1)
-        if numbers.shape[1] != self.obs_dim:
+        swapped = any(part.size != rows * self.widths.get(key, part.size // rows) for key, part in parts.items())
+        if swapped or numbers.shape[1] != self.obs_dim:
             raise self._refusal(shown)
         if not np.isfinite(numbers).all():
             raise ValueError(f"the observation has a number that is not finite: {shown}")

@@ -151,7 +151,7 @@ def arm(*lead, **change):
 
 
 def arm_policy():
-    return RobotPolicy(agent(ARM), Inputs(ARM, ("qpos", "front", "gripper")), seed=0)
+    return RobotPolicy(agent(ARM), Inputs(ARM, ("qpos", "front", "gripper"), {"qpos": 6, "gripper": 1}), seed=0)
 
 
 def test_arrays_follow_one_another_in_the_order_of_training():
@@ -161,7 +161,7 @@ def test_arrays_follow_one_another_in_the_order_of_training():
     assert arm_policy().chunk([arm(1)] * 2).shape == (1, 15, 7)
 
 
-WANTS = "this policy wants front (H, W, 3) uint8 of 16 pixels or more, qpos and gripper of 7 numbers together"
+WANTS = "this policy wants front (H, W, 3) uint8 of 16 pixels or more, qpos (6,), gripper (1,)"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,7 @@ WANTS = "this policy wants front (H, W, 3) uint8 of 16 pixels or more, qpos and 
             arm(qpos=np.zeros(5)),
             "the observation has qpos of shape (5,) and type float64, gripper of shape (1,) and type",
         ),
+        (arm(qpos=np.zeros(1), gripper=np.zeros(6)), "qpos of shape (1,) and type float64, gripper of shape (6,)"),
         (arm(qpos=np.zeros((2, 6))), "qpos of shape (2, 6)"),
         (arm(front=np.zeros((24, 32, 3))), f"the observation has front of shape (24, 32, 3) and type float64; {WANTS}"),
         (arm(front=np.zeros((3, 24, 32), np.uint8)), "front of shape (3, 24, 32)"),
@@ -189,6 +190,13 @@ def test_what_does_not_fit_is_refused_in_one_line(observation, message):
     with pytest.raises(ValueError) as error:
         arm_policy().act(observation)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_where_widths_are_unknown_the_numbers_are_counted_together():
+    inputs = Inputs(ARM, ("qpos", "front", "gripper"))
+    assert str(inputs).endswith("qpos and gripper of 7 numbers together")
+    assert inputs.read(arm())[0].numbers.shape == (1, 7)
+    assert str(Inputs(BLIND, ["keypoints"])) == "keypoints (20,)"
 
 
 def test_cameras_of_two_sizes_are_refused():
@@ -264,6 +272,7 @@ def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path)
     policy = load_policy(tmp_path / "run", seed=0)
     seen = {camera: np.zeros((24, 24, 3), np.uint8) for camera in cameras}
     action = policy.act(seen | {numbers[0]: np.zeros(5), numbers[1]: np.zeros(7)})
+    assert str(policy.inputs).endswith("observation.ee_pose (5,), observation.qpos (7,)")
     assert action.shape == (7,) and (np.abs(action) < 2).all()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
@@ -73,6 +75,8 @@ def main(words: list[str]) -> None:
     task = recorded_task(checkpoint.metadata.get("config", {}))
     if not task.has_environment:
         raise CommandError(f"task={task.name} has no environment to render a policy in")
+    if not task.is_drawn:
+        task.draw(np.empty(0), size)  # raises, and says why
     starts = task.starts(options["starts"], options["episodes"])
     agent = load_agent(checkpoint, solving.chosen_solver(checkpoint, options), resolve_device(options["device"]))
     origin, fps = {"seed": checkpoint.metadata["seed"], "checkpoint": checkpoint.step}, options["speed"] * task.fps

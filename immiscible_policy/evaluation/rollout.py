@@ -47,17 +47,16 @@ class Tally:
 
     def __init__(self, metrics: Sequence[Metric], count: int, info: Mapping[str, Array]) -> None:
         """Begin with what the reset says; only a `max` looks at it."""
-        unknown = np.full(count, np.nan)
         self._metrics = metrics
-        self.values = {
-            metric.name: np.array(metric.read(unknown, info), np.float64) if metric.reduce == "max" else np.zeros(count)
-            for metric in metrics
-        }
+        self.values = {metric.name: np.zeros(count) for metric in metrics}
+        for metric in metrics:
+            if metric.reduce == "max":
+                self.values[metric.name] = self._read(metric, np.full(count, np.nan), info)
 
     def update(self, reward: Array, info: Mapping[str, Array], active: NDArray[np.bool_]) -> None:
         """Count a step of the episodes that are not over."""
         for metric in self._metrics:
-            so_far, now = self.values[metric.name], np.asarray(metric.read(reward, info), np.float64)
+            so_far, now = self.values[metric.name], self._read(metric, reward, info)
             match metric.reduce:
                 case "max":
                     now = np.fmax(so_far, now)
@@ -66,6 +65,15 @@ class Tally:
                 case "sum":
                     now = so_far + now
             self.values[metric.name] = np.where(active, now, so_far)
+
+    def _read(self, metric: Metric, reward: Array, info: Mapping[str, Array]) -> Array:
+        """A metric (N,) now; a ValueError if it has another shape, which would be broadcast without a word."""
+        now, wanted = np.array(metric.read(reward, info), np.float64), self.values[metric.name].shape
+        if now.shape != wanted:
+            raise ValueError(
+                f"metric {metric.name} has shape {now.shape} for {wanted[0]} environments; return {wanted}"
+            )
+        return now
 
 
 def evaluate(

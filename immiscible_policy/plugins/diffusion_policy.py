@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from immiscible_policy.noise import Selector
+from immiscible_policy.noise.vanilla import Vanilla
 from immiscible_policy.plugins.scheduler import chosen_noise
+from immiscible_policy.randomness import torch_generator
 
 
 def use_noise(policy: Any, select: Selector, step: Callable[[], int] | None = None) -> None:
     """Let a policy that diffuses train with chosen noise for its normalised trajectories (B, T, D) from now on.
 
-    Only training is changed: while the policy is in evaluation mode, as the workspaces have it for validation, the loss
-    is the plain one and stays comparable. Noise comes from torch's global generator, as the policy's own does.
+    Only training is changed: in evaluation mode, and without gradients, as the workspaces validate, the loss is the
+    plain one and stays comparable. With `vanilla` it always is. Chosen noise comes from a generator of its own, which
+    the state of torch's global one fixes; the batches and the diffusion steps are those of training without a selector.
 
     `step` returns the training step; selectors with a schedule (`start=`, `stop=`, `ramp=`) need it.
 
@@ -47,16 +51,25 @@ class ImmiscibleLoss:
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """The policy's own loss of a batch, a scalar."""
         plain = type(self.policy).compute_loss
-        if not self.policy.training:
+        validates = not (self.policy.training and torch.is_grad_enabled())
+        if validates or isinstance(self.select, Vanilla):
             return plain(self.policy, batch)
         condition = observed(self.policy, batch["obs"])
         step = None if self.step is None else self.step()
 
         def choose(clean: Tensor) -> Tensor:
-            return self.select(clean, condition=condition, mask=unknown(self.policy, clean), step=step)
+            free, generator = unknown(self.policy, clean), beside_global(clean.device)
+            return self.select(clean, condition=condition, mask=free, step=step, generator=generator)
 
         with chosen_noise(self.policy.noise_scheduler, choose):
             return plain(self.policy, batch)
+
+
+def beside_global(device: torch.device) -> torch.Generator:
+    """A generator that the state of torch's global one fixes; the global one stays where it is."""
+    state = torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    digest = blake2b(state.cpu().numpy().tobytes(), digest_size=8).digest()
+    return torch_generator(device, "chosen noise", int.from_bytes(digest))
 
 
 def observed(policy: Any, observation: Tensor | Mapping[str, Tensor]) -> Tensor | None:

@@ -23,6 +23,7 @@ from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, explained, sc
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
+from immiscible_policy.evaluation.trial import try_task
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.noise import CONDITIONAL_MEANS, cross_fitted, make_selector
 from immiscible_policy.path import Regression
@@ -208,6 +209,8 @@ class RobotRecipe:
         require_noise(noise.select, config.noise["name"], (spec.horizon, spec.action_dim))
         with torch.device("meta"):  # sizes, path and solver fit together, or one line says why not
             Agent(build_policy(spec), spec, solver)
+        if data.task.has_environment:
+            try_task(data.task, spec, windows.action[0, 0].numpy())
         teachers = {}
         for seed in parse_range("seed", config.seed) if config.teacher else ():
             teacher = find_teacher(RunDirectory(str(config.teacher)), RunDirectory(str(config.out)).seed(seed), spec)
@@ -366,7 +369,8 @@ class RobotRecipe:
             reached = recording.scores.mean(1).tolist()
             return Media(pictures, {primary(task).name: list(enumerate(reached))[::EPISODE_EVERY]})
 
-        return Work(policy, objective, spec_metadata(self.spec), measure, by_step, media)
+        widths = {name: len(values.low) for name, values in self.windows.observation.items()}
+        return Work(policy, objective, spec_metadata(self.spec) | {"widths": widths}, measure, by_step, media)
 
     def _probed(self) -> dict[str, float | None]:
         """How much of the held-out actions the observation explains, whatever the policy."""

@@ -56,14 +56,34 @@ def test_selection_brings_the_noise_nearer():
     assert distance(("knn", {"k": 8})) < 0.9 * vanilla and distance(("linear", {})) < 0.99 * vanilla
 
 
-def test_validation_keeps_the_plain_loss():
+@pytest.mark.parametrize(("name", "options"), [("vanilla", {}), ("knn", {"k": 8}), ("linear", {})])
+def test_nothing_but_the_noise_changes(name, options):
+    """Diffusion steps and what is drawn afterwards are those of the plain policy; with vanilla the noise is as well."""
+    drawn = []
+    for select in (None, make_selector(name, **options)):
+        policy = MiniaturePolicy()
+        if select is not None:
+            use_noise(policy, select)
+        torch.manual_seed(5)
+        policy.compute_loss(batch_of(policy))
+        drawn.append((policy.seen[0], policy.seen[2], torch.randn(9), policy.target))
+    *plain, noise = drawn[0]
+    *chosen, chosen_noise = drawn[1]
+    assert all(map(torch.equal, plain, chosen))
+    assert torch.equal(noise, chosen_noise) == (name == "vanilla")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_validation_keeps_the_plain_loss(training):
+    """In evaluation mode, or without gradients: a workspace with averaged weights leaves the model in training mode."""
     policy, plain, select = MiniaturePolicy(), MiniaturePolicy(), Recording()
     plain.load_state_dict(policy.state_dict())
     use_noise(policy, select)
     losses = []
-    for item in (policy.eval(), plain.eval()):
+    for item in (policy.train(training), plain.train(training)):
         torch.manual_seed(3)
-        losses.append(item.compute_loss(batch_of(item)))
+        with torch.set_grad_enabled(not training):
+            losses.append(item.compute_loss(batch_of(item)))
     assert torch.equal(*losses) and not select.calls
 
 

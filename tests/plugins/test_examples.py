@@ -1,20 +1,24 @@
 """Every example runs, in at most 60 lines."""
 
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from immiscible_policy import load_policy
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.policy import PolicySpec, build_policy
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.plugins.peers import ROOT, needs, peers
+from tests.training.helpers import write_small_store
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -157,3 +161,29 @@ def test_the_example_runs_with_the_older_libraries_of_the_original(miniature_che
     assert peers("-c", versions, venv=".venv-original").stdout == "0.35.0 2.\n"
     done = peers(ORIGINAL, *ORIGINAL_WORDS, venv=".venv-original", cwd=miniature_checkout)
     assert "trained with ImmiscibleLoss KNN(k=4" in done.stdout and "at step 0" in done.stdout
+
+
+SHORT = (
+    "training.device=cpu", "training.num_epochs=1", "training.max_train_steps=4", "training.max_val_steps=1",
+    "dataloader.batch_size=16", "val_dataloader.batch_size=16", "dataloader.num_workers=0",
+    "val_dataloader.num_workers=0", "policy.model.down_dims=[16,32]", "policy.model.diffusion_step_embed_dim=16",
+    "policy.num_inference_steps=2", "task.env_runner.n_train=1", "task.env_runner.n_train_vis=0",
+    "task.env_runner.n_test=1", "task.env_runner.n_test_vis=1", "task.env_runner.max_steps=16",
+    "task.dataset.val_ratio=0.25", "logging.mode=disabled",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DIFFUSION_POLICY" not in os.environ, reason="DIFFUSION_POLICY names no checkout")
+def test_a_checkout_of_the_original_trains_validates_and_rolls_out(tmp_path):
+    """The same first batch has nearer noise and a smaller loss; its checkpoint acts here."""
+    store, logs = write_small_store(tmp_path / "pusht.zarr"), {}
+    for noise in ("vanilla", "knn"):
+        words = [ORIGINAL, "--config-name=train_diffusion_unet_lowdim_workspace", f"+noise={noise}", *SHORT]
+        out = [f"task.dataset.zarr_path={store}", f"hydra.run.dir={tmp_path / noise}"]
+        peers(*words, *out, venv=".venv-original", cwd=Path(os.environ["DIFFUSION_POLICY"]))
+        logs[noise] = [json.loads(line) for line in (tmp_path / noise / "logs.json.txt").read_text().splitlines()]
+    assert logs["knn"][0]["train_loss"] < logs["vanilla"][0]["train_loss"]
+    assert {"val_loss", "test/mean_score"} <= logs["knn"][-1].keys()
+    policy = load_policy(tmp_path / "knn/checkpoints/latest.ckpt", seed=0)
+    assert policy.act(np.full(20, 250.0)).shape == (2,)
