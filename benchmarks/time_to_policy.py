@@ -32,7 +32,7 @@ from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_nam
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.lab.program import legend, plain, program, table
+from immiscible_policy.lab.program import legend, log2, plain, program, table
 from immiscible_policy.palette import BLUE, GREY, RUST, panels
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot
 from immiscible_policy.recipes.robot import RobotRecipe
@@ -45,6 +45,7 @@ PEER = "lerobot"
 OURS, THEIRS = "ours", "LeRobot"
 COLOURED = {OURS: BLUE, THEIRS: RUST}
 LEVELS = (0.8, 0.9)
+TICKS = (20, 50, 100, 200, 500, 1000)
 QUICK_SIZES: dict[str, Any] = {
     "seed": "0", "steps": 4, "every": 2, "peer_every": 2, "peer_calls": 2, "starts": 2, "limit": 1,
 }  # fmt: skip
@@ -205,7 +206,7 @@ def draw(figures: Figures) -> Figure:
             axes.plot(*zip(*points, strict=True), color=COLOURED[name], marker="o", markersize=3, label=label)
     for level in LEVELS:
         axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
-    axes.set_xscale("log")
+    log2(axes, TICKS)
     legend(axes)
     return figure
 
