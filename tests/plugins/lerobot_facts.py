@@ -174,6 +174,8 @@ def refusal(small: Small, **options) -> str:
         small.config(True, **options)
     except DecodingError as error:
         return str(error)
+    except ValueError as error:  # of LeRobot 0.4's `make_policy_config`, which says that the type is not available
+        return str(error.__cause__)
     return "accepted"
 
 
