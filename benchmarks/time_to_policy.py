@@ -198,7 +198,7 @@ def describe(figures: Figures) -> str:
 def draw(figures: Figures) -> Figure:
     """Coverage against seconds of training."""
     figure, (axes,) = panels(1, title="coverage while training, one CPU core")
-    plain(axes, "", "seconds of training", "mean coverage")
+    plain(axes, "", "seconds of training (logarithmic)", "mean coverage")
     for name, own in figures["arms"].items():
         for number, at in enumerate(own.values()):
             points = [(point["seconds"], point["coverage"]) for point in at["curve"]]

@@ -132,7 +132,7 @@ def names(page: str) -> dict[str, Any]:
     accelerator = SimpleNamespace(device="cpu", prepare=lambda *parts: parts, backward=lambda loss: loss.backward())
     pixels = 2 * torch.rand(4, 3, 256, 256, generator=random) - 1
     return {
-        "README.md": {"clean_actions": chunks},
+        "README.md": {"actions": chunks, "observations": chunks.flatten(1)},
         "docs/environment.md": {
             "states": torch.tensor([[256.0, 400.0, 200.0, 250.0, 0.5]]).double().numpy(),
             "actions": torch.full((1, 4, 2), 250.0).double().numpy(),
