@@ -97,8 +97,11 @@ def _newest(runs: Mapping[str, RunDirectory] | None) -> Newest:
 
 
 def layered(path: ProbabilityPath, calls: int) -> Solver:
-    """DDIM, whose calls are a model's layers; of a consistency model, which has no DDIM, its own solver."""
-    return Solver("ddim" if "ddim" in path.solvers else path.solvers[0], calls)
+    """DDIM, whose calls are a model's layers; of a consistency model, which has no DDIM, its own solver.
+
+    What has neither is refused where it is asked for its plan.
+    """
+    return Solver(next((name for name in ("ddim", "renoise") if name in path.solvers), "ddim"), calls)
 
 
 def task_of(checkpoint: Checkpoint) -> Task:

@@ -125,7 +125,6 @@ def test_env(tmp_path, peers):
         (["step", "widths=7"], "down_dims=[7, 14, 28]"),
         (["selection", "device=tpu"], "device=tpu"),
         (["selection", "ks=8..2"], "runs backwards"),
-        (["all", "turns=2", "noise=knn"], "noise"),
         (["env", "steps=301"], "steps=301: an episode has at most 300"),
         (["env", "threads=0"], "threads=0: needs 1 or more"),
         (["envs"], "unknown experiment 'envs'; did you mean 'env'?"),

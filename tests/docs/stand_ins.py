@@ -56,7 +56,7 @@ def write_desk(desk: Path) -> Path:
         metadata = json.loads((copy / "metadata.json").read_text()) | {"step": int(name.removeprefix("step_"))}
         (copy / "metadata.json").write_text(json.dumps(metadata))
     convert(newest, "diffusion_policy", desk / "latest.ckpt")
-    for place in ("outputs/train", "outputs/knn"):
+    for place in ("outputs/train", "outputs/c2ot"):
         (desk / place / "checkpoints/last").mkdir(parents=True)
         convert(newest, "lerobot", desk / place / "checkpoints/last/pretrained_model")
     (desk / "slurm.yaml").write_text("timeout_min: 240\nmem_gb: 4\nslurm_partition: cpu\n")

@@ -92,6 +92,7 @@ def test_every_configuration_file_is_covered():
                  for scale in group_choices("image_scale")}  # fmt: skip
     shared = {"network/small.yaml", "network/image_cpu.yaml", "network/image_paper.yaml"}
     own = {"noise/linear.yaml", "noise/idp26.yaml"}
+    own |= {f"noise_model/knn_{model}.yaml" for model in group_choices("model")}
     assert files == choices | together | shared | own | {"run.yaml", "robot.yaml", "image.yaml"}
     for group in SCHEMA.groups:  # image_experiment/ has grids of images
         for name in group_choices(group):
