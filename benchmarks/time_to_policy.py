@@ -14,7 +14,6 @@ counts, not the evaluations.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -39,6 +38,7 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import RobotConfig, compose_config
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task
 
 PEER = "lerobot"
@@ -126,8 +126,7 @@ def training_words(options: Figures, seed: int, folder: Path) -> list[str]:
 def own_curve(run: Path, seed: int) -> Curve:
     """What our training recorded: the seconds of training before each evaluation, and its coverage."""
     curve, seconds = [], 0.0
-    for line in (run / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in RunDirectory(run).seed(seed).metrics():
         seconds += row.get("seconds", 0.0)
         if "coverage" in row:
             curve.append({"step": row["step"], "seconds": seconds, "coverage": row["coverage"]})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable, split_words, unknown
 from immiscible_policy.recipes.robot_config import SCHEMA
-from immiscible_policy.training.options import Schema, group_choices, in_name, read_file, read_value
+from immiscible_policy.training.options import Schema, directory_name, group_choices, in_name, read_file, read_value
 
 if TYPE_CHECKING:
     from immiscible_policy.recipes.robot import RobotRecipe
 
-UNSAFE = r"[^\w.+-]+"
-"""What a directory's name does not have."""
 ROBOTS = "immiscible_policy.recipes.robot:RobotRecipe"
 
 
@@ -76,7 +73,7 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     several = swept | {key: [text] for key, text in given.items() if key in adjusting - swept.keys()}
     name, out = str(experiment), str(single.out)
     if swept:
-        name = re.sub(UNSAFE, "-", "_".join(in_name(key, values) for key, values in several.items()))
+        name = directory_name([in_name(key, values) for key, values in several.items()])
         out = given.get("out", f"{out}_{name}")
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
     shared = {key: text for key, text in (preset | given).items() if key not in (*several, "out", "resume")}
@@ -104,7 +101,7 @@ def _combined(
         taken = {key: text for key, text in values.items() if key not in left_out}
         names = [text if key == "noise" else f"{key}{'' if text[:1].isdigit() else '-'}{text}"
                  for key, text in taken.items() if key in swept]  # fmt: skip
-        arms[re.sub(UNSAFE, "-", "_".join(names))] = _words(taken)
+        arms[directory_name(names)] = _words(taken)
     return arms
 
 

@@ -240,7 +240,7 @@ class RobotRecipe:
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
         fitted = "all" if config.normalize == "all" else "the training"
         epochs = config.steps * config.batch_size / len(data.training)
-        share = self._probed().get("validation/r2")
+        share = self._probed.get("validation/r2")
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
             f"windows, content {data.content_hash[:12]}",
@@ -335,7 +335,7 @@ class RobotRecipe:
         )
 
         selects = not isinstance(policy.path, Regression)
-        task, probed = self.windows.task, self._probed()
+        task, probed = self.windows.task, self._probed
 
         audited = lru_cache(maxsize=1)(partial(noise_audit, objective, batches=AUDITED))  # shared with loggers
 
@@ -372,8 +372,9 @@ class RobotRecipe:
         widths = {name: len(values.low) for name, values in self.windows.observation.items()}
         return Work(policy, objective, spec_metadata(self.spec) | {"widths": widths}, measure, by_step, media)
 
+    @cached_property
     def _probed(self) -> dict[str, float | None]:
-        """How much of the held-out actions the observation explains, whatever the policy."""
+        """How much of the held-out actions the observation explains, whatever the policy and the seed."""
         data = self.windows
         return {} if data.held_out is None else {"validation/r2": explained(data.training, data.held_out.windows)}
 

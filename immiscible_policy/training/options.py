@@ -386,7 +386,7 @@ class Schema(Generic[Config]):
         words += [in_name(key, value) for key, value in own.items() if key in typed and value != plain[key]]
         words += [Path(config.data).stem] if config.data else []
         words += [given["experiment"]] if "experiment" in given else []
-        name = re.sub(r"[^\w.+-]+", "-", "_".join([*words, config.scale]))
+        name = directory_name([*words, config.scale])
         if len(name) <= LONGEST_NAME:
             return name
         return f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -455,6 +455,11 @@ def _text(value: Any) -> str:
     """A value as it is written in a word."""
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
     return text.removesuffix("\n...\n").strip().replace(", ", ",")
+
+
+def directory_name(words: Sequence[str]) -> str:
+    """A directory's name of some words, with a dash for what some file systems or shells do not take."""
+    return re.sub(r"[^\w.+-]+", "-", "_".join(words))
 
 
 def in_name(key: str, value: Any) -> str:
