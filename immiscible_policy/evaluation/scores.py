@@ -29,7 +29,6 @@ def kind_title(kind: str, checkpoints: int) -> str:
     return f"last {checkpoints}" if kind == "last10" else kind
 
 
-
 @dataclass(frozen=True)
 class Scores:
     """Scores of one training seed at every completely evaluated checkpoint.

@@ -263,9 +263,7 @@ def _detectable(observed: Components, sizes: Sequence[int], n_starts: int) -> fl
     return _half_width(observed, sizes, n_starts) + _half_width(observed, sizes, n_starts, POWER)
 
 
-def _half_width(
-    observed: Components, sizes: Sequence[int], n_starts: int, quantile: float = (1 + LEVEL) / 2
-) -> float:
+def _half_width(observed: Components, sizes: Sequence[int], n_starts: int, quantile: float = (1 + LEVEL) / 2) -> float:
     """Half-width of the interval for given components, seeds per arm and starts; NaN where nothing varies.
 
     Degrees of freedom of the sum of the arms' estimated variances by Welch (1947).

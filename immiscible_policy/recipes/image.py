@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +29,7 @@ from immiscible_policy.recipes.options import options_of
 from immiscible_policy.results.writer import png
 from immiscible_policy.solver import Pndm, Solver
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
-from immiscible_policy.training.batches import ShuffledOrder, cut, size
+from immiscible_policy.training.batches import ShuffledOrder, Together, cut, size
 from immiscible_policy.training.duration import Rehearsal, blank
 from immiscible_policy.training.loggers import Media
 from immiscible_policy.training.memory import Footprint, saved_bytes
@@ -52,10 +51,7 @@ class ImageObjective:
 
     Batch, flips, noise and diffusion steps are pure functions of (seed, step). They are drawn for the whole batch
     before it is cut into micro-batches, so accumulation changes memory, not the result. With `select_over` above 1 they
-    are drawn for so many successive batches at once, so that an assignment pairs within all of them:
-
-        select_over = 4      | batch 0 | batch 1 | batch 2 | batch 3 | batch 4 ...
-        noise chosen over    |------------- 4 B images --------------|---------
+    are drawn for so many successive batches at once, so that an assignment pairs within all of them.
 
     Attributes:
         images: All training images, on the model's device.
@@ -77,18 +73,11 @@ class ImageObjective:
     def __post_init__(self) -> None:
         self.device = next(self.model.denoiser.parameters()).device
         self.order = ShuffledOrder(len(self.images), self.select_over * self.batch_size, self.seed, self.device)
-        self._kept: tuple[Any, Any] = (None, None)
-        self._lock = Lock()
+        self.together = Together(self._noised, self.select_over)
 
     def batches(self, step: int) -> list[Any]:
         """The noised micro-batches of a training step."""
-        pool, part = divmod(step, self.select_over)
-        if self.select_over == 1:
-            return cut(self._noised(pool), self.accumulate)
-        with self._lock:  # batches are prepared in several threads; another selector may watch (`noise_audit`)
-            if self._kept[0] != (pool, self.select):
-                self._kept = (pool, self.select), self._noised(pool)
-            return cut(cut(self._kept[1], self.select_over)[part], self.accumulate)
+        return cut(self.together.batch(step), self.accumulate)
 
     def _noised(self, pool: int) -> Any:
         """All batches whose noise is chosen together, noised."""
@@ -142,7 +131,8 @@ class ImageRecipe:
                     )
         solver(config, model)
         size = config.select_over * config.batch_size
-        options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=len(images) / size)
+        per_epoch = len(images) / config.batch_size
+        options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=per_epoch)
         require_noise(options.select, config.noise["name"], model.coder.shape)
         selection = options.memory(size, math.prod(model.coder.shape))
         return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
+from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig, check_noise
 from immiscible_policy.training.options import Schema, choice, number
 
 OF_MODEL = {
@@ -30,7 +30,6 @@ class ImageConfig(DiffusionConfig):
     model: str
     dataset: str
     limit: int | None = number("[1, 1e9]")
-    select_over: int = number("[1, 1024]")
     flip: bool
     size: int = number("[1, 4096]")
     channels: list[int] = number("[1, 65536]")
@@ -66,6 +65,7 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     for key, models in OF_MODEL.items():
         if key in given and config.model not in models:
             raise CommandError(f"{key}={given[key]}: model={config.model} has no {key} ({' and '.join(models)} do)")
+    check_noise(config)
     if config.batch_size < 2:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
     if config.device != "cpu" and config.dropout > 0 and (config.parallel or 1) > 1:

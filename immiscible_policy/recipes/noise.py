@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,11 +119,10 @@ def noise_audit(objective: Any, step: int, batches: int) -> Audit:
         seen.append((x, condition, mask))
         return torch.zeros_like(x)
 
-    own, watched = objective.order, copy(objective)
-    watched.select, watched.order = watch, copy(own)
+    watched = replace(objective, select=watch)
     for later in range(batches):
         watched.batches(step + later)
     x = torch.cat([clean for clean, _, _ in seen])
     condition, mask = (None if part[0] is None else torch.cat(part) for part in list(zip(*seen, strict=True))[1:])
-    sizes: dict[str, Any] = {"batch_size": own.batch_size, "batches": batches}
+    sizes: dict[str, Any] = {"batch_size": watched.order.batch_size, "batches": max(2, len(seen))}
     return audit(objective.select, x, condition=condition, mask=mask, step=step, **sizes)

@@ -199,7 +199,8 @@ class RobotRecipe:
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
         config = config.sized(len(windows))
         per_epoch = len(windows) / config.batch_size
-        noise = noise_options(config.noise, steps=config.steps, batch_size=config.batch_size, steps_per_epoch=per_epoch)
+        size = config.select_over * config.batch_size
+        noise = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=per_epoch)
         spec = PolicySpec(
             **options_of(config, PolicySpec),
             obs_dim=windows.obs.shape[-1],
@@ -264,7 +265,8 @@ class RobotRecipe:
             kept *= 2  # gradients have buffers of their own there
         frames = windows.footage.frames.values() if windows.footage else ()
         data = sum(tensor.nbytes for tensor in (windows.obs, windows.action, windows.real, *frames))
-        selection = self.noise.memory(self.config.batch_size, self.spec.horizon * self.spec.action_dim)
+        together = self.config.select_over * self.config.batch_size
+        selection = self.noise.memory(together, self.spec.horizon * self.spec.action_dim)
         return Footprint(sum(p.numel() for p in parameters), kept // rows, data, selection)
 
     def rehearsal(self, device: str) -> Rehearsal:
@@ -326,6 +328,7 @@ class RobotRecipe:
             batch_size=config.batch_size,
             accumulate=config.accumulate,
             seed=seed.number,
+            select_over=config.select_over,
             compared=actions_compared(windows, config.exclude, Layout.of(config)),
             levels=self.levels,
             crop=config.crop,

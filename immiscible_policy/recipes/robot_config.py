@@ -11,7 +11,7 @@ from immiscible_policy.cli import CommandError, expanded
 from immiscible_policy.noise import CONDITIONAL_MEANS
 from immiscible_policy.path import ddpm, flow
 from immiscible_policy.path.flow import TIMES
-from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig
+from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig, check_noise
 from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
 from immiscible_policy.training.options import Part, Schema, choice, number
 
@@ -97,6 +97,9 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     for key in ("images", "crop", "encoder_width", "shared_encoder"):
         if key in given and blind:
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
+    if config.mirror_batches and config.select_over > 1:
+        raise CommandError(f"select_over={config.select_over}: mirror_batches=true needs select_over=1")
+    check_noise(config)
     name, method = config.noise["name"], config.method
     if method in ("regression", "mip") and name != "vanilla":
         why = f"method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"

@@ -5,6 +5,8 @@ The loop does not know what a batch holds. It counts, cuts and copies rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -39,6 +41,33 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
         return tree_map_only(Tensor, lambda rows: rows.chunk(parts)[number], batch)
 
     return [part(number) for number in range(len(tensors(batch)[0].chunk(parts)))]
+
+
+class Together:
+    """Makes several successive batches at once and hands them out one by one.
+
+    So noise can be chosen over all of them::
+
+        batches = 4      | batch 0 | batch 1 | batch 2 | batch 3 | batch 4 ...
+        made at once     |---------------- 0 --------------------|---- 1 -----
+
+    The last that were made are kept. Threads may ask.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], batches: int) -> None:
+        self._make, self._batches = make, batches
+        self._kept: tuple[int, list[Batch]] = (-1, [])
+        self._lock = Lock()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        number, part = divmod(step, self._batches)
+        if self._batches == 1:
+            return self._make(number)
+        with self._lock:
+            if self._kept[0] != number:
+                self._kept = number, cut(self._make(number), self._batches)
+            return self._kept[1][part]
 
 
 class ShuffledOrder:

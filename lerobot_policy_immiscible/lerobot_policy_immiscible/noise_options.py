@@ -104,4 +104,3 @@ class NoiseOptions(SelectorOptions):  # type: ignore[misc, valid-type]  # made a
         if self.noise == PLAIN:
             raise ValueError("select_for=residual: noise=vanilla selects no noise for a sample; leave select_for out")
         return FittedOnTheWay(select, CONDITIONAL_MEANS[self.residual_mean or "linear"], potentials=fit)
-

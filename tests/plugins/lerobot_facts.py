@@ -127,9 +127,7 @@ def facts_of(small: Small) -> dict[str, object]:
         result = outcome(ours, batch)
         x, real = padded(batch, small.width)
         generator = torch_generator("cpu", "training noise", SEED, 0, 0)
-        expected = make_selector(name, **options)(
-            x, condition=observed(batch), mask=real, generator=generator
-        )
+        expected = make_selector(name, **options)(x, condition=observed(batch), mask=real, generator=generator)
         again = outcome(ours.eval(), batch), outcome(small.policy().eval(), batch)
         facts[name] = {
             "noise": torch.equal(watched.chosen, expected) and torch.equal(watched.x, x),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,13 @@ from immiscible_policy.demos.windows import Layout
 from immiscible_policy.noise import cross_fitted, fit_mlp_prediction, fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.schedule import Schedule
-from immiscible_policy.recipes.noise import actions_compared, diffusion_levels, noise_options, require_noise
+from immiscible_policy.recipes.noise import (
+    actions_compared,
+    diffusion_levels,
+    noise_audit,
+    noise_options,
+    require_noise,
+)
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
@@ -226,3 +233,34 @@ def test_an_exclusion_that_nothing_measures_is_refused_before_anything_is_writte
     out = tmp_path / "run"
     message = refused(here("train_policy.py", "exclude=padding", f"data={store}", f"out={out}", "device=cpu"))
     assert "exclude=padding: noise=vanilla" in message and not out.exists()
+
+
+def test_noise_is_assigned_within_all_batches_that_choose_together(store):
+    """Three batches of 16 are one batch of 48 in parts, in whatever order they are prepared."""
+    linear = make_selector("linear")
+    together = objective(store, linear, select_over=3)
+    whole = replace(objective(store, linear), batch_size=48).batches(2)[0]
+    pieces = {step: together.batches(step)[0] for step in (7, 6, 8)}
+    assert torch.equal(whole.path.noisy, torch.cat([pieces[step].path.noisy for step in (6, 7, 8)]))
+    plain = objective(store, linear)
+    rows = torch.cat([plain.order.rows(step) for step in (6, 7, 8)])
+    assert torch.equal(together.order.rows(2), rows), "the same windows in the same batches"
+
+
+def test_the_audit_measures_what_is_chosen_together(store):
+    """Assignment within more samples comes nearer, and says so."""
+    linear = make_selector("linear")
+    alone, together = (noise_audit(objective(store, linear, select_over=over), 0, batches=8) for over in (1, 4))
+    assert (alone.batch_size, together.batch_size) == (16, 64)
+    assert together.distance.percent < alone.distance.percent - 1
+
+
+@pytest.mark.parametrize("name", ["vanilla", "knn", "sign"])
+def test_choosing_together_is_refused_where_other_samples_do_not_matter(name):
+    with pytest.raises(ValueError, match=f"select_over=8: noise={name} chooses for each sample alone"):
+        compose_config([f"noise={name}", "select_over=8"])
+
+
+def test_batches_of_mirrored_pairs_do_not_choose_together():
+    with pytest.raises(ValueError, match="mirror_batches=true needs select_over=1"):
+        compose_config(["noise=linear", "select_over=8", "mirror=true", "mirror_batches=true"])
