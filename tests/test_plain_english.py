@@ -65,7 +65,7 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
 
 def texts() -> Iterator[tuple[str, str]]:
     """Everything that people read, with the place where it stands."""
-    for page in {*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"} - {"docs/when-appendix.md"}:
+    for page in {*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"}:
         yield page, prose(page)
     for folder in ("immiscible_policy", "envs", "benchmarks", "lerobot_policy_immiscible", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -9,7 +9,7 @@ from immiscible_policy.results.experiment import Experiments
 
 NAMES = (
     "selectors", "distances", "clusters", "gaussianity", "tsne", "bijection", "steps", "scaling", "toy", "solvers",
-    "predictors", "grids",
+    "dial",
 )  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.lab", NAMES, Path("runs/analysis"))
 

@@ -6,14 +6,7 @@ by training seed and start. `on=held_out` needs no environment: the score is the
 runs hold out (`evaluation.offline`; lower is better), paired by episode.
 
 A solver is written with its network calls: ddim10, ddpm100, dpmpp5, euler3; trailing spacing, unless `-leading` or
-`-shifted` follows; `-eta1` adds DDPM's noise to ddim or dpmpp. drafted10 and renoised10 sample with noise that follows
-the law which the policy was trained with, for runs of noise=vanilla and noise=knn: every row selects with its own
-source of randomness, so its selector has to choose within one sample. Training mixes a chunk x with noise that a
-selector S chose for it:
-
-- *drafted*: a first DDIM solution from e ~ N(0, I) gives a draft x^; a second one starts from S(x^). Twice the calls;
-  with plain noise it starts anew.
-- *renoised*: `renoise`, every predicted chunk noised anew with S(x_0); with plain noise it is the control, `renoise`.
+`-shifted` follows; `-eta1` adds DDPM's noise to ddim or dpmpp.
 
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab solvers runs=runs/vanilla,runs/knn solvers=ddim10,ddim10-leading,renoise10
@@ -23,37 +16,33 @@ selector S chose for it:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count, product
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, read_policy
-from immiscible_policy.evaluation.offline import HeldOut, score
+from immiscible_policy.evaluation.offline import HeldOut, explained, score
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.program import Document, plain, program, table
-from immiscible_policy.lab.runs import RUNS, newest_policies, own_selector, rolled_out, task_of
-from immiscible_policy.noise import Selector
+from immiscible_policy.lab.runs import RUNS, newest_policies, rolled_out, task_of
 from immiscible_policy.palette import colours, label_ends, panels
-from immiscible_policy.policy import Policy
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.formatting import figures as interval_figures
-from immiscible_policy.solver import SOLVERS, Solver, noise_rows, solve
+from immiscible_policy.solver import SOLVERS, Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, require_data
 
-LAWS = {"drafted": "ddim", "renoised": "renoise"}  # The ways to follow the law of training, and their solvers
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
 
 
 class Scheme(NamedTuple):
-    """A solver as written: a key of `SOLVERS` or `LAWS`, network calls, the spacing of their times, and eta."""
+    """A solver as written: a key of `SOLVERS`, network calls, the spacing of their times, and eta."""
 
     name: str
     steps: int
@@ -73,19 +62,16 @@ class Scheme(NamedTuple):
 
     @property
     def solver(self) -> Solver:
-        """What samples, or what the law's way is built on."""
-        return Solver(LAWS.get(self.name, self.name), self.steps, self.spacing, self.eta)
+        """What samples."""
+        return Solver(self.name, self.steps, self.spacing, self.eta)
 
     def agent(self, checkpoint: Checkpoint) -> Agent:
         """A policy that samples as written."""
-        policy, spec = read_policy(checkpoint)
-        if self.name in LAWS:
-            policy = cast(Policy, TrainingLawPolicy(policy, own_selector(checkpoint), self.name))
-        return Agent(policy, spec, self.solver)
+        return Agent(*read_policy(checkpoint), self.solver)
 
 
 def measure(options: Document) -> Findings:
-    """Roll every run out under every solver that it takes."""
+    """Roll every run out under every solver."""
     if not options["runs"]:
         raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
     schemes = read_schemes(options["solvers"])
@@ -93,12 +79,11 @@ def measure(options: Document) -> Findings:
     first = next(iter(next(iter(policies.values())).values()))
     if options["on"] not in ("starts", "held_out"):
         raise CommandError(f"on={options['on']}: use starts or held_out")
-    held_out = shared_held_out(options["runs"]) if options["on"] == "held_out" else None
+    held_out, setting = shared_held_out(options["runs"]) if options["on"] == "held_out" else (None, {})
     starts = held_out.episodes if held_out else task_of(first).starts(options["starts"], options["episodes"])
     agents: dict[tuple[str, Scheme], dict[int, Agent]] = {}  # built, and so checked, before the first is rolled out
     for (run, seeds), scheme in product(policies.items(), schemes):
-        if scheme.name not in LAWS or all(map(selects_within_samples, seeds.values())):
-            agents[run, scheme] = {seed: scheme.agent(checkpoint) for seed, checkpoint in seeds.items()}
+        agents[run, scheme] = {seed: scheme.agent(checkpoint) for seed, checkpoint in seeds.items()}
     scores: dict[tuple[str, Scheme], Array] = {}
     torch.set_num_threads(1)
     for (run, scheme), own in agents.items():
@@ -112,23 +97,32 @@ def measure(options: Document) -> Findings:
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
         "starts": len(starts),
         "unit": "held-out episodes" if held_out else "starts",
+        **setting,
         "options": {key: value for key, value in options.items() if key != "runs"},
     }
     return Findings(figures, describe(figures), draw(figures))
 
 
-def shared_held_out(runs: Mapping[str, RunDirectory]) -> HeldOut:
-    """The episodes that all runs hold out of the same data; a CommandError if there are none, or they differ."""
+def shared_held_out(runs: Mapping[str, RunDirectory]) -> tuple[HeldOut, Document]:
+    """The episodes that all runs hold out of the same data, and the task, `obs`, and R^2 of the first run.
+
+    CommandError if no episode is held out, or runs differ in them.
+    """
     shared: dict[tuple[str, tuple[int, ...]], HeldOut] = {}
+    settings: list[Document] = []
     for name, run in runs.items():
-        data = RobotRecipe.prepare(RobotRecipe.schema.read(run)).windows
+        config = RobotRecipe.schema.read(run)
+        data = RobotRecipe.prepare(config).windows
         require_data(data.path, data.content_hash, run.data_hash)
         if data.held_out is None:
             raise CommandError(f"on=held_out: {name} has no held-out episodes; train with validation=0.1")
         shared[data.content_hash, tuple(data.held_out.episodes)] = data.held_out
+        settings = settings or [
+            {"task": config.task["name"], "obs": config.obs, "r2": explained(data.training, data.held_out.windows)}
+        ]
     if len(shared) > 1:
         raise CommandError(f"on=held_out: {', '.join(runs)} do not hold out the same episodes of the same data")
-    return next(iter(shared.values()))
+    return next(iter(shared.values())), settings[0]
 
 
 def energy(agent: Agent, held_out: HeldOut) -> Array:
@@ -138,64 +132,17 @@ def energy(agent: Agent, held_out: HeldOut) -> Array:
 
 
 def read_schemes(text: str) -> list[Scheme]:
-    """Read `ddim10,ddim10-leading,renoised10`; CommandError for an unusable name or number, or one given twice."""
+    """Read `ddim10,ddim10-leading,renoise10`; CommandError for an unusable name or number, or one given twice."""
     schemes = []
     for word in text.split(","):
         parts = re.fullmatch(r"([a-z]+)(\d+)(?:-(leading|shifted))?(?:-eta(0\.\d+|1))?", word)
-        if not parts or parts[1] not in (*SOLVERS, *LAWS) or not int(parts[2]):
-            known = ", ".join(f"{name}10" for name in (*SOLVERS, *LAWS))
+        if not parts or parts[1] not in SOLVERS or not int(parts[2]):
+            known = ", ".join(f"{name}10" for name in SOLVERS)
             raise CommandError(f"solvers={word}: write a solver and its network calls, such as {known}")
         schemes.append(Scheme(parts[1], int(parts[2]), parts[3] or "trailing", float(parts[4] or 0)))
     if len(set(schemes)) < len(schemes):
         raise CommandError(f"solvers={text}: a solver is given twice")
     return schemes
-
-
-def selects_within_samples(checkpoint: Checkpoint) -> bool:
-    """Whether the noise of a policy's training was chosen for one action chunk alone, as those of `LAWS` need it."""
-    config = checkpoint.metadata.get("config", {})
-    by_action = config.get("select_for", "action") == "action"
-    return by_action and config.get("noise", {}).get("name") in ("vanilla", "knn")
-
-
-class TrainingLawPolicy:
-    """Samples like a policy, its noise chosen as in training, by one of `LAWS`; its solver is what samples."""
-
-    def __init__(self, policy: Policy, select: Selector, law: str) -> None:
-        self.policy, self.path, self.action, self.select, self.law = policy, policy.path, policy.action, select, law
-
-    @torch.no_grad()
-    def predict(self, observation: Any, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
-        """Action chunks (B, T, A), like `Policy.predict`."""
-        policy, plan = self.policy, solver.plan(self.path)
-        features = policy.encode(observation)
-        start = noise_rows(generators, 1, (policy.horizon, len(policy.action.scale)))[0]
-
-        def selected(clean: Tensor) -> Tensor:
-            return torch.cat([self.select(x, generator=g) for x, g in zip(clean.split(1), generators, strict=True)])
-
-        def calls(i: int, x: Tensor) -> Tensor:
-            return policy.network(x, torch.full((len(x),), plan[i].t), features)
-
-        if self.law == "drafted":
-            draft = policy.solve(features, plan, start[None])
-            chunk = policy.solve(features, plan, selected(draft)[None])
-        else:
-            predicted: list[Tensor] = []
-            noise = LazyNoise(start, lambda: selected(predicted[-1]))
-            chunk = solve(calls, self.path, plan, cast(Tensor, noise), limit=policy.data_scale, record=predicted)
-        return policy.action.unnormalize(chunk / policy.data_scale)
-
-
-class LazyNoise:
-    """The noise of a solution: its start (B, T, A), and others (B, T, A) chosen when the recurrence asks for them."""
-
-    def __init__(self, start: Tensor, choose: Callable[[], Tensor]) -> None:
-        self.start, self.choose = start, choose
-
-    def __getitem__(self, rows: int | slice) -> Tensor | Iterator[Tensor]:
-        """Row 0, or all others."""
-        return self.start if isinstance(rows, int) else (self.choose() for _ in count())
 
 
 def summarise(

@@ -1,0 +1,122 @@
+"""Shows what selection gains against how much the observation says of the action, for each number of network calls.
+
+The energy score is lower for better samples. A difference is an arm's score minus that of the first run with as many
+calls, in percent of the latter; brackets are 95 % intervals of the difference for new training seeds and episodes. R^2
+is the share of the actions' variance on held-out episodes that a linear prediction from the observation explains.
+
+Reads the JSON files that `lab solvers on=held_out` leaves, one for each setting; trains and evaluates nothing.
+
+  python -m immiscible_policy.lab dial files=nothing/solvers.json,agent/solvers.json,keypoints/solvers.json
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from immiscible_policy.cli import REQUIRED, CommandError, Option, expanded
+from immiscible_policy.lab.program import Document, legend, plain, program, table
+from immiscible_policy.lab.solvers import read_schemes
+from immiscible_policy.palette import GREY, colours, panels, readable
+from immiscible_policy.results.experiment import Findings
+
+
+def measure(options: Document) -> Findings:
+    """Read the settings and put them in the order of R^2."""
+    settings = [read_setting(expanded(part)) for part in options["files"].split(",")]
+    shared = [set(setting["differences"]) for setting in settings]
+    calls = [scheme for scheme in settings[0]["differences"] if all(scheme in schemes for schemes in shared)]
+    if not calls:
+        raise CommandError(f"files={options['files']}: no solver is in all of them; evaluate all with the same ones")
+    figures = {"solvers": calls, "settings": sorted(settings, key=lambda setting: setting["r2"])}
+    return Findings(figures, describe(figures), draw(figures))
+
+
+def read_setting(path: Path) -> Document:
+    """The setting of a file and its differences in percent, by solver and arm; CommandError if it holds none."""
+    try:
+        document = json.loads(path.read_text())
+        found = document["figures"]
+        runs, first = dict(found["runs"]), found["compared_with"]
+        setting = {key: found[key] for key in ("task", "obs", "r2")}
+        plain_scores = {scheme: values["score"]["mean"] for scheme, values in runs.pop(first).items()}
+        setting["commit"] = document["commit"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f": {error.strerror}" if isinstance(error, OSError) else ""
+        raise CommandError(f"files={path}: no file of `lab solvers on=held_out`{reason}") from None
+    if setting["r2"] is None or not runs:
+        raise CommandError(f"files={path}: needs actions that vary, and two runs or more")
+    differences = {
+        scheme: {
+            arm: {key: 100 * results[scheme]["from_run"][key] / score for key in ("mean", "low", "high")}
+            for arm, results in runs.items()
+        }
+        for scheme, score in plain_scores.items()
+    }
+    return setting | {"first": first, "scores": plain_scores, "differences": differences}
+
+
+def describe(figures: Document) -> str:
+    """A row for each arm and number of calls, a column for each setting."""
+    settings = {f"setting_{number}": setting for number, setting in enumerate(figures["settings"])}
+    rows = []
+    for arm, scheme in product(arms(figures), figures["solvers"]):
+        by_setting = {key: setting["differences"][scheme].get(arm) for key, setting in settings.items()}
+        rows.append({"arm": arm, "solver": scheme, **by_setting})
+    columns = {"difference, %": "{arm}", "solver": "{solver}"}
+    return table(columns | {label(setting): f"{{{key}:+.1f}}" for key, setting in settings.items()}, rows)
+
+
+def label(setting: Document) -> str:
+    """What a policy saw, and how much it says."""
+    return f"{setting['task']} obs={setting['obs']} (R^2 {setting['r2']:.2f})"
+
+
+def arms(figures: Document) -> list[str]:
+    """All arms, in the order in which they were given."""
+    scheme = figures["solvers"][0]
+    return list(dict.fromkeys(arm for setting in figures["settings"] for arm in setting["differences"][scheme]))
+
+
+def draw(figures: Document) -> Figure:
+    """A panel for each solver: differences by setting, one colour for each arm."""
+    settings, names = figures["settings"], arms(figures)
+    title = "energy score - plain noise, %: below 0 selection helps; bars: 95 % intervals"
+    figure, axes = panels(len(figures["solvers"]), title=title, width=4.2)
+    colour = colours(names)
+    extent = [
+        value
+        for setting in settings
+        for scheme in figures["solvers"]
+        for result in setting["differences"][scheme].values()
+        for value in (result["low"], result["high"])
+    ]
+    for panel, text in zip(axes, figures["solvers"], strict=True):
+        (scheme,) = read_schemes(text)
+        plain(panel, f"{scheme.steps} network call{'s' if scheme.steps > 1 else ''}")
+        panel.axhline(0, color=GREY, linewidth=1)
+        for number, arm in enumerate(names):
+            shift = 0.12 * (number - (len(names) - 1) / 2)
+            points = [
+                (place + shift, setting["differences"][text][arm])
+                for place, setting in enumerate(settings)
+                if arm in setting["differences"][text]
+            ]
+            at, results = zip(*points, strict=True)
+            means = [result["mean"] for result in results]
+            bars = [[r["mean"] - r["low"] for r in results], [r["high"] - r["mean"] for r in results]]
+            look = {"color": colour[arm], "marker": "o", "markersize": 4, "linestyle": "none", "capsize": 2}
+            panel.errorbar(at, means, bars, label=readable(arm), **look)  # type: ignore[arg-type]
+        panel.set_yscale("symlog", linthresh=10)
+        panel.set_ylim(1.2 * min(*extent, -10), 1.2 * max(*extent, 10))
+        ticks = [f"{setting['obs']}\n{setting['task']}\nR² {setting['r2']:.2f}" for setting in settings]
+        panel.set_xticks(range(len(settings)), ticks)
+    legend(axes[-1], "upper left")
+    return figure
+
+
+OPTIONS = {"files": Option(str, REQUIRED, "JSON files of `lab solvers on=held_out`, separated by commas")}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
