@@ -111,7 +111,7 @@ lock-peers:
 # The LeRobot of today, which needs Python 3.12, with this project and its plugin as a user has them.
 LEROBOT := .venv-lerobot
 LEROBOT_PYTHON ?= python3.12
-LEROBOT_PACKAGES := 'lerobot[training,diffusion,pusht,multi_task_dit,smolvla,pi]==0.6.1' hatchling editables
+LEROBOT_PACKAGES := 'lerobot[training,diffusion,pusht,multi_task_dit,smolvla,pi]==0.6.1' hatchling hatch-fancy-pypi-readme editables
 OURS := -e . -e ./lerobot_policy_immiscible
 
 lerobot: $(LEROBOT)/.installed

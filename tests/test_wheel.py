@@ -1,9 +1,11 @@
 """The wheel is whole: alone with what it says it needs, outside the repository, it imports, simulates and trains."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 
@@ -76,6 +78,19 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     typed = {f"{package}/py.typed" for package in ("immiscible_envs", "immiscible_policy")}
     assert {"immiscible_envs/published_starts.json", "immiscible_envs.pth"} | typed <= names
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
+
+
+def test_what_a_package_index_shows_has_no_link_into_the_repository(wheel):
+    """Pictures are left out, links to files are their text, links to elsewhere stay."""
+    files = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in files.namelist() if name.endswith("dist-info/METADATA"))
+    shown = message_from_bytes(files.read(metadata)).get_payload()
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", readme)
+    outside = [link for link in links if link.startswith("https://")]
+    assert re.findall(r"\]\(([^)]*)\)", shown) == outside and 0 < len(outside) < len(links)
+    assert "![" not in shown
+    assert "| Start, options, statistics | train, evaluate, compare |" in shown
 
 
 def needed(of: Distribution, result: dict[str, Distribution], extras: tuple[str, ...] = ("",)) -> None:
