@@ -8,7 +8,8 @@ ratios. Cost curves follow, against batch size and width.
   rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
   captured graph.
 - *kernels*, on a CPU: the network's forward and backward pass, and ten network calls of the sampler, as `kernels=fused`
-  and as `kernels=plain`.
+  and as `kernels=plain`; the share of the fused time that PyTorch's matrix products take, which no kernel of ours
+  shortens; and the seconds that a first training on a machine compiles for.
 - *LeRobot*, of the same sizes, batch, precision and threads: its processors, forward, backward, clipping of the
   gradients, Adam and the learning rate. It has no EMA; loading data is not counted.
 - The paper-size network at batch 256 has a floor of 1.2 ms a step, 0.65 ms overlapped (derived for an H200-class GPU:
@@ -22,17 +23,22 @@ ratios. Cost curves follow, against batch size and width.
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.drawing import log_axes
 from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive, take_turns, timed, where
@@ -78,7 +84,24 @@ KERNEL_COLUMNS = {
     "fused, ms": "{fused:.3g}",
     "plain, ms": "{plain:.3g}",
     "fused / plain": "{over:.3f}",
+    "matrix products, share of fused": "{products:.2f}",
 }
+PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm")
+PROFILED = 5
+FIRST_USE = """
+import time
+
+import torch
+
+from immiscible_policy.network.unet import ConditionalUnet1d
+
+began = time.perf_counter()
+network = ConditionalUnet1d(2, 4, 16, (16, 32))
+with torch.autocast("cpu", torch.bfloat16):
+    loss = network(torch.zeros(8, 16, 2), torch.zeros(8), torch.zeros(8, 4)).sum()
+loss.backward()
+print(time.perf_counter() - began)
+"""
 SAMPLED = (50, 1)
 """Rows of the sampler's network calls."""
 
@@ -111,6 +134,7 @@ def measure(options: dict[str, Any]) -> Findings:
         figures = beside_each_other(config, arms, choices, peer, options["turns"], options["steps"])
         if kind == "cpu":
             figures["kernels"] = kernels_beside_each_other(config, options["turns"], options["steps"])
+            figures["compile_s"] = compile_seconds()
         figures["curves"] = {
             axis: {
                 at: _point(beside_each_other(each, curve, choices, peer, turns, steps)) for at, each in along.items()
@@ -224,8 +248,30 @@ def kernels_beside_each_other(config: RobotConfig, turns: int, steps: int) -> Fi
     for what, do in work.items():
         candidates = {name: turn(partial(do, network), steps, config.device) for name, network in networks.items()}
         seconds = take_turns(candidates, turns)
-        figures[what] = medians(seconds) | {"over": ratio(seconds, "fused", "plain")}
+        products = share_of_products(partial(do, networks["fused"]))
+        figures[what] = medians(seconds) | {"over": ratio(seconds, "fused", "plain"), "products": products}
     return figures
+
+
+def share_of_products(work: Callable[[], None]) -> float:
+    """Share of some work's time that PyTorch's matrix products take."""
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        for _ in range(PROFILED):
+            work()
+    events = watched.key_averages()
+    products = sum(event.self_cpu_time_total for event in events if event.key in PRODUCTS)
+    return round(products / sum(event.self_cpu_time_total for event in events), 3)
+
+
+def compile_seconds() -> float:
+    """Seconds by which a first forward and backward pass, with nothing compiled on the disk, outlasts a second one."""
+    with TemporaryDirectory() as empty:
+        seconds = [
+            float(subprocess.run([sys.executable, "-c", FIRST_USE], env=os.environ | {"NUMBA_CACHE_DIR": empty},
+                                 check=True, capture_output=True, text=True).stdout)
+            for _ in range(2)
+        ]  # fmt: skip
+    return round(seconds[0] - seconds[1], 1)
 
 
 def turn(step: Callable[[], object], steps: int, device: str) -> Callable[[], float]:
@@ -382,6 +428,7 @@ def describe(figures: Figures) -> str:
     parts = [about, table(COLUMNS, rows)]
     if "kernels" in figures:
         parts.append(table(KERNEL_COLUMNS, [{"name": name, **found} for name, found in figures["kernels"].items()]))
+        parts.append(f"A first training on a machine compiles for {figures['compile_s']} s.")
     parts += [f"Linear assignment over vanilla: {', '.join(adds)}."] if adds else []
     parts += [f"eager / fast: {', '.join(engines)}."] if engines else []
     for axis, what in (("batch", "batch size"), ("width", "width (channels of the first level)")):

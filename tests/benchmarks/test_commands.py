@@ -47,7 +47,9 @@ def test_step(tmp_path, peers):
     assert set(figures["assignment_adds"]) == {"eager", "fast"}
     assert list(figures["kernels"]) == ["forward and backward", "sampling, 50 at once", "sampling, 1 at once"]
     for kernels in figures["kernels"].values():
-        assert set(kernels) == {"fused", "plain", "over"} and all_positive(kernels.values())
+        assert set(kernels) == {"fused", "plain", "over", "products"} and all_positive(kernels.values())
+        assert kernels["products"] < 1
+    assert figures["compile_s"] > 0
     widths = figures["curves"]["width"]
     assert list(widths) == ["8", "16"] and widths["8"]["parameters"] < widths["16"]["parameters"]
     assert list(figures["curves"]["batch"]) == ["4", "8"]
