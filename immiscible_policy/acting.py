@@ -82,7 +82,7 @@ def load_policy(
     agent = load_agent(chosen, solver_of(chosen, solver, calls), resolve_device(device), dtype or torch.float32)
     if compile:
         agent.policy.network = torch.compile(agent.policy.network, dynamic=False)  # type: ignore[assignment]
-    task = recorded_task(chosen.metadata.get("config", {}))
+    task = recorded_task(chosen.config)
     inputs = Inputs(agent.spec, task.keys(agent.obs), chosen.metadata.get("widths", {}))
     return RobotPolicy(agent, inputs, seed=seed, pad_to=pad_to)
 

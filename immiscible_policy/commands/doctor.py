@@ -253,7 +253,7 @@ def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, Po
 
 def config_findings(checkpoint: Checkpoint, spec: PolicySpec) -> Iterator[Finding]:
     """Whether the policy is what its own record, and the run directory around it, say."""
-    recorded: Mapping[str, Any] = checkpoint.metadata.get("config", {})
+    recorded: Mapping[str, Any] = checkpoint.config
     yield from _differing("its metadata", recorded, vars(spec))
     seed = run_of(checkpoint.path)
     if seed is None:

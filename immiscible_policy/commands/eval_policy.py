@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     chosen = _chosen(options)
-    task = recorded_task(chosen[0].metadata.get("config", {}), options["task"])
+    task = recorded_task(chosen[0].config, options["task"])
     solver, starts = solving.chosen_solver(chosen[0], options), task.starts(options["starts"], options["episodes"])
     if not task.has_environment:
         _require_no_starts(task, options)

@@ -72,7 +72,7 @@ def main(words: list[str]) -> None:
     else:
         require_writable("out", out)
     checkpoint = find_checkpoint(options["checkpoint"])
-    task = recorded_task(checkpoint.metadata.get("config", {}))
+    task = recorded_task(checkpoint.config)
     if not task.has_environment:
         raise CommandError(f"task={task.name} has no environment to render a policy in")
     if not task.is_drawn:

@@ -132,7 +132,7 @@ def solver_of(
     Raises:
         ValueError: If a value is unknown or out of range.
     """
-    config = checkpoint.metadata.get("config", {})
+    config = checkpoint.config
     require_kinds(checkpoint.path, config, {"solver": str | None, "spacing": str | None}, "use another checkpoint")
     recorded = config.get("solver", "ddim")
     chosen = name or recorded
@@ -154,7 +154,7 @@ def load_agent(
         ValueError: If the solver does not go with what the policy learned.
     """
     use_device(device)
-    torch.set_num_threads(checkpoint.metadata.get("config", {}).get("threads") or torch.get_num_threads())
+    torch.set_num_threads(checkpoint.config.get("threads") or torch.get_num_threads())
     policy, spec = read_policy(checkpoint, device)
     if dtype == torch.bfloat16 and policy.action.scale.is_cuda:
         policy.network.to(dtype)  # read from memory as they are multiplied

@@ -93,7 +93,7 @@ def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
     count, seed, rows = options["pictures"], options["seed"], []
     checkpoints = {run: next(iter(seeds.values())) for run, seeds in runs.policies.items()} | runs.models
     for run, checkpoint in checkpoints.items():
-        select, size = lab_runs.own_selector(checkpoint), checkpoint.metadata["config"]["batch_size"]
+        select, size = lab_runs.own_selector(checkpoint), checkpoint.config["batch_size"]
         x = lab_runs.clean_samples(checkpoint, options["data"], MOST, seed)
         n, generator = options["n"], torch_generator("cpu", "clusters", seed)
         noise: Iterable[Tensor] = repeated_noise(select, x[:count], n, generator)

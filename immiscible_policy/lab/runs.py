@@ -106,7 +106,7 @@ def layered(path: ProbabilityPath, calls: int) -> Solver:
 
 def task_of(checkpoint: Checkpoint) -> Task:
     """The task that a checkpoint was trained for; the default one where it names none."""
-    return recorded_task(checkpoint.metadata.get("config", {}))
+    return recorded_task(checkpoint.config)
 
 
 def rolled_out(
@@ -123,7 +123,7 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
 
     ValueError if the checkpoint names none that is known here, or noise was chosen for residuals, which it lacks.
     """
-    config = checkpoint.metadata.get("config", {})
+    config = checkpoint.config
     recorded = config.get("noise", {})
     if config.get("select_for", "action") != "action":
         raise CommandError(f"{checkpoint.path}: select_for={config['select_for']}; train with select_for=action")
@@ -138,7 +138,7 @@ def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train", l
 
     CommandError if it lies there no longer, or has fewer than `limit` images.
     """
-    config = checkpoint.metadata.get("config", {})
+    config = checkpoint.config
     place = data or config.get("data")
     if place is None or not Path(place).exists():
         raise CommandError(f"data={place}: the images of {checkpoint.path} do not lie there; say data=PATH")

@@ -193,7 +193,7 @@ def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int)
     real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
     plan, scale = lab_runs.layered(policy.path, LAYERS).plan(policy.path), policy.data_scale
     batches = []
-    for rows in torch.arange(n).split(checkpoint.metadata["config"]["batch_size"]):  # as the selector saw in training
+    for rows in torch.arange(n).split(checkpoint.config["batch_size"]):  # as the selector saw in training
         batch = chosen[rows]
         network = partial(policy.network, features=policy.encode(batch.obs))
         x, condition = policy.clean(batch.action), policy.condition(batch.obs)
@@ -218,7 +218,7 @@ def measure_images(
     layers = {}
     for label, model in loaded.items():
         batches, plan = [], lab_runs.layered(model.path, LAYERS).plan(model.path)
-        for number, part in enumerate(to_pixels(test[:n]).split(models[label].metadata["config"]["batch_size"])):
+        for number, part in enumerate(to_pixels(test[:n]).split(models[label].config["batch_size"])):
             x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
             batches.append(_noised(x, models[label], model.network(), seed, number, plan))
 

@@ -50,6 +50,11 @@ class Checkpoint:
         return self.metadata["step"]
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The options of the training; none where they were not recorded."""
+        return self.metadata.get("config", {})
+
+    @property
     def resumable(self) -> bool:
         """Whether training can go on from it."""
         return OPTIMIZER in self.metadata["sha256"] and (self.path / OPTIMIZER).exists()

@@ -150,7 +150,7 @@ class Evaluation:
     def _drawing(self, checkpoint: Checkpoint) -> Drawing:
         """How a checkpoint draws: as its training did, but for what the protocol says."""
         own = self.protocol.drawing
-        return replace(own, solver=own.solver.filled(checkpoint.metadata.get("config", {})))
+        return replace(own, solver=own.solver.filled(checkpoint.config))
 
     def _blank(self, source: ImageSource, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""

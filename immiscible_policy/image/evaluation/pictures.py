@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from immiscible_policy.image.evaluation.curves import Reached
 from immiscible_policy.palette import GREY, colours, panels
 from immiscible_policy.results.plots import Curve, draw_curves
 from immiscible_policy.results.report.charts import HEIGHT, WIDTH
+from immiscible_policy.results.video import tile as arrange
 from immiscible_policy.store.atomic import write_atomically
 
 ENLARGED = 64  # Side that small images are enlarged to, by repeating pixels
@@ -25,12 +26,8 @@ ENLARGED = 64  # Side that small images are enlarged to, by repeating pixels
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images (N, 3, S, S), uint8, row by row as one (H, W, 3), one white pixel apart."""
-    height, side = math.ceil(len(images) / columns), images.shape[-1]
-    sheet = np.full((height * (side + 1) - 1, columns * (side + 1) - 1, 3), 255, np.uint8)
-    for number, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = (side + 1) * (number // columns), (side + 1) * (number % columns)
-        sheet[top : top + side, left : left + side] = image
-    return sheet
+    framed = pad(images, (0, 1, 0, 1), value=255).permute(0, 2, 3, 1)
+    return arrange(framed.cpu().numpy(), columns)[:-1, :-1]
 
 
 def save_tiles(path: Path, images: Tensor, columns: int = 8) -> None:
