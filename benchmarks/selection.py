@@ -10,7 +10,7 @@ are medians over the turns, ratios medians of the paired ratios. Assignment's so
 - *potentials* are fitted to the samples beforehand, as training does; *reduced*: row and column minima subtracted
   first, the selector's default. Both are exact; their costs are given.
 - torchcfm solves with POT's network simplex, and stops it after 100,000 iterations. A batch of 4,096 needs more: there
-  its plan is not optimal (0.7 % above the least cost on such chunks), so its time is not that of an exact solver.
+  its plan is not optimal, so its time is not that of an exact solver.
 - Published (Improved Immiscible Diffusion, arXiv 2505.18521, Table 5; D and k not stated, A5000 in the paper, A6000 in
   its repository): batches of 128, 256, 512, 1,024 take assignment 5.4, 6.7, 8.8, 22.8 ms and KNN 0.2, 0.2, 0.3, 0.7
   ms.

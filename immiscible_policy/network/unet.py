@@ -214,7 +214,7 @@ def conv_block(inputs: int, outputs: int, kernel_size: int, groups: int) -> nn.M
 
 
 class TemporalConv(nn.Conv1d):
-    """A convolution with stride 1; on the CPU, that of a single row is one matrix product, a few times as fast."""
+    """A convolution with stride 1; on the CPU, that of a single row is one matrix product, which is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, inputs, T) to (B, outputs, T)."""

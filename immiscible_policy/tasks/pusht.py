@@ -171,7 +171,7 @@ class PushT(Task):
         return _part(demos["state"], obs).astype(np.float32)
 
     def frames(self, demos: Demonstrations, obs: str, source: str = "stored") -> dict[str, torch.Tensor] | None:
-        """The recorded frames, or what the camera sees of the recorded states; drawing one takes about 2 ms."""
+        """The recorded frames, or what the camera sees of the recorded states."""
         if obs != "image":
             return None
         if source == "rendered":
