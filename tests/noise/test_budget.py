@@ -94,9 +94,8 @@ def test_what_conditions_explain_of_samples():
 @pytest.mark.parametrize(
     ("share", "advice"),
     [
-        (0.8, "80 % or more"),
-        (0.79, "10 to 80 %"),
-        (0.1, "knn or sign may"),
+        (0.8, "use vanilla"),
+        (0.1, "10 % or more"),
         (0.09, "linear may"),
         (0, "less than 10 %"),
     ],

@@ -30,8 +30,8 @@ from immiscible_policy.noise.selector import Selector
 PROBES = (partial(fit_linear_prediction, ridge=0.01), partial(fit_mlp_prediction, steps=100))
 """How noise is predicted: with restraint, for there is little to learn and much chance to learn by heart."""
 SMALLEST_SQUARE = 0.01
-LITTLE, MUCH = 0.1, 0.8
-"""Shares of the action's variance: the observation explains little below the first, nearly all from the second on."""
+LITTLE = 0.1
+"""Share of the action's variance below which the observation explains little."""
 
 
 def divergence(select: Selector, batch_size: int) -> float | None:
@@ -93,16 +93,15 @@ class Explained:
         """Whether selection can pay, in a sentence."""
         best = max(0.0, self.linear, self.mlp)
         share = f"The observation explains {100 * best:.0f} % of the action on held-out episodes"
-        if best >= MUCH:
-            return f"{share} ({100 * MUCH:.0f} % or more): selected noise can add almost nothing; use vanilla."
         if best >= LITTLE:
             return (
-                f"{share} ({100 * LITTLE:.0f} to {100 * MUCH:.0f} %): knn or sign may help with one or two network "
-                "calls; linear does harm, because its noise repeats what the observation says."
+                f"{share} ({100 * LITTLE:.0f} % or more): use vanilla. Where several behaviours fit one observation, "
+                "compare c2ot with one or two network calls; linear does harm, because its noise repeats what the "
+                "observation says."
             )
         return (
-            f"{share} (less than {100 * LITTLE:.0f} %): linear may help with one to three network calls; its noise "
-            "says much about the action and stays Gaussian."
+            f"{share} (less than {100 * LITTLE:.0f} %): linear may help with one or two network calls; its noise says "
+            "much about the action and stays Gaussian."
         )
 
 
