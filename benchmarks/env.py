@@ -32,7 +32,7 @@ from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_envs import MAX_EPISODE_STEPS
 from immiscible_envs.batch import BatchSimulation, simulate
 from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, coverage, place
-from immiscible_policy.cli import COUNT, Option, parse_range, whole
+from immiscible_policy.cli import COUNT, SEED, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.palette import COLOURS, GREY, panels
@@ -94,9 +94,8 @@ class Episodes(NamedTuple):
 def measure(options: dict[str, Any]) -> Findings:
     """Time steps, coverage and an evaluation."""
     options = {**options, **(QUICK_SIZES if options["quick"] else {})}
-    require_positive(options, ("turns", "steps", "episodes", "starts", "evaluated", "poses"))
     counts, threads = sorted(parse_range("counts", options["counts"])), parse_range("threads", options["threads"])
-    require_positive({"counts": counts[0], "threads": min(threads)}, ("counts", "threads"))
+    require_positive(counts=counts, threads=threads)
     peer_takes_part = PEER in chosen_peers(options["peers"])
     pushes = perturbed_demonstrations(max(counts[-1], options["episodes"]), options["steps"], options["seed"])
     with ExitStack() as stack:
@@ -398,7 +397,7 @@ EXPERIMENT = Experiment(
         "starts": Option(COUNT, 50, "starts of the evaluation"),
         "evaluated": Option(COUNT, 300, "steps of the evaluation"),
         "turns": Option(COUNT, 5, "turns of each candidate"),
-        "seed": Option(whole(0, 2**63 - 1), 0, "seed of episodes, displacements and poses"),
+        "seed": Option(SEED, 0, "seed of episodes, displacements and poses"),
         "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
         "quick": QUICK,
     },

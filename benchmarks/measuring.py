@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -23,13 +22,13 @@ Candidates = Mapping[str, Callable[[], float]]
 QUICK = Option(boolean, False, "a dry run in seconds: few turns, small sizes in place of those asked for")
 
 
-def take_turns(candidates: Candidates, turns: int, warmup: int = 1) -> Seconds:
-    """Let candidates take turns; the first `warmup` turns are not counted."""
+def take_turns(candidates: Candidates, turns: int) -> Seconds:
+    """Let candidates take turns; one more before these is not counted."""
     seconds: Seconds = {name: [] for name in candidates}
-    for turn in range(warmup + turns):
+    for turn in range(1 + turns):
         for name, measure in candidates.items():
             result = measure()
-            if turn >= warmup:
+            if turn:
                 seconds[name].append(result)
     return seconds
 
@@ -50,9 +49,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def medians(seconds: Seconds, unit: float = 1e3) -> dict[str, float]:
-    """Medians by name, in milliseconds (`unit` per second)."""
-    return {name: round(unit * statistics.median(values), 4) for name, values in seconds.items()}
+def medians(seconds: Seconds) -> dict[str, float]:
+    """Medians by name, in milliseconds."""
+    return {name: round(1e3 * statistics.median(values), 4) for name, values in seconds.items()}
 
 
 def ratio(seconds: Seconds, a: str, b: str) -> float:
@@ -65,15 +64,15 @@ def ratios(seconds: Seconds, names: Sequence[str], b: str) -> dict[str, float]:
     return {name: ratio(seconds, name, b) for name in names}
 
 
-def require_positive(options: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Refuse numbers below 1.
+def require_positive(**ranges: Sequence[int]) -> None:
+    """Refuse ranges, by option, that hold a number below 1.
 
     Raises:
         CommandError: For the first of them.
     """
-    for key in keys:
-        if options[key] is not None and options[key] < 1:
-            raise CommandError(f"{key}={options[key]}: needs 1 or more")
+    for key, numbers in ranges.items():
+        if min(numbers) < 1:
+            raise CommandError(f"{key}={min(numbers)}: needs 1 or more")
 
 
 def where(device: str, threads: int) -> str:
@@ -83,8 +82,8 @@ def where(device: str, threads: int) -> str:
     return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
-def short(value: float | None, unit: str = "") -> str:
+def short(value: float | None) -> str:
     """A number with three digits, or a dash for none."""
     if value is None:
         return "-"
-    return f"{value:,.0f}{unit}" if abs(value) >= 999.5 else f"{value:.3g}{unit}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -83,9 +83,8 @@ Figures = dict[str, Any]
 def measure(options: dict[str, Any]) -> Findings:
     """Time every solver, and evaluate it if there is something to evaluate."""
     options = {**options, **(QUICK_SIZES if options["quick"] else {})}
-    require_positive(options, ("turns", "threads", "starts", "evaluated"))
     steps, envs = (sorted(parse_range(key, options[key])) for key in ("steps", "envs"))
-    require_positive({"steps": steps[0], "envs": envs[0]}, ("steps", "envs"))
+    require_positive(steps=steps, envs=envs)
     device = resolve_device(options["device"])
     policy, spec = _policy(options, device)
     if spec.encoder is not None:

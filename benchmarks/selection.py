@@ -72,9 +72,8 @@ Candidates = dict[str, Callable[[], Tensor]]
 def measure(options: dict[str, Any]) -> Findings:
     """Time selectors by batch, KNN by k, and solvers of the assignment."""
     options = {**options, **(QUICK_SIZES if options["quick"] else {})}
-    require_positive(options, ("turns", "threads"))
     ks, batches = (sorted(parse_range(key, options[key])) for key in ("ks", "batches"))
-    require_positive({"ks": ks[0], "batches": batches[0]}, ("ks", "batches"))
+    require_positive(ks=ks, batches=batches)
     device, turns, batch = resolve_device(options["device"]), options["turns"], options["knn_batch"]
     peer, patience = PEER in chosen_peers(options["peers"]), options["patience"]
     torch.set_num_threads(options["threads"])

@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.drawing import log_axes
-from benchmarks.measuring import QUICK, medians, ratio, ratios, require_positive, take_turns, timed, where
+from benchmarks.measuring import QUICK, medians, ratio, ratios, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.program import legend, plain, program, table
@@ -111,7 +111,6 @@ Figures = dict[str, Any]
 def measure(options: dict[str, Any]) -> Findings:
     """Time every kind of noise with every engine, then the curves."""
     options = {**options, **(QUICK_SIZES if options["quick"] else {})}
-    require_positive(options, ("turns", "steps", "batch", "width", "threads", "seeds"))
     kind = resolve_device(options["device"]).partition(":")[0]
     options["steps"] = options["steps"] or COUNTED[kind]
     noises = _known("noise", options["noise"], NOISES)
@@ -351,11 +350,11 @@ def trainer(
     return running.step
 
 
-def batch_assembly(recipe: RobotRecipe, config: RobotConfig, turns: int = 300) -> float:
-    """Median seconds to gather a batch of windows."""
+def batch_assembly(recipe: RobotRecipe, config: RobotConfig) -> float:
+    """Median seconds of 300 times to gather a batch of windows."""
     windows, generator = recipe.windows.training.to(config.device), torch.Generator().manual_seed(0)
     seconds = []
-    for _ in range(turns):
+    for _ in range(300):
         rows = torch.randint(len(windows), (config.batch_size,), generator=generator).to(config.device)
         seconds.append(timed(partial(windows.__getitem__, rows), 1, config.device))
     return statistics.median(seconds)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.measuring import QUICK, require_positive, short
+from benchmarks.measuring import QUICK, short
 from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
@@ -82,7 +82,6 @@ def measure(options: Figures) -> Findings:
     """
     if options.pop("quick"):
         options |= QUICK_SIZES
-    require_positive(options, ["steps", "every", "peer_every", "peer_calls", "starts", "limit"])
     seeds = parse_range("seed", options["seed"])
     if options["every"] > options["steps"]:
         raise CommandError(f"every={options['every']}: training has {options['steps']} steps; use at most as many")

@@ -36,6 +36,7 @@ class Option:
     type: Callable[[str], Any]  # converts the text: str, int, float, bool, Path, or what raises ValueError
     default: Any  # value when the word is absent; `REQUIRED` when there is none
     help: str  # one line for `--help`
+    synonym: str | None = None  # another spelling of its key
 
 
 REQUIRED = object()
@@ -75,8 +76,10 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-COUNT = whole(0, 10**6)
+COUNT = whole(1, 10**6)
 """Reads how many there are to be of something."""
+SEED = whole(0, 2**63 - 1)
+"""Reads the seed of something random."""
 
 
 def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
     if asks_for_help(argv):
         print(help_text(usage, {"options": options}))
         raise SystemExit(0)
-    given = split_words(argv)
+    given = split_words(argv, {option.synonym: key for key, option in options.items() if option.synonym})
     for key in given:
         if key not in options:
             raise CommandError(unknown("option", key, list(options)))
@@ -161,6 +164,7 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
         for key, option in options.items():
             default = "required" if option.default is REQUIRED else f"default {_show(option.default)}"
             note = "" if option.default is UNSHOWN or option.default is None else f" ({default})"
+            note += f" (also {option.synonym}=)" if option.synonym else ""
             first, later = f"  {key:<{width}}  ", " " * (width + 4)
             lines += textwrap.wrap(f"{option.help}{note}", 120, initial_indent=first, subsequent_indent=later)
     return "\n".join(lines)
@@ -229,6 +233,13 @@ def expanded(text: str) -> Path:
         raise ValueError(f"there is no user {Path(text).parts[0].removeprefix('~')}") from None
 
 
+def shipped(directory: str) -> Path:
+    """Where a directory of the project lies: in the package where that is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / directory
+    return installed if installed.is_dir() else package.parent / directory
+
+
 def require_extra(extra: str) -> None:
     """End a program whose extra, one of `EXTRAS`, is not installed: one line with the command that installs it.
 
@@ -239,6 +250,13 @@ def require_extra(extra: str) -> None:
     if missing:
         print(f"error: {missing} is not installed: pip install 'immiscible-policy[{extra}]'", file=sys.stderr)
         raise SystemExit(2)
+
+
+def require_new(key: str, path: Path) -> None:
+    """Refuse a path that exists, or cannot be created, before any work is done for it; raises CommandError."""
+    if path.exists():
+        raise CommandError(f"{key}={path} exists already; choose another path or remove it first")
+    require_writable(key, path)
 
 
 def require_writable(key: str, path: Path) -> None:

@@ -21,13 +21,20 @@ OPTIONS = {
     "path": Option(Path, REQUIRED, "where"),
     "count": Option(int, 3, "how many"),
     "loud": Option(bool, False, "whether"),
-    "rate": Option(float, None, "how fast"),
+    "rate": Option(float, None, "how fast", "speed"),
 }
 
 
 def test_words_become_typed_values():
     values = parse(["path=a=b", "count=5", "loud=true"], OPTIONS, "usage")
     assert values == {"path": Path("a=b"), "count": 5, "loud": True, "rate": None}
+
+
+def test_a_synonym_is_the_same_option_and_help_names_it(capsys):
+    assert parse(["path=a", "speed=2"], OPTIONS, "usage") == parse(["path=a", "rate=2"], OPTIONS, "usage")
+    with pytest.raises(SystemExit):
+        parse(["--help"], OPTIONS, "usage")
+    assert "how fast (also speed=)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,7 @@ def test_words_become_typed_values():
         (["path=a", "rate=x"], "rate=x: not a number"),
         (["path=a", "loud=maybe"], "loud=maybe: use true or false"),
         (["path=a", "path=b"], "path= is given twice"),
+        (["path=a", "rate=1", "speed=2"], "speed= is given twice (it is rate=)"),
         (["a"], "'a' is not key=value"),
     ],
 )

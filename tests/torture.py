@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from immiscible_policy.cli import CommandError, Option, parse, program, unknown, whole
+from immiscible_policy.cli import CommandError, Option, parse, program, require_new, unknown, whole
 from immiscible_policy.commands import train_policy
 from immiscible_policy.recipes import robot  # noqa: F401, imports would take most of a training's time
 from immiscible_policy.store.run import RunDirectory
@@ -269,8 +269,8 @@ class Torture:
 def main(words: list[str]) -> int:
     """Run all tortures and print what was counted."""
     options = parse(words, OPTIONS, USAGE)
-    if options["out"] and options["out"].exists():
-        raise CommandError(f"out={options['out']} exists already; name a new directory")
+    if options["out"]:
+        require_new("out", options["out"])
     with TemporaryDirectory() as scratch:
         torture, some = Torture(options["out"] or Path(scratch), options["seed"]), -(-options["kills"] // 10)
         turns = {"kills": options["kills"], "races": 2 * some, "signals": 8, "data": 1}

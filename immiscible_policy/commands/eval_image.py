@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable, unknown, whole
+from immiscible_policy.cli import COUNT, SEED, CommandError, Option, parse, program, require_writable, unknown
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, FILLED, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
@@ -15,7 +15,7 @@ from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtoco
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, start_noise
 from immiscible_policy.image.evaluation.pictures import samples_figure
-from immiscible_policy.image.evaluation.report import ImageResults, require_comparable, write_report
+from immiscible_policy.image.evaluation.report import measure_targets, write_report
 from immiscible_policy.results.writer import save_figure
 from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.training.options import device_option, resolve_device
@@ -47,7 +47,7 @@ OPTIONS = {
     "sampling_steps": Option(
         COUNT, None, "steps; absent: as in training, else 50 (ddim, sd), the adaptive solver (flow), 1 (consistency)"
     ),
-    "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise, pndm; absent: as in training"),
+    "solver": Option(str, None, "ddim, ddpm, dpmpp, euler, heun, renoise, pndm; absent: as in training", "sampler"),
     "spacing": Option(str, None, "grid of the solver's times: trailing, shifted or leading; absent: as in training"),
     "eta": Option(float, None, "noise of solver=ddim or dpmpp, 0 none to 1 as much as DDPM; absent: as in training"),
     "features": Option(str, "classifier", "classifier or inception"),
@@ -62,7 +62,7 @@ OPTIONS = {
     "reference_samples": Option(COUNT, None, "use only the first N of these images"),
     "edit": Option(str, None, "of real images: inpaint, outpaint, or invert: find the noise and draw again"),
     "originals": Option(str, "test", "split of the data set to edit"),
-    "noise_seed": Option(whole(0, 2**63 - 1), 0, "seed of the start noises"),
+    "noise_seed": Option(SEED, 0, "seed of the start noises"),
     "batch_size": Option(COUNT, 250, "images per batch"),
     "device": device_option(),
     "out": Option(Path, None, "directory of the report; by default the run, or frechet for several"),
@@ -85,14 +85,7 @@ def main(words: list[str]) -> None:
     if out is not None:
         require_writable("out", out / "x")
     evaluation = Evaluation(protocol, lambda line: print(line, flush=True))
-    for target in targets:
-        evaluation.check(target)
-    rows = {target.label: evaluation.rows(target) for target in targets}
-    require_comparable(rows)
-    origins = {target.label: target.run.origin for target in targets if target.run is not None}
-    results = ImageResults(
-        protocol.extractor.title + TITLES[edit], rows, evaluation.reference(targets[0].source), origins
-    )
+    results = measure_targets(evaluation, targets, TITLES[edit])
     if out is None:
         return
     name = edit or "frechet"
@@ -112,9 +105,6 @@ def _check(options: dict[str, Any]) -> None:
     given = [key for key in ("run", "runs", "checkpoint") if options[key] is not None]
     if len(given) != 1:
         raise CommandError("give run=DIR, runs=DIR,DIR or checkpoint=PATH, one of them")
-    for key in ("samples", "batch_size", "reference_samples"):
-        if options[key] is not None and options[key] < 1:
-            raise CommandError(f"{key}={options[key]}: needs 1 or more")
     if options["edit"] is not None and options["edit"] not in EDITS:
         raise CommandError(unknown("edit", options["edit"], EDITS))
     options["device"] = resolve_device(options["device"])
@@ -128,7 +118,7 @@ def _protocol(options: dict[str, Any]) -> ImageProtocol:
         make_extractor(
             options["features"], classifier=options["classifier"], inception=options["inception"], device=device
         ),
-        None if clip is None else ClipScore(clip, device),
+        clip=None if clip is None else ClipScore(clip, device),
         split=options["reference"],
         limit=options["reference_samples"],
         **{key: options[key] for key in ("originals", "data", "dataset", "prompts", "pretrained")},

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.statistics import Interval, count
 from immiscible_policy.lab.modality.arms import (
@@ -45,7 +45,7 @@ named; differences are to the first run under the first solver.
 OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
-    "repetitions": Option(COUNT, 25, "rollouts per start, R"),
+    "repetitions": Option(whole(1, MOST_REPETITIONS), 25, "rollouts per start, R"),
     "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
     "device": device_option(),
@@ -73,8 +73,6 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     if options["checkpoints"] not in ("all", "last"):
         raise CommandError(f"checkpoints={options['checkpoints']}: choose all or last")
-    if not 1 <= options["repetitions"] <= MOST_REPETITIONS:
-        raise CommandError(f"repetitions={options['repetitions']}: use 1 to {MOST_REPETITIONS:,}")
     options["device"] = resolve_device(options["device"])
     if (options["out"] / "modality.json").exists():
         raise CommandError(f"out={options['out']} already has a modality.json; name a new directory")
@@ -186,7 +184,7 @@ def markdown(arms: Sequence[Arm]) -> str:
 
 def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any]) -> list[Solver]:
     """The solvers that the options name, or the run's own; ValueError if one is unknown, or named twice."""
-    checkpoint, text = next(iter(kept.values()))[0], solving.solver_name(options)
+    checkpoint, text = next(iter(kept.values()))[0], options["solver"]
     names = [None] if text is None else text.split(",")
     if len(set(names)) < len(names):
         raise CommandError(f"solver={text}: a solver is named twice")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_writable
+from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_new
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.offline import score
@@ -99,10 +99,8 @@ def _check(options: dict[str, Any]) -> None:
     if which not in ("all", "best", "last"):
         raise CommandError(f"checkpoints={which}: choose all, best or last")
     options["device"] = resolve_device(options["device"])
-    if options["out"] and options["out"].exists():
-        raise CommandError(f"out={options['out']} exists already; name a new file")
     if options["out"]:
-        require_writable("out", options["out"])
+        require_new("out", options["out"])
     if options["checkpoint"] and which != "all":
         raise CommandError(f"checkpoints={which} chooses among those of run=; checkpoint= is one already")
 

@@ -45,7 +45,7 @@ OPTIONS = {
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     "episodes": Option(COUNT, 9, "number of starts, for legacy and fresh"),
     "columns": Option(whole(1, 100), 3, "tiles per row"),
-    "size": Option(whole(1, 4096), 256, "pixels per tile"),
+    "size": Option(whole(64, 1024), 256, "pixels per tile"),
     **solving.OPTIONS,
     "device": device_option(),
 }
@@ -61,10 +61,6 @@ def main(words: list[str]) -> None:
         raise CommandError(f"view={options['view']}: use video or human")
     if not 0.1 <= options["speed"] <= 10:
         raise CommandError(f"speed={options['speed']:g}: use 0.1 to 10")
-    if columns < 1:
-        raise CommandError(f"columns={columns}: use 1 or more")
-    if not 64 <= size <= 1024:
-        raise CommandError(f"size={size}: use 64 to 1024 pixels")
     if options["episodes"] > BATCH:
         raise CommandError(f"episodes={options['episodes']}: one video shows at most {BATCH}")
     if options["view"] == "human":

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from immiscible_policy.cli import COUNT, CommandError, Option
+from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.evaluation.agent import solver_of
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 
 OPTIONS = {
-    "solver": Option(str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M), euler, heun or renoise; absent: as in training"),
-    "sampler": Option(str, None, "the same as solver="),
+    "solver": Option(
+        str, None, "ddim, ddpm, dpmpp (DPM-Solver++ 2M), euler, heun or renoise; absent: as in training", "sampler"
+    ),
     "sampling_steps": Option(COUNT, None, "network calls; absent: as in training"),
     "spacing": Option(str, None, "trailing, shifted, or leading as published; absent: as in training"),
     "eta": Option(float, None, "noise of solver=ddim or dpmpp, 0 to 1; absent: as in training"),
 }
-
-
-def solver_name(options: Mapping[str, Any]) -> str | None:
-    """What `solver=`, or `sampler=`, says; a CommandError if both are given."""
-    solver, sampler = options["solver"], options["sampler"]
-    if solver and sampler:
-        raise CommandError(f"sampler={sampler}: solver={solver} is given, which is the same option")
-    return solver or sampler
 
 
 def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str | None = None) -> Solver:
@@ -32,5 +25,5 @@ def chosen_solver(checkpoint: Checkpoint, options: Mapping[str, Any], name: str 
 
     Raises ValueError if a value is unknown or out of range.
     """
-    name = name or solver_name(options)
+    name = name or options["solver"]
     return solver_of(checkpoint, name, options["sampling_steps"], options["spacing"], options["eta"])

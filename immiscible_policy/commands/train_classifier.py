@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
+from immiscible_policy.cli import COUNT, REQUIRED, SEED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.image.data import load_images
 from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec
 from immiscible_policy.provenance import command, versions, without_places
@@ -31,7 +31,7 @@ OPTIONS = {
     "out": Option(Path, REQUIRED, "the file of weights to write; NAME.json goes beside NAME.safetensors"),
     "size": Option(whole(1, 1024), 16, "side of the images in pixels, averaged"),
     "epochs": Option(COUNT, ClassifierTraining.epochs, "passes over the training images"),
-    "seed": Option(whole(0, 2**63 - 1), 0, "seed of weights, order and augmentation"),
+    "seed": Option(SEED, 0, "seed of weights, order and augmentation"),
 }
 
 

@@ -62,8 +62,7 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         model = title.partition(",")[0]
         most = MOST_STEPS if model == "consistency" else max(how["calls"])
         drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
-        parts = dict.fromkeys(("limit", "data", "dataset", "prompts", "pretrained"))
-        protocol = ImageProtocol(drawing, extractor, None, split="train", originals="test", **parts)
+        protocol = ImageProtocol(drawing, extractor)
         calls = [count for count in how["calls"] if count <= most]
         measured.append(measure_panel(title, runs, protocol, calls, lambda line: print(line, flush=True)))
         samples = samples_figure(measured[-1].samples, "the same start noises in every row")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import require_new
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.lerobot import OWN, Arrays, open_dataset, read_info
@@ -31,11 +31,10 @@ def convert(
     features (T, width) that are not the store's own.
 
     Raises:
-        CommandError: If `out` exists, or pyarrow is not installed.
+        CommandError: If `out` exists or cannot be created, or pyarrow is not installed.
         StoreError: If the dataset cannot be read, is incomplete, or does not tell what the store has to hold.
     """
-    if out.exists():
-        raise CommandError(f"{out}: exists already; choose another path or remove it first")
+    require_new("out", out)
     info = read_info(path)
     if info.fps != fps:
         raise StoreError(f"{path}: recorded at {info.fps:g} Hz; the task is controlled at {fps} Hz")

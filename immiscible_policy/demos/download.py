@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import CommandError, require_new
 from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.store import content_hash
 
@@ -55,8 +55,7 @@ def download(archive: Archive, out: Path) -> Path:
     parts, target = urlsplit(archive.url), out / archive.name
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise CommandError(f"url={archive.url}: should begin with http:// or https://")
-    if target.exists():
-        raise CommandError(f"{target}: exists already; remove it first, or choose another out=")
+    require_new("out", target)
     made = [directory for directory in (out, *out.parents) if not directory.exists()]
     out.mkdir(parents=True, exist_ok=True)
     file = out / f".{archive.name}.zip.part"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from immiscible_policy.cli import CommandError, require_writable
+from immiscible_policy.cli import require_new
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.lerobot import OWN
 from immiscible_policy.demos.parquet import pyarrow_parquet
@@ -63,9 +63,7 @@ def export(
         CommandError: If `out` exists or cannot be created, or pyarrow is not installed.
     """
     parquet = pyarrow_parquet("export")
-    if out.exists():
-        raise CommandError(f"{out}: exists already; choose another path or remove it first")
-    require_writable("out", out)
+    require_new("out", out)
     frames, names = frames or {}, {name: feature.names for name, feature in features.items()}
     pictures = {
         "observation.image" if len(frames) == 1 else f"observation.images.{camera}": shown

@@ -149,7 +149,7 @@ def measure(options: Document) -> Findings:
     most = math.inf
     if options["form"] not in FORMS:
         raise CommandError(unknown("form", options["form"], FORMS))
-    require(options, perturbations=(1, most), observations=(3, most), windows=(2, most), max_steps=(1, most))
+    require(options, observations=(3, most), windows=(2, most))
     solver = Solver("ddim", options["sampling_steps"])
     policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from immiscible_policy import cli
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Layout, Windows
-from immiscible_policy.image.data import load_cifar10, to_pixels
+from immiscible_policy.image.data import load_images, to_pixels
 from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.tasks import DEFAULT, Task, first_observation, open_demonstrations, task_windows
@@ -20,6 +21,7 @@ from immiscible_policy.tasks import DEFAULT, Task, first_observation, open_demon
 IMAGES = Option(Path, None, "CIFAR-10: a folder train/CLASS/*.jpg, a zip of it, or torchvision's directory")
 DATA = Option(Path, None, "demonstrations of the task; none: its own")
 TASK = Option(str, DEFAULT, "the task whose demonstrations are measured")
+SEED = Option(cli.SEED, 0, "seed of every random choice")
 
 PUBLISHED = Layout(horizon=16, obs_steps=2, action_steps=8)
 """The windows of Diffusion Policy, which are measured where no policy says which it sees."""
@@ -27,16 +29,6 @@ WITHOUT_CIFAR = (
     "pass images=PATH: CIFAR-10 as a folder train/CLASS/*.jpg, a zip of it, or the directory that "
     "torchvision.datasets.CIFAR10(PATH, download=True) fills"
 )
-
-
-def whole(text: str) -> int:
-    """Read a whole number, 0 or more; ValueError for anything else."""
-    if not text.isdecimal():
-        raise ValueError("not a whole number, 0 or more")
-    return int(text)
-
-
-SEED = Option(whole, 0, "seed of every random choice")
 
 
 def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
@@ -60,10 +52,10 @@ def cifar_images(path: Path | None, limit: int | None = None) -> Tensor:
     """
     if path is None:
         raise CommandError(f"this experiment needs images; {WITHOUT_CIFAR}")
-    images = load_cifar10(path, limit=limit)
+    images = load_images("cifar10", path, limit=limit)
     if limit is not None and len(images) < limit:
         raise CommandError(f"images={path} holds {len(images):,} training images; this experiment needs {limit:,}")
-    return to_pixels(images)
+    return to_pixels(images.pixels(torch.arange(len(images))))
 
 
 def latent_fields(n: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtoco
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords
 from immiscible_policy.image.evaluation.pictures import draw_distances, tile
-from immiscible_policy.image.evaluation.report import ImageResults, require_comparable
+from immiscible_policy.image.evaluation.report import ImageResults, measure_targets
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, plain, program, table
@@ -55,16 +54,9 @@ def measure(options: Document) -> Findings:
     clean = {run: lab_runs.clean_samples(c, options["data"], MEASURED, options["seed"]) for run, c in models.items()}
     words = SolverWords(steps=options["sampling_steps"])
     drawing = Drawing(options["samples"], words, options["seed"], BATCH, "cpu", edit=None)
-    others: Any = dict.fromkeys(("limit", "dataset", "prompts", "pretrained"))
-    extractor = make_extractor("classifier")
-    protocol = ImageProtocol(drawing, extractor, None, split="train", originals="test", data=options["data"], **others)
+    protocol = ImageProtocol(drawing, make_extractor("classifier"), data=options["data"])
     evaluation = Evaluation(protocol, lambda line: print(line, flush=True))
-    targets = [find_run(name, run, protocol) for name, run in options["runs"].items()]
-    for target in targets:
-        evaluation.check(target)
-    rows = {target.label: evaluation.rows(target) for target in targets}
-    require_comparable(rows)
-    results = ImageResults(protocol.extractor.title, rows, evaluation.reference(targets[0].source), {})
+    results = measure_targets(evaluation, [find_run(name, run, protocol) for name, run in options["runs"].items()])
     figures = {
         "samples": options["samples"],
         "sampling_steps": results.setting.sampling_steps,

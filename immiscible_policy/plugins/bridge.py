@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import CommandError, expanded, require_writable, unknown
+from immiscible_policy.cli import CommandError, expanded, require_new, shipped, unknown
 from immiscible_policy.evaluation.agent import read_policy, spec_metadata
 from immiscible_policy.evaluation.scores import best_checkpoint
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from immiscible_policy.store.run import SEED, RunDirectory, SeedDirectory, run_of, seed_at
-from immiscible_policy.tasks.task import package_data
 
 FORMATS = ("ours", "compact", "lerobot", "diffusion_policy")
 PRETRAINED = "pretrained"
@@ -43,7 +42,7 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     Raises:
         ValueError: If it is none of these, or there is no such seed or checkpoint.
     """
-    path = package_data("pusht_pretrained") if str(path) == PRETRAINED else expanded(str(path))
+    path = shipped("data/pusht_pretrained") if str(path) == PRETRAINED else expanded(str(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
     seed = _seed(RunDirectory(path), train_seed) if RunDirectory(path).exists else seed_at(path)
@@ -81,9 +80,7 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
     """
     if to not in FORMATS:
         raise CommandError(unknown("format", to, FORMATS))
-    if out.exists():
-        raise CommandError(f"out={out} exists already; name another")
-    require_writable("out", out)
+    require_new("out", out)
     source = open_checkpoint(checkpoint)
     _, spec = read_policy(source)  # the weights fit, or one line says that they do not
     if to == "lerobot":

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, run
+from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_new, run
 from lerobot_policy_immiscible.noise_options import NoiseOptions
 from lerobot_policy_immiscible.training_noise import POLICIES
 
@@ -49,9 +49,7 @@ def to_lerobot(path: Path, out: Path) -> str:
     config = _read(path / "config.json")
     if config.get("type") not in POLICIES:
         raise CommandError(f"{path}: a checkpoint of type {config.get('type')}; only {', '.join(POLICIES)} convert")
-    if out.exists():
-        raise CommandError(f"{out}: exists already; choose another path or remove it first")
-    require_writable("out", out)
+    require_new("out", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         draft = Path(shutil.copytree(path, Path(scratch, "checkpoint")))

@@ -123,7 +123,7 @@ def test_env(tmp_path, peers):
     [
         (["step", "noise=knnn"], "unknown noise 'knnn'; did you mean 'knn'?"),
         (["step", "engine=slow"], "unknown engine 'slow'"),
-        (["step", "turns=0"], "turns=0: needs 1 or more"),
+        (["step", "turns=0"], "turns=0: needs 1 to 1,000,000"),
         (["step", "widths=7"], "down_dims=[7, 14, 28]"),
         (["selection", "device=tpu"], "device=tpu"),
         (["selection", "ks=8..2"], "runs backwards"),

@@ -41,10 +41,10 @@ def test_timed_is_per_call():
     assert 0 < timed(lambda: calls.append(sum(range(1000))), calls=5) < 1 and len(calls) == 5
 
 
-def test_numbers_below_one_are_refused_and_none_is_left_open():
-    require_positive({"turns": 1, "batch": None}, ("turns", "batch"))
-    with pytest.raises(ValueError, match="turns=0: needs 1 or more"):
-        require_positive({"turns": 0}, ("turns",))
+def test_ranges_with_a_number_below_one_are_refused():
+    require_positive(counts=[1, 2], threads=[4, 1])
+    with pytest.raises(ValueError, match="threads=0: needs 1 or more"):
+        require_positive(counts=[1, 2], threads=[4, 0])
 
 
 @pytest.mark.parametrize(("value", "message"), [(None, "-"), (0.012345, "0.0123"), (12345.6, "12,346"), (999.4, "999")])

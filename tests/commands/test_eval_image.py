@@ -73,7 +73,7 @@ def test_every_checkpoint_is_measured_once_with_its_settings(run, capsys):
     assert capsys.readouterr().out.count("measured before") == 4 and rows(run) == before
     main([f"run={run}", *QUICK, "noise_seed=1"])
     assert len(rows(run)) == 4 and rows(run)[:2] == before
-    main([f"run={run}", *QUICK, "solver=ddpm", "spacing=leading"])
+    main([f"run={run}", *QUICK, "sampler=ddpm", "spacing=leading"])
     assert len(rows(run)) == 6 and rows(run)[4]["sampling_steps"] == "2 leading ddpm"
     assert rows(run)[4]["distance"] != before[0]["distance"]
 
@@ -137,14 +137,14 @@ def test_editing_has_rows_and_a_picture_of_its_own(run, edit):
         (["run=RUN", "samples=96"], "samples=96: the 96 features of classifier need 97"),
         (["run=RUN", "reference_samples=50"], "reference images=50"),
         (["run=RUN", "sampling_steps=1001"], "sampling_steps=1001"),
-        (["run=RUN", "sampling_steps=0"], "sampling_steps=0: needs 1 or more"),
+        (["run=RUN", "sampling_steps=0"], "sampling_steps=0: needs 1 to 1,000,000"),
         (["run=RUN", "data=nowhere"], "nowhere is missing"),
         (["run=RUN", "features=vgg"], "unknown features 'vgg'"),
         (["run=RUN", "edit=crop"], "unknown edit 'crop'"),
         (["run=RUN", "edit=inpaint", "originals=val"], "split=val"),
         (["run=RUN", "classifier=nowhere.safetensors"], "nowhere.safetensors is missing"),
         (["run=nowhere"], "nowhere is not a directory; give a run's directory"),
-        (["run=RUN", "solver=rk4"], "solver=rk4: choose from"),
+        (["run=RUN", "sampler=rk4"], "solver=rk4: choose from"),
         (["run=RUN", "sampling_steps=2", "solver=heun"], "sampling_steps=2: solver=heun"),
         (["run=RUN", "solver=ddpm", "eta=0.5"], "eta=0.5: solver=ddpm has no eta"),
     ],

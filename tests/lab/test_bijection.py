@@ -20,14 +20,11 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
 from tests.lab.small import SPEC, AlwaysThere, small_policy
+from tests.random_numbers import generator
 
 OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
     "perturbations": 2, "observations": 3, "windows": 20, "starts": "100000", "max_steps": 9, "sampling_steps": 2,
 }  # fmt: skip
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -179,7 +176,7 @@ def test_the_experiment_reproduces_and_rolls_out_the_first_seed_alone(run):
     ("change", "message"),
     [
         ({"runs": {"absent": RunDirectory("absent")}}, "absent"),
-        ({"runs": {"x": RunDirectory("x")}, "perturbations": 0}, "perturbations=0"),
+        ({"runs": {"x": RunDirectory("x")}, "observations": 2}, "observations=2"),
         ({"runs": {"x": RunDirectory("x")}, "sampling_steps": 0}, "sampling_steps=0"),
         ({"runs": {"x": RunDirectory("x")}, "form": "other"}, "unknown form 'other'"),
     ],

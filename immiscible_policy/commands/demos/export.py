@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, unknown
-from immiscible_policy.commands.demos import PATH, SHOWN
+from immiscible_policy.commands.demos import PATH, SHOWN, shown_task
 from immiscible_policy.demos.export import export
 from immiscible_policy.demos.store import open_store
-from immiscible_policy.tasks import find_task, task_of_store
 
 IMAGES = ("none", "stored", "rendered")
 USAGE = """usage: python -m immiscible_policy.demos export path=STORE out=DIR [images=stored|rendered task=TASK]
@@ -34,7 +33,7 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     if options["images"] not in IMAGES:
         raise CommandError(unknown("images", options["images"], IMAGES))
-    task = find_task(options["task"]) if options["task"] else task_of_store(options["path"])
+    task = shown_task(options)
     demos = open_store(options["path"], task.columns)
     shown: dict[str, np.ndarray] = {}
     if options["images"] != "none":

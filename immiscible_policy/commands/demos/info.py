@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from immiscible_policy.cli import CommandError, Option, parse
-from immiscible_policy.commands.demos import PATH, SHOWN
+from immiscible_policy.commands.demos import PATH, SHOWN, shown_task
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.store import content_hash, open_store
 from immiscible_policy.palette import BASELINE, INK, NAMEABLE, mode_colour, style
-from immiscible_policy.tasks import Modes, Task, find_task, task_of_store
+from immiscible_policy.tasks import Modes, Task
 
 FORMATS = (".png", ".pdf", ".svg")
 LISTED = 64
@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
     out = options["out"]
-    task = find_task(options["task"]) if options["task"] else task_of_store(options["path"])
+    task = shown_task(options)
     if out is not None:
         if out.suffix not in FORMATS:
             raise CommandError(f"out={out}: a picture ends in {', '.join(FORMATS)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, require_writable, whole
+from immiscible_policy.cli import COUNT, REQUIRED, SEED, Option, parse, require_new, whole
 from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.store import content_hash, write_store
 from immiscible_policy.tasks import find_task
@@ -20,7 +20,7 @@ only out= and task=, it makes the store that ships with the project."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to write (a .zarr directory that does not exist)"),
     "episodes": Option(COUNT, None, "number of demonstrations; by default as many as the task's own store has"),
-    "seed": Option(whole(0, 2**63 - 1), 0, "seed of the starts and of the noise on the actions"),
+    "seed": Option(SEED, 0, "seed of the starts and of the noise on the actions"),
     "noise": Option(float, None, "strength of the noise on the expert's actions; by default the expert's own"),
     "workers": Option(whole(0, 1024), 1, "processes"),
     "task": TASK,
@@ -31,9 +31,7 @@ def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
     task = find_task(options["task"])
-    if options["out"].exists():
-        raise CommandError(f"out={options['out']} exists already; choose another path or remove it first")
-    require_writable("out", options["out"])
+    require_new("out", options["out"])
     count = task.expert_episodes if options["episodes"] is None else options["episodes"]
     making = task.make_episodes(count, options["seed"], options["workers"], options["noise"])
     made = list(track(making, "episodes", total=count, disable=not sys.stdout.isatty()))

@@ -6,7 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, require_writable, whole
+from immiscible_policy.cli import REQUIRED, SEED, CommandError, Option, parse, require_writable
 from immiscible_policy.commands.demos import TASK
 from immiscible_policy.demos.append import append_episode, recorded_ends
 from immiscible_policy.tasks import find_task
@@ -16,7 +16,7 @@ USAGE = """usage: python -m immiscible_policy.demos record out=PATH.zarr [seed=0
 Opens a window in which you demonstrate the task, and explains its keys. Every episode is saved when it ends."""
 OPTIONS = {
     "out": Option(Path, REQUIRED, "store to record into; a store that this command made is extended"),
-    "seed": Option(whole(0, 2**63 - 1), 0, "seed of the starts"),
+    "seed": Option(SEED, 0, "seed of the starts"),
     "task": TASK,
 }
 MADE = {"made_by": "a person with the mouse", "command": "python -m immiscible_policy.demos record"}
@@ -26,8 +26,6 @@ def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
     path, seed, task = options["out"], options["seed"], find_task(options["task"])
-    if seed < 0:
-        raise CommandError(f"seed={seed}: not a whole number >= 0")
     if path.exists() and not made_here(path):
         raise CommandError(f"out={path} is not a store that this command made; give a new path")
     require_writable("out", path)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from immiscible_policy.cli import CommandError, parse
-from immiscible_policy.commands.demos import PATH, SHOWN
+from immiscible_policy.commands.demos import PATH, SHOWN, shown_task
 from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.validate import problems
-from immiscible_policy.tasks import find_task, task_of_store
 
 USAGE = """usage: python -m immiscible_policy.demos validate path=STORE [task=TASK]
 
@@ -22,7 +21,7 @@ def main(words: list[str]) -> None:
     """Run the command; a CommandError if anything is wrong with the store, after each thing was printed."""
     options = parse(words, OPTIONS, USAGE)
     path = options["path"]
-    task = find_task(options["task"]) if options["task"] else task_of_store(path)
+    task = shown_task(options)
     count = 0
     for problem in problems(path, task.columns, task.problems):
         print(problem, flush=True)

@@ -46,14 +46,14 @@ class ImageProtocol:
 
     drawing: Drawing
     extractor: Extractor
-    clip: ClipScore | None
-    split: str  # part of the data set that is the reference
-    limit: int | None  # only the first so many images of it
-    originals: str  # part of the data set that is edited
-    data: Path | None
-    dataset: str | None
-    prompts: str | None
-    pretrained: str | None
+    clip: ClipScore | None = None
+    split: str = "train"  # part of the data set that is the reference
+    limit: int | None = None  # only the first so many images of it
+    originals: str = "test"  # part of the data set that is edited
+    data: Path | None = None
+    dataset: str | None = None
+    prompts: str | None = None
+    pretrained: str | None = None
 
 
 class ImageSource(NamedTuple):

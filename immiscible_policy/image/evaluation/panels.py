@@ -23,7 +23,7 @@ from immiscible_policy.image.evaluation.report import (
     against_table,
     as_json,
     facts,
-    require_comparable,
+    measure_targets,
     sentences,
 )
 from immiscible_policy.palette import panels as empty_panels
@@ -78,12 +78,7 @@ def measure_panel(
     """
     every = Evaluation(protocol, report)
     targets = [find_run(label, run, protocol) for label, run in runs.items()]
-    for target in targets:
-        every.check(target)
-    rows = {target.label: every.rows(target) for target in targets}
-    require_comparable(rows)
-    origins = {label: run.origin for label, run in runs.items()}
-    results = ImageResults(protocol.extractor.title, rows, every.reference(targets[0].source), origins)
+    results = measure_targets(every, targets)
     by_calls: dict[str, dict[int, dict[int, float]]] = {target.label: {} for target in targets}
     for count in calls:
         evaluation = every.with_calls(count)

@@ -30,12 +30,12 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
     return arrange(framed.cpu().numpy(), columns)[:-1, :-1]
 
 
-def save_tiles(path: Path, images: Tensor, columns: int = 8) -> None:
-    """Write images (N, 3, S, S), uint8, side by side as a PNG; small ones enlarged by repeating their pixels."""
+def save_tiles(path: Path, images: Tensor) -> None:
+    """Write images (N, 3, S, S), uint8, eight in a row, as a PNG; small ones enlarged by repeating their pixels."""
     factor = max(1, ENLARGED // images.shape[-1])
     larger = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     buffer = io.BytesIO()
-    Image.fromarray(tile(larger, columns)).save(buffer, "png")
+    Image.fromarray(tile(larger, 8)).save(buffer, "png")
     write_atomically(path, buffer.getvalue())
 
 

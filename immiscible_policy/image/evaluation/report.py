@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
+from immiscible_policy.image.evaluation.evaluate import Evaluation, Target
 from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure, distance_figure
 from immiscible_policy.image.evaluation.rows import ImageRow, settings
@@ -76,6 +77,21 @@ def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
         differing = [f"{key} {own[key]} against {reference[key]}" for key in reference if own[key] != reference[key]]
         if differing:
             raise ValueError(f"{label} cannot be compared with {first}: {'; '.join(differing)}")
+
+
+def measure_targets(evaluation: Evaluation, targets: Sequence[Target], what: str = "") -> ImageResults:
+    """Measure what is not measured yet of targets, the others against the first; `what` follows the distance's name.
+
+    Raises:
+        ValueError: Before anything is measured if a target cannot be, and after it if the rows cannot be compared.
+    """
+    for target in targets:
+        evaluation.check(target)
+    rows = {target.label: evaluation.rows(target) for target in targets}
+    require_comparable(rows)
+    origins = {target.label: target.run.origin for target in targets if target.run is not None}
+    title = evaluation.protocol.extractor.title + what
+    return ImageResults(title, rows, evaluation.reference(targets[0].source), origins)
 
 
 def write_report(out: Path, name: str, results: ImageResults, samples: Figure | None = None) -> str:

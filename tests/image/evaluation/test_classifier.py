@@ -145,3 +145,5 @@ def test_other_data_and_names_are_refused(tmp_path, monkeypatch):
         read_labelled(tmp_path / "cifar", "train", 8)
     with pytest.raises(CommandError, match="must end in .safetensors"):
         main([f"data={tmp_path}", "out=weights.pt"])
+    with pytest.raises(CommandError, match="epochs=0: needs 1 to"):
+        main([f"data={tmp_path}", f"out={tmp_path / 'untrained.safetensors'}", "epochs=0"])
