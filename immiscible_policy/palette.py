@@ -69,14 +69,12 @@ def readable(name: str) -> str:
     return re.sub(r"\bknn\b", "KNN", words)
 
 
-def label_ends(
-    axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[str, str], gap: float = 0.055
-) -> None:
-    """Name curves at their right ends (x, y), at least `gap` of the axis apart."""
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[str, str]) -> None:
+    """Name curves at their right ends (x, y), at least 0.055 of the axis apart."""
     bottom, top = axes.get_ylim()
     height = -np.inf
     for label, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        height = max(y, height + gap * (top - bottom))
+        height = max(y, height + 0.055 * (top - bottom))
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
         axes.annotate(readable(label), (x, height), color=colour[label], fontsize=9, **place)  # type: ignore[arg-type]
 

@@ -35,8 +35,11 @@ def command_to_resume(run: Path) -> str:
 
 
 def without_places(words: str) -> str:
-    """A command with the names of files, but not the places where they happened to lie. A task's name has its `/`."""
-    return re.sub(r"(?<=[=,])(?<!task=)[^\s=,]*/", "", words)
+    """A command with the names of files, but not the directories where they happened to lie.
+
+    The values of `task=`, and addresses, stay as they are: there a `/` is part of the name.
+    """
+    return shlex.join(map(_without_places, shlex.split(words)))
 
 
 def commit() -> str | None:
@@ -63,6 +66,15 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that decide results and speed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _without_places(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if key in ("task", "task.name") or not equals:
+        return word
+    place = re.compile(r"^([^/=]+=)?.*/(?=[^/])", re.S)  # of PATH or NAME=PATH; a path may hold `=`, a name no `/`
+    parts = (part if "://" in part else place.sub(r"\1", part) for part in value.split(","))
+    return f"{key}={','.join(parts)}"
 
 
 def _version(package: str) -> str | None:

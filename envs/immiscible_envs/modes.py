@@ -61,9 +61,9 @@ def classify(angles: ArrayLike) -> NDArray[np.int64]:
     return np.where(np.abs(turn) < DECIDED_AT, UNDECIDED, np.where(turn > 0, CLOCKWISE, COUNTER_CLOCKWISE))
 
 
-def begins_upside_down(angles: ArrayLike, goal: Sequence[float] = GOAL_POSE) -> bool:
+def begins_upside_down(angles: ArrayLike) -> bool:
     """Whether an episode (T,) [rad] begins with the block within `NEARBY` of upside down, wherever it lies."""
-    return math.cos(float(np.asarray(angles)[0]) - goal[2]) <= -math.cos(NEARBY)
+    return math.cos(float(np.asarray(angles)[0]) - GOAL_POSE[2]) <= -math.cos(NEARBY)
 
 
 def decided(angles: ArrayLike, mode: int) -> int:

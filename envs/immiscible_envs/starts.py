@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from immiscible_envs.geometry import Array
 
-TEST_SEEDS = tuple(range(100_000, 100_050))
-TRAIN_SEEDS = tuple(range(6))
 STARTS = files("immiscible_envs").joinpath("published_starts.json")
 STARTS_SHA256 = "59492e1ca1d802e292dff12409b93bbe0b13ac3842acd0b21495df24cd44a6c9"
 AGENT_RANGE = (50, 450)  # px, upper end excluded

@@ -32,12 +32,6 @@ class Demonstrations:
             raise StoreError(f"{self.path}: data/{key} is missing, it has {_listed(self.arrays)}")
         return self.arrays[key]
 
-    def camera(self, name: str) -> Frames:
-        """What a camera recorded; a StoreError if there is none of that name."""
-        if name not in self.frames:
-            raise StoreError(f"{self.path}: data/{name} is missing, it has {_listed(self.frames)}")
-        return self.frames[name]
-
     @property
     def n_episodes(self) -> int:
         """Number of episodes E."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.rollout import ActingPolicy
 from immiscible_policy.noise import fit_linear_prediction
+from immiscible_policy.policy.normalizer import half_range
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.store.rows import EpisodeRow
 from immiscible_policy.tasks import Observed
@@ -81,13 +82,13 @@ def energy_score(samples: Tensor, recorded: Tensor, counted: Tensor) -> Tensor:
     return distance(samples, recorded).mean(dim=0) - spread / (2 * count * (count - 1))
 
 
-def sampled(policy: ActingPolicy, held_out: HeldOut, samples: int = SAMPLES) -> Tensor:
+def sampled(policy: ActingPolicy, held_out: HeldOut) -> Tensor:
     """Chunks that a policy would execute at the places where it plans (M, P, n, A), in their own units.
 
     The noise of each is a function of its episode, its place there and its number, so policies meet the same.
     """
     windows, count = held_out.windows, len(held_out.places)
-    samplings = [(row, number) for number in range(samples) for row in held_out.places.tolist()]
+    samplings = [(row, number) for number in range(SAMPLES) for row in held_out.places.tolist()]
     chunks = []
     for first in range(0, len(samplings), BATCH):
         batch = samplings[first : first + BATCH]
@@ -98,7 +99,7 @@ def sampled(policy: ActingPolicy, held_out: HeldOut, samples: int = SAMPLES) -> 
             for row, number in batch
         ]
         chunks.append(torch.from_numpy(policy.act(held_out.seen(torch.tensor([row for row, _ in batch])), generators)))
-    return torch.cat(chunks).reshape(samples, count, *chunks[0].shape[1:])
+    return torch.cat(chunks).reshape(SAMPLES, count, *chunks[0].shape[1:])
 
 
 def score(
@@ -136,16 +137,10 @@ def explained(training: Windows, held_out: Windows) -> float | None:
     mean of these windows, and None where nothing varies. Pictures do not enter.
     """
     fitted = training[torch.arange(0, len(training), -(-len(training) // MOST_FITTED))]
-    observed, acted = _half_range(fitted.obs), _half_range(fitted.action)
+    observed, acted = (half_range(*values.flatten(0, 1).aminmax(dim=0)) for values in (fitted.obs, fitted.action))
     chunks = fitted.action / acted
     prediction = fit_linear_prediction(fitted.obs / observed, chunks)
     target = (held_out.action / acted).flatten(1)
     left = (target - prediction(held_out.obs / observed)).square().sum()
     varies = (target - chunks.flatten(1).mean(dim=0)).square().sum()
     return float(1 - left / varies) if varies > 0 else None
-
-
-def _half_range(values: Tensor) -> Tensor:
-    """Half the range of each dimension of values (N, T, D); 1 where it is constant."""
-    low, high = values.flatten(0, 1).aminmax(dim=0)
-    return torch.where(high > low, (high - low) / 2, 1.0)

@@ -22,6 +22,7 @@ from immiscible_policy.noise.inputs import draw
 from immiscible_policy.path import Ddpm, Flow, PathSample, ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.path.consistency import Consistency
+from immiscible_policy.policy.policy import require_scale
 from immiscible_policy.solver import Pndm, Solver, draws, invert, solve
 from immiscible_policy.training.state import Teacher
 
@@ -278,7 +279,6 @@ class ImageModel(nn.Module):
         *,
         prompts: Sequence[str] | None = None,
         generator: torch.Generator,
-        rounds: int = 1,
     ) -> Tensor:
         """Start noises (B, C, H, W) from which the solver draws images (B, 3, S, S) in [-1, 1] again, nearly.
 
@@ -289,7 +289,7 @@ class ImageModel(nn.Module):
         def calls(i: int, x: Tensor) -> Tensor:
             return network(x, torch.full((len(x),), plan[i].t, device=x.device)).float()
 
-        return invert(calls, self.path, plan, self.coder.encode(pixels, generator), rounds=rounds)
+        return invert(calls, self.path, plan, self.coder.encode(pixels, generator))
 
     def _adaptive(self, network: Network, path: ProbabilityPath, noise: Tensor) -> Tensor:
         """The end (B, C, H, W) of straight paths from start noises at t = 0, by Dormand-Prince."""
@@ -339,9 +339,3 @@ class ImageModel(nn.Module):
         assert empty is not None
         tokens = torch.where(dropped[..., None], empty.tokens, text.tokens)
         return Text(tokens, torch.where(dropped, empty.pooled, text.pooled))
-
-
-def require_scale(data_scale: float) -> None:
-    """Refuse a data scale that is not a positive number; raises ValueError if it is not."""
-    if not 0 < data_scale < float("inf"):
-        raise ValueError(f"data_scale={data_scale}: needs a number above 0")

@@ -39,12 +39,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
-from immiscible_policy.image.model import ImageModel, Text, require_scale
+from immiscible_policy.image.model import ImageModel, Text
 from immiscible_policy.image.spec import StableDiffusionSpec
 from immiscible_policy.image.tiny import TINY, kept
 from immiscible_policy.noise.inputs import draw
 from immiscible_policy.path import PREDICTIONS, Ddpm
 from immiscible_policy.path.ddpm import BETAS
+from immiscible_policy.policy.policy import require_scale
 from immiscible_policy.solver import Solver
 
 PRECISIONS = ("fp32", "bf16")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, expanded
 from immiscible_policy.lab.program import Document, legend, plain, program, table
-from immiscible_policy.lab.solvers import read_schemes
+from immiscible_policy.lab.solvers import read_solvers
 from immiscible_policy.palette import GREY, colours, panels, readable
 from immiscible_policy.results.experiment import Findings
 
@@ -95,8 +95,8 @@ def draw(figures: Document) -> Figure:
         for value in (result["low"], result["high"])
     ]
     for panel, text in zip(axes, figures["solvers"], strict=True):
-        (scheme,) = read_schemes(text)
-        plain(panel, f"{scheme.steps} network call{'s' if scheme.steps > 1 else ''}")
+        (solver,) = read_solvers(text)
+        plain(panel, f"{solver.steps} network call{'s' if solver.steps > 1 else ''}")
         panel.axhline(0, color=GREY, linewidth=1)
         for number, arm in enumerate(names):
             shift = 0.12 * (number - (len(names) - 1) / 2)

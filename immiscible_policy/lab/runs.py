@@ -133,19 +133,17 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
 
 
-def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train", limit: int | None = None) -> Tensor:
+def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train") -> Tensor:
     """Pixels (N, 3, S, S), uint8, of the set that an image model was trained on, from `data` or where it lay then.
 
-    CommandError if it lies there no longer, or has fewer than `limit` images.
+    CommandError if it lies there no longer.
     """
     config = checkpoint.config
     place = data or config.get("data")
     if place is None or not Path(place).exists():
         raise CommandError(f"data={place}: the images of {checkpoint.path} do not lie there; say data=PATH")
     dataset, size = config.get("dataset", "cifar10"), read_image_spec(checkpoint).size
-    images = load_images(dataset, place, split=split, size=size, limit=limit)
-    if limit is not None and len(images) < limit:
-        raise CommandError(f"data={place}: has {len(images):,} {split} images; this needs {limit:,}")
+    images = load_images(dataset, place, split=split, size=size)
     return images.pixels(torch.arange(len(images)))
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,65 +35,35 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.formatting import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver
-from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, require_data
 
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
-
-
-class Scheme(NamedTuple):
-    """A solver as written: a key of `SOLVERS`, network calls, the spacing of their times, and eta."""
-
-    name: str
-    steps: int
-    spacing: str = "trailing"
-    eta: float = 0.0
-
-    @property
-    def text(self) -> str:
-        """The solver as the command line names it."""
-        return f"{self.name}{self.steps}{self.suffix}"
-
-    @property
-    def suffix(self) -> str:
-        """What a spacing other than `trailing`, and an eta other than 0, add to the name."""
-        spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
-        return spacing + (f"-eta{self.eta:g}" if self.eta else "")
-
-    @property
-    def solver(self) -> Solver:
-        """What samples."""
-        return Solver(self.name, self.steps, self.spacing, self.eta)
-
-    def agent(self, checkpoint: Checkpoint) -> Agent:
-        """A policy that samples as written."""
-        return Agent(*read_policy(checkpoint), self.solver)
 
 
 def measure(options: Document) -> Findings:
     """Roll every run out under every solver."""
     if not options["runs"]:
         raise CommandError("solvers needs runs=DIR,DIR, run directories of train_policy.py, the first to compare with")
-    schemes = read_schemes(options["solvers"])
+    solvers = read_solvers(options["solvers"])
     policies = newest_policies(options["runs"], pictures=True)
     first = next(iter(next(iter(policies.values())).values()))
     if options["on"] not in ("starts", "held_out"):
         raise CommandError(f"on={options['on']}: use starts or held_out")
     held_out, setting = shared_held_out(options["runs"]) if options["on"] == "held_out" else (None, {})
     starts = held_out.episodes if held_out else task_of(first).starts(options["starts"], options["episodes"])
-    agents: dict[tuple[str, Scheme], dict[int, Agent]] = {}  # built, and so checked, before the first is rolled out
-    for (run, seeds), scheme in product(policies.items(), schemes):
-        agents[run, scheme] = {seed: scheme.agent(checkpoint) for seed, checkpoint in seeds.items()}
-    scores: dict[tuple[str, Scheme], Array] = {}
+    agents: dict[tuple[str, Solver], dict[int, Agent]] = {}  # built, and so checked, before the first is rolled out
+    for (run, seeds), solver in product(policies.items(), solvers):
+        agents[run, solver] = {seed: Agent(*read_policy(checkpoint), solver) for seed, checkpoint in seeds.items()}
+    scores: dict[tuple[str, Solver], Array] = {}
     torch.set_num_threads(1)
-    for (run, scheme), own in agents.items():
+    for (run, solver), own in agents.items():
         by_seed = [
             energy(agent, held_out) if held_out else rolled_out(policies[run][seed], agent, starts, seed)
             for seed, agent in own.items()
         ]
-        scores[run, scheme] = np.array(by_seed)
-        print(f"{run}  {scheme.text}  score {scores[run, scheme].mean():.3f}", flush=True)
-    figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, schemes) | {
+        scores[run, solver] = np.array(by_seed)
+        print(f"{run}  {written(solver)}  score {scores[run, solver].mean():.3f}", flush=True)
+    figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, solvers) | {
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
         "starts": len(starts),
         "unit": "held-out episodes" if held_out else "starts",
@@ -131,50 +101,61 @@ def energy(agent: Agent, held_out: HeldOut) -> Array:
     return np.array([row.metrics["energy_score"] for row in rows])
 
 
-def read_schemes(text: str) -> list[Scheme]:
-    """Read `ddim10,ddim10-leading,renoise10`; CommandError for an unusable name or number, or one given twice."""
-    schemes = []
+def written(solver: Solver) -> str:
+    """A solver as the command line names it, such as `ddim10-leading`."""
+    return f"{solver.name}{solver.steps}{suffix(solver)}"
+
+
+def suffix(solver: Solver) -> str:
+    """What a spacing other than `trailing`, and an eta other than 0, add to a solver's name."""
+    spacing = "" if solver.spacing == "trailing" else f"-{solver.spacing}"
+    return spacing + (f"-eta{solver.eta:g}" if solver.eta else "")
+
+
+def read_solvers(text: str) -> list[Solver]:
+    """Read `ddim10,ddim10-leading,renoise10`; ValueError for an unusable name or number, or one given twice."""
+    solvers = []
     for word in text.split(","):
         parts = re.fullmatch(r"([a-z]+)(\d+)(?:-(leading|shifted))?(?:-eta(0\.\d+|1))?", word)
         if not parts or parts[1] not in SOLVERS or not int(parts[2]):
             known = ", ".join(f"{name}10" for name in SOLVERS)
             raise CommandError(f"solvers={word}: write a solver and its network calls, such as {known}")
-        schemes.append(Scheme(parts[1], int(parts[2]), parts[3] or "trailing", float(parts[4] or 0)))
-    if len(set(schemes)) < len(schemes):
+        solvers.append(Solver(parts[1], int(parts[2]), parts[3] or "trailing", float(parts[4] or 0)))
+    if len(set(solvers)) < len(solvers):
         raise CommandError(f"solvers={text}: a solver is given twice")
-    return schemes
+    return solvers
 
 
 def summarise(
-    scores: Mapping[tuple[str, Scheme], Array], seeds: Mapping[str, list[int]], schemes: Sequence[Scheme]
+    scores: Mapping[tuple[str, Solver], Array], seeds: Mapping[str, list[int]], solvers: Sequence[Solver]
 ) -> Document:
     """Mean scores (seeds, starts), and differences from the first run and from the first solver, by run and solver."""
     first = next(iter(seeds))
     results: Document = {run: {} for run in seeds}
-    for (run, scheme), own in scores.items():
+    for (run, solver), own in scores.items():
         result = {"score": interval_figures(mean_interval(own))}
-        if run != first and (first, scheme) in scores:
-            arms = difference_arms(own, scores[first, scheme], same_seeds=seeds[run] == seeds[first])
+        if run != first and (first, solver) in scores:
+            arms = difference_arms(own, scores[first, solver], same_seeds=seeds[run] == seeds[first])
             result["from_run"] = interval_figures(interval(arms))
-        if scheme != schemes[0] and (run, schemes[0]) in scores:
-            arms = difference_arms(own, scores[run, schemes[0]], same_seeds=True)
+        if solver != solvers[0] and (run, solvers[0]) in scores:
+            arms = difference_arms(own, scores[run, solvers[0]], same_seeds=True)
             result["from_solver"] = interval_figures(interval(arms))
-        results[run][scheme.text] = result
-    return {"compared_with": first, "solver_compared_with": schemes[0].text, "runs": results}
+        results[run][written(solver)] = result
+    return {"compared_with": first, "solver_compared_with": written(solvers[0]), "runs": results}
 
 
 def describe(figures: Document) -> str:
     """Tables of scores and of both kinds of differences, where there are any."""
     runs, parts = figures["runs"], [f"{figures['starts']} {figures['unit']}."]
-    schemes = list(dict.fromkeys(scheme for result in runs.values() for scheme in result))
+    solvers = list(dict.fromkeys(solver for result in runs.values() for solver in result))
     for kind, title in KINDS.items():
         rows = [
-            {"run": run, **{scheme: values[kind] for scheme, values in result.items() if kind in values}}
+            {"run": run, **{solver: values[kind] for solver, values in result.items() if kind in values}}
             for run, result in runs.items()
         ]
         title = title.format(first=figures["compared_with"], solver=figures["solver_compared_with"])
         form = ".3f" if kind == "score" else "+.3f"
-        columns = {title: "{run}", **{scheme: f"{{{scheme}:{form}}}" for scheme in schemes}}
+        columns = {title: "{run}", **{solver: f"{{{solver}:{form}}}" for solver in solvers}}
         if any(len(row) > 1 for row in rows):
             parts.append(table(columns, [row for row in rows if len(row) > 1]))
     return "\n\n".join(parts)
@@ -185,9 +166,9 @@ def draw(figures: Document) -> Figure:
     points: dict[str, dict[str, dict[int, Document]]] = {}
     for run, result in figures["runs"].items():
         for text, values in result.items():
-            (scheme,) = read_schemes(text)
-            name = scheme.name + scheme.suffix
-            points.setdefault(name, {}).setdefault(run, {})[scheme.steps] = values["score"]
+            (solver,) = read_solvers(text)
+            name = solver.name + suffix(solver)
+            points.setdefault(name, {}).setdefault(run, {})[solver.steps] = values["score"]
     several = {name: by_run for name, by_run in points.items() if any(len(steps) > 1 for steps in by_run.values())}
     points, on_starts = several or points, figures["unit"] == "starts"  # a solver measured once makes no curve
     figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95 % intervals")

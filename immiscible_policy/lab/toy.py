@@ -72,7 +72,7 @@ CONDITIONAL_COLUMNS = {
     "distance": "{distance:.3f}",
     "on no mode of its condition": "{off_modes:.3f}",
 }
-FREQUENCIES = 4
+WIDTH, FREQUENCIES = 128, 4
 TIMES = 1000.0  # Largest time that a path tells the network
 Figures = dict[str, float]
 
@@ -80,11 +80,11 @@ Figures = dict[str, float]
 class Net(nn.Module):
     """Three hidden layers on position, time and a condition of C numbers."""
 
-    def __init__(self, conditions: int, width: int = 128) -> None:
+    def __init__(self, conditions: int) -> None:
         super().__init__()
-        sizes = [2 + 2 * FREQUENCIES + conditions, width, width, width]
+        sizes = [2 + 2 * FREQUENCIES + conditions, WIDTH, WIDTH, WIDTH]
         hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
+        self.layers = nn.Sequential(*hidden, nn.Linear(WIDTH, 2))
 
     def forward(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The output (N, 2) for points (N, 2), times (N,) from 0 to `TIMES`, and conditions (N, C)."""

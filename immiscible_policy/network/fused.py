@@ -42,7 +42,7 @@ def forward(network: Any, sample: Tensor, step: Tensor, features: Tensor, dtype:
 
 
 def denoiser(network: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of chunks (B, T, A) and all blocks' films (B, F) that predicts the noise (B, T, A).
+    """A function of chunks (B, T, A) and all blocks' films (B, F) that predicts as the network does (B, T, A).
 
     It is for one shape and has no gradients; weights are laid out in the first call.
     """

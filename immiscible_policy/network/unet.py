@@ -15,7 +15,7 @@ Shape legend: B samples, T steps of the chunk, A action dimensions, C channels, 
   middle x2 (T/4)                   |         |
   up 0 (T/4 -> T/2) <---------------+         |
   up 1 (T/2 -> T)   <-------------------------+
-  final convolution -> noise (B, T, A)
+  final convolution -> prediction (B, T, A)
 ```
 """
 
@@ -34,7 +34,7 @@ KERNELS = ("fused", "plain")
 
 
 class ConditionalUnet1d(nn.Module):
-    """Predicts the noise in an action chunk from the chunk, the diffusion step and the observation.
+    """Predicts what the path asks for, such as the noise, from an action chunk, its step and the observation.
 
     Args:
         action_dim: A, numbers per action.
@@ -99,7 +99,7 @@ class ConditionalUnet1d(nn.Module):
         self.final_conv = nn.Sequential(conv_block(first, first, kernel_size, groups), nn.Conv1d(first, action_dim, 1))
 
     def forward(self, sample: Tensor, step: Tensor, features: Tensor) -> Tensor:
-        """Predict the noise (B, T, A) in chunks (B, T, A) at diffusion steps (B,), given observations (B, G).
+        """Predict what the path asks for (B, T, A) of chunks (B, T, A) at steps (B,), given observations (B, G).
 
         Raises ValueError if T does not divide by 2 ** (len(down_dims) - 1).
         """
@@ -119,8 +119,8 @@ class ConditionalUnet1d(nn.Module):
         all steps.
 
         Returns:
-            A function of i and noisy action chunks (B, T, A) that predicts their noise at steps[i] (B, T, A), as
-            `forward` does; steps (S,) are for all rows of the features (B, G).
+            A function of i and noisy action chunks (B, T, A) that predicts at steps[i] what `forward` does (B, T, A);
+            steps (S,) are for all rows of the features (B, G).
         """
         blocks = self.blocks()
         linears = [cast(nn.Linear, block.cond_encoder[1]) for block in blocks]
@@ -150,7 +150,7 @@ class ConditionalUnet1d(nn.Module):
         return fused.denoiser(self, dtype)
 
     def _denoise(self, sample: Tensor, films: Iterable[Tensor]) -> Tensor:
-        """Predict the noise in (B, T, A), given scale and bias (B, 2 C) of each of `blocks`."""
+        """`forward` for chunks (B, T, A), given scale and bias (B, 2 C) of each of `blocks`."""
         film = iter(films)
         x = sample.transpose(1, 2)  # (B, A, T)
         skips = []

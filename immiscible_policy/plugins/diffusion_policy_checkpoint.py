@@ -54,16 +54,12 @@ class HybridObservation(NamedTuple):
     encoder: EncoderSpec
 
 
+@published.converting
 def read_diffusion_policy(path: Path) -> published.ForeignCheckpoint:
     """Open a `.ckpt`, executing nothing of it: its EMA weights, or the trained ones if it has no other.
 
     Raises CheckpointError if the file is damaged or malicious, or the policy is of another architecture.
     """
-    with published.converting(path):
-        return _read(path)
-
-
-def _read(path: Path) -> published.ForeignCheckpoint:
     content = read_pickled(path)
     try:
         config, states = plain(content["cfg"]), content["state_dicts"]

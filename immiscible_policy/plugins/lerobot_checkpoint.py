@@ -64,16 +64,12 @@ MODES = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MIN_MAX")  # of fea
 EPSILON = 1e-8  # LeRobot adds it to a standard deviation
 
 
+@published.converting
 def read_lerobot(path: Path) -> published.ForeignCheckpoint:
     """Open a directory that LeRobot saved (`.../pretrained_model`); its weights are what LeRobot evaluates.
 
     Raises CheckpointError if a file is missing or damaged, or the policy is of another architecture.
     """
-    with published.converting(path):
-        return _read(path)
-
-
-def _read(path: Path) -> published.ForeignCheckpoint:
     config = _json(path / "config.json")
     if config.get("type") not in TYPES:
         raise CheckpointError(f"{path}: a policy of type {config.get('type')}; only {' and '.join(TYPES)} convert")

@@ -8,9 +8,9 @@ Shape legend: O observation steps, Do numbers or features per observation, E ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,19 @@ def lacks(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: the configuration lacks {error}")
 
 
-@contextmanager
-def converting(path: Path) -> Iterator[None]:
-    """A context in which parts of other kinds or shapes than a policy's are a CheckpointError that names the path."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a policy that converts ({one_line(error)[:120]})") from None
+def converting(read: Callable[[Path], ForeignCheckpoint]) -> Callable[[Path], ForeignCheckpoint]:
+    """Make parts of other kinds or shapes than a policy's a CheckpointError that names the path."""
+
+    @wraps(read)
+    def reading(path: Path) -> ForeignCheckpoint:
+        try:
+            return read(path)
+        except CheckpointError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a policy that converts ({one_line(error)[:120]})") from None
+
+    return reading
 
 
 def normalizers(observation: Sequence[Tensor], action: Sequence[Tensor], spec: PolicySpec) -> dict[str, Tensor]:

@@ -40,8 +40,8 @@ class PolicySpec:
 
 
 PATHS: dict[str, Callable[..., ProbabilityPath]] = {
-    "diffusion": lambda spec, **law: Ddpm(spec.diffusion_steps, prediction=spec.prediction, **law),
-    "flow": lambda spec, **law: Flow(spec.prediction, **law),
+    "diffusion": lambda spec, **training: Ddpm(spec.diffusion_steps, prediction=spec.prediction, **training),
+    "flow": lambda spec, **training: Flow(spec.prediction, **training),
     "regression": lambda spec: Regression(REGRESSION, chain=spec.diffusion_steps),
     "mip": lambda spec: Regression(MIP, chain=spec.diffusion_steps),
 }
@@ -49,11 +49,11 @@ PATHS: dict[str, Callable[..., ProbabilityPath]] = {
 
 
 def build_policy(
-    spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None, **law: Any
+    spec: PolicySpec, observation: Normalizer | None = None, action: Normalizer | None = None, **training: Any
 ) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
-    `law` is what only training needs of the path: `law` of `Flow`, `min_snr` of `Ddpm`.
+    `training` is what only training needs of the path: `law` of `Flow`, `min_snr` of `Ddpm`.
 
     Raises ValueError if a name is unknown or the sizes do not fit together.
     """
@@ -74,7 +74,7 @@ def build_policy(
     )
     if spec.method not in PATHS:
         raise ValueError(f"method={spec.method}: choose from {', '.join(PATHS)}")
-    path, action = PATHS[spec.method](spec, **law), action or _placeholder(spec.action_dim)
+    path, action = PATHS[spec.method](spec, **training), action or _placeholder(spec.action_dim)
     return Policy(path, network, observer, action, horizon=spec.horizon, data_scale=spec.data_scale)
 
 

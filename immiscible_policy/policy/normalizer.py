@@ -9,6 +9,11 @@ SMALLEST_RANGE = 1e-4
 """Dimensions that vary less than this are centred, not stretched."""
 
 
+def half_range(low: Tensor, high: Tensor) -> Tensor:
+    """Half the range of each dimension between its bounds (D,); 1 where it varies less than `SMALLEST_RANGE`."""
+    return torch.where(high - low >= SMALLEST_RANGE, (high - low) / 2, 1.0)
+
+
 class Normalizer(nn.Module):
     """An affine map per dimension, between `low` and `high` (D,); its buffers travel with the weights.
 
@@ -23,8 +28,7 @@ class Normalizer(nn.Module):
         low, high = low.double(), high.double()
         if not (torch.isfinite(low).all() and torch.isfinite(high).all() and (low <= high).all()):
             raise ValueError(f"cannot normalise between {low.tolist()} and {high.tolist()}: need finite low <= high")
-        varies = (high - low) >= SMALLEST_RANGE
-        scale = torch.where(varies, 2 / torch.where(varies, high - low, 1.0), 1.0)
+        scale = 1 / half_range(low, high)
         self.register_buffer("scale", scale.float())
         self.register_buffer("offset", (-scale * (low + high) / 2).float())
 

@@ -60,8 +60,7 @@ class Policy(nn.Module):
         data_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < data_scale < float("inf"):
-            raise ValueError(f"data_scale={data_scale}: needs a number above 0")
+        require_scale(data_scale)
         self.path = path
         self.network = network
         self.observer = observer
@@ -165,3 +164,9 @@ class Policy(nn.Module):
         else:
             calls = lambda i, x: self.network(x, t[i].expand(len(x)), features)  # noqa: E731
         return solve(calls, self.path, plan, noise, limit=self.data_scale)
+
+
+def require_scale(data_scale: float) -> None:
+    """Refuse a data scale that is not a positive number; raises ValueError if it is not."""
+    if not 0 < data_scale < float("inf"):
+        raise ValueError(f"data_scale={data_scale}: needs a number above 0")

@@ -29,7 +29,7 @@ from immiscible_policy.noise import CONDITIONAL_MEANS, cross_fitted, make_select
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer
+from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer, half_range
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import (
     NoiseOptions,
@@ -81,8 +81,7 @@ class Range(NamedTuple):
     @property
     def half(self) -> torch.Tensor:
         """Half the range of each dimension (D,); 1 where it is constant."""
-        varies = self.high - self.low >= SMALLEST_RANGE
-        return torch.where(varies, (self.high - self.low) / 2, 1.0)
+        return half_range(self.low, self.high)
 
     def __str__(self) -> str:
         """Each dimension: `-1.2..0.9`, or `constant 0.3`, which is moved to 0 and not stretched."""

@@ -17,10 +17,11 @@ from immiscible_envs import avoid_expert
 from immiscible_envs.avoid import NO_WAY, START_HIGH, START_LOW, WAYS, way_taken
 from immiscible_envs.rendering import render_plane
 from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
+from immiscible_policy.cli import shipped
 from immiscible_policy.demos import checks
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.store import Demonstrations
-from immiscible_policy.tasks.task import Array, Metric, Modes, SetMetric, Task, package_data
+from immiscible_policy.tasks.task import Array, Metric, Modes, SetMetric, Task
 
 ENVIRONMENT = "immiscible/Avoid-v0"
 NAMES = tuple("-".join(str(gap + 1) for gap in way) for way in WAYS)
@@ -113,7 +114,7 @@ class Avoid(Task):
 
     def demonstrations(self) -> Path:
         """The project's own."""
-        return package_data("avoid_expert.zarr")
+        return shipped("data/avoid_expert.zarr")
 
     def make_episodes(
         self, episodes: int, seed: int, workers: int, noise: float | None = None

@@ -24,13 +24,14 @@ from immiscible_envs.lerobot import CORNERS, TASK, fit_pose
 from immiscible_envs.modes import MODES, begins_upside_down, classify, decided, symmetric_starts
 from immiscible_envs.rendering import render_state
 from immiscible_envs.simulation import CONTROL_HZ, WORKSPACE
+from immiscible_policy.cli import shipped
 from immiscible_policy.demos import checks
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.demonstrations import Demonstrations, join
 from immiscible_policy.demos.download import Archive
 from immiscible_policy.demos.export import Feature
-from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task, package_data
+from immiscible_policy.tasks.task import Array, Metric, Modes, ObservationLayout, Observed, Task
 
 ENVIRONMENT = "immiscible/PushT-v0"
 CAMERA, SIZE = "img", 96
@@ -143,7 +144,7 @@ class PushT(Task):
 
     def demonstrations(self) -> Path:
         """The project's own."""
-        return package_data("pusht_expert.zarr")
+        return shipped("data/pusht_expert.zarr")
 
     def make_episodes(
         self, episodes: int, seed: int, workers: int, noise: float | None = None

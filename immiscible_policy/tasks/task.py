@@ -314,13 +314,6 @@ def success(task: Task, metrics: Mapping[str, float]) -> bool:
     return bool(next((metrics[metric.name] for metric in task.metrics if metric.reduce == "any"), False))
 
 
-def package_data(name: str) -> Path:
-    """Where a store of the project's own lies: in the package where installed, in `data/` in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "data" / name
-    return installed if installed.is_dir() else package.parent / "data" / name
-
-
 def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
     """The task that a run's options name; `default` for a checkpoint of another project, which names none."""
     task = config.get("task", default)

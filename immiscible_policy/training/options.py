@@ -34,6 +34,7 @@ from immiscible_policy.cli import (
     help_text,
     one_line,
     parse_range,
+    shipped,
     split_words,
     unknown,
 )
@@ -403,10 +404,8 @@ def _composition(base: str, files: tuple[tuple[str, str], ...]) -> DictConfig:
 
 
 def config_dir() -> Path:
-    """Where the configuration files lie: package data where installed, `configs/` in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    """Where the configuration files lie."""
+    return shipped("configs")
 
 
 def group_choices(group: str) -> list[str]:

@@ -17,10 +17,10 @@ def written(tmp_path, change=lambda arrays: None, image=6):
 
 def test_stored_frames_are_the_stored_bytes(tmp_path):
     demos, arrays = written(tmp_path)
-    frames = demos.camera("img").as_bytes()
+    frames = demos.frames["img"].as_bytes()
     assert frames.dtype == torch.uint8
     np.testing.assert_array_equal(frames, arrays["img"])
-    assert torch.equal(demos.select([2, 0]).camera("img").as_bytes(), torch.cat([frames[42:51], frames[:12]]))
+    assert torch.equal(demos.select([2, 0]).frames["img"].as_bytes(), torch.cat([frames[42:51], frames[:12]]))
 
 
 def test_rendered_frames_are_pictures_of_the_states(tmp_path):
@@ -51,7 +51,7 @@ def test_a_mirrored_store_shows_mirrored_frames(tmp_path):
 def test_further_cameras_have_their_names(tmp_path):
     wrist = np.random.default_rng(1).integers(0, 256, (51, 5, 7, 3)).astype(np.uint8)
     demos, arrays = written(tmp_path, lambda arrays: arrays.update(wrist=wrist))
-    frames = {camera: demos.select([1]).camera(camera).as_bytes() for camera in ("wrist", "img")}
+    frames = {camera: demos.select([1]).frames[camera].as_bytes() for camera in ("wrist", "img")}
     np.testing.assert_array_equal(frames["wrist"], wrist[12:42])
     np.testing.assert_array_equal(frames["img"], arrays["img"][12:42])
     assert content_hash(demos, images=True) != content_hash(written(tmp_path / "b")[0], images=True)

@@ -3,7 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from immiscible_policy.image.data import load_images
+
+
+def load_cifar10(path: Path, split: str = "train", **options: int | None) -> torch.Tensor:
+    """The pixels of CIFAR-10 (N, 3, S, S), uint8; arguments and errors as `load_images`."""
+    images = load_images("cifar10", path, split=split, **options)
+    return images.pixels(torch.arange(len(images)))
 
 
 def write_images(root: Path, split: str, per_class: int, classes: tuple[str, ...] = ("bird", "cat")) -> np.ndarray:

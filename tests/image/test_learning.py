@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import load_cifar10, to_pixels
+from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.store.run import RunDirectory
+from tests.image.folders import load_cifar10
 from tests.training.helpers import command
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

@@ -6,7 +6,7 @@ import yaml
 
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.lab import solvers
-from immiscible_policy.lab.solvers import Scheme, read_schemes, summarise
+from immiscible_policy.lab.solvers import read_solvers, summarise, written
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.solver import Solver
@@ -24,24 +24,23 @@ def policy():
     return small_policy()
 
 
-def test_schemes_are_read_and_refused():
+def test_solvers_are_read_and_refused():
     words = ["ddim10", "ddim10-leading", "renoise5", "dpmpp5-eta1", "ddim5-shifted-eta0.5"]
-    read = read_schemes(",".join(words))
-    assert read[:3] == [Scheme("ddim", 10), Scheme("ddim", 10, "leading"), Scheme("renoise", 5)]
-    assert [scheme.text for scheme in read] == words
-    assert [scheme.solver for scheme in read] == [
+    read = read_solvers(",".join(words))
+    assert [written(solver) for solver in read] == words
+    assert read == [
         Solver("ddim", 10), Solver("ddim", 10, "leading"), Solver("renoise", 5), Solver("dpmpp", 5, eta=1.0),
         Solver("ddim", 5, "shifted", 0.5),
     ]  # fmt: skip
     for text in ("ddim", "rk10", "ddim0", "10", "", "ddim10-trailing", "dpmpp5-eta2"):
         with pytest.raises(ValueError, match="write a solver and its network calls, such as ddim10"):
-            read_schemes(text)
+            read_solvers(text)
     with pytest.raises(ValueError, match="given twice"):
-        read_schemes("ddim10,ddpm5,ddim10")
+        read_solvers("ddim10,ddpm5,ddim10")
 
 
 def test_differences_by_hand():
-    ten, five = Scheme("ddim", 10), Scheme("ddim", 5)
+    ten, five = Solver("ddim", 10), Solver("ddim", 5)
     base, other = np.array([[0.2, 0.4], [0.4, 0.6]]), np.array([[0.3, 0.5], [0.5, 0.7]])
     scores = {("a", ten): base, ("b", ten): other}
     paired = summarise(scores, {"a": [0, 1], "b": [0, 1]}, [ten])["runs"]

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import imageio.v3 as imageio
+import pytest
 
 from immiscible_policy.palette import panels
 from immiscible_policy.results.writer import finite, origin_here, write_result
@@ -28,9 +29,23 @@ def test_an_origin_from_before_the_measurement_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "a.png").exists()
 
 
-def test_the_command_is_recorded_without_places(monkeypatch) -> None:
-    monkeypatch.setattr("sys.orig_argv", "python x.py a=/home/me/runs/knn,/tmp/vanilla task=metaworld/push-v3".split())
-    assert origin_here()["command"] == "python x.py a=knn,vanilla task=metaworld/push-v3"
+@pytest.mark.parametrize(
+    ("word", "recorded"),
+    [
+        ("a=/home/me/runs/knn,/tmp/vanilla/", "a=knn,vanilla/"),
+        ("runs=plain=/home/me/a,knn=runs/b", "runs=plain=a,knn=b"),
+        ("data=/my dir/of me/x.zarr", "data=x.zarr"),
+        ("data=/my dir/lr=1/the x.zarr", "'data=the x.zarr'"),
+        ("task=metaworld/a-v3,metaworld/b-v3", "task=metaworld/a-v3,metaworld/b-v3"),
+        ("task=gym:ALE/Pong-v5", "task=gym:ALE/Pong-v5"),
+        ("url=https://host/a/b.zip", "url=https://host/a/b.zip"),
+        ("noise=vanilla,knn", "noise=vanilla,knn"),
+        ("benchmarks/step.py", "benchmarks/step.py"),
+    ],
+)
+def test_the_command_is_recorded_without_places(monkeypatch, word, recorded) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python", "x.py", word, "seed=0..2"])
+    assert origin_here()["command"] == f"python x.py {recorded} seed=0..2"
 
 
 def test_numbers_that_json_lacks_become_null() -> None:

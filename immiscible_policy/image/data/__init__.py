@@ -8,5 +8,5 @@ A set whose pixels fit into `MEMORY_BYTES` is read whole; of a larger one, image
 """
 
 from immiscible_policy.image.data.images import Images
-from immiscible_policy.image.data.load import DATASETS, MEMORY_BYTES, load_cifar10, load_images
+from immiscible_policy.image.data.load import DATASETS, MEMORY_BYTES, load_images
 from immiscible_policy.image.data.pixels import shrink, to_bytes, to_pixels

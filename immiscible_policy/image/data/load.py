@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from immiscible_policy.image.data.decode import Decoder, Shape, cached
 from immiscible_policy.image.data.files import digest
 from immiscible_policy.image.data.images import Images, in_memory
@@ -54,9 +51,3 @@ def load_images(
     if len(decoder) * 3 * side**2 > MEMORY_BYTES:
         return Images(decoder, side, digest([str(side), listing.names_hash]), listing.texts)
     return in_memory(cached(decoder), side, listing.texts)
-
-
-def load_cifar10(path: Path | str, split: str = "train", limit: int | None = None, size: int | None = None) -> Tensor:
-    """The pixels of CIFAR-10 (N, 3, S, S), uint8; arguments and errors as `load_images`."""
-    images = load_images("cifar10", path, split=split, limit=limit, size=size)
-    return images.pixels(torch.arange(len(images)))

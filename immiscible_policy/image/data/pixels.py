@@ -18,13 +18,11 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Average (N, C, S, S) over blocks to (N, C, size, size), bytes rounded; ValueError if size does not divide S."""
+    """Average bytes (N, C, S, S) over blocks to (N, C, size, size), rounded; ValueError if size does not divide S."""
     side = images.shape[-1]
     require_divisor(size, side)
     if size == side:
         return images
-    if images.is_floating_point():
-        return avg_pool2d(images, side // size)
     parts = [avg_pool2d(part.float(), side // size).round().to(torch.uint8) for part in images.split(4096)]
     return torch.cat(parts)
 

@@ -7,7 +7,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from immiscible_policy.image.data import Images
 
 
 def noise(seed: int, width: int, height: int) -> np.ndarray:
@@ -26,6 +29,12 @@ def write(path: Path, pixels: np.ndarray, mode: str | None = None, **options: ob
 def read(path: Path) -> np.ndarray:
     """What is stored in a file (3, H, W)."""
     return np.asarray(Image.open(io.BytesIO(path.read_bytes()))).transpose(2, 0, 1)
+
+
+def every(images: Images) -> tuple[np.ndarray, list[str] | None]:
+    """All pixels (N, 3, S, S) and prompts."""
+    rows = torch.arange(len(images))
+    return images.pixels(rows).numpy(), images.prompts(rows)
 
 
 def zipped(folder: Path) -> Path:

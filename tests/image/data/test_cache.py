@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from immiscible_policy.image.data import decode as caching
-from immiscible_policy.image.data import load_cifar10, load_images
+from immiscible_policy.image.data import load_images
 from immiscible_policy.image.data.decode import Decoder
 from tests.image.data.layouts import noise, write, zipped
-from tests.image.folders import write_images
+from tests.image.folders import load_cifar10, write_images
 
 
 @pytest.fixture(autouse=True)

@@ -9,17 +9,12 @@ import torch
 from PIL import Image
 
 from immiscible_policy.image.data import load_images
-from tests.image.data.layouts import noise, write, write_coco
+from tests.image.data.layouts import every, noise, write, write_coco
 
 
 @pytest.fixture
 def coco(tmp_path):
     return write_coco(tmp_path / "coco", 8)
-
-
-def every(images):
-    rows = torch.arange(len(images))
-    return images.pixels(rows).numpy(), images.prompts(rows)
 
 
 def test_each_image_comes_with_one_of_its_captions(coco):

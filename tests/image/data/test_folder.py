@@ -2,15 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from immiscible_policy.image.data import load_images
-from tests.image.data.layouts import noise, write, zipped, zipped_backwards
-
-
-def every(images):
-    rows = torch.arange(len(images))
-    return images.pixels(rows).numpy(), images.prompts(rows)
+from tests.image.data.layouts import every, noise, write, zipped, zipped_backwards
 
 
 def test_a_flat_folder_comes_in_the_order_of_its_names_without_prompts(tmp_path):

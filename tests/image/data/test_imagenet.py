@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from immiscible_policy.image.data import load_images
-from tests.image.data.layouts import noise, write, write_imagenet
+from tests.image.data.layouts import every, noise, write, write_imagenet
 
 NAMES = ["tench, Tinca tinca", "goldfish, Carassius auratus", "great white shark, white shark"]
 
@@ -14,11 +14,6 @@ NAMES = ["tench, Tinca tinca", "goldfish, Carassius auratus", "great white shark
 @pytest.fixture
 def imagenet(tmp_path):
     return write_imagenet(tmp_path / "imagenet")
-
-
-def every(images):
-    rows = torch.arange(len(images))
-    return images.pixels(rows).numpy(), images.prompts(rows)
 
 
 def test_classes_take_turns_and_prompts_are_all_their_names(imagenet):
