@@ -35,3 +35,11 @@ def real_cifar10() -> Path:
     if not path.exists():
         pytest.skip("CIFAR-10 is not here; CIFAR10=PATH names it")
     return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A small store of PushT, without pictures."""
+    from tests.training.helpers import write_small_store  # imports torch, which the environment's tests do without
+
+    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")

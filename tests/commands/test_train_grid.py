@@ -21,11 +21,6 @@ TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=6", "w
         "precision=fp32", "seed=0")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
-
-
 def experiments():
     files = sorted((config_dir() / "experiment").glob("*.yaml"))
     return {path.stem: yaml.safe_load(path.read_text()) for path in files}

@@ -37,11 +37,6 @@ FAST = (
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
-
-
-@pytest.fixture(scope="module")
 def finished(store, tmp_path_factory):
     """One uninterrupted run of one seed."""
     out = tmp_path_factory.mktemp("runs") / "straight"

@@ -11,6 +11,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Consistency, Ddpm, Flow
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from tests.image.specs import tiny_spec
+from tests.random_numbers import generator
 
 TINY = tiny_spec()
 SPECS = {
@@ -48,10 +49,6 @@ PUBLISHED = {  # what the configuration of google/ddpm-cifar10-32 says, where nu
     "time_embedding_type": "positional",
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def parameters(model) -> int:

@@ -9,6 +9,7 @@ from immiscible_policy.image.build import build_image_model
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.path import PREDICTIONS
 from tests.image.specs import tiny_spec
+from tests.random_numbers import generator
 
 SMALL = {"size": 4, "channels": (8,), "attention": (False,)}
 SPECS = {
@@ -20,10 +21,6 @@ ANY = ("ddim", "ddpm", "dpmpp", "euler", "heun", "renoise")
 ALLOWED = [(name, solver) for name in SPECS for solver in (("renoise",) if name == "consistency" else ANY)]
 PAIRED = tuple(name for name in SELECTORS if name != "c2ot")
 """Selectors that need no condition; unconditional models have none."""
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def trained(spec, selector, steps=3):

@@ -10,12 +10,9 @@ from immiscible_policy.path.consistency import SIGMA_MAX, pseudo_huber
 from immiscible_policy.solver import Solver
 from tests.image.mixture import MEANS, ConsistencyOracle, Mixture, assert_recovers
 from tests.image.specs import model_of
+from tests.random_numbers import generator
 
 SCALES = pytest.mark.parametrize("data_scale", [0.5, 1.0, 4.0])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def consistency(denoiser=None, size=8, **options):

@@ -13,6 +13,7 @@ from immiscible_policy.path import Ddpm
 from immiscible_policy.solver import Solver
 from tests.image.mixture import ALPHA_BARS, DiffusionOracle, Mixture, assert_recovers
 from tests.image.specs import calm, model_of, tiny_spec
+from tests.random_numbers import generator
 
 SCALES = pytest.mark.parametrize("data_scale", [0.5, 1.0, 4.0])
 
@@ -39,10 +40,6 @@ def diffusion(denoiser=None, size=8, **options):
 
 def ddim(steps: int) -> Solver:
     return Solver("ddim", steps)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @SCALES

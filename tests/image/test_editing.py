@@ -11,6 +11,7 @@ from immiscible_policy.image.editing import fill_in as fill
 from immiscible_policy.solver import Solver
 from tests.image.mixture import ALPHA_BARS
 from tests.image.specs import model_of, tiny_spec, tiny_stable_diffusion_spec
+from tests.random_numbers import generator
 
 DDIM, EULER = Solver("ddim", 10), Solver("euler", 7)
 ADAPTIVE = pytest.param("flow", None, marks=pytest.mark.slow)  # hundreds of calls
@@ -19,10 +20,6 @@ OTHERS = [("ddim", Solver("ddpm", 10)), ("ddim", Solver("dpmpp", 10)), ("flow", 
           ("v_prediction", DDIM), ("sample", DDIM)]  # fmt: skip
 A, S = ALPHA_BARS.sqrt(), (1 - ALPHA_BARS).sqrt()
 ALL = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ("flow", None), *OTHERS])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def model(kind: str):

@@ -9,12 +9,9 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.solver import Solver
 from tests.image.mixture import MEANS, FlowOracle, Mixture, assert_recovers
 from tests.image.specs import model_of
+from tests.random_numbers import generator
 
 SCALES = pytest.mark.parametrize("data_scale", [0.5, 1.0, 4.0])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def flow(denoiser=None, size=8, **options):
@@ -121,8 +118,3 @@ def test_a_selector_changes_the_paths_alone():
         batch = flow(size=4).noised(pixels, make_selector(name, **options), step=0, generator=generator())
         distance[name] = float(batch.target.flatten(1).norm(dim=1).mean())
     assert distance["knn"] < 0.98 * distance["vanilla"]
-
-
-def test_no_steps_are_refused():
-    with pytest.raises(ValueError, match="sampling_steps=0"):
-        flow().sample(torch.zeros(1, 3, 8, 8), euler(0))

@@ -12,6 +12,7 @@ from immiscible_policy.image.stable_diffusion import Latents, load_chain, load_t
 from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.solver import Solver
+from tests.random_numbers import generator
 
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
 PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -53,10 +54,6 @@ class Watching:
         self.x, self.given = x, given
         self.noise = torch.randn(x.shape, generator=given["generator"])
         return self.noise
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(count: int = 6, seed: int = 0) -> torch.Tensor:

@@ -10,12 +10,9 @@ from immiscible_policy.lab import toy
 from immiscible_policy.lab.mixture import Mixture, crossings, curvature, mixing, ring, wasserstein
 from immiscible_policy.lab.toy import TIMES, Net, ToyObjective, generate, train_net
 from immiscible_policy.noise import make_selector
+from tests.random_numbers import generator
 
 TWO = Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.75, 0.25]), std=0.1)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class Constant(torch.nn.Module):

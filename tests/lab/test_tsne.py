@@ -10,13 +10,10 @@ from immiscible_policy.lab import tsne
 from immiscible_policy.lab.clusters import assigned_noise
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.noise import make_selector
+from tests.random_numbers import generator
 
 pytest.importorskip("sklearn")
 OPTIONS = {key: option.default for key, option in tsne.OPTIONS.items()}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_map_is_a_function_of_the_seed():

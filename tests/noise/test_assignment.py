@@ -12,6 +12,7 @@ from immiscible_policy.noise import fit_potentials, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.costs import condition_distances, condition_weight, distances, standardize
 from immiscible_policy.noise.pairing import reduce, solve
+from tests.random_numbers import generator
 
 ALPHA = 1e-4
 PERMUTING = [
@@ -21,10 +22,6 @@ PERMUTING = [
     ("c2ot", {}),
     ("c2ot", {"weight": 3.0}),
 ]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def rows(noise: torch.Tensor) -> list[tuple[float, ...]]:

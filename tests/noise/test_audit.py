@@ -26,10 +26,7 @@ from immiscible_policy.noise.audit.statistics import (
     prior_shift,
 )
 from immiscible_policy.noise.audit.target import target_variance
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.random_numbers import generator
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,10 +9,7 @@ from scipy import integrate
 from immiscible_policy.noise import ForResidual, LinearPrediction, make_selector
 from immiscible_policy.noise.audit import Explained, audit, divergence, explained, probe
 from immiscible_policy.noise.audit.statistics import prior_shift
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.random_numbers import generator
 
 
 @pytest.mark.parametrize("k", [1, 2, 8, 64])

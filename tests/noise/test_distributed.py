@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from immiscible_policy.noise import AcrossProcesses, make_selector
+from tests.random_numbers import generator
 
 BATCH, DIMS = 24, 5
 
@@ -16,10 +17,6 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, DIMS, generator=source)
     return x, torch.randint(3, (BATCH,), generator=source), torch.rand(BATCH, DIMS, generator=source) < 0.8
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def free_port() -> int:

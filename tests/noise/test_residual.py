@@ -16,12 +16,9 @@ from immiscible_policy.noise import (
 )
 from immiscible_policy.noise.audit import audit
 from immiscible_policy.noise.audit.statistics import prior_shift
+from tests.random_numbers import generator
 
 WEIGHTS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0], [4.0, -2.0, 1.0]])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_the_fit_recovers_a_linear_law():

@@ -8,12 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from immiscible_policy.noise import SELECTORS, make_selector
 from immiscible_policy.noise.knn import nearest_by_projection
+from tests.random_numbers import generator
 
 ALPHA = 1e-4
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(params=sorted(SELECTORS))

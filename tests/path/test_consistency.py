@@ -16,12 +16,9 @@ from immiscible_policy.path.consistency import (
     noise_levels,
     pseudo_huber,
 )
+from tests.random_numbers import generator
 
 DEVIATIONS = pytest.mark.parametrize("sigma_data", [0.25, 0.5, 2.0])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def consistency(training_steps=8000, sigma_data=0.5, metric=pseudo_huber, **options) -> Consistency:

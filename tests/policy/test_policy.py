@@ -8,8 +8,8 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow, Regression
 from immiscible_policy.policy import Normalizer, NumberObserver, Policy
 from immiscible_policy.solver import Solver
-from immiscible_policy.training.batches import cut
 from tests.path.analytic import MixtureNetwork, squared_cosine_alphas
+from tests.random_numbers import generators
 
 PATHS = [Ddpm(100), Ddpm(100, prediction="sample"), Ddpm(100, prediction="v_prediction"), Flow()]
 
@@ -50,10 +50,6 @@ def small_policy(data_scale=1.0, path=None) -> Policy:
 
 def observations(count: int) -> torch.Tensor:
     return torch.rand(count, 2, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def generators(count: int, seed: int = 0) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(count)]
 
 
 @pytest.mark.parametrize("data_scale", [1.0, 2.5])
@@ -136,17 +132,6 @@ def test_the_unet_prepared_for_all_calls_says_what_it_says_call_by_call(path):
     solver = Solver(path.solvers[0], 5)
     prepared, plain = (item.predict(observations(4), solver, generators(4)) for item in (policy, called))
     torch.testing.assert_close(prepared, plain, rtol=1e-4, atol=1e-5)
-
-
-def test_splitting_a_batch_keeps_its_rows():
-    policy = make_policy()
-    batch = policy.noised(
-        torch.zeros(8, 2, 2), torch.zeros(8, 16, 2), make_selector("knn"), step=0,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    parts = cut(batch, 3)
-    assert [len(part.path.t) for part in parts] == [3, 3, 2]
-    assert torch.equal(torch.cat([part.path.target for part in parts]), batch.path.target)
 
 
 def test_normaliser_maps_the_range_to_one_and_back():

@@ -15,7 +15,6 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.state import TrainState
-from tests.training.helpers import write_small_store
 
 OBSERVATIONS = ("keypoints", "state", "image")
 LEARNED = [*(["method=diffusion", f"prediction={name}"] for name in PREDICTIONS), ["method=flow"],
@@ -26,11 +25,6 @@ COMBINATIONS = [
     *((words, "vanilla", obs) for words, obs in product(CONTROLS, OBSERVATIONS)),
 ]
 SMALL = ("experiment=debug", "steps=3", "device=cpu", "precision=fp32", "batch_size=8", "crop=40", "encoder_width=16")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 @pytest.fixture(scope="module")

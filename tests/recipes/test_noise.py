@@ -24,12 +24,7 @@ from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.robot_objective import RobotObjective, conditions
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
-from tests.training.helpers import here, refused, write_small_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+from tests.training.helpers import here, refused
 
 
 @pytest.fixture(autouse=True)

@@ -11,15 +11,10 @@ from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.recipes.teacher import make_teach
 from immiscible_policy.store.run import RunDirectory
-from tests.training.helpers import here, refused, tree, write_small_store
+from tests.training.helpers import here, refused, tree
 
 FAST = ("experiment=debug", "threads=1", "precision=fp32", "episodes=1", "steps=6", "checkpoint_every=3",
         "eval_every=6", "seed=1")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,8 @@ from immiscible_policy.commands.compare_policies import main
 from immiscible_policy.results.compare import Comparison, compare, markdown, verdict
 from immiscible_policy.results.table import table
 from immiscible_policy.store.run import RunDirectory
+from tests.results.reports import noisy
 from tests.results.runs import Score, episode, write_run
-
-
-def noisy(shift: float, rng_seed: int) -> Score:
-    rng = np.random.default_rng(rng_seed)
-    return lambda seed, step, start: 0.5 + shift + 0.05 * rng.standard_normal()
 
 
 def compared(tmp_path: Path, score_a: Score, score_b: Score, **of_b) -> Comparison:

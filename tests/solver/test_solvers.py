@@ -13,15 +13,12 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from immiscible_policy.path import PREDICTIONS, Ddpm, Flow, Regression
 from immiscible_policy.solver import SOLVERS, Solver, draws, noise_rows, solve
 from tests.path.analytic import MixtureNetwork
+from tests.random_numbers import generators
 
 DATA = 0.3, 0.1
 PATHS = {prediction: Ddpm(100, prediction=prediction) for prediction in PREDICTIONS}
 PATHS |= {"flow": Flow(), "flow of the sample": Flow("sample")}
 COMBINATIONS = [(path, solver) for path in PATHS for solver in PATHS[path].solvers]
-
-
-def generators(count, seed=0):
-    return [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(count)]
 
 
 def run(network, path, solver, rows=4, limit=1.0, noise=None, dtype=torch.float32):

@@ -6,15 +6,10 @@ import pytest
 
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks.pusht import PushT
-from tests.training.helpers import here, refused, tree, write_small_store
+from tests.training.helpers import here, refused, tree
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=3",
          "episodes=2", "warmup_steps=1", "wandb=disabled", "log_every=3", "threads=1", "precision=fp32")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 @pytest.fixture(scope="module", params=["mip"])

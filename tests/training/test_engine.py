@@ -21,7 +21,7 @@ from immiscible_policy.training.engine import Captured, Eager, Gradients, make_e
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.seed import initial_state
 from immiscible_policy.training.state import ALIGNMENT, TrainState
-from tests.training.helpers import here, tree, write_small_store
+from tests.training.helpers import here, tree
 
 CPU = torch.device("cpu")
 NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot")
@@ -189,11 +189,6 @@ def test_the_ema_is_that_of_diffusers():
 def test_an_unknown_engine_is_named():
     with pytest.raises(ValueError, match="engine=warp: choose from fast, eager"):
         make_engine("warp", make_state(), Regression(make_state().model), 1, "fp32")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 def policy_objective(store, noise, device="cpu", accumulate=1):

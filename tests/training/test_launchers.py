@@ -26,18 +26,13 @@ from immiscible_policy.training.launchers import job as jobs
 from immiscible_policy.training.launchers import require_launcher
 from immiscible_policy.training.workers import Ending, Job
 from tests.image.folders import write_images
-from tests.training.helpers import ROOT, command, refused, write_small_store
+from tests.training.helpers import ROOT, command, refused
 
 TINY = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "batch_size=16", "steps=20", "checkpoint_every=5",
         "eval_every=10", "episodes=1", "sampling_steps=2", "warmup_steps=1", "log_every=5", "threads=1",
         "precision=fp32", "wandb=disabled", "device=cpu")  # fmt: skip
 LONG = ("steps=300", "checkpoint_every=20", "eval_every=100")
 """Long enough for somebody to die midway."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 @pytest.fixture(autouse=True)

@@ -13,16 +13,11 @@ import pytest
 import torch
 
 from immiscible_policy.store.run import RunDirectory
-from tests.training.helpers import ROOT, here, refused, write_small_store
+from tests.training.helpers import ROOT, here, refused
 
 WORDS = ("down_dims=[16,32]", "step_embed_dim=16", "groups=4", "steps=6", "batch_size=16", "checkpoint_every=6",
          "episodes=1", "warmup_steps=1", "wandb=disabled", "log_every=1", "threads=1", "precision=fp32")  # fmt: skip
 LOST = "error: another process of this training is gone; start them all again with resume=true"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
 
 
 def start(size, *words):
