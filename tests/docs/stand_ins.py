@@ -71,7 +71,7 @@ def write_arm(desk: Path) -> None:
     """A robot of seven joints: its store, one with cameras, a data set of LeRobot, and two runs."""
     arrays, ends = arm_arrays(episodes=12, steps=24)
     write_store(desk / "ARM", arrays, ends)
-    for noise in ("vanilla", "knn"):
+    for noise in ("vanilla", "c2ot"):
         words = ("task=none", "obs=qpos,ee_pose", f"data={desk / 'ARM'}", f"out={desk / f'runs/arm_{noise}'}")
         given = [word for word in FAST if not word.startswith("episodes")]
         train_run(RobotRecipe, compose_config([*given, *words, f"noise={noise}"]))
