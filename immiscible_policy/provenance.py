@@ -39,7 +39,11 @@ def without_places(words: str) -> str:
 
     The values of `task=`, and addresses, stay as they are: there a `/` is part of the name.
     """
-    return shlex.join(map(_without_places, shlex.split(words)))
+    try:
+        parts = shlex.split(words)
+    except ValueError:  # written by hand, with a quotation mark alone
+        parts = words.split()
+    return shlex.join(map(_without_places, parts))
 
 
 def commit() -> str | None:

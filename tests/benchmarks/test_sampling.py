@@ -79,7 +79,6 @@ def test_the_score_is_that_of_an_evaluation():
         ("solvers", "direct", "solver=direct"),
         ("steps", "0", "steps=0"),
         ("steps", "5,101", "sampling_steps=101"),
-        ("turns", 0, "turns=0"),
         ("device", "tpu", "device=tpu"),
         ("checkpoint", Path("nowhere"), "nowhere"),
     ],
