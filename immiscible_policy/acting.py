@@ -236,12 +236,14 @@ class Inputs:
     def __init__(self, spec: PolicySpec, keys: Sequence[str], widths: Mapping[str, int] | None = None) -> None:
         self.cameras = spec.encoder.cameras if spec.encoder else ()
         self.arrays = tuple(key for key in keys if key not in self.cameras)
-        self.obs_dim, self.side = spec.obs_dim, spec.encoder.crop if spec.encoder else 0
+        self.obs_dim, self.scales = spec.obs_dim, bool(spec.encoder and spec.encoder.resize)
+        self.side = 0 if spec.encoder is None else 1 if self.scales else spec.encoder.crop
         known = {self.arrays[0]: spec.obs_dim} if len(self.arrays) == 1 else widths or {}
         self.widths = {key: known[key] for key in self.arrays} if set(self.arrays) <= set(known) else {}
 
     def __str__(self) -> str:
-        cameras = [f"{camera} (H, W, 3) uint8 of {self.side} pixels or more" for camera in self.cameras]
+        least = "" if self.scales else f" of {self.side} pixels or more"
+        cameras = [f"{camera} (H, W, 3) uint8{least}" for camera in self.cameras]
         together = f"{' and '.join(self.arrays)} of {self.obs_dim} numbers together"
         arrays = [f"{key} ({width},)" for key, width in self.widths.items()] or [together]
         return ", ".join([*cameras, *arrays])
@@ -266,7 +268,7 @@ class Inputs:
         for camera, frame in frames.items():
             if not self._shows(frame, lead):
                 raise self._refusal(f"{camera} {_described(frame)}")
-        if len({frame.shape for frame in frames.values()}) > 1:
+        if len({frame.shape for frame in frames.values()}) > 1 and not self.scales:
             sizes = ", ".join(f"{camera} {frame.shape}" for camera, frame in frames.items())
             raise ValueError(f"the cameras differ in size, this policy wants pictures of one size: {sizes}")
         shown, rows = ", ".join(f"{key} {_described(part)}" for key, part in parts.items()), math.prod(lead)

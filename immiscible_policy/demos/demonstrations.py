@@ -65,6 +65,10 @@ class Demonstrations:
             frames={camera: frames.take(steps) for camera, frames in self.frames.items()},
         )
 
+    def resized(self, size: tuple[int, int] | None) -> Demonstrations:
+        """The same with all frames scaled to a height and width; None: as stored."""
+        return replace(self, frames={camera: replace(frames, size=size) for camera, frames in self.frames.items()})
+
 
 def join(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """Both, one after the other, of two selections of the same store; cameras that one of them lacks are left out."""

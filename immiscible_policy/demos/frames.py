@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import zarr
 
 from immiscible_policy.demos.chunks import read_rows
+from immiscible_policy.network.crop import resize
 
 
 class Pictures(Protocol):
@@ -79,6 +80,7 @@ class Frames:
     pictures: Pictures
     rows: np.ndarray  # (T,) which stored step each step shows
     mirrored: np.ndarray  # (T,) whether it is shown reflected about the image's anti-diagonal
+    size: tuple[int, int] | None = None  # height and width that images are scaled to; None: as stored
 
     @classmethod
     def all_of(cls, pictures: Pictures) -> Frames:
@@ -92,7 +94,7 @@ class Frames:
     @property
     def shape(self) -> tuple[int, ...]:
         """(T, H, W, 3)."""
-        return (len(self.rows), *self.pictures.shape[1:])
+        return (len(self.rows), *(self.size or self.pictures.shape[1:3]), 3)
 
     @property
     def dtype(self) -> np.dtype:
@@ -106,16 +108,16 @@ class Frames:
         flip = self.mirrored[index]
         if flip.any():
             images[flip] = images[flip][:, ::-1, ::-1].transpose(0, 2, 1, 3)
-        return images
+        return images if self.size is None else resize(torch.from_numpy(images), self.size).numpy()
 
     def take(self, steps: np.ndarray) -> Frames:
         """Keep the given steps, still unread."""
-        return Frames(self.pictures, self.rows[steps], self.mirrored[steps])
+        return replace(self, rows=self.rows[steps], mirrored=self.mirrored[steps])
 
     def join(self, other: Frames) -> Frames:
         """These and then those of another selection of the same pictures, still unread."""
         rows, mirrored = np.append(self.rows, other.rows), np.append(self.mirrored, other.mirrored)
-        return Frames(self.pictures, rows, mirrored)
+        return replace(self, rows=rows, mirrored=mirrored)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Read all images in order, a stored block's length at a time, so that memory stays bounded."""

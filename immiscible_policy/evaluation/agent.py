@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from immiscible_policy.capture import use_device
 from immiscible_policy.cli import one_line
 from immiscible_policy.demos.windows import Layout
+from immiscible_policy.network.crop import resize
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.policy import Pictured, Policy, PolicySpec, build_policy
 from immiscible_policy.randomness import torch_generator
@@ -62,7 +63,9 @@ class Agent:
         numbers = torch.from_numpy(observed.numbers).float().to(self.device)
         seen: Any = numbers
         if self.spec.encoder is not None:
-            frames = [torch.from_numpy(observed.frames[camera]) for camera in self.spec.encoder.cameras]
+            size, cameras = self.spec.encoder.resize, self.spec.encoder.cameras
+            frames = [torch.from_numpy(observed.frames[camera]) for camera in cameras]
+            frames = frames if size is None else [resize(frame, size) for frame in frames]
             seen = Pictured(numbers, torch.stack(frames, dim=2).to(self.device))
         with self._precision():
             actions = self.policy.predict(seen, self.solver, generators)

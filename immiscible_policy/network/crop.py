@@ -1,4 +1,4 @@
-"""Crops of camera frames: at random places in training, in the middle in evaluation.
+"""Camera frames scaled to one size, and crops of them: at random places in training, in the middle in evaluation.
 
 A random crop leaves each frame out of view by up to `H - size` pixels, so that the network learns where things are
 from the picture and not from its borders. Every frame of a window has a place of its own, as Diffusion Policy has it
@@ -9,6 +9,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale images (..., H, W, C) to a height and width, bilinearly and antialiased.
+
+    Those of that size stay as they are. Bytes stay bytes, other numbers become float32.
+    """
+    if tuple(images.shape[-3:-1]) == size:
+        return images
+    planes = images.reshape(-1, *images.shape[-3:]).movedim(-1, 1)  # (N, C, H, W)
+    planes = planes if images.dtype == torch.uint8 else planes.float()
+    scaled = interpolate(planes, size, mode="bilinear", antialias=True)
+    return scaled.movedim(1, -1).reshape(*images.shape[:-3], *size, -1)
 
 
 def random_crop(frames: Tensor, step: Tensor, size: int, generator: torch.Generator) -> Tensor:

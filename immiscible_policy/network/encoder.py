@@ -39,6 +39,7 @@ class EncoderSpec:
     crop: int = 84  # side of the square that is seen [px]
     width: int = 64  # channels of the ResNet's first stage; 64 is a ResNet-18
     shared: bool = False  # whether one network serves all cameras, instead of one for each
+    resize: tuple[int, int] | None = None  # height and width that frames are scaled to before the crop
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):

@@ -58,7 +58,7 @@ from immiscible_policy.training.recipe import Work
 from immiscible_policy.training.seed import weights_of
 from immiscible_policy.training.state import TrainState
 
-DATA_OPTIONS = ("data", "obs", "action", "images", "normalize", "validation", "train_episodes", "mirror")
+DATA_OPTIONS = ("data", "obs", "action", "images", "resize", "normalize", "validation", "train_episodes", "mirror")
 """Options that say what `load_data` is to load."""
 AUDITED = 16
 """Batches of each noise audit during training."""
@@ -113,6 +113,7 @@ def load_data(
     obs: str | None,
     action: str,
     images: str,
+    resize: list[int] | None,
     normalize: str,
     validation: float,
     train_episodes: int | None,
@@ -126,6 +127,7 @@ def load_data(
     if obs is None and data is not None:
         require_keys(data, obs, action)  # refuses, and says what there is
     demos, seen = open_demonstrations(task, data, obs, action), str(obs)
+    stored, demos = demos, demos.resized((resize[0], resize[1]) if resize else None)
     train_ids, held_out_ids = split_episodes(demos.n_episodes, validation, train_episodes)
     fitted, chosen = demos, demos.select(train_ids)
     if mirror:
@@ -141,7 +143,7 @@ def load_data(
     return Data(
         task,
         demos.path,
-        content_hash(demos, images=training.footage is not None and images == "stored"),
+        content_hash(stored, images=training.footage is not None and images == "stored"),
         demos.n_episodes,
         training,
         held_out,
@@ -415,7 +417,12 @@ def _encoder_spec(config: RobotConfig, windows: Windows) -> EncoderSpec | None:
     if windows.footage is None:
         return None
     frames = windows.footage.frames
-    side = min(min(camera.shape[1:3]) for camera in frames.values())
+    sizes = {tuple(camera.shape[1:3]) for camera in frames.values()}
+    if len(sizes) > 1:
+        seen = ", ".join(f"{name} {tuple(camera.shape[1:3])}" for name, camera in frames.items())
+        raise ValueError(f"the cameras differ in size: {seen}; scale them with resize=[96,128]")
+    side = min(min(size) for size in sizes)
     if config.crop > side:
         raise ValueError(f"crop={config.crop}: the frames have {side} pixels; use crop={side} or less")
-    return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder)
+    resize = (config.resize[0], config.resize[1]) if config.resize else None
+    return EncoderSpec(tuple(frames), config.crop, config.encoder_width, config.shared_encoder, resize)

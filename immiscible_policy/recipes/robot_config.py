@@ -52,6 +52,7 @@ class RobotConfig(DiffusionConfig):
     teacher: str | None
     teacher_calls: int = number("[1, 1e5]")
     images: str = choice("stored", "rendered")
+    resize: list[int] | None = number("[1, 4096]")
     crop: int = number("[1, 4096]")
     encoder_width: int = number("[1, 4096]")
     shared_encoder: bool
@@ -94,12 +95,14 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     if config.mirror_batches and not (config.mirror and config.batch_size % 2 == 0):
         raise CommandError("mirror_batches=true: needs mirror=true and an even batch_size=")
     blind = config.obs != "image" and config.obs in task.observations
-    for key in ("images", "crop", "encoder_width", "shared_encoder"):
+    for key in ("images", "resize", "crop", "encoder_width", "shared_encoder"):
         if key in given and blind:
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
     if config.mirror_batches and config.select_over > 1:
         raise CommandError(f"select_over={config.select_over}: mirror_batches=true needs select_over=1")
     check_noise(config)
+    if config.resize is not None and len(config.resize) != 2:
+        raise CommandError(f"resize={config.resize}: give height and width, such as resize=[96,128]")
     name, method = config.noise["name"], config.method
     if method in ("regression", "mip") and name != "vanilla":
         why = f"method={method} does not diffuse, so no noise can be chosen; use noise=vanilla"
