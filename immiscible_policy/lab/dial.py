@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from immiscible_policy.cli import REQUIRED, CommandError, Option, expanded
-from immiscible_policy.lab.program import Document, legend, plain, program, table
+from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.solvers import read_solvers
 from immiscible_policy.palette import GREY, colours, panels, readable
 from immiscible_policy.results.experiment import Findings
@@ -28,10 +28,10 @@ def measure(options: Document) -> Findings:
     """Read the settings and put them in the order of R^2."""
     settings = [read_setting(expanded(part)) for part in options["files"].split(",")]
     shared = [set(setting["differences"]) for setting in settings]
-    calls = [scheme for scheme in settings[0]["differences"] if all(scheme in schemes for schemes in shared)]
-    if not calls:
+    solvers = [solver for solver in settings[0]["differences"] if all(solver in known for known in shared)]
+    if not solvers:
         raise CommandError(f"files={options['files']}: no solver is in all of them; evaluate all with the same ones")
-    figures = {"solvers": calls, "settings": sorted(settings, key=lambda setting: setting["r2"])}
+    figures = {"solvers": solvers, "settings": sorted(settings, key=lambda setting: setting["r2"])}
     return Findings(figures, describe(figures), draw(figures))
 
 
@@ -42,7 +42,7 @@ def read_setting(path: Path) -> Document:
         found = document["figures"]
         runs, first = dict(found["runs"]), found["compared_with"]
         setting = {key: found[key] for key in ("task", "obs", "r2")}
-        plain_scores = {scheme: values["score"]["mean"] for scheme, values in runs.pop(first).items()}
+        plain_scores = {solver: values["score"]["mean"] for solver, values in runs.pop(first).items()}
         setting["commit"] = document["commit"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
@@ -50,11 +50,11 @@ def read_setting(path: Path) -> Document:
     if setting["r2"] is None or not runs:
         raise CommandError(f"files={path}: needs actions that vary, and two runs or more")
     differences = {
-        scheme: {
-            arm: {key: 100 * results[scheme]["from_run"][key] / score for key in ("mean", "low", "high")}
+        solver: {
+            arm: {key: 100 * results[solver]["from_run"][key] / score for key in ("mean", "low", "high")}
             for arm, results in runs.items()
         }
-        for scheme, score in plain_scores.items()
+        for solver, score in plain_scores.items()
     }
     return setting | {"first": first, "scores": plain_scores, "differences": differences}
 
@@ -63,9 +63,9 @@ def describe(figures: Document) -> str:
     """A row for each arm and number of calls, a column for each setting."""
     settings = {f"setting_{number}": setting for number, setting in enumerate(figures["settings"])}
     rows = []
-    for arm, scheme in product(arms(figures), figures["solvers"]):
-        by_setting = {key: setting["differences"][scheme].get(arm) for key, setting in settings.items()}
-        rows.append({"arm": arm, "solver": scheme, **by_setting})
+    for arm, solver in product(arms(figures), figures["solvers"]):
+        by_setting = {key: setting["differences"][solver].get(arm) for key, setting in settings.items()}
+        rows.append({"arm": arm, "solver": solver, **by_setting})
     columns = {"difference, %": "{arm}", "solver": "{solver}"}
     return table(columns | {label(setting): f"{{{key}:+.1f}}" for key, setting in settings.items()}, rows)
 
@@ -77,26 +77,23 @@ def label(setting: Document) -> str:
 
 def arms(figures: Document) -> list[str]:
     """All arms, in the order in which they were given."""
-    scheme = figures["solvers"][0]
-    return list(dict.fromkeys(arm for setting in figures["settings"] for arm in setting["differences"][scheme]))
+    solver = figures["solvers"][0]
+    return list(dict.fromkeys(arm for setting in figures["settings"] for arm in setting["differences"][solver]))
 
 
 def draw(figures: Document) -> Figure:
     """A panel for each solver: differences by setting, one colour for each arm."""
     settings, names = figures["settings"], arms(figures)
-    title = "energy score - plain noise, %: below 0 selection helps; bars: 95 % intervals"
+    title = "energy score minus that of the first run, %: below 0 is better; bars: 95 % intervals"
     figure, axes = panels(len(figures["solvers"]), title=title, width=4.2)
     colour = colours(names)
-    extent = [
-        value
-        for setting in settings
-        for scheme in figures["solvers"]
-        for result in setting["differences"][scheme].values()
-        for value in (result["low"], result["high"])
-    ]
     for panel, text in zip(axes, figures["solvers"], strict=True):
         (solver,) = read_solvers(text)
         plain(panel, f"{solver.steps} network call{'s' if solver.steps > 1 else ''}")
+        panel.set_yscale("symlog", linthresh=10)
+        panel.yaxis.set_major_formatter("{x:+g}")
+        if panel is not axes[0]:
+            panel.sharey(axes[0])
         panel.axhline(0, color=GREY, linewidth=1)
         for number, arm in enumerate(names):
             shift = 0.12 * (number - (len(names) - 1) / 2)
@@ -110,11 +107,10 @@ def draw(figures: Document) -> Figure:
             bars = [[r["mean"] - r["low"] for r in results], [r["high"] - r["mean"] for r in results]]
             look = {"color": colour[arm], "marker": "o", "markersize": 4, "linestyle": "none", "capsize": 2}
             panel.errorbar(at, means, bars, label=readable(arm), **look)  # type: ignore[arg-type]
-        panel.set_yscale("symlog", linthresh=10)
-        panel.set_ylim(1.2 * min(*extent, -10), 1.2 * max(*extent, 10))
         ticks = [f"{setting['obs']}\n{setting['task']}\nR² {setting['r2']:.2f}" for setting in settings]
         panel.set_xticks(range(len(settings)), ticks)
-    legend(axes[-1], "upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center")
     return figure
 
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.evaluation.agent import Agent, read_policy
-from immiscible_policy.evaluation.offline import HeldOut, explained, score
+from immiscible_policy.evaluation.offline import HeldOut, score
 from immiscible_policy.evaluation.statistics import Array, difference_arms, interval, mean_interval
 from immiscible_policy.lab.program import Document, plain, program, table
 from immiscible_policy.lab.runs import RUNS, newest_policies, rolled_out, task_of
@@ -78,21 +78,18 @@ def shared_held_out(runs: Mapping[str, RunDirectory]) -> tuple[HeldOut, Document
 
     CommandError if no episode is held out, or runs differ in them.
     """
+    recipes = {name: RobotRecipe.prepare(RobotRecipe.schema.read(run)) for name, run in runs.items()}
     shared: dict[tuple[str, tuple[int, ...]], HeldOut] = {}
-    settings: list[Document] = []
-    for name, run in runs.items():
-        config = RobotRecipe.schema.read(run)
-        data = RobotRecipe.prepare(config).windows
-        require_data(data.path, data.content_hash, run.data_hash)
+    for name, recipe in recipes.items():
+        data = recipe.windows
+        require_data(data.path, data.content_hash, runs[name].data_hash)
         if data.held_out is None:
             raise CommandError(f"on=held_out: {name} has no held-out episodes; train with validation=0.1")
         shared[data.content_hash, tuple(data.held_out.episodes)] = data.held_out
-        settings = settings or [
-            {"task": config.task["name"], "obs": config.obs, "r2": explained(data.training, data.held_out.windows)}
-        ]
     if len(shared) > 1:
         raise CommandError(f"on=held_out: {', '.join(runs)} do not hold out the same episodes of the same data")
-    return next(iter(shared.values())), settings[0]
+    first, (held_out,) = next(iter(recipes.values())), shared.values()
+    return held_out, {"task": first.config.task["name"], "obs": first.config.obs, "r2": first.r2}
 
 
 def energy(agent: Agent, held_out: HeldOut) -> Array:

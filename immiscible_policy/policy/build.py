@@ -53,7 +53,7 @@ def build_policy(
 ) -> Policy:
     """Build a policy with fresh weights; normalisers left out are placeholders until weights are loaded.
 
-    `training` is what only training needs of the path: `law` of `Flow`, `min_snr` of `Ddpm`.
+    `training` is what only training needs of the path: `law`, `calls` and `spacing` of `Flow`, `min_snr` of `Ddpm`.
 
     Raises ValueError if a name is unknown or the sizes do not fit together.
     """

@@ -130,7 +130,7 @@ class ImageRecipe:
                         "name another out="
                     )
         solver(config, model)
-        size = config.select_over * config.batch_size
+        size = config.chosen_together
         per_epoch = len(images) / config.batch_size
         options = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=per_epoch)
         require_noise(options.select, config.noise["name"], model.coder.shape)

@@ -27,6 +27,11 @@ class DiffusionConfig(RunConfig):
     spacing: str = choice("trailing", "shifted", "leading")
     eta: float = number("[0, 1]")
 
+    @property
+    def chosen_together(self) -> int:
+        """Samples whose noise is chosen together."""
+        return self.select_over * self.batch_size
+
 
 def check_noise(config: DiffusionConfig) -> None:
     """Refuse to choose the noise of several batches together where a sample's noise depends on that sample alone."""

@@ -200,8 +200,8 @@ class RobotRecipe:
         starts, windows = data.task.starts(config.starts, config.episodes), data.training
         config = config.sized(len(windows))
         per_epoch = len(windows) / config.batch_size
-        size = config.select_over * config.batch_size
-        noise = noise_options(config.noise, steps=config.steps, batch_size=size, steps_per_epoch=per_epoch)
+        together = config.chosen_together
+        noise = noise_options(config.noise, steps=config.steps, batch_size=together, steps_per_epoch=per_epoch)
         spec = PolicySpec(
             **options_of(config, PolicySpec),
             obs_dim=windows.obs.shape[-1],
@@ -242,7 +242,6 @@ class RobotRecipe:
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
         fitted = "all" if config.normalize == "all" else "the training"
         epochs = config.steps * config.batch_size / len(data.training)
-        share = self._probed.get("validation/r2")
         return [
             f"data:   {data.path}: {data.episodes} episodes, {len(data.training):,} training "
             f"windows, content {data.content_hash[:12]}",
@@ -253,7 +252,7 @@ class RobotRecipe:
             *(f"  {name}: {values}" for name, values in data.observation.items()),
             f"  {config.action} (actions): {data.action}",
             *(f"note:   {line}; the policy does not learn them" for line in data.notes),
-            *([] if share is None else [f"R^2:    the observation explains {share:.0%} of the held-out actions"]),
+            *([] if self.r2 is None else [f"R^2:    the observation explains {self.r2:.0%} of the held-out actions"]),
         ]
 
     @cached_property
@@ -266,8 +265,7 @@ class RobotRecipe:
             kept *= 2  # gradients have buffers of their own there
         frames = windows.footage.frames.values() if windows.footage else ()
         data = sum(tensor.nbytes for tensor in (windows.obs, windows.action, windows.real, *frames))
-        together = self.config.select_over * self.config.batch_size
-        selection = self.noise.memory(together, self.spec.horizon * self.spec.action_dim)
+        selection = self.noise.memory(self.config.chosen_together, self.spec.horizon * self.spec.action_dim)
         return Footprint(sum(p.numel() for p in parameters), kept // rows, data, selection)
 
     def rehearsal(self, device: str) -> Rehearsal:
@@ -339,7 +337,8 @@ class RobotRecipe:
         )
 
         selects = not isinstance(policy.path, Regression)
-        task, probed = self.windows.task, self._probed
+        task = self.windows.task
+        probed = {"validation/r2": self.r2} if self.windows.held_out else {}
 
         audited = lru_cache(maxsize=1)(partial(noise_audit, objective, batches=AUDITED))  # shared with loggers
 
@@ -377,10 +376,10 @@ class RobotRecipe:
         return Work(policy, objective, spec_metadata(self.spec) | {"widths": widths}, measure, by_step, media)
 
     @cached_property
-    def _probed(self) -> dict[str, float | None]:
-        """How much of the held-out actions the observation explains, whatever the policy and the seed."""
+    def r2(self) -> float | None:
+        """How much of the held-out actions the observation explains; None if none is held out, or nothing varies."""
         data = self.windows
-        return {} if data.held_out is None else {"validation/r2": explained(data.training, data.held_out.windows)}
+        return None if data.held_out is None else explained(data.training, data.held_out.windows)
 
     def _held_out(self, agent: Agent, seed: int, checkpoint: int) -> tuple[list[EpisodeRow], dict[str, float]]:
         """Scores on the held-out episodes, where there are any: a row for each, and figures over all."""
