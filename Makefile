@@ -1,5 +1,5 @@
 # make setup   a virtual environment in .venv with everything the project needs
-# make demo    train vanilla and KNN noise on the embedded demonstrations, compare them, render a rollout
+# make demo    train vanilla and KNN noise on the embedded demonstrations, write a report, render a rollout
 # make look    render the policy that ships with the project: runs/look.gif
 # make test    lint, types, and the default tests
 # make docs    the site, from docs/ and the docstrings: site/index.html
@@ -35,9 +35,9 @@ demo: setup
 	$(TRAIN) noise=vanilla out=$(DEMO)/vanilla > $(DEMO)/vanilla.log 2>&1 & vanilla=$$!; \
 	$(TRAIN) noise=knn k=2 out=$(DEMO)/knn_k2 || { kill $$vanilla; exit 1; }; \
 	wait $$vanilla || { tail -n 1 $(DEMO)/vanilla.log; exit 1; }
-	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla out=$(DEMO)/comparison
-	$(RUN) render_rollout.py checkpoint="$$(ls -d $(DEMO)/knn_k2/seed_0/checkpoints/step_* | tail -n 1)" \
-		out=$(DEMO)/rollout.mp4
+	$(RUN) compare_policies.py a=$(DEMO)/knn_k2 b=$(DEMO)/vanilla report=$(DEMO)/report.html
+	$(RUN) render_rollout.py checkpoint=$(DEMO)/knn_k2 out=$(DEMO)/rollout.mp4
+	@echo "open $(DEMO)/report.html and $(DEMO)/rollout.mp4"
 
 check: setup
 	$(VENV)/bin/ruff check .

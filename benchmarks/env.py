@@ -1,4 +1,18 @@
-"""PushT's simulation beside gym-pusht and shapely, and its share of an evaluation."""
+"""PushT: its simulation beside gym-pusht, its coverage beside shapely, and their share of an evaluation.
+
+All step through the same episodes: from states recorded in the embedded demonstrations, with the commands that follow
+there (one demonstration after another), each one displaced by a few pixels. Resets, observations and coverage are
+included. All alternate in one run; figures are medians over the turns, ratios medians of the paired ratios.
+
+- *one environment*: `gymnasium.make`, in Python. *make_vec N*: N environments through Gymnasium's vector interface.
+  *simulate N*: N episodes open loop in one call of `immiscible_envs.batch.simulate`. *x T*: T threads.
+- *gym-pusht*: `gymnasium.make`, states observed.
+- The floor is a prototype, measured on another machine: the physics alone, and four convex clips.
+- The evaluation takes 10 DDIM steps a chunk; its network is untrained, which takes the same time.
+
+  python -m benchmarks env
+  python -m benchmarks env counts=1,50,1000 threads=1,4
+"""
 
 from __future__ import annotations
 
@@ -18,16 +32,7 @@ from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from benchmarks.drawing import log_axes
-from benchmarks.measuring import (
-    QUICK,
-    Seconds,
-    ratio,
-    require_positive,
-    short,
-    take_turns,
-    timed,
-    where,
-)
+from benchmarks.measuring import Seconds, ratio, require_positive, short, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_envs import MAX_EPISODE_STEPS
 from immiscible_envs.batch import BatchSimulation, simulate
@@ -35,28 +40,15 @@ from immiscible_envs.geometry import CENTER_OF_GRAVITY, GOAL_POSE, Array, covera
 from immiscible_policy.cli import COUNT, SEED, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import evaluate
+from immiscible_policy.lab.program import program, table
 from immiscible_policy.palette import COLOURS, GREY, panels
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
-from immiscible_policy.results.experiment import Experiment, Findings
-from immiscible_policy.results.table import table
+from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver
 from immiscible_policy.tasks import Observed, find_task, open_demonstrations
 from immiscible_policy.tasks.pusht import ENVIRONMENT
 
-USAGE = """\
-usage: python -m benchmarks env [KEY=VALUE ...]
-
-Steps per second of PushT: one environment, batches, and open loop, beside gym-pusht; coverage beside shapely.
-
-All go through the same episodes, with their resets: from states recorded in the embedded demonstrations, with the
-commands that follow there (one demonstration after another), every one displaced by a few pixels. Cost curves against
-the number of environments; then the share of simulation in an evaluation (10 DDIM steps; the network is untrained,
-which takes the same time).
-
-  python -m benchmarks env
-  python -m benchmarks env counts=1,50,1000 threads=1,4
-"""
 QUICK_SIZES: dict[str, Any] = {
     "turns": 1, "steps": 10, "counts": "1,4", "episodes": 2, "starts": 4, "evaluated": 8, "poses": 8,
 }  # fmt: skip
@@ -67,6 +59,22 @@ STEPS_PER_TURN = 1000
 FLOOR_STEPS, FLOOR_COVERAGE = 326_000, 0.44
 """Prototypes: physics through pymunk's compiled library, steps/s on one core; and four convex clips, microseconds."""
 PLAIN, PEER = "one environment", "gym-pusht"
+STEPS = {
+    "what x threads": "{name}",
+    "ours, steps/s": "{ours:,}",
+    "gym-pusht, steps/s": "{peer:,}",
+    "ours / gym-pusht": "{over:.3g}",
+    "floor, steps/s and core": "{floor:,}",
+    "ours per core / floor": "{over_floor:.2f}",
+}
+COVERAGE = {
+    "coverage": "{name}",
+    "ours, us": "{ours:.3g}",
+    "shapely, us": "{peer:.3g}",
+    "shapely / ours": "{over:.3g}",
+    "floor, us": "{floor}",
+    "ours / floor": "{over_floor:.3g}",
+}
 
 Figures = dict[str, Any]
 
@@ -93,7 +101,6 @@ class Episodes(NamedTuple):
 
 def measure(options: dict[str, Any]) -> Findings:
     """Time steps, coverage and an evaluation."""
-    options = {**options, **(QUICK_SIZES if options["quick"] else {})}
     counts, threads = sorted(parse_range("counts", options["counts"])), parse_range("threads", options["threads"])
     require_positive(counts=counts, threads=threads)
     peer_takes_part = PEER in chosen_peers(options["peers"])
@@ -109,7 +116,7 @@ def measure(options: dict[str, Any]) -> Findings:
         "evaluation": time_evaluation(options["starts"], options["evaluated"], max(threads)),
         "floor": {"steps_per_s": FLOOR_STEPS, "coverage_us": FLOOR_COVERAGE},
     }
-    return Findings(figures, _text(figures), _picture(figures))
+    return Findings(figures, describe(figures), _picture(figures))
 
 
 def perturbed_demonstrations(count: int, steps: int, seed: int) -> Episodes:
@@ -117,7 +124,7 @@ def perturbed_demonstrations(count: int, steps: int, seed: int) -> Episodes:
 
     Args:
         count: Episodes, N.
-        steps: Commands of each, T; where a demonstration ends they go on with the next one's.
+        steps: Commands of each, T; where a demonstration ends the next one's follow.
         seed: Of the choice and the displacement.
 
     Raises:
@@ -284,63 +291,47 @@ def _apart(one: Array, other: Array) -> float:
     return float(np.abs(difference).max())
 
 
-def _text(figures: Figures) -> str:
-    per_second, theirs = figures["steps_per_s"], figures.get("over_gym_pusht", {})
-    ours = [name for name in per_second if name != PEER]
-    rows = [
-        [name, f"{per_second[name]:,}", _whole(per_second.get(PEER)), short(theirs.get(name)), f"{FLOOR_STEPS:,}",
-         f"{per_second[name] / FLOOR_STEPS / _workers(name):.2f}"]
-        for name in ours
-    ]  # fmt: skip
-    header = ["what x threads", "ours, steps/s", "gym-pusht, steps/s", "ours / gym-pusht",
-              "floor (prototype), per core", "ours per core / floor"]  # fmt: skip
-    episodes, apart = figures["episodes"], figures["largest_difference_px"]
-    differences = "; ".join(f"{pair} {value:.2g}" for pair, value in apart.items())
-    versions = ", ".join(f"{name} {version}" for name, version in figures.get("versions", {}).items())
-    return f"""\
-## Environment
-
-Steps per second, resets, observations and coverage included, over episodes of {episodes["steps"]} steps with commands
-of the embedded demonstrations, displaced; with contact in {100 * episodes["share_with_contact"]:.0f} % of the steps.
-Backend: {figures["backend"]}. Medians over turns in alternation, ratios are medians of the paired ratios.
-
-- *one environment*: `gymnasium.make`, in Python. *make_vec N*: N environments through Gymnasium's vector interface.
-  *simulate N*: N episodes open loop in one call of `immiscible_envs.batch.simulate`. *x T*: T threads.
-- *gym-pusht* ({versions or "did not take part"}): `gymnasium.make`, states observed.
-- The floor is a prototype's physics alone, on another machine.
-
-{table(header, rows)}
-
-Largest difference of the states over {episodes["count"]} episodes, px and rad: {differences}.
-
-{_coverage_text(figures["coverage"])}
-{_evaluation_text(figures["evaluation"])}"""
-
-
-def _coverage_text(figures: Figures) -> str:
-    theirs = figures.get("shapely_over", {})
-    rows = [[name, short(us), short(figures["us"].get("shapely")), short(theirs.get(name)), short(FLOOR_COVERAGE),
-             short(us / FLOOR_COVERAGE)] for name, us in figures["us"].items() if name != "shapely"]  # fmt: skip
-    header = ["coverage", "ours, us", "shapely, us", "shapely / ours", "floor (prototype), us", "ours / floor"]
-    if "largest_difference" not in figures:
-        return table(header, rows) + "\n"
-    return f"{table(header, rows)}\n\nLargest difference from shapely: {figures['largest_difference']:.2g}.\n"
-
-
-def _evaluation_text(figures: Figures) -> str:
-    return (
-        f"Evaluation of {figures['starts']} starts x {figures['steps']} steps, network of CPU size, 10 DDIM steps, "
-        f"{where('cpu', figures['threads'])}: {figures['seconds']:.2f} s,\nof which the simulation and everything else "
-        f"but the network takes {100 * figures['share_of_simulation']:.1f} %."
-    )
-
-
-def _workers(name: str) -> int:
-    return int(name.rpartition("x")[2]) if " x" in name else 1
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:,}"
+def describe(figures: Figures) -> str:
+    """Both tables, how far the results agree, and the evaluation."""
+    per_second, covered, evaluation = figures["steps_per_s"], figures["coverage"], figures["evaluation"]
+    stepping = [
+        {
+            "name": name,
+            "ours": ours,
+            "peer": per_second.get(PEER),
+            "over": figures.get("over_gym_pusht", {}).get(name),
+            "floor": FLOOR_STEPS,
+            "over_floor": ours / FLOOR_STEPS / (int(name.rpartition("x")[2]) if " x" in name else 1),
+        }
+        for name, ours in per_second.items()
+        if name != PEER
+    ]
+    covering = [
+        {
+            "name": name,
+            "ours": ours,
+            "peer": covered["us"].get("shapely"),
+            "over": covered.get("shapely_over", {}).get(name),
+            "floor": FLOOR_COVERAGE,
+            "over_floor": ours / FLOOR_COVERAGE,
+        }
+        for name, ours in covered["us"].items()
+        if name != "shapely"
+    ]
+    episodes = figures["episodes"]
+    apart = [f"{pair} {value:.2g} px and rad" for pair, value in figures["largest_difference_px"].items()]
+    if "largest_difference" in covered:
+        apart.append(f"coverage and shapely's {covered['largest_difference']:.2g}")
+    facts = [
+        f"- Episodes of {episodes['steps']} steps, with contact in {episodes['share_with_contact']:.0%} of the steps; "
+        f"{figures['backend']} backend.",
+        *(f"- {name} {version}." for name, version in figures.get("versions", {}).items()),
+        f"- Largest differences over {episodes['count']} episodes: {'; '.join(apart)}.",
+        f"- Evaluation of {evaluation['starts']} starts x {evaluation['steps']} steps, "
+        f"{where('cpu', evaluation['threads'])}: {evaluation['seconds']:.2f} s, of which everything else but the "
+        f"network takes {evaluation['share_of_simulation']:.1%}.",
+    ]
+    return "\n\n".join(["\n".join(facts), table(STEPS, stepping), table(COVERAGE, covering)])
 
 
 def _picture(figures: Figures) -> Figure:
@@ -385,20 +376,16 @@ def _draw_coverage(axes: Axes, microseconds: dict[str, float]) -> None:
     axes.set_xlabel("microseconds per coverage", fontsize=9)
 
 
-EXPERIMENT = Experiment(
-    USAGE,
-    measure,
-    {
-        "counts": Option(str, "1,8,50,256,1024", "numbers of environments at once"),
-        "threads": Option(str, "1,2", "threads of the batches; the evaluation takes the most"),
-        "steps": Option(COUNT, MAX_EPISODE_STEPS, "steps of an episode"),
-        "episodes": Option(COUNT, 5, "episodes for what steps one environment at a time"),
-        "poses": Option(COUNT, 500, "poses for coverage"),
-        "starts": Option(COUNT, 50, "starts of the evaluation"),
-        "evaluated": Option(COUNT, 300, "steps of the evaluation"),
-        "turns": Option(COUNT, 5, "turns of each candidate"),
-        "seed": Option(SEED, 0, "seed of episodes, displacements and poses"),
-        "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
-        "quick": QUICK,
-    },
-)
+OPTIONS = {
+    "counts": Option(str, "1,8,50,256,1024", "numbers of environments at once"),
+    "threads": Option(str, "1,2", "threads of the batches; the evaluation takes the most"),
+    "steps": Option(COUNT, MAX_EPISODE_STEPS, "steps of an episode"),
+    "episodes": Option(COUNT, 5, "episodes for what steps one environment at a time"),
+    "poses": Option(COUNT, 500, "poses for coverage"),
+    "starts": Option(COUNT, 50, "starts of the evaluation"),
+    "evaluated": Option(COUNT, 300, "steps of the evaluation"),
+    "turns": Option(COUNT, 5, "turns of each candidate"),
+    "seed": Option(SEED, 0, "seed of episodes, displacements and poses"),
+    "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
+}
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS, QUICK_SIZES)

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from immiscible_policy.cli import CommandError, Option, boolean
+from immiscible_policy.cli import CommandError
 
 Seconds = dict[str, list[float]]
 """Seconds of each candidate, turn by turn."""
 Candidates = Mapping[str, Callable[[], float]]
 """What takes turns, by name: each call is one turn and returns its seconds."""
-
-QUICK = Option(boolean, False, "a dry run in seconds: few turns, small sizes in place of those asked for")
 
 
 def take_turns(candidates: Candidates, turns: int) -> Seconds:
@@ -57,11 +55,6 @@ def medians(seconds: Seconds) -> dict[str, float]:
 def ratio(seconds: Seconds, a: str, b: str) -> float:
     """Median of the paired ratios a / b."""
     return round(statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True)), 4)
-
-
-def ratios(seconds: Seconds, names: Sequence[str], b: str) -> dict[str, float]:
-    """Ratios of several candidates to one."""
-    return {name: ratio(seconds, name, b) for name in names}
 
 
 def require_positive(**ranges: Sequence[int]) -> None:

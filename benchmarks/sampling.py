@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from benchmarks.measuring import QUICK, Seconds, medians, ratio, require_positive, short, take_turns, timed, where
+from benchmarks.measuring import Seconds, medians, ratio, require_positive, short, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
@@ -82,7 +82,6 @@ Figures = dict[str, Any]
 
 def measure(options: dict[str, Any]) -> Findings:
     """Time every solver, and evaluate it if there is something to evaluate."""
-    options = {**options, **(QUICK_SIZES if options["quick"] else {})}
     steps, envs = (sorted(parse_range(key, options[key])) for key in ("steps", "envs"))
     require_positive(steps=steps, envs=envs)
     device = resolve_device(options["device"])
@@ -354,6 +353,5 @@ OPTIONS = {
     "threads": Option(COUNT, 1, "CPU threads"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "peers": Option(peer_names, None, "all, none, or names (lerobot); none given: all that are installed"),
-    "quick": QUICK,
 }
-EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS, QUICK_SIZES)

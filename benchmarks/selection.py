@@ -37,7 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarks.drawing import log_axes
-from benchmarks.measuring import QUICK, Seconds, medians, ratio, ratios, require_positive, timed, where
+from benchmarks.measuring import Seconds, medians, ratio, require_positive, timed, where
 from benchmarks.peers import Peer, chosen_peers, peer_names
 from immiscible_policy.cli import COUNT, Option, parse_range
 from immiscible_policy.lab.data import demonstrated_actions
@@ -71,7 +71,6 @@ Candidates = dict[str, Callable[[], Tensor]]
 
 def measure(options: dict[str, Any]) -> Findings:
     """Time selectors by batch, KNN by k, and solvers of the assignment."""
-    options = {**options, **(QUICK_SIZES if options["quick"] else {})}
     ks, batches = (sorted(parse_range(key, options[key])) for key in ("ks", "batches"))
     require_positive(ks=ks, batches=batches)
     device, turns, batch = resolve_device(options["device"]), options["turns"], options["knn_batch"]
@@ -142,7 +141,8 @@ def selectors_by_batch(
         for name, select in selectors.items():
             candidates[name] = partial(select, x, condition=condition, generator=generator)
         seconds = alternate(candidates, turns_for(batch, turns), device)
-        found[str(batch)] = {"ms": medians(seconds), "over_randn": ratios(seconds, list(selectors), FLOOR)}
+        over = {name: ratio(seconds, name, FLOOR) for name in selectors}
+        found[str(batch)] = {"ms": medians(seconds), "over_randn": over}
         selectors = {name: select for name, select in selectors.items() if median(seconds[name]) <= patience}
     return found
 
@@ -337,6 +337,5 @@ OPTIONS = {
     "threads": Option(COUNT, 1, "CPU threads"),
     "device": Option(str, "cpu", "cpu or cuda"),
     "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
-    "quick": QUICK,
 }
-EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS, QUICK_SIZES)

@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.drawing import log_axes
-from benchmarks.measuring import QUICK, medians, ratio, ratios, take_turns, timed, where
+from benchmarks.measuring import medians, ratio, take_turns, timed, where
 from benchmarks.peers import Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range, unknown
 from immiscible_policy.lab.program import legend, plain, program, table
@@ -110,7 +110,6 @@ Figures = dict[str, Any]
 
 def measure(options: dict[str, Any]) -> Findings:
     """Time every kind of noise with every engine, then the curves."""
-    options = {**options, **(QUICK_SIZES if options["quick"] else {})}
     kind = resolve_device(options["device"]).partition(":")[0]
     options["steps"] = options["steps"] or COUNTED[kind]
     noises = _known("noise", options["noise"], NOISES)
@@ -172,7 +171,7 @@ def require_sizes(config: RobotConfig, others: Sequence[RobotConfig]) -> None:
 def noise_choices(config: RobotConfig, noises: Sequence[str]) -> dict[str, Selector]:
     """What chooses each kind of noise, as configured by default and fitted to the training windows."""
     recipe = RobotRecipe.prepare(config)
-    actions = recipe.policy(0).clean(recipe.windows.training.action.to(config.device))
+    actions = recipe.policy(0).clean(recipe.loaded.training.action.to(config.device))
     groups = {noise: compose_config([f"noise={noise}", "device=cpu"]).noise for noise in noises}
     return {
         noise: noise_options(group, steps=ENDLESS, batch_size=config.batch_size, steps_per_epoch=0).build(actions)
@@ -217,7 +216,7 @@ def beside_each_other(
             candidates["LeRobot"] = partial(_peer_turn, peer, steps, config.device)
         seconds = take_turns(candidates, turns)
     figures["ms_per_step"] = medians(seconds)
-    figures["ratio_to_bare"] = ratios(seconds, [name for name in seconds if name != "bare"], "bare")
+    figures["ratio_to_bare"] = {name: ratio(seconds, name, "bare") for name in seconds if name != "bare"}
     if peer is not None:
         figures["lerobot_over"] = {name: ratio(seconds, "LeRobot", name) for name in ("bare", *arms)}
     both = [engine for engine in ENGINES if {f"linear {engine}", f"vanilla {engine}"} <= set(arms)]
@@ -342,7 +341,7 @@ def trainer(
     """The training step of a run with that noise and engine; the stack ends what it holds."""
     policy = recipe.policy(0)
     state = initial_state(recipe.config, policy, 0)
-    windows = recipe.windows.training.to(config.device)
+    windows = recipe.loaded.training.to(config.device)
     objective = RobotObjective(policy, windows, choice, batch_size=config.batch_size, accumulate=1, seed=0)
     state.model.train()
     running = make_engine(engine, state, objective, ENDLESS, config.precision)
@@ -352,7 +351,7 @@ def trainer(
 
 def batch_assembly(recipe: RobotRecipe, config: RobotConfig) -> float:
     """Median seconds of 300 times to gather a batch of windows."""
-    windows, generator = recipe.windows.training.to(config.device), torch.Generator().manual_seed(0)
+    windows, generator = recipe.loaded.training.to(config.device), torch.Generator().manual_seed(0)
     seconds = []
     for _ in range(300):
         rows = torch.randint(len(windows), (config.batch_size,), generator=generator).to(config.device)
@@ -498,6 +497,5 @@ OPTIONS = {
     "steps": Option(COUNT, None, f"counted steps of a turn; none: {COUNTED['cpu']}, on a GPU {COUNTED['cuda']}"),
     "seeds": Option(COUNT, 1, "also train so many seeds, at once and one at a time"),
     "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
-    "quick": QUICK,
 }
-EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS, QUICK_SIZES)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.measuring import QUICK, short
+from benchmarks.measuring import short
 from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
 from immiscible_policy.evaluation.agent import Agent, read_policy
@@ -80,8 +80,6 @@ def measure(options: Figures) -> Findings:
     Raises:
         CommandError: If a number is unusable.
     """
-    if options.pop("quick"):
-        options |= QUICK_SIZES
     seeds = parse_range("seed", options["seed"])
     if options["every"] > options["steps"]:
         raise CommandError(f"every={options['every']}: training has {options['steps']} steps; use at most as many")
@@ -134,7 +132,7 @@ def own_curve(run: Path, seed: int) -> Curve:
 
 def peer_curve(peer: Peer, config: RobotConfig, options: Figures, seed: int, folder: Path) -> Iterator[Figures]:
     """Train the peer, in slices, while ours trains: each evaluation until its last."""
-    windows = RobotRecipe.prepare(config).windows.training
+    windows = RobotRecipe.prepare(config).loaded.training
     archive = folder / "windows.npz"
     np.savez(archive, obs=windows.obs.numpy(), action=windows.action.numpy(), pad=~windows.real.numpy())
     theirs = {"batch_size": options["peer_batch"], "sampler": "ddpm", "sampling_steps": options["peer_calls"]}
@@ -220,6 +218,5 @@ OPTIONS = {
     "peer_every": Option(COUNT, 2000, "its steps between two evaluations"),
     "limit": Option(COUNT, 1000, "its seconds of training, at most a slice more"),
     "peers": Option(peer_names, None, "all, none, or names; none given: all that are installed"),
-    "quick": QUICK,
 }
-EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)
+EXPERIMENT = program(__name__, __doc__, measure, OPTIONS, QUICK_SIZES)

@@ -162,7 +162,7 @@ class RobotPolicy:
         """All predicted actions from the newest observation on: (T, A), or (B, T, A), float64 in the data's units.
 
         T is the number of actions from now to the end of the horizon, horizon - obs_steps + 1: 15 with a horizon of 16
-        and two observations. The first is to be executed now; `act` executes the first `action_steps` of them. For
+        and two observations. The first is for now; `act` executes the first `action_steps` of them. For
         those who do their own scheduling; the observations and the queue of `act` are left alone.
 
         Args:

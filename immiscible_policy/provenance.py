@@ -29,7 +29,7 @@ def command() -> str:
 
 
 def command_to_resume(run: Path) -> str:
-    """The command that goes on with a run, by the program that this process runs."""
+    """The command that continues a run, by the program that this process runs."""
     program = [word for word in sys.orig_argv[1:] if "=" not in word]
     return shlex.join(["python", *program, f"resume={run}"])
 

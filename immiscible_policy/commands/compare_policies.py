@@ -47,15 +47,20 @@ def main(words: list[str]) -> None:
     a, b = RunDirectory(options["a"]), RunDirectory(options["b"])
     comparison = compare(a, b)
     _show(comparison)
+    saved = []
     if options["out"] is not None:
-        write_comparison(options["out"], comparison, a, b)
+        saved += write_comparison(options["out"], comparison, a, b)
     if options["json"] is not None:
         write_atomically(options["json"], as_json(content(comparison)))
+        saved.append(options["json"])
     if options["report"] is not None:
         from immiscible_policy.results.report.page import write_report  # needs Jinja and the rollouts
 
         runs = label_runs([b, a])
         write_report(runs, options["report"], reference=next(iter(runs)), videos=options["videos"])
+        saved.append(options["report"])
+    if saved:
+        print(f"saved in {', '.join(map(str, saved))}")
 
 
 def _show(comparison: Comparison) -> None:

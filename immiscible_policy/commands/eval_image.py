@@ -11,7 +11,7 @@ from immiscible_policy.cli import COUNT, SEED, CommandError, Option, parse, prog
 from immiscible_policy.image.data import to_bytes
 from immiscible_policy.image.editing import EDITS, FILLED, edit_region
 from immiscible_policy.image.evaluation.clip import ClipScore
-from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, Target, find_checkpoint, find_run
+from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, Target, find_run, find_target
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, start_noise
 from immiscible_policy.image.evaluation.pictures import samples_figure
@@ -76,7 +76,7 @@ def main(words: list[str]) -> None:
     _check(options)
     protocol, edit = _protocol(options), options["edit"]
     if options["checkpoint"] is not None:
-        targets = [find_checkpoint(options["checkpoint"], protocol)]
+        targets = [find_target(options["checkpoint"], protocol)]
     else:
         runs = options["runs"] or {(run := RunDirectory(options["run"])).name: run}
         targets = [find_run(name, run, protocol) for name, run in runs.items()]

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from immiscible_policy.cli import CommandError, parse_range, require_writable, split_words, unknown
-from immiscible_policy.recipes.robot_config import SCHEMA
+from immiscible_policy.cli import CommandError, require_writable, split_words, unknown
 from immiscible_policy.training.options import Schema, directory_name, group_choices, in_name, read_file, read_value
-
-if TYPE_CHECKING:
-    from immiscible_policy.recipes.robot import RobotRecipe
-
-ROBOTS = "immiscible_policy.recipes.robot:RobotRecipe"
 
 
 @dataclass(frozen=True)
 class Grid:
     """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
-    `recipe` is the `module:Class` of the arms' recipe, `evaluation` how a grid of images is measured. `published` is
-    what a paper reports, by metric, arm and kind, and `protocol` the options behind it; `contrasts` are the arms named
-    for the test.
+    `evaluation` says how a grid of images is measured. `published` is what a paper reports, by metric, arm and kind,
+    and `protocol` the options behind it; `contrasts` are the arms named for the test.
     """
 
     name: str
     out: Path
     arms: dict[str, Any]
-    recipe: str = ROBOTS
     evaluation: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     contrasts: list[str] = field(default_factory=list)
 
 
-def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = ROBOTS) -> Grid | None:
+def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
     """The grid that command-line words ask for, every arm checked, or None if they ask for a single run.
 
     Words with several values such as `k=2,4` make a grid too: each value is an arm.
@@ -79,7 +69,7 @@ def read_grid(words: Sequence[str], schema: Schema[Any] = SCHEMA, recipe: str = 
     shared = {key: text for key, text in (preset | given).items() if key not in (*several, "out", "resume")}
     chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
     table = {} if swept else {key: written[key] for key in ("published", "protocol", "contrasts") if key in written}
-    grid = Grid(name, Path(out), {}, recipe, evaluation, **table)
+    grid = Grid(name, Path(out), {}, evaluation, **table)
     chosen |= _combined(swept, several, schema) if swept else {}
     for arm, own in chosen.items():
         grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
@@ -134,11 +124,11 @@ def _words(given: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in given.items()]
 
 
-def train_grid(grid: Grid, write: Callable[[Grid, Mapping[str, Any]], str] | None = None) -> None:
+def train_grid(grid: Grid, kind: Any, write: Callable[[Grid, Mapping[str, Any]], str]) -> None:
     """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
 
-    With `launcher=local` arm after arm; any other launcher is given the jobs of all arms at once. `write` makes the
-    table of the grid and its recipes by arm, by default that of policies.
+    `kind` is the `Recipe` of the arms; `write` makes the table of a grid and its recipes by arm. With `launcher=local`
+    arm after arm is trained; any other launcher is given the jobs of all arms at once.
 
     Raises:
         ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
@@ -154,7 +144,6 @@ def train_grid(grid: Grid, write: Callable[[Grid, Mapping[str, Any]], str] | Non
     first = next(iter(grid.arms.values()))
     require_launcher(first)
     require_writable("out", grid.out / grid.name)
-    kind = resolve_name(grid.recipe)
     load = cache(kind.load)  # arms share their data
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: kind.prepare(options, load) for arm, options in grid.arms.items()}
@@ -176,42 +165,9 @@ def train_grid(grid: Grid, write: Callable[[Grid, Mapping[str, Any]], str] | Non
                 run = RunDirectory(str(recipes[arm].config.out))
                 conclude(kind, run, [failed[job] for job in own if job in failed])
     if not first.dry_run:
-        print(f"\n{(write or policy_table)(grid, recipes)}")
+        print(f"\n{write(grid, recipes)}")
     if failures:
         raise CommandError("; ".join(failures))
-
-
-def policy_table(grid: Grid, recipes: Mapping[str, RobotRecipe]) -> str:
-    """Write the table of a grid of policies and return it; published figures stand in it if the protocol is theirs."""
-    from immiscible_policy.results.grid import write_grid
-
-    recipe = next(iter(recipes.values()))
-    seeds, others = parse_range("seed", recipe.config.seed), departures(grid.protocol, recipe)
-    published = {} if others else grid.published
-    written = write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)
-    left_out = f"the published figures are of another protocol and left out: {'; '.join(others)}\n\n"
-    return f"{left_out if others else ''}{written}"
-
-
-def departures(protocol: Mapping[str, Any], recipe: RobotRecipe) -> list[str]:
-    """What a run does otherwise than a protocol says, such as `solver=ddim (published: ddpm)`.
-
-    A protocol has options, the `data` by the hashes of their content, and the length in `epochs`.
-    """
-    config = recipe.config
-    epochs = config.steps / math.ceil(len(recipe.windows.training) / config.batch_size)
-    own = config.identity | {"data": recipe.data["content_hash"], "epochs": epochs}
-    return [
-        f"{key}={_short(own[key])} (published: {_short(wanted)})"
-        for key, wanted in protocol.items()
-        if own[key] not in (wanted if isinstance(wanted, list) else [wanted])
-    ]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return " or ".join(map(_short, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from immiscible_policy.cli import asks_for_help, program
-from immiscible_policy.commands.train_grid import Grid, read_grid, train_grid
+from immiscible_policy.cli import program
+from immiscible_policy.commands.train_grid import Grid
 from immiscible_policy.commands.training import train
 from immiscible_policy.recipes.image_config import SCHEMA
 
@@ -26,11 +26,7 @@ Train an image model with noise chosen by a selector; draws samples on the way.
 @program
 def main(words: list[str]) -> None:
     """Train an image model, or every run of a grid."""
-    grid = None if asks_for_help(words) else read_grid(words, SCHEMA, RECIPE)
-    if grid is None:
-        train(words, SCHEMA, USAGE, RECIPE)
-    else:
-        train_grid(grid, image_table)
+    train(words, SCHEMA, USAGE, RECIPE, image_table)
 
 
 def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:

@@ -5,11 +5,19 @@ Only what reading options needs is imported at the top, so that a mistyped word 
 
 from __future__ import annotations
 
-from immiscible_policy.cli import asks_for_help, program
-from immiscible_policy.commands.train_grid import read_grid, train_grid
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from immiscible_policy.cli import parse_range, program
+from immiscible_policy.commands.train_grid import Grid
 from immiscible_policy.commands.training import train
 from immiscible_policy.recipes.robot_config import SCHEMA
 
+if TYPE_CHECKING:
+    from immiscible_policy.recipes.robot import RobotRecipe
+
+RECIPE = "immiscible_policy.recipes.robot:RobotRecipe"
 USAGE = """\
 usage: python train_policy.py [KEY=VALUE ...]
 
@@ -25,8 +33,37 @@ Train a policy on a task's demonstrations, evaluate every checkpoint, summarise 
 @program
 def main(words: list[str]) -> None:
     """Train a policy, or every run of a grid."""
-    grid = None if asks_for_help(words) else read_grid(words)
-    if grid is None:
-        train(words, SCHEMA, USAGE, "immiscible_policy.recipes.robot:RobotRecipe")
-    else:
-        train_grid(grid)
+    train(words, SCHEMA, USAGE, RECIPE, policy_table)
+
+
+def policy_table(grid: Grid, recipes: Mapping[str, RobotRecipe]) -> str:
+    """Write the table of a grid of policies and return it; published figures stand in it if the protocol is theirs."""
+    from immiscible_policy.results.grid import write_grid
+
+    recipe = next(iter(recipes.values()))
+    seeds, others = parse_range("seed", recipe.config.seed), departures(grid.protocol, recipe)
+    published = {} if others else grid.published
+    written = write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)
+    left_out = f"the published figures are of another protocol and left out: {'; '.join(others)}\n\n"
+    return f"{left_out if others else ''}{written}"
+
+
+def departures(protocol: Mapping[str, Any], recipe: RobotRecipe) -> list[str]:
+    """What a run does otherwise than a protocol says, such as `solver=ddim (published: ddpm)`.
+
+    A protocol has options, the `data` by the hashes of their content, and the length in `epochs`.
+    """
+    config = recipe.config
+    epochs = config.steps / math.ceil(len(recipe.loaded.training) / config.batch_size)
+    own = config.identity | {"data": recipe.data["content_hash"], "epochs": epochs}
+    return [
+        f"{key}={_short(own[key])} (published: {_short(wanted)})"
+        for key, wanted in protocol.items()
+        if own[key] not in (wanted if isinstance(wanted, list) else [wanted])
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]

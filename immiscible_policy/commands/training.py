@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
+from typing import Any
 
 from immiscible_policy.cli import asks_for_help
+from immiscible_policy.commands.train_grid import Grid, read_grid, train_grid
 from immiscible_policy.training.options import Schema
 
 
-def train(words: list[str], schema: Schema, usage: str, recipe: str) -> None:
-    """Train the run that words name; `recipe` is the `module:Class` of its recipe.
+def train(
+    words: list[str], schema: Schema[Any], usage: str, recipe: str, table: Callable[[Grid, Mapping[str, Any]], str]
+) -> None:
+    """Train the run that words name, or every run of a grid and write its table; `recipe` is a `module:Class`.
 
     The recipe is imported once the options are valid, so that a mistyped word is answered at once.
     """
     if asks_for_help(words):
         print(schema.help(usage, words))
+        return
+    grid = read_grid(words, schema)
+    if grid is not None:
+        train_grid(grid, resolve_name(recipe), table)
         return
     config = schema.compose(words)
     from immiscible_policy.training.driver import train_run

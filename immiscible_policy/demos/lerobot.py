@@ -1,4 +1,4 @@
-"""Reading a data set in LeRobot's format 2 or 3 as it lies.
+"""Reading a data set in LeRobot's format 2 or 3, in place.
 
 What is read of T frames in E episodes::
 

@@ -1,4 +1,4 @@
-"""Reading a replay store in zarr format 2 or 3, from a directory or from a zip archive as it lies."""
+"""Reading a replay store in zarr format 2 or 3, from a directory or from a zip archive, in place."""
 
 from __future__ import annotations
 

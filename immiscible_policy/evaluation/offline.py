@@ -129,7 +129,7 @@ def score(
     return rows, {PREFIX + key: float(value) for key, value in figures.items()}
 
 
-def explained(training: Windows, held_out: Windows) -> float | None:
+def linear_r2(training: Windows, held_out: Windows) -> float | None:
     """Share of the variance of held-out chunks that a linear prediction from the numbers observed explains, R^2.
 
     What it leaves open is what sampling, and so the choice of noise, is about. The ridge regression is fitted on the

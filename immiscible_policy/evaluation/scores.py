@@ -3,7 +3,7 @@
 * A checkpoint's score is the mean of a metric over starts.
 * `last10` is the mean score of the last ten evaluated checkpoints, or of all where there are fewer.
 * `max` is the score of the best checkpoint: the largest, or the smallest where the metric is better when lower. It is
-  chosen *because* it is good, so it flatters the run.
+  chosen *because* it is good, so it is too high for the run.
 * `max_fresh` is that checkpoint's score on held-out starts, where `fresh.csv` holds them.
 """
 
@@ -48,6 +48,11 @@ class Scores:
         rows = np.ix_([self.steps.index(step) for step in steps], [self.starts.index(start) for start in starts])
         return Scores(list(steps), list(starts), {name: table[rows] for name, table in self.values.items()})
 
+    @property
+    def checkpoints(self) -> list[dict[str, Array]]:
+        """The metrics (N,) of each checkpoint."""
+        return [{name: table[row] for name, table in self.values.items()} for row in range(len(self.steps))]
+
     def last(self, metric: str) -> Array:
         """The last checkpoint, per start (N,)."""
         return self.values[metric][-1]
@@ -90,18 +95,10 @@ def set_scores(table: Table, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
         seed: Scores(
             scored.steps,
             scored.starts[:1],
-            {
-                metric.name: np.array([[metric.read(episodes)] for episodes in _checkpoints(scored)])
-                for metric in metrics
-            },
+            {metric.name: np.array([[metric.read(episodes)] for episodes in scored.checkpoints]) for metric in metrics},
         )
         for seed, scored in table.items()
     }
-
-
-def _checkpoints(scored: Scores) -> list[dict[str, Array]]:
-    """The metrics (N,) of each checkpoint."""
-    return [{name: values[row] for name, values in scored.values.items()} for row in range(len(scored.steps))]
 
 
 def finished(table: Table, unfinished: Collection[int]) -> dict[int, Scores]:

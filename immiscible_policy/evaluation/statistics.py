@@ -27,7 +27,7 @@ With several seeds w = half^2 / (p (1 - p)), so that it is as wide as the interv
 and at least z^2 / (S N), the width for independent episodes. Where nothing varies at all, seeds tell nothing beyond the
 starts, and w = z^2 / N.
 
-*Measured* share of simulated experiments whose 95 % interval holds the truth (50 starts, normal model, 3,000
+*Measured* share of simulated experiments whose 95 % interval contains the truth (50 starts, normal model, 3,000
 experiments each; tests/evaluation/test_statistics.py repeats it):
 
     standard deviations
@@ -82,7 +82,7 @@ class Interval:
 
     @property
     def meaning(self) -> str:
-        """What the interval speaks about, in words."""
+        """What the interval is for, in words."""
         return MEANINGS[self.over]
 
 

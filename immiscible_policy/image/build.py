@@ -28,7 +28,7 @@ LPIPS_SIDE = 224  # Smaller images are enlarged to this side first (Song et al.,
 def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
     """Build a model with fresh weights, drawn from torch's global stream; a metric only for training.
 
-    ValueError if a name is unknown, the sizes do not fit together, or ready-made parts are missing or unusable.
+    ValueError if a name is unknown, the sizes do not fit together, or pretrained parts are missing or unusable.
     """
     if not isinstance(spec, ImageSpec):
         from immiscible_policy.image.stable_diffusion import build_stable_diffusion
@@ -97,7 +97,7 @@ def load_image_model(checkpoint: Checkpoint, *, pretrained: str | None = None) -
     """Build the model of a checkpoint with its EMA weights, in evaluation mode.
 
     A consistency model comes without metric and teacher: it samples, and its loss refuses.
-    CheckpointError if the checkpoint is damaged or not of an image model, ready-made parts are missing or others, or
+    CheckpointError if the checkpoint is damaged or not of an image model, pretrained parts are missing or others, or
     `pretrained` is given for a model without any.
     """
     spec = read_spec(checkpoint)

@@ -105,7 +105,7 @@ class PixelCoder:
 class ImageModel(nn.Module):
     """Learns images and draws them.
 
-    Coder and text encoder come ready-made and stay as they are: they are in no checkpoint and no optimizer.
+    Coder and text encoder are pretrained and frozen: they are in no checkpoint and no optimizer.
 
     Args:
         path: How clean sample and noise meet, and what the network learns.
@@ -154,7 +154,7 @@ class ImageModel(nn.Module):
             raise ValueError("the adaptive solver follows a velocity, which flow matching alone learns; name a solver")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageModel:
-        """What `to`, `cuda` and `cpu` call: the ready-made parts move along."""
+        """What `to`, `cuda` and `cpu` call: the pretrained parts move along."""
         for module in (*self.coder.frozen, *(() if self.text is None else self.text.frozen)):
             module._apply(fn)
         return super()._apply(fn, recurse)

@@ -1,7 +1,7 @@
 """Stable Diffusion (Rombach et al., 2022): diffusion of an autoencoder's latents, given a text.
 
 It is an `ImageModel` whose coder is an autoencoder and whose text encoder is CLIP's. Only the U-Net trains.
-The ready-made parts come from a directory in diffusers' layout, or a hub id:
+The pretrained parts come from a directory in diffusers' layout, or a hub id:
 
     PRETRAINED/
         unet/config.json                                     the denoiser's sizes
@@ -10,7 +10,7 @@ The ready-made parts come from a directory in diffusers' layout, or a hub id:
         text_encoder/, tokenizer/                            prompts to embeddings
         scheduler/scheduler_config.json                      the noising chain
 
-Only JSON, text and safetensors are read: weights never execute code. Autoencoder and text encoder are ready-made; their
+Only JSON, text and safetensors are read: weights never execute code. Autoencoder and text encoder are pretrained; their
 arithmetic is `fp32`, or `bf16` over float32 weights.
 
 Shape legend: B images or prompts, S pixels along a side, C x H x W numbers of a latent (4 x S/8 x S/8), L tokens (77),
@@ -151,7 +151,7 @@ class ClipText:
 
 
 def pinned(spec: StableDiffusionSpec) -> StableDiffusionSpec:
-    """The spec with the hash of the ready-made parts: it builds with no others; ValueError if parts are missing."""
+    """The spec with the hash of the pretrained parts: it builds with no others; ValueError if parts are missing."""
     return replace(spec, pretrained_hash=pretrained_hash(find_pretrained(spec.pretrained, spec.init)))
 
 

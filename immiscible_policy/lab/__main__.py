@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import run
+from immiscible_policy.cli import program
 from immiscible_policy.results.experiment import Experiments
 
 NAMES = (
@@ -12,12 +12,7 @@ NAMES = (
     "dial",
 )  # fmt: skip
 EXPERIMENTS = Experiments("immiscible_policy.lab", NAMES, Path("runs/analysis"))
-
-
-def main() -> None:
-    """Console entry point."""
-    run(EXPERIMENTS.run)
-
+main = program(EXPERIMENTS.run)
 
 if __name__ == "__main__":
     main()

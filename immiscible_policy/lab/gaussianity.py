@@ -4,7 +4,7 @@ One noise is selected for each of n CIFAR-10 images (D = 3,072), a Gaussian N(m,
 KL divergence from N(0, I) taken: (tr S + |m|^2 - D - log det S) / 2, in nats (arXiv 2505.18521, with n = 50,000).
 
 - *Floor*: the expectation of this figure for n noises that are exactly N(0, I), in closed form (S has a Wishart law).
-  It is the cost of fitting D (D + 3) / 2 numbers; only what lies above it speaks of the noise. The paper gives no
+  It is the cost of fitting D (D + 3) / 2 numbers; only what lies above it is about the noise. The paper gives no
   definition; a fitted mean and covariance have a floor of 48.23 nats at n = 50,000, right below its vanilla figure.
 - *Squared norm*: its mean over the noises, beside its expectation in closed form; D for N(0, I). Nearest by distance
   prefers short noises, the less so the longer the image; by angle the law of the length is kept.

@@ -16,28 +16,39 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from immiscible_policy.cli import CommandError, Option
+from immiscible_policy.cli import CommandError, Option, boolean
 from immiscible_policy.palette import colours, readable, style
 from immiscible_policy.results import formatting
 from immiscible_policy.results.experiment import Experiment, Findings
 from immiscible_policy.results.table import table as markdown
 
 Document = dict[str, Any]  # Measured figures as JSON values
+QUICK = {"quick": Option(boolean, False, "a dry run in seconds: few turns, small sizes in place of those asked for")}
 
 
 def program(
-    module: str, doc: str | None, measure: Callable[[Document], Findings], options: Mapping[str, Option]
+    module: str,
+    doc: str | None,
+    measure: Callable[[Document], Findings],
+    options: Mapping[str, Option],
+    quick: Document | None = None,
 ) -> Experiment:
-    """A program whose usage and definitions are its module's docstring; the text of `measure` is the tables alone."""
+    """A program whose usage and definitions are its module's docstring; the text of `measure` is the tables alone.
+
+    Values of `quick` take the place of those asked for where `quick=true`, an option of such programs.
+    """
     package, _, name = module.rpartition(".")
     line, *paragraphs = (doc or "").strip().split("\n\n")
     definitions = [paragraph for paragraph in paragraphs if not paragraph.startswith("  python")]
 
     def measured(values: Document) -> Findings:
+        if values.pop("quick", False):
+            values |= quick or {}
         findings = measure(values)
         return findings._replace(text="\n\n".join([f"## {line}", *definitions, findings.text.strip()]) + "\n")
 
-    return Experiment(f"usage: python -m {package} {name} [KEY=VALUE ...]\n\n{doc}", measured, dict(options))
+    every = {**options, **(QUICK if quick else {})}
+    return Experiment(f"usage: python -m {package} {name} [KEY=VALUE ...]\n\n{doc}", measured, every)
 
 
 def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ The noise audit of each selector on the same batches of normalised action chunks
   noises in a batch for assignment. It is spent on prior shift and start mismatch (*harm*, at least), and what is left
   is information about the action beyond the observation, the only benefit.
 - *Left to guess*: variance of the noise given the noisy action at alpha_bar 0.9, per number, at most: what miscibility
-  costs the denoiser. For selectors that pair within a batch it speaks of one batch paired with itself.
+  costs the denoiser. For selectors that pair within a batch it is for one batch paired with itself.
 
   python -m immiscible_policy.lab selectors
   python -m immiscible_policy.lab selectors data=STORE batches=32
@@ -54,7 +54,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "c2ot, ratio 0.2": ("c2ot", {"ratio": 0.2}),
 }
 FOR_RESIDUAL = ("KNN k=2", "sign", "linear")
-"""Arms that are also measured for what a small network leaves open of the action."""
+"""Arms that are also measured for the residual of a small network that predicts the action."""
 LEVEL = 0.9
 COLUMNS: dict[str, tuple[Callable[[Audit], float], str]] = {  # how a figure is read, and how it is written
     "distance [%]": (lambda result: result.distance.percent, "{:+.2f}"),

@@ -81,7 +81,7 @@ def shared_held_out(runs: Mapping[str, RunDirectory]) -> tuple[HeldOut, Document
     recipes = {name: RobotRecipe.prepare(RobotRecipe.schema.read(run)) for name, run in runs.items()}
     shared: dict[tuple[str, tuple[int, ...]], HeldOut] = {}
     for name, recipe in recipes.items():
-        data = recipe.windows
+        data = recipe.loaded
         require_data(data.path, data.content_hash, runs[name].data_hash)
         if data.held_out is None:
             raise CommandError(f"on=held_out: {name} has no held-out episodes; train with validation=0.1")

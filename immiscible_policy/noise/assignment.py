@@ -59,7 +59,7 @@ class Assignment:
     """The pairing of a batch with its noises that has the least total cost.
 
     With a pool of 1 the noise of the batch stays exactly Gaussian: it is `torch.randn(x.shape, generator=g)`,
-    reordered. A larger pool comes nearer to the samples and leaves the farthest noises unused. While the schedule's
+    reordered. A larger pool gets closer to the samples and leaves the farthest noises unused. While the schedule's
     strength s is below 1, the first round(s * B) samples (of a shuffled batch: any) are paired and the others keep
     vanilla noise.
 

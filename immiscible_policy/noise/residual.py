@@ -1,4 +1,4 @@
-"""Noise for what the condition leaves open of a sample: selection measures to the residual of a prediction.
+"""Noise for the residual of a sample: selection measures to what remains of it after a prediction from the condition.
 
 A selector ties the noise to the sample, so the noise also tells what the condition tells already, and a network may
 read it there: the mean noise that a condition meets in training is then not that of sampling, 0 (C2OT, arXiv
@@ -35,12 +35,12 @@ class ForResidual:
         step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Choose noise for x (B, ...), by its distance to what the condition, one row per sample, leaves open of x."""
+        """Choose noise for x (B, ...), by its distance to the residual of x given the condition, one row per sample."""
         if condition is None:
             raise ValueError("condition is missing: residuals need one row per sample, select(x, condition=c)")
         rest = self.residual(x, condition)
         return self.select(rest, condition=condition, mask=mask, step=step, generator=generator)
 
     def residual(self, x: Tensor, condition: Tensor) -> Tensor:
-        """What the conditions (B, ...) leave open of x (B, ...)."""
+        """The residual of x (B, ...) given the conditions (B, ...)."""
         return x - self.prediction(condition).reshape(x.shape).to(x.dtype)

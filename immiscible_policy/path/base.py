@@ -72,9 +72,13 @@ class ProbabilityPath(Protocol):
         """Let clean samples (B, ...) and noise (B, ...) meet at times t (B,)."""
         ...
 
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is given for times t (B,): by default t itself."""
+        return t
+
     def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
         """The network's float32 output (B, ...) for x_t (B, ...) at times t (B,)."""
-        ...
+        return network(noisy, self.network_time(t)).float()
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:
         """Mean loss of what `sample` returned, or of some of its rows: a scalar; by default the mean squared error."""
@@ -88,8 +92,8 @@ class ProbabilityPath(Protocol):
         ...
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t (B,) at times t (B,)."""
-        ...
+        """alpha_t and sigma_t (B,) at times t (B,): by default t and 1 - t, a straight line from noise to data."""
+        return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:
         """The grid of a solver, the noisiest level first, its clean end left out.

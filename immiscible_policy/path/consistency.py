@@ -117,9 +117,9 @@ class Consistency(ProbabilityPath):
         )
         return PathSample(upper, lower, t)
 
-    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is given 250 log s, for noise levels t (B,)."""
-        return network(noisy, 250 * t.log()).float()
+    def network_time(self, t: Tensor) -> Tensor:
+        """250 log s, for noise levels t (B,)."""
+        return 250 * t.log()
 
     def clean(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
         """F (B, ...), float32, for points (B, ...) at noise levels t (B,) (Song et al., 2023, equation 5)."""
@@ -170,7 +170,7 @@ class Consistency(ProbabilityPath):
             raise ValueError(f"sampling_steps={count}: needs 1 or more, at most {MOST_STEPS}")
         grid = noise_levels(MOST_STEPS).flip(0)[:: MOST_STEPS // count][:count]
         alphas, sigmas = self.coefficients(grid)
-        times = 250 * grid.log()
+        times = self.network_time(grid)
         return [Level(*numbers) for numbers in zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)]
 
     def start(self, noise: Tensor) -> Tensor:

@@ -83,10 +83,6 @@ class Ddpm(ProbabilityPath):
             target = self.noising.get_velocity(clean, noise, t)
         return PathSample(self.noising.add_noise(clean, noise, t), target, t)
 
-    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is given the step."""
-        return network(noisy, t).float()
-
     def loss(self, network: Network, sample: PathSample) -> Tensor:
         """Mean squared error, weighted by min-SNR where that is chosen."""
         if self.min_snr is None:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from immiscible_policy.path.base import (
     Level,
-    Network,
     PathSample,
     Prediction,
     ProbabilityPath,
@@ -85,19 +84,15 @@ class Flow(ProbabilityPath):
         target = clean if self.prediction == "sample" else clean - noise
         return PathSample(torch.lerp(noise, clean, per_sample(t, clean)), target, t)
 
-    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is given 1,000 t."""
-        return network(noisy, TIME_SCALE * t).float()
+    def network_time(self, t: Tensor) -> Tensor:
+        """1,000 t."""
+        return TIME_SCALE * t
 
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """Module docstring, with alpha = t and sigma = 1 - t."""
         if self.prediction == "sample":
             return Prediction(output.clone(), add_scaled(noisy, output, -alpha).div_(sigma))
         return Prediction(add_scaled(noisy, output, sigma), add_scaled(noisy, output, -alpha))
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (t, 1 - t)."""
-        return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:
         """Times from 0 on, `trailing` or `shifted` as in the module docstring; ValueError for another spacing."""

@@ -56,9 +56,9 @@ class Regression(ProbabilityPath):
         last = self.grid[-1]
         return PathSample(last * clean + (1 - last) * noise if last else torch.zeros_like(clean), clean, t)
 
-    def evaluate(self, network: Network, noisy: Tensor, t: Tensor) -> Tensor:
-        """The network is given t as a whole step of a chain."""
-        return network(noisy, (t * self.chain).round()).float()
+    def network_time(self, t: Tensor) -> Tensor:
+        """The nearest step of a chain."""
+        return (t * self.chain).round()
 
     def loss(self, network: Network, sample: PathSample) -> Tensor:
         """Mean squared error of the predicted sample, summed over the passes, a scalar."""
@@ -69,10 +69,6 @@ class Regression(ProbabilityPath):
     def split(self, output: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
         """The output is the clean sample; there is no noise."""
         return Prediction(output.clone(), torch.zeros_like(output))
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (t, 1 - t)."""
-        return t, 1 - t
 
     def levels(self, count: int, spacing: str) -> list[Level]:
         """The fixed times, whatever the count, as `trailing`."""

@@ -2,7 +2,7 @@
 
 torchcfm's sampler takes the rows of the noise x_0 and of the data x_1 as two given sets and draws pairs from a
 transport plan between them, with replacement, so that some rows of a batch occur twice and others not at all. A
-selector makes the noise for each row of x_1: every row occurs once, in its place. The values of x_0 are therefore not
+selector makes the noise for each row of x_1: every row occurs once, in order. The values of x_0 are therefore not
 used: x_0 must stand for standard normal noise, as in generation, not for a second data set.
 """
 

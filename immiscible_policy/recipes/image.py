@@ -260,7 +260,7 @@ def _footprint(model: ImageModel, images: Images, config: ImageConfig) -> Footpr
 def image_spec(config: ImageConfig) -> Spec:
     """The sizes of the model that the options ask for.
 
-    ValueError if ready-made parts of Stable Diffusion are missing.
+    ValueError if pretrained parts of Stable Diffusion are missing.
     """
     if config.model != "sd":
         training_steps = config.steps if config.model == "consistency" else None

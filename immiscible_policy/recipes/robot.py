@@ -19,7 +19,7 @@ from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy, spec_metadata
-from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, explained, score
+from immiscible_policy.evaluation.offline import SAMPLES, HeldOut, linear_r2, score
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, evaluate
 from immiscible_policy.evaluation.scores import finished, mean_by_step, means, scores, set_means
@@ -91,7 +91,7 @@ class Range(NamedTuple):
         )
 
 
-class Data(NamedTuple):
+class Loaded(NamedTuple):
     """Demonstrations of a task, as windows to train on and held-out episodes, and what they are normalised by."""
 
     task: Task
@@ -118,7 +118,7 @@ def load_data(
     validation: float,
     train_episodes: int | None,
     mirror: bool,
-) -> Data:
+) -> Loaded:
     """Open the demonstrations of a task, given as JSON, and cut them into windows; runs may share the result.
 
     Raises ValueError if the store, a camera or an option is unusable; one line says which.
@@ -140,7 +140,7 @@ def load_data(
     if normalize == "train":
         fitted = chosen
     numbers = [seen] if task.observations else [key for key in seen.split(",") if key not in demos.frames]
-    return Data(
+    return Loaded(
         task,
         demos.path,
         content_hash(stored, images=training.footage is not None and images == "stored"),
@@ -181,7 +181,7 @@ class RobotRecipe:
     load: ClassVar = staticmethod(load_data)
 
     config: RobotConfig
-    windows: Data
+    loaded: Loaded
     spec: PolicySpec
     levels: range | None
     noise: NoiseOptions
@@ -190,7 +190,7 @@ class RobotRecipe:
     teachers: dict[str, str]
 
     @classmethod
-    def prepare(cls, config: RobotConfig, load: Callable[..., Data] = load_data) -> RobotRecipe:
+    def prepare(cls, config: RobotConfig, load: Callable[..., Loaded] = load_data) -> RobotRecipe:
         """Build everything that could be wrong, and write nothing.
 
         Raises ValueError if a setting or the data is unusable; one line says which.
@@ -223,20 +223,20 @@ class RobotRecipe:
     @property
     def data(self) -> dict[str, Any]:
         """What provenance says of the demonstrations, and of who teaches."""
-        data = self.windows
+        data = self.loaded
         origin = {"path": str(data.path), "content_hash": data.content_hash, "episodes": data.episodes}
         return origin | ({"teachers": self.teachers} if self.teachers else {})
 
     @property
     def shown(self) -> dict[str, str]:
         """The task's metrics, and how many episodes they are means over."""
-        task = self.windows.task
+        task = self.loaded.task
         metrics = {metric.name: f"{metric.name} {{:.3f}}" for metric in summarised(task)}
         return metrics | {"episodes": "({} starts)" if task.has_environment else "({} held-out episodes)"}
 
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
-        config, data = self.config, self.windows
+        config, data = self.config, self.loaded
         evaluations = -(-config.steps // config.eval_every)
         held_out = f"{len(data.held_out.episodes)} held-out episodes" if data.held_out else ""
         evaluated = " and ".join(filter(None, [f"{len(self.starts)} starts" if self.starts else "", held_out]))
@@ -258,7 +258,7 @@ class RobotRecipe:
     @cached_property
     def footprint(self) -> Footprint:
         """The policy's parameters and activations, measured without memory, and the windows of training."""
-        windows, rows = self.windows.training, 2
+        windows, rows = self.loaded.training, 2
         parameters, run, _ = self.rehearsal("meta")
         kept = saved_bytes(lambda: run(rows), parameters)
         if self.spec.kernels == "fused" and self.config.device == "cpu":
@@ -270,7 +270,7 @@ class RobotRecipe:
 
     def rehearsal(self, device: str) -> Rehearsal:
         """The policy's network and encoder, and how many samples an evaluation shows them."""
-        spec, task, held_out = self.spec, self.windows.task, self.windows.held_out
+        spec, task, held_out = self.spec, self.loaded.task, self.loaded.held_out
         with torch.device("meta"):
             policy = build_policy(spec)
         blank(policy, device)
@@ -291,7 +291,7 @@ class RobotRecipe:
 
     def policy(self, seed: int) -> Policy:
         """The policy with its first weights, a function of the seed."""
-        config, seen, acted = self.config, self.windows.observation.values(), self.windows.action
+        config, seen, acted = self.config, self.loaded.observation.values(), self.loaded.action
         bounds = [torch.cat([torch.empty(0), *(getattr(values, end) for values in seen)]) for end in Range._fields]
         laws: dict[str, dict[str, Any]] = {
             "flow": {"law": config.times, "calls": config.sampling_steps, "spacing": config.spacing},
@@ -305,7 +305,7 @@ class RobotRecipe:
     def build(self, seed: SeedDirectory) -> Work:
         """One seed, evaluated on the task."""
         config, policy = self.config, self.policy(seed.number)
-        windows = self.windows.training.to(config.device)
+        windows = self.loaded.training.to(config.device)
 
         teach = None
         if config.teacher:
@@ -337,8 +337,8 @@ class RobotRecipe:
         )
 
         selects = not isinstance(policy.path, Regression)
-        task = self.windows.task
-        probed = {"validation/r2": self.r2} if self.windows.held_out else {}
+        task = self.loaded.task
+        probed = {"validation/r2": self.r2} if self.loaded.held_out else {}
 
         audited = lru_cache(maxsize=1)(partial(noise_audit, objective, batches=AUDITED))  # shared with loggers
 
@@ -372,18 +372,18 @@ class RobotRecipe:
             reached = recording.scores.mean(1).tolist()
             return Media(pictures, {primary(task).name: list(enumerate(reached))[::EPISODE_EVERY]})
 
-        widths = {name: len(values.low) for name, values in self.windows.observation.items()}
+        widths = {name: len(values.low) for name, values in self.loaded.observation.items()}
         return Work(policy, objective, spec_metadata(self.spec) | {"widths": widths}, measure, by_step, media)
 
     @cached_property
     def r2(self) -> float | None:
         """How much of the held-out actions the observation explains; None if none is held out, or nothing varies."""
-        data = self.windows
-        return None if data.held_out is None else explained(data.training, data.held_out.windows)
+        data = self.loaded
+        return None if data.held_out is None else linear_r2(data.training, data.held_out.windows)
 
     def _held_out(self, agent: Agent, seed: int, checkpoint: int) -> tuple[list[EpisodeRow], dict[str, float]]:
         """Scores on the held-out episodes, where there are any: a row for each, and figures over all."""
-        held_out = self.windows.held_out
+        held_out = self.loaded.held_out
         if held_out is None:
             return [], {}
         rows, figures = score(agent, held_out, seed=seed, checkpoint=checkpoint)

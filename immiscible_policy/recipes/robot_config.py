@@ -151,5 +151,5 @@ SCHEMA = Schema(
     presets={"obs_scale": ("obs", "scale"), "method_scale": ("method", "scale")},
     synonyms=SYNONYMS,
 )
-compose_config, read_config = SCHEMA.compose, SCHEMA.read
-"""The options that command-line words ask for, and those of a run directory."""
+compose_config = SCHEMA.compose
+"""The options that command-line words ask for."""

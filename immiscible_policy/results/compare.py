@@ -203,8 +203,8 @@ def content(comparison: Comparison) -> dict[str, Any]:
     return finite(values)
 
 
-def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunDirectory) -> None:
-    """Write `comparison.json`, `comparison.md` and `comparison.png` of the comparison of a and b into a directory."""
+def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunDirectory) -> list[Path]:
+    """Write the comparison of a and b into a directory, as JSON, Markdown and a picture, and return the files."""
     runs = {f"A {a.name}": a, f"B {b.name}": b}
     shown = summarised(a.task)[:2]
     names = {metric.name for metric in shown}
@@ -214,7 +214,7 @@ def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunD
         differences={result.name: result.difference for result in comparison.results if result.metric in names},
         selectors={label: selector_of(run) for label, run in runs.items()},
     )
-    write_result(out / "comparison", content(comparison), markdown(comparison), picture)
+    return write_result(out / "comparison", content(comparison), markdown(comparison), picture)
 
 
 def columns(comparison: Comparison) -> list[str]:
@@ -265,7 +265,7 @@ def _unfinished_seeds(unfinished: Mapping[str, Mapping[int, int]], compared: Col
 
 
 def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], paired: bool, n_seeds: int) -> list[str]:
-    """What is compared and paired, what is left out, and what intervals and tests speak about."""
+    """What is compared and paired, what is left out, and what intervals and tests are for."""
     notes = [
         f"{len(starts)} common starts; {len(steps)} common checkpoints ({steps[0]} to {steps[-1]}); "
         f"last {min(LAST, len(steps))} is the mean of the last {min(LAST, len(steps))}."

@@ -55,6 +55,11 @@ class Checkpoint:
         return self.metadata.get("config", {})
 
     @property
+    def evaluated(self) -> bool:
+        """Whether no evaluation of it is still to come; training saves before it evaluates."""
+        return bool(self.metadata.get("evaluated", True))
+
+    @property
     def resumable(self) -> bool:
         """Whether training can go on from it."""
         return OPTIMIZER in self.metadata["sha256"] and (self.path / OPTIMIZER).exists()

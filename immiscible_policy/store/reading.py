@@ -16,7 +16,7 @@ import yaml
 from immiscible_policy.cli import one_line
 
 MOST_BYTES = 64 * 2**20
-"""Larger is no file of settings or metadata."""
+"""Files of settings and metadata are smaller."""
 LARGEST = 10**7
 """The largest whole number, in magnitude, in the description of a model: no chain is longer, no layer wider."""
 Described = TypeVar("Described")
@@ -56,7 +56,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 def require_kinds(file: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], cure: str) -> None:
-    """Refuse a value that is there and of another type than `kinds` says, by a ValueError; True is no number."""
+    """Refuse a value that is there and of another type than `kinds` says, by a ValueError; True is not a number."""
     for key, kind in kinds.items():
         if key in content and not _is(content[key], kind):
             raise ValueError(f"{file} is damaged ({key} is {str(content[key])[:40]!r}); {cure}")

@@ -341,14 +341,22 @@ class SeedDirectory:
         return self.path / CHECKPOINTS / f"{STEP}{step:06d}"
 
     def is_finished(self, steps: int) -> bool:
-        """Whether it has its last checkpoint, not one with damaged metadata."""
+        """Whether it has its last checkpoint, evaluated, and not one with damaged metadata."""
         with suppress(CheckpointError):
-            return (newest := self.newest()) is not None and newest.step >= steps
+            return (newest := self.newest()) is not None and newest.step >= steps and newest.evaluated
         return False
 
     def save(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under the step that its metadata name, as `save_checkpoint`."""
         save_checkpoint(self.checkpoint_path(metadata["step"]), metadata, tensors)
+
+    def mark_evaluated(self, step: int) -> None:
+        """Note that a step's checkpoint, if there is one, has had its evaluation."""
+        file = self.checkpoint_path(step) / METADATA
+        if file.is_file():
+            metadata = json.loads(file.read_text())
+            metadata.pop("evaluated", None)
+            write_atomically(file, json.dumps(metadata, indent=2).encode())
 
     def tidy(self, keep: str, scores: Mapping[int, float]) -> None:
         """Drop what need not be kept: optimizer states of all but the newest two, with `last+best` checkpoints too.
@@ -388,9 +396,14 @@ class SeedDirectory:
                 raise ValueError(f"{path}, line {number} is damaged ('{line[:80]}'); remove that line") from None
         return rows
 
-    def append_metrics(self, resume_step: int) -> MetricsFile:
-        """Its metrics, open for the rows after a step; rows of later steps, and a torn line, are dropped first."""
-        return MetricsFile(self.path / METRICS, [row for row in self.metrics() if row["step"] <= resume_step])
+    def append_metrics(self, resume_step: int, evaluated: bool = True) -> MetricsFile:
+        """Its metrics, open for the rows after a step; rows of later steps, and a torn line, are dropped first.
+
+        Of that step only the row with the loss is kept if its evaluation is still to come.
+        """
+        past = resume_step if evaluated else resume_step - 1
+        rows = [row for row in self.metrics() if row["step"] <= (resume_step if "loss" in row else past)]
+        return MetricsFile(self.path / METRICS, rows)
 
     def episodes(self) -> list[EpisodeRow]:
         """Its evaluated episodes; none before the first evaluation."""

@@ -59,7 +59,7 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
 def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -> Recipe | None:
     """Check a run, say what will be done, write its options, and return its recipe.
 
-    None if nothing is to be trained: the run is finished, or this is a dry run.
+    None if there is nothing to train: the run is finished, or this is a dry run.
 
     Raises:
         ValueError: If the options, the data or the run directory are unusable; nothing is written then.

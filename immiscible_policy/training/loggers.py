@@ -34,7 +34,7 @@ class Media(NamedTuple):
 
     Attributes:
         pictures: By name, a PNG or an animated GIF.
-        episodes: By metric, its mean after so many environment steps: pairs (environment step, mean).
+        episodes: By metric, pairs (environment step, mean).
     """
 
     pictures: Mapping[str, bytes] = {}

@@ -44,11 +44,12 @@ def train(
     save: Callable[[TrainState], None],
     stop: Callable[[], bool] = lambda: False,
     engine: str = "fast",
+    evaluated: bool = True,
 ) -> None:
     """Train from `state.step` to `cadence.steps`, or until `stop` says so, which is asked after every step.
 
-    Evaluation comes before the checkpoint of the same step: a run killed in between evaluates again when resumed.
-    A training that is stopped saves a checkpoint.
+    A checkpoint is saved before the evaluation of the same step: a kill in between loses no training. Resumed, that
+    evaluation comes first: `evaluated` says whether the state has had it. A stopped training saves a checkpoint too.
 
     `record` receives metrics: `step`, `loss` (mean since the last), `lr`, `seconds` since, `rate`, steps/s, and
     `waited`, the share of the time in which training stood still for want of a batch; and what `evaluate` returns.
@@ -58,6 +59,8 @@ def train(
         TrainingDiverged: At the next record.
     """
     state.model.train()
+    if not evaluated:
+        record({"step": state.step, **evaluate(state)})
     stopped = False
     total, since = torch.zeros((), device=state.parameters[0].device), state.step
     with closing(make_engine(engine, state, objective, cadence.steps, precision)) as running:
@@ -76,9 +79,9 @@ def train(
                     "step": state.step, "loss": mean, "lr": state.lr, "seconds": seconds,
                     "rate": (state.step - since) / seconds, "waited": (running.waited - waited) / seconds,
                 })  # fmt: skip
-                if check:
-                    record({"step": state.step, **evaluate(state)})
                 if checkpoint:
                     save(state)
+                if check:
+                    record({"step": state.step, **evaluate(state)})
                 total.zero_()
                 since, waited, started = state.step, running.waited, time.perf_counter()

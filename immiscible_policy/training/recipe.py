@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from torch import nn
@@ -74,7 +73,7 @@ class Recipe(Protocol):
         ...
 
     def rehearsal(self, device: str) -> Rehearsal | None:
-        """The network on a device, to measure its speed; None where ready-made parts would have to be read first."""
+        """The network on a device, to measure its speed; None where pretrained parts would have to be read first."""
         ...
 
     def build(self, seed: SeedDirectory) -> Work:
@@ -88,11 +87,5 @@ class Recipe(Protocol):
 
 
 def recipe_name(kind: type[Recipe]) -> str:
-    """`module:Class`, by which another process finds a kind of recipe."""
+    """`module:Class`, by which `pkgutil.resolve_name` finds a kind of recipe in another process."""
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def find_recipe(name: str) -> type[Recipe]:
-    """The kind of recipe of that name."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)

@@ -57,9 +57,12 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
                 why = f"{checkpoint.path}: the tensors do not fit this training ({one_line(error)[:80]})"
                 raise CheckpointError(why) from None
 
-        _, errors = seed.restore(load)
+        newest, errors = seed.restore(load)
         cadence = Cadence(config.steps, config.log_every, config.eval_every, config.checkpoint_every)
-        run = partial(train, state, work.objective, cadence, precision=config.precision, engine=config.engine)
+        evaluated = newest is None or newest.evaluated
+        run = partial(
+            train, state, work.objective, cadence, precision=config.precision, engine=config.engine, evaluated=evaluated
+        )
         if not first:
             run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None)
             return state
@@ -67,8 +70,8 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         for error in errors:
             listen({"event": "damaged", "seed": seed.number, "why": f"{error}; it was removed"})
         listen({"event": "started", "seed": seed.number, "step": state.step})
-        metrics = seed.append_metrics(state.step)
-        seed.drop_episodes(state.step)
+        metrics = seed.append_metrics(state.step, evaluated)
+        seed.drop_episodes(state.step if evaluated else state.step - 1)
         scored = [name for name in recipe.shown if name != "episodes"]
         monitor = Monitor(open_loggers(config, seed, state.step), work, scored, seed.metrics())
 
@@ -76,9 +79,13 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
             metrics.record(row)
             monitor.record(row, state)
             listen({"event": "metrics" if "loss" in row else "evaluated", "seed": seed.number, **row})
+            if "loss" not in row:
+                seed.mark_evaluated(state.step)
+                seed.tidy(config.keep, work.scores())
 
         def save(state: TrainState) -> None:
             own = {} if cadence.due(state.step, cadence.checkpoint_every) else {"interrupted": True}
+            own |= {"evaluated": False} if cadence.due(state.step, cadence.eval_every) else {}
             seed.save(work.metadata | origin | own | {"versions": versions(), "step": state.step}, state.tensors())
             seed.tidy(config.keep, work.scores())
 

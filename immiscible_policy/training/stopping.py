@@ -57,7 +57,7 @@ class Stop:
             worker.terminate()
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal in a worker: its parent, which may send another, decides what is to be killed."""
+        """Handle a signal in a worker: its parent, which may send another, decides what to kill."""
         self.number = self.number or number
 
 

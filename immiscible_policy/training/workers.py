@@ -24,6 +24,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ from immiscible_policy.cli import CommandError, one_line
 from immiscible_policy.cli import run as run_command
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.loggers import chosen_loggers
-from immiscible_policy.training.recipe import Listener, Recipe, find_recipe, recipe_name
+from immiscible_policy.training.recipe import Listener, Recipe, recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import SIGNALS, STOP
 
@@ -192,7 +193,7 @@ def _work(job: Job, recipe: Recipe | None, environment: dict[str, str], events: 
 def _train(job: Job, recipe: Recipe | None, listen: Listener, _: list[str]) -> None:
     run = RunDirectory(job.run)
     if recipe is None:
-        kind = find_recipe(job.recipe)
+        kind = resolve_name(job.recipe)
         config = kind.schema.read(run)
         config = replace(config, **dict(job.loggers))
         recipe = kind.prepare(config)

@@ -59,7 +59,7 @@ class NoiseOptions(SelectorOptions):  # type: ignore[misc, valid-type]  # made a
             `module:Class`.
         noise_options: Options of a selector from elsewhere.
         potentials: Fit potentials to the first samples: assignment yields the same pairs, faster.
-        select_for: `action`, or `residual`: what a prediction from the observed numbers leaves open of it. The
+        select_for: `action`, or `residual`: the residual of a prediction from the observed numbers. The
             prediction is fitted to the first samples; noise is plain until then.
         residual_mean: That prediction: `linear` or `mlp`.
         trained_steps: Training steps so far, by which the schedule (`start`, `stop`, `ramp`) goes. Checkpoints keep

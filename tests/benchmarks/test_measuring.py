@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.measuring import medians, ratio, ratios, require_positive, short, take_turns, timed
+from benchmarks.measuring import medians, ratio, require_positive, short, take_turns, timed
 
 
 def test_candidates_take_turns_in_order_and_the_first_turn_is_not_counted():
@@ -23,7 +23,6 @@ def test_candidates_take_turns_in_order_and_the_first_turn_is_not_counted():
 def test_a_ratio_is_the_median_of_the_paired_ratios_not_the_ratio_of_medians():
     seconds = {"ours": [1.0, 4.0, 5.0], "theirs": [2.0, 1.0, 5.0]}
     assert ratio(seconds, "ours", "theirs") == 1.0  # of 0.5, 4, 1; the medians are 4 and 2
-    assert ratios(seconds, ["ours", "theirs"], "theirs") == {"ours": 1.0, "theirs": 1.0}
 
 
 def test_a_ratio_does_not_change_when_a_turn_is_slow_for_all():

@@ -122,7 +122,7 @@ def ranges(place, *words):
     words = [*SMALL, f"data={place / 'arm.zarr'}", "obs=qpos", "train_episodes=3", f"out={place / 'new'}", *words]
     recipe = RobotRecipe.prepare(compose_config(words))
     policy = recipe.policy(0)
-    return recipe, policy.action.normalize(recipe.windows.training.action), policy
+    return recipe, policy.action.normalize(recipe.loaded.training.action), policy
 
 
 def test_normalisation_is_fitted_over_the_whole_store_or_the_training_episodes(place):
@@ -140,7 +140,7 @@ def test_normalisation_is_fitted_over_the_whole_store_or_the_training_episodes(p
 def test_a_number_that_does_not_vary_is_moved_to_0_and_back(place):
     recipe, _, policy = ranges(place)
     normal = policy.observer.normalizer
-    standing = normal.normalize(recipe.windows.training.obs)[..., 1]
+    standing = normal.normalize(recipe.loaded.training.obs)[..., 1]
     assert standing.abs().max() < 1e-6 and float(normal.scale[1]) == 1
 
 

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.commands.train_grid import departures, read_grid
+from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.commands.train_policy import departures
 from immiscible_policy.recipes import robot
 from immiscible_policy.recipes.noise import noise_options
-from immiscible_policy.recipes.robot_config import compose_config
+from immiscible_policy.recipes.robot_config import SCHEMA, compose_config
 from immiscible_policy.tasks import open_demonstrations
 from immiscible_policy.training import driver, workers
 from immiscible_policy.training.options import config_dir
@@ -21,6 +22,10 @@ TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=6", "w
         "precision=fp32", "seed=0")  # fmt: skip
 
 
+def robot_grid(words):
+    return read_grid(words, SCHEMA)
+
+
 def experiments():
     files = sorted((config_dir() / "experiment").glob("*.yaml"))
     return {path.stem: yaml.safe_load(path.read_text()) for path in files}
@@ -29,7 +34,7 @@ def experiments():
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 @pytest.mark.parametrize("name", ["table2", "race", "dial"])
 def test_every_arm_is_a_plain_run(name, scale):
-    grid = read_grid([f"experiment={name}", f"scale={scale}", "device=cpu", "out=some/where"])
+    grid = robot_grid([f"experiment={name}", f"scale={scale}", "device=cpu", "out=some/where"])
     arms = experiments()[name]["arms"]
     assert list(grid.arms) == list(arms) and set(grid.contrasts) <= set(arms)
     for arm, config in grid.arms.items():
@@ -41,12 +46,12 @@ def test_every_arm_is_a_plain_run(name, scale):
 
 
 def test_given_words_go_before_those_of_the_scale():
-    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu", "train_episodes=20"])
+    grid = robot_grid(["experiment=table2", "scale=paper", "device=cpu", "train_episodes=20"])
     assert {(item.train_episodes, item.validation) for item in grid.arms.values()} == {(20, 0.02)}
 
 
 def test_the_published_table_is_sampled_as_published():
-    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
+    grid = robot_grid(["experiment=table2", "scale=paper", "device=cpu"])
     sampling = {(item.solver, item.sampling_steps, item.spacing) for item in grid.arms.values()}
     assert sampling == {("ddpm", 100, "leading")}
 
@@ -54,7 +59,7 @@ def test_the_published_table_is_sampled_as_published():
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_the_modality_protocol_is_the_published_one(scale):
     """5,000 epochs, assignment from epoch 50 on, DDPM with 100 steps, mirror images in every batch, 10 seeds."""
-    arms = read_grid(["experiment=modality_paper", f"scale={scale}", "device=cpu"]).arms
+    arms = robot_grid(["experiment=modality_paper", f"scale={scale}", "device=cpu"]).arms
     for config in arms.values():
         assert (config.epochs, config.solver, config.sampling_steps) == (5_000, "ddpm", 100)
         assert config.mirror and config.mirror_batches and config.seed == "0..9"
@@ -65,12 +70,12 @@ def test_the_modality_protocol_is_the_published_one(scale):
 
 def test_published_figures_stand_beside_the_published_protocol_alone():
     """Data, split, length and sampler: each difference is named."""
-    grid = read_grid(["experiment=table2", "scale=paper", "device=cpu"])
+    grid = robot_grid(["experiment=table2", "scale=paper", "device=cpu"])
     human = {"content_hash": grid.protocol["data"][0]}
 
     def run(words=(), data=human, windows=10_700):
-        config = read_grid(["experiment=table2", "scale=paper", "device=cpu", *words]).arms["knn_k2"].sized(windows)
-        return SimpleNamespace(config=config, data=data, windows=SimpleNamespace(training=range(windows)))
+        config = robot_grid(["experiment=table2", "scale=paper", "device=cpu", *words]).arms["knn_k2"].sized(windows)
+        return SimpleNamespace(config=config, data=data, loaded=SimpleNamespace(training=range(windows)))
 
     assert grid.published["coverage"]["knn_k2"] == {"last10": 0.8283, "max": 0.8674}
     assert departures(grid.protocol, run()) == departures(grid.protocol, run(["obs=image"])) == []
@@ -92,13 +97,13 @@ def test_published_figures_stand_beside_the_published_protocol_alone():
     ],
 )
 def test_a_word_with_several_values_is_a_grid(words, arms):
-    grid = read_grid([*words, "device=cpu", "out=some/where"])
+    grid = robot_grid([*words, "device=cpu", "out=some/where"])
     assert {arm: (item.noise["name"], item.noise.get("k")) for arm, item in grid.arms.items()} == arms
     assert [item.out for item in grid.arms.values()] == [f"some/where/{arm}" for arm in arms]
 
 
 def test_several_words_with_several_values_are_combined_below_a_directory_of_their_own():
-    grid = read_grid(["noise=knn", "k=2,4", "lr=1e-3,1e-4", "device=cpu"])
+    grid = robot_grid(["noise=knn", "k=2,4", "lr=1e-3,1e-4", "device=cpu"])
     assert str(grid.out) == "runs/pusht_keypoints_knn_cpu_k-2-4_lr-1e-3-1e-4"
     assert {arm: (item.noise["k"], item.lr) for arm, item in grid.arms.items()} == {
         "k2_lr1e-3": (2, 1e-3), "k2_lr1e-4": (2, 1e-4), "k4_lr1e-3": (4, 1e-3), "k4_lr1e-4": (4, 1e-4),
@@ -118,26 +123,26 @@ def test_several_words_with_several_values_are_combined_below_a_directory_of_the
 )
 def test_what_is_no_grid_is_refused_in_one_line(words, message):
     with pytest.raises(ValueError) as refused:
-        grid = read_grid([*words, "device=cpu"])
+        grid = robot_grid([*words, "device=cpu"])
         [noise_options(item.noise, steps=9, batch_size=4, steps_per_epoch=1) for item in grid.arms.values()]
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_arms_picks_some_of_them_in_the_order_of_the_experiment():
     words = ["experiment=dial", "device=cpu", "out=some/where"]
-    some, every = read_grid([*words, "arms=linear,vanilla"]), read_grid(words)
+    some, every = robot_grid([*words, "arms=linear,vanilla"]), robot_grid(words)
     assert list(some.arms) == ["vanilla", "linear"]
     assert some.arms == {arm: every.arms[arm] for arm in some.arms}
     with pytest.raises(CommandError, match="unknown arm 'knn_k3'; did you mean 'knn_k4'"):
-        read_grid([*words, "arms=vanilla,knn_k3"])
+        robot_grid([*words, "arms=vanilla,knn_k3"])
 
 
 def test_only_experiments_with_arms_are_grids():
     names = {name for name, content in experiments().items() if "arms" in content}
     assert names == {"table2", "race", "dial", "metaworld10", "modality_paper"}
     for name in set(experiments()) - names:
-        assert read_grid([f"experiment={name}"]) is None
-    assert read_grid(["noise=knn", "k=2"]) is None
+        assert robot_grid([f"experiment={name}"]) is None
+    assert robot_grid(["noise=knn", "k=2"]) is None
 
 
 def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path):

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import read_grid
-from immiscible_policy.commands.train_image import RECIPE, main
+from immiscible_policy.commands.train_image import main
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.image.tiny import tiny_stable_diffusion
@@ -206,7 +206,7 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
 def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, capsys):
     """Two arms of one seed; a second time everything is finished and measured."""
     with pytest.raises(CommandError, match=r"unknown option 'evaluation.sample'"):
-        read_grid(["experiment=figure5", "data=x", "evaluation.sample=9"], SCHEMA, RECIPE)
+        read_grid(["experiment=figure5", "data=x", "evaluation.sample=9"], SCHEMA)
     measured = ["evaluation.samples=97", "evaluation.calls=[1,2]", "evaluation.curve={flow:2}"]
     words = ["experiment=figure5", "arms=flow_vanilla,flow_knn_k4", *TINY, "seed=0", *measured]
     words += [f"data={tmp_path / 'cifar'}", f"out={tmp_path}"]
@@ -232,7 +232,7 @@ def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, c
 
 def test_figure_5_has_the_published_k_of_every_model_and_five_seeds():
     """DDIM 8, flow matching 4, consistency 4; data scale 1 and 2; about a million parameters at scale=cpu."""
-    arms = read_grid(["experiment=figure5", "data=x", "scale=cpu", "device=cpu"], SCHEMA, RECIPE).arms
+    arms = read_grid(["experiment=figure5", "data=x", "scale=cpu", "device=cpu"], SCHEMA).arms
     chosen = {(config.model, config.noise["k"]) for config in arms.values() if config.noise["name"] == "knn"}
     assert chosen == {("ddim", 8), ("flow", 4), ("consistency", 4)} and len(arms) == 18
     assert {config.data_scale for config in arms.values()} == {1, 2}

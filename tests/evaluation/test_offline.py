@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from immiscible_policy.demos import Layout, make_windows
-from immiscible_policy.evaluation.offline import HeldOut, energy_score, explained, score
+from immiscible_policy.evaluation.offline import HeldOut, energy_score, linear_r2, score
 
 LAYOUT = Layout(horizon=8, obs_steps=2, action_steps=3)
 
@@ -97,7 +97,7 @@ def test_what_the_observation_explains():
     def share(action):
         windows = make_windows(observation, action, ends, Layout(horizon=1, obs_steps=1, action_steps=1))
         half = torch.arange(len(windows)).split(len(windows) // 2)
-        return explained(windows[half[0]], windows[half[1]])
+        return linear_r2(windows[half[0]], windows[half[1]])
 
     assert share(observation @ [[1.0, 2.0], [0.0, 1.0]]) == pytest.approx(1, abs=1e-3)
     assert share(noise) == pytest.approx(0, abs=0.02)

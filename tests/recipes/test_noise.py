@@ -42,7 +42,7 @@ def noise(words, steps=5000, steps_per_epoch=95.0, batch_size=256):
 def objective(store, choice, **options):
     config = compose_config(["experiment=debug", "method=diffusion", f"data={store}", "device=cpu"])
     recipe = RobotRecipe.prepare(config)
-    windows = recipe.windows.training
+    windows = recipe.loaded.training
     return RobotObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
 
 

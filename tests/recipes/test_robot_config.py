@@ -7,7 +7,7 @@ from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.noise import SELECTORS
 from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
 from immiscible_policy.recipes.noise import noise_options
-from immiscible_policy.recipes.robot_config import SCHEMA, compose_config, read_config
+from immiscible_policy.recipes.robot_config import SCHEMA, compose_config
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.options import config_dir, group_choices
 
@@ -117,7 +117,7 @@ def test_paths_may_hold_anything(path):
 def test_options_survive_the_run_directory(tmp_path):
     config = compose_config(["noise=knn", "k=7", "seed=0,3,7", "data=a=b", "train_episodes=90"])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    assert read_config(RunDirectory(tmp_path)) == config
+    assert SCHEMA.read(RunDirectory(tmp_path)) == config
     assert OmegaConf.load(tmp_path / "config.yaml").noise.k == 7
 
 

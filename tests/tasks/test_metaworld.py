@@ -8,6 +8,7 @@ import pytest
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import read_grid
+from immiscible_policy.recipes.robot_config import SCHEMA
 from immiscible_policy.tasks import find_task
 from immiscible_policy.tasks import metaworld as module
 
@@ -24,7 +25,7 @@ def test_a_missing_extra_is_one_line_with_the_command(monkeypatch):
 
 @needs_metaworld
 def test_the_grid_of_ten_is_one_run_for_each_task():
-    grid = read_grid(["experiment=metaworld10", "out=ten"])
+    grid = read_grid(["experiment=metaworld10", "out=ten"], SCHEMA)
     names = {options.task["name"] for options in grid.arms.values()}
     assert len(grid.arms) == len(names) == 10
     for options in grid.arms.values():

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from immiscible_policy.cli import CommandError, Interrupted
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
 from immiscible_policy.training.driver import train_run
-from immiscible_policy.training.recipe import find_recipe, recipe_name
+from immiscible_policy.training.recipe import recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import STOP
 from tests.results.runs import episode
@@ -57,7 +58,7 @@ def same(one, other):
 
 def test_a_recipe_is_found_by_its_name():
     assert recipe_name(ToyRecipe) == "tests.training.toy_recipe:ToyRecipe"
-    assert find_recipe(recipe_name(ToyRecipe)) is ToyRecipe
+    assert resolve_name(recipe_name(ToyRecipe)) is ToyRecipe
 
 
 def test_seeds_in_processes_share_one_preparation_and_equal_a_seed_alone(together, data, tmp_path, capsys):
@@ -109,6 +110,37 @@ def test_a_finished_run_is_trained_further_by_its_directory_alone(schedule, data
     assert same(weights(run, 0), weights(planned, 0)) == (schedule == "constant")
 
 
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_kill_during_an_evaluation_loses_no_training(step, data, tmp_path, monkeypatch):
+    """Its checkpoint is there; resumed, the run evaluates it first, and equals one that was never killed."""
+    words = ("steps=12", "checkpoint_every=6", "eval_every=6")
+    whole = train(data, tmp_path / "whole", *words)
+    build, batches, steps = ToyRecipe.build, Line.batches, []
+
+    def killed(self, seed):
+        work = build(self, seed)
+
+        def evaluate(state):
+            if state.step == step:
+                raise KeyboardInterrupt
+            return work.evaluate(state)
+
+        return work._replace(evaluate=evaluate)
+
+    monkeypatch.setattr(ToyRecipe, "build", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", *words)
+    run = RunDirectory(tmp_path / "run")
+    assert run.seed(0).newest().step == step and not run.seed(0).newest().evaluated and not run.is_finished()
+    monkeypatch.setattr(ToyRecipe, "build", build)
+    monkeypatch.setattr(Line, "batches", lambda self, number: steps.append(number) or batches(self, number))
+    train(data, tmp_path / "run", *words, "resume=true")
+    assert set(steps) == set(range(step, 12)) and run.is_finished() and run.seed(0).newest().evaluated
+    assert same(weights(run, 0), weights(whole, 0))
+    slopes = [[(row["step"], row["slope"]) for row in it.seed(0).metrics() if "slope" in row] for it in (run, whole)]
+    assert slopes[0] == slopes[1] and [number for number, _ in slopes[0]] == [6, 12]
+
+
 def test_of_two_trainings_that_begin_at_once_in_a_new_directory_one_is_refused(data, tmp_path, monkeypatch):
     """The second begins and ends while the first, which found nothing there, still prepares its data."""
     prepare = ToyRecipe.prepare
@@ -137,8 +169,8 @@ def test_a_seed_is_not_trained_on_other_data_than_the_run(together, data, tmp_pa
 
 
 def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, tmp_path, monkeypatch):
-    """The process dies between an evaluation and the checkpoint of the same step, the moment that doubled rows."""
-    build, save = ToyRecipe.build, SeedDirectory.save
+    """The process dies when an evaluation is written but not noted in its checkpoint, the moment that doubles rows."""
+    build, mark = ToyRecipe.build, SeedDirectory.mark_evaluated
 
     def evaluated(self, seed):
         def evaluate(state):
@@ -148,19 +180,20 @@ def test_episodes_evaluated_before_a_kill_and_again_after_it_have_one_row(data, 
 
         return build(self, seed)._replace(evaluate=evaluate)
 
-    def killed(self, metadata, tensors):
-        if metadata["step"] == 6:
+    def killed(self, step):
+        if step == 6:
             raise OSError("killed")
-        save(self, metadata, tensors)
+        mark(self, step)
 
     monkeypatch.setattr(ToyRecipe, "build", evaluated)
-    monkeypatch.setattr(SeedDirectory, "save", killed)
+    monkeypatch.setattr(SeedDirectory, "mark_evaluated", killed)
     with pytest.raises(OSError, match="killed"):
         train(data, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     assert [row.checkpoint for row in run.seed(0).episodes()] == [3, 3, 6, 6]
-    monkeypatch.setattr(SeedDirectory, "save", save)
+    monkeypatch.setattr(SeedDirectory, "mark_evaluated", mark)
     train(data, run.path, "resume=true")
+    assert [row["step"] for row in run.seed(0).metrics() if "loss" not in row] == [3, 6]
     lines = (run.path / "seed_0" / "episodes.csv").read_text().splitlines()[1:]
     assert [line.split(",")[:2] for line in lines] == [["3", "7"], ["3", "8"], ["6", "7"], ["6", "8"]]
 

@@ -16,6 +16,7 @@ import pytest
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import Grid, train_grid
+from immiscible_policy.commands.train_policy import policy_table
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory
@@ -91,7 +92,7 @@ def test_a_grids_jobs_are_shown_together_and_what_fails_is_named_by_its_arm(untr
     (tmp_path / "knn").mkdir()
     (tmp_path / "knn" / "notes.txt").write_text("mine")
     with pytest.raises(CommandError) as caught:
-        train_grid(grid)
+        train_grid(grid, RobotRecipe, policy_table)
     knn, linear = str(caught.value).split("; linear: ")
     assert knn.startswith("knn: out=") and "contains other files" in knn
     assert linear == "seed 1 failed (exit code 2): no space left"
@@ -387,7 +388,7 @@ def test_a_grid_survives_the_death_of_trainings_workers_and_machines(cluster, st
 
     killer = threading.Thread(target=kill)
     killer.start()
-    train_grid(there)
+    train_grid(there, RobotRecipe, policy_table)
     killer.join()
     message = capfd.readouterr().out
     assert len(killed) == 3 and "6 of 6 jobs finished" in message

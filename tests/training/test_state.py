@@ -124,12 +124,12 @@ def test_restored_state_continues_bit_for_bit(stop):
     assert same(second.optimizer_state(), straight.optimizer_state())
 
 
-def test_evaluation_comes_before_the_checkpoint_and_both_at_the_end():
+def test_the_checkpoint_comes_before_the_evaluation_and_both_at_the_end():
     events = []
     state = make_state()
     run(state, 10, every=4, save=lambda s: events.append(("save", s.step)),
         evaluate=lambda s: events.append(("evaluate", s.step)) or {})  # fmt: skip
-    assert events == [(what, step) for step in (4, 8, 10) for what in ("evaluate", "save")]
+    assert events == [(what, step) for step in (4, 8, 10) for what in ("save", "evaluate")]
 
 
 def test_logged_loss_is_the_mean_since_the_last_row():

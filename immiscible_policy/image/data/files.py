@@ -142,7 +142,7 @@ class Listing:
     texts: Sequence[str] | None = None
 
     def first(self, limit: int | None) -> Listing:
-        """Only the first so many images; None for all."""
+        """Only the first `limit` images; None for all."""
         texts = None if self.texts is None else self.texts[:limit]
         return replace(self, files=self.files[:limit], texts=texts)
 

@@ -7,7 +7,7 @@ Definitions, where the paper leaves them open:
   steps are as coarse as checkpoints;
 * the *speed-up* is the step of the first run's best checkpoint over that step, per training seed; over seeds it is the
   geometric mean, with a Student t interval of the logarithms, and given only if every seed reaches its target: the mean
-  of those that do would flatter;
+  of those that do would be too high;
 * the target is a minimum over checkpoints, hence a lucky value: it errs against the other run, never for it.
 
 Runs are paired by training seed: seed N of both has the same order of images, and the same start noises in sampling.

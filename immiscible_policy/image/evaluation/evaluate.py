@@ -193,7 +193,7 @@ def find_run(label: str, run: RunDirectory, protocol: ImageProtocol) -> Target:
     return Target(label, run, kept, _source(label, run, kept[0], protocol))
 
 
-def find_checkpoint(path: Path, protocol: ImageProtocol) -> Target:
+def find_target(path: Path, protocol: ImageProtocol) -> Target:
     """A single checkpoint, with any run around it; CommandError if nothing says where its data lie."""
     checkpoint, seed = read_checkpoint(path), run_of(path)
     run = seed.run if isinstance(seed, SeedDirectory) else None

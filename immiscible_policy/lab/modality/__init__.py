@@ -1,1 +1,1 @@
-"""The modality benchmark: which way round do policies turn the T from starts that favour neither way?"""
+"""The modality benchmark: which way do policies turn the T from starts that favour neither?"""

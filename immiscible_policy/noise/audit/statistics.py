@@ -141,7 +141,7 @@ class GaussianKL:
 
     kl: float  # divergence of the fitted Gaussian
     floor: float  # expectation of `kl` for samples that are exactly N(0, I)
-    excess: float  # kl - floor: the only part that speaks of the noise
+    excess: float  # kl - floor: the only part that is about the noise
     deviation: float  # standard deviation of `kl` for such samples, the scale on which the excess is to be read
 
 

@@ -16,7 +16,7 @@ one: the error of any on pairs that the selector really drew is an upper bound. 
     assigned:    r = exp(phi(x) + psi(eps) - beta |x - eps|^2), phi and psi such that both marginals are kept:
                  entropic optimal transport, the law of a batch's noise dealt out among its samples, several beta.
 
-For a selector that pairs within a batch the figure speaks of this batch alone, paired afresh again and again. In
+For a selector that pairs within a batch the figure is for this batch alone, paired afresh again and again. In
 training a sample meets ever new companions, its noise is less regular, and more variance remains.
 
 Shape legend: B samples, D numbers per sample, Q queries x_t, K plain noises.

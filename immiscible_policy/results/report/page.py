@@ -32,7 +32,7 @@ def write_report(runs: Mapping[str, RunDirectory], out: Path, *, reference: str,
     The others are compared with the run called `reference`; `videos` starts are rolled out.
 
     Raises:
-        ValueError: If the runs cannot be reported, or a checkpoint that is to be rolled out is damaged.
+        ValueError: If the runs cannot be reported, or a checkpoint to roll out is damaged.
     """
     origin = origin_here()
     content = render(gather(runs, reference), origin, videos).encode()

@@ -27,7 +27,7 @@ class Requeued:
         return train_job(job).failure
 
     def checkpoint(self, job: Job) -> submitit.helpers.DelayedSubmission:
-        """What to submit in its place; its checkpoints are on disk already."""
+        """What to submit instead; its checkpoints are on disk already."""
         return submitit.helpers.DelayedSubmission(self, job)
 
 
