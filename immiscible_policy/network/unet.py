@@ -25,7 +25,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class ConditionalUnet1d(nn.Module):
         self.diffusion_step_encoder = nn.Sequential(
             SinusoidalEmbedding(step_embed_dim),
             nn.Linear(step_embed_dim, 4 * step_embed_dim),
-            Mish(),
+            nn.Mish(),
             nn.Linear(4 * step_embed_dim, step_embed_dim),
         )
 
@@ -197,7 +197,7 @@ class FilmResidualBlock(nn.Module):
         super().__init__()
         widths = (inputs, outputs)
         self.blocks = nn.ModuleList(conv_block(width, outputs, kernel_size, groups) for width in widths)
-        self.cond_encoder = nn.Sequential(Mish(), nn.Linear(film_dim, 2 * outputs))
+        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(film_dim, 2 * outputs))
         self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
@@ -209,53 +209,8 @@ class FilmResidualBlock(nn.Module):
 
 def conv_block(inputs: int, outputs: int, kernel_size: int, groups: int) -> nn.Module:
     """Convolution, group normalisation, Mish: (B, inputs, T) to (B, outputs, T)."""
-    conv = TemporalConv(inputs, outputs, kernel_size, padding=kernel_size // 2)
-    return nn.Sequential(OrderedDict(block=nn.Sequential(conv, nn.GroupNorm(groups, outputs), Mish())))
-
-
-class TemporalConv(nn.Conv1d):
-    """A convolution with stride 1; on the CPU, that of a single row is one matrix product, which is faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, inputs, T) to (B, outputs, T)."""
-        if len(x) > 1 or x.is_cuda:
-            return super().forward(x)
-        size = self.kernel_size[0]
-        windows = nn.functional.pad(x, (size // 2, size // 2)).unfold(2, size, 1)  # (1, inputs, T, size)
-        product = nn.functional.linear(windows.transpose(1, 2).flatten(2), self.weight.flatten(1), self.bias)
-        return product.transpose(1, 2)
-
-
-class Mish(nn.Module):
-    """x tanh(softplus(x)) (Misra, 2019); many float32 numbers on the CPU in a form that takes a third of the time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map numbers of any shape."""
-        if x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 4096:
-            return _MishBySigmoid.apply(x)
-        return nn.functional.mish(x)
-
-
-class _MishBySigmoid(torch.autograd.Function):
-    """Mish from s = sigmoid(x) alone, without cancellation or overflow at any x.
-
-    With u = s (2 - s): tanh(softplus(x)) = u / (2 - u), and its slope is 4 s (1 - s)^2 / (2 - u)^2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        s = x.sigmoid()
-        u = (2 - s).mul_(s)
-        return torch.div(u, 2 - u, out=s).mul_(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,), (gradient,) = ctx.saved_tensors, gradients
-        s = x.sigmoid()
-        u = (2 - s).mul_(s)
-        slope = (1 - s).div_(2 - u).square_().mul_(s).mul_(x)  # x / 4 times the slope of the second factor
-        return u.div_(2 - u).add_(slope, alpha=4).mul_(gradient)
+    conv = nn.Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(OrderedDict(block=nn.Sequential(conv, nn.GroupNorm(groups, outputs), nn.Mish())))
 
 
 def downsample(channels: int) -> nn.Module:

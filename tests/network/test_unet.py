@@ -6,9 +6,7 @@ import torch
 from immiscible_policy.network.unet import (
     ConditionalUnet1d,
     FilmResidualBlock,
-    Mish,
     SinusoidalEmbedding,
-    TemporalConv,
     downsample,
     upsample,
 )
@@ -112,39 +110,6 @@ def test_a_prepared_prediction_depends_on_step_and_condition():
     x, features = torch.randn(2, 8, 2), torch.randn(2, 5)
     predict, other = (unet.predictor(torch.tensor([80, 3]), item) for item in (features, -features))
     assert not torch.allclose(predict(0, x), predict(1, x)) and not torch.allclose(predict(0, x), other(0, x))
-
-
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_the_convolution_of_one_row_is_that_of_many(kernel_size):
-    conv = TemporalConv(6, 4, kernel_size, padding=kernel_size // 2)
-    x = torch.randn(3, 6, 8)
-    one_by_one = torch.cat([conv(row[None]) for row in x])
-    torch.testing.assert_close(one_by_one, torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding="same"))
-
-
-def mish_by_definition(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.tanh(torch.nn.functional.softplus(x, threshold=100))
-
-
-def test_mish_is_x_tanh_softplus_from_end_to_end():
-    """Six digits everywhere, also where exp(x) is tiny or overflows in float32."""
-    x = torch.cat([torch.linspace(-60, 60, 20_001), torch.tensor([-87.0, -1e-6, 0.0, 1e-6, 89.0, 1e4])])
-    torch.testing.assert_close(Mish()(x).double(), mish_by_definition(x.double()), rtol=1e-6, atol=1e-30)
-
-
-def test_the_slope_of_mish():
-    x = torch.linspace(-60, 60, 20_001, requires_grad=True)
-    exact = x.detach().double().requires_grad_()
-    weights = torch.randn(len(x))
-    (Mish()(x) * weights).sum().backward()
-    (mish_by_definition(exact) * weights.double()).sum().backward()
-    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 9000), (torch.float64, 9000), (torch.float32, 4000)])
-def test_mish_of_other_types_or_few_numbers_is_that_of_torch(dtype, size):
-    x = torch.randn(size).to(dtype)
-    assert torch.equal(Mish()(x), torch.nn.functional.mish(x))
 
 
 def test_resampling_halves_and_doubles():
