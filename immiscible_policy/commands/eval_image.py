@@ -61,7 +61,7 @@ OPTIONS = {
     "reference": Option(str, "train", "split of the data set to compare with"),
     "reference_samples": Option(COUNT, None, "use only the first N of these images"),
     "edit": Option(str, None, "of real images: inpaint, outpaint, or invert: find the noise and draw again"),
-    "originals": Option(str, "test", "split of the data set to edit"),
+    "originals": Option(str, None, "split of the data set to edit; none given: its last, which training leaves out"),
     "noise_seed": Option(SEED, 0, "seed of the start noises"),
     "batch_size": Option(COUNT, 250, "images per batch"),
     "device": device_option(),

@@ -124,11 +124,17 @@ def _words(given: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in given.items()]
 
 
-def train_grid(grid: Grid, kind: Any, write: Callable[[Grid, Mapping[str, Any]], str]) -> None:
+def train_grid(
+    grid: Grid,
+    kind: Any,
+    write: Callable[[Grid, Mapping[str, Any]], str],
+    check: Callable[[Grid, Mapping[str, Any]], None] = lambda grid, recipes: None,
+) -> None:
     """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
 
-    `kind` is the `Recipe` of the arms; `write` makes the table of a grid and its recipes by arm. With `launcher=local`
-    arm after arm is trained; any other launcher is given the jobs of all arms at once.
+    `kind` is the `Recipe` of the arms; `write` makes the table of a grid and its recipes by arm, and `check`
+    raises a ValueError before any training if it could not. With `launcher=local` arm after arm is trained; any other
+    launcher is given the jobs of all arms at once.
 
     Raises:
         ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
@@ -147,6 +153,7 @@ def train_grid(grid: Grid, kind: Any, write: Callable[[Grid, Mapping[str, Any]],
     load = cache(kind.load)  # arms share their data
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: kind.prepare(options, load) for arm, options in grid.arms.items()}
+    check(grid, recipes)
     failures: list[str] = []
     jobs, failed = {}, {}
     with stoppable(first, command()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from immiscible_policy.cli import program
@@ -26,7 +27,28 @@ Train an image model with noise chosen by a selector; draws samples on the way.
 @program
 def main(words: list[str]) -> None:
     """Train an image model, or every run of a grid."""
-    train(words, SCHEMA, USAGE, RECIPE, image_table)
+    train(words, SCHEMA, USAGE, RECIPE, image_table, require_measurable)
+
+
+def require_measurable(grid: Grid, recipes: Mapping[str, Any]) -> None:
+    """Refuse what `image_table` could not measure, by a ValueError, before anything is trained."""
+    from immiscible_policy.image.evaluation.features import make_extractor
+    from immiscible_policy.image.evaluation.measure import require_enough
+
+    how, models = grid.evaluation or EVALUATION, {recipe.config.model: recipe for recipe in recipes.values()}
+    extractor = make_extractor(how["features"], device=next(iter(models.values())).config.device)
+    for model, recipe in models.items():
+        require_enough(extractor, recipe.images, how["samples"])
+        recipe.require_calls(called(how, model))
+        if model in how["curve"]:
+            recipe.require_calls([how["curve"][model]])
+
+
+def called(how: Mapping[str, Any], model: str) -> list[int]:
+    """The numbers of network calls that a model's last checkpoints are measured with."""
+    from immiscible_policy.path.consistency import MOST_STEPS
+
+    return [count for count in how["calls"] if model != "consistency" or count <= MOST_STEPS]
 
 
 def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
@@ -37,7 +59,6 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     from immiscible_policy.image.evaluation.panels import figure, markdown, measure_panel, record
     from immiscible_policy.image.evaluation.pictures import samples_figure
     from immiscible_policy.image.evaluation.report import write_report
-    from immiscible_policy.path.consistency import MOST_STEPS
     from immiscible_policy.results.writer import origin_here, save_figure, write_result
     from immiscible_policy.store.run import RunDirectory
 
@@ -56,11 +77,9 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     measured = []
     for title, runs in panels.items():
         model = title.partition(",")[0]
-        most = MOST_STEPS if model == "consistency" else max(how["calls"])
         drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
-        calls = [count for count in how["calls"] if count <= most]
-        measured.append(measure_panel(title, runs, protocol, calls, lambda line: print(line, flush=True)))
+        measured.append(measure_panel(title, runs, protocol, called(how, model), partial(print, flush=True)))
         samples = samples_figure(measured[-1].samples, "the same start noises in every row")
         name = title.replace(", data scale ", "_scale")
         write_report(grid.out, name, measured[-1].steps, samples)

@@ -12,10 +12,16 @@ from immiscible_policy.training.options import Schema
 
 
 def train(
-    words: list[str], schema: Schema[Any], usage: str, recipe: str, table: Callable[[Grid, Mapping[str, Any]], str]
+    words: list[str],
+    schema: Schema[Any],
+    usage: str,
+    recipe: str,
+    table: Callable[[Grid, Mapping[str, Any]], str],
+    check: Callable[[Grid, Mapping[str, Any]], None] = lambda grid, recipes: None,
 ) -> None:
     """Train the run that words name, or every run of a grid and write its table; `recipe` is a `module:Class`.
 
+    `table` and `check` are `write` and `check` of `train_grid`.
     The recipe is imported once the options are valid, so that a mistyped word is answered at once.
     """
     if asks_for_help(words):
@@ -23,7 +29,7 @@ def train(
         return
     grid = read_grid(words, schema)
     if grid is not None:
-        train_grid(grid, resolve_name(recipe), table)
+        train_grid(grid, resolve_name(recipe), table, check)
         return
     config = schema.compose(words)
     from immiscible_policy.training.driver import train_run

@@ -216,18 +216,20 @@ class ImageModel(nn.Module):
         if (name, steps, spacing, eta) == (None, None, "trailing", 0.0):
             return self.solver
         if name == "pndm":
-            return self._pndm(Pndm() if steps is None else Pndm(steps), eta)
+            return self._pndm(Pndm() if steps is None else Pndm(steps), spacing, eta)
         own = 50 if self.solver is None else self.solver.steps
         solver = Solver(name or self.path.solvers[0], own if steps is None else steps, spacing, eta)
         solver.plan(self.path)
         return solver
 
-    def _pndm(self, solver: Pndm, eta: float) -> Pndm:
+    def _pndm(self, solver: Pndm, spacing: str, eta: float) -> Pndm:
         """The solver, if this is Stable Diffusion; a ValueError if not."""
         if self.text is None or not isinstance(self.path, Ddpm):
             raise ValueError("solver=pndm: bounds no pixels, so that model=sd alone has it; use another solver")
         if eta:
             raise ValueError(f"eta={eta}: solver=pndm has no eta; use solver=ddim")
+        if spacing != "trailing":
+            raise ValueError(f"spacing={spacing}: solver=pndm has a grid of its own; leave spacing out")
         solver.scheduler(self.path)
         return solver
 

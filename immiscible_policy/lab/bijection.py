@@ -13,7 +13,8 @@ at W = 30 % the correlation with eps is 0.919 instead of 0.958.
 - *Error*: root mean square error to the demonstrated chunk, from random start noise and from noise assigned to the
   demonstrations of its batch at the least distance. A high correlation, with an error from random noise near that of
   always answering the mean chunk, belongs to a policy that learned to read its noise.
-- *Images* are drawn by DDIM, 20 calls; a consistency model's by its one call.
+- *Network calls* (DDIM): 10 for a chunk, 20 for an image, unless `sampling_steps=` says otherwise; a consistency
+  model draws with its one.
 - *Rollouts*: mean absolute difference of an episode's score from that of the unperturbed episode from the same start.
 
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn
@@ -59,7 +60,7 @@ ROLLOUT_WEIGHTS = (0.1, 0.2, 0.3, 0.5, 1.0)
 INDEPENDENT = "independent"
 DRAWN = {INDEPENDENT: "#CCCCCC", "W = 50%": COLOURS[4], "W = 10%": COLOURS[0]}
 KEPT = ("form", "perturbations", "observations", "windows", "sampling_steps")  # options that figures record
-IMAGE_CALLS, STRIPS = 20, 3
+POLICY_CALLS, IMAGE_CALLS, STRIPS = 10, 20, 3
 LABELS = (*(f"W = {weight:.0%}" for weight in WEIGHTS), INDEPENDENT)
 BATCH = 256
 LINEAR = "linear in the noise"
@@ -150,7 +151,7 @@ def measure(options: Document) -> Findings:
     if options["form"] not in FORMS:
         raise CommandError(unknown("form", options["form"], FORMS))
     require(options, observations=(3, most), windows=(2, most))
-    solver = Solver("ddim", options["sampling_steps"])
+    solver = Solver("ddim", options["sampling_steps"] or POLICY_CALLS)
     policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
     starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
@@ -238,7 +239,7 @@ def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Do
 def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
     model, _ = load_image_model(checkpoint)
-    solver = Solver("ddim", IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
+    solver = Solver("ddim", options["sampling_steps"] or IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(
@@ -372,7 +373,7 @@ OPTIONS = {
     "windows": Option(COUNT, 1024, "windows on which action and start noise are correlated"),
     "starts": Option(str, "100000..100002", "start seeds of the rollouts"),
     "max_steps": Option(COUNT, 300, "steps of a rollout"),
-    "sampling_steps": Option(COUNT, 10, "network calls of a policy (DDIM)"),
+    "sampling_steps": Option(COUNT, None, f"network calls (DDIM); null: {POLICY_CALLS}, for images {IMAGE_CALLS}"),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -141,7 +141,7 @@ def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train") -
     config = checkpoint.config
     place = data or config.get("data")
     if place is None or not Path(place).exists():
-        raise CommandError(f"data={place}: the images of {checkpoint.path} do not lie there; say data=PATH")
+        raise CommandError(f"data={place}: the images of {checkpoint.path} are not there; give data=PATH")
     dataset, size = config.get("dataset", "cifar10"), read_image_spec(checkpoint).size
     images = load_images(dataset, place, split=split, size=size)
     return images.pixels(torch.arange(len(images)))

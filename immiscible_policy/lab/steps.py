@@ -40,7 +40,7 @@ from torch import Tensor
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import read_policy, read_spec
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import to_bytes, to_pixels
+from immiscible_policy.image.data import DATASETS, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.evaluation.pictures import tile
@@ -211,7 +211,12 @@ def measure_images(
     def features(pixels: Tensor) -> Tensor:
         return features_of(extractor, pixels.split(250))
 
-    test, training = (lab_runs.images_of(next(iter(models.values())), data, split) for split in ("test", "train"))
+    for label, model in loaded.items():
+        if model.text is not None:
+            raise CommandError(f"runs={label}: its images depend on prompts; this is for models without, such as ddim")
+    first = next(iter(models.values()))
+    other = DATASETS[first.config.get("dataset", "cifar10")].splits[-1]  # a folder of images has one split
+    test, training = (lab_runs.images_of(first, data, split) for split in (other, "train"))
     if min(len(test), len(training)) < n:
         raise CommandError(f"n={n}: there are {min(len(test), len(training)):,} images of a split; use fewer")
     reference = feature_statistics(features(test))

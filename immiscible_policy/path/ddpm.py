@@ -120,6 +120,8 @@ class Ddpm(ProbabilityPath):
         if spacing == "trailing":
             steps = [round(self.chain - i * self.chain / count) - 1 for i in range(count)]
         elif spacing == "leading":
+            if count == 1:
+                raise ValueError("sampling_steps=1: spacing=leading visits t = 0 alone, without noise; use trailing")
             steps = [i * (self.chain // count) for i in reversed(range(count))]
         else:
             raise ValueError(f"spacing={spacing}: choose trailing or leading")

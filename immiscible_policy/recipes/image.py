@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,6 +136,14 @@ class ImageRecipe:
         require_noise(options.select, config.noise["name"], model.coder.shape)
         selection = options.memory(size, math.prod(model.coder.shape))
         return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)
+
+    def require_calls(self, counts: Iterable[int]) -> None:
+        """Raise a ValueError for a number of network calls that the model's solver cannot make."""
+        if isinstance(self.spec, ImageSpec):  # of Stable Diffusion the parts would have to be read
+            with torch.device("meta"):
+                model = build_image_model(self.spec)
+            for count in counts:
+                solver(replace(self.config, sampling_steps=count, spacing="trailing"), model)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     if config.teacher and name != "vanilla":
         raise CommandError(f"noise={name}: teacher= makes the actions of the noise, so none is chosen for them")
     if "teacher_calls" in given and not config.teacher:
-        raise CommandError(f"teacher_calls={config.teacher_calls}: nobody teaches; add teacher=RUN")
+        raise CommandError(f"teacher_calls={config.teacher_calls}: there is no teacher; add teacher=RUN")
     if "residual_mean" in given and config.select_for != "residual":
         raise CommandError(f"residual_mean={config.residual_mean}: nothing is predicted; add select_for=residual")
     for key, plain in {"exclude": "none", "select_for": "action", "select_at": "all"}.items():

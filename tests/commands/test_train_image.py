@@ -1,6 +1,7 @@
 """`train_image.py` through the real command line, on two dozen images of 8 x 8."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -201,6 +202,24 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
     assert first_share(SCHEMA.compose([*paper, *words])) == pytest.approx(1 / 2 * 2 / 3 * 3 / 4)
     for steps in (5_000, 20_000):
         assert first_share(SCHEMA.compose([*paper, "model=sd", "pretrained=y", f"steps={steps}"][1:])) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evaluation.features=foo", "unknown features 'foo'"),
+        ("evaluation.samples=10", "samples=10: the 96 features"),
+        ("evaluation.calls=[1,0]", "sampling_steps=0"),
+        ("evaluation.curve={flow:0}", "sampling_steps=0"),
+    ],
+)
+def test_what_a_grid_cannot_measure_is_refused_before_it_trains(tmp_path, word, message):
+    write_images(tmp_path / "cifar", "train", 50)
+    words = ["experiment=figure5", "arms=flow_vanilla", *TINY, "seed=0", word]
+    words += [] if "samples" in word else ["evaluation.samples=97"]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        main([*words, f"data={tmp_path / 'cifar'}", f"out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out" / "flow_vanilla").exists()
 
 
 def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, capsys):

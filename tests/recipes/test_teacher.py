@@ -93,7 +93,7 @@ def test_a_teacher_that_has_learned_more_since_is_refused_on_resume(store, teach
         (["method=diffusion"], "method=diffusion has no teacher; use method=flow"),
         (["teacher={loop}"], "loop: it has no finished seed 1"),
         (["teacher=nowhere"], "nowhere: it has no finished seed 1"),
-        (["teacher=null", "teacher_calls=3"], "teacher_calls=3: nobody teaches; add teacher=RUN"),
+        (["teacher=null", "teacher_calls=3"], "teacher_calls=3: there is no teacher; add teacher=RUN"),
     ],
 )
 def test_what_cannot_be_taught_is_one_line(store, teacher, tmp_path, words, message):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import Images, load_images
+from immiscible_policy.image.data import DATASETS, Images, load_images
 from immiscible_policy.image.data.images import NONE, prompts_for
 from immiscible_policy.image.evaluation.clip import ClipScore
 from immiscible_policy.image.evaluation.features import Extractor
@@ -49,7 +49,7 @@ class ImageProtocol:
     clip: ClipScore | None = None
     split: str = "train"  # part of the data set that is the reference
     limit: int | None = None  # only the first so many images of it
-    originals: str = "test"  # part of the data set that is edited
+    originals: str | None = None  # split that is edited; None for the data set's last, which training leaves out
     data: Path | None = None
     dataset: str | None = None
     prompts: str | None = None
@@ -83,9 +83,10 @@ class Evaluation:
         self.reference = cache(self._reference)  # what distances of a source's images mean, measured
 
     def with_calls(self, count: int) -> Evaluation:
-        """The same with so many network calls; what was read is shared."""
+        """The same with `count` network calls on the trailing grid; what was read is shared."""
         other, drawing = copy(self), self.protocol.drawing
-        other.protocol = replace(self.protocol, drawing=replace(drawing, solver=drawing.solver._replace(steps=count)))
+        solver = drawing.solver._replace(steps=count, spacing="trailing")
+        other.protocol = replace(self.protocol, drawing=replace(drawing, solver=solver))
         return other
 
     def check(self, target: Target) -> None:
@@ -173,14 +174,17 @@ class Evaluation:
             sampling_steps=drawing.solver.words,
             noise_seed=drawing.seed,
             edit=drawing.edit or NONE,
-            originals=protocol.originals if drawing.edit else NONE,
+            originals=self._originals(source) if drawing.edit else NONE,
             prompts=Path(source.prompts).name,
             clip=NONE if protocol.clip is None else Path(protocol.clip.source).name,
         )
 
+    def _originals(self, source: ImageSource) -> str:
+        return self.protocol.originals or DATASETS[source.dataset].splits[-1]
+
     def _images(self, source: ImageSource, edited: bool = False) -> Images:
         """The reference, or what is edited."""
-        split, limit = (self.protocol.originals, None) if edited else (self.protocol.split, self.protocol.limit)
+        split, limit = (self._originals(source), None) if edited else (self.protocol.split, self.protocol.limit)
         return self._load(source.dataset, source.data, split=split, size=source.size, limit=limit)
 
 
