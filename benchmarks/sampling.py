@@ -262,7 +262,7 @@ def forward(policy: Policy, observation: Tensor) -> Callable[[], Tensor]:
 
 
 def scored(agent: Agent, starts: Sequence[int], steps: int) -> Figures:
-    """Mean reward with its 95 % interval over the starts, and mean coverage."""
+    """Mean reward with its 95% interval over the starts, and mean coverage."""
     rows = evaluate(find_task("pusht"), agent, starts, seed=0, checkpoint=0, max_steps=steps)
     reward = interval_figures(mean_interval(np.array([[row.metrics["reward"] for row in rows]])), (0, 1))
     return {"reward": reward, "coverage": sum(row.metrics["coverage"] for row in rows) / len(rows)}
@@ -319,7 +319,7 @@ def _draw_latency(axes: Axes, cells: list[Figures]) -> None:
 def _draw_reward(axes: Axes, cells: list[Figures], starts: int) -> None:
     names = list(dict.fromkeys(cell["solver"] for cell in cells))
     about = f"milliseconds per chunk; below them calls of {names[0]}"
-    plain(axes, "", about, f"mean of max reward, {starts} starts, 95 % band")
+    plain(axes, "", about, f"mean of max reward, {starts} starts, 95% band")
     for colour, name in zip(COLOURS, names, strict=False):
         shown = [cell for cell in cells if cell["solver"] == name]
         latency = [cell["ms"][OURS] for cell in shown]

@@ -277,7 +277,7 @@ def _assignment_text(figures: Figures) -> list[str]:
         left_out = 100 * median(row["left_out_by_torchcfm"] for row in rows if "left_out_by_torchcfm" in row)
         took_part = (
             f'torchcfm ({versions}): `OTPlanSampler("exact")`, squared distances. It draws pairs from the plan with\n'
-            f"replacement, so they are not a permutation: {left_out:.0f} % of the samples are in no pair."
+            f"replacement, so they are not a permutation: {left_out:.0f}% of the samples are in no pair."
         )
     apart = max(row["largest_relative_difference_of_costs"] for row in rows)
     return [

@@ -415,7 +415,7 @@ def describe(figures: Figures) -> str:
     ]
     peer = figures.get("lerobot")
     versions = ", ".join(f"{name} {version}" for name, version in peer["versions"].items()) if peer else ""
-    adds = [f"{100 * share:+.1f} % with engine={engine}" for engine, share in figures["assignment_adds"].items()]
+    adds = [f"{100 * share:+.1f}% with engine={engine}" for engine, share in figures["assignment_adds"].items()]
     engines = [f"{noise} {value:.2f}" for noise, value in figures["eager_over_fast"].items()]
     about = (
         f"{figures['device']}: U-Net of {network['parameters']:,} parameters "

@@ -92,7 +92,7 @@ class Latency:
     """How long a chunk takes."""
 
     median: float  # seconds
-    p95: float  # seconds; 95 % of the chunks take no longer
+    p95: float  # seconds; 95% of the chunks take no longer
     rows: int  # chunks at once
     calls: int  # network calls per chunk
     parameters: int

@@ -56,11 +56,16 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
         raise ValueError(f"{len(names)} runs are too many for one picture; draw 1 to {len(COLOURS)}")
     taken: dict[str, str] = {}
     for label, name in names.items():
-        fixed = next((NAMED[word] for word in re.split(r"[^a-z0-9]+", name) if word in NAMED), None)
+        fixed = named(name)
         if fixed is not None and fixed not in taken.values():
             taken[label] = fixed
     free = (colour for colour in COLOURS if colour not in taken.values())
     return {label: taken.get(label) or next(free) for label in names}
+
+
+def named(label: str) -> str | None:
+    """The colour of the selector or method that a label names first; None if it names none."""
+    return next((NAMED[word] for word in re.split(r"[^a-z0-9]+", label.lower()) if word in NAMED), None)
 
 
 def readable(name: str) -> str:

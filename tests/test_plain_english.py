@@ -34,6 +34,7 @@ BANNED = {
     r"\bleaves? open of\b": "the residual",
     r"\bproposes? a cure\b": "suggests a fix",
     r"\bafter so many\b": "after N",
+    r"(?<=[\d}]) %(?![\w{(}])": "no space before the sign",
     r"\bsides? by sides? would\b": "in parallel",
     r"\bbeside (it )?nothing\b|\bbeside it stand": "",
     r"\bin its place\b": "instead",

@@ -100,8 +100,8 @@ class Simulation:
         """Contact points per substep of the last control step, rounded up; 0 after a reset.
 
         The block's contacts count, with the agent and with the walls. A row of the human demonstrations holds
-        the contacts of the step that its action makes; replayed open loop, 97.5 % of the rows agree. In the
-        others contact begins or ends within the step. The stored numbers fit better (98.4 %) a step that
+        the contacts of the step that its action makes; replayed open loop, 97.5% of the rows agree. In the
+        others contact begins or ends within the step. The stored numbers fit better (98.4%) a step that
         begins at rest in the stored state, as if counted later, row by row, from the recorded states.
         """
         return math.ceil(self._contact_points / SUBSTEPS)

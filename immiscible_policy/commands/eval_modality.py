@@ -157,7 +157,7 @@ def markdown(arms: Sequence[Arm]) -> str:
     rows += [[name, "", "", "", major, "", "", "", "", score] for name, major, score in modes.published]
     parts = [
         f"# {modes.title}",
-        f"{count(len(modes), 'start')} x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95 % "
+        f"{count(len(modes), 'start')} x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95% "
         "intervals. Majority: share of the decided rollouts that took their start's most frequent mode (1: one "
         f"mode only). {base.name}'s mode: share of them that took the mode which {base.name} took most from the same "
         "start with the same training seed. TV: total-variation distance to the training demonstrations "

@@ -2,7 +2,7 @@
 
 The protocol (Chi et al., RSS 2023; `seed` is 42 in every task of theirs, whatever the training seed):
 
-1. validation: round(2 % of the episodes), at least 1, drawn without replacement by
+1. validation: round(2% of the episodes), at least 1, drawn without replacement by
    `default_rng(seed).choice`;
 2. of the others, in increasing order, at most `limit` are drawn without replacement by a
    second, fresh `default_rng(seed).choice`; the rest is not used.

@@ -12,7 +12,7 @@ difference adds the source of the starts in quadrature:
 
 With two arms this is the paired interval of `statistics`. The p-value is 1 - level at which the interval ends at 0.
 Holm (1979) corrects it for the number of contrasts. `detectable` is the true difference that excludes 0 with a
-probability of 80 %: the half-width, and the same root with quantiles of t at 0.8.
+probability of 80%: the half-width, and the same root with quantiles of t at 0.8.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Contrast:
     interval: Interval
     p: float  # two-sided
     p_holm: float  # corrected for the number of contrasts
-    detectable: float  # smallest true difference that is detected with a probability of 80 %
+    detectable: float  # smallest true difference that is detected with a probability of 80%
 
 
 def contrasts(arms: Mapping[str, Array], first: str, named: list[str] | None = None) -> dict[str, Contrast]:

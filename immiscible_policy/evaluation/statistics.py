@@ -27,16 +27,16 @@ With several seeds w = half^2 / (p (1 - p)), so that it is as wide as the interv
 and at least z^2 / (S N), the width for independent episodes. Where nothing varies at all, seeds tell nothing beyond the
 starts, and w = z^2 / N.
 
-*Measured* share of simulated experiments whose 95 % interval contains the truth (50 starts, normal model, 3,000
+*Measured* share of simulated experiments whose 95% interval contains the truth (50 starts, normal model, 3,000
 experiments each; tests/evaluation/test_statistics.py repeats it):
 
     standard deviations
     seed  start  rest     3 seeds   5 seeds   10 seeds
-    0.05  0      0.02     95.1 %    95.3 %    95.4 %
-    0.03  0.03   0.20     95.7 %    95.0 %    95.4 %
-    0.03  0.10   0.15     96.7 %    96.5 %    96.0 %
-    0.01  0.20   0.10     96.8 %    95.6 %    95.3 %
-    0     0.05   0.20     96.6 %    96.2 %    95.1 %
+    0.05  0      0.02     95.1%    95.3%    95.4%
+    0.03  0.03   0.20     95.7%    95.0%    95.4%
+    0.03  0.10   0.15     96.7%    96.5%    96.0%
+    0.01  0.20   0.10     96.8%    95.6%    95.3%
+    0     0.05   0.20     96.6%    96.2%    95.1%
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class SignTest:
 
 @dataclass(frozen=True)
 class Needed:
-    """How large an experiment detects a true difference of the observed size with a probability of 80 %.
+    """How large an experiment detects a true difference of the observed size with a probability of 80%.
 
     Attributes:
         starts: Starts for each of the present seeds; infinite where seeds limit the interval.
@@ -219,12 +219,12 @@ def sign_test(differences: Array) -> SignTest:
 
 
 def detectable(arms: Arms) -> float:
-    """The smallest true difference that an experiment like this one detects with a probability of 80 %."""
+    """The smallest true difference that an experiment like this one detects with a probability of 80%."""
     return _detectable(components(arms), [len(arm) for arm in arms], arms[0].shape[1])
 
 
 def episodes_needed(arms: Arms) -> Needed:
-    """Smallest experiment that detects a true difference of the observed size with a probability of 80 %.
+    """Smallest experiment that detects a true difference of the observed size with a probability of 80%.
 
     Solves `detectable` < |estimate| for N at the present S, and for S (equal in all arms) at the present N, with the
     observed variance components. The sizes are at least 2.
@@ -246,7 +246,7 @@ def needed_sentence(needed: Needed, excludes_zero: bool, n_seeds: int, n_starts:
     seeds, starts = count(n_seeds, "seed"), count(n_starts, "start")
     if excludes_zero:
         return f"The interval excludes 0 with {seeds} per arm and {starts}."
-    opening = f"To detect a difference of this size with a power of {100 * POWER:.0f} %"
+    opening = f"To detect a difference of this size with a power of {100 * POWER:.0f}%"
     by_starts = f"{_size(needed.starts, 'starts')} with {seeds} per arm"
     if math.isnan(needed.seeds):
         return f"{opening} for these runs, it takes {by_starts}. Train more seeds to learn how many of them it takes."

@@ -1,9 +1,9 @@
-"""How far results move when their start noise is perturbed by 0 to 50 %: action chunks, rollouts and images.
+"""How far results move when their start noise is perturbed by 0 to 50%: action chunks, rollouts and images.
 
 Figure 2 of Improved Immiscible Diffusion (arXiv 2505.18521) reads a stable result as a bijection between noises and
 images. A start noise eps is perturbed with an independent eta, by its equation 1 to eps' = eps + W eta. With
 `form=normalised` it is ((1 - W) eps + W eta) / sqrt((1 - W)^2 + W^2), standard normal for every W, which perturbs more:
-at W = 30 % the correlation with eps is 0.919 instead of 0.958.
+at W = 30% the correlation with eps is 0.919 instead of 0.958.
 
 - *Displacement*: root mean square distance of the result from that of the unperturbed noise, as a share of that from
   the result of an independent noise. 0: nothing moved; 1: as far apart as any two results. *Linear in the noise* is

@@ -1,7 +1,7 @@
 """Shows what selection gains against how much the observation says of the action, for each number of network calls.
 
 The energy score is lower for better samples. A difference is an arm's score minus that of the first run with as many
-calls, in percent of the latter; brackets are 95 % intervals of the difference for new training seeds and episodes. R^2
+calls, in percent of the latter; brackets are 95% intervals of the difference for new training seeds and episodes. R^2
 is the share of the actions' variance on held-out episodes that a linear prediction from the observation explains.
 
 Reads the JSON files that `lab solvers on=held_out` leaves, one for each setting; trains and evaluates nothing.
@@ -84,7 +84,7 @@ def arms(figures: Document) -> list[str]:
 def draw(figures: Document) -> Figure:
     """A panel for each solver: differences by setting, one colour for each arm."""
     settings, names = figures["settings"], arms(figures)
-    title = "energy score minus that of the first run, %: below 0 is better; bars: 95 % intervals"
+    title = "energy score minus that of the first run, %: below 0 is better; bars: 95% intervals"
     figure, axes = panels(len(figures["solvers"]), title=title, width=4.2)
     colour = colours(names)
     for panel, text in zip(axes, figures["solvers"], strict=True):

@@ -1,6 +1,6 @@
 """How much closer each selector brings the noise to its sample: CIFAR-10, fields of a latent's size, actions.
 
-Change of the mean Euclidean distance |x - noise| against plain noise, in percent, with 95 % intervals over batches
+Change of the mean Euclidean distance |x - noise| against plain noise, in percent, with 95% intervals over batches
 (arXiv 2505.18521, Table 4; for assignment arXiv 2406.12303). Plain and selected noise are measured on the same
 samples, so the floor is 0. KNN takes the nearest of k noises, assignment pairs a batch of B with its own B noises.
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-REACH = 4.0  # Standard deviations from a mode's centre within which points are on it (99.97 % of the data are)
+REACH = 4.0  # Standard deviations from a mode's centre within which points are on it (99.97% of the data are)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ standard deviation that this brings them to: about 0.5 for `data_scale=1`, pixel
 - *On the way to noise* (a): one image and one noise at evenly spaced times of each model's sampling, at equal
   brightness. Of a larger scale more can be seen at every time.
 - *Distance* (b, and over training): squared Fréchet distance of the samples to the images of the training, on the
-  features of the project's classifier: not FID. Mean over training seeds, with 95 % intervals.
+  features of the project's classifier: not FID. Mean over training seeds, with 95% intervals.
 
   python train_image.py model=ddim data_scale=2 data=CIFAR10 out=runs/ddim_2
   python -m immiscible_policy.lab scaling runs=runs/ddim_1,runs/ddim_2

@@ -34,7 +34,7 @@ from immiscible_policy.lab.data import DATA, SEED, TASK, demonstrated
 from immiscible_policy.lab.program import Document, plain, program, require, table
 from immiscible_policy.noise import cross_fitted, fit_mlp_prediction, make_selector
 from immiscible_policy.noise.audit import Audit, Explained, Probe, audit, explained, probe
-from immiscible_policy.palette import COLOURS, GREY
+from immiscible_policy.palette import GREY, named
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
@@ -106,7 +106,7 @@ def describe(audits: dict[str, Audit], probes: dict[str, Probe], share: Explaine
     }
     return f"""\
 {first.batches} batches of {first.batch_size} windows, {first.dims} numbers each. Plain noise of this size has a KS
-below {first.ks.critical:.4f} in 95 % of cases.
+below {first.ks.critical:.4f} in 95% of cases.
 
 {table(columns | held_out, rows)}
 
@@ -119,11 +119,11 @@ def draw(audits: dict[str, Audit]) -> Figure:
     undrawn = ("KS", "KL at most [nats]")
     drawn = {title: column for title, column in COLUMNS.items() if title not in undrawn}
     figure = Figure(figsize=(14.5, 0.36 * len(audits) + 1.3), dpi=130, layout="constrained")
-    axes = figure.subplots(1, len(drawn), sharey=True)
+    axes, bar_colours = figure.subplots(1, len(drawn), sharey=True), [named(label) or GREY for label in audits]
     for panel, (title, (read, form)) in zip(axes, drawn.items(), strict=True):
         values = np.array([read(result) for result in audits.values()])
         plain(panel, title)
-        bars = panel.barh(np.arange(len(values)), values - values[0], left=values[0], height=0.62, color=COLOURS[0])
+        bars = panel.barh(np.arange(len(values)), values - values[0], left=values[0], height=0.62, color=bar_colours)
         labels = [form.format(value) for value in values]  # the values, not the lengths of the bars
         panel.bar_label(bars, labels, padding=3, fontsize=7.5, color=GREY)
         panel.axvline(values[0], color=GREY, linewidth=1)

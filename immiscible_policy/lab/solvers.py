@@ -1,6 +1,6 @@
 """Evaluates the newest checkpoints of runs under many solvers, in pairs with the first run and the first solver.
 
-Score: the task's primary metric, mean over training seeds and starts, with its 95 % interval; the newest checkpoint of
+Score: the task's primary metric, mean over training seeds and starts, with its 95% interval; the newest checkpoint of
 each seed. Differences from the first run under the same solver, and from the first solver of the same run, are paired
 by training seed and start. `on=held_out` needs no environment: the score is the energy score of the episodes that the
 runs hold out (`evaluation.offline`; lower is better), paired by episode.
@@ -36,6 +36,7 @@ from immiscible_policy.results.experiment import Findings
 from immiscible_policy.results.formatting import figures as interval_figures
 from immiscible_policy.solver import SOLVERS, Solver
 from immiscible_policy.store.run import RunDirectory, require_data
+from immiscible_policy.tasks.task import primary
 
 KINDS = {"score": "score", "from_run": "- {first}", "from_solver": "- {solver}"}
 
@@ -67,6 +68,7 @@ def measure(options: Document) -> Findings:
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
         "starts": len(starts),
         "unit": "held-out episodes" if held_out else "starts",
+        "metric": "energy_score" if held_out else primary(task_of(first)).name,
         **setting,
         "options": {key: value for key, value in options.items() if key != "runs"},
     }
@@ -168,11 +170,11 @@ def draw(figures: Document) -> Figure:
             points.setdefault(name, {}).setdefault(run, {})[solver.steps] = values["score"]
     several = {name: by_run for name, by_run in points.items() if any(len(steps) > 1 for steps in by_run.values())}
     points, on_starts = several or points, figures["unit"] == "starts"  # a solver measured once makes no curve
-    figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95 % intervals")
+    metric = figures["metric"].replace("_", " ") + ("" if on_starts else ", lower is better")
+    figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95% intervals")
     colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
-        score = "score" if on_starts else "energy score, lower is better"
-        plain(panel, f"solver={name}", "network calls per chunk", score)
+        plain(panel, name.replace("-", ", "), "network calls per chunk", metric)
         ends: dict[str, tuple[float, float]] = {}
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)

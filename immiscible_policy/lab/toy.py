@@ -1,6 +1,6 @@
 """Shows miscibility, selection and mode collapse on six modes in the plane, in about a minute on a CPU.
 
-Modes on a circle of radius 2, each 0.12 wide; five hold 19 % of the data, one 5 %. A small network learns the way from
+Modes on a circle of radius 2, each 0.12 wide; five hold 19% of the data, one 5%. A small network learns the way from
 N(0, I) to them. The picture follows Figure 11 of Improved Immiscible Diffusion (arXiv 2505.18521): what training
 pairs, what the network then generates, and what becomes of conditional data (the left or the right three modes, both
 from N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
@@ -64,7 +64,7 @@ COLUMNS = {
     "distance": "{distance:.3f}",
     "mode error, few": "{total_variation_few_steps:.3f}",
     "mode error": "{total_variation:.3f}",
-    "rare mode (5 %)": "{rare_mode_share:.3f}",
+    "rare mode (5%)": "{rare_mode_share:.3f}",
 }
 CONDITIONAL_COLUMNS = {
     "": "{arm}",

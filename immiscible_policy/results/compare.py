@@ -53,7 +53,7 @@ class Result:
         checkpoints: How many checkpoints `last10` is the mean of.
         over_seeds: Sign test over training seeds; None where the runs' seeds differ.
         over_episodes: Sign test over (seed, start) pairs, or over starts where the seeds differ.
-        detectable: The smallest true difference that is detected with a power of 80 %.
+        detectable: The smallest true difference that is detected with a power of 80%.
         needed: How large an experiment detects the observed difference so; `needed_words` says the same.
         together: Whether it is a number of all episodes of a checkpoint together, one for each seed.
     """
@@ -168,9 +168,9 @@ def verdict(result: Result) -> str:
     stated = f"A - B = {difference.estimate:+.4f}"
     if math.isnan(difference.low):
         return f"{result.name}: {stated}; {difference.meaning}, so nothing can be concluded."
-    span = f"{stated}, 95 % interval {brackets(difference, '+.4f')} {difference.meaning}"
+    span = f"{stated}, 95% interval {brackets(difference, '+.4f')} {difference.meaning}"
     if not difference.excludes_zero:
-        least = f"With a power of {100 * POWER:.0f} % such an experiment detects {result.detectable:.3f}."
+        least = f"With a power of {100 * POWER:.0f}% such an experiment detects {result.detectable:.3f}."
         return f"{result.name}: no difference detected. {span}; 0 is in it. {least}"
     better, worse = "AB" if result.a_is_better else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
@@ -220,7 +220,7 @@ def write_comparison(out: Path, comparison: Comparison, a: RunDirectory, b: RunD
 def columns(comparison: Comparison) -> list[str]:
     """Header of a table of results."""
     units = "pairs" if comparison.paired else "starts"
-    return ["", "A", "B", "A - B [95 %]", "A / B", "A:B by seeds", f"A:B by {units}", "needed starts, seeds"]
+    return ["", "A", "B", "A - B [95%]", "A / B", "A:B by seeds", f"A:B by {units}", "needed starts, seeds"]
 
 
 def cells(result: Result) -> list[str]:

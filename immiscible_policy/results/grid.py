@@ -223,7 +223,7 @@ def markdown(name: str, record: Document) -> str:
     parts = [
         f"# {name}",
         "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
-        "them; `max`: the largest, selected on the same starts, so too optimistic. Brackets: 95 % intervals for new "
+        "them; `max`: the largest, selected on the same starts, so too optimistic. Brackets: 95% intervals for new "
         f"training seeds and new starts. {differences}",
     ]
     parts += [

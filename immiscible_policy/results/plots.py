@@ -99,7 +99,7 @@ def arms_figure(
 ) -> Figure:
     """Many runs below each other: their scores in a metric, and paired differences of the others from the first.
 
-    Dots are the scores of training seeds, bars 95 % intervals.
+    Dots are the scores of training seeds, bars 95% intervals.
     """
     figure, (left, right) = panels(2, width=5.25, height=0.3 * len(scores) + 1.2, grid="x")
     right.axvline(0, color=GREY, linewidth=1)
@@ -127,7 +127,7 @@ def draw_curves(
     high: float = np.inf,
     dashes: Mapping[str, object] | None = None,
 ) -> None:
-    """Draw curves by label. Thick with dots: the mean. Band: its 95 % interval. Thin: each training seed.
+    """Draw curves by label. Thick with dots: the mean. Band: its 95% interval. Thin: each training seed.
 
     Bands are cut to the values' range from low to high; dashes are line styles of the means, solid by default.
     """
@@ -148,7 +148,7 @@ def draw_curves(
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str) -> None:
-    """Draw differences, by what is compared, as points with 95 % intervals about a line at 0, from the top."""
+    """Draw differences, by what is compared, as points with 95% intervals about a line at 0, from the top."""
     axes.axvline(0, color=GREY, linewidth=1)
     for height, (name, difference) in enumerate(reversed(list(differences.items()))):
         _draw_interval(axes, difference, height, width=2, marker=6)
@@ -161,7 +161,7 @@ def draw_differences(axes: Axes, differences: Mapping[str, Interval], title: str
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("difference with 95 % interval (grey: contains 0)")
+    axes.set_xlabel("difference with 95% interval (grey: contains 0)")
     axes.set_title(title, fontsize=10, loc="left")
 
 
@@ -180,4 +180,4 @@ def _counts(runs: Runs) -> str:
     if len(counts) > 1 and len(set(counts.values())) == 1:
         counts = {"Each": next(iter(counts.values()))}
     sizes = "; ".join(f"{label}: {size}" for label, size in counts.items())
-    return f"{sizes}. Thick: mean, band: its 95 % interval, thin: each seed"
+    return f"{sizes}. Thick: mean, band: its 95% interval, thin: each seed"

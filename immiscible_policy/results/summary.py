@@ -86,7 +86,7 @@ selected on the same starts, so too optimistic; `max_fresh`: the same checkpoint
 
 {table(["", *metrics], rows)}
 
-Brackets: 95 % intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"]}.
+Brackets: 95% intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"]}.
 """
 
 

@@ -197,7 +197,7 @@ def test_needed_sizes_are_said_in_words() -> None:
     one = episodes_needed([rng.standard_normal((1, 20)) + 0.1])
     assert math.isnan(one.seeds) and 20 < one.starts < math.inf
     said = needed_sentence(one, False, 1, 20)
-    assert f"80 % for these runs, it takes about {one.starts:,.0f} starts" in said and "Train more seeds" in said
+    assert f"80% for these runs, it takes about {one.starts:,.0f} starts" in said and "Train more seeds" in said
     assert "excludes 0 with 3 seeds" in needed_sentence(none, True, 3, 5)
 
 

@@ -303,7 +303,7 @@ def test_ddim_by_hand_with_one_training_latent(model, prediction):
 
 @PREDICTIONS
 def test_pndm_is_diffusers_own_with_20_steps(model, prediction):
-    """The grid of v1's scheduler, whose second time is visited twice; 3 % of the noise is left at its end, t = 0."""
+    """The grid of v1's scheduler, whose second time is visited twice; 3% of the noise is left at its end, t = 0."""
     latent = torch.randn(4, 8, 8, generator=generator(3))
     sampled = model(OnePoint(latent, prediction), prediction)
     times, network = [], sampled.denoiser.forward

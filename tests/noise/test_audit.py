@@ -378,7 +378,7 @@ def test_the_record_is_json_and_the_table_says_the_same():
     assert record["target"]["alpha_bars"] == [0.99, 0.9, 0.5, 0.1, 0.01]
     assert "pairs" not in record and record["seconds"] > 0
     table = result.table()
-    assert f"{result.distance.percent:+.2f} %" in table.splitlines()[1]
+    assert f"{result.distance.percent:+.2f}%" in table.splitlines()[1]
     variance = next(line for line in table.splitlines() if line.startswith("  variance"))
     assert variance.split()[1:3] == [f"{result.vanilla.variance:.4f}", f"{result.selected.variance:.4f}*"]
     assert max(map(len, table.splitlines())) <= 100
@@ -387,7 +387,7 @@ def test_the_record_is_json_and_the_table_says_the_same():
 def test_the_plot_shows_the_audit():
     result = audit(make_selector("knn", k=8), normal(200, 8), batch_size=64, batches=3)
     distance, marginal, norms, target = result.plot().axes
-    assert f"{result.distance.percent:+.2f} %" in distance.get_title("left")
+    assert f"{result.distance.percent:+.2f}%" in distance.get_title("left")
     assert f"variance {result.selected.variance:.3f}" in marginal.get_title("left")
     assert f"{result.selected.squared_norm:.2f} selected" in norms.get_title("left")
     plain, selected = target.lines

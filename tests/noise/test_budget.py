@@ -92,11 +92,11 @@ def test_what_conditions_explain_of_samples():
     ("share", "advice"),
     [
         (0.8, "use vanilla"),
-        (0.1, "10 % or more"),
+        (0.1, "10% or more"),
         (0.09, "linear may"),
-        (0, "less than 10 %"),
+        (0, "less than 10%"),
     ],
 )
 def test_advice_names_its_threshold(share, advice):
     text = Explained(-2.0, share).advice
-    assert advice in text and f"explains {100 * share:.0f} %" in text and "\n" not in text
+    assert advice in text and f"explains {100 * share:.0f}%" in text and "\n" not in text

@@ -39,7 +39,7 @@ def test_no_difference_is_said_plainly(tmp_path: Path) -> None:
     headline = compared(tmp_path, noisy(0.0, 0), noisy(0.0, 1)).headline
     assert not headline.difference.excludes_zero
     assert "no difference detected" in verdict(headline)
-    assert "with a power of 80 %, it takes" in headline.needed_words
+    assert "with a power of 80%, it takes" in headline.needed_words
 
 
 def test_exchanging_the_runs_turns_every_sign(tmp_path: Path) -> None:

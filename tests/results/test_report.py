@@ -88,7 +88,7 @@ def test_the_verdict_is_that_of_the_comparison(tmp_path: Path) -> None:
     sentence = verdict(contrast, evidence.task.measured)
     assert sentence.startswith("knn is better than vanilla: ") and sentence == headline(evidence)
     assert f"{result.a.estimate:.3f} against {result.b.estimate:.3f}" in sentence
-    assert f"+{result.difference.estimate:.3f} (95 % interval +{result.difference.low:.3f}" in sentence
+    assert f"+{result.difference.estimate:.3f} (95% interval +{result.difference.low:.3f}" in sentence
     assert "for new training seeds and new starts" in sentence
     assert "better in 3 of 3 seeds (sign test, p = 0.25); with 3 seeds p cannot be below 0.25" in confidence(contrast)
 
@@ -105,7 +105,7 @@ def test_a_null_result_is_said_as_plainly(tmp_path: Path) -> None:
     evidence = pair(tmp_path, noisy(0.0, 0), noisy(0.0, 1))
     assert headline(evidence).startswith("No difference detected between knn and vanilla: ")
     assert "The interval contains 0: either run may be better." in confidence(evidence.contrasts[0])
-    assert "with a power of 80 %, it takes" in text(page(evidence))
+    assert "with a power of 80%, it takes" in text(page(evidence))
 
 
 def test_one_seed_each_claims_nothing_about_other_seeds(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_one_run_alone_is_reported_with_its_interval(tmp_path: Path) -> None:
     run = RunDirectory(write_whole_run(tmp_path / "knn", lambda seed, step, start: 0.4 + seed / 10, "knn"))
     evidence = gathered(run)
     # means 0.4, 0.5, 0.6: standard error 0.1 / sqrt(3), t(2) = 4.303
-    assert headline(evidence).startswith("knn: mean coverage of the goal 0.500 (95 % interval 0.252 to 0.748)")
+    assert headline(evidence).startswith("knn: mean coverage of the goal 0.500 (95% interval 0.252 to 0.748)")
     assert "there is nothing to pair" in page(evidence)
 
 
@@ -294,8 +294,8 @@ def test_modes_have_a_tab_only_where_they_were_counted(tmp_path: Path) -> None:
     (tmp_path / "modality.json").write_text(json.dumps({"modes": modes, "arms": [{"name": "knn"} | arm]}))
     html = page(gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn")))
     shown = text(html)
-    assert "tab-modes" in html and "clockwise 70 %, counter-clockwise 20 %, undecided 10 %" in shown
-    assert "clockwise 50 %, counter-clockwise 50 %, undecided 0 %" in shown  # the demonstrations
+    assert "tab-modes" in html and "clockwise 70%, counter-clockwise 20%, undecided 10%" in shown
+    assert "clockwise 50%, counter-clockwise 50%, undecided 0%" in shown  # the demonstrations
     assert "0.750 [0.600, 1.000]" in shown and "nothing decided" in shown and "0.550" in shown
     less = [{**measure[0], "mean": -0.1}]
     for key, value in {

@@ -123,7 +123,7 @@ def markdown(name: str, panels: Sequence[Panel], incomplete: Sequence[str] = ())
         rows = [[label, *map(text, curve.means)] for label, curve in panel.curves.items()]
         for label in list(panel.calls)[1:]:
             rows.append([f"{label} - {first}", *(text(value, "+.3f") for value in panel.difference(label).values())])
-        parts.append(table(["last checkpoint, network calls [95 %]", *map(str, counts)], rows))
+        parts.append(table(["last checkpoint, network calls [95%]", *map(str, counts)], rows))
     return "\n\n".join(parts) + "\n"
 
 

@@ -62,7 +62,7 @@ def curves_figure(
 ) -> Figure:
     """Distances of several runs against training steps, and when each seed reached the first run's best.
 
-    Left: thick the mean over seeds, its 95 % interval as a band, thin each seed. Right, where runs are compared: the
+    Left: thick the mean over seeds, its 95% interval as a band, thin each seed. Right, where runs are compared: the
     speed-up of every training seed that reached its target.
     """
     figure, axes = panels(2 if reached else 1, width=4.9 if reached else 6.0, height=4.2)

@@ -152,7 +152,7 @@ def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | Non
         distance_figure(results.curves, results.reference.floor),
         f"{results.title} at the last checkpoint: {ends}.",
         {label: (colour[label], "") for label in results.curves},
-        "Thick: mean over seeds. Band: its 95 % interval. Thin: each training seed. Dashed: real images. "
+        "Thick: mean over seeds. Band: its 95% interval. Thin: each training seed. Dashed: real images. "
         f"Dotted: best mean of {first}.",
     )
     return fill(
@@ -195,12 +195,12 @@ def tables(results: ImageResults) -> list[TextTable]:
         clip = [row.clip_score for row in results.rows[label] if row.checkpoint == last and row.clip_score is not None]
         spoken = text(over_seeds(np.array(clip)), ".2f") if clip else "-"
         rows.append([label, str(len(seeds)), text(results.curves[label].means[-1]), text(smallest), spoken])
-    columns = ["run", "seeds", "last checkpoint [95 %]", "smallest per seed [95 %]", "CLIPScore, last"]
+    columns = ["run", "seeds", "last checkpoint [95%]", "smallest per seed [95%]", "CLIPScore, last"]
     by_run = [dict(zip(curve.steps, curve.means, strict=True)) for curve in results.curves.values()]
     by_step: list[list[str]] = [
         [f"{step:,}", *(text(means.get(step)) or "-" for means in by_run)] for step in sorted(set().union(*by_run))
     ]
-    heads = ["step", *(f"{label} [95 %]" for label in results.curves)]
+    heads = ["step", *(f"{label} [95%]" for label in results.curves)]
     return [TextTable(results.title, columns, rows), TextTable(f"{results.title} at each checkpoint", heads, by_step)]
 
 
@@ -216,8 +216,8 @@ def against_table(results: ImageResults) -> TextTable:
         ]
         for label, run in results.against.items()
     ]
-    differences = ["difference, last [95 %]", "difference, smallest [95 %]"]
-    columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95 %]"]
+    differences = ["difference, last [95%]", "difference, smallest [95%]"]
+    columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95%]"]
     return TextTable(f"Against {next(iter(results.rows))}", columns, rows)
 
 

@@ -92,15 +92,15 @@ class Explained:
     def advice(self) -> str:
         """Whether selection can pay, in a sentence."""
         best = max(0.0, self.linear, self.mlp)
-        share = f"The observation explains {100 * best:.0f} % of the action on held-out episodes"
+        share = f"The observation explains {100 * best:.0f}% of the action on held-out episodes"
         if best >= LITTLE:
             return (
-                f"{share} ({100 * LITTLE:.0f} % or more): use vanilla. Where several behaviours fit one observation, "
+                f"{share} ({100 * LITTLE:.0f}% or more): use vanilla. Where several behaviours fit one observation, "
                 "compare c2ot with one or two network calls; linear does harm, because its noise repeats what the "
                 "observation says."
             )
         return (
-            f"{share} (less than {100 * LITTLE:.0f} %): linear may help with one or two network calls; its noise says "
+            f"{share} (less than {100 * LITTLE:.0f}%): linear may help with one or two network calls; its noise says "
             "much about the action and stays Gaussian."
         )
 

@@ -47,7 +47,7 @@ class DistanceChange:
     vanilla: float  # with plain noise
     selected: float  # with the selector's
     percent: float  # 100 (selected / vanilla - 1); below 0 is nearer
-    interval: tuple[float, float]  # 95 % interval of `percent` over batches (ratio estimate, Student's t)
+    interval: tuple[float, float]  # 95% interval of `percent` over batches (ratio estimate, Student's t)
 
 
 class Pairs(NamedTuple):
@@ -108,13 +108,13 @@ class Audit:
         } | {f"noise/target_variance_{level:g}": variance for level, variance in variances}
 
     def table(self) -> str:
-        """Every figure as aligned text, beside the range that plain noise keeps to in 95 % of cases."""
+        """Every figure as aligned text, beside the range that plain noise keeps to in 95% of cases."""
         count, (low, high) = self.batches * self.batch_size, self.distance.interval
         lines = [
             f"{count:,} pairs: {self.batches} batches of {self.batch_size} samples, {self.dims:,} numbers each",
             f"distance of sample and noise: {self.distance.vanilla:.4f} plain, {self.distance.selected:.4f} selected, "
-            f"{self.distance.percent:+.2f} % [{low:+.2f}, {high:+.2f}]",
-            f"\n{'law of the noise':<32}{'plain':>12}{'selected':>12}     plain noise, 95 % (*: outside)",
+            f"{self.distance.percent:+.2f}% [{low:+.2f}, {high:+.2f}]",
+            f"\n{'law of the noise':<32}{'plain':>12}{'selected':>12}     plain noise, 95% (*: outside)",
         ]
         ranges = plain_ranges(count, self.dims)
         for name, label in LABELS.items():

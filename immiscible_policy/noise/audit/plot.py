@@ -39,7 +39,7 @@ def _distances(axes: Axes, audit: Audit) -> tuple[str, str]:
     plain, selected = (distances.flatten().cpu().numpy() for distances in audit.pairs.distances())
     _histograms(axes, {"plain noise": (plain, PLAIN), "selected": (selected, SELECTED)})
     change, (low, high) = audit.distance.percent, audit.distance.interval
-    title = f"Distance to the sample: {change:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    title = f"Distance to the sample: {change:+.2f}% [{low:+.2f}, {high:+.2f}]"
     return title, "Euclidean distance of sample and noise"
 
 

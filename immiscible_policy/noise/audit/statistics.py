@@ -87,10 +87,10 @@ def moments(noise: Tensor) -> Moments:
 
 
 def plain_ranges(samples: int, dims: int) -> dict[str, tuple[float, float]]:
-    """Where each of the `Moments` of N(0, I) noise (samples, dims) falls with probability 95 %.
+    """Where each of the `Moments` of N(0, I) noise (samples, dims) falls with probability 95%.
 
     Skewness and kurtosis by their large-sample normal laws, the rest exactly. The extremes over coordinates are
-    Sidak's: all D coordinates stay inside together with probability 95 %.
+    Sidak's: all D coordinates stay inside together with probability 95%.
     """
     total = samples * dims
     z = stats.norm.ppf((1 + LEVEL) / 2)
@@ -118,7 +118,7 @@ class KS:
 
     statistic: float  # largest gap between the empirical and the normal distribution function
     pvalue: float  # probability of a gap this large or larger from as many independent normal numbers
-    critical: float  # the gap that as many independent normal numbers exceed in 5 % of cases
+    critical: float  # the gap that as many independent normal numbers exceed in 5% of cases
 
 
 def ks_normal(values: Tensor) -> KS:

@@ -46,7 +46,7 @@ class Chart:
 
 
 def curve_chart(evidence: Evidence, metric: Metric) -> Chart:
-    """Scores of all runs against training steps: mean, 95 % interval and every seed."""
+    """Scores of all runs against training steps: mean, 95% interval and every seed."""
     curves, colour = evidence.curves(metric), evidence.colours
     figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
     dashes = dict(zip(curves, DASHES, strict=False))
@@ -61,7 +61,7 @@ def curve_chart(evidence: Evidence, metric: Metric) -> Chart:
     title = title_of(metric)
     lengths = {name: dash[1] if isinstance(dash, tuple) else () for name, dash in dashes.items()}
     legend = {name: (colour[name], " ".join(f"{2 * length:g}" for length in lengths[name])) for name in curves}
-    note = "Thick: mean over seeds and starts. Band: its 95 % interval. Thin: each training seed."
+    note = "Thick: mean over seeds and starts. Band: its 95% interval. Thin: each training seed."
     return Chart(title, figure, f"{title}. Against training steps: {ends}.", legend, note)
 
 

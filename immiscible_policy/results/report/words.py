@@ -37,7 +37,7 @@ def headline(evidence: Evidence) -> str:
         run, metric = evidence.reference, evidence.metrics[0]
         mean = run.mean(metric)
         ends = brackets(mean, cut=(metric.low, metric.high)).strip("[]").replace(", ", " to ")
-        ends = ends and f" (95 % interval {ends})"
+        ends = ends and f" (95% interval {ends})"
         return f"{run.name}: mean {evidence.task.measured} {mean.estimate:.3f}{ends}, {mean.meaning}."
     if len(evidence.contrasts) == 1:
         return verdict(evidence.contrasts[0], evidence.task.measured)
@@ -49,7 +49,7 @@ def headline(evidence: Evidence) -> str:
     )
     return (
         f"{len(evidence.contrasts)} runs against {evidence.reference.name}: {parts}. Mean {evidence.task.measured}, "
-        "95 % intervals, each comparison on its own."
+        "95% intervals, each comparison on its own."
     )
 
 
@@ -76,7 +76,7 @@ def verdict(contrast: Contrast, measured: str) -> str:
     kind = outcome(contrast)
     opening = f"No difference detected between {a} and {b}" if kind == OPEN else f"{a} is {kind} than {b}"
     ends = f"{signed(difference.low)} to {signed(difference.high)}"
-    return f"{opening}: {means}, difference {signed(difference.estimate)} (95 % interval {ends}, {difference.meaning})."
+    return f"{opening}: {means}, difference {signed(difference.estimate)} (95% interval {ends}, {difference.meaning})."
 
 
 def confidence(contrast: Contrast) -> str:
