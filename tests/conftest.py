@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ ROOM = 8 * 2**30
 # Every checkpoint is flushed to the disk, and tests write thousands: in memory nobody waits for that.
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+os.environ["SDL_VIDEODRIVER"] = "dummy"  # no test opens a window
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +46,15 @@ def store(tmp_path_factory) -> Path:
     from tests.training.helpers import write_small_store  # imports torch, which the environment's tests do without
 
     return write_small_store(tmp_path_factory.mktemp("store") / "small.zarr")
+
+
+@pytest.fixture
+def write_module(tmp_path, monkeypatch) -> Callable[[str, str], None]:
+    """Writes a module that this test can import, by its name and its text."""
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop(name, None)  # of the test before
+
+    return write

@@ -14,17 +14,17 @@ from immiscible_policy.evaluation.agent import Agent, load_agent, solver_of, spe
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert
-from immiscible_policy.policy import Normalizer, PolicySpec, build_policy
+from immiscible_policy.policy import Normalizer, build_policy
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
 from immiscible_policy.store.rows import read_rows
 from immiscible_policy.tasks import find_task
 from tests.demos.arm import arm_arrays, write_lerobot
 from tests.results.runs import write_run
+from tests.small_policy import SPEC as BLIND
 from tests.training.helpers import here, refused
 
 PUSHT = find_task("pusht")
-BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84, 16))
 ARM = replace(BLIND, obs="qpos,front,gripper", obs_dim=7, action_dim=7, encoder=EncoderSpec(("front",), 16, 16))
 STARTS = list(range(100_000, 100_050))

@@ -47,8 +47,8 @@ from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.launchers.job import needs
 from tests.demos.arm import arm_arrays, write_lerobot
-from tests.lab.small import SPEC, small_policy
 from tests.results.runs import write_run
+from tests.small_policy import SPEC, small_policy
 from tests.training.toy_recipe import ToyRecipe
 
 MANY = pytest.mark.parametrize("examples", [25, pytest.param(2000, marks=pytest.mark.slow)])

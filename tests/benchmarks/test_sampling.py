@@ -8,16 +8,11 @@ import pytest
 from benchmarks.sampling import EXPERIMENT, SCHEDULERS, forward, scored
 from immiscible_policy.evaluation.agent import Agent, spec_metadata
 from immiscible_policy.path import Ddpm
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
+from tests.small_policy import SPEC
 from tests.training.helpers import here
-
-SPEC = PolicySpec(
-    obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8,
-    method="diffusion", prediction="epsilon", diffusion_steps=100,
-    data_scale=1.0, down_dims=(8, 16), step_embed_dim=8, kernel_size=5, groups=4,
-)  # fmt: skip
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ def test_make_refuses_before_it_works(tmp_path):
 @pytest.fixture
 def mouse(monkeypatch):
     """A person who covers the goal once and quits."""
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr(teleop, "CONTROL_HZ", 10_000)
     monkeypatch.setattr(teleop, "random_start", lambda random: GOAL_WITHIN_REACH)
     hold = pygame.event.Event(pygame.MOUSEMOTION, pos=(60, 60), rel=(0, 0), buttons=(0, 0, 0))

@@ -14,14 +14,13 @@ from immiscible_policy.commands import doctor
 from immiscible_policy.demos.store import open_store, write_store
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.plugins.bridge import convert
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.demos.stores import PUSHT
 from tests.demos.stores import changed as arrays_changed
+from tests.small_policy import SPEC
 from tests.training.helpers import here, refused, write_small_store
-
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from immiscible_policy.commands import render_rollout
 from immiscible_policy.commands.render_rollout import main
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.store.checkpoint import save_checkpoint
+from tests.small_policy import SPEC
 
 
 @pytest.mark.parametrize(
@@ -39,25 +40,9 @@ def test_mistakes_are_refused_before_anything_is_made(
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """An untrained policy of little size."""
-    spec = PolicySpec(
-        obs="keypoints",
-        obs_dim=20,
-        action_dim=2,
-        horizon=16,
-        obs_steps=2,
-        action_steps=8,
-        data_scale=1.0,
-        down_dims=(8, 16),
-        step_embed_dim=8,
-        kernel_size=3,
-        groups=4,
-        method="diffusion",
-        prediction="epsilon",
-        diffusion_steps=100,
-    )
-    weights = build_policy(spec).state_dict()
+    weights = build_policy(SPEC).state_dict()
     path = tmp_path / "step_000500"
-    save_checkpoint(path, spec_metadata(spec) | {"step": 500, "seed": 0}, {"model": weights, "ema": weights})
+    save_checkpoint(path, spec_metadata(SPEC) | {"step": 500, "seed": 0}, {"model": weights, "ema": weights})
     return path
 
 
@@ -70,7 +55,6 @@ def test_an_unknown_sampler_is_refused_before_a_video_is_made(checkpoint: Path) 
 def test_the_command_renders_a_checkpoint(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr(render_rollout, "evaluate", partial(evaluate, max_steps=5, batch_size=3))
     out = checkpoint.parent / "rollout.mp4"
     words = [f"checkpoint={checkpoint}", f"out={out}", "starts=100000..100002", "columns=2", "size=64"]

@@ -263,20 +263,20 @@ def test_a_part_that_does_not_fit_is_discarded(server, source, packed, tmp_path)
     assert not part.exists()
 
 
-def test_mistakes_on_the_command_line(capsys, server, packed, tmp_path):
+def test_mistakes_on_the_command_line(server, packed, tmp_path):
     server.content = packed
     out = tmp_path / "new" / "out"
     for url in ("pusht.zip", "file:///etc/passwd", "http://"):
-        line = mistake(capsys, "download", f"out={out}", f"url={url}")
+        line = mistake("download", f"out={out}", f"url={url}")
         assert line == f"error: url={url}: should begin with http:// or https://"
-    line = mistake(capsys, "download", f"out={out}", f"url={server.url}2")
+    line = mistake("download", f"out={out}", f"url={server.url}2")
     assert line == f"error: {server.url}2: the server answered 404 Not Found"
-    line = mistake(capsys, "download", f"out={out}", "url=http://127.0.0.1:1/pusht.zip")
+    line = mistake("download", f"out={out}", "url=http://127.0.0.1:1/pusht.zip")
     assert "cannot be reached (" in line
-    assert "not the expected" in mistake(capsys, "download", f"out={out}", f"url={server.url}")
+    assert "not the expected" in mistake("download", f"out={out}", f"url={server.url}")
     assert not out.parent.exists()
     (out / STORE_NAME).mkdir(parents=True)
-    assert "exists already" in mistake(capsys, "download", f"out={out}", f"url={server.url}")
+    assert "exists already" in mistake("download", f"out={out}", f"url={server.url}")
     assert os.listdir(out) == [STORE_NAME] and not os.listdir(out / STORE_NAME)
 
 
@@ -290,19 +290,19 @@ class Stranger(socketserver.StreamRequestHandler):
         self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
 
 
-def test_a_url_that_cannot_be_fetched_is_one_line(capsys, tmp_path):
+def test_a_url_that_cannot_be_fetched_is_one_line(tmp_path):
     out = tmp_path / "new" / "out"
     for url in (
         "http://localhost:9/a b.zip",
         "http://localhost:port/a.zip",
         "http://localhost:99999999999999999999/a.zip",
     ):
-        assert mistake(capsys, "download", f"out={out}", f"url={url}").startswith(f"error: {url}: cannot be fetched (")
+        assert mistake("download", f"out={out}", f"url={url}").startswith(f"error: {url}: cannot be fetched (")
     with socketserver.TCPServer(("127.0.0.1", 0), Stranger) as stranger:
         thread = threading.Thread(target=stranger.handle_request)
         thread.start()
         url = f"http://127.0.0.1:{stranger.server_address[1]}/a.zip"
-        line = mistake(capsys, "download", f"out={out}", f"url={url}")
+        line = mistake("download", f"out={out}", f"url={url}")
         thread.join()
     assert line == f"error: {url}: cannot be fetched (BadStatusLine: SSH-2.0-OpenSSH_9.6)"
     assert not out.parent.exists()

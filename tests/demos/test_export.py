@@ -53,39 +53,40 @@ assert left.num_episodes == len(ends) - 1 and len(left) == ends[-1] - (ends[1] -
 """
 
 
-def exported(capsys, tmp_path, image=0, *words):
+def exported(tmp_path, image=0, *words):
     arrays, ends = small_arrays(image=image)
     store = write_plain(tmp_path / "a.zarr", arrays, ends)
-    result = run(capsys, "export", f"path={store}", f"out={tmp_path / 'dataset'}", *words)
-    assert result == (0, f"{tmp_path / 'dataset'}: 3 episodes, 51 steps\n", ""), result
+    result = run("export", f"path={store}", f"out={tmp_path / 'dataset'}", *words)
+    assert result.returncode == 0 and not result.stderr, result
+    assert result.stdout == f"{tmp_path / 'dataset'}: 3 episodes, 51 steps\n"
     return store, tmp_path / "dataset"
 
 
-def test_there_and_back_is_the_same_store(capsys, tmp_path):
-    store, dataset = exported(capsys, tmp_path)
-    assert run(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'b.zarr'}").code == 0
+def test_there_and_back_is_the_same_store(tmp_path):
+    store, dataset = exported(tmp_path)
+    assert run("convert", f"path={dataset}", f"out={tmp_path / 'b.zarr'}").returncode == 0
     assert content_hash(store) == content_hash(tmp_path / "b.zarr")
 
 
-def test_the_embedded_demonstrations_survive_the_journey(capsys, tmp_path):
+def test_the_embedded_demonstrations_survive_the_journey(tmp_path):
     words = f"path={PUSHT.demonstrations()}", f"out={tmp_path / 'dataset'}"
-    assert run(capsys, "export", *words).code == 0
-    assert run(capsys, "convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").code == 0
+    assert run("export", *words).returncode == 0
+    assert run("convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").returncode == 0
     assert content_hash(PUSHT.demonstrations()) == content_hash(tmp_path / "b.zarr")
 
 
-def test_a_store_without_contacts_and_in_float64_comes_back_as_it_was(capsys, tmp_path):
+def test_a_store_without_contacts_and_in_float64_comes_back_as_it_was(tmp_path):
     arrays, ends = small_arrays()
     del arrays["n_contacts"]
     store = write_plain(tmp_path / "a.zarr", {name: values.astype(np.float64) for name, values in arrays.items()}, ends)
-    assert run(capsys, "export", f"path={store}", f"out={tmp_path / 'dataset'}").code == 0
-    assert run(capsys, "convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").code == 0
+    assert run("export", f"path={store}", f"out={tmp_path / 'dataset'}").returncode == 0
+    assert run("convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'b.zarr'}").returncode == 0
     assert content_hash(store) == content_hash(tmp_path / "b.zarr")
     assert open_store(tmp_path / "b.zarr")["action"].dtype == np.float64
 
 
-def test_what_a_policy_sees(capsys, tmp_path):
-    store, dataset = exported(capsys, tmp_path)
+def test_what_a_policy_sees(tmp_path):
+    store, dataset = exported(tmp_path)
     demos, steps = open_store(store), parquet.read_table(dataset / "data/chunk-000/file-000.parquet")
     columns = {name: np.array(steps[name].to_pylist()) for name in steps.column_names}
     np.testing.assert_array_equal(columns["action"], demos["action"])
@@ -103,8 +104,8 @@ def test_what_a_policy_sees(capsys, tmp_path):
         assert feature["names"] is None or len(feature["names"]) == feature["shape"][0]
 
 
-def test_statistics_are_those_of_the_steps_and_of_each_episode(capsys, tmp_path):
-    store, dataset = exported(capsys, tmp_path)
+def test_statistics_are_those_of_the_steps_and_of_each_episode(tmp_path):
+    store, dataset = exported(tmp_path)
     action, stats = open_store(store)["action"], json.loads((dataset / "meta/stats.json").read_text())
     assert stats["action"]["count"] == [51]
     np.testing.assert_array_equal(stats["action"]["min"], action.min(axis=0))
@@ -122,8 +123,8 @@ def test_statistics_are_those_of_the_steps_and_of_each_episode(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("images", ["stored", "rendered"])
-def test_pictures_lose_nothing(capsys, tmp_path, images):
-    store, dataset = exported(capsys, tmp_path, 96, f"images={images}")
+def test_pictures_lose_nothing(tmp_path, images):
+    store, dataset = exported(tmp_path, 96, f"images={images}")
     demos = open_store(store)
     column = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")["observation.image"].to_pylist()
     shown = [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in column]
@@ -135,9 +136,9 @@ def test_pictures_lose_nothing(capsys, tmp_path, images):
 
 
 @pytest.mark.parametrize("venv", each_lerobot())
-def test_lerobot_loads_it(capsys, tmp_path, venv):
+def test_lerobot_loads_it(tmp_path, venv):
     needs("lerobot", venv)
-    store, dataset = exported(capsys, tmp_path, 12, "images=stored")
+    store, dataset = exported(tmp_path, 12, "images=stored")
     demos = open_store(store)
     corners = corners_of(demos["state"].astype(np.float64)).astype(np.float32)
     table = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")
@@ -148,13 +149,13 @@ def test_lerobot_loads_it(capsys, tmp_path, venv):
     peers("-c", LOAD, str(dataset), str(tmp_path / "a.npz"), PUSHT.instruction, str(tmp_path / "left"), venv=venv)
 
 
-def test_mistakes_leave_nothing_behind(capsys, tmp_path, monkeypatch):
+def test_mistakes_leave_nothing_behind(tmp_path, monkeypatch):
     arrays, ends = small_arrays()
     store = write_plain(tmp_path / "a.zarr", arrays, ends)
     words = ("export", f"path={store}", f"out={tmp_path / 'out'}")
-    assert "unknown images 'store'; did you mean 'stored'?" in mistake(capsys, *words, "images=store")
-    assert "data/img is missing" in mistake(capsys, *words, "images=stored")
-    assert "exists already" in mistake(capsys, "export", f"path={store}", f"out={store}")
+    assert "unknown images 'store'; did you mean 'stored'?" in mistake(*words, "images=store")
+    assert "data/img is missing" in mistake(*words, "images=stored")
+    assert "exists already" in mistake("export", f"path={store}", f"out={store}")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert mistake(capsys, *words) == "error: export needs pyarrow: pip install 'immiscible-policy[lerobot]'"
+    assert mistake(*words) == "error: export needs pyarrow: pip install 'immiscible-policy[lerobot]'"
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]

@@ -25,18 +25,17 @@ def test_the_way_of_an_episode_is_its_net_turn(store):
     assert "1 clockwise, 1 counter-clockwise, 1 undecided" in text
 
 
-def test_a_store_of_other_keys_is_described_by_its_own_task(capsys, tmp_path, monkeypatch):
-    (tmp_path / "own_reach.py").write_text(REACH)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_store_of_other_keys_is_described_by_its_own_task(tmp_path, write_module):
+    write_module("own_reach", REACH)
     path = write_store(tmp_path / "a.zarr", {"position": np.zeros((9, 3)), "action": np.ones((9, 3))}, [4, 9])
-    lines = run(capsys, "info", f"path={path}", "task=own_reach:Reach").out.splitlines()
+    lines = run("info", f"path={path}", "task=own_reach:Reach").stdout.splitlines()
     assert "task                reach" in lines
     for i in range(3):
         assert f"action[{i}]           1, constant (float64)" in lines
         assert f"position[{i}]         0, constant (float64)" in lines
-    assert run(capsys, "validate", f"path={path}", "task=own_reach:Reach").code == 0
-    refused = mistake(capsys, "info", f"path={path}", "task=own_reach:Reach", f"out={tmp_path / 'a.png'}")
-    assert "task=reach has nothing to draw its demonstrations by" in refused
+    assert run("validate", f"path={path}", "task=own_reach:Reach").returncode == 0
+    line = mistake("info", f"path={path}", "task=own_reach:Reach", f"out={tmp_path / 'a.png'}")
+    assert "task=reach has nothing to draw its demonstrations by" in line
 
 
 REACH = """
@@ -48,11 +47,11 @@ class Reach(Task):
 """
 
 
-def test_it_says_what_is_there(capsys, store):
-    result = run(capsys, "info", f"path={store}")
-    lines = {line[:19].strip(): line[20:] for line in result.out.splitlines()}
+def test_it_says_what_is_there(store):
+    result = run("info", f"path={store}")
+    lines = {line[:19].strip(): line[20:] for line in result.stdout.splitlines()}
     demos = opened(store)
-    assert result.code == 0 and not result.err
+    assert result.returncode == 0 and not result.stderr
     assert lines["episodes"] == "3" and lines["steps"].startswith("51 ")
     assert lines["episode length"] == "9 to 30 steps, median 12"
     assert lines["content hash"].startswith(content_hash(demos))
@@ -61,20 +60,20 @@ def test_it_says_what_is_there(capsys, store):
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_it_draws(capsys, tmp_path, store, suffix):
+def test_it_draws(tmp_path, store, suffix):
     picture = tmp_path / f"picture.{suffix}"
-    assert run(capsys, "info", f"path={store}", f"out={picture}").code == 0
+    assert run("info", f"path={store}", f"out={picture}").returncode == 0
     assert picture.stat().st_size > 10_000
 
 
-def test_the_picture_is_not_blank(capsys, tmp_path, store):
-    run(capsys, "info", f"path={store}", f"out={tmp_path / 'picture.png'}")
+def test_the_picture_is_not_blank(tmp_path, store):
+    run("info", f"path={store}", f"out={tmp_path / 'picture.png'}")
     pixels = matplotlib.image.imread(tmp_path / "picture.png")
     assert pixels.shape[:2] == (1290, 1650)
     assert 0.02 < (pixels[..., :3] < 1).any(axis=-1).mean() < 0.5
 
 
-def test_mistakes_draw_nothing(capsys, tmp_path, store):
-    assert "ends in .png, .pdf, .svg" in mistake(capsys, "info", f"path={store}", f"out={tmp_path / 'a.bmp'}")
-    assert "does not exist" in mistake(capsys, "info", f"path={store}", f"out={tmp_path / 'no' / 'a.png'}")
+def test_mistakes_draw_nothing(tmp_path, store):
+    assert "ends in .png, .pdf, .svg" in mistake("info", f"path={store}", f"out={tmp_path / 'a.bmp'}")
+    assert "does not exist" in mistake("info", f"path={store}", f"out={tmp_path / 'no' / 'a.png'}")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]

@@ -63,11 +63,11 @@ def write_dataset(path, columns, version="v3.0", info=None):
 
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
-def test_both_formats_give_the_original_back(capsys, tmp_path, version):
+def test_both_formats_give_the_original_back(tmp_path, version):
     dataset = write_dataset(tmp_path / "dataset", columns_of(), version)
     out = tmp_path / "new" / "a.zarr"
-    result = run(capsys, "convert", f"path={dataset}", f"out={out}")
-    assert result.code == 0 and result.out == f"{out}: 3 episodes, 51 steps\n"
+    result = run("convert", f"path={dataset}", f"out={out}")
+    assert result.returncode == 0 and result.stdout == f"{out}: 3 episodes, 51 steps\n"
     arrays, ends = small_arrays()
     demos = open_store(out)
     np.testing.assert_array_equal(demos["action"], arrays["action"])
@@ -122,36 +122,36 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_converted_is_refused(capsys, tmp_path, name):
+def test_what_cannot_be_converted_is_refused(tmp_path, name):
     columns, info, says = REFUSED[name]
     dataset = write_dataset(tmp_path / "dataset", columns, info=info)
-    assert says in mistake(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
+    assert says in mistake("convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_broken_files_are_named(capsys, tmp_path):
+def test_broken_files_are_named(tmp_path):
     words = ("convert", f"path={tmp_path / 'dataset'}", f"out={tmp_path / 'a.zarr'}")
-    assert "meta/info.json is missing" in mistake(capsys, *words)
+    assert "meta/info.json is missing" in mistake(*words)
     dataset = write_dataset(tmp_path / "dataset", columns_of())
     file = dataset / "data/chunk-000/file-000.parquet"
     described = columns_of()
     del described["frame_index"]
     parquet.write_table(table(described, slice(None)), file)
-    assert f"{file}: has no column frame_index" in mistake(capsys, *words)
+    assert f"{file}: has no column frame_index" in mistake(*words)
     parquet.write_table(table(columns_of() | {"action": np.zeros((51, 3), np.float32)}, slice(None)), file)
-    assert f"{file}: column action does not hold 2 numbers per frame" in mistake(capsys, *words)
+    assert f"{file}: column action does not hold 2 numbers per frame" in mistake(*words)
     file.write_bytes(file.read_bytes()[:-100])
-    assert f"{file}: cannot be read" in mistake(capsys, *words)
+    assert f"{file}: cannot be read" in mistake(*words)
     file.unlink()
-    assert "no parquet file under data/" in mistake(capsys, *words)
+    assert "no parquet file under data/" in mistake(*words)
     (dataset / "meta/info.json").write_text("{")
-    assert "not a dataset's description" in mistake(capsys, *words)
+    assert "not a dataset's description" in mistake(*words)
     (tmp_path / "a.zarr").mkdir()
-    assert "exists already" in mistake(capsys, *words)
+    assert "exists already" in mistake(*words)
 
 
-def test_without_pyarrow_one_line_says_how_to_get_it(capsys, tmp_path, monkeypatch):
+def test_without_pyarrow_one_line_says_how_to_get_it(tmp_path, monkeypatch):
     dataset = write_dataset(tmp_path / "dataset", columns_of())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    line = mistake(capsys, "convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
+    line = mistake("convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
     assert line == "error: a data set of LeRobot needs pyarrow: pip install 'immiscible-policy[lerobot]'"

@@ -14,12 +14,12 @@ def problems(path):
     return validate.problems(path, PUSHT.columns, PUSHT.problems)
 
 
-def test_a_sound_store_gets_a_clean_bill(capsys, tmp_path):
+def test_a_sound_store_gets_a_clean_bill(tmp_path):
     for zarr_format in (2, 3):
         path = write_plain(tmp_path / f"{zarr_format}.zarr", *small_arrays(image=4), zarr_format=zarr_format)
-        result = run(capsys, "validate", f"path={path}")
-        assert result.code == 0 and not result.err
-        assert result.out == f"{path}: 3 episodes, 51 steps, nothing wrong\n"
+        result = run("validate", f"path={path}")
+        assert result.returncode == 0 and not result.stderr
+        assert result.stdout == f"{path}: 3 episodes, 51 steps, nothing wrong\n"
 
 
 VALUES = {
@@ -34,14 +34,14 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_bad_values_are_placed(capsys, tmp_path, name):
+def test_bad_values_are_placed(tmp_path, name):
     array, index, value, says = VALUES[name]
     arrays, ends = small_arrays(image=4)
     arrays[array][index] = value
     path = write_plain(tmp_path / "a.zarr", arrays, ends)
-    result = run(capsys, "validate", f"path={path}")
-    assert result.code == 2 and result.out.startswith(f"data/{array}{says}")
-    assert result.err.startswith(f"error: {path}: {len(result.out.splitlines())} problem")
+    result = run("validate", f"path={path}")
+    assert result.returncode == 2 and result.stdout.startswith(f"data/{array}{says}")
+    assert result.stderr.startswith(f"error: {path}: {len(result.stdout.splitlines())} problem")
 
 
 def test_bad_values_are_counted(tmp_path):
@@ -77,16 +77,16 @@ def test_images_between_0_and_1_are_noticed(tmp_path):
     assert line == "data/img holds pixels of 0..1; they should be 0..255"
 
 
-def test_everything_wrong_is_listed(capsys, tmp_path):
+def test_everything_wrong_is_listed(tmp_path):
     path = write_plain(tmp_path / "a.zarr", *small_arrays(image=4))
     (path / "data/action/2.0").unlink()
     (path / "data/action/4.0").unlink()
     (path / "data/state/1.0").write_bytes(b"garbage, not blosc")
     (path / "data/state/3.0").write_bytes(b"")
     (path / "data/img/0.0.0.0").unlink()
-    result = run(capsys, "validate", f"path={path}")
-    assert result.code == 2 and result.err == f"error: {path}: 4 problems found\n"
-    lines = result.out.splitlines()
+    result = run("validate", f"path={path}")
+    assert result.returncode == 2 and result.stderr == f"error: {path}: 4 problems found\n"
+    lines = result.stdout.splitlines()
     assert lines[0].startswith("chunk file data/state/1.0 (steps 7 to 13) cannot be decoded")
     assert lines[1].startswith("chunk file data/state/3.0 (steps 21 to 27) cannot be decoded")
     assert lines[2].startswith("chunk file data/action/2.0 (steps 14 to 20) is missing, 2 of 8 of data/act")
@@ -119,12 +119,12 @@ def test_episode_ends_are_checked(tmp_path, ends):
     assert line.startswith("meta/episode_ends")
 
 
-def test_no_store_is_one_problem(capsys, tmp_path):
+def test_no_store_is_one_problem(tmp_path):
     zarr.create_group(tmp_path / "bare.zarr", zarr_format=3)
-    result = run(capsys, "validate", f"path={tmp_path / 'bare.zarr'}")
-    assert "meta/episode_ends is missing" in result.out
-    assert result.err.endswith(": 1 problem found\n")
-    assert mistake(capsys, "validate", f"path={tmp_path / 'nowhere'}").endswith("nowhere: 1 problem found")
+    result = run("validate", f"path={tmp_path / 'bare.zarr'}")
+    assert "meta/episode_ends is missing" in result.stdout
+    assert result.stderr.endswith(": 1 problem found\n")
+    assert mistake("validate", f"path={tmp_path / 'nowhere'}").endswith("nowhere: 1 problem found")
 
 
 def test_the_human_store_passes(human_store):

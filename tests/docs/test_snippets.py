@@ -78,7 +78,6 @@ def hurried(monkeypatch):
 
     result = shutil.which
     monkeypatch.setattr("shutil.which", which)  # a login node of Slurm has it
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     for user in ("rendering", "teleop"):  # whoever was imported before holds the name itself
         monkeypatch.setattr(f"immiscible_envs.{user}.Window", Window)
     monkeypatch.setattr("immiscible_policy.results.writer.provenance", over)

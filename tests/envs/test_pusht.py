@@ -18,11 +18,6 @@ START = [100.0, 120.0, 240.0, 260.0, 0.5]
 INFO = {"coverage", "is_success", "n_contacts", "block_pose", "goal_pose"}
 
 
-@pytest.fixture(autouse=True)
-def no_window(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-
-
 @pytest.fixture
 def env():
     return gymnasium.make(SPEC)

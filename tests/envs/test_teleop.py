@@ -14,11 +14,6 @@ from immiscible_envs.teleop import Session, run_session
 GOAL_WITHIN_REACH = np.array([60.0, 60.0, 256.0, 256.0, np.pi / 4 + 0.01])
 
 
-@pytest.fixture(autouse=True)
-def no_window(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-
-
 @pytest.fixture
 def saved():
     """What a session saves, episode by episode."""

@@ -10,6 +10,7 @@ from gymnasium.vector.utils import iterate
 from immiscible_envs.geometry import GOAL_POSE
 from immiscible_envs.pusht import OBS_TYPES, PushTEnv
 from immiscible_envs.vector import PushTVectorEnv
+from tests.envs.test_pusht import refused
 
 ID = "immiscible/PushT-v0"
 COUNT = 4
@@ -39,12 +40,6 @@ def row_of(options, row):
     if "goal_pose" in batched:
         batched["goal_pose"] = np.broadcast_to(batched["goal_pose"], (COUNT, 3))
     return {key: column[row] for key, column in batched.items()}
-
-
-def refused(match, call):
-    with pytest.raises(ValueError, match=match) as error:
-        call()
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -7,11 +7,11 @@ import torch
 
 from immiscible_policy.evaluation.agent import read_policy, solver_of, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
+from tests.small_policy import SPEC as BLIND
 
-BLIND = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img", "wrist"), 40, 16, shared=True))
 
 

@@ -7,10 +7,11 @@ import torch
 
 from immiscible_policy.evaluation.agent import Agent
 from immiscible_policy.evaluation.rollout import Tally, evaluate
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.solver import Solver
 from immiscible_policy.tasks import Metric, Observed, find_task
+from tests.small_policy import SPEC
 
 PUSHT = find_task("pusht")
 
@@ -76,8 +77,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_a_network_policy_scores_the_same_whatever_else_is_asked_for():
     torch.manual_seed(0)
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
-    agent = Agent(build_policy(spec).eval(), spec, Solver("ddim", 2))
+    agent = Agent(build_policy(SPEC).eval(), SPEC, Solver("ddim", 2))
     agent.policy.action.scale.fill_(1 / 256)
     agent.policy.action.offset.fill_(-1.0)
     every = evaluate(PUSHT, agent, STARTS, seed=0, checkpoint=0, batch_size=8, max_steps=40)

@@ -19,8 +19,8 @@ from immiscible_policy.lab.bijection import (
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
-from tests.lab.small import SPEC, AlwaysThere, small_policy
 from tests.random_numbers import generator
+from tests.small_policy import SPEC, small_policy
 
 OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
     "perturbations": 2, "observations": 3, "windows": 20, "starts": "100000", "max_steps": 9, "sampling_steps": 2,
@@ -30,6 +30,19 @@ OPTIONS = {key: option.default for key, option in bijection.OPTIONS.items()} | {
 @pytest.fixture
 def policy():
     return small_policy()
+
+
+class AlwaysThere(torch.nn.Module):
+    """The exact denoiser of data that are always the same; it remembers what it was shown."""
+
+    def __init__(self, policy, place):
+        super().__init__()
+        self.alphas, self.place, self.seen = policy.path.alphas_cumprod, place, []
+
+    def forward(self, x, t, features):
+        self.seen.append((x.clone(), int(t[0])))
+        a = self.alphas[t][:, None, None]
+        return (x - a.sqrt() * self.place) / (1 - a).sqrt()
 
 
 class FollowsNoise(torch.nn.Module):

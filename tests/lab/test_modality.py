@@ -17,13 +17,14 @@ from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
 from immiscible_policy.lab.modality.arms import Arm, Rollout, difference, estimate, find_gaps, followed, roll_out
 from immiscible_policy.lab.modality.plots import evolution_figure, mode_colour, paths_figure
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.writer import finite
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task
+from tests.small_policy import SPEC
 
 PUSHT = find_task("pusht")
 
@@ -209,13 +210,12 @@ def test_paths_have_the_colour_of_their_mode_and_the_agents_end_at_the_quarter_t
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds of an untrained policy; only steps 10 and 20 are kept by both."""
-    spec = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (8, 16), 8, 3, 4, "diffusion", "epsilon", 100)
-    weights = build_policy(spec).state_dict()
+    weights = build_policy(SPEC).state_dict()
     run = tmp_path_factory.mktemp("runs") / "vanilla"
     for seed, steps in ((0, (10, 20)), (1, (10, 20, 30))):
         for step in steps:
             path = run / f"seed_{seed}" / "checkpoints" / f"step_{step:06d}"
-            save_checkpoint(path, spec_metadata(spec) | {"step": step, "seed": seed}, {"ema": weights})
+            save_checkpoint(path, spec_metadata(SPEC) | {"step": step, "seed": seed}, {"ema": weights})
     (run / "config.yaml").write_text(compose_config(["experiment=debug", "mirror=true", "seed=0..1"]).to_yaml())
     return run
 

@@ -13,15 +13,10 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
 from immiscible_policy.training.driver import train_run
-from tests.lab.small import SPEC, small_policy
+from tests.small_policy import SPEC, small_policy
 from tests.training.helpers import write_small_store
 
 OPTIONS = {key: option.default for key, option in solvers.OPTIONS.items()}
-
-
-@pytest.fixture
-def policy():
-    return small_policy()
 
 
 def test_solvers_are_read_and_refused():
@@ -53,19 +48,18 @@ def test_differences_by_hand():
     assert unpaired["mean"] == pytest.approx(0.1) and unpaired["low"] < 0 < unpaired["high"]
 
 
-def write_run(directory, policy, noise, **config):
-    config = {"seed": "0", "noise": noise, **config}
+def write_run(directory, noise):
+    config = {"seed": "0", "noise": {"name": noise}}
     metadata = spec_metadata(SPEC) | {"step": 7, "seed": 0, "config": config}
-    weights = policy.state_dict()
+    weights = small_policy().state_dict()
     directory.mkdir()
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     save_checkpoint(directory / "seed_0" / "checkpoints" / "step_000007", metadata, {"model": weights, "ema": weights})
     return str(directory)
 
 
-def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path, policy):
-    runs = [write_run(tmp_path / "vanilla", policy, {"name": "vanilla"}),
-            write_run(tmp_path / "linear", policy, {"name": "linear"})]  # fmt: skip
+def test_the_experiment_rolls_out_every_run_under_every_solver_it_takes(tmp_path):
+    runs = [write_run(tmp_path / noise, noise) for noise in ("vanilla", "linear")]
     options = {"runs": named_runs(",".join(runs)), "solvers": "ddim1,renoise1", "episodes": 2}
     outcome = solvers.measure(OPTIONS | options)
     results = outcome.figures["runs"]
@@ -88,9 +82,9 @@ def test_bad_options_are_refused_in_one_line(change, message):
         solvers.measure(OPTIONS | change)
 
 
-def test_unknown_starts_are_refused_before_anything_is_rolled_out(tmp_path, policy, monkeypatch):
+def test_unknown_starts_are_refused_before_anything_is_rolled_out(tmp_path, monkeypatch):
     monkeypatch.setattr(solvers, "rolled_out", lambda *_: pytest.fail("a policy was rolled out"))
-    run = write_run(tmp_path / "vanilla", policy, {"name": "vanilla"})
+    run = write_run(tmp_path / "vanilla", "vanilla")
     with pytest.raises(ValueError, match="starts=first"):
         solvers.measure(OPTIONS | {"runs": named_runs(str(run)), "starts": "first"})
 

@@ -1,6 +1,5 @@
 """Selectors by name, by entry point and by dotted path, and the refusals of each."""
 
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -40,11 +39,8 @@ class Mute:
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    (tmp_path / "own_noise.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "own_noise"
-    sys.modules.pop("own_noise", None)
+def own_module(write_module):
+    write_module("own_noise", OWN)
 
 
 def test_a_dotted_path_with_options(own_module):

@@ -15,16 +15,16 @@ from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, find_checkpoint, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
 from immiscible_policy.policy import Pictured
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from tests.plugins.peers import each_lerobot, needs, peers
+from tests.plugins.peers import peers
 from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet
+from tests.small_policy import SPEC
 from tests.training.helpers import command, refused
 
-SPEC = PolicySpec("keypoints", 20, 2, 16, 2, 8, 1.0, (16, 32), 16, 5, 8, "diffusion", "epsilon", 100)
 PUBLISHED = Solver("ddim", 10, spacing="leading")
 """How the other projects sample."""
 SEEING = replace(SPEC, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84))
@@ -284,13 +284,6 @@ with torch.no_grad():
     actions = policy.diffusion.generate_actions(given, noise=noise)
 safetensors.torch.save_file({"actions": after(actions).contiguous()}, outputs)
 """
-
-
-@pytest.fixture(params=each_lerobot())
-def venv(request):
-    """An environment with LeRobot."""
-    needs("lerobot", request.param)
-    return request.param
 
 
 def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from immiscible_policy.commands.demos import export
 from immiscible_policy.plugins.bridge import convert
 from tests.demos.stores import small_arrays, write_plain
-from tests.plugins.peers import ROOT, each_lerobot, needs, peers
+from tests.plugins.peers import ROOT, needs, peers
 
 PLUGIN = ROOT / "lerobot_policy_immiscible"
 
@@ -38,13 +38,6 @@ script = sys.argv[2]
 sys.argv = sys.argv[2:]
 import_module(f"lerobot.scripts.{script}").main()
 """
-
-
-@pytest.fixture(scope="module", params=each_lerobot())
-def venv(request) -> str:
-    """An environment with LeRobot."""
-    needs("lerobot", request.param)
-    return request.param
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from immiscible_policy.path.regression import MIP, REGRESSION
 from immiscible_policy.policy import Normalizer, NumberObserver, Policy
 from immiscible_policy.solver import Solver
 from immiscible_policy.training.batches import cut
+from tests.random_numbers import generator, generators
 
 TIMES = {"regression": REGRESSION, "mip": MIP}
 DIRECT = Solver("direct", 1)
@@ -40,20 +41,14 @@ def make_unet(seed: int = 0) -> ConditionalUnet1d:
     return ConditionalUnet1d(2, 6, step_embed_dim=8, down_dims=(8, 16), groups=4)
 
 
-def generators(seeds) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def windows(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations (rows, 2, 3) and action chunks (rows, 8, 2) in px."""
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     return torch.randn(rows, 2, 3, generator=g), LOW + (HIGH - LOW) * torch.rand(rows, 8, 2, generator=g)
 
 
 def noised(policy, observation, action, seed: int = 3):
-    return policy.noised(
-        observation, action, make_selector("vanilla"), step=7, generator=torch.Generator().manual_seed(seed)
-    )
+    return policy.noised(observation, action, make_selector("vanilla"), step=7, generator=generator(seed))
 
 
 @pytest.mark.parametrize("method", TIMES)
@@ -66,7 +61,7 @@ def test_a_batch_by_hand(method, data_scale):
     target = data_scale * (2 * (action - LOW) / (HIGH - LOW) - 1)
     torch.testing.assert_close(batch.path.target, target)
     assert torch.equal(batch.observed[0], observation.flatten(1))
-    noise = torch.randn(5, 8, 2, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(5, 8, 2, generator=generator(3))
     met = 0.9 * target + 0.1 * noise if method == "mip" else torch.zeros_like(target)
     torch.testing.assert_close(batch.path.noisy, met)
 
@@ -98,7 +93,7 @@ def test_the_network_reads_steps_0_and_90():
 
     policy = make_policy("mip", Watching(1.0))
     policy.loss(noised(policy, *windows(2)))
-    policy.predict(windows(2)[0], DIRECT, generators(range(2)))
+    policy.predict(windows(2)[0], DIRECT, generators(2))
     assert seen == [[0, 0], [90, 90]] * 2
 
 
@@ -118,7 +113,7 @@ def test_regression_acts_with_one_forward_pass():
     with torch.no_grad():
         predicted = policy.network(torch.zeros(4, 8, 2), torch.zeros(4, dtype=torch.long), observation.flatten(1))
     assert predicted.abs().max() < 3, "nothing is clipped"
-    chunk = policy.predict(observation, DIRECT, generators(range(4)))
+    chunk = policy.predict(observation, DIRECT, generators(4))
     torch.testing.assert_close(chunk, LOW + (HIGH - LOW) * (predicted / 3 + 1) / 2)
 
 
@@ -130,7 +125,7 @@ def test_mip_acts_with_two_passes(data_scale):
     c = observation[:, 0, 0]
     first = c.clamp(-data_scale, data_scale)
     a = (0.5 * 0.9 * first + 0.9 + c).clamp(-data_scale, data_scale)
-    chunk = policy.predict(observation, DIRECT, generators(range(5)))
+    chunk = policy.predict(observation, DIRECT, generators(5))
     expected = LOW + (HIGH - LOW) * (a / data_scale + 1)[:, None, None] / 2
     torch.testing.assert_close(chunk, expected.expand(5, 8, 2), rtol=1e-5, atol=1e-3)
     assert chunk[..., 0].min() >= 0 and chunk[..., 0].max() <= 200 + 1e-3
@@ -141,8 +136,8 @@ def test_acting_depends_on_the_observation_alone(method):
     """Neither generators nor the number of steps enter: bit for bit the same chunks."""
     policy = make_policy(method, make_unet())
     observation, _ = windows(3)
-    chunk = policy.predict(observation, DIRECT, generators([1, 2, 3]))
-    assert torch.equal(chunk, policy.predict(observation, Solver("direct", 100), generators([7, 8, 9])))
+    chunk = policy.predict(observation, DIRECT, generators(3, seed=1))
+    assert torch.equal(chunk, policy.predict(observation, Solver("direct", 100), generators(3, seed=2)))
     assert not torch.equal(chunk[0], chunk[1])
 
 
@@ -169,7 +164,7 @@ def test_between_two_ways_it_takes_the_mean(method):
         coin = torch.randint(2, (rows, 1), generator=g) * 2 - 1
         return observation, middle[:, None].expand(rows, 8, 2), (middle + 60 * coin)[:, None].expand(rows, 8, 2)
 
-    g = torch.Generator().manual_seed(0)
+    g = generator(0)
     torch.manual_seed(0)
     policy = make_policy(method, Linear())
     optimizer = torch.optim.Adam(policy.network.parameters(), lr=0.02)
@@ -182,7 +177,7 @@ def test_between_two_ways_it_takes_the_mean(method):
         optimizer.step()
         schedule.step()
     observation, middle, action = batch(400)
-    chunk = policy.predict(observation, DIRECT, generators(range(400)))
+    chunk = policy.predict(observation, DIRECT, generators(400))
     assert (chunk - middle).abs().mean() < 8
     assert (chunk - action).abs().mean() > 50, "the demonstrated chunks are 60 px away"
 

@@ -107,17 +107,17 @@ def test_epochs_become_steps():
     assert noise(["noise=knn", "start=7"]).select.schedule == Schedule(7)
 
 
-def test_a_selector_from_elsewhere_is_fitted_and_reads_epochs(tmp_path, monkeypatch):
-    (tmp_path / "own_recipe.py").write_text(
+def test_a_selector_from_elsewhere_is_fitted_and_reads_epochs(write_module):
+    write_module(
+        "own_recipe",
         "class Own:\n"
         "    def __init__(self, start=0, shift=None):\n"
         "        self.start, self.shift = start, shift\n"
         "    def fitted(self, x):\n"
         "        return Own(self.start, x.mean())\n"
         "    def __call__(self, x, *, condition=None, mask=None, step=None, generator=None):\n"
-        "        return x + self.shift\n"
+        "        return x + self.shift\n",
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
     select = noise(["noise=own_recipe:Own", "noise.start=2ep"]).build(torch.full((4, 2), 3.0))
     assert select.start == 190 and torch.equal(select(torch.zeros(2, 2)), torch.full((2, 2), 3.0))
 

@@ -11,16 +11,11 @@ import yaml
 
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
-from immiscible_policy.policy.build import PolicySpec, build_policy
+from immiscible_policy.policy.build import build_policy
 from immiscible_policy.results.report import rollouts
 from immiscible_policy.store.checkpoint import save_checkpoint
 from tests.results.runs import Score, write_run
-
-SPEC = PolicySpec(
-    obs="keypoints", obs_dim=20, action_dim=2, horizon=16, obs_steps=2, action_steps=8,
-    method="diffusion", prediction="epsilon", diffusion_steps=100,
-    data_scale=1.0, down_dims=(8, 16), step_embed_dim=8, kernel_size=3, groups=4,
-)  # fmt: skip
+from tests.small_policy import SPEC
 
 
 def noisy(shift: float, rng_seed: int) -> Score:
@@ -32,7 +27,7 @@ def noisy(shift: float, rng_seed: int) -> Score:
 def write_whole_run(directory: Path, score: Score, noise: str, seeds=(0, 1, 2), **settings) -> Path:
     """A run with the settings and the origin that training records."""
     write_run(directory, score, seeds)
-    config = {"task": "pusht", "noise": {"name": noise}, "obs": "keypoints", "seed": "0..2", "steps": 1500}
+    config = {"task": {"name": "pusht"}, "noise": {"name": noise}, "obs": "keypoints", "seed": "0..2", "steps": 1500}
     config |= {"eval_every": 500, "starts": "100..105", "episodes": 6, "sampling_steps": 1, "out": str(directory)}
     config |= settings
     (directory / "config.yaml").write_text(yaml.safe_dump(config))

@@ -16,7 +16,7 @@ def write_run(
 ) -> RunDirectory:
     """Write a PushT run whose max coverage is score(seed, step, start)."""
     run = RunDirectory(directory)
-    run.begin(yaml.safe_dump({"task": "pusht", "noise": "knn"} | settings), {})
+    run.begin(yaml.safe_dump({"task": {"name": "pusht"}, "noise": {"name": "knn"}} | settings), {})
     for seed in seeds:
         for step in steps:
             run.seed(seed).append_episodes(episode(seed, step, start, score(seed, step, start)) for start in starts)

@@ -14,7 +14,7 @@ SECONDS = 2.0  # of every metrics row
 
 
 def plan(directory, steps):
-    config = {"task": "pusht", "steps": steps, "noise": {"name": directory.name}}
+    config = {"task": {"name": "pusht"}, "steps": steps, "noise": {"name": directory.name}}
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
 
 

@@ -1,7 +1,6 @@
 """Summary, comparison and grid read whatever task a run names, here one with an unbounded return, from outside."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,10 @@ class Reach(Task):
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch) -> list[RunDirectory]:
+def runs(tmp_path, write_module) -> list[RunDirectory]:
     """Two runs of three seeds; `b` returns 10 more."""
-    (tmp_path / "lab_reach.py").write_text(TASK)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    written = [write(tmp_path / name, gain) for name, gain in (("a", 0.0), ("b", 10.0))]
-    yield written
-    sys.modules.pop("lab_reach", None)
+    write_module("lab_reach", TASK)
+    return [write(tmp_path / name, gain) for name, gain in (("a", 0.0), ("b", 10.0))]
 
 
 def write(directory: Path, gain: float) -> RunDirectory:
@@ -79,6 +75,6 @@ def test_the_grid_is_of_its_metrics(runs, tmp_path):
 
 
 def test_runs_of_two_tasks_are_not_compared(runs, tmp_path):
-    (runs[1].path / "config.yaml").write_text("task: pusht\n")
+    (runs[1].path / "config.yaml").write_text("task: {name: pusht}\n")
     with pytest.raises(ValueError, match="a is of task=reach and .*b of task=pusht; compare runs of one"):
         compare(*runs)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from immiscible_policy.results.report.evidence import gather
 from immiscible_policy.results.report.page import render
@@ -31,8 +32,7 @@ class Reach(Task):
 def write_run(directory: Path, noise: str, shift: float) -> RunDirectory:
     """A run of the task with returns of about shift - 20."""
     run, rng = RunDirectory(directory), np.random.default_rng(0)
-    task = f"{__name__}:Reach"
-    run.begin(f"task: {task}\nnoise: {noise}\n", {})
+    run.begin(yaml.safe_dump({"task": {"name": f"{__name__}:Reach"}, "noise": {"name": noise}}), {})
     for seed in range(3):
         rows = [
             EpisodeRow(step, start, seed, {"return": shift - 20 + rng.normal(), "reached": float(start % 2)}, 50)
@@ -68,7 +68,7 @@ def test_every_metric_is_drawn_and_none_of_another_task(shown: str) -> None:
 def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:
     reach = write_run(tmp_path / "knn", "knn", 0.0)
     other = RunDirectory(tmp_path / "pusht")
-    other.begin("task: pusht\nnoise: vanilla\n", {})
+    other.begin("task: {name: pusht}\nnoise: {name: vanilla}\n", {})
     metrics = {"coverage": 0.5, "final_coverage": 0.5, "reward": 0.5, "success": 0.0}
     other.seed(0).append_episodes([EpisodeRow(10, 100, 0, metrics, 300)])
     with pytest.raises(ValueError, match="knn is of task reach, pusht of task pusht; report them apart"):

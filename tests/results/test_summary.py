@@ -96,7 +96,7 @@ def test_an_unfinished_seed_is_named_first_and_not_pooled(tmp_path: Path) -> Non
 
 def test_of_a_run_without_finished_seeds_all_are_pooled_and_it_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path, lambda *_: 0.2, seeds=[0], steps=[500])
-    (run.path / "config.yaml").write_text("task: pusht\nseed: '0'\nsteps: 1000\neval_every: 500\n")
+    (run.path / "config.yaml").write_text("task: {name: pusht}\nseed: '0'\nsteps: 1000\neval_every: 500\n")
     assert summarize(run)["pooled"]["coverage"]["last10"]["mean"] == pytest.approx(0.2)
     first = "**Unfinished: seed 0 (at step 500); no seed is finished, all are pooled as far as they are.**"
     assert (run.path / "summary.md").read_text().splitlines()[2] == first

@@ -1,6 +1,5 @@
 """Tiles lie where they should, finished episodes stand still, and a video holds what was drawn."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,8 +135,7 @@ def test_some_frames_end_with_the_last_scene() -> None:
     assert green(np.split(third[1], 3, axis=1)[0]) and green(np.split(third[2], 3, axis=1)[2])
 
 
-def test_a_live_window_shows_each_step_and_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "SDL_VIDEODRIVER", "dummy")
+def test_a_live_window_shows_each_step_and_ends_when_it_is_closed() -> None:
     metrics = {"coverage": np.array([0.5, 0.96]), "success": np.array([0.0, 1.0])}
     with LiveWindow(PUSHT, [3, 4], columns=2, size=64, fps=1000) as window:
         seen = []

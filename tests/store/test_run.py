@@ -19,6 +19,7 @@ from immiscible_policy.store.rows import append_rows
 from immiscible_policy.store.run import RunDirectory, label_runs, named_runs, run_of, runs_in
 from tests.results.runs import episode, write_run
 
+TASK = "task: {name: pusht}\n"
 PLAN = {"seed": "0..2", "steps": 1500, "eval_every": 500, "starts": "100..105", "episodes": 6}
 
 
@@ -42,7 +43,7 @@ def test_a_run_is_read_by_seed(tmp_path: Path) -> None:
     run = write_run(tmp_path, half, seeds=(10, 2), steps=(500,), starts=(1,), noise={"name": "knn", "k": 2})
     run.seed(2).append_fresh([episode(2, 500, 7, 0.5)])
     (tmp_path / "seed_3").mkdir()
-    assert run.config == {"noise": {"name": "knn", "k": 2}, "task": "pusht"}
+    assert run.config == {"noise": {"name": "knn", "k": 2}, "task": {"name": "pusht"}}
     assert run.seeds() == [2, 3, 10]
     assert run.episodes() == {2: [episode(2, 500, 1, 0.5)], 10: [episode(10, 500, 1, 0.5)]}
     assert run.fresh() == {2: [episode(2, 500, 7, 0.5)]} and run.seed(3).episodes() == []
@@ -61,7 +62,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ("", "config.yaml is damaged .it has no keys and values.; restore it, or train the run again"),
         ("{", "config.yaml is damaged"),
         ("seed: [0]\n", "names no task"),
-        ("task: pusht\n", "no evaluated episodes"),
+        (TASK, "no evaluated episodes"),
     ):
         (tmp_path / "arm" / "config.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -95,10 +96,10 @@ def test_a_checkpoint_lies_where_its_metadata_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.yaml", "steps: 1.0e400\ntask: pusht\n", "config.yaml is damaged .steps is '1.0e400'"),
-        ("config.yaml", "task: pusht\nsteps: 1000000000000\neval_every: 1\n", "plans 1,000,000,000,000 evaluations"),
-        ("config.yaml", "task: pusht\nstarts: legacy\nepisodes: 100000000000\n", "needs 100,000 or fewer"),
-        ("config.yaml", "task: pusht\nstarts: legacy\n", "episodes=0: needs 1 or more"),
+        ("config.yaml", "steps: 1.0e400\n" + TASK, "config.yaml is damaged .steps is '1.0e400'"),
+        ("config.yaml", TASK + "steps: 1000000000000\neval_every: 1\n", "plans 1,000,000,000,000 evaluations"),
+        ("config.yaml", TASK + "starts: legacy\nepisodes: 100000000000\n", "needs 100,000 or fewer"),
+        ("config.yaml", TASK + "starts: legacy\n", "episodes=0: needs 1 or more"),
         ("config.yaml", "task: &a [1]\nseed: *a\n", "config.yaml is damaged .it has aliases"),
         ("provenance.json", "[]", "provenance.json is damaged .it has no keys and values"),
         ("provenance.json", '{"data": 3}', "provenance.json is damaged .data is '3'"),
@@ -108,7 +109,7 @@ def test_a_checkpoint_lies_where_its_metadata_say(tmp_path: Path) -> None:
         ("seed_0/metrics.jsonl", '{"step": 1, "noise/cost": "x"}\n', "metrics.jsonl, line 1 is damaged"),
         ("seed_0/metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
         ("seed_0/episodes.csv", b"\xff\xfe\n", "episodes.csv is damaged"),
-        ("config.yaml", "task: pusht\nsteps: 400\n", "episodes.csv, line 2 is of step 500, the training has 400"),
+        ("config.yaml", TASK + "steps: 400\n", "episodes.csv, line 2 is of step 500, the training has 400"),
         ("summary.json", "3", "summary.json is damaged"),
     ],
 )
@@ -188,14 +189,14 @@ def test_a_run_begins_only_where_nothing_is(tmp_path: Path) -> None:
     assert run.is_free
     (run.path / "notes.txt").write_text("mine")
     assert not run.is_free
-    run.begin("task: pusht\n", {"command": "python"})
+    run.begin(TASK, {"command": "python"})
     assert run.exists and [result.name for result in runs_in(tmp_path)] == ["run"]
     with pytest.raises(CommandError, match="another training has just begun there; name another out="):
         RunDirectory(run.path).begin("task: other\n", {"command": "second"})
-    assert run.config == {"task": "pusht"} and run.provenance == {"command": "python"}
+    assert run.config == {"task": {"name": "pusht"}} and run.provenance == {"command": "python"}
 
 
-@pytest.mark.parametrize("config", [{"noise": "vanilla"}, {"task": "pusht", "noise": "knn", "lr": 1}, {}])
+@pytest.mark.parametrize("config", [{"noise": {"name": "vanilla"}}, {"lr": 1}, {}])
 def test_a_seed_of_another_training_is_refused_by_every_reader(tmp_path: Path, config: dict) -> None:
     """Its settings are those of its newest checkpoint; steps and settings of place may differ."""
     run = write_run(tmp_path / "run", half, steps=[500], lr=2, out="x")

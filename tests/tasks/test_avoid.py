@@ -130,7 +130,7 @@ def test_a_grid_has_the_set_metrics_and_compares_no_arms_of_different_tasks(runs
     assert "| all episodes together, last10 | ways |" in text and "difference" in arms["few"]
     pusht = {"coverage": 0.5, "final_coverage": 0.5, "reward": 0.5, "success": 0.0}
     other = RunDirectory(tmp_path / "pusht")
-    other.begin("task: pusht\nsteps: 20\neval_every: 10\nseed: 0..1\n", {})
+    other.begin("task: {name: pusht}\nsteps: 20\neval_every: 10\nseed: 0..1\n", {})
     for seed, step in product(range(2), (10, 20)):
         other.seed(seed).append_episodes([EpisodeRow(step, start, seed, pusht, 30) for start in range(4)])
     text = write_grid(tmp_path, "mixed", [*names, "pusht"], [0, 1])

@@ -1,7 +1,5 @@
 """Tasks by name, by dotted path, and the refusals of both."""
 
-import sys
-
 import pytest
 
 from immiscible_policy.cli import CommandError
@@ -23,11 +21,8 @@ class Nothing:
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    (tmp_path / "own_tasks.py").write_text(LINE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "own_tasks"
-    sys.modules.pop("own_tasks", None)
+def own_module(write_module):
+    write_module("own_tasks", LINE)
 
 
 def test_a_built_in_name():

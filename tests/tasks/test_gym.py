@@ -1,7 +1,5 @@
 """`task=gym:ENV_ID`: observations by key, success by a named key of info, environments of other packages."""
 
-import sys
-
 import gymnasium
 import numpy as np
 import pytest
@@ -57,13 +55,11 @@ SMALL = ("experiment=debug", "threads=1", "precision=fp32", "steps=2", "checkpoi
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
+def lab(tmp_path, write_module, monkeypatch):
     """A package of somebody else's, with environments that importing it registers."""
-    (tmp_path / "lab_arm.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    write_module("lab_arm", MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     yield tmp_path
-    sys.modules.pop("lab_arm", None)
     for name in ("lab/Arm-v0", "lab/Endless-v0"):
         gymnasium.registry.pop(name, None)
 

@@ -3,12 +3,10 @@
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
 
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot import RobotRecipe
@@ -22,41 +20,10 @@ from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.seed import initial_state
 from immiscible_policy.training.state import ALIGNMENT, TrainState
 from tests.training.helpers import here, tree
+from tests.training.regression import Regression, make_model, make_state
 
 CPU = torch.device("cpu")
 NOISES = ("vanilla", "knn", "linear", "idp26", "c2ot")
-
-
-class Pair(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-class Regression:
-    """Least squares; a batch is a function of the step alone, prepared sooner or later."""
-
-    def __init__(self, model, parts=1, slow=False):
-        self.model, self.parts, self.slow = model, parts, slow
-
-    def batches(self, step):
-        if self.slow:
-            time.sleep(random.uniform(0, 0.01))
-        generator = torch.Generator(self.model[0].weight.device).manual_seed(step)
-        shapes = ((8, 3), (8, 1))
-        fields = (torch.randn(shape, generator=generator, device=generator.device) for shape in shapes)
-        return [Pair(*rows) for rows in zip(*(field.chunk(self.parts) for field in fields), strict=True)]
-
-    def loss(self, batch):
-        return (self.model(batch.x) - batch.y).square().mean()
-
-
-def make_state(steps=12, device="cpu"):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).to(device)
-    return TrainState(
-        model, lr=1e-2, betas=(0.95, 0.999), weight_decay=1e-6,
-        warmup_steps=4, steps=steps, ema_power=0.75, ema_max=0.9999,
-    )  # fmt: skip
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -169,9 +136,8 @@ def test_parameters_share_one_buffer_and_begin_where_kernels_like_it():
     pointers = [p.data_ptr() for p in state.parameters]
     assert len({p.untyped_storage().data_ptr() for p in state.parameters}) == 1
     assert all((pointer - pointers[0]) % (4 * ALIGNMENT) == 0 for pointer in pointers)
-    torch.manual_seed(0)
-    plain = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.parameters, plain.parameters(), strict=True))
+    plain = make_model().parameters()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.parameters, plain, strict=True))
 
 
 def test_the_ema_is_that_of_diffusers():

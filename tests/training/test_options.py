@@ -33,9 +33,8 @@ class Cold:
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    (tmp_path / "own_options.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def own_module(write_module):
+    write_module("own_options", OWN)
     return "own_options:Cold"
 
 

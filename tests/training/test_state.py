@@ -7,29 +7,7 @@ from immiscible_policy.randomness import derive_seed
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.loop import Cadence, TrainingDiverged, train
 from immiscible_policy.training.state import Teacher, TrainState
-
-
-class Regression:
-    """Least squares on fixed data: a loss with hand algebra."""
-
-    def __init__(self, model, parts=1):
-        self.model, self.parts = model, parts
-
-    def batches(self, step):
-        generator = torch.Generator().manual_seed(step)
-        batch = (torch.randn(8, 3, generator=generator), torch.randn(8, 1, generator=generator))
-        return list(zip(*(field.chunk(self.parts) for field in batch), strict=True))
-
-    def loss(self, batch):
-        return (self.model(batch[0]) - batch[1]).square().mean()
-
-
-def make_state(steps=12, warmup=4, lr=1e-2, ema_max=0.9999) -> TrainState:
-    torch.manual_seed(0)
-    return TrainState(
-        torch.nn.Sequential(torch.nn.Linear(3, 1)), lr=lr, betas=(0.95, 0.999), weight_decay=1e-6,
-        warmup_steps=warmup, steps=steps, ema_power=0.75, ema_max=ema_max,
-    )  # fmt: skip
+from tests.training.regression import Regression, make_state
 
 
 def run(state, steps, parts=1, every=100, save=lambda state: None, evaluate=lambda state: {}):
