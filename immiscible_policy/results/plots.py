@@ -50,8 +50,7 @@ def score_curve(label: str, scores: Mapping[int, Scores], metric: Metric) -> Cur
 
 def selector_of(run: RunDirectory) -> str:
     """Name of the selector that a run was trained with; empty where its options do not say."""
-    noise = run.config.get("noise", "")
-    return str(noise.get("name", "")) if isinstance(noise, dict) else str(noise)
+    return str(run.config.get("noise", {}).get("name", ""))
 
 
 def title_of(metric: Metric) -> str:

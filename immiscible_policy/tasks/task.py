@@ -316,8 +316,7 @@ def success(task: Task, metrics: Mapping[str, float]) -> bool:
 
 def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
     """The task that a run's options name; `default` for a checkpoint of another project, which names none."""
-    task = config.get("task", default)
-    return find_task(task) if isinstance(task, str) else find_task(**task)
+    return find_task(**config.get("task", {"name": default}))
 
 
 def open_demonstrations(

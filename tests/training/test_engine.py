@@ -164,7 +164,7 @@ def policy_objective(store, noise, device="cpu", accumulate=1):
     recipe = RobotRecipe.prepare(config)
     policy = recipe.policy(0)
     state = initial_state(config, policy, 0)
-    windows = recipe.windows.training.to(device)
+    windows = recipe.loaded.training.to(device)
     options = noise_options(config.noise, steps=20, batch_size=16, steps_per_epoch=1)
     choice = options.build(policy.clean(windows.action))
     return state, RobotObjective(policy, windows, choice, batch_size=16, accumulate=accumulate, seed=0)
