@@ -26,6 +26,7 @@ from immiscible_policy.image.evaluation.report import (
     measure_targets,
     sentences,
 )
+from immiscible_policy.palette import GREY, colours, readable
 from immiscible_policy.palette import panels as empty_panels
 from immiscible_policy.results.formatting import text
 from immiscible_policy.results.plots import Curve
@@ -128,18 +129,47 @@ def markdown(name: str, panels: Sequence[Panel], incomplete: Sequence[str] = ())
 
 
 def figure(panels: Sequence[Panel]) -> Figure:
-    """A row for each panel: distances against training steps, and against network calls."""
-    drawn, axes = empty_panels(2, len(panels))
-    for panel, left, right in zip(panels, axes[::2], axes[1::2], strict=True):
-        draw_distances(left, panel.steps.curves, panel.steps.reference.floor)
-        left.set_title(f"{panel.title}, squared distance to real images", fontsize=10, loc="left")
+    """A row for each panel: distances against training steps and network calls, and their differences from the first.
+
+    A selector has its colour everywhere; what all runs of a panel share stands in its title alone.
+    """
+    drawn, axes = empty_panels(3, len(panels), width=4.2, height=3)
+    for panel, left, middle, right in zip(panels, axes[::3], axes[1::3], axes[2::3], strict=True):
+        names = dict(zip(panel.calls, distinct(list(panel.calls)), strict=True))
+        by_steps, by_calls = (
+            {names[label]: curve for label, curve in of.items()} for of in (panel.steps.curves, panel.curves)
+        )
+        draw_distances(left, by_steps, None)
+        left.set_title(f"{panel.title}: squared distance to real images", fontsize=10, loc="left")
         left.legend(fontsize=8, frameon=False)
-        draw_distances(right, panel.curves, panel.steps.reference.floor)
-        right.set_title(f"{panel.title}, at the last checkpoint", fontsize=10, loc="left")
-        right.set_xlim(auto=True)
-        right.set_xscale("log")
-        counts = next(iter(panel.curves.values())).steps
-        right.set_xticks(counts, [f"{count}" for count in counts])
-        right.minorticks_off()
-        right.set_xlabel("network calls", fontsize=9)
+        draw_distances(middle, by_calls, None)
+        middle.set_title("at the last checkpoint", fontsize=10, loc="left")
+        colour, first = colours(names.values()), next(iter(names.values()))
+        for number, label in enumerate(list(panel.calls)[1:]):
+            found = panel.difference(label)
+            at = [count * 1.04 ** (number - (len(names) - 2) / 2) for count in found]
+            means, low, high = (
+                np.array([getattr(value, end) for value in found.values()]) for end in ("estimate", "low", "high")
+            )
+            look: dict[str, Any] = {"color": colour[names[label]], "marker": "o", "markersize": 3.5, "capsize": 2}
+            right.errorbar(at, means, [means - low, high - means], label=names[label], **look)
+        right.axhline(0, color=GREY, linewidth=1)
+        right.set_title(f"minus that of {first}, 95% intervals: below 0 is better", fontsize=10, loc="left")
+        counts = next(iter(by_calls.values())).steps
+        for axis in (middle, right):
+            axis.set_xscale("log")
+            axis.set_xlim(0.85 * counts[0], 1.18 * counts[-1])
+            axis.set_xticks(counts, [f"{count}" for count in counts])
+            axis.minorticks_off()
+            axis.set_xlabel("network calls", fontsize=9)
     return drawn
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Names of runs as pictures show them, without the words that all of them share."""
+    words = [label.split("_") for label in labels]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    return [
+        readable("_".join(word for word in own if word not in shared)) or label
+        for own, label in zip(words, labels, strict=True)
+    ]
