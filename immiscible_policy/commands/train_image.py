@@ -56,7 +56,7 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     from immiscible_policy.image.evaluation.evaluate import ImageProtocol
     from immiscible_policy.image.evaluation.features import make_extractor
     from immiscible_policy.image.evaluation.measure import Drawing, SolverWords
-    from immiscible_policy.image.evaluation.panels import figure, markdown, measure_panel, record
+    from immiscible_policy.image.evaluation.panels import distinct, figure, markdown, measure_panel, record
     from immiscible_policy.image.evaluation.pictures import samples_figure
     from immiscible_policy.image.evaluation.report import write_report
     from immiscible_policy.results.writer import origin_here, save_figure, write_result
@@ -80,7 +80,9 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
         measured.append(measure_panel(title, runs, protocol, called(how, model), partial(print, flush=True)))
-        samples = samples_figure(measured[-1].samples, "the same start noises in every row")
+        drawn = measured[-1].samples
+        named = dict(zip(distinct(list(drawn)), drawn.values(), strict=True))
+        samples = samples_figure(named, "the same start noises in every row")
         name = title.replace(", data scale ", "_scale")
         write_report(grid.out, name, measured[-1].steps, samples)
         save_figure(samples, grid.out / f"{name}_samples.png")

@@ -137,6 +137,16 @@ def test_normalisation_is_fitted_over_the_whole_store_or_the_training_episodes(p
     )
 
 
+def test_the_right_edge_of_the_human_demonstrations_can_be_commanded(human_store):
+    """Their actions reach x = 511, those of the 90 episodes of the published training only 487."""
+    words = [f"data={human_store}", "train_episodes=90", "validation=0.02", "device=cpu"]
+    reached = {
+        fitted: float(RobotRecipe.prepare(compose_config([*words, f"normalize={fitted}"])).loaded.action.high[0])
+        for fitted in ("all", "train")
+    }
+    assert reached == {"all": 511, "train": 487}
+
+
 def test_a_number_that_does_not_vary_is_moved_to_0_and_back(place):
     recipe, _, policy = ranges(place)
     normal = policy.observer.normalizer
