@@ -151,7 +151,7 @@ def measure(options: Document) -> Findings:
     if options["form"] not in FORMS:
         raise CommandError(unknown("form", options["form"], FORMS))
     require(options, observations=(3, most), windows=(2, most))
-    solver = Solver("ddim", options["sampling_steps"] or POLICY_CALLS)
+    solver = ddim(options, POLICY_CALLS)
     policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
     starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
@@ -165,6 +165,11 @@ def measure(options: Document) -> Findings:
     figures["images"] = {run: {"displacement": result.displacement()} for run, result in images.items()}
     figures["options"] = {key: options[key] for key in KEPT}
     return Findings(figures, describe(figures), draw(figures, chunks, images))
+
+
+def ddim(options: Document, calls: int) -> Solver:
+    """The solver with the number of calls that was asked for, or else with `calls`."""
+    return Solver("ddim", calls if options["sampling_steps"] is None else options["sampling_steps"])
 
 
 def measure_policy(
@@ -239,7 +244,7 @@ def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Do
 def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
     model, _ = load_image_model(checkpoint)
-    solver = Solver("ddim", options["sampling_steps"] or IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
+    solver = ddim(options, IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(

@@ -160,7 +160,7 @@ def test_runs_say_themselves_what_they_are(tmp_path, cifar):
         runs.newest_policies(named_runs(f"{tmp_path}/images"))
     policies, models = runs.newest_runs(named_runs(f"{tmp_path}/images"))
     assert not policies and list(models) == ["images"]
-    with pytest.raises(ValueError, match="gone: the images of .* do not lie there; say data=PATH"):
+    with pytest.raises(ValueError, match="gone: the images of .* are not there; give data=PATH"):
         runs.images_of(models["images"], None)
     pixels = runs.images_of(models["images"], cifar)
     x = runs.clean_samples(models["images"], cifar, 5, seed=0)

@@ -40,7 +40,7 @@ def load_images(
     if dataset == "cifar10" and side < SIDE:
         require_divisor(side, SIDE)
     if split not in data.splits:
-        raise ValueError(f"{data.name} has no split {split!r}; choose from {', '.join(data.splits)}")
+        raise ValueError(f"split={split}: {data.name} has {', '.join(data.splits)}")
     if not path.exists():
         raise ValueError(f"{path} is missing; {data.wanted}")
     if dataset == "cifar10":

@@ -50,7 +50,7 @@ def test_other_layouts_are_refused(tmp_path, names, message):
 def test_a_size_must_be_given(tmp_path):
     with pytest.raises(ValueError, match="size=None: a folder needs the side"):
         load_images("folder", tmp_path)
-    with pytest.raises(ValueError, match="a folder has no split 'test'; choose from train"):
+    with pytest.raises(ValueError, match="split=test: a folder has train"):
         load_images("folder", tmp_path, split="test", size=8)
 
 
