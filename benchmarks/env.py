@@ -294,30 +294,8 @@ def _apart(one: Array, other: Array) -> float:
 def describe(figures: Figures) -> str:
     """Both tables, how far the results agree, and the evaluation."""
     per_second, covered, evaluation = figures["steps_per_s"], figures["coverage"], figures["evaluation"]
-    stepping = [
-        {
-            "name": name,
-            "ours": ours,
-            "peer": per_second.get(PEER),
-            "over": figures.get("over_gym_pusht", {}).get(name),
-            "floor": FLOOR_STEPS,
-            "over_floor": ours / FLOOR_STEPS / (int(name.rpartition("x")[2]) if " x" in name else 1),
-        }
-        for name, ours in per_second.items()
-        if name != PEER
-    ]
-    covering = [
-        {
-            "name": name,
-            "ours": ours,
-            "peer": covered["us"].get("shapely"),
-            "over": covered.get("shapely_over", {}).get(name),
-            "floor": FLOOR_COVERAGE,
-            "over_floor": ours / FLOOR_COVERAGE,
-        }
-        for name, ours in covered["us"].items()
-        if name != "shapely"
-    ]
+    stepping = beside(per_second, PEER, figures.get("over_gym_pusht", {}), FLOOR_STEPS)
+    covering = beside(covered["us"], "shapely", covered.get("shapely_over", {}), FLOOR_COVERAGE)
     episodes = figures["episodes"]
     apart = [f"{pair} {value:.2g} px and rad" for pair, value in figures["largest_difference_px"].items()]
     if "largest_difference" in covered:
@@ -332,6 +310,22 @@ def describe(figures: Figures) -> str:
         f"network takes {evaluation['share_of_simulation']:.1%}.",
     ]
     return "\n\n".join(["\n".join(facts), table(STEPS, stepping), table(COVERAGE, covering)])
+
+
+def beside(measured: dict[str, float], peer: str, over: dict[str, float], floor: float) -> list[Figures]:
+    """A row for all of ours: with the peer, where it took part, and the floor, which is that of one thread."""
+    return [
+        {
+            "name": name,
+            "ours": ours,
+            "peer": measured.get(peer),
+            "over": over.get(name),
+            "floor": floor,
+            "over_floor": ours / floor / (int(name.rpartition("x")[2]) if " x" in name else 1),
+        }
+        for name, ours in measured.items()
+        if name != peer
+    ]
 
 
 def _picture(figures: Figures) -> Figure:

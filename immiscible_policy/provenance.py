@@ -74,7 +74,9 @@ def versions() -> dict[str, str | None]:
 
 def _without_places(word: str) -> str:
     key, equals, value = word.partition("=")
-    if key in ("task", "task.name") or not equals:
+    if not equals:
+        return Path(word).name if Path(word).is_absolute() else word
+    if key in ("task", "task.name"):
         return word
     place = re.compile(r"^([^/=]+=)?.*/(?=[^/])", re.S)  # of PATH or NAME=PATH; a path may hold `=`, a name no `/`
     parts = (part if "://" in part else place.sub(r"\1", part) for part in value.split(","))

@@ -39,9 +39,7 @@ def require_measurable(grid: Grid, recipes: Mapping[str, Any]) -> None:
     extractor = make_extractor(how["features"], device=next(iter(models.values())).config.device)
     for model, recipe in models.items():
         require_enough(extractor, recipe.images, how["samples"])
-        recipe.require_calls(called(how, model))
-        if model in how["curve"]:
-            recipe.require_calls([how["curve"][model]])
+        recipe.require_calls(called(how, model) + [count for name, count in how["curve"].items() if name == model])
 
 
 def called(how: Mapping[str, Any], model: str) -> list[int]:

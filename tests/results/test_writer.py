@@ -41,6 +41,7 @@ def test_an_origin_from_before_the_measurement_is_kept(tmp_path: Path) -> None:
         ("url=https://host/a/b.zip", "url=https://host/a/b.zip"),
         ("noise=vanilla,knn", "noise=vanilla,knn"),
         ("benchmarks/step.py", "benchmarks/step.py"),
+        ("/home/me/project/train_policy.py", "train_policy.py"),
     ],
 )
 def test_the_command_is_recorded_without_places(monkeypatch, word, recorded) -> None:
