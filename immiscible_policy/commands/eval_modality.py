@@ -45,7 +45,7 @@ named; differences are to the first run under the first solver.
 OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
-    "repetitions": Option(whole(1, MOST_REPETITIONS), 25, "rollouts per start, R"),
+    "repetitions": Option(whole(1, MOST_REPETITIONS), 50, "rollouts per start, R; 50 as published"),
     "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
     "device": device_option(),
@@ -154,7 +154,9 @@ def markdown(arms: Sequence[Arm]) -> str:
     columns = ("run", "seeds", "step", shares, f"{base.name}'s mode", "majority", "its floor", "TV to demonstrations",
                "its floor", metric)  # fmt: skip
     rows = [_row(arm, base) for arm in arms]
-    rows += [[name, "", "", "", major, "", "", "", "", score] for name, major, score in modes.published]
+    departures = list(dict.fromkeys(f"{arm.name}: {text}" for arm in arms for text in arm.departures))
+    if not departures:
+        rows += [[name, "", "", "", major, "", "", "", "", score] for name, major, score in modes.published]
     parts = [
         f"# {modes.title}",
         f"{count(len(modes), 'start')} x {base.repetitions} rollouts per seed and checkpoint. Brackets: 95% "
@@ -165,7 +167,9 @@ def markdown(arms: Sequence[Arm]) -> str:
         "counted as a mode of its own. Floor: what chance alone gives with as many rollouts.",
         table(columns, rows),
     ]
-    if modes.published:
+    if departures:
+        parts.append(f"The published figures are of another protocol and left out: {'; '.join(departures)}.")
+    elif modes.published:
         parts.append(
             "Published: the share of the mode that dominates for vanilla with the same seed, over 50 rollouts from one "
             "symmetric start, after 5,000 epochs with a mirror image of every window in its batch, assignment from "

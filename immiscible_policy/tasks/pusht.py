@@ -113,6 +113,14 @@ class PushT(Task):
             ("published: vanilla, 10 seeds", "0.976", "0.9516"),
             ("published: assignment, 10 seeds", "0.65", "0.9539"),
         ),
+        protocol={
+            "method": "diffusion",
+            "mirror_batches": True,
+            "epochs": 5000,
+            "solver": "ddpm",
+            "sampling_steps": 100,
+            "repetitions": 50,
+        },
     )
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:

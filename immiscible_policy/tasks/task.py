@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -119,6 +119,7 @@ class Modes:
     tracks: Mapping[str, Callable[[Array], Array]]  # by title, points (L, 2) to draw, in the units of `extent`
     extent: tuple[float, float, float, float]  # left, right, bottom, top of what `Task.draw` shows
     published: Sequence[tuple[str, str, str]] = ()  # whose, the share of the more frequent mode, the primary metric
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # options behind `published`, its length in `epochs`
 
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))

@@ -15,7 +15,16 @@ from immiscible_policy.commands.eval_modality import figures, main, markdown, sh
 from immiscible_policy.evaluation.agent import load_agent, spec_metadata
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.modality import arms
-from immiscible_policy.lab.modality.arms import Arm, Rollout, difference, estimate, find_gaps, followed, roll_out
+from immiscible_policy.lab.modality.arms import (
+    Arm,
+    Rollout,
+    departures,
+    difference,
+    estimate,
+    find_gaps,
+    followed,
+    roll_out,
+)
 from immiscible_policy.lab.modality.plots import evolution_figure, mode_colour, paths_figure
 from immiscible_policy.policy.build import build_policy
 from immiscible_policy.recipes.robot_config import compose_config
@@ -168,6 +177,21 @@ def test_the_table_stands_beside_the_published_figures():
     assert "| 2 | 20 | 43.8% / 43.8% / 12.5% |" in row and "0.917 [" in row
     assert "| published: vanilla, 10 seeds |  |  |  | 0.976 |" in text
     assert "| linear | +0.000 [+0.000, +0.000] |" in text
+    other = markdown([small_arm(), replace(small_arm("linear"), departures=["epochs=20 (published: 5000)"])])
+    assert "left out: linear: epochs=20 (published: 5000)." in other and "0.976" not in other
+
+
+def test_the_published_protocol_is_the_experiments_and_anything_else_departs_from_it(tmp_path: Path):
+    config = compose_config(["experiment=modality_paper"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    run, solver = RunDirectory(tmp_path), Solver(config.solver, config.sampling_steps)
+    assert config.epochs == 5000 and departures(run, solver, 5000.0, 50) == []
+    assert departures(run, Solver("ddim", 10), 20.2, 25) == [
+        "epochs=20 (published: 5000)",
+        "solver=ddim (published: ddpm)",
+        "sampling_steps=10 (published: 100)",
+        "repetitions=25 (published: 50)",
+    ]
 
 
 def test_json_holds_the_counts_and_every_checkpoint():
@@ -246,7 +270,8 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
     (arm,) = json.loads((out / "modality.json").read_text())["arms"]
     assert np.shape(arm["counts"]) == (2, 2, 4, 3) and np.sum(arm["counts"]) == 16
     assert arm["demonstrated"] == [42, 42, 0]
-    assert (out / "modality.md").read_text() in capsys.readouterr().out
+    text = (out / "modality.md").read_text()
+    assert text in capsys.readouterr().out and "repetitions=1 (published: 50)" in text
     with pytest.raises(ValueError, match="already has a modality.json"):
         main(words)
 

@@ -19,8 +19,9 @@ Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,8 @@ from scipy import stats
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
-from immiscible_policy.evaluation.agent import load_agent
+from immiscible_policy.demos.windows import Layout
+from immiscible_policy.evaluation.agent import load_agent, read_spec
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import BATCH, ActingPolicy, evaluate
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
@@ -147,6 +149,7 @@ class Arm:
     demonstrated: Counts  # training demonstrations that begin alike, by mode (K,)
     example: list[Rollout]  # of the first seed's last checkpoint from the first start
     gaps: list[str]  # seeds and steps that the run should have and lacks, in words
+    departures: list[str] = field(default_factory=list)  # from the published protocol, see `departures`
 
     @property
     def repetitions(self) -> int:
@@ -227,7 +230,18 @@ def measure(
     scores = np.reshape([rollout.score for rollout in rollouts], shape).mean(-1)
     last = (len(steps) - 1) * len(modes) * repetitions  # the first seed's last checkpoint begins here
     example, gaps = rollouts[last : last + repetitions], find_gaps(run, list(kept), steps)
-    return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, training_modes(run), example, gaps)
+    layout = Layout.of(read_spec(next(iter(kept.values()))[0]))
+    epoch = math.ceil(layout.n_windows(training_demonstrations(run).lengths).sum() / run.config["batch_size"])
+    other = departures(run, solver, steps[-1] / epoch, repetitions)
+    return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, training_modes(run), example, gaps, other)
+
+
+def departures(run: RunDirectory, solver: Solver, epochs: float, repetitions: int) -> list[str]:
+    """What was done otherwise than in the published protocol, such as `epochs=20 (published: 5000)`."""
+    measured = {"solver": solver.name, "sampling_steps": solver.steps, "repetitions": repetitions}
+    own = run.config | measured | {"epochs": round(epochs)}
+    wanted = modes_of(run).protocol.items()
+    return [f"{key}={own.get(key)} (published: {value})" for key, value in wanted if own.get(key) != value]
 
 
 def modes_of(run: RunDirectory) -> Modes:
@@ -251,15 +265,21 @@ def training_modes(run: RunDirectory) -> Counts:
 
     ValueError if they cannot be read, or none begins there.
     """
-    task, modes, config = run.task, modes_of(run), run.config
+    modes, demos = modes_of(run), training_demonstrations(run)
+    counts = demonstrated_modes(run.task, modes, demos)
+    if not counts.sum():
+        raise ValueError(f"run={run.path}: no demonstrations {modes.alike} among its {demos.n_episodes}")
+    return counts
+
+
+def training_demonstrations(run: RunDirectory) -> Demonstrations:
+    """The demonstrations that a run was trained on, mirrored if they were; ValueError if they cannot be read."""
+    task, config = run.task, run.config
     demos = open_demonstrations(task, config["data"])
     pictures = (config["obs"], config["images"]) == ("image", "stored")
     require_data(demos.path, content_hash(demos, images=pictures), run.data_hash)
     demos = demos.select(split_episodes(demos.n_episodes, config["validation"], config["train_episodes"])[0])
-    counts = demonstrated_modes(task, modes, task.mirror(demos) if config["mirror"] else demos)
-    if not counts.sum():
-        raise ValueError(f"run={run.path}: no demonstrations {modes.alike} among its {demos.n_episodes}")
-    return counts
+    return task.mirror(demos) if config["mirror"] else demos
 
 
 def estimate(values: Array) -> Interval | None:
