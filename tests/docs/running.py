@@ -28,6 +28,8 @@ FILLED = {
     ("train_image.py", "pretrained=sd14"): "pretrained=published",
     ("compare_policies.py", "a=DIR"): "a=runs/study/knn_k2",
     ("compare_policies.py", "b=DIR"): "b=runs/study/vanilla",
+    ("compare_policies.py", "a=runs/c2ot"): "a=runs/arm_c2ot",
+    ("compare_policies.py", "b=runs/plain"): "b=runs/arm_vanilla",
     ("eval_modality.py", "runs=DIR,DIR"): "runs=runs/study/vanilla,runs/study/knn_k2",
     ("eval_image.py", "runs=vanilla=DIR,knn=DIR"): "runs=vanilla=runs/flow_vanilla,knn=runs/flow_knn",
     ("immiscible_policy", "data=mine.zarr"): "data=STORE",
