@@ -70,7 +70,7 @@ def _seed(run: RunDirectory, number: int | None) -> SeedDirectory:
 
 
 def convert(checkpoint: Path, to: str, out: Path) -> None:
-    """Write a checkpoint, one that `open_checkpoint` takes, in one of the `FORMATS`.
+    """Write a checkpoint, one that `find_checkpoint` takes, in one of the `FORMATS`.
 
     `compact` is ours with the EMA weights alone, matrices in float16: to act with, not to train further.
 
@@ -81,7 +81,7 @@ def convert(checkpoint: Path, to: str, out: Path) -> None:
     if to not in FORMATS:
         raise CommandError(unknown("format", to, FORMATS))
     require_new("out", out)
-    source = open_checkpoint(checkpoint)
+    source = find_checkpoint(checkpoint)
     _, spec = read_policy(source)  # the weights fit, or one line says that they do not
     if to == "lerobot":
         return write_lerobot(source, spec, out)
