@@ -16,7 +16,9 @@ Converts a policy between projects. Both give the same actions from the same noi
   python -m immiscible_policy convert checkpoint=latest.ckpt to=ours out=from_diffusion_policy/step_000000
 """
 OPTIONS = {
-    "checkpoint": Option(Path, REQUIRED, "ours, a run (its best), a .ckpt of Diffusion Policy, or a directory of LeRobot"),
+    "checkpoint": Option(
+        Path, REQUIRED, "ours, a run (its best), a .ckpt of Diffusion Policy, or a directory of LeRobot"
+    ),
     "to": Option(str, REQUIRED, ", ".join(FORMATS)),
     "out": Option(Path, REQUIRED, "what to create: a directory, and for diffusion_policy a file"),
 }

@@ -44,7 +44,7 @@ VIDEO_PATHS = {
 Arrays = dict[str, np.ndarray]
 
 
-class Feature(NamedTuple):
+class StoredFeature(NamedTuple):
     """What a step of a feature holds."""
 
     name: str  # LeRobot's
@@ -69,7 +69,7 @@ class Info:
     version: str
     fps: float
     frames: int
-    features: dict[str, Feature]  # by key, LeRobot's counters left out
+    features: dict[str, StoredFeature]  # by key, LeRobot's counters left out
     content: dict[str, Any]
 
     @property
@@ -125,7 +125,7 @@ def read_info(path: Path) -> Info:
         content = json.loads(file.read_text())
         version, fps = str(content["codebase_version"]), float(content["fps"])
         features = [
-            Feature(name, str(feature.get("dtype", "float32")), _shape(feature))
+            StoredFeature(name, str(feature.get("dtype", "float32")), _shape(feature))
             for name, feature in content["features"].items()
             if name not in BOOKKEEPING
         ]
@@ -140,14 +140,14 @@ def read_info(path: Path) -> Info:
     return Info(version, fps, frames, {feature.name.removeprefix(OWN): feature for feature in own}, content)
 
 
-def read_rows(path: Path, features: Iterable[Feature]) -> Rows:
+def read_rows(path: Path, features: Iterable[StoredFeature]) -> Rows:
     """Read features (T, ...) and the counters (T,) from the parquet files of a data set.
 
     Raises:
         CommandError: If pyarrow is not installed.
         StoreError: If there is no parquet file, or one cannot be read or lacks a column.
     """
-    wanted = [*features, *(Feature(name, "int64", ()) for name in COUNTERS)]
+    wanted = [*features, *(StoredFeature(name, "int64", ()) for name in COUNTERS)]
     files = sorted((path / "data").rglob("*.parquet"))
     if not files:
         raise StoreError(f"{path}: no parquet file under data/")
@@ -160,7 +160,7 @@ def read_rows(path: Path, features: Iterable[Feature]) -> Rows:
     return Rows({name: values[order] for name, values in columns.items()}, files, file[order], row[order])
 
 
-def read_file(file: Path, features: Iterable[Feature]) -> Arrays:
+def read_file(file: Path, features: Iterable[StoredFeature]) -> Arrays:
     """Read features (n, ...) of a parquet file; a StoreError if it cannot be read or lacks one of that shape."""
     parquet = pyarrow_parquet("a data set of LeRobot")
     import pyarrow
@@ -203,7 +203,7 @@ def episode_ends(path: Path, columns: Arrays, info: Info) -> np.ndarray:
     return ends
 
 
-def _row(feature: Feature, column: Column) -> tuple[int, ...]:
+def _row(feature: StoredFeature, column: Column) -> tuple[int, ...]:
     """The shape of a step: the column's, of which LeRobot keeps the numbers alone, where there are as many."""
     shape = () if column.shape is None else tuple(side or 0 for side in column.shape)
     return shape if shape and math.prod(shape) == math.prod(feature.shape) else feature.shape
@@ -217,7 +217,7 @@ def _shape(feature: Mapping[str, Any]) -> tuple[int, ...]:
     return shape
 
 
-def _pictures(path: Path, info: Info, feature: Feature, rows: Rows, ends: np.ndarray) -> Videos | TableOfPictures:
+def _pictures(path: Path, info: Info, feature: StoredFeature, rows: Rows, ends: np.ndarray) -> Videos | TableOfPictures:
     """What a camera recorded: pictures in the parquet files, or videos."""
     height, width = feature.shape[:2]
     if feature.dtype == "image":
@@ -241,7 +241,7 @@ def _videos(path: Path, info: Info, key: str, episodes: np.ndarray) -> tuple[lis
             first = np.zeros(len(episodes), int)
         else:
             columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-            wanted = [Feature(name, "", ()) for name in ("episode_index", *columns)]
+            wanted = [StoredFeature(name, "", ()) for name in ("episode_index", *columns)]
             tables = [read_file(file, wanted) for file in sorted((path / "meta/episodes").rglob("*.parquet"))]
             read = {feature.name: np.concatenate([table[feature.name] for table in tables]) for feature in wanted}
             place = {int(episode): row for row, episode in enumerate(read["episode_index"])}

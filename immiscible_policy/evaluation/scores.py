@@ -68,7 +68,7 @@ class Scores:
         return self.steps[index], values[index]
 
 
-Table = Mapping[int, Scores]
+ScoresBySeed = Mapping[int, Scores]
 """Scores by training seed, all over the same starts."""
 
 
@@ -89,7 +89,7 @@ def scores(rows: Mapping[int, Sequence[EpisodeRow]]) -> dict[int, Scores]:
     return arranged
 
 
-def set_scores(table: Table, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
+def set_scores(table: ScoresBySeed, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
     """What the episodes of each checkpoint are scored by together: (C, 1), all starts being one."""
     return {
         seed: Scores(
@@ -101,7 +101,7 @@ def set_scores(table: Table, metrics: Sequence[SetMetric]) -> dict[int, Scores]:
     }
 
 
-def finished(table: Table, unfinished: Collection[int]) -> dict[int, Scores]:
+def finished(table: ScoresBySeed, unfinished: Collection[int]) -> dict[int, Scores]:
     """Scores of the training seeds that are not among the unfinished ones; all scores where none is left."""
     return {seed: scored for seed, scored in table.items() if seed not in unfinished} or dict(table)
 
@@ -112,7 +112,7 @@ def spoken(unfinished: Mapping[int, int]) -> str:
     return ", ".join(f"seed {seed} ({words})" for seed, words in reached.items())
 
 
-def stacked(table: Table, metric: Metric | SetMetric, kind: str) -> Array:
+def stacked(table: ScoresBySeed, metric: Metric | SetMetric, kind: str) -> Array:
     """Scores of one kind, `last`, `last10` or `max`: (seeds, starts)."""
     readings: dict[str, Callable[[Scores], Array]] = {
         "last": lambda scored: scored.last(metric.name),
@@ -122,12 +122,12 @@ def stacked(table: Table, metric: Metric | SetMetric, kind: str) -> Array:
     return np.stack([readings[kind](scored) for scored in table.values()])
 
 
-def curves(table: Table, metric: str, steps: Sequence[int]) -> Array:
+def curves(table: ScoresBySeed, metric: str, steps: Sequence[int]) -> Array:
     """Scores at some of the checkpoints: (seeds, steps, starts)."""
     return np.stack([scored.at(steps, scored.starts).values[metric] for scored in table.values()])
 
 
-def best_steps(table: Table, metric: Metric) -> dict[int, int]:
+def best_steps(table: ScoresBySeed, metric: Metric) -> dict[int, int]:
     """Step of the checkpoint that `max` reads, by training seed."""
     return {seed: scored.best(metric)[0] for seed, scored in table.items()}
 
@@ -144,7 +144,7 @@ def best_checkpoint(seed: SeedDirectory) -> Checkpoint:
     return seed.checkpoint(best[seed.number])
 
 
-def common_steps(*tables: Table) -> list[int]:
+def common_steps(*tables: ScoresBySeed) -> list[int]:
     """Checkpoints at which every training seed was evaluated completely, ascending."""
     return sorted(set.intersection(*(set(scored.steps) for table in tables for scored in table.values())))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from immiscible_policy.evaluation.statistics import Interval
 
-Range = tuple[float, float]
+Bounds = tuple[float, float]
 """Smallest and largest possible value."""
 
 
-def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Bounds | None = None) -> str:
     """An estimate with its interval, or what `figures` made of one, such as `0.812 [0.790, 0.834]`.
 
     No text for None; an estimate without an interval stands alone. The brackets are cut to the range `cut`.
@@ -23,13 +23,13 @@ def text(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: 
     return f"{estimate:{form}} {brackets(interval, form, cut)}".rstrip()
 
 
-def brackets(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Range | None = None) -> str:
+def brackets(interval: Interval | Mapping[str, Any] | None, form: str = ".3f", cut: Bounds | None = None) -> str:
     """The interval alone, such as `[0.790, 0.834]`; nothing where there is none."""
     ends = None if interval is None else _ends(interval, cut)
     return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]"
 
 
-def figures(interval: Interval | None, cut: Range | None = None) -> dict[str, Any]:
+def figures(interval: Interval | None, cut: Bounds | None = None) -> dict[str, Any]:
     """An interval as JSON values {mean, low, high, over}; None for what is unknown, for ends that are missing too."""
     if interval is None:
         return dict.fromkeys(("mean", "low", "high", "over"))
@@ -37,7 +37,7 @@ def figures(interval: Interval | None, cut: Range | None = None) -> dict[str, An
     return {"mean": interval.estimate, "low": low, "high": high, "over": interval.over}
 
 
-def _ends(interval: Interval | Mapping[str, Any], cut: Range | None) -> Range | None:
+def _ends(interval: Interval | Mapping[str, Any], cut: Bounds | None) -> Bounds | None:
     low, high = (interval.low, interval.high) if isinstance(interval, Interval) else (interval["low"], interval["high"])
     if low is None or math.isnan(low):
         return None

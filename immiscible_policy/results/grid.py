@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.contrasts import POWER, contrasts
-from immiscible_policy.evaluation.scores import Table, common_steps, curves, scores, set_scores, stacked
+from immiscible_policy.evaluation.scores import ScoresBySeed, common_steps, curves, scores, set_scores, stacked
 from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.formatting import figures, text
@@ -77,7 +77,9 @@ def write_grid(
     return page
 
 
-def _picture(runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str, alike: Sequence[str]) -> Figure:
+def _picture(
+    runs: Mapping[str, RunDirectory], tables: Mapping[str, ScoresBySeed], first: str, alike: Sequence[str]
+) -> Figure:
     """Learning curves of a few arms; of more than there are colours, their scores and, on one task, differences."""
     metrics = summarised(runs[next(iter(tables))].task)
     names = {metric.name for metric in metrics[:2]}
@@ -101,7 +103,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
 
 
 def _contrasts(
-    runs: Mapping[str, RunDirectory], tables: Mapping[str, Table], first: str, named: Sequence[str]
+    runs: Mapping[str, RunDirectory], tables: Mapping[str, ScoresBySeed], first: str, named: Sequence[str]
 ) -> Document:
     """The primary metric's `last10` of complete arms against the first, in one model; empty if that is incomplete."""
     if first not in tables or len(tables) < 2:
@@ -121,7 +123,7 @@ def _contrasts(
     }
 
 
-def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
+def _arm(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed | None) -> Document:
     """The figures of a complete arm; what needs the first arm only if that is complete too."""
     metrics = {metric.name: metric for metric in summarised(run.task)}
     primary = next(iter(metrics.values()))
@@ -163,7 +165,7 @@ def _arm(run: RunDirectory, own: Table, first: Table | None) -> Document:
     return arm
 
 
-def _curve(own: Table, first: Table | None, metric: str) -> list[Document]:
+def _curve(own: ScoresBySeed, first: ScoresBySeed | None, metric: str) -> list[Document]:
     """A metric at every evaluated step that all seeds share, and its paired difference from the first arm's."""
     steps = common_steps(own, first or {})
     values = curves(own, metric, steps)  # (S, C, N)
@@ -177,7 +179,7 @@ def _curve(own: Table, first: Table | None, metric: str) -> list[Document]:
     return curve
 
 
-def _to_quality(run: RunDirectory, own: Table, first: Table, metric: Metric) -> Document:
+def _to_quality(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed, metric: Metric) -> Document:
     """Steps and seconds of each seed to shares of the first arm's best score, its best mean over seeds.
 
     A share is divided by where lower is better: 0.80 stands for 1.25 of the score. None where no evaluated checkpoint

@@ -15,7 +15,7 @@ import numpy as np
 from immiscible_policy.evaluation.scores import (
     KINDS,
     LAST,
-    Table,
+    ScoresBySeed,
     best_steps,
     finished,
     fresh_scores,
@@ -90,7 +90,7 @@ Brackets: 95% intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"]
 """
 
 
-def _block(run: RunDirectory, by_seed: Table) -> dict[str, Any]:
+def _block(run: RunDirectory, by_seed: ScoresBySeed) -> dict[str, Any]:
     """Estimates by metric and kind."""
     block: dict[str, Any] = {}
     for metric in summarised(run.task):

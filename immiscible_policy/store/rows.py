@@ -113,19 +113,19 @@ def drop_rows(path: Path, after: int, metrics: Sequence[Metric]) -> None:
         _write(path, [header, *(line for line in lines if int(_episode(line)[0]) <= after)])
 
 
-Table = dict[int, dict[int, EpisodeRow]]
+EpisodeTable = dict[int, dict[int, EpisodeRow]]
 """Episodes by checkpoint and start."""
 
 
-def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[int, Table]]:
+def complete(rows: Mapping[int, Sequence[EpisodeRow]]) -> tuple[list[int], dict[int, EpisodeTable]]:
     """The starts, and the episodes of each seed by checkpoint (both ascending) and start, of complete evaluations.
 
     The starts are the set on which most checkpoints were evaluated; a checkpoint that lacks one of them (an
     evaluation cut short) is left out, and so is a seed without a complete checkpoint.
     """
-    tables: dict[int, Table] = {}
+    tables: dict[int, EpisodeTable] = {}
     for seed, of_seed in rows.items():
-        table: Table = {}
+        table: EpisodeTable = {}
         for row in of_seed:
             table.setdefault(row.checkpoint, {})[row.start] = row
         tables[seed] = dict(sorted(table.items()))

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from immiscible_policy.palette import DASHES, GREY, GRID, INK, mode_colour, panels
 from immiscible_policy.results.plots import draw_curves, title_of
-from immiscible_policy.results.report.evidence import Contrast, Evidence, by_start
+from immiscible_policy.results.report.evidence import Evidence, RunContrast, by_start
 from immiscible_policy.results.report.words import signed
 from immiscible_policy.tasks import Metric
 
@@ -65,7 +65,7 @@ def curve_chart(evidence: Evidence, metric: Metric) -> Chart:
     return Chart(title, figure, f"{title}. Against training steps: {ends}.", legend, note)
 
 
-def start_chart(evidence: Evidence, contrast: Contrast) -> Chart:
+def start_chart(evidence: Evidence, contrast: RunContrast) -> Chart:
     """A - B in the primary metric at every start, from the greatest to the smallest; coloured as the higher run."""
     metric, a, b = evidence.metrics[0].name, contrast.run.name, contrast.reference.name
     ordered = sorted(by_start(contrast, metric), key=lambda item: -item.difference.estimate)

@@ -65,7 +65,7 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class RunContrast:
     """A run (A) against the reference (B); no comparison but a refusal where they have nothing in common."""
 
     run: ReportedRun
@@ -80,7 +80,7 @@ class Evidence:
 
     task: Task
     runs: list[ReportedRun]
-    contrasts: list[Contrast]
+    contrasts: list[RunContrast]
 
     @property
     def reference(self) -> ReportedRun:
@@ -156,7 +156,7 @@ def gaps(run: RunDirectory, table: dict[int, Scores], seeds_of_all: Sequence[int
     return [*lacks, f"{len(missing.starts)} of its planned starts"] if missing.starts else lacks
 
 
-def by_start(contrast: Contrast, metric: str) -> list[StartDifference]:
+def by_start(contrast: RunContrast, metric: str) -> list[StartDifference]:
     """Differences, mean over the last checkpoints, at every common start; empty where the two were not compared."""
     comparison = contrast.comparison
     if comparison is None:
@@ -179,14 +179,14 @@ def differing_settings(runs: Sequence[ReportedRun]) -> list[str]:
     return [key for key in keys if any(of_run.get(key) != settings[0].get(key) for of_run in settings[1:])]
 
 
-def _contrast(run: ReportedRun, reference: ReportedRun) -> Contrast:
+def _contrast(run: ReportedRun, reference: ReportedRun) -> RunContrast:
     try:
-        return Contrast(run, reference, compare(run.run, reference.run))
+        return RunContrast(run, reference, compare(run.run, reference.run))
     except ValueError as error:  # no common start or checkpoint: the page says so, with names in place of paths
         refusal = str(error)
         for place, name in sorted(((str(own.run.path), own.name) for own in (run, reference)), reverse=True):
             refusal = refusal.replace(place, name)
-        return Contrast(run, reference, None, refusal)
+        return RunContrast(run, reference, None, refusal)
 
 
 def _modes(run: RunDirectory) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from immiscible_policy.evaluation.scores import LAST
 from immiscible_policy.evaluation.statistics import SignTest, count
 from immiscible_policy.results.compare import Comparison, Result
 from immiscible_policy.results.formatting import brackets
-from immiscible_policy.results.report.evidence import Contrast, Evidence
+from immiscible_policy.results.report.evidence import Evidence, RunContrast
 
 BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "no difference detected", "cannot be decided"
 
@@ -53,7 +53,7 @@ def headline(evidence: Evidence) -> str:
     )
 
 
-def outcome(contrast: Contrast) -> str:
+def outcome(contrast: RunContrast) -> str:
     """What a comparison says about A: one of the four words above."""
     result = contrast.comparison.headline if contrast.comparison else None
     if result is None or math.isnan(result.difference.low):
@@ -63,7 +63,7 @@ def outcome(contrast: Contrast) -> str:
     return BETTER if result.a_is_better else WORSE
 
 
-def verdict(contrast: Contrast, measured: str) -> str:
+def verdict(contrast: RunContrast, measured: str) -> str:
     """Which of two runs is better in what was measured ("coverage of the goal"), by how much, in one sentence."""
     a, b = contrast.run.name, contrast.reference.name
     if contrast.comparison is None:
@@ -79,7 +79,7 @@ def verdict(contrast: Contrast, measured: str) -> str:
     return f"{opening}: {means}, difference {signed(difference.estimate)} (95% interval {ends}, {difference.meaning})."
 
 
-def confidence(contrast: Contrast) -> str:
+def confidence(contrast: RunContrast) -> str:
     """How far a verdict can be trusted, beside its interval: agreement of the seeds, and what more would take."""
     if contrast.comparison is None or outcome(contrast) == UNKNOWN:
         return ""
