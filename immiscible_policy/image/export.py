@@ -16,8 +16,9 @@ from immiscible_policy.image.model import ImageModel, PixelCoder
 from immiscible_policy.path import Ddpm
 from immiscible_policy.path.consistency import MOST_STEPS, RHO, SIGMA_MAX, SIGMA_MIN, Consistency
 from immiscible_policy.path.flow import TIME_SCALE
+from immiscible_policy.solver import Pndm, Solver
 
-STEPS = 50  # Network calls of a saved pipeline
+STEPS = 50  # Network calls of a saved pipeline of flow matching, and of others without a solver
 README = """\
 # {title}
 
@@ -56,26 +57,31 @@ UNEVEN = (
 )
 
 
-def export_diffusers(model: ImageModel, directory: Path | str) -> None:
+def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | Pndm | None = None) -> None:
     """Write a model, with the weights it holds now, as a directory that plain diffusers loads.
 
-    ddim          `DDIMPipeline`: eta = 0 and the trailing steps of our own `ddim`.
+    ddim          `DDIMPipeline`: eta = 0, number and spacing of the steps as the solver has them, else as our own.
     consistency   `ConsistencyModelPipeline`: one step, or several with fresh noise.
     flow          `DDPMPipeline`, diffusers' bare loop over network and scheduler, with an Euler scheduler of flow
                   matching whose times run from noise (0) to image (1), as the network was trained.
-    sd            `StableDiffusionPipeline` with DDIM's trailing steps; see `save_pipeline`.
+    sd            `StableDiffusionPipeline`, DDIM likewise; see `save_pipeline`. Where steps are `leading`, diffusers
+                  takes each one later: 981, 961, ..., 1 for 980, 960, ..., 0.
     """
+    chosen = solver if isinstance(solver, Solver) else model.solver
+    spacing, steps = ("trailing", STEPS) if chosen is None else (chosen.spacing, chosen.steps)
     path, unet, limit = model.path, model.denoiser, model.coder.limit
     if not isinstance(model.coder, PixelCoder):
         from immiscible_policy.image.stable_diffusion import save_pipeline
 
         assert isinstance(path, Ddpm)
-        return save_pipeline(model, ddim_scheduler(path, None), directory)
+        return save_pipeline(model, ddim_scheduler(path, None, spacing), directory)
     pipeline: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
     lines = {"start": "noise", "seen": "x"}
     if isinstance(path, Ddpm):
-        pipeline = DDIMPipeline(unet, ddim_scheduler(path, limit))  # type: ignore[arg-type]
-        lines |= {"title": "DDIM", "timesteps": str(STEPS), "call": WHOLE.format(steps=STEPS)}
+        if spacing == "trailing" and path.chain % steps:
+            steps = STEPS  # diffusers steps by whole numbers of the chain, and would leave the grid
+        pipeline = DDIMPipeline(unet, ddim_scheduler(path, limit, spacing))  # type: ignore[arg-type]
+        lines |= {"title": "DDIM", "timesteps": str(steps), "call": WHOLE.format(steps=steps)}
     elif isinstance(path, Consistency):
         scheduler: Any = CMStochasticIterativeScheduler(
             num_train_timesteps=MOST_STEPS,
@@ -102,10 +108,11 @@ def export_diffusers(model: ImageModel, directory: Path | str) -> None:
     (Path(directory) / "README.md").write_text(text)
 
 
-def ddim_scheduler(path: Ddpm, limit: float | None) -> DDIMScheduler:
-    """The diffusers scheduler that steps as our `ddim` over trailing times; `limit` bounds clean numbers, None not."""
+def ddim_scheduler(path: Ddpm, limit: float | None, spacing: str = "trailing") -> DDIMScheduler:
+    """The diffusers scheduler that steps as our `ddim` of a spacing; `limit` bounds clean numbers, None not."""
     config: Any = path.noising.config
     chain = {key: config[key] for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")}
     clip: dict[str, Any] = {"clip_sample": limit is not None, "clip_sample_range": 1.0 if limit is None else limit}
-    grid: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
+    offset = int(limit is None)  # diffusers insists on 1 for Stable Diffusion; trailing steps know no offset
+    grid: dict[str, Any] = {"timestep_spacing": spacing, "steps_offset": offset}
     return DDIMScheduler(**chain, **clip, **grid, prediction_type=path.prediction)

@@ -53,6 +53,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Solver, draws, noise_rows
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.training.options import device_option, resolve_device
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # W
 FORMS = ("published", "normalised")
@@ -135,12 +136,14 @@ class PerturbedPolicy:
     ) -> None:
         self.policy, self.path, self.action, self.generators = policy, policy.path, policy.action, list(generators)
         self.form = form
-        self.weights = torch.tensor(weights)[:, None, None]
+        self.weights = torch.tensor(weights, device=policy.action.scale.device)[:, None, None]
 
     def predict(self, observation: Tensor, solver: Solver, generators: Sequence[torch.Generator]) -> Tensor:
         """Action chunks (B, T, A), like `Policy.predict`."""
         shape = (self.policy.horizon, len(self.action.scale))
-        noise, eta = (noise_rows(sources, 1, shape)[0] for sources in (generators, self.generators))
+        noise, eta = (
+            noise_rows(sources, 1, shape)[0].to(self.weights.device) for sources in (generators, self.generators)
+        )
         generate = chunk_generator(self.policy, observation, solver)
         return self.action.unnormalize(generate(perturb(noise, eta, self.weights, self.form)))
 
@@ -151,6 +154,7 @@ def measure(options: Document) -> Findings:
     if options["form"] not in FORMS:
         raise CommandError(unknown("form", options["form"], FORMS))
     require(options, observations=(3, most), windows=(2, most))
+    options = options | {"device": resolve_device(options["device"])}
     solver = ddim(options, POLICY_CALLS)
     policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
@@ -176,16 +180,16 @@ def measure_policy(
     checkpoint: Checkpoint, solver: Solver, options: Document, starts: Sequence[int]
 ) -> tuple[Document, Perturbed]:
     """The figures of one policy, with rollouts from starts, and its chunks [in the data's units]."""
-    policy, _ = read_policy(checkpoint)
+    policy, _ = read_policy(checkpoint, options["device"])
     perturbations, seed = options["perturbations"], options["seed"]
     windows, shown = (
-        lab_runs.drawn_windows(checkpoint, options["data"], options[key], seed, key=key)[0]
+        lab_runs.drawn_windows(checkpoint, options["data"], options[key], seed, key=key)[0].to(options["device"])
         for key in ("windows", "observations")
     )
     generate, generator = chunk_generator(policy, shown.obs, solver), torch_generator("cpu", "bijection chunks", seed)
     noise = torch.randn(shown.action.shape, generator=generator)
     chunks = perturbed_results(
-        lambda noise: policy.action.unnormalize(generate(noise)),
+        lambda noise: policy.action.unnormalize(generate(noise.to(options["device"]))).cpu(),
         noise,
         WEIGHTS,
         perturbations,
@@ -209,11 +213,11 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
     assign = make_selector("linear")
     sampled: dict[str, list[Tensor]] = {"random": [], "assigned": []}
     noises = []
-    for rows in torch.arange(len(windows)).split(BATCH):
+    for rows in torch.arange(len(windows), device=windows.action.device).split(BATCH):
         batch = windows[rows]
         generate = chunk_generator(policy, batch.obs, solver)
         x = policy.clean(batch.action)
-        noises.append(torch.randn(x.shape, generator=generator))
+        noises.append(torch.randn(x.shape, generator=generator).to(x.device))
         sampled["random"].append(generate(noises[-1]))
         sampled["assigned"].append(generate(assign(x, generator=generator)))
     chunks = {name: policy.action.unnormalize(torch.cat(parts)) for name, parts in sampled.items()}
@@ -223,7 +227,7 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
         return float(x.double().square().mean().sqrt())
 
     return {
-        "correlation": correlation(normalised, torch.cat(noises)).row_means,
+        "correlation": correlation(normalised.cpu(), torch.cat(noises).cpu()).row_means,
         **{f"rmse_{name}": rms(chunk - windows.action) for name, chunk in chunks.items()},
         "rmse_mean": rms(windows.action - windows.action.mean(dim=0)),
     }
@@ -231,7 +235,7 @@ def start_noise_figures(policy: Policy, windows: Windows, solver: Solver, seed: 
 
 def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Document) -> list[float]:
     """For each weight, the mean absolute difference of the score of perturbed episodes from the unperturbed one's."""
-    policy, spec = read_policy(checkpoint)
+    policy, spec = read_policy(checkpoint, options["device"])
     perturbations, max_steps = options["perturbations"], options["max_steps"]
     weights, numbers = zip((0.0, 0), *product(ROLLOUT_WEIGHTS, range(perturbations)), strict=True)
     generators = [torch_generator("cpu", "bijection rollout", start, number) for number in numbers]
@@ -243,12 +247,12 @@ def score_change(checkpoint: Checkpoint, solver: Solver, start: int, options: Do
 
 def perturbed_images(checkpoint: Checkpoint, options: Document) -> Perturbed:
     """Images (pixels in [-1, 1]) of an image model from start noises and from perturbed ones."""
-    model, _ = load_image_model(checkpoint)
+    model = load_image_model(checkpoint)[0].to(options["device"])
     solver = ddim(options, IMAGE_CALLS) if "ddim" in model.path.solvers else model.solver
     generator = torch_generator("cpu", "bijection images", options["seed"])
     noise = torch.randn(options["observations"], *model.coder.shape, generator=generator)
     return perturbed_results(
-        lambda noise: model.sample(noise, solver).images,
+        lambda noise: model.sample(noise.to(options["device"]), solver).images.cpu(),
         noise,
         WEIGHTS,
         options["perturbations"],
@@ -379,6 +383,7 @@ OPTIONS = {
     "starts": Option(str, "100000..100002", "start seeds of the rollouts"),
     "max_steps": Option(COUNT, 300, "steps of a rollout"),
     "sampling_steps": Option(COUNT, None, f"network calls (DDIM); null: {POLICY_CALLS}, for images {IMAGE_CALLS}"),
+    "device": device_option(),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

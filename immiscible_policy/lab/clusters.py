@@ -3,7 +3,8 @@
 For each of P CIFAR-10 images, n noises are selected and averaged. The table has the Euclidean distance between two
 such averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch
 for one noise of an image, so it gets fewer. With `runs=` the samples, images or action chunks, are those that each
-model was trained on, as it diffuses them; selector and batch are its own.
+model was trained on, as it diffuses them; the selector, and the number of samples that it chooses for together, are
+those of its training.
 
 - *Floor*: sqrt(2 D / n), what independent plain noise gives with no effect at all: 0.78 for 10,000 noises of 3,072
   numbers, most of the published vanilla figure. None of the definitions tried gives its spread of 0.06.
@@ -93,14 +94,19 @@ def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
     count, seed, rows = options["pictures"], options["seed"], []
     checkpoints = {run: next(iter(seeds.values())) for run, seeds in runs.policies.items()} | runs.models
     for run, checkpoint in checkpoints.items():
-        select, size = lab_runs.own_selector(checkpoint), checkpoint.config["batch_size"]
-        x = lab_runs.clean_samples(checkpoint, options["data"], MOST, seed)
+        select, size = lab_runs.own_selector(checkpoint), lab_runs.chosen_together(checkpoint)
+        wanted, needed = (2 * size, size) if isinstance(select, Assignment) else (0, count)
+        x = lab_runs.clean_samples(checkpoint, options["data"], max(MOST, wanted), seed)
+        if len(x) < needed:
+            raise CommandError(
+                f"runs={run}: needs {needed:,} samples and the data have {len(x):,}; give data=PATH with more"
+            )
         n, generator = options["n"], torch_generator("cpu", "clusters", seed)
         noise: Iterable[Tensor] = repeated_noise(select, x[:count], n, generator)
         if isinstance(select, Assignment):
-            if not count < size <= len(x):
-                raise CommandError(f"runs={run}: pictures={count} of {len(x):,} do not go with batch_size={size}")
-            n = options["assigned"] * BATCHES[-1] // size
+            if not count < size:
+                raise CommandError(f"pictures={count}: runs={run} chose noise for {size} samples together; use fewer")
+            n = max(2, options["assigned"] * BATCHES[-1] // size)
             noise = assigned_noise(select, x, count, size, n, generator)
         rows.append(_row(run, "", root_mean_square(x), n, noise, x[0].numel(), None))
     figures = {"pictures": count, "dims": x[0].numel(), "rows": rows}

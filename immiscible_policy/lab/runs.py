@@ -16,7 +16,7 @@ from immiscible_policy.demos.windows import Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import load_images, to_pixels
+from immiscible_policy.image.data import Images, load_images, to_pixels
 from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
@@ -34,6 +34,9 @@ RUNS = Option(
     "runs of train_policy.py or of train_image.py, DIR,DIR or NAME=DIR,...; the others are compared with the first",
 )
 DATA = Option(Path, None, "what runs are measured on; none: demonstrations of the task, images of their training")
+
+ENCODED = 250
+"""Images that a coder encodes at a time."""
 
 Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
@@ -133,18 +136,23 @@ def own_selector(checkpoint: Checkpoint) -> Selector:
     return make_selector(recorded["name"], **{key: value for key, value in recorded.items() if key not in ignored})
 
 
-def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train") -> Tensor:
-    """Pixels (N, 3, S, S), uint8, of the set that an image model was trained on, from `data` or where it lay then.
+def chosen_together(checkpoint: Checkpoint) -> int:
+    """Samples whose noise a checkpoint's training chose together: those of `select_over` batches."""
+    config = checkpoint.config
+    return int(config.get("select_over", 1) * config["batch_size"])
 
-    CommandError if it lies there no longer.
+
+def images_of(checkpoint: Checkpoint, data: Path | None, split: str = "train", count: int | None = None) -> Images:
+    """The first `count` images, or all, of the set that an image model was trained on, from `data` or where it lay.
+
+    They have the model's side; there may be fewer. CommandError if the set lies there no longer.
     """
     config = checkpoint.config
     place = data or config.get("data")
     if place is None or not Path(place).exists():
         raise CommandError(f"data={place}: the images of {checkpoint.path} are not there; give data=PATH")
     dataset, size = config.get("dataset", "cifar10"), read_image_spec(checkpoint).size
-    images = load_images(dataset, place, split=split, size=size)
-    return images.pixels(torch.arange(len(images)))
+    return load_images(dataset, place, split=split, size=size, limit=count)
 
 
 def clean_samples(checkpoint: Checkpoint, data: Path | None, count: int, seed: int) -> Tensor:
@@ -153,8 +161,9 @@ def clean_samples(checkpoint: Checkpoint, data: Path | None, count: int, seed: i
         policy, _ = read_policy(checkpoint)
         windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
         return policy.clean(drawn_windows(checkpoint, data, min(count, len(windows)), seed, key="pictures")[0].action)
-    pixels, coder = images_of(checkpoint, data)[:count], load_image_model(checkpoint)[0].coder
-    return coder.encode(to_pixels(pixels), torch_generator("cpu", "lab encode", seed))
+    images, coder = images_of(checkpoint, data, count=count), load_image_model(checkpoint)[0].coder
+    generator, rows = torch_generator("cpu", "lab encode", seed), torch.arange(len(images))
+    return torch.cat([coder.encode(to_pixels(images.pixels(part)), generator) for part in rows.split(ENCODED)])
 
 
 def drawn_windows(

@@ -38,6 +38,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results import formatting
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.training.options import device_option, resolve_device
 
 SHOWN = 8
 """Times at which an image is shown on its way to noise."""
@@ -48,13 +49,13 @@ BATCH = 250
 
 def measure(options: Document) -> Findings:
     """Measure every checkpoint of the runs that is not measured yet."""
-    models = lab_runs.newest_runs(options["runs"]).models
+    device, models = resolve_device(options["device"]), lab_runs.newest_runs(options["runs"]).models
     if not models:
         raise CommandError("runs= names policies; scaling takes runs of train_image.py")
     clean = {run: lab_runs.clean_samples(c, options["data"], MEASURED, options["seed"]) for run, c in models.items()}
     words = SolverWords(steps=options["sampling_steps"])
-    drawing = Drawing(options["samples"], words, options["seed"], BATCH, "cpu", edit=None)
-    protocol = ImageProtocol(drawing, make_extractor("classifier"), data=options["data"])
+    drawing = Drawing(options["samples"], words, options["seed"], BATCH, device, edit=None)
+    protocol = ImageProtocol(drawing, make_extractor("classifier", device=device), data=options["data"])
     evaluation = Evaluation(protocol, lambda line: print(line, flush=True))
     results = measure_targets(evaluation, [find_run(name, run, protocol) for name, run in options["runs"].items()])
     figures = {
@@ -133,6 +134,7 @@ OPTIONS = {
     "data": lab_runs.DATA,
     "samples": Option(COUNT, 2000, "images drawn of each checkpoint"),
     "sampling_steps": Option(COUNT, None, "network calls; absent: as in training"),
+    "device": device_option(),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -12,7 +12,7 @@ Immiscible Diffusion, arXiv 2505.18521; its figures are of other models, resolut
 - *Fréchet distance*: squared, of the x_0 that a layer predicts along sampling to real data: on the numbers of the
   chunk for actions, on the features of the project's classifier for images (not FID). The *floor* is what as many real
   samples score: for actions those windows' own chunks against all others, for images training images against test
-  images.
+  images, or images against all others where a set has no split for tests.
 
 An error above 1 at the noisiest layers is a network that has not converged, divided by a small alpha. An error with own
 noise below vanilla's shows how much of x_0 the noise gives away: no gain where the error with plain noise is far above.
@@ -23,8 +23,7 @@ noise below vanilla's shows how much of x_0 the noise gives away: no gain where 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,12 +42,14 @@ from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import DATASETS, to_bytes, to_pixels
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from immiscible_policy.image.evaluation.measure import REFERENCE_BATCH, reference_features
 from immiscible_policy.image.evaluation.pictures import tile
 from immiscible_policy.image.model import ImageModel
 from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, legend, means, plain, program, require, table
+from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.palette import GREY, colours
 from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network
@@ -56,6 +57,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.solver import Plan, draws, solve
 from immiscible_policy.store.checkpoint import Checkpoint
+from immiscible_policy.training.options import device_option, resolve_device
 
 LAYERS = 20
 STRIP = 3  # Start noises whose predicted images are drawn, at every second layer
@@ -80,7 +82,7 @@ def predicted_along_sampling(
     predicted: list[Tensor] = []
 
     def calls(i: int, x: Tensor) -> Tensor:
-        return network(x, torch.full((len(x),), plan[i].t)).float()
+        return network(x, torch.full((len(x),), plan[i].t, device=x.device)).float()
 
     solve(calls, path, plan, noise, limit=limit, record=predicted)
     return torch.stack(predicted)
@@ -94,21 +96,18 @@ def predicted_at_layers(
     predicted = []
     for layer in plan:
         noisy = layer.alpha * x + layer.sigma * noise
-        output = network(noisy, torch.full((len(x),), layer.t)).float()
+        output = network(noisy, torch.full((len(x),), layer.t, device=x.device)).float()
         predicted.append(path.split(output, noisy, layer.alpha, layer.sigma).clean.clamp(-limit, limit))
     return torch.stack(predicted)
 
 
-def relative_error(predicted: Tensor, target: Tensor, spread: float) -> list[float]:
-    """Root mean square error of each layer's predictions (S, N, ...) of target (N, ...), in units of the data's spread.
-
-    The spread is the root mean square deviation of the data from its mean: whoever always predicts the mean scores 1.
-    """
-    return [float((layer - target).square().mean().sqrt() / spread) for layer in predicted]
+def squared_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Sum of the squared errors (S,) of each layer's predictions (S, N, ...) of target (N, ...)."""
+    return torch.stack([(layer - target).double().square().sum() for layer in predicted]).cpu()
 
 
 class LayerBatch(NamedTuple):
-    """Real data, noises for it, and the denoiser that sees them."""
+    """Real data, noises for it, and the denoiser that sees them, on one device."""
 
     x: Tensor  # clean, as diffused (N, ...)
     own: Tensor  # noise that the model's own selector chose (N, ...)
@@ -127,51 +126,58 @@ def measure_layers(
 ) -> dict[str, list[float]]:
     """The `QUANTITIES` of every layer of a denoiser, the noisiest first, and the times `t` that its network is given.
 
-    See `predicted_along_sampling`; features (N, D) are of samples (N, ...).
+    See `predicted_along_sampling`; features (N, D), on the CPU, are of samples (N, ...). Of a batch that is measured,
+    features and sums alone are kept.
     """
-    data, predicted = [], defaultdict(list)
+    errors = {key: torch.zeros(len(plan), dtype=torch.float64) for key in ("own", "plain", "final")}
+    seen: list[list[Tensor]] = [[] for _ in plan]
+    count, total, squares = 0, torch.zeros(()), 0.0
     for batch in batches:
-        data.append(batch.x)
-        predicted["final"].append(predicted_along_sampling(batch.network, path, plan, batch.start, limit))
+        x = batch.x.double().cpu()
+        count, total, squares = count + len(x), total + x.sum(dim=0), squares + float(x.square().sum())
         for key, noise in (("own", batch.own), ("plain", batch.plain)):
-            predicted[key].append(predicted_at_layers(batch.network, path, plan, batch.x, noise, limit))
-    x, (final, own, plain) = torch.cat(data), (torch.cat(parts, dim=1) for parts in predicted.values())
-    spread = float((x - x.mean(dim=0)).square().mean().sqrt())
+            predicted = predicted_at_layers(batch.network, path, plan, batch.x, noise, limit)
+            errors[key] += squared_errors(predicted, batch.x)
+        final = predicted_along_sampling(batch.network, path, plan, batch.start, limit)
+        errors["final"] += squared_errors(final, final[-1])
+        for of_layer, samples in zip(seen, final, strict=True):
+            of_layer.append(features(samples))
+    variation = squares - float(total.square().sum()) / count  # squared error of always predicting the mean
     return {
         "t": [step.t for step in plan],
-        "own": relative_error(own, x, spread),
-        "plain": relative_error(plain, x, spread),
-        "final": relative_error(final, final[-1], spread),
-        "frechet": [frechet_distance(*feature_statistics(features(layer)), *reference) for layer in final],
+        **{key: (error / variation).sqrt().tolist() for key, error in errors.items()},
+        "frechet": [frechet_distance(*feature_statistics(torch.cat(of_layer)), *reference) for of_layer in seen],
     }
 
 
 def measure(options: Document) -> Findings:
     """Measure the layers of policies or of image models."""
     require(options, n=(200, np.inf))  # a Fréchet distance needs them
+    n, seed, device = options["n"], options["seed"], resolve_device(options["device"])
     policies, models = lab_runs.newest_runs(options["runs"])
     checkpoints = [checkpoint for seeds in policies.values() for checkpoint in seeds.values()]
     for checkpoint in (*checkpoints, *models.values()):
-        lab_runs.own_selector(checkpoint)  # refuses models without one
+        select = lab_runs.own_selector(checkpoint)
+        if isinstance(select, Assignment) and n < (pool := lab_runs.chosen_together(checkpoint)):
+            raise CommandError(f"n={n}: {checkpoint.path} chose noise for {pool:,} samples together; use n={pool}")
     _require_equal("policies", map(read_spec, checkpoints), ("horizon", "action_dim", "method", "diffusion_steps"))
     _require_equal("image models", map(read_image_spec, models.values()), ("model", "size"))
-    n, seed = options["n"], options["seed"]
     figures: Document = {}
     strips: dict[str, Tensor] = {}
     if policies:
         layers: dict[str, list[Document]] = {}
         for run, seeds in policies.items():
-            measured = [measure_policy(checkpoint, options["data"], n, seed) for checkpoint in seeds.values()]
+            measured = [measure_policy(checkpoint, options["data"], n, seed, device) for checkpoint in seeds.values()]
             layers[run] = [result for result, _ in measured]
             figures.setdefault("actions", {"frechet_floor": measured[0][1], "layers": layers})
     if models:
-        loaded = {label: load_image_model(checkpoint)[0] for label, checkpoint in models.items()}
-        figures["images"] = measure_images(models, loaded, options["data"], n, seed)
+        loaded = {label: load_image_model(checkpoint)[0].to(device) for label, checkpoint in models.items()}
+        figures["images"] = measure_images(models, loaded, options["data"], n, seed, device)
         for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
             generator = torch_generator("cpu", "steps strip", seed)
-            start = torch.randn(STRIP, *model.coder.shape, generator=generator)
+            start = torch.randn(STRIP, *model.coder.shape, generator=generator).to(device)
             predicted = model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted
-            strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1)))
+            strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1))).cpu()
     return Findings({"n": n, **figures}, describe(figures), draw(figures, strips))
 
 
@@ -184,72 +190,95 @@ def _require_equal(kind: str, specs: Iterable[Any], keys: Sequence[str]) -> None
             raise CommandError(f"runs= names {kind} of {key} {' and '.join(map(str, values))}; they need the same")
 
 
-def measure_policy(checkpoint: Checkpoint, data: Path | None, n: int, seed: int) -> tuple[Document, float]:
+def measure_policy(
+    checkpoint: Checkpoint, data: Path | None, n: int, seed: int, device: str = "cpu"
+) -> tuple[Document, float]:
     """The layers of a policy, and the floor of its Fréchet distance, on n windows that it may have been trained on."""
-    policy, _ = read_policy(checkpoint)
-    chosen, others = lab_runs.drawn_windows(checkpoint, data, n, seed, key="n")
+    policy, _ = read_policy(checkpoint, device)
+    chosen, others = (windows.to(device) for windows in lab_runs.drawn_windows(checkpoint, data, n, seed, key="n"))
     if len(others) < n:
         raise CommandError(f"n={n}: the demonstrations have {n + len(others):,} windows; choose at most half")
-    real, reference = (feature_statistics(policy.action.normalize(w.action).flatten(1)) for w in (chosen, others))
+    actions = (policy.action.normalize(windows.action).flatten(1).cpu() for windows in (chosen, others))
+    real, reference = map(feature_statistics, actions)
     plan, scale = lab_runs.layered(policy.path, LAYERS).plan(policy.path), policy.data_scale
-    batches = []
-    for rows in torch.arange(n).split(checkpoint.config["batch_size"]):  # as the selector saw in training
-        batch = chosen[rows]
-        network = partial(policy.network, features=policy.encode(batch.obs))
-        x, condition = policy.clean(batch.action), policy.condition(batch.obs)
-        batches.append(_noised(x, checkpoint, network, seed, int(rows[0]), plan, condition))
-    result = measure_layers(batches, policy.path, plan, scale, lambda x: x.flatten(1) / scale, reference)
+
+    def samples(rows: Tensor) -> tuple[Tensor, Tensor]:
+        batch = chosen[rows.to(device)]
+        return policy.clean(batch.action), policy.condition(batch.obs)
+
+    def network(rows: Tensor) -> Network:
+        return partial(policy.network, features=policy.encode(chosen[rows.to(device)].obs))
+
+    batches = layer_batches(checkpoint, samples, network, n, seed, plan)
+    result = measure_layers(batches, policy.path, plan, scale, lambda x: x.flatten(1).cpu() / scale, reference)
     return result, frechet_distance(*real, *reference)
 
 
 def measure_images(
-    models: Mapping[str, Checkpoint], loaded: Mapping[str, ImageModel], data: Path | None, n: int, seed: int
+    models: Mapping[str, Checkpoint],
+    loaded: Mapping[str, ImageModel],
+    data: Path | None,
+    n: int,
+    seed: int,
+    device: str,
 ) -> Document:
     """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
-    extractor = make_extractor("classifier")
-
-    def features(pixels: Tensor) -> Tensor:
-        return features_of(extractor, pixels.split(250))
-
+    extractor = make_extractor("classifier", device=device)
     for label, model in loaded.items():
         if model.text is not None:
             raise CommandError(f"runs={label}: its images depend on prompts; this is for models without, such as ddim")
     first = next(iter(models.values()))
-    other = DATASETS[first.config.get("dataset", "cifar10")].splits[-1]  # a folder of images has one split
-    test, training = (lab_runs.images_of(first, data, split) for split in (other, "train"))
-    if min(len(test), len(training)) < n:
-        raise CommandError(f"n={n}: there are {min(len(test), len(training)):,} images of a split; use fewer")
-    reference = feature_statistics(features(test))
+    splits = DATASETS[first.config.get("dataset", "cifar10")].splits
+    test = lab_runs.images_of(first, data, splits[-1])
+    if len(splits) > 1:
+        training, rows = lab_runs.images_of(first, data, count=n), torch.arange(len(test))
+        most = min(len(test), len(training))
+    else:  # as in a folder of images: the first n are compared with the others
+        training, rows, most = test, torch.arange(n, len(test)), len(test) // 2
+    if n > most:
+        raise CommandError(f"n={n}: the images of {first.path} are enough for n={most:,}; use fewer, or more images")
+    real, reference = (
+        feature_statistics(reference_features(extractor, *of)) for of in ((training, torch.arange(n)), (test, rows))
+    )
     layers = {}
     for label, model in loaded.items():
-        batches, plan = [], lab_runs.layered(model.path, LAYERS).plan(model.path)
-        for number, part in enumerate(to_pixels(test[:n]).split(models[label].config["batch_size"])):
-            x = model.coder.encode(part, torch_generator("cpu", "steps encode", seed, number))
-            batches.append(_noised(x, models[label], model.network(), seed, number, plan))
+        plan = lab_runs.layered(model.path, LAYERS).plan(model.path)
 
-        def decoded(x: Tensor, model: ImageModel = model) -> Tensor:
-            return features(to_bytes(model.coder.decode(x)))
+        def samples(rows: Tensor, model: ImageModel = model) -> tuple[Tensor, None]:
+            pixels, generator = test.pixels(rows).to(device), torch_generator("cpu", "steps encode", seed, int(rows[0]))
+            return model.coder.encode(to_pixels(pixels), generator), None
 
-        layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, decoded, reference)]
-    floor = frechet_distance(*feature_statistics(features(training[:n])), *reference)
-    return {"frechet_floor": floor, "layers": layers}
+        def features(x: Tensor, model: ImageModel = model) -> Tensor:
+            return features_of(extractor, to_bytes(model.coder.decode(x)).split(REFERENCE_BATCH))
+
+        batches = layer_batches(models[label], samples, lambda _, model=model: model.network(), n, seed, plan)
+        layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, features, reference)]
+    return {"frechet_floor": frechet_distance(*real, *reference), "layers": layers}
 
 
-def _noised(
-    x: Tensor,
+def layer_batches(
     checkpoint: Checkpoint,
-    network: Network,
+    samples: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    network: Callable[[Tensor], Network],
+    n: int,
     seed: int,
-    number: int,
     plan: Plan,
-    condition: Tensor | None = None,
-) -> LayerBatch:
-    """Clean samples with their noises; plain noise and start are the same for every model."""
-    common, own = (torch_generator("cpu", name, seed, number) for name in ("steps common", "steps own"))
-    noise = torch.randn(x.shape, generator=common)
-    start = torch.randn(draws(plan), *x.shape, generator=common)
+) -> Iterator[LayerBatch]:
+    """Clean samples with their noises, n in all, in batches as large as in training.
+
+    Rows (B,) give clean samples (B, ...) with their conditions, and the network for them. Own noise is chosen for as
+    many samples together as in training; plain noise and start are the same for models of one batch size. All of it is
+    drawn on the CPU.
+    """
     select = lab_runs.own_selector(checkpoint)
-    return LayerBatch(x, select(x, condition=condition, generator=own), noise, start, network)
+    for pool in torch.arange(n).split(lab_runs.chosen_together(checkpoint)):
+        x, condition = samples(pool)
+        own = select(x, condition=condition, generator=torch_generator("cpu", "steps own", seed, int(pool[0])))
+        for part in torch.arange(len(pool)).split(checkpoint.config["batch_size"]):
+            rows, common = pool[part], torch_generator("cpu", "steps common", seed, int(pool[part[0]]))
+            noise = torch.randn(x[part].shape, generator=common).to(x.device)
+            start = torch.randn(draws(plan), *noise.shape, generator=common).to(x.device)
+            yield LayerBatch(x[part], own[part], noise, start, network(rows))
 
 
 def over_seeds(seeds: list[Document], quantity: str) -> list[float]:
@@ -336,6 +365,7 @@ OPTIONS = {
     "runs": replace(lab_runs.RUNS, default=REQUIRED),
     "data": lab_runs.DATA,
     "n": Option(COUNT, 2000, "samples for each model"),
+    "device": device_option(),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

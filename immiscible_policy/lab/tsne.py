@@ -46,6 +46,7 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.tasks import find_task
+from immiscible_policy.training.options import device_option, resolve_device
 
 K_ACTIONS, K_IMAGES = 2, 8
 CLUSTERS = 7
@@ -68,6 +69,7 @@ Sections = dict[str, dict[str, Panel]]  # Rows of the picture by title, and thei
 
 def measure(options: Document) -> Findings:
     """Draw all maps that the options give material for."""
+    options = options | {"device": resolve_device(options["device"])}
     policies, models = lab_runs.newest_runs(options["runs"])
     if models:
         first, wanted = next(iter(models.values())), (options[key] for key in ("data", "batch_size", "seed"))
@@ -80,9 +82,7 @@ def measure(options: Document) -> Findings:
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {}
     for run, checkpoint in models.items():
-        model, generator = load_image_model(checkpoint)[0], torch_generator("cpu", "tsne images", options["seed"])
-        start = torch.randn(options["starts"], *model.coder.shape, generator=generator)
-        images[run] = model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted
+        images[run] = predicted_images(checkpoint, options)
     for title, predicted in (("predicted action chunks, one observation", chunks), ("predicted images", images)):
         for run, layers in predicted.items():  # (S, N, ...)
             groups = torch.arange(len(layers)).repeat_interleave(layers.shape[1])
@@ -130,16 +130,24 @@ def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
 
 def predicted_chunks(checkpoint: Checkpoint, options: Document) -> Tensor:
     """Chunks (S, N, ...) that a policy's layers predict for one observation, the same start noises for every policy."""
-    policy, spec = read_policy(checkpoint)
+    policy, spec = read_policy(checkpoint, options["device"])
     window, _ = lab_runs.drawn_windows(checkpoint, options["data"], 1, options["seed"], key="windows")
-    features = policy.encode(window.obs).expand(options["starts"], -1)
+    features = policy.encode(window.obs.to(options["device"])).expand(options["starts"], -1)
     generator = torch_generator("cpu", "tsne policy", options["seed"])
-    start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator)
+    start = torch.randn(options["starts"], spec.horizon, spec.action_dim, generator=generator).to(options["device"])
     with torch.no_grad():
         plan, path = lab_runs.layered(policy.path, LAYERS).plan(policy.path), policy.path
         return predicted_along_sampling(
             lambda x, t: policy.network(x, t, features), path, plan, start[None], policy.data_scale
-        )
+        ).cpu()
+
+
+def predicted_images(checkpoint: Checkpoint, options: Document) -> Tensor:
+    """Clean samples (S, N, C, H, W) that an image model's layers predict, the same start noises for every model."""
+    model = load_image_model(checkpoint)[0].to(options["device"])
+    generator = torch_generator("cpu", "tsne images", options["seed"])
+    start = torch.randn(options["starts"], *model.coder.shape, generator=generator).to(options["device"])
+    return model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted.cpu()
 
 
 def spreads(predicted: Tensor) -> list[float]:
@@ -197,6 +205,7 @@ OPTIONS = {
     "noises": Option(COUNT, 100, "noises of each sample"),
     "starts": Option(COUNT, 128, "start noises of the predictions"),
     "batch_size": Option(COUNT, 256, "batch within which assignment pairs"),
+    "device": device_option(),
     "seed": SEED,
 }
 EXPERIMENT = program(__name__, __doc__, measure, OPTIONS)

@@ -215,7 +215,7 @@ class ImageRecipe:
             with state.ema_weights():
                 draw_samples(model, self.images, config, drawn(state))
                 if state.step == config.steps:
-                    export_diffusers(model, seed.path / "diffusers")
+                    export_diffusers(model, seed.path / "diffusers", solver(config, model))
             return measured
 
         def media(state: TrainState) -> Media:

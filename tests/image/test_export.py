@@ -10,6 +10,7 @@ import torch
 
 from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.export import export_diffusers
+from immiscible_policy.solver import Solver
 from immiscible_policy.training.state import TrainState
 from tests.image.specs import calm, tiny_spec
 
@@ -27,28 +28,62 @@ def start_noise(count: int = 4) -> torch.Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def exported(name, directory, data_scale=1.0):
+def exported(name, directory, data_scale=1.0, solver=None):
     """A model in evaluation mode, and a directory with what it wrote; its samples reach beyond the range of pixels."""
     spec = replace(SPECS[name], data_scale=data_scale)
     model = calm(build_image_model(spec))
-    export_diffusers(model, directory)
+    export_diffusers(model, directory, solver)
     return model
+
+
+def samples_of_the_readme(directory, monkeypatch):
+    """What its lines draw in a namespace of their own, in the directory: they import nothing of this package."""
+    (code,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    assert "immiscible" not in code
+    monkeypatch.chdir(directory)
+    result: dict = {}
+    exec(code, result)
+    return result["images"]
+
+
+def samples_of_the_pipeline(directory, steps):
+    """What calling the pipeline itself draws, (B, 3, S, S) in [-1, 1]."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipeline(batch_size=4, num_inference_steps=steps, generator=generator, output_type="np").images
+    return 2 * torch.tensor(drawn).permute(0, 3, 1, 2) - 1
 
 
 @NAMES
 @pytest.mark.parametrize("data_scale", [0.5, 1.0, 4.0])
 def test_the_readmes_lines_give_the_models_samples(name, data_scale, tmp_path, monkeypatch):
-    """In a namespace of their own, in the directory: they import nothing of this package."""
     model = exported(name, tmp_path, data_scale)
-    readme = (tmp_path / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert "immiscible" not in code
-    monkeypatch.chdir(tmp_path)
-    result: dict = {}
-    exec(code, result)
     expected = model.sample(start_noise(), model.choose(steps=STEPS[name])).images
-    torch.testing.assert_close(result["images"], expected, rtol=1e-3, atol=1e-3)
-    assert ("gives wrong contrast" in readme) == (data_scale != 1)
+    torch.testing.assert_close(samples_of_the_readme(tmp_path, monkeypatch), expected, rtol=1e-3, atol=1e-3)
+    assert ("gives wrong contrast" in (tmp_path / "README.md").read_text()) == (data_scale != 1)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 50), ("leading", 7), ("trailing", 8)])
+def test_an_export_takes_the_steps_of_the_runs_solver(spacing, steps, tmp_path, monkeypatch):
+    """The published 980, 960, ..., 0 or our 999, 979, ..., 19, by README and pipeline; the two grids differ."""
+    solver = Solver("ddim", steps, spacing)
+    model = exported("ddim", tmp_path, solver=solver)
+    expected = model.sample(start_noise(), solver).images
+    other = model.sample(start_noise(), replace(solver, spacing="trailing" if spacing == "leading" else "leading"))
+    assert (expected - other.images).abs().max() > 0.01
+    torch.testing.assert_close(samples_of_the_readme(tmp_path, monkeypatch), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(samples_of_the_pipeline(tmp_path, steps), expected, rtol=1e-3, atol=1e-3)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.tolist() == [step.t for step in solver.plan(model.path)]
+
+
+def test_a_number_of_steps_that_diffusers_cannot_take_evenly_is_not_written(tmp_path, monkeypatch):
+    """Of 1,000 steps it visits every 142nd for seven calls, and would end elsewhere than our trailing grid."""
+    model = exported("ddim", tmp_path, solver=Solver("ddim", 7))
+    expected = model.sample(start_noise(), Solver("ddim", 50)).images
+    torch.testing.assert_close(samples_of_the_readme(tmp_path, monkeypatch), expected, rtol=1e-3, atol=1e-3)
 
 
 @NAMES
@@ -63,17 +98,8 @@ def test_diffusers_finds_pipeline_and_safe_weights(name, tmp_path):
 @pytest.mark.parametrize("name", ["ddim", "consistency"])
 def test_the_pipeline_itself_gives_the_same_samples(name, tmp_path):
     model = exported(name, tmp_path)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
-    pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        batch_size=4,
-        num_inference_steps=STEPS[name],
-        generator=torch.Generator().manual_seed(0),
-        output_type="np",
-    ).images
-    images = 2 * torch.tensor(drawn).permute(0, 3, 1, 2) - 1
     expected = model.sample(start_noise(), model.choose(steps=STEPS[name])).images
-    torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(samples_of_the_pipeline(tmp_path, STEPS[name]), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_consistency_pipeline_takes_several_steps_alike(tmp_path):

@@ -154,7 +154,7 @@ def test_an_unperturbed_row_samples_as_the_policy_and_a_perturbed_one_otherwise(
 def test_episodes_of_a_policy_that_ignores_its_noise_score_the_same(policy, run, monkeypatch):
     monkeypatch.setattr(bijection, "ROLLOUT_WEIGHTS", (0.5, 1.0))
     policy.network = AlwaysThere(policy, place=0.2)
-    monkeypatch.setattr(bijection, "read_policy", lambda checkpoint: (policy, SPEC))
+    monkeypatch.setattr(bijection, "read_policy", lambda checkpoint, device: (policy, SPEC))
     checkpoint = RunDirectory(run).seed(0).newest()
     change = bijection.score_change(checkpoint, Solver("ddim", 2), 100_000, OPTIONS)
     assert change == pytest.approx([0, 0])

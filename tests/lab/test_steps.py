@@ -13,7 +13,7 @@ from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
 from immiscible_policy.lab.data import demonstrated
-from immiscible_policy.lab.steps import LayerBatch, measure_layers, predicted_along_sampling, relative_error
+from immiscible_policy.lab.steps import LayerBatch, measure_layers, predicted_along_sampling, squared_errors
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
 from immiscible_policy.policy.build import PolicySpec, build_policy
@@ -29,7 +29,7 @@ STD, DIMS = 0.3, 6
 SPEC = ("state", 5, 2, 16, 2, 8, 1.0, (8, 16), 16, 3, 4, "diffusion", "epsilon", 100)
 
 
-def gaussian_layers(mean, std, count=10):
+def gaussian_layers(mean, std, count=10, cuts=(1500,)):
     """The layers of the exact denoiser for N(mean, std^2), on data of this law."""
     path = Ddpm(1000, betas="linear")
     plan = Solver("ddim", count).plan(path)
@@ -42,11 +42,11 @@ def gaussian_layers(mean, std, count=10):
     plain, own, start, z = (torch.randn(4000, DIMS, generator=generator) for _ in range(4))
     x = mean + STD * z
     reference = feature_statistics(mean + STD * torch.randn(20000, DIMS, generator=generator))
-    halves = [
+    batches = [
         LayerBatch(*(values[rows] for values in (x, own, plain)), start[None, rows], network)
-        for rows in (slice(1500), slice(1500, None))
+        for rows in map(slice, (0, *cuts), (*cuts, None))
     ]
-    return measure_layers(halves, path, plan, 1e9, lambda samples: samples, reference), plan
+    return measure_layers(batches, path, plan, 1e9, lambda samples: samples, reference), plan
 
 
 def test_the_error_of_the_exact_denoiser_is_the_posterior_spread():
@@ -86,11 +86,16 @@ def test_flow_matching_has_layers_too():
     torch.testing.assert_close(predicted, place.expand(5, 7, 2), rtol=1e-4, atol=1e-4)
 
 
-def test_relative_error_is_one_for_the_mean_and_zero_for_the_truth():
-    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
-    predicted = torch.stack([x.mean(dim=0).expand_as(x), x])
-    spread = float((x - x.mean(dim=0)).square().mean().sqrt())
-    assert relative_error(predicted, x, spread) == [pytest.approx(1), 0]
+def test_layers_do_not_depend_on_how_the_samples_are_cut_into_batches():
+    whole, _ = gaussian_layers(mean=0.7, std=STD, cuts=())
+    parts, _ = gaussian_layers(mean=0.7, std=STD, cuts=(1, 1000, 3999))
+    for key, values in whole.items():
+        assert parts[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
+
+
+def test_errors_are_summed_over_the_samples_of_each_layer():
+    target = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert squared_errors(torch.stack([target, target + 2]), target).tolist() == [0, 16]
 
 
 def write(run, seed, about, policy):
@@ -162,7 +167,8 @@ def test_runs_say_themselves_what_they_are(tmp_path, cifar):
     assert not policies and list(models) == ["images"]
     with pytest.raises(ValueError, match="gone: the images of .* are not there; give data=PATH"):
         runs.images_of(models["images"], None)
-    pixels = runs.images_of(models["images"], cifar)
+    images = runs.images_of(models["images"], cifar)
+    pixels = images.pixels(torch.arange(len(images)))
     x = runs.clean_samples(models["images"], cifar, 5, seed=0)
     assert pixels.shape == (220, 3, image.size, image.size)
     torch.testing.assert_close(x, image.data_scale * to_pixels(pixels[:5]))

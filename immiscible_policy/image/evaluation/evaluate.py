@@ -30,7 +30,7 @@ from immiscible_policy.image.evaluation.measure import (
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.evaluation.rows import ROWS, ImageRow, read_image_rows, write_image_rows
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.image.spec import ImageSpec, read_spec
+from immiscible_policy.image.spec import PROMPTED, lacking, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
 from immiscible_policy.store.run import RunDirectory, SeedDirectory, run_of
 
@@ -206,11 +206,13 @@ def find_target(path: Path, protocol: ImageProtocol) -> Target:
 
 
 def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, protocol: ImageProtocol) -> ImageSource:
-    """Where images come from: the protocol's, else the run's own options; only Stable Diffusion has prompts."""
+    """Where images come from: the protocol's, else the run's own options; CommandError for prompts without effect."""
     spec = read_spec(checkpoint)
+    if protocol.prompts not in (None, NONE) and spec.model not in PROMPTED:
+        raise lacking("prompts", protocol.prompts, spec.model, PROMPTED)
     config = {} if run is None else run.config
     data = protocol.data or config.get("data")
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")
-    prompts = protocol.prompts or (NONE if isinstance(spec, ImageSpec) else config.get("prompts", NONE))
+    prompts = protocol.prompts or (config.get("prompts", NONE) if spec.model in PROMPTED else NONE)
     return ImageSource(protocol.dataset or config.get("dataset") or "cifar10", str(data), spec.size, prompts)

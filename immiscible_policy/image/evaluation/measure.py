@@ -152,7 +152,7 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
     """
     require_enough(extractor, images, n)
     rows = torch.arange(len(images))
-    features = features_of(extractor, (images.pixels(part) for part in rows.split(REFERENCE_BATCH)))
+    features = reference_features(extractor, images, rows)
     statistics, floor = feature_statistics(features), None
     if len(rows) - n > extractor.dims:
         shuffled = torch.randperm(len(rows), generator=torch_generator("cpu", "reference", seed))
@@ -162,6 +162,11 @@ def make_reference(extractor: Extractor, images: Images, n: int, seed: int) -> R
     noise = (to_bytes(0.5 * start_noise(shape, part, seed)) for part in torch.arange(n).split(REFERENCE_BATCH))
     plain = frechet_distance(*feature_statistics(features_of(extractor, noise)), *statistics)
     return Reference(statistics, len(rows), floor, plain)
+
+
+def reference_features(extractor: Extractor, images: Images, rows: Tensor) -> Tensor:
+    """Features (N, D), float32 on the CPU, of rows (N,) of a set, whose pixels are read a few at a time."""
+    return features_of(extractor, (images.pixels(part) for part in rows.split(REFERENCE_BATCH)))
 
 
 def require_enough(extractor: Extractor, images: Images, n: int) -> None:
