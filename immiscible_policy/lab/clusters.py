@@ -94,18 +94,17 @@ def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
     count, seed, rows = options["pictures"], options["seed"], []
     checkpoints = {run: next(iter(seeds.values())) for run, seeds in runs.policies.items()} | runs.models
     for run, checkpoint in checkpoints.items():
-        select, size = lab_runs.own_selector(checkpoint), lab_runs.chosen_together(checkpoint)
-        wanted, needed = (2 * size, size) if isinstance(select, Assignment) else (0, count)
-        x = lab_runs.clean_samples(checkpoint, options["data"], max(MOST, wanted), seed)
+        select, size, needed = lab_runs.own_selector(checkpoint), lab_runs.chosen_together(checkpoint), count
+        if isinstance(select, Assignment):
+            needed = size
+            if count >= size:
+                raise CommandError(f"pictures={count}: runs={run} chose noise for {size} samples together; use fewer")
+        x = lab_runs.clean_samples(checkpoint, options["data"], max(MOST, 2 * needed), seed)
         if len(x) < needed:
-            raise CommandError(
-                f"runs={run}: needs {needed:,} samples and the data have {len(x):,}; give data=PATH with more"
-            )
+            raise CommandError(f"runs={run}: needs {needed:,} samples, the data have {len(x):,}; give data= with more")
         n, generator = options["n"], torch_generator("cpu", "clusters", seed)
         noise: Iterable[Tensor] = repeated_noise(select, x[:count], n, generator)
         if isinstance(select, Assignment):
-            if not count < size:
-                raise CommandError(f"pictures={count}: runs={run} chose noise for {size} samples together; use fewer")
             n = max(2, options["assigned"] * BATCHES[-1] // size)
             noise = assigned_noise(select, x, count, size, n, generator)
         rows.append(_row(run, "", root_mean_square(x), n, noise, x[0].numel(), None))

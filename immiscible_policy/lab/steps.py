@@ -230,15 +230,14 @@ def measure_images(
     first = next(iter(models.values()))
     splits = DATASETS[first.config.get("dataset", "cifar10")].splits
     test = lab_runs.images_of(first, data, splits[-1])
-    if len(splits) > 1:
-        training, rows = lab_runs.images_of(first, data, count=n), torch.arange(len(test))
-        most = min(len(test), len(training))
-    else:  # as in a folder of images: the first n are compared with the others
-        training, rows, most = test, torch.arange(n, len(test)), len(test) // 2
+    alone = len(splits) == 1  # as in a folder of images: the first n are compared with the others
+    training = test if alone else lab_runs.images_of(first, data, count=n)
+    most = len(test) // 2 if alone else min(len(test), len(training))
     if n > most:
         raise CommandError(f"n={n}: the images of {first.path} are enough for n={most:,}; use fewer, or more images")
     real, reference = (
-        feature_statistics(reference_features(extractor, *of)) for of in ((training, torch.arange(n)), (test, rows))
+        feature_statistics(reference_features(extractor, images, rows))
+        for images, rows in ((training, torch.arange(n)), (test, torch.arange(n if alone else 0, len(test))))
     )
     layers = {}
     for label, model in loaded.items():
@@ -251,7 +250,10 @@ def measure_images(
         def features(x: Tensor, model: ImageModel = model) -> Tensor:
             return features_of(extractor, to_bytes(model.coder.decode(x)).split(REFERENCE_BATCH))
 
-        batches = layer_batches(models[label], samples, lambda _, model=model: model.network(), n, seed, plan)
+        def network(_: Tensor, model: ImageModel = model) -> Network:
+            return model.network()
+
+        batches = layer_batches(models[label], samples, network, n, seed, plan)
         layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, features, reference)]
     return {"frechet_floor": frechet_distance(*real, *reference), "layers": layers}
 

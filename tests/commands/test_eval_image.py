@@ -177,6 +177,12 @@ def test_models_that_take_no_prompts_are_measured_on_images_that_have_none(run, 
     assert {row["prompts"] for row in rows(run)} == {"none"}
 
 
+def test_prompts_that_a_model_would_ignore_are_refused(run):
+    with pytest.raises(CommandError, match="prompts=own: model=ddim has no prompts; leave it out, or use model=sd"):
+        main([f"run={run}", *QUICK, "prompts=own"])
+    assert not (run / "seed_0" / "frechet.csv").exists()
+
+
 def test_ready_made_parts_are_refused_for_models_that_have_none(run):
     with pytest.raises(CheckpointError, match="pretrained=parts: .*holds model=ddim, which needs none"):
         main([f"run={run}", *QUICK, "pretrained=parts"])

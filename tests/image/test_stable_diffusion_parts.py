@@ -113,6 +113,15 @@ def test_plain_diffusers_draws_the_same_images_from_what_was_saved(spec, tmp_pat
     assert model.coder.scale == pytest.approx(model.coder.vae.config.scaling_factor * data_scale)
 
 
+def test_a_saved_pipeline_keeps_the_spacing_of_the_solver(spec, tmp_path):
+    """Diffusers adds one to the leading steps of Stable Diffusion."""
+    for solver, first in ((Solver("ddim", 10, "leading"), 901), (None, 999)):
+        export_diffusers(built(spec), tmp_path / "saved", solver)
+        scheduler = DiffusionPipeline.from_pretrained(tmp_path / "saved").scheduler
+        scheduler.set_timesteps(10)
+        assert scheduler.timesteps.tolist() == [*range(first, -1, -100)]
+
+
 def test_a_saved_text_encoder_keeps_the_published_names(spec, directory, tmp_path):
     """Libraries that are older than ours know no others, and would go on with random weights."""
     export_diffusers(built(spec), tmp_path / "saved")
