@@ -118,6 +118,13 @@ def test_plain_diffusers_loads_the_averaged_weights(finished):
         assert torch.equal(weight, model.denoiser.state_dict()[name]), name
 
 
+def test_plain_diffusers_finds_the_grid_that_the_run_sampled_with(images, tmp_path):
+    out = train(tmp_path / "ddim", images, *TINY, "model=ddim", "solver=ddim", "spacing=leading")
+    scheduler = DiffusionPipeline.from_pretrained(str(out / "seed_0/diffusers")).scheduler
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == [*range(980, -1, -20)]
+
+
 def test_stable_diffusion_trains_at_a_tiny_size_and_plain_diffusers_loads_it(images, tmp_path, monkeypatch):
     """Without pretrained= its parts are made on the spot, and kept in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
