@@ -50,7 +50,7 @@ from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, legend, means, plain, program, require, table
 from immiscible_policy.noise.assignment import Assignment
-from immiscible_policy.palette import GREY, colours
+from immiscible_policy.palette import GREY, colours, readable
 from immiscible_policy.path import ProbabilityPath
 from immiscible_policy.path.base import Network
 from immiscible_policy.randomness import torch_generator
@@ -339,7 +339,9 @@ def draw(sections: Mapping[str, Document], strips: Mapping[str, Tensor]) -> Figu
         for axes, (label, images) in zip(np.ravel(rows[-1].subplots(1, len(strips))), strips.items(), strict=True):
             axes.imshow(tile(images, LAYERS // 2), interpolation="nearest")
             axes.axis("off")
-            axes.set_title(f"{label}: x_0 at every second layer, from {STRIP} start noises", fontsize=8, loc="left")
+            axes.set_title(
+                f"{readable(label)}: x_0 at every second layer, from {STRIP} start noises", fontsize=8, loc="left"
+            )
     return figure
 
 
@@ -347,18 +349,21 @@ def _draw_layers(axes: list[Axes], title: str, section: Document) -> None:
     names = ("error, noised real data (dotted: plain noise)", "distance from the final sample", "Fréchet distance²")
     for panel, name in zip(axes, names, strict=True):
         plain(panel, f"{title}: {name}", "layer (left: noise, right: clean)", "1 = always predicting the mean")
+        panel.set_xticks([1, *range(5, LAYERS + 1, 5)])
     at = range(1, LAYERS + 1)
     for run, colour in colours(section["layers"]).items():
         seeds = section["layers"][run]
-        axes[0].plot(at, over_seeds(seeds, "own"), color=colour, linewidth=1.8, label=run)
+        axes[0].plot(at, over_seeds(seeds, "own"), color=colour, linewidth=1.8, label=readable(run))
         axes[0].plot(at, over_seeds(seeds, "plain"), color=colour, linewidth=1.2, linestyle=":")
         for panel, quantity in zip(axes[1:], ("final", "frechet"), strict=True):
-            panel.plot(at, over_seeds(seeds, quantity), color=colour, linewidth=1.8, label=run)
+            panel.plot(at, over_seeds(seeds, quantity), color=colour, linewidth=1.8, label=readable(run))
             for result in seeds if len(seeds) > 1 else []:
                 panel.plot(at, result[quantity], color=colour, linewidth=0.6, alpha=0.6)
     axes[0].axhline(1, color=GREY, linewidth=0.8)
     axes[2].axhline(section["frechet_floor"], color=GREY, linewidth=1, linestyle="--", label="floor: real samples")
     axes[2].set(yscale="log", ylabel="")
+    low, high = axes[2].get_ylim()
+    axes[2].set_ylim(low / 3, high)  # room for the legend
     for panel in axes:
         legend(panel)
 
