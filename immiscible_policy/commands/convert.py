@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from immiscible_policy.cli import REQUIRED, Option, parse
+from immiscible_policy.cli import REQUIRED, SEED, Option, parse
 from immiscible_policy.plugins.bridge import FORMATS, convert
 
 USAGE = """usage: python -m immiscible_policy convert checkpoint=PATH to=ours|compact|lerobot|diffusion_policy out=PATH
@@ -20,6 +20,7 @@ OPTIONS = {
         Path, REQUIRED, "ours, a run (its best), a .ckpt of Diffusion Policy, or a directory of LeRobot"
     ),
     "to": Option(str, REQUIRED, ", ".join(FORMATS)),
+    "train_seed": Option(SEED, None, "the training seed of a run that has several"),
     "out": Option(Path, REQUIRED, "what to create: a directory, and for diffusion_policy a file"),
 }
 
@@ -27,5 +28,5 @@ OPTIONS = {
 def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
-    convert(options["checkpoint"], options["to"], options["out"])
+    convert(options["checkpoint"], options["to"], options["out"], options["train_seed"])
     print(f"wrote {options['out']}")

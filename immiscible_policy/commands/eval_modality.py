@@ -21,6 +21,7 @@ from immiscible_policy.lab.modality.arms import (
     estimate,
     followed_first,
     measure,
+    training_demonstrations,
     training_modes,
 )
 from immiscible_policy.lab.modality.plots import evolution_figure, paths_figure
@@ -80,7 +81,7 @@ def main(words: list[str]) -> None:
     runs: dict[str, RunDirectory] = options["runs"]
     kept = {name: shared_checkpoints(run, options["checkpoints"]) for name, run in runs.items()}
     for run in runs.values():
-        training_modes(run)  # refuses unreadable demonstrations before the first rollout
+        training_modes(run, training_demonstrations(run))  # refuses unreadable demonstrations before the first rollout
     solvers = {name: _solvers(kept[name], options) for name in runs}
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
@@ -130,6 +131,7 @@ def figures(arms: Sequence[Arm]) -> dict[str, Any]:
                 "seeds": arm.seeds,
                 "steps": arm.steps,
                 "gaps": arm.gaps,
+                "departures": arm.departures,
                 "demonstrated": arm.demonstrated.tolist(),
                 "counts": arm.counts.tolist(),
                 "scores_by_start": arm.scores.tolist(),

@@ -64,11 +64,13 @@ def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | 
     consistency   `ConsistencyModelPipeline`: one step, or several with fresh noise.
     flow          `DDPMPipeline`, diffusers' bare loop over network and scheduler, with an Euler scheduler of flow
                   matching whose times run from noise (0) to image (1), as the network was trained.
-    sd            `StableDiffusionPipeline`, DDIM likewise; see `save_pipeline`. Where steps are `leading`, diffusers
-                  takes each one later: 981, 961, ..., 1 for 980, 960, ..., 0.
+    sd            `StableDiffusionPipeline`, DDIM likewise; see `save_pipeline`. With `leading` diffusers adds 1 to
+                  every time: 981, 961, ..., 1 for 980, 960, ..., 0. `Pndm`, whose grid this is, is exported so.
     """
-    chosen = solver if isinstance(solver, Solver) else model.solver
-    spacing, steps = ("trailing", STEPS) if chosen is None else (chosen.spacing, chosen.steps)
+    chosen = solver or model.solver
+    spacing, steps = "trailing" if chosen is None else "leading", STEPS
+    if isinstance(chosen, Solver):
+        spacing, steps = chosen.spacing, chosen.steps
     path, unet, limit = model.path, model.denoiser, model.coder.limit
     if not isinstance(model.coder, PixelCoder):
         from immiscible_policy.image.stable_diffusion import save_pipeline
@@ -78,8 +80,8 @@ def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | 
     pipeline: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
     lines = {"start": "noise", "seen": "x"}
     if isinstance(path, Ddpm):
-        if spacing == "trailing" and path.chain % steps:
-            steps = STEPS  # diffusers steps by whole numbers of the chain, and would leave the grid
+        if spacing == "trailing":  # diffusers steps by whole numbers of the chain, and would leave the grid
+            steps = max(n for n in range(1, min(steps, path.chain) + 1) if path.chain % n == 0)
         pipeline = DDIMPipeline(unet, ddim_scheduler(path, limit, spacing))  # type: ignore[arg-type]
         lines |= {"title": "DDIM", "timesteps": str(steps), "call": WHOLE.format(steps=steps)}
     elif isinstance(path, Consistency):

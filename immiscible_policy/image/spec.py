@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from immiscible_policy.cli import CommandError, one_line
+from immiscible_policy.cli import one_line
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.reading import described
 
@@ -72,8 +71,3 @@ def read_spec(checkpoint: Checkpoint) -> Spec:
         return described(kind, values)
     except TypeError as error:
         raise CheckpointError(f"{checkpoint.path} describes no image model ({one_line(error)})") from None
-
-
-def lacking(key: str, value: Any, model: str, models: Sequence[str]) -> CommandError:
-    """The error for an option that a model does not have, and other models do."""
-    return CommandError(f"{key}={value}: model={model} has no {key}; leave it out, or use model={' or '.join(models)}")

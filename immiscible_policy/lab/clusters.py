@@ -90,13 +90,18 @@ def measure(options: Document) -> Findings:
 
 
 def measure_runs(runs: lab_runs.Runs, options: Document) -> Findings:
-    """Measure the distances between clusters of the noise that models were trained with, the first seed of each run."""
+    """Measure the distances between clusters of the noise that models were trained with, the first seed of each run.
+
+    CommandError for selectors that look at observations, more pictures than a batch has, and too few samples.
+    """
     count, seed, rows = options["pictures"], options["seed"], []
     checkpoints = {run: next(iter(seeds.values())) for run, seeds in runs.policies.items()} | runs.models
     for run, checkpoint in checkpoints.items():
         select, size, needed = lab_runs.own_selector(checkpoint), lab_runs.chosen_together(checkpoint), count
         if isinstance(select, Assignment):
             needed = size
+            if select.conditions is not None:
+                raise CommandError(f"runs={run}: its noise depends on observations too; name runs without c2ot")
             if count >= size:
                 raise CommandError(f"pictures={count}: runs={run} chose noise for {size} samples together; use fewer")
         x = lab_runs.clean_samples(checkpoint, options["data"], max(MOST, 2 * needed), seed)

@@ -17,6 +17,7 @@ from immiscible_policy.evaluation.agent import Agent, read_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import Images, load_images, to_pixels
+from immiscible_policy.image.evaluation.measure import REFERENCE_BATCH
 from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
@@ -34,9 +35,6 @@ RUNS = Option(
     "runs of train_policy.py or of train_image.py, DIR,DIR or NAME=DIR,...; the others are compared with the first",
 )
 DATA = Option(Path, None, "what runs are measured on; none: demonstrations of the task, images of their training")
-
-ENCODED = 250
-"""Images that a coder encodes at a time."""
 
 Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
@@ -163,7 +161,7 @@ def clean_samples(checkpoint: Checkpoint, data: Path | None, count: int, seed: i
         return policy.clean(drawn_windows(checkpoint, data, min(count, len(windows)), seed, key="pictures")[0].action)
     images, coder = images_of(checkpoint, data, count=count), load_image_model(checkpoint)[0].coder
     generator, rows = torch_generator("cpu", "lab encode", seed), torch.arange(len(images))
-    return torch.cat([coder.encode(to_pixels(images.pixels(part)), generator) for part in rows.split(ENCODED)])
+    return torch.cat([coder.encode(to_pixels(images.pixels(part)), generator) for part in rows.split(REFERENCE_BATCH)])
 
 
 def drawn_windows(

@@ -222,7 +222,10 @@ def measure_images(
     seed: int,
     device: str,
 ) -> Document:
-    """The layers of image models on n test images; their Fréchet distance on the classifier's features."""
+    """The layers of image models on n test images; their Fréchet distance on the classifier's features.
+
+    All are measured on the data set of the first. CommandError for models with prompts, and for too few images.
+    """
     extractor = make_extractor("classifier", device=device)
     for label, model in loaded.items():
         if model.text is not None:
@@ -230,22 +233,26 @@ def measure_images(
     first = next(iter(models.values()))
     splits = DATASETS[first.config.get("dataset", "cifar10")].splits
     test = lab_runs.images_of(first, data, splits[-1])
-    alone = len(splits) == 1  # as in a folder of images: the first n are compared with the others
-    training = test if alone else lab_runs.images_of(first, data, count=n)
-    most = len(test) // 2 if alone else min(len(test), len(training))
-    if n > most:
-        raise CommandError(f"n={n}: the images of {first.path} are enough for n={most:,}; use fewer, or more images")
+    single = len(splits) == 1  # as in a folder of images: n are compared with the others
+    training = test if single else lab_runs.images_of(first, data, count=n)
+    needed = 2 * n if single else n
+    if min(len(test), len(training)) < needed:
+        have = f"{first.path} has {min(len(test), len(training)):,}"
+        raise CommandError(f"n={n}: needs {needed:,} images in each split, {have}; give data= with more")
+    order = torch.arange(len(test))
+    if single:  # whose images may lie class by class
+        order = order[torch.randperm(len(test), generator=torch_generator("cpu", "steps images", seed))]
     real, reference = (
         feature_statistics(reference_features(extractor, images, rows))
-        for images, rows in ((training, torch.arange(n)), (test, torch.arange(n if alone else 0, len(test))))
+        for images, rows in ((training, order[:n] if single else torch.arange(n)), (test, order[n if single else 0 :]))
     )
     layers = {}
     for label, model in loaded.items():
         plan = lab_runs.layered(model.path, LAYERS).plan(model.path)
 
         def samples(rows: Tensor, model: ImageModel = model) -> tuple[Tensor, None]:
-            pixels, generator = test.pixels(rows).to(device), torch_generator("cpu", "steps encode", seed, int(rows[0]))
-            return model.coder.encode(to_pixels(pixels), generator), None
+            generator = torch_generator("cpu", "steps encode", seed, int(rows[0]))
+            return model.coder.encode(to_pixels(test.pixels(order[rows]).to(device)), generator), None
 
         def features(x: Tensor, model: ImageModel = model) -> Tensor:
             return features_of(extractor, to_bytes(model.coder.decode(x)).split(REFERENCE_BATCH))
@@ -269,14 +276,16 @@ def layer_batches(
     """Clean samples with their noises, n in all, in batches as large as in training.
 
     Rows (B,) give clean samples (B, ...) with their conditions, and the network for them. Own noise is chosen for as
-    many samples together as in training; plain noise and start are the same for models of one batch size. All of it is
-    drawn on the CPU.
+    many samples together as in training, where n are enough; the last ones are joined by samples before them. Plain
+    noise and start are the same for models of one batch size. All of it is drawn on the CPU.
     """
-    select = lab_runs.own_selector(checkpoint)
-    for pool in torch.arange(n).split(lab_runs.chosen_together(checkpoint)):
+    select, together = lab_runs.own_selector(checkpoint), lab_runs.chosen_together(checkpoint)
+    for first in range(0, n, together):
+        begin = max(0, min(first, n - together))
+        pool = torch.arange(begin, min(begin + together, n))
         x, condition = samples(pool)
-        own = select(x, condition=condition, generator=torch_generator("cpu", "steps own", seed, int(pool[0])))
-        for part in torch.arange(len(pool)).split(checkpoint.config["batch_size"]):
+        own = select(x, condition=condition, generator=torch_generator("cpu", "steps own", seed, first))
+        for part in torch.arange(first - begin, len(pool)).split(checkpoint.config["batch_size"]):
             rows, common = pool[part], torch_generator("cpu", "steps common", seed, int(pool[part[0]]))
             noise = torch.randn(x[part].shape, generator=common).to(x.device)
             start = torch.randn(draws(plan), *noise.shape, generator=common).to(x.device)

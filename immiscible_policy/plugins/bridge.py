@@ -69,19 +69,20 @@ def _seed(run: RunDirectory, number: int | None) -> SeedDirectory:
     return run.seed(seeds[0] if number is None else number)
 
 
-def convert(checkpoint: Path, to: str, out: Path) -> None:
+def convert(checkpoint: Path, to: str, out: Path, train_seed: int | None = None) -> None:
     """Write a checkpoint, one that `find_checkpoint` takes, in one of the `FORMATS`.
 
     `compact` is ours with the EMA weights alone, matrices in float16: to act with, not to train further.
 
     Raises:
         CommandError: If the format is unknown or `out` exists.
+        ValueError: If there is no such checkpoint.
         CheckpointError: If the checkpoint cannot be read, or has no counterpart there.
     """
     if to not in FORMATS:
         raise CommandError(unknown("format", to, FORMATS))
     require_new("out", out)
-    source = find_checkpoint(checkpoint)
+    source = find_checkpoint(checkpoint, train_seed=train_seed)
     _, spec = read_policy(source)  # the weights fit, or one line says that they do not
     if to == "lerobot":
         return write_lerobot(source, spec, out)

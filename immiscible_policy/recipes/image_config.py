@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.image.spec import PROMPTED, lacking
+from immiscible_policy.image.spec import PROMPTED
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig, check_noise
 from immiscible_policy.training.options import Schema, choice, number
 
@@ -65,7 +65,8 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     """Refuse options that do not go together."""
     for key, models in OF_MODEL.items():
         if key in given and config.model not in models:
-            raise lacking(key, given[key], config.model, models)
+            cure = f"leave it out, or use model={' or '.join(models)}"
+            raise CommandError(f"{key}={given[key]}: model={config.model} has no {key}; {cure}")
     check_noise(config)
     if config.batch_size < 2:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")

@@ -115,6 +115,7 @@ class PushT(Task):
         ),
         protocol={
             "method": "diffusion",
+            "prediction": "epsilon",
             "mirror_batches": True,
             "epochs": 5000,
             "solver": "ddpm",

@@ -119,7 +119,7 @@ class Modes:
     tracks: Mapping[str, Callable[[Array], Array]]  # by title, points (L, 2) to draw, in the units of `extent`
     extent: tuple[float, float, float, float]  # left, right, bottom, top of what `Task.draw` shows
     published: Sequence[tuple[str, str, str]] = ()  # whose, the share of the more frequent mode, the primary metric
-    protocol: Mapping[str, Any] = field(default_factory=dict)  # options behind `published`, its length in `epochs`
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # options of `published` that are compared
 
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))

@@ -16,7 +16,7 @@ from immiscible_policy.image.spec import read_spec, spec_metadata
 from immiscible_policy.image.stable_diffusion import build_stable_diffusion, find_pretrained, pinned, pretrained_hash
 from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import make_selector
-from immiscible_policy.solver import Solver
+from immiscible_policy.solver import Pndm, Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from immiscible_policy.training.state import TrainState
 from tests.image.specs import tiny_stable_diffusion_spec
@@ -115,7 +115,7 @@ def test_plain_diffusers_draws_the_same_images_from_what_was_saved(spec, tmp_pat
 
 def test_a_saved_pipeline_keeps_the_spacing_of_the_solver(spec, tmp_path):
     """Diffusers adds one to the leading steps of Stable Diffusion."""
-    for solver, first in ((Solver("ddim", 10, "leading"), 901), (None, 999)):
+    for solver, first in ((Solver("ddim", 10, "leading"), 901), (Pndm(10), 901), (None, 999)):
         export_diffusers(built(spec), tmp_path / "saved", solver)
         scheduler = DiffusionPipeline.from_pretrained(tmp_path / "saved").scheduler
         scheduler.set_timesteps(10)

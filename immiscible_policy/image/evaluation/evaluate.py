@@ -30,7 +30,7 @@ from immiscible_policy.image.evaluation.measure import (
 from immiscible_policy.image.evaluation.pictures import save_tiles
 from immiscible_policy.image.evaluation.rows import ROWS, ImageRow, read_image_rows, write_image_rows
 from immiscible_policy.image.model import ImageModel
-from immiscible_policy.image.spec import PROMPTED, lacking, read_spec
+from immiscible_policy.image.spec import PROMPTED, read_spec
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint
 from immiscible_policy.store.run import RunDirectory, SeedDirectory, run_of
 
@@ -209,7 +209,7 @@ def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, protoco
     """Where images come from: the protocol's, else the run's own options; CommandError for prompts without effect."""
     spec = read_spec(checkpoint)
     if protocol.prompts not in (None, NONE) and spec.model not in PROMPTED:
-        raise lacking("prompts", protocol.prompts, spec.model, PROMPTED)
+        raise CommandError(f"prompts={protocol.prompts}: {name} is of model={spec.model} and has none; leave it out")
     config = {} if run is None else run.config
     data = protocol.data or config.get("data")
     if data is None:

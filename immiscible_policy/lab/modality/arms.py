@@ -230,14 +230,15 @@ def measure(
     scores = np.reshape([rollout.score for rollout in rollouts], shape).mean(-1)
     last = (len(steps) - 1) * len(modes) * repetitions  # the first seed's last checkpoint begins here
     example, gaps = rollouts[last : last + repetitions], find_gaps(run, list(kept), steps)
-    layout = Layout.of(read_spec(next(iter(kept.values()))[0]))
-    epoch = math.ceil(layout.n_windows(training_demonstrations(run).lengths).sum() / run.config["batch_size"])
+    demos, layout = training_demonstrations(run), Layout.of(read_spec(next(iter(kept.values()))[0]))
+    epoch = math.ceil(layout.n_windows(demos.lengths).sum() / run.config["batch_size"])
     other = departures(run, solver, steps[-1] / epoch, repetitions)
-    return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, training_modes(run), example, gaps, other)
+    shown = training_modes(run, demos)
+    return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, shown, example, gaps, other)
 
 
 def departures(run: RunDirectory, solver: Solver, epochs: float, repetitions: int) -> list[str]:
-    """What was done otherwise than in the published protocol, such as `epochs=20 (published: 5000)`."""
+    """Settings that differ from those of `Modes.protocol`, such as `epochs=20 (published: 5000)`."""
     measured = {"solver": solver.name, "sampling_steps": solver.steps, "repetitions": repetitions}
     own = run.config | measured | {"epochs": round(epochs)}
     wanted = modes_of(run).protocol.items()
@@ -260,12 +261,9 @@ def find_gaps(run: RunDirectory, seeds: Sequence[int], steps: Sequence[int]) -> 
     return gaps + [unfinished] * (steps[-1] < planned)
 
 
-def training_modes(run: RunDirectory) -> Counts:
-    """Modes (K,) of the demonstrations that a run was trained on, of those that begin as the benchmark does.
-
-    ValueError if they cannot be read, or none begins there.
-    """
-    modes, demos = modes_of(run), training_demonstrations(run)
+def training_modes(run: RunDirectory, demos: Demonstrations) -> Counts:
+    """Modes (K,) of the `training_demonstrations` of a run that begin as the benchmark does; ValueError without any."""
+    modes = modes_of(run)
     counts = demonstrated_modes(run.task, modes, demos)
     if not counts.sum():
         raise ValueError(f"run={run.path}: no demonstrations {modes.alike} among its {demos.n_episodes}")
