@@ -370,7 +370,7 @@ def _draw_images(figure: SubFigure, images: Mapping[str, Perturbed]) -> None:
         axes.set_xticks(middles, LABELS)
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        axes.set_ylabel(run, fontsize=10)
+        axes.set_ylabel(readable(run), fontsize=10)
 
 
 OPTIONS = {

@@ -41,7 +41,7 @@ from immiscible_policy.lab.program import Document, program, require, table
 from immiscible_policy.lab.steps import predicted_along_sampling
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import cluster_distances, correlation
-from immiscible_policy.palette import COLOURS, GRID
+from immiscible_policy.palette import COLOURS, GRID, readable
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.store.checkpoint import Checkpoint
@@ -189,10 +189,10 @@ def draw(sections: Sections) -> Figure:
             note = "neighbour of the same sample: {map_agreement:.0%} (chance {chance:.0%})"
             if "decided" in figures:
                 shades = [*colormaps["viridis"](np.linspace(0, 0.95, LAYERS))]
-                note = "dark: noisiest layer, light: final sample; they correlate by {decided[0]:.2f}"
+                note = "correlation of first (dark) and last (light): {decided[0]:.2f}"
             axes.scatter(places[:, 0], places[:, 1], c=[shades[group] for group in groups], s=7, linewidths=0)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(name, fontsize=11)
+            axes.set_title(readable(name), fontsize=11)
             axes.spines[:].set_color(GRID)
             axes.set_xlabel(note.format(**figures), fontsize=10)
     return figure
