@@ -39,7 +39,7 @@ def open_replay(path: Path) -> Replay:
     Raises StoreError if the path does not exist, is not a zarr store, or has no episode ends.
     """
     if not path.exists():
-        raise StoreError(f"{path}: does not exist")
+        raise StoreError(f"{path}: does not exist" + ("" if path.is_absolute() else f" in {Path.cwd()}"))
     if path.is_file() and not zipfile.is_zipfile(path):
         raise StoreError(f"{path}: is a file, but not a zip archive; fetch it again if it was cut short")
     try:

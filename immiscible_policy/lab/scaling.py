@@ -33,7 +33,7 @@ from immiscible_policy.image.evaluation.report import ImageResults, measure_targ
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import SEED
 from immiscible_policy.lab.program import Document, plain, program, table
-from immiscible_policy.palette import GREY, colours
+from immiscible_policy.palette import GREY, colours, readable
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results import formatting
 from immiscible_policy.results.experiment import Findings
@@ -107,7 +107,7 @@ def draw(figures: Document, results: ImageResults, strips: Mapping[str, Tensor])
     plain(left, "b: distance at the last checkpoint", "standard deviation of the data", "squared Fréchet distance")
     for run, colour in colours(figures["runs"]).items():
         place, last = figures["runs"][run]["data_std"], figures["runs"][run]["distance"][-1]
-        left.plot(place, last["mean"], "o", color=colour, label=run)
+        left.plot(place, last["mean"], "o", color=colour, label=readable(run))
         if last["low"] is not None:
             left.plot([place, place], [last["low"], last["high"]], color=colour, linewidth=1.2)
     if figures["real_images"] is not None:
@@ -126,7 +126,7 @@ def _draw_strips(figure: SubFigure, strips: Mapping[str, Tensor]) -> None:
         axes.imshow(tile(images, SHOWN), interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_ylabel(run, fontsize=8, rotation=0, ha="right", va="center")
+        axes.set_ylabel(readable(run), fontsize=8, rotation=0, ha="right", va="center")
 
 
 OPTIONS = {
