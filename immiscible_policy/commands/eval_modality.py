@@ -80,8 +80,9 @@ def main(words: list[str]) -> None:
     require_writable("out", options["out"] / "modality.json")
     runs: dict[str, RunDirectory] = options["runs"]
     kept = {name: shared_checkpoints(run, options["checkpoints"]) for name, run in runs.items()}
-    for run in runs.values():
-        training_modes(run, training_demonstrations(run))  # refuses unreadable demonstrations before the first rollout
+    demos = {name: training_demonstrations(run) for name, run in runs.items()}
+    for name, run in runs.items():
+        training_modes(run, demos[name])  # refuses those that show no mode before the first rollout
     solvers = {name: _solvers(kept[name], options) for name in runs}
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
@@ -94,7 +95,7 @@ def main(words: list[str]) -> None:
 
         for name, run in runs.items():
             for solver in solvers[name]:
-                arm = measure(run, kept[name], options["repetitions"], solver, options["device"], show)
+                arm = measure(run, demos[name], kept[name], options["repetitions"], solver, options["device"], show)
                 several = f" {solver.name}{solver.steps}" if len(solvers[name]) > 1 else ""
                 arms.append(replace(arm, name=name + several))
     write_result(options["out"] / "modality", figures(arms), markdown(arms), evolution_figure(arms))

@@ -5,7 +5,6 @@ Only what reading options needs is imported at the top, so that a mistyped word 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from immiscible_policy.cli import parse_range, program
 from immiscible_policy.commands.train_grid import Grid
 from immiscible_policy.commands.training import train
 from immiscible_policy.recipes.robot_config import SCHEMA
+from immiscible_policy.training.options import epoch_steps, off_protocol
 
 if TYPE_CHECKING:
     from immiscible_policy.recipes.robot import RobotRecipe
@@ -54,16 +54,5 @@ def departures(protocol: Mapping[str, Any], recipe: RobotRecipe) -> list[str]:
     A protocol has options, the `data` by the hashes of their content, and the length in `epochs`.
     """
     config = recipe.config
-    epochs = config.steps / math.ceil(len(recipe.loaded.training) / config.batch_size)
-    own = config.identity | {"data": recipe.data["content_hash"], "epochs": epochs}
-    return [
-        f"{key}={_short(own[key])} (published: {_short(wanted)})"
-        for key, wanted in protocol.items()
-        if own[key] not in (wanted if isinstance(wanted, list) else [wanted])
-    ]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return " or ".join(map(_short, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]
+    epochs = config.steps / epoch_steps(len(recipe.loaded.training), config.batch_size)
+    return off_protocol(config.identity | {"data": recipe.data["content_hash"], "epochs": epochs}, protocol)

@@ -114,13 +114,10 @@ class RunConfig:
         return self.epochs is None and self.checkpoint_epochs is None
 
     def sized(self, samples: int) -> Self:
-        """The same options with epochs turned into steps, on so many training samples.
-
-        An epoch has ceil(samples / batch_size) steps, as a loader that keeps its last batch.
-        """
+        """The same options with epochs turned into steps, on so many training samples."""
         if self.is_sized:
             return self
-        epoch = -(-samples // self.batch_size)
+        epoch = epoch_steps(samples, self.batch_size)
         steps = self.steps or epoch * (self.epochs or 1)
         every = self.checkpoint_every or min(epoch * (self.checkpoint_epochs or 1), steps)
         known = replace(self, epochs=None, checkpoint_epochs=None, steps=steps, checkpoint_every=every)
@@ -566,3 +563,23 @@ def check_run(config: RunConfig) -> None:
         raise CommandError(f"parallel={config.parallel}: {why}; leave it out")
     if config.launcher != "local" and processes > 1:
         raise CommandError(f"{launcher}: {processes} processes train one seed here; leave it out")
+
+
+def epoch_steps(samples: int, batch_size: int) -> int:
+    """Steps of an epoch, ceil(samples / batch_size), as of a loader that keeps its last batch."""
+    return -(-samples // batch_size)
+
+
+def off_protocol(own: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from a protocol's, or from all in its list, such as `solver=ddim (published: ddpm)`."""
+    return [
+        f"{key}={_short(own.get(key))} (published: {_short(wanted)})"
+        for key, wanted in protocol.items()
+        if own.get(key) not in (wanted if isinstance(wanted, list) else [wanted])
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]

@@ -19,7 +19,6 @@ Definitions, where the paper leaves them open (S seeds, C checkpoints, N starts,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +38,7 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, require_data
 from immiscible_policy.tasks import Modes, Task, open_demonstrations, primary
+from immiscible_policy.training.options import epoch_steps, off_protocol
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]  # Counts (..., K) of rollouts by K - 1 modes and, last, of those that took none
@@ -210,13 +210,17 @@ def roll_out(
 
 def measure(
     run: RunDirectory,
+    demos: Demonstrations,
     kept: Mapping[int, Sequence[Checkpoint]],
     repetitions: int,
     solver: Solver,
     device: str,
     progress: Callable[[str], None],
 ) -> Arm:
-    """Roll out checkpoints of every seed of a run, the same steps for every seed; ValueError for a damaged one."""
+    """Roll out checkpoints of every seed of a run, the same steps for every seed; ValueError for a damaged one.
+
+    The demonstrations are its `training_demonstrations`.
+    """
     task, modes = run.task, modes_of(run)
     rollouts: list[Rollout] = []  # (S, C, N, R), flat
     for seed, checkpoints in kept.items():
@@ -230,8 +234,8 @@ def measure(
     scores = np.reshape([rollout.score for rollout in rollouts], shape).mean(-1)
     last = (len(steps) - 1) * len(modes) * repetitions  # the first seed's last checkpoint begins here
     example, gaps = rollouts[last : last + repetitions], find_gaps(run, list(kept), steps)
-    demos, layout = training_demonstrations(run), Layout.of(read_spec(next(iter(kept.values()))[0]))
-    epoch = math.ceil(layout.n_windows(demos.lengths).sum() / run.config["batch_size"])
+    layout = Layout.of(read_spec(next(iter(kept.values()))[0]))
+    epoch = epoch_steps(int(layout.n_windows(demos.lengths).sum()), run.config["batch_size"])
     other = departures(run, solver, steps[-1] / epoch, repetitions)
     shown = training_modes(run, demos)
     return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, shown, example, gaps, other)
@@ -240,9 +244,7 @@ def measure(
 def departures(run: RunDirectory, solver: Solver, epochs: float, repetitions: int) -> list[str]:
     """Settings that differ from those of `Modes.protocol`, such as `epochs=20 (published: 5000)`."""
     measured = {"solver": solver.name, "sampling_steps": solver.steps, "repetitions": repetitions}
-    own = run.config | measured | {"epochs": round(epochs)}
-    wanted = modes_of(run).protocol.items()
-    return [f"{key}={own.get(key)} (published: {value})" for key, value in wanted if own.get(key) != value]
+    return off_protocol(run.config | measured | {"epochs": round(epochs)}, modes_of(run).protocol)
 
 
 def modes_of(run: RunDirectory) -> Modes:
