@@ -52,6 +52,7 @@ EXTRAS = {
         "gymnasium", "numba", "pygame", "pymunk", "diffusers", "hydra", "imageio_ffmpeg", "jinja2", "markupsafe",
         "matplotlib", "numcodecs", "packaging", "PIL", "yaml", "rich", "safetensors", "torchdiffeq", "zarr",
     ),
+    "sd": ("transformers",),
 }  # fmt: skip
 """What each extra of the project brings, by the names that Python imports."""
 

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -91,7 +92,7 @@ def pairs(word: str) -> list[tuple[str, str]]:
 
 
 def write_text_encoder(directory: Path, tokens: int) -> None:
-    """Write a text encoder whose weights have the names of the published ones."""
+    """Write a text encoder of random weights."""
     config = CLIPTextConfig(
         vocab_size=tokens,
         hidden_size=WIDTH,
@@ -104,11 +105,15 @@ def write_text_encoder(directory: Path, tokens: int) -> None:
         eos_token_id=tokens - 1,
         pad_token_id=tokens - 1,
     )
-    config.architectures = ["CLIPTextModel"]
-    config.save_pretrained(directory)
-    weights = CLIPTextModel(config).state_dict()
-    named = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
-    save_file(named, directory / "model.safetensors", metadata={"format": "pt"})
+    save_text_encoder(directory, CLIPTextModel(config))
+
+
+def save_text_encoder(directory: Path, encoder: Any) -> None:
+    """Save a text encoder of transformers' CLIP with weights named as the published ones are."""
+    encoder.config.architectures = ["CLIPTextModel"]
+    encoder.config.save_pretrained(directory)
+    weights = {"text_model." + name.removeprefix("text_model."): part for name, part in encoder.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def autoencoder() -> AutoencoderKL:

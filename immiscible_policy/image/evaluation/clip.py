@@ -7,12 +7,13 @@ paper's own factor is 2.5, its values range from 0 to 2.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
+from immiscible_policy.image.data import Images
 
 
 class ClipScore:
@@ -45,6 +46,27 @@ class ClipScore:
         views = self.processor(images=list(images.cpu()), return_tensors="pt")
         embedded = self.model(**words.to(self.device), **views.to(self.device))
         return clip_scores(embedded.image_embeds, embedded.text_embeds).cpu()
+
+
+class RealScores(NamedTuple):
+    """Mean CLIPScores of real images with their own prompts, and with other images' prompts."""
+
+    own: float
+    others: float
+
+
+def real_scores(clip: ClipScore, images: Images, n: int, batch_size: int) -> RealScores:
+    """Between what CLIPScores lie: those of the first n images, each with its own prompt and with the next one's.
+
+    ValueError as `scores`, or if the set has no prompts.
+    """
+    own: list[Tensor] = []
+    others: list[Tensor] = []
+    for rows in torch.arange(min(n, len(images))).split(batch_size):
+        pixels, following = images.pixels(rows), (rows + 1) % len(images)
+        own.append(clip.scores(pixels, images.prompts(rows) or []))
+        others.append(clip.scores(pixels, images.prompts(following) or []))
+    return RealScores(float(torch.cat(own).mean()), float(torch.cat(others).mean()))
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from immiscible_policy.cli import CommandError
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import DATASETS, Images, load_images
 from immiscible_policy.image.data.images import NONE, prompts_for
-from immiscible_policy.image.evaluation.clip import ClipScore
+from immiscible_policy.image.evaluation.clip import ClipScore, real_scores
 from immiscible_policy.image.evaluation.features import Extractor
 from immiscible_policy.image.evaluation.measure import (
     Drawing,
@@ -105,8 +105,11 @@ class Evaluation:
         return [row for file in files for row in read_image_rows(file) if row.setting == rows[0].setting]
 
     def _reference(self, source: ImageSource) -> Reference:
-        drawing = self.protocol.drawing
-        return make_reference(self.protocol.extractor, self._images(source), drawing.n, drawing.seed)
+        drawing, clip = self.protocol.drawing, self.protocol.clip
+        reference = make_reference(self.protocol.extractor, self._images(source), drawing.n, drawing.seed)
+        if clip is None:
+            return reference
+        return reference._replace(clip=real_scores(clip, self.conditions(source), drawing.n, drawing.batch_size))
 
     def first_images(self, target: Target, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that the last checkpoint of the first seed draws or edits."""

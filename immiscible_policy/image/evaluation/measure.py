@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immiscible_policy.image.data import Images, to_bytes, to_pixels
 from immiscible_policy.image.editing import edit_region, fill_in, redraw
-from immiscible_policy.image.evaluation.clip import ClipScore
+from immiscible_policy.image.evaluation.clip import ClipScore, RealScores
 from immiscible_policy.image.evaluation.features import Extractor, features_of
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.model import ImageModel
@@ -74,6 +74,7 @@ class Reference(NamedTuple):
     n: int
     floor: float | None  # of real images to the remaining ones; None if too few remain
     noise: float  # of images of plain noise
+    clip: RealScores | None = None  # of real images, where there is a CLIP model
 
 
 class Quality(NamedTuple):

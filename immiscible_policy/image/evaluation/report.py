@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from immiscible_policy.image.evaluation.clip import RealScores
 from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
 from immiscible_policy.image.evaluation.evaluate import Evaluation, Target
 from immiscible_policy.image.evaluation.measure import Reference
@@ -122,7 +123,8 @@ def as_json(results: ImageResults) -> dict[str, Any]:
     return {
         "distance": results.title,
         "settings": settings(results.setting),
-        "reference": {"n": reference.n, "real_images": reference.floor, "plain_noise": reference.noise},
+        "reference": {"n": reference.n, "real_images": reference.floor, "plain_noise": reference.noise}
+        | ({} if reference.clip is None else {"clip_score": reference.clip._asdict()}),
         "runs": runs,
         "against_first": {
             label: asdict(comparison)
@@ -176,6 +178,7 @@ def facts(results: ImageResults) -> list[str]:
     what = "drawn again from the noise found" if at.edit == "invert" else "whose rest the model fills in"
     edit = "" if at.edit == "none" else f"; {at.edit}: images of {at.originals} {what}"
     floor = "unknown (too few reference images)" if ends.floor is None else f"{ends.floor:.3f}"
+    named = [] if ends.clip is None else [_clip_fact(at.clip, ends.clip)]
     return [
         f"Squared Fréchet distance on the {at.dims} features of {at.features} (weights {at.weights}, {at.resize}).",
         f"{at.n:,} images per checkpoint, {at.sampling_steps} sampling steps, the same start noises for all "
@@ -183,7 +186,14 @@ def facts(results: ImageResults) -> list[str]:
         f"Reference: {at.reference} {at.split}, {at.reference_n:,} images at {at.size}x{at.size} "
         f"(content {at.reference_hash}).",
         f"As many real images: {floor}. As many images of plain noise: {ends.noise:.3f}.",
+        *named,
     ]
+
+
+def _clip_fact(model: str, real: RealScores) -> str:
+    return (
+        f"CLIPScore by {model}. Real images have {real.own:.2f} with their own prompts, {real.others:.2f} with others'."
+    )
 
 
 def tables(results: ImageResults) -> list[TextTable]:
