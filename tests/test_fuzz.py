@@ -28,6 +28,7 @@ from immiscible_policy.commands import (
     eval_policy,
     render_rollout,
     train_classifier,
+    train_small_sd,
 )
 from immiscible_policy.demos.__main__ import COMMANDS as DEMOS
 from immiscible_policy.demos.store import attributes, contents, open_store, write_store
@@ -58,7 +59,8 @@ LONGEST_LINE = 7000
 
 COMMANDS = {
     **{module.__name__.rpartition(".")[2]: module for module in (
-        compare_policies, convert, doctor, eval_image, eval_modality, eval_policy, render_rollout, train_classifier)},
+        compare_policies, convert, doctor, eval_image, eval_modality, eval_policy, render_rollout, train_classifier,
+        train_small_sd)},
     **{f"demos {name}": import_module(module) for name, (module, _) in DEMOS.items() if name != "download"},
     "report": report,
 }  # fmt: skip

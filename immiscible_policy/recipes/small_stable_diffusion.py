@@ -13,9 +13,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from immiscible_policy.image.data import Images, to_pixels
+from immiscible_policy.image.evaluation.clip import image_processor
 from immiscible_policy.image.tiny import save_text_encoder, tiny_stable_diffusion
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.batches import ShuffledOrder
@@ -104,7 +105,7 @@ def train_parts(
     fit("clip", clip, lambda batch: matching_loss(clip, words, batch))
     save_text_encoder(pipeline / "text_encoder", clip.text_model)
     side = {"shortest_edge": SIZE}, {"height": SIZE, "width": SIZE}
-    views = CLIPImageProcessor(size=side[0], crop_size=side[1], image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    views = image_processor()(size=side[0], crop_size=side[1], image_mean=[0.5] * 3, image_std=[0.5] * 3)
     for part in (clip, tokenizer, views):
         part.save_pretrained(out / CLIP)
 

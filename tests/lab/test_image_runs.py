@@ -151,6 +151,34 @@ def test_clusters_take_as_many_images_as_noise_was_chosen_for(runs, lab, tmp_pat
         assert message in refused(here("-m", "immiscible_policy.lab", "clusters", f"pictures={pictures}", *words))
 
 
+def numbers(figures):
+    """All numbers in nested figures, in order."""
+    if isinstance(figures, dict | list):
+        parts = figures.values() if isinstance(figures, dict) else figures
+        return [number for part in parts for number in numbers(part)]
+    return [figures] if isinstance(figures, float) else []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("steps", ("n=200",)), ("bijection", ("observations=3", "perturbations=2", "sampling_steps=3"))],
+)
+def test_figures_on_cuda_are_those_on_the_cpu(lab, name, words):
+    """All noises are drawn on the CPU, so that the device changes nothing but rounding."""
+    on_cuda, on_cpu = (numbers(lab(name, *words, f"device={device}")["images"]) for device in ("cuda", "cpu"))
+    assert len(on_cpu) > 5 and on_cuda == pytest.approx(on_cpu, rel=0.02, abs=0.01)
+
+
+@pytest.mark.gpu
+def test_maps_of_predictions_on_cuda_are_decided_as_on_the_cpu(lab):
+    pytest.importorskip("sklearn")
+    words = ("noises=20", "starts=12", "batch_size=16")
+    maps = [lab("tsne", *words, f"device={device}")["predicted images"] for device in ("cuda", "cpu")]
+    decided = [[*maps[place]["vanilla"]["decided"], *maps[place]["over_2"]["decided"]] for place in (0, 1)]
+    assert decided[0] == pytest.approx(decided[1], rel=0.02, abs=0.01)
+
+
 @pytest.mark.parametrize("name", ["steps", "tsne", "bijection", "scaling"])
 def test_an_unknown_device_is_refused_in_one_line(name, runs, tmp_path):
     words = (f"runs={runs / 'vanilla'}", f"out={tmp_path}", "device=tpu")

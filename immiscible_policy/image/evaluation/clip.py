@@ -27,7 +27,7 @@ class ClipScore:
         try:
             model: Any = transformers.CLIPModel.from_pretrained(source, use_safetensors=True)
             self.tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(source)
-            self.processor: Any = transformers.CLIPImageProcessor.from_pretrained(source)
+            self.processor: Any = image_processor().from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"clip={source} is neither a directory nor the hub id of a CLIP model with safetensors weights, "
@@ -46,6 +46,13 @@ class ClipScore:
         views = self.processor(images=list(images.cpu()), return_tensors="pt")
         embedded = self.model(**words.to(self.device), **views.to(self.device))
         return clip_scores(embedded.image_embeds, embedded.text_embeds).cpu()
+
+
+def image_processor() -> Any:
+    """The class that prepares images for CLIP with Pillow, as published, with or without torchvision."""
+    import transformers
+
+    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 class RealScores(NamedTuple):

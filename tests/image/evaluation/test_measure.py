@@ -1,17 +1,21 @@
 """Start noises, the distance of a set to itself, and sets that are too small."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.data.images import in_memory
+from immiscible_policy.image.evaluation.clip import real_scores
 from immiscible_policy.image.evaluation.features import make_extractor
 from immiscible_policy.image.evaluation.measure import Drawing, SolverWords, draw, make_reference, measure, start_noise
 from immiscible_policy.image.model import ImageSample
 from immiscible_policy.randomness import torch_generator
 from tests.image.evaluation.distances import feature_distance
+from tests.image.specs import tiny_spec
 
 SHAPE = (3, 16, 16)
 COUNT = 150
@@ -105,6 +109,17 @@ def test_too_few_images_for_the_features_are_refused(images, extractor, n, limit
         make_reference(extractor, in_memory(images.held[:limit], 16), n, 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("edit", [None, "inpaint", "invert"])
+def test_images_on_cuda_are_those_on_the_cpu(images, edit):
+    """Start noises are drawn on the CPU, and DDIM draws no more: pixels differ by rounding alone."""
+    model, asked = build_image_model(tiny_spec(size=16)), drawing(n=20, edit=edit)
+    (on_cpu, _), *_ = draw(model, asked, images)
+    (on_cuda, _), *_ = draw(model.to("cuda"), replace(asked, device="cuda"), images)
+    assert on_cuda.device.type == "cuda" and on_cpu.float().std() > 20
+    assert (on_cuda.cpu().int() - on_cpu.int()).abs().max() <= 3
+
+
 def test_a_model_that_diverged_is_refused(images):
     with pytest.raises(ValueError, match="draws NaN"):
         next(draw(Stub(lambda noise: noise / 0), drawing(), images))
@@ -123,6 +138,21 @@ def test_clipscore_is_the_mean_over_images_and_needs_prompts(images, extractor):
     with pytest.raises(ValueError, match="clip= needs prompts"):
         bare = in_memory(images.held, 16)
         measure(Stub(lambda noise: noise), drawing(), bare, extractor, statistics, Length())
+
+
+def test_scores_of_real_images_with_their_own_prompts_and_with_others():
+    """Images of one grey each, prompts that name it; the model scores 100 less the distance."""
+
+    class Grey:
+        def scores(self, images, prompts):
+            named = torch.tensor([float(prompt) for prompt in prompts])
+            return 100 - (images.float().mean(dim=(1, 2, 3)) - named).abs()
+
+    greys = [10, 30, 20, 90]
+    pictures = torch.tensor(greys, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 16, 16)
+    real = real_scores(Grey(), in_memory(pictures, 16, [str(grey) for grey in greys]), 9, batch_size=3)
+    assert real.own == pytest.approx(100)
+    assert real.others == pytest.approx(100 - (20 + 10 + 70 + 80) / 4)
 
 
 @pytest.mark.parametrize(
