@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from immiscible_policy.cli import REQUIRED, CommandError, Option, parse, program, require_writable, whole
+from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.statistics import Interval, count
 from immiscible_policy.lab.modality.arms import (
@@ -21,6 +21,7 @@ from immiscible_policy.lab.modality.arms import (
     estimate,
     followed_first,
     measure,
+    modes_of,
     training_demonstrations,
     training_modes,
 )
@@ -32,6 +33,7 @@ from immiscible_policy.results.writer import save_figure, write_result
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
+from immiscible_policy.tasks.task import Modes
 from immiscible_policy.training.options import device_option, resolve_device
 
 USAGE = """\
@@ -47,6 +49,7 @@ OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(whole(1, MOST_REPETITIONS), 50, "rollouts per start, R; 50 as published"),
+    "starts": Option(COUNT, None, "only the first so many of the task's starts; 1 as published; absent: all"),
     "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
     "device": device_option(),
@@ -83,6 +86,7 @@ def main(words: list[str]) -> None:
     demos = {name: training_demonstrations(run) for name, run in runs.items()}
     for name, run in runs.items():
         training_modes(run, demos[name])  # refuses those that show no mode before the first rollout
+    modes = {name: _modes(run, options["starts"]) for name, run in runs.items()}
     solvers = {name: _solvers(kept[name], options) for name in runs}
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
@@ -95,7 +99,8 @@ def main(words: list[str]) -> None:
 
         for name, run in runs.items():
             for solver in solvers[name]:
-                arm = measure(run, demos[name], kept[name], options["repetitions"], solver, options["device"], show)
+                how = (modes[name], options["repetitions"], solver, options["device"])
+                arm = measure(run, demos[name], kept[name], *how, show)
                 several = f" {solver.name}{solver.steps}" if len(solvers[name]) > 1 else ""
                 arms.append(replace(arm, name=name + several))
     write_result(options["out"] / "modality", figures(arms), markdown(arms), evolution_figure(arms))
@@ -187,6 +192,12 @@ def markdown(arms: Sequence[Arm]) -> str:
         head = f"Differences to {base.name} at the last checkpoints; where the interval contains 0, none is detected:"
         parts += [head, table(("run", *base.measures), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _modes(run: RunDirectory, starts: int | None) -> Modes:
+    """The modes of a run's task, from its first so many starts or all; ValueError if it has fewer, or no modes."""
+    modes = modes_of(run)
+    return modes if starts is None else modes.first(starts)
 
 
 def _solvers(kept: Mapping[int, Sequence[Checkpoint]], options: Mapping[str, Any]) -> list[Solver]:

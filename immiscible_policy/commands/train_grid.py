@@ -59,7 +59,9 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
         if arm not in arms:
             raise CommandError(unknown("arm", arm, list(arms)))
     adjusting = set().union(*schema.adjusting(swept, given).values())
-    single = schema.compose(_words({key: text for key, text in given.items() if key not in swept.keys() | adjusting}))
+    one = arms[names[0]] if names and isinstance(arms[names[0]], list) else []  # what all share may suit its arms alone
+    fixed = _words({key: text for key, text in given.items() if key not in swept.keys() | adjusting})
+    single = schema.compose([*fixed, *one])
     several = swept | {key: [text] for key, text in given.items() if key in adjusting - swept.keys()}
     name, out = str(experiment), str(single.out)
     if swept:

@@ -82,7 +82,7 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         named = dict(zip(distinct(list(drawn)), drawn.values(), strict=True))
         samples = samples_figure(named, "the same start noises in every row")
         name = title.replace(", data scale ", "_scale")
-        write_report(grid.out, name, measured[-1].steps, samples)
+        write_report(grid.out, name, measured[-1].steps, samples, measured[-1].curves)
         save_figure(samples, grid.out / f"{name}_samples.png")
     text = markdown(grid.name, measured, incomplete)
     write_result(grid.out / grid.name, record(measured), text, figure(measured) if measured else None, origin=origin)

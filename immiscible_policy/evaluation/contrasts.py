@@ -20,11 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import optimize, special
 
 from immiscible_policy.evaluation.statistics import LEVEL, POWER, Array, Interval, components, difference_arms
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def contrasts(arms: Mapping[str, Array], first: str, named: list[str] | None = N
         widths[arm] = [(degrees, variance), (n_starts - 1, starts)]
     estimates = {arm: float(np.mean(difference)) for arm, difference in differences.items()}
     p = {arm: _p_value(estimates[arm], widths[arm]) for arm in names}
-    corrected = _holm(p)
+    corrected = holm(p)
     varied = [name for name, varies in (("seeds", n_seeds > 1), ("starts", n_starts > 1)) if varies]
     results = {}
     for arm in names:
@@ -91,8 +94,11 @@ def _p_value(estimate: float, widths: Widths) -> float:
     return float(10 ** optimize.brentq(lambda power: _half(widths, 1 - 10**power) - abs(estimate), -15, 0))
 
 
-def _holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Multiply the smallest p by their number, the next by one less, ..., none below its predecessor."""
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
+    """Values of p corrected for their number (Holm, 1979).
+
+    The smallest is multiplied by their number, the next by one less, ..., none below its predecessor.
+    """
     corrected, floor = {}, 0.0
     for place, (arm, value) in enumerate(sorted(p.items(), key=lambda entry: entry[1])):
         floor = max(floor, min(1.0, (len(p) - place) * value))

@@ -47,6 +47,8 @@ def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
         return ImageModel(Flow(), unet, coder)
     if spec.training_steps is None:
         raise ValueError("training_steps=None: model=consistency needs its number, 1 or more")
+    if spec.recipe == "ct" and spec.dropout > 0:
+        raise ValueError(f"dropout={spec.dropout:g}: recipe=ct needs 0, as published; its teacher would drop others")
     teacher = deepcopy(unet).requires_grad_(False) if training and spec.recipe == "ct" else None
     consistency = Consistency(
         spec.training_steps,

@@ -47,6 +47,11 @@ it follows the pointer and every step (0.1 s) is recorded. Covering the goal sav
   R  retry: drop this episode and begin it again
   S  save this episode as it is and begin the next
   Q  quit: drop this episode; all saved ones are in the store"""
+HUMAN_DATA = (
+    "2b639404c122f24ded6ba12005d92429dfc5e916d5e956089db55fffcaa7fb6c",
+    "99dd4261dd5cc1c31a49f43ea8a8529efe104665246ddd3a89246fc7ffce187a",
+)
+"""Content hashes of the 206 published demonstrations, without images and with them."""
 CORNER_FEATURE = "observation.environment_state"
 
 
@@ -120,7 +125,10 @@ class PushT(Task):
             "epochs": 5000,
             "solver": "ddpm",
             "sampling_steps": 100,
+            "starts": 1,
             "repetitions": 50,
+            "noise": ["vanilla", "idp26 start=50ep"],
+            "data": list(HUMAN_DATA),
         },
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -123,6 +123,12 @@ class Modes:
 
     def __len__(self) -> int:
         return len(next(iter(self.options.values())))
+
+    def first(self, count: int) -> Modes:
+        """The same from the first so many starts; ValueError if there are fewer."""
+        if count > len(self):
+            raise ValueError(f"starts={count}: there are {len(self)} starts that favour no mode")
+        return replace(self, options={key: values[:count] for key, values in self.options.items()})
 
     @property
     def are_few(self) -> bool:

@@ -579,7 +579,13 @@ def off_protocol(own: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[st
     ]
 
 
+DIGITS = 64  # of a SHA-256
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return " or ".join(map(_short, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:12]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text[:12] if len(text) == DIGITS else text

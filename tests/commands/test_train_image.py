@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.train_grid import read_grid
-from immiscible_policy.commands.train_image import main
+from immiscible_policy.commands.train_image import called, main
 from immiscible_policy.image.build import build_image_model, load_image_model
 from immiscible_policy.image.spec import spec_metadata
 from immiscible_policy.image.tiny import tiny_stable_diffusion
@@ -67,7 +67,8 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("words", [("model=flow", "dropout=0.2", "accumulate=2"),
-                                   ("model=consistency", "recipe=ct", "metric=huber", "dropout=0.3"),
+                                   ("model=consistency", "recipe=ct", "metric=huber"),
+                                   ("model=consistency", "dropout=0.3"),
                                    ("model=ddim", "noise=linear", "engine=eager")])  # fmt: skip
 def test_a_training_cut_short_and_resumed_equals_one_in_one_go(words, images, tmp_path):
     """Batches, noise, flips and dropout are functions of seed and step."""
@@ -263,6 +264,21 @@ def test_figure_5_has_the_published_k_of_every_model_and_five_seeds():
     assert chosen == {("ddim", 8), ("flow", 4), ("consistency", 4)} and len(arms) == 18
     assert {config.data_scale for config in arms.values()} == {1, 2}
     assert {(config.seed, config.size, config.steps) for config in arms.values()} == {("0..4", 16, 10_000)}
+
+
+def test_figure_5_is_measured_with_few_calls_and_with_many():
+    written = read_grid(["experiment=figure5", "data=x", "scale=cpu", "device=cpu"], SCHEMA).evaluation
+    assert written["calls"] == [1, 2, 3, 5, 10, 20, 50]
+    assert called(written, "flow") == written["calls"] and called(written, "consistency") == [1, 2, 3, 5, 10, 20]
+
+
+def test_the_words_of_a_grid_are_those_of_its_arms():
+    """A recipe that consistency models alone have."""
+    words = ["experiment=figure5", "data=x", "device=cpu", "recipe=ct", "metric=huber"]
+    arms = read_grid([*words, "arms=consistency_vanilla,consistency_linear"], SCHEMA).arms
+    assert {config.recipe for config in arms.values()} == {"ct"}
+    with pytest.raises(CommandError, match="model=ddim"):
+        read_grid(words, SCHEMA)
 
 
 def test_help_names_what_images_take():

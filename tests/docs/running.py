@@ -24,6 +24,7 @@ FILLED = {
     ("train_policy.py", "data=PATH"): "data=STORE",
     ("train_policy.py", "out=/shared/table2"): "out=table2",
     ("train_image.py", "data=CIFAR10"): "data=cifar10",
+    ("immiscible_policy.commands.train_small_sd", "data=PATH"): "data=cifar10",
     ("train_image.py", "pretrained=DIR"): "pretrained=published",
     ("train_image.py", "pretrained=sd14"): "pretrained=published",
     ("compare_policies.py", "a=DIR"): "a=runs/study/knn_k2",
@@ -47,6 +48,7 @@ ELIDED = {"train_policy.py": ("data=STORE",), "train_image.py": ("pretrained=pub
 SMALL = {
     "train_policy.py": ("dry_run=true",),
     "train_image.py": ("dry_run=true",),
+    "immiscible_policy.commands.train_small_sd": ("steps=1",),
     "eval_policy.py": ("episodes=1", "sampling_steps=1"),
     "eval_modality.py": ("repetitions=1", "sampling_steps=1"),
     "eval_image.py": ("samples=97", "sampling_steps=2"),

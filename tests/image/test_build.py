@@ -149,6 +149,7 @@ def test_checkpoints_of_something_else_are_refused_in_one_line(recorded, message
         ({"channels": (8, 18)}, r"channels=\[18\]"),
         ({"head_channels": 3}, r"channels=\[16\].*head_channels=3"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"model": "consistency", "recipe": "ct", "training_steps": 9, "dropout": 0.3}, "dropout=0.3: recipe=ct"),
         ({"prediction": "noise"}, "prediction=noise"),
         ({"diffusion_steps": 0}, "diffusion_steps=0"),
         ({"model": "consistency"}, "training_steps=None"),

@@ -33,9 +33,12 @@ from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import save_checkpoint
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task
+from immiscible_policy.tasks.pusht import HUMAN_DATA
+from immiscible_policy.training.options import read_file
 from tests.small_policy import SPEC
 
 PUSHT = find_task("pusht")
+PUBLISHED = ["experiment=modality_paper"]
 
 ON_TOP = [0, 2]  # starts whose agent stands before the top of the bar; in the others it stands before the stem's end
 
@@ -175,23 +178,54 @@ def test_the_table_stands_beside_the_published_figures():
     text = markdown([small_arm(), small_arm("linear")])
     row = next(line for line in text.splitlines() if line.startswith("| vanilla"))
     assert "| 2 | 20 | 43.8% / 43.8% / 12.5% |" in row and "0.917 [" in row
-    assert "| published: vanilla, 10 seeds |  |  |  | 0.976 |" in text
+    assert "| published: vanilla, 10 seeds |  |  |  | 0.976 |" in text and "| 0.9516 |" in text
+    assert "| published: assignment, 10 seeds |  |  |  | 0.65 |" in text and "| 0.9539 |" in text
     assert "| linear | +0.000 [+0.000, +0.000] |" in text
     other = markdown([small_arm(), replace(small_arm("linear"), departures=["epochs=20 (published: 5000)"])])
     assert "left out: linear: epochs=20 (published: 5000)." in other and "0.976" not in other
 
 
 def test_the_published_protocol_is_the_experiments_and_anything_else_departs_from_it(tmp_path: Path):
-    config = compose_config(["experiment=modality_paper"])
+    config = compose_config(PUBLISHED)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    run, solver = RunDirectory(tmp_path), Solver(config.solver, config.sampling_steps)
-    assert config.epochs == 5000 and departures(run, solver, 5000.0, 50) == []
-    assert departures(run, Solver("ddim", 10), 20.2, 25) == [
+    (tmp_path / "provenance.json").write_text(json.dumps({"data": {"content_hash": HUMAN_DATA[0]}}))
+    run, solver, modes = RunDirectory(tmp_path), Solver(config.solver, config.sampling_steps), PUSHT.modes
+    assert config.epochs == 5000 and departures(run, modes.first(1), solver, 5000.0, 50) == []
+    assert departures(run, modes, Solver("ddim", 10), 20.2, 25) == [
         "epochs=20 (published: 5000)",
         "solver=ddim (published: ddpm)",
         "sampling_steps=10 (published: 100)",
+        "starts=4 (published: 1)",
         "repetitions=25 (published: 50)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("noise=idp26 start=500", "noise=idp26 start=500 (published: vanilla or idp26 start=50ep)"),
+        ("noise=knn k=4", "noise=knn (published: vanilla or idp26 start=50ep)"),
+    ],
+)
+def test_other_noise_and_other_data_depart_from_the_published_protocol(tmp_path: Path, words: str, said: str):
+    config = compose_config([*PUBLISHED, *words.split()])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "provenance.json").write_text(json.dumps({"data": {"content_hash": "f" * 64}}))
+    solver = Solver(config.solver, config.sampling_steps)
+    assert departures(RunDirectory(tmp_path), PUSHT.modes.first(1), solver, 5000.0, 50) == [
+        said,
+        "data=ffffffffffff (published: 2b639404c122 or 99dd4261dd5c)",
+    ]
+
+
+def test_more_starts_than_there_are_are_refused():
+    assert len(PUSHT.modes.first(2)) == 2
+    with pytest.raises(ValueError, match="starts=5: there are 4 starts"):
+        PUSHT.modes.first(5)
+
+
+def test_the_published_data_of_both_protocols_are_the_same():
+    assert read_file("experiment/table2")["protocol"]["data"] == list(HUMAN_DATA)
 
 
 def test_json_holds_the_counts_and_every_checkpoint():

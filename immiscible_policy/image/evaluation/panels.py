@@ -6,18 +6,22 @@ measured once, into `frechet.csv` beside each seed, so that a grid that was cut 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
-from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
+from immiscible_policy.evaluation.contrasts import holm
+from immiscible_policy.evaluation.statistics import LEVEL, Interval, difference_arms, interval
 from immiscible_policy.image.evaluation.curves import Seeds, make_curve
 from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, find_run
-from immiscible_policy.image.evaluation.pictures import draw_distances
+from immiscible_policy.image.evaluation.pictures import draw_distances, mark_calls
 from immiscible_policy.image.evaluation.report import (
     ImageResults,
     against_table,
@@ -52,17 +56,45 @@ class Panel(NamedTuple):
 
     def difference(self, label: str) -> dict[int, Interval]:
         """A run's distance - the first run's by number of network calls, paired where the seeds are the same."""
-        first, own = (self.curves[name] for name in (next(iter(self.calls)), label))
-        paired = list(self.calls[label]) == list(next(iter(self.calls.values())))
-        shared = [count for count in own.steps if count in first.steps]
+        paired = self._paired(label)
         return {
-            count: interval(difference_arms(*(_column(curve, count) for curve in (own, first)), same_seeds=paired))
-            for count in shared
+            count: interval(difference_arms(own[:, None], first[:, None], same_seeds=paired))
+            for count, (own, first) in self._distances(label).items()
+        }
+
+    def p_values(self, label: str) -> dict[int, float]:
+        """The p of the same differences, by t tests of the seeds' distances; NaN where there is one seed."""
+        test = stats.ttest_rel if self._paired(label) else partial(stats.ttest_ind, equal_var=False)
+        return {count: float(test(*pair).pvalue) if len(pair[0]) > 1 else math.nan
+                for count, pair in self._distances(label).items()}  # fmt: skip
+
+    def _paired(self, label: str) -> bool:
+        return list(self.calls[label]) == list(next(iter(self.calls.values())))
+
+    def _distances(self, label: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Distances of a run's seeds and of the first run's (S,), by number of network calls."""
+        own, first = (self.curves[name] for name in (label, next(iter(self.calls))))
+        return {
+            count: (own.seeds[:, own.steps.index(count)], first.seeds[:, first.steps.index(count)])
+            for count in own.steps
+            if count in first.steps
         }
 
 
-def _column(curve: Curve, count: int) -> np.ndarray:
-    return curve.seeds[:, [curve.steps.index(count)]]
+Comparison = tuple[str, str, int]
+"""Title of a panel, a run in it, and a number of network calls."""
+
+
+def corrected(panels: Sequence[Panel]) -> dict[Comparison, float]:
+    """The p of every run's difference from the first of its panel, with each number of calls, corrected for all."""
+    p = {
+        (panel.title, label, count): value
+        for panel in panels
+        for label in list(panel.calls)[1:]
+        for count, value in panel.p_values(label).items()
+        if not math.isnan(value)
+    }
+    return holm(p)
 
 
 def measure_panel(
@@ -93,6 +125,7 @@ def measure_panel(
 
 def record(panels: Sequence[Panel]) -> dict[str, Any]:
     """Everything measured, as JSON values."""
+    p = corrected(panels)
     return {
         panel.title: {
             "steps": as_json(panel.steps),
@@ -100,7 +133,10 @@ def record(panels: Sequence[Panel]) -> dict[str, Any]:
                 label: {
                     "seeds": seeds,
                     "means": dict(zip(panel.curves[label].steps, map(asdict, panel.curves[label].means), strict=True)),
-                    "difference": {count: asdict(value) for count, value in panel.difference(label).items()},
+                    "difference": {
+                        count: asdict(value) | {"p_holm": p.get((panel.title, label, count))}
+                        for count, value in panel.difference(label).items()
+                    },
                 }
                 for label, seeds in panel.calls.items()
             },
@@ -125,7 +161,20 @@ def markdown(name: str, panels: Sequence[Panel], incomplete: Sequence[str] = ())
         for label in list(panel.calls)[1:]:
             rows.append([f"{label} - {first}", *(text(value, "+.3f") for value in panel.difference(label).values())])
         parts.append(table(["last checkpoint, network calls [95%]", *map(str, counts)], rows))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *verdict(corrected(panels))]) + "\n"
+
+
+def verdict(p: Mapping[Comparison, float]) -> list[str]:
+    """Which of all differences remain with Holm's correction; nothing where there is none to test."""
+    if not p:
+        return []
+    found: dict[tuple[str, str], list[int]] = {}
+    for (title, label, count), value in p.items():
+        if value < 1 - LEVEL:
+            found.setdefault((title, label), []).append(count)
+    lines = [f"- {label}, network calls: {', '.join(map(str, counts))}" for (_, label), counts in found.items()]
+    head = f"Differences that remain with Holm's correction for all {len(p)} comparisons with network calls:"
+    return ["## All comparisons", head if lines else f"{head} none.", *(["\n".join(lines)] if lines else [])]
 
 
 def figure(panels: Sequence[Panel]) -> Figure:
@@ -157,11 +206,7 @@ def figure(panels: Sequence[Panel]) -> Figure:
         right.set_title(f"minus that of {first}, 95% intervals: below 0 is better", fontsize=10, loc="left")
         counts = next(iter(by_calls.values())).steps
         for axis in (middle, right):
-            axis.set_xscale("log")
-            axis.set_xlim(0.85 * counts[0], 1.18 * counts[-1])
-            axis.set_xticks(counts, [f"{count}" for count in counts])
-            axis.minorticks_off()
-            axis.set_xlabel("network calls", fontsize=9)
+            mark_calls(axis, counts)
     return drawn
 
 

@@ -76,12 +76,26 @@ def curves_figure(
     return figure
 
 
-def distance_figure(curves: Mapping[str, Curve], floor: float | None) -> Figure:
-    """Distances of several runs against training steps, small, for a page that has its own legend."""
+def distance_figure(curves: Mapping[str, Curve], floor: float | None, across: str | None = None) -> Figure:
+    """Distances of several runs against training steps, small, for a page that has its own legend.
+
+    Or against what `across` says, such as network calls, on a log scale with every number marked.
+    """
     figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
     draw_distances(axes, curves, floor)
     axes.set_title("", loc="left")
+    if across:
+        mark_calls(axes, next(iter(curves.values())).steps, across)
     return figure
+
+
+def mark_calls(axes: Axes, counts: Sequence[int], across: str = "network calls") -> None:
+    """Numbers of network calls on a log scale, every one of them marked."""
+    axes.set_xscale("log")
+    axes.set_xlim(0.85 * counts[0], 1.18 * counts[-1])
+    axes.set_xticks(counts, [f"{count}" for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel(across, fontsize=9)
 
 
 def draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None) -> None:

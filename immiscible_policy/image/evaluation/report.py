@@ -95,13 +95,22 @@ def measure_targets(evaluation: Evaluation, targets: Sequence[Target], what: str
     return ImageResults(title, rows, evaluation.reference(targets[0].source), origins)
 
 
-def write_report(out: Path, name: str, results: ImageResults, samples: Figure | None = None) -> str:
-    """Write NAME.json, NAME.md, NAME.png and NAME.html, which shows samples, into a directory, and return the text."""
+def write_report(
+    out: Path,
+    name: str,
+    results: ImageResults,
+    samples: Figure | None = None,
+    calls: Mapping[str, Curve] | None = None,
+) -> str:
+    """Write NAME.json, NAME.md, NAME.png and NAME.html into a directory, and return the text.
+
+    The page shows samples, and distances against network `calls`, where they are given.
+    """
     written, origin = markdown(results), origin_here()
     reached = {label: comparison.reached for label, comparison in results.against.items()}
     figure = curves_figure(results.curves, reached, title=results.title, floor=results.reference.floor)
     write_result(out / name, as_json(results), written, figure, origin=origin)
-    write_atomically(out / f"{name}.html", page(results, origin, samples).encode())
+    write_atomically(out / f"{name}.html", page(results, origin, samples, calls).encode())
     return written
 
 
@@ -144,18 +153,30 @@ def markdown(results: ImageResults) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | None = None) -> str:
-    """The results as a page like that of the policies."""
+def page(
+    results: ImageResults,
+    origin: Mapping[str, Any],
+    samples: Figure | None = None,
+    calls: Mapping[str, Curve] | None = None,
+) -> str:
+    """The results as a page like that of the policies, with distances against network `calls` where they are given."""
     first, *others = results.rows
     colour = colours(results.rows)
-    ends = "; ".join(f"{label}: {text(curve.means[-1])}" for label, curve in results.curves.items())
+    ends = _ends(results.curves)
+    legend = {label: (colour[label], "") for label in results.curves}
     chart = Chart(
         f"{results.title} (log scale)",
         distance_figure(results.curves, results.reference.floor),
         f"{results.title} at the last checkpoint: {ends}.",
-        {label: (colour[label], "") for label in results.curves},
+        legend,
         "Thick: mean over seeds. Band: its 95% interval. Thin: each training seed. Dashed: real images. "
         f"Dotted: best mean of {first}.",
+    )
+    by_calls = calls and Chart(
+        "The last checkpoint against network calls (log scale)",
+        distance_figure(calls, results.reference.floor, across="network calls"),
+        f"{results.title} with the most network calls: {_ends(calls)}.",
+        legend,
     )
     return fill(
         "images.html",
@@ -163,6 +184,7 @@ def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | Non
         title=f"{', '.join(others)} against {first}" if others else first,
         description=" ".join(sentences(results)) or f"{results.title} at the last checkpoint: {ends}.",
         chart=chart,
+        calls=by_calls,
         facts_of=facts(results),
         tables=tables(results),
         against=against_table(results) if others else None,
@@ -170,6 +192,10 @@ def page(results: ImageResults, origin: Mapping[str, Any], samples: Figure | Non
         origin=origin,
         samples=None if samples is None else png(samples),
     )
+
+
+def _ends(curves: Mapping[str, Curve]) -> str:
+    return "; ".join(f"{label}: {text(curve.means[-1])}" for label, curve in curves.items())
 
 
 def facts(results: ImageResults) -> list[str]:

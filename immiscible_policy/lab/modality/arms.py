@@ -212,6 +212,7 @@ def measure(
     run: RunDirectory,
     demos: Demonstrations,
     kept: Mapping[int, Sequence[Checkpoint]],
+    modes: Modes,
     repetitions: int,
     solver: Solver,
     device: str,
@@ -219,9 +220,9 @@ def measure(
 ) -> Arm:
     """Roll out checkpoints of every seed of a run, the same steps for every seed; ValueError for a damaged one.
 
-    The demonstrations are its `training_demonstrations`.
+    The demonstrations are its `training_demonstrations`, the modes those of its task, from some of its starts or all.
     """
-    task, modes = run.task, modes_of(run)
+    task = run.task
     rollouts: list[Rollout] = []  # (S, C, N, R), flat
     for seed, checkpoints in kept.items():
         for checkpoint in checkpoints:
@@ -236,15 +237,24 @@ def measure(
     example, gaps = rollouts[last : last + repetitions], find_gaps(run, list(kept), steps)
     layout = Layout.of(read_spec(next(iter(kept.values()))[0]))
     epoch = epoch_steps(int(layout.n_windows(demos.lengths).sum()), run.config["batch_size"])
-    other = departures(run, solver, steps[-1] / epoch, repetitions)
+    other = departures(run, modes, solver, steps[-1] / epoch, repetitions)
     shown = training_modes(run, demos)
     return Arm(run.name, run, task, modes, list(kept), steps, counts, scores, shown, example, gaps, other)
 
 
-def departures(run: RunDirectory, solver: Solver, epochs: float, repetitions: int) -> list[str]:
+def departures(run: RunDirectory, modes: Modes, solver: Solver, epochs: float, repetitions: int) -> list[str]:
     """Settings that differ from those of `Modes.protocol`, such as `epochs=20 (published: 5000)`."""
-    measured = {"solver": solver.name, "sampling_steps": solver.steps, "repetitions": repetitions}
-    return off_protocol(run.config | measured | {"epochs": round(epochs)}, modes_of(run).protocol)
+    noise = run.config["noise"]
+    measured = {
+        "solver": solver.name,
+        "sampling_steps": solver.steps,
+        "epochs": round(epochs),
+        "starts": len(modes),
+        "repetitions": repetitions,
+        "noise": f"{noise['name']} start={noise['start']}" if noise.get("start") else noise["name"],
+        "data": run.data_hash,
+    }
+    return off_protocol(run.config | measured, modes.protocol)
 
 
 def modes_of(run: RunDirectory) -> Modes:

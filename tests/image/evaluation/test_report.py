@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from immiscible_policy.image.evaluation.curves import make_curve
 from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.report import ImageResults, markdown, page, sentences
 from immiscible_policy.image.evaluation.rows import ImageRow
@@ -37,6 +38,13 @@ def test_the_page_says_what_the_text_says(results: ImageResults) -> None:
     outcome = Page(html)
     assert outcome.open == [] and "<knn>" not in html and len(outcome.by_role("tab")) == 3
     assert all("http" not in str(value) for _, attributes in outcome.elements for value in attributes.values())
+
+
+def test_the_page_shows_distances_against_network_calls_where_they_are_given(results: ImageResults) -> None:
+    calls = {label: make_curve(label, {0: {1: 9.0, 10: 4.0}, 1: {1: 8.0, 10: 3.0}}) for label in results.rows}
+    shown = text(page(results, ORIGIN, calls=calls))
+    assert "against network calls" in shown and "against network calls" not in text(page(results, ORIGIN))
+    assert "with the most network calls: vanilla: 3.500 [" in page(results, ORIGIN, calls=calls)
 
 
 def test_one_run_alone_has_a_page(results: ImageResults) -> None:
