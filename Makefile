@@ -50,7 +50,7 @@ test: setup
 tests: setup
 	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
-slow: setup
+slow: docs setup
 	SDL_VIDEODRIVER=dummy OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m slow
 
 # The site is built in an environment of its own, which needs nothing of the project: docstrings are read, not imported.

@@ -199,7 +199,12 @@ def commands_text(program: str, commands: Commands, note: str = "") -> str:
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Call a command's main function and turn a user's mistake into one line on stderr and exit code 2."""
+    """Call a command's main function and turn a user's mistake into one line on stderr and exit code 2.
+
+    Modules of the user's own are found in the working directory, also by installed commands.
+    """
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:

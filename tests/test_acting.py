@@ -244,6 +244,11 @@ def test_a_run_a_seed_or_a_checkpoint(run, which, options, step):
     assert torch.equal(weight(policy), weight(load_policy(run.seed(seed).checkpoint_path(step))))
 
 
+def test_the_best_of_a_run_is_the_best_of_all_its_seeds(run):
+    """Seed 4 at step 1,000 has 0.8."""
+    assert torch.equal(weight(load_policy(run.path)), weights(BLIND, 1004)["network.final_conv.1.bias"])
+
+
 @pytest.mark.parametrize("to, name", [("diffusion_policy", "latest.ckpt"), ("lerobot", "pretrained_model")])
 def test_other_projects_policies_act(tmp_path, to, name):
     for part in ("ours", "theirs"):
@@ -279,7 +284,7 @@ def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path)
 @pytest.mark.parametrize(
     "which, options, message",
     [
-        ("", {}, "its training seeds are 3, 4; give seed_N/ in it, or train_seed=N"),
+        ("", {"checkpoint": "last"}, "its training seeds are 3, 4; give seed_N/ in it, or train_seed=N"),
         ("", {"train_seed": 5}, "its training seeds are 3, 4"),
         ("seed_3", {"checkpoint": 700}, "the checkpoint of step 700 was not kept"),
         ("seed_3", {"checkpoint": "first"}, "checkpoint=first: use best, last, or a training step"),
@@ -312,7 +317,9 @@ def test_compiled_it_acts_alike(run):
 
 
 def test_a_run_is_evaluated_and_rendered_by_its_best_checkpoint(run, tmp_path):
-    done = here("eval_policy.py", f"checkpoint={run.seed(4).path}", "episodes=1", f"out={tmp_path / 'one.csv'}")
-    assert done.returncode == 0, done.stderr
-    assert [(row.seed, row.checkpoint) for row in read_rows(tmp_path / "one.csv", PUSHT.metrics)] == [(4, 1000)]
-    assert "training seeds are 3, 4" in refused(here("render_rollout.py", f"checkpoint={run.path}"))
+    """The best of a seed, and the best of all seeds."""
+    for name, path in {"seed": run.seed(4).path, "run": run.path}.items():
+        done = here("eval_policy.py", f"checkpoint={path}", "episodes=1", f"out={tmp_path / name}.csv")
+        assert done.returncode == 0, done.stderr
+        rows = read_rows(tmp_path / f"{name}.csv", PUSHT.metrics)
+        assert [(row.seed, row.checkpoint) for row in rows] == [(4, 1000)]

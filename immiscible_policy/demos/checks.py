@@ -61,7 +61,8 @@ def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column])
     required = [name for name, column in columns.items() if column.required]
     for name in required:
         if name not in arrays:
-            yield f"data/{name} is missing; a store needs data/{', data/'.join(required)}"
+            own = "recordings of your own train with task=none"
+            yield f"data/{name} is missing; a store needs data/{', data/'.join(required)}; {own}"
     if not arrays:
         yield "data/ has no arrays"
     for name, array in arrays.items():

@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import optimize, special
 
-from immiscible_policy.evaluation.statistics import LEVEL, POWER, Array, Interval, components, difference_arms
+from immiscible_policy.evaluation.statistics import LEVEL, POWER, Array, Interval, components, difference_arms, interval
 
 Name = TypeVar("Name")
 
@@ -40,10 +40,13 @@ class Contrast:
     detectable: float  # smallest true difference that is detected with a probability of 80%
 
 
-def contrasts(arms: Mapping[str, Array], first: str, named: list[str] | None = None) -> dict[str, Contrast]:
+def contrasts(
+    arms: Mapping[str, Array], first: str, named: list[str] | None = None, *, proportion: bool = False
+) -> dict[str, Contrast]:
     """Compare arms with the first; scores are (seeds, starts), with the same seeds and starts in every arm.
 
-    All arms estimate the variance; Holm's correction counts those `named`, or all but the first.
+    All arms estimate the variance; Holm's correction counts those `named`, or all but the first. A difference of
+    proportions that is the same everywhere has the interval of `statistics.interval`; `detectable` is 0 there.
 
     Raises:
         ValueError: If the scores differ in shape.
@@ -67,8 +70,11 @@ def contrasts(arms: Mapping[str, Array], first: str, named: list[str] | None = N
     results = {}
     for arm in names:
         half = _half(widths[arm], LEVEL)
+        if proportion and not half:
+            half = interval(differences[arm], proportion).high - estimates[arm]
         ends = Interval(estimates[arm], estimates[arm] - half, estimates[arm] + half, " and ".join(varied) or "nothing")
-        results[arm] = Contrast(ends, p[arm], corrected[arm], half + _root(widths[arm], POWER))
+        least = _half(widths[arm], LEVEL) + _root(widths[arm], POWER)
+        results[arm] = Contrast(ends, p[arm], corrected[arm], least)
     return results
 
 

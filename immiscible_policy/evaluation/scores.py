@@ -144,6 +144,15 @@ def best_checkpoint(seed: SeedDirectory) -> Checkpoint:
     return seed.checkpoint(best[seed.number])
 
 
+def best_of_run(run: RunDirectory) -> Checkpoint:
+    """The best checkpoint of a run's best training seed, by the mean over starts; ValueError as `best_checkpoint`."""
+    table, metric = scores(run.episodes()), primary(run.task)
+    if not table:
+        raise ValueError(f"{run.path}: no checkpoint was evaluated completely, so none is the best")
+    best = max(table, key=lambda seed: metric.sign * float(table[seed].best(metric)[1].mean()))
+    return best_checkpoint(run.seed(best))
+
+
 def common_steps(*tables: ScoresBySeed) -> list[int]:
     """Checkpoints at which every training seed was evaluated completely, ascending."""
     return sorted(set.intersection(*(set(scored.steps) for table in tables for scored in table.values())))

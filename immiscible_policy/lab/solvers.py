@@ -64,7 +64,8 @@ def measure(options: Document) -> Findings:
         ]
         scores[run, solver] = np.array(by_seed)
         print(f"{run}  {written(solver)}  score {scores[run, solver].mean():.3f}", flush=True)
-    figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, solvers) | {
+    proportion = not held_out and primary(task_of(first)).is_proportion
+    figures = summarise(scores, {run: list(seeds) for run, seeds in policies.items()}, solvers, proportion) | {
         "steps": {run: [checkpoint.step for checkpoint in seeds.values()] for run, seeds in policies.items()},
         "starts": len(starts),
         "unit": "held-out episodes" if held_out else "starts",
@@ -126,19 +127,25 @@ def read_solvers(text: str) -> list[Solver]:
 
 
 def summarise(
-    scores: Mapping[tuple[str, Solver], Array], seeds: Mapping[str, list[int]], solvers: Sequence[Solver]
+    scores: Mapping[tuple[str, Solver], Array],
+    seeds: Mapping[str, list[int]],
+    solvers: Sequence[Solver],
+    proportion: bool = False,
 ) -> Document:
-    """Mean scores (seeds, starts), and differences from the first run and from the first solver, by run and solver."""
+    """Mean scores (seeds, starts), and differences from the first run and from the first solver, by run and solver.
+
+    Intervals are those of proportions where the scores are.
+    """
     first = next(iter(seeds))
     results: Document = {run: {} for run in seeds}
     for (run, solver), own in scores.items():
-        result = {"score": interval_figures(mean_interval(own))}
+        result = {"score": interval_figures(mean_interval(own, proportion))}
         if run != first and (first, solver) in scores:
             arms = difference_arms(own, scores[first, solver], same_seeds=seeds[run] == seeds[first])
-            result["from_run"] = interval_figures(interval(arms))
+            result["from_run"] = interval_figures(interval(arms, proportion))
         if solver != solvers[0] and (run, solvers[0]) in scores:
             arms = difference_arms(own, scores[run, solvers[0]], same_seeds=True)
-            result["from_solver"] = interval_figures(interval(arms))
+            result["from_solver"] = interval_figures(interval(arms, proportion))
         results[run][written(solver)] = result
     return {"compared_with": first, "solver_compared_with": written(solvers[0]), "runs": results}
 

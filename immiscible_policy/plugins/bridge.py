@@ -9,7 +9,7 @@ from pathlib import Path
 
 from immiscible_policy.cli import CommandError, expanded, require_new, shipped, unknown
 from immiscible_policy.evaluation.agent import read_policy, spec_metadata
-from immiscible_policy.evaluation.scores import best_checkpoint
+from immiscible_policy.evaluation.scores import best_checkpoint, best_of_run
 from immiscible_policy.plugins.diffusion_policy_checkpoint import read_diffusion_policy, write_diffusion_policy
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot, write_lerobot
 from immiscible_policy.store.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -34,8 +34,8 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     """The checkpoint that a path names: a run, the directory of a training seed, or a checkpoint of any project.
 
     Args:
-        path: `pretrained` is the policy that ships with the project. A run may have several training seeds; then
-            `train_seed` names one.
+        path: `pretrained` is the policy that ships with the project. A run may have several training seeds;
+            `train_seed` names one, and the best of a run is that of all.
         which: Which one of a run or a seed: `best` (best mean score in training), `last`, or a training step.
         train_seed: Training seed of a run, as in `seed_N/`.
 
@@ -45,7 +45,10 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     path = shipped("data/pusht_pretrained") if str(path) == PRETRAINED else expanded(str(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
-    seed = _seed(RunDirectory(path), train_seed) if RunDirectory(path).exists else seed_at(path)
+    run = RunDirectory(path)
+    if run.exists and which == "best" and train_seed is None and len(run.seeds()) > 1:
+        return best_of_run(run)
+    seed = _seed(run, train_seed) if run.exists else seed_at(path)
     if seed is None:
         if which != "best" or train_seed is not None:
             raise ValueError(f"{path} is one checkpoint; checkpoint= and train_seed= choose among those of a run")

@@ -171,9 +171,11 @@ def verdict(result: Result) -> str:
     span = f"{stated}, 95% interval {brackets(difference, '+.4f')} {difference.meaning}"
     if not difference.excludes_zero:
         least = f"With a power of {100 * POWER:.0f}% such an experiment detects {result.detectable:.3f}."
-        return f"{result.name}: no difference detected. {span}; 0 is in it. {least}"
+        if not result.detectable:
+            least = "All differences are alike, so what such an experiment detects is unknown."
+        return f"{result.name}: no difference detected. {span}; the interval contains 0. {least}"
     better, worse = "AB" if result.a_is_better else "BA"
-    return f"{result.name}: {better} is better than {worse}. {span}; 0 is not in it."
+    return f"{result.name}: {better} is better than {worse}. {span}; the interval does not contain 0."
 
 
 def markdown(comparison: Comparison) -> str:

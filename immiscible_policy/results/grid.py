@@ -19,8 +19,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from immiscible_policy.evaluation.contrasts import POWER, contrasts
-from immiscible_policy.evaluation.scores import ScoresBySeed, common_steps, curves, scores, set_scores, stacked
-from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval, mean_interval
+from immiscible_policy.evaluation.scores import (
+    LAST,
+    ScoresBySeed,
+    common_steps,
+    curves,
+    kind_title,
+    scores,
+    set_scores,
+    stacked,
+)
+from immiscible_policy.evaluation.statistics import MEANINGS, Interval, difference_arms, interval, mean_interval
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.results.formatting import figures, text
 from immiscible_policy.results.plots import arms_figure, learning_curves, selector_of
@@ -91,15 +100,24 @@ def _picture(
     return arms_figure(
         {arm: values.mean(1).tolist() for arm, values in last.items()},
         {arm: mean_interval(values, metrics[0].is_proportion) for arm, values in last.items()},
-        {arm: _paired(values, last[first]) for arm, values in last.items() if arm != first and arm in alike},
+        {
+            arm: _paired(values, last[first], metrics[0])
+            for arm, values in last.items()
+            if arm != first and arm in alike
+        },
         metrics[0],
         first,
     )
 
 
-def _paired(a: np.ndarray, b: np.ndarray) -> Interval:
+def _paired(a: np.ndarray, b: np.ndarray, metric: Metric) -> Interval:
     """A - B, paired by seed and start: the runs of a grid have the same of both."""
-    return interval(difference_arms(a, b, same_seeds=True))
+    return interval(difference_arms(a, b, same_seeds=True), metric.is_proportion)
+
+
+def _mean(values: np.ndarray, metric: Metric) -> Document:
+    """Mean of scores (seeds, starts) with its interval, within the metric's range."""
+    return figures(mean_interval(values, metric.is_proportion), cut=(metric.low, metric.high))
 
 
 def _contrasts(
@@ -111,7 +129,7 @@ def _contrasts(
     metric = summarised(runs[first].task)[0]
     arms = {arm: stacked(scored, metric, "last10") for arm, scored in tables.items()}
     chosen = [arm for arm in arms if arm != first and (not named or arm in named)]
-    results = contrasts(arms, first, chosen)
+    results = contrasts(arms, first, chosen, proportion=metric.is_proportion)
     return {
         "metric": metric.name,
         "kind": "last10",
@@ -134,8 +152,7 @@ def _arm(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed | None) -> Do
         "origin": run.origin,
         "steps": run.config["steps"],
         "scores": {
-            metric: {kind: figures(mean_interval(scored, metrics[metric].is_proportion)) for kind, scored in of.items()}
-            for metric, of in values.items()
+            name: {kind: _mean(scored, metrics[name]) for kind, scored in of.items()} for name, of in values.items()
         },
         "seeds": {
             str(seed): {
@@ -153,29 +170,32 @@ def _arm(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed | None) -> Do
             for key in AUDIT
             if audits and all(key in audit for audit in audits)
         },
-        "curve": _curve(own, None if first is own else first, primary.name),
+        "curve": _curve(own, None if first is own else first, primary),
     }
     if first is not None:
         arm["to_quality"] = _to_quality(run, own, first, primary)
     if first is not None and first is not own:
         arm["difference"] = {
-            name: {kind: figures(_paired(scored, stacked(first, metrics[name], kind))) for kind, scored in of.items()}
+            name: {
+                kind: figures(_paired(scored, stacked(first, metrics[name], kind), metrics[name]))
+                for kind, scored in of.items()
+            }
             for name, of in values.items()
         }
     return arm
 
 
-def _curve(own: ScoresBySeed, first: ScoresBySeed | None, metric: str) -> list[Document]:
+def _curve(own: ScoresBySeed, first: ScoresBySeed | None, metric: Metric) -> list[Document]:
     """A metric at every evaluated step that all seeds share, and its paired difference from the first arm's."""
     steps = common_steps(own, first or {})
-    values = curves(own, metric, steps)  # (S, C, N)
+    values = curves(own, metric.name, steps)  # (S, C, N)
     curve: list[Document] = [
-        {"step": step, metric: figures(mean_interval(values[:, place]))} for place, step in enumerate(steps)
+        {"step": step, metric.name: _mean(values[:, place], metric)} for place, step in enumerate(steps)
     ]
     if first is not None:
-        others = curves(first, metric, steps)
+        others = curves(first, metric.name, steps)
         for place, point in enumerate(curve):
-            point["difference"] = figures(_paired(values[:, place], others[:, place]))
+            point["difference"] = figures(_paired(values[:, place], others[:, place], metric))
     return curve
 
 
@@ -222,11 +242,14 @@ def markdown(name: str, record: Document) -> str:
     differences = f"Differences are paired by seed and start with {first}."
     if any("to_quality" not in entry for entry in complete.values()) and first in complete:
         differences += " Arms of other tasks are not compared with it."
+    over = {scores["last10"]["over"] for entry in complete.values() for scores in entry["scores"].values()}
+    meaning = "; ".join(MEANINGS[kind] for kind in sorted(over - {None}))
+    last = kind_title("last10", min(LAST, max((len(entry["curve"]) for entry in complete.values()), default=LAST)))
     parts = [
         f"# {name}",
-        "`last10`: mean of the last ten evaluated checkpoints (of all where there are fewer); `last`: the last of "
-        "them; `max`: the largest, selected on the same starts, so too optimistic. Brackets: 95% intervals for new "
-        f"training seeds and new starts. {differences}",
+        f"`{last}`: mean of the last {last.removeprefix('last ')} evaluated checkpoints; `last`: the last of them; "
+        "`max`: the largest, selected on the same starts, so too optimistic. "
+        f"Brackets: 95% intervals{f' {meaning}' if meaning else ''}. {differences}",
     ]
     parts += [
         f"**{arm} is incomplete**: seeds {', '.join(map(str, entry['missing_seeds']))} are missing or not trained to "
@@ -235,8 +258,8 @@ def markdown(name: str, record: Document) -> str:
         if entry["missing_seeds"]
     ]
     if tested := record["contrasts"]:
-        parts.append(_contrast_table(tested, first))
-    parts += [_score_table(metric, arms, first, record["published"].get(metric, {})) for metric in metrics]
+        parts.append(_contrast_table(tested, first, last))
+    parts += [_score_table(metric, arms, first, last, record["published"].get(metric, {})) for metric in metrics]
     if complete:
         kinds = [(metric, kind) for metric in metrics for kind in KINDS]
         rows = [
@@ -247,10 +270,11 @@ def markdown(name: str, record: Document) -> str:
             for arm, entry in complete.items()
             for seed, values in entry["seeds"].items()
         ]
-        parts.append(table(["per seed", *map(", ".join, kinds)], rows))
+        heads = [f"{metric}, {last if kind == 'last10' else kind}" for metric, kind in kinds]
+        parts.append(table(["per seed", *heads], rows))
     if keys := list(dict.fromkeys(key for entry in complete.values() for key in entry["together"])):
         rows = [[arm, *(text(entry["together"].get(key)) for key in keys)] for arm, entry in complete.items()]
-        parts.append(table(["all episodes together, last10", *keys], rows))
+        parts.append(table([f"all episodes together, {last}", *keys], rows))
     if first in complete:
         parts.append(_quality_table(complete, first))
     if keys := list(dict.fromkeys(key for entry in complete.values() for key in entry["noise"])):
@@ -262,9 +286,12 @@ def markdown(name: str, record: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _score_table(metric: str, arms: Document, first: str, published: Mapping[str, Mapping[str, float]]) -> str:
+def _score_table(
+    metric: str, arms: Document, first: str, last: str, published: Mapping[str, Mapping[str, float]]
+) -> str:
     """Scores, then differences from the first arm, which has none, then what is published."""
-    header = [metric, *KINDS, *(f"{kind} - {first}" for kind in KINDS)]
+    titles = [last, *KINDS[1:]]
+    header = [metric, *titles, *(f"{title} - {first}" for title in titles)]
     kinds = list(next(iter(published.values()))) if published else []
     if published:
         header.append(f"published {', '.join(kinds)}")
@@ -284,13 +311,13 @@ def _score_table(metric: str, arms: Document, first: str, published: Mapping[str
     return table(header, rows)
 
 
-def _contrast_table(tested: Document, first: str) -> str:
+def _contrast_table(tested: Document, first: str, last: str) -> str:
     """One row a contrast: difference, p alone and corrected, and what could have been detected."""
-    rows = [
-        [arm, text(entry, "+.3f"), f"{entry['p']:.2g}", f"{entry['p_holm']:.2g}", f"{entry['detectable']:.3f}"]
-        for arm, entry in tested["arms"].items()
-    ]
-    name = f"{tested['metric']}, {tested['kind']}"
+    rows = []
+    for arm, entry in tested["arms"].items():
+        least = f"{entry['detectable']:.3f}" if entry["detectable"] else "unknown"
+        rows.append([arm, text(entry, "+.3f"), f"{entry['p']:.2g}", f"{entry['p_holm']:.2g}", least])
+    name = f"{tested['metric']}, {last}"
     power = f"detectable with power {tested['power']:.0%}"
     return table([f"{name}, one model of all arms", f"- {first}", "p", "p (Holm)", power], rows)
 

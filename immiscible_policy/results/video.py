@@ -97,12 +97,14 @@ def require_video_name(path: Path) -> None:
 def encode_gif(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
     """A GIF that repeats, of pictures as `write_video` takes them, and their number; a ValueError if there is none.
 
-    All frames have the 64 colours of the first, without dithering: what moves changes little of a frame.
+    All frames have the same 64 colours, those of the first and the last, without dithering: what moves changes little
+    of a frame.
     """
     images = [Image.fromarray(picture) for picture in pictures]
     if not images:
         raise ValueError("there is no picture to make a video of")
-    palette = images[0].quantize(64, dither=Image.Dither.NONE)
+    ends = Image.fromarray(np.concatenate([np.asarray(images[0]), np.asarray(images[-1])]))
+    palette = ends.quantize(64, dither=Image.Dither.NONE)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     stream = BytesIO()
     images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0, optimize=True)

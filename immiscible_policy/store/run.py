@@ -147,6 +147,15 @@ class RunDirectory:
             provenance["extended"] = [*provenance.get("extended", []), earlier]
             self._write(config, provenance)
 
+    def note_commit(self, commit: str | None) -> None:
+        """Add the commit of code that goes on with the run to its provenance, where that names another one so far."""
+        with _locked(self.path / LOCK, f"resume={self.path}: another process changes that run; try again"):
+            provenance = self.provenance
+            commits = [provenance.get("commit"), *provenance.get("resumed_at", [])]
+            if commit != commits[-1]:
+                provenance["resumed_at"] = [*commits[1:], commit]
+                write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
+
     def _write(self, config: str, provenance: Mapping[str, Any]) -> None:
         """Write both files, the options last, as they make it a run."""
         write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())

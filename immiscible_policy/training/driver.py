@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
-from immiscible_policy.provenance import command_to_resume, provenance
+from immiscible_policy.provenance import command_to_resume, commit, provenance
 from immiscible_policy.store.run import RunDirectory, require_data
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.duration import planned_time
@@ -92,8 +92,10 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
         raise CommandError(f"{run.path} is being trained by another process; wait for it or stop it")
     if longer:
         run.extend(config.to_yaml(), provenance()["command"])
-    elif not resuming:
+    if not resuming:
         run.begin(config.to_yaml(), {**provenance(), "data": recipe.data})
+    elif open_seeds:
+        run.note_commit(commit())
     run.forget_summary()
     return recipe
 

@@ -206,7 +206,8 @@ def open_loggers(config: RunConfig, seed: SeedDirectory, step: int) -> list[Logg
 def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
     """The seed's wandb run, which a resumed training continues; None where wandb is absent or disabled.
 
-    The seeds of a run are a group. WANDB_PROJECT and WANDB_RUN_GROUP in the environment name another project and group.
+    The seeds of a run are a group, named by its directory and the one above. WANDB_PROJECT and WANDB_RUN_GROUP in the
+    environment name another project and group.
     """
     if config.wandb == "disabled" or find_spec("wandb") is None:
         return None
@@ -218,7 +219,7 @@ def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
     try:
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "immiscible-policy"),
-            group=os.environ.get("WANDB_RUN_GROUP", seed.run.name),
+            group=os.environ.get("WANDB_RUN_GROUP", "/".join(seed.run.path.resolve().parts[-2:])),
             tags=[str(part["name"] if isinstance(part, dict) else part) for part in parts],
             id=f"{derive_seed(str(seed.run.path.resolve()), seed.number):016x}",
             resume="allow",

@@ -15,7 +15,7 @@ from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import process_group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTE = b"\nstopping: every seed leaves a checkpoint first; once more ends at once\n"
+NOTE = b"\nstopping: every seed leaves a checkpoint first, and ends an evaluation; once more ends at once\n"
 
 
 class Stop:

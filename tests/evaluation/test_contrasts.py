@@ -62,3 +62,13 @@ def test_intervals_hold_their_level_and_the_detectable_difference_its_power():
         held += [not results[arm].interval.excludes_zero for arm in "cd"]
         detected.append(results["b"].interval.excludes_zero)
     assert 0.93 <= np.mean(held) <= 0.985 and 0.74 <= np.mean(detected) <= 0.86
+
+
+def test_proportions_that_nowhere_differ_have_an_interval_and_nothing_to_detect():
+    """0 of 4 beside 0 of 4: the interval is not [0, 0], and what could be detected is unknown."""
+    arms = {"vanilla": np.zeros((2, 4)), "knn": np.zeros((2, 4))}
+    found = contrasts(arms, "vanilla", proportion=True)["knn"]
+    expected = interval(difference_arms(arms["knn"], arms["vanilla"], same_seeds=True), True)
+    assert found.interval.low == pytest.approx(expected.low) and found.interval.low < -0.2 < 0.2 < found.interval.high
+    assert found.detectable == 0
+    assert contrasts(arms, "vanilla")["knn"].interval.high == 0

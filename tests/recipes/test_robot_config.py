@@ -154,6 +154,7 @@ def test_what_is_accepted_exists():
         (["scale=big"], "unknown scale 'big'"),
         (["obs=pixels"], "pixels"),
         (["k=2"], "k=2: noise=vanilla has no k"),
+        (["nosie=knn", "k=2"], "unknown option 'nosie'"),
         (["noise=linear", "k=2"], "noise=linear has no k"),
         (["noise=knn", "k=two"], "k=two"),
         (["noise=knn", "k=0"], "k=0"),

@@ -70,7 +70,7 @@ def test_the_grid_is_of_its_metrics(runs, tmp_path):
     text = write_grid(tmp_path, "lab", ["a", "b"], [0, 1, 2])
     arm = json.loads((tmp_path / "lab.json").read_text())["arms"]["b"]
     assert arm["difference"]["return"]["last"]["mean"] == pytest.approx(10) and arm["curve"][0]["return"]["mean"] == 121
-    assert "| return | last10 | last | max |" in text and "distance" not in text
+    assert "| return | last 2 | last | max |" in text and "distance" not in text
     assert (tmp_path / "lab.png").exists()
 
 

@@ -1,6 +1,7 @@
 """Tiles lie where they should, finished episodes stand still, and a video holds what was drawn."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from immiscible_policy.results.video import (
     LiveWindow,
     WindowClosed,
     draw_tile,
+    encode_gif,
     frames,
     tile,
     write_video,
@@ -163,3 +165,13 @@ def test_a_recording_holds_finished_episodes_and_the_score_so_far() -> None:
 def test_a_recording_misses_no_step() -> None:
     with pytest.raises(ValueError, match="step 1 came after 0 reports"):
         Recorder(PUSHT).on_step(1, STATE[None], {"coverage": np.zeros(1)}, np.zeros(1, bool))
+
+
+def test_a_gif_keeps_the_colours_of_its_last_frame(tmp_path):
+    """A frame that turns green at success stays green."""
+    grey, green = (np.full((16, 16, 3), colour, np.uint8) for colour in ([95, 95, 95], [40, 160, 60]))
+    content, count = encode_gif([grey, grey, green], 10)
+    with Image.open(BytesIO(content)) as shown:
+        shown.seek(shown.n_frames - 1)
+        last = np.asarray(shown.convert("RGB"))
+    assert count == 3 and np.abs(last.astype(int) - green).max() < 8

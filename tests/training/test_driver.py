@@ -15,6 +15,7 @@ import torch
 from immiscible_policy.cli import CommandError, Interrupted
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.run import RunDirectory, SeedDirectory
+from immiscible_policy.training import driver
 from immiscible_policy.training.driver import train_run
 from immiscible_policy.training.recipe import recipe_name
 from immiscible_policy.training.seed import train_seed
@@ -96,6 +97,16 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
     (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text().replace("noise:", "lr: 0.5\nnoise:"))
     with pytest.raises(ValueError, match="two trainings are mixed"):
         train_run(ToyRecipe, compose_config([f"resume={run.path}"]))
+
+
+def test_other_code_that_goes_on_with_a_run_is_noted(data, tmp_path, monkeypatch):
+    """Once for each commit that follows another."""
+    run = train(data, tmp_path / "run", "lr_schedule=constant")
+    begun = run.provenance["commit"]
+    for steps, commit in ((12, begun), (18, "f" * 12), (24, "f" * 12), (30, "e" * 12)):
+        monkeypatch.setattr(driver, "commit", lambda commit=commit: commit)
+        train_run(ToyRecipe, compose_config([f"resume={run.path}", f"steps={steps}"]))
+    assert run.provenance["commit"] == begun and run.provenance["resumed_at"] == ["f" * 12, "e" * 12]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
