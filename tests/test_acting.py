@@ -22,7 +22,7 @@ from immiscible_policy.tasks import find_task
 from tests.demos.arm import arm_arrays, write_lerobot
 from tests.results.runs import write_run
 from tests.small_policy import SPEC as BLIND
-from tests.training.helpers import here, refused
+from tests.training.helpers import here
 
 PUSHT = find_task("pusht")
 SEEING = replace(BLIND, obs="image", obs_dim=2, encoder=EncoderSpec(("img",), 84, 16))
