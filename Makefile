@@ -77,7 +77,7 @@ lock-docs:
 lock: setup
 	$(RUN) -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock
 
-# Everything that is measured on a GPU, most wanted first; `make gpu DEVICE=cpu QUICK=quick=true` tries the commands out.
+# Policies, selectors and environments on a GPU, most wanted first; `make gpu DEVICE=cpu QUICK=quick=true` tries the commands out.
 DEVICE := cuda
 QUICK :=
 MEASURE := $(RUN) -m benchmarks
@@ -90,10 +90,12 @@ gpu: setup
 	$(MEASURE) sampling device=$(DEVICE) scale=paper envs=1,56 steps=1,10,100 out=$(RESULTS) $(QUICK)
 	$(MEASURE) env out=$(RESULTS) $(QUICK)
 
-# The papers' flow-matching networks on CIFAR-10 at 32 x 32, plain noise and KNN, with FID; resumed by the same command.
+# The papers' flow-matching networks on CIFAR-10 at 32 x 32, plain noise and KNN, with FID; the same command resumes it.
+# FID needs the extra fid and Inception's weights, see docs/images.md.
 CIFAR10 := cifar10.zip
 
 gpu-images: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[fid]'
 	$(RUN) train_image.py experiment=figure5 arms=flow_vanilla,flow_knn_k4 scale=paper seed=0 steps=20000 checkpoint_every=5000 \
 		data=$(CIFAR10) device=$(DEVICE) evaluation.features=inception evaluation.samples=50000 out=$(RESULTS)/figure5
 

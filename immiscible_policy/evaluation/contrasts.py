@@ -70,10 +70,10 @@ def contrasts(
     results = {}
     for arm in names:
         half = _half(widths[arm], LEVEL)
+        least = half + _root(widths[arm], POWER)
         if proportion and not half:
             half = interval(differences[arm], proportion).high - estimates[arm]
         ends = Interval(estimates[arm], estimates[arm] - half, estimates[arm] + half, " and ".join(varied) or "nothing")
-        least = _half(widths[arm], LEVEL) + _root(widths[arm], POWER)
         results[arm] = Contrast(ends, p[arm], corrected[arm], least)
     return results
 

@@ -243,12 +243,14 @@ def markdown(name: str, record: Document) -> str:
     if any("to_quality" not in entry for entry in complete.values()) and first in complete:
         differences += " Arms of other tasks are not compared with it."
     over = {scores["last10"]["over"] for entry in complete.values() for scores in entry["scores"].values()}
-    meaning = "; ".join(MEANINGS[kind] for kind in sorted(over - {None}))
-    last = kind_title("last10", min(LAST, max((len(entry["curve"]) for entry in complete.values()), default=LAST)))
+    meaning = "; ".join(MEANINGS[kind] for kind in sorted(over - {None, "nothing"}))
+    evaluated = [min(LAST, len(entry["curve"])) for entry in complete.values()]
+    last = kind_title("last10", max(evaluated, default=LAST))
+    fewer = " (of all where there are fewer)" if len(set(evaluated)) > 1 else ""
     parts = [
         f"# {name}",
-        f"`{last}`: mean of the last {last.removeprefix('last ')} evaluated checkpoints; `last`: the last of them; "
-        "`max`: the largest, selected on the same starts, so too optimistic. "
+        f"`{last}`: mean of the last {last.removeprefix('last ')} evaluated checkpoints{fewer}; `last`: the last of "
+        "them; `max`: the largest, selected on the same starts, so too optimistic. "
         f"Brackets: 95% intervals{f' {meaning}' if meaning else ''}. {differences}",
     ]
     parts += [

@@ -148,12 +148,12 @@ class RunDirectory:
             self._write(config, provenance)
 
     def note_commit(self, commit: str | None) -> None:
-        """Add the commit of code that goes on with the run to its provenance, where that names another one so far."""
+        """Add the commit of the code that goes on with the run to its provenance, unless it is the newest there."""
         with _locked(self.path / LOCK, f"resume={self.path}: another process changes that run; try again"):
             provenance = self.provenance
-            commits = [provenance.get("commit"), *provenance.get("resumed_at", [])]
+            commits = [provenance.get("commit"), *provenance.get("resumed_commits", [])]
             if commit != commits[-1]:
-                provenance["resumed_at"] = [*commits[1:], commit]
+                provenance["resumed_commits"] = [*commits[1:], commit]
                 write_atomically(self.path / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
 
     def _write(self, config: str, provenance: Mapping[str, Any]) -> None:

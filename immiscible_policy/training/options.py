@@ -345,16 +345,16 @@ class Schema(Generic[Config]):
         values = {key: value for key, value in composed.items() if key not in OF_GRIDS}
         loose = {key: text for key, text in given.items() if key not in (*self.groups, *self.fields)}
         bare = {key for part in self.parts if part.bare for name in part.built_in for key in part.options(name)}
-        plain = [given.get(part.word) for part in self.parts]
-        if not any(name and ":" in name for name in plain):  # a class of the user's own has options of its own
+        known = list(dict.fromkeys([*self.groups, *self.fields, *sorted(bare)]))
+        given_names = [(part, given.get(part.word)) for part in self.parts]
+        if all(name is None or name in part.built_in for part, name in given_names):  # others have options of their own
             for key in loose:
                 if "." not in key and key not in bare:
-                    raise CommandError(unknown("option", key, [*self.groups, *self.fields, *sorted(bare)]))
-        for part in self.parts:
-            values[part.word] = part.choose(values[part.word], given.get(part.word), loose, own[part.word])
+                    raise CommandError(unknown("option", key, known))
+        for part, name in given_names:
+            values[part.word] = part.choose(values[part.word], name, loose, own[part.word])
         for key in loose:
-            known = dict.fromkeys([*self.groups, *self.fields, *sorted(bare)])
-            raise CommandError(unknown("option", key, list(known)))
+            raise CommandError(unknown("option", key, known))
         words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
         values |= {key: self._value(key, given[key]) for key in given if key in words}
         for steps, epochs in LENGTHS.items():

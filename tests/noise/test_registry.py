@@ -8,6 +8,7 @@ import torch
 from immiscible_policy.cli import CommandError
 from immiscible_policy.extensions import describe
 from immiscible_policy.noise import SELECTORS, find_selector, make_selector, selector_options
+from immiscible_policy.recipes.robot_config import compose_config
 
 OWN = '''
 import torch
@@ -55,6 +56,7 @@ def test_an_entry_point_is_known_by_its_name(own_module, monkeypatch):
     point = EntryPoint("cold", "own_noise:Cold", "immiscible_policy.selectors")
     monkeypatch.setattr("immiscible_policy.extensions.entry_points", lambda group: [point])
     assert make_selector("cold", temperature=1.0).shift == 0
+    assert compose_config(["noise=cold", "temperature=2"]).noise["temperature"] == 2
     with pytest.raises(CommandError, match="known: cold, vanilla, knn"):
         find_selector("colt3")
 

@@ -106,7 +106,7 @@ def test_other_code_that_goes_on_with_a_run_is_noted(data, tmp_path, monkeypatch
     for steps, commit in ((12, begun), (18, "f" * 12), (24, "f" * 12), (30, "e" * 12)):
         monkeypatch.setattr(driver, "commit", lambda commit=commit: commit)
         train_run(ToyRecipe, compose_config([f"resume={run.path}", f"steps={steps}"]))
-    assert run.provenance["commit"] == begun and run.provenance["resumed_at"] == ["f" * 12, "e" * 12]
+    assert run.provenance["commit"] == begun and run.provenance["resumed_commits"] == ["f" * 12, "e" * 12]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

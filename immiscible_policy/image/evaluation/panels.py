@@ -172,7 +172,7 @@ def verdict(p: Mapping[Comparison, float]) -> list[str]:
     for (title, label, count), value in p.items():
         if value < 1 - LEVEL:
             found.setdefault((title, label), []).append(count)
-    lines = [f"- {label}, network calls: {', '.join(map(str, counts))}" for (_, label), counts in found.items()]
+    lines = [f"- {label}, network calls: {', '.join(map(str, sorted(counts)))}" for (_, label), counts in found.items()]
     head = f"Differences that remain with Holm's correction for all {len(p)} comparisons with network calls:"
     return ["## All comparisons", head if lines else f"{head} none.", *(["\n".join(lines)] if lines else [])]
 

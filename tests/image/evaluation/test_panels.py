@@ -34,7 +34,7 @@ def test_p_is_that_of_a_paired_t_test_and_corrected_for_all_panels():
     assert "linear" not in text
 
 
-def test_one_seed_has_no_p_and_noverdict():
+def test_one_seed_has_no_p_and_no_verdict():
     single = panel("flow", {"knn": {1: [-1.0, -1.0, -1.0, -1.0]}})
     single = single._replace(calls={label: {0: seeds[0]} for label, seeds in single.calls.items()})
     assert math.isnan(single.p_values("knn")[1]) and corrected([single]) == {} and verdict({}) == []
