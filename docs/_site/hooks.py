@@ -61,6 +61,11 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output.replace(SHIM, os.path.relpath(place(OURS), Path(page.file.dest_uri).parent))
 
 
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """Load our script in the theme's own pages too, such as 404.html."""
+    return output_content.replace(SHIM, place(OURS))
+
+
 def linked(path: Path) -> list[Path]:
     """What the links of a Markdown file lead to in the repository."""
     targets = (resolved(path, match[2]) for match in LINK.finditer(path.read_text()))

@@ -59,6 +59,13 @@ def test_nothing_goes_wrong_on_any_page(browser, viewport, scheme):  # noqa: F81
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SITE.is_dir(), reason="`make docs` builds the site")
+def test_no_page_loads_a_script_from_elsewhere():
+    for path in SITE.rglob("*.html"):
+        assert not re.search(r"""["'(]https?://[^"')]+(\.js|/shim)["')]""", path.read_text()), path.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SITE.is_dir(), reason="`make docs` builds the site")
 def test_a_search_finds_pages_without_a_server(browser):  # noqa: F811
     with watched(browser, viewport=DESKTOP) as page:
         page.goto((SITE / "index.html").as_uri())
