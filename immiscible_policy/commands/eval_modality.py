@@ -49,7 +49,7 @@ OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(whole(1, MOST_REPETITIONS), 50, "rollouts per start, R; 50 as published"),
-    "starts": Option(COUNT, None, "only the first so many of the task's starts; 1 as published; absent: all"),
+    "starts": Option(COUNT, None, "only the first N of the task's starts; 1 as published; absent: all"),
     "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
     "device": device_option(),
@@ -195,7 +195,7 @@ def markdown(arms: Sequence[Arm]) -> str:
 
 
 def _modes(run: RunDirectory, starts: int | None) -> Modes:
-    """The modes of a run's task, from its first so many starts or all; ValueError if it has fewer, or no modes."""
+    """The modes of a run's task, from its first `starts` or all; ValueError if it has fewer, or no modes."""
     modes = modes_of(run)
     return modes if starts is None else modes.first(starts)
 

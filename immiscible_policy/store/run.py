@@ -148,7 +148,7 @@ class RunDirectory:
             self._write(config, provenance)
 
     def note_commit(self, commit: str | None) -> None:
-        """Add the commit of the code that goes on with the run to its provenance, unless it is the newest there."""
+        """Add the commit of the code that continues the run to its provenance, unless it is the newest there."""
         with _locked(self.path / LOCK, f"resume={self.path}: another process changes that run; try again"):
             provenance = self.provenance
             commits = [provenance.get("commit"), *provenance.get("resumed_commits", [])]

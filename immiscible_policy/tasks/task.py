@@ -125,7 +125,7 @@ class Modes:
         return len(next(iter(self.options.values())))
 
     def first(self, count: int) -> Modes:
-        """The same from the first so many starts; ValueError if there are fewer."""
+        """The same from the first `count` starts; ValueError if there are fewer."""
         if count > len(self):
             raise ValueError(f"starts={count}: there are {len(self)} starts that favour no mode")
         return replace(self, options={key: values[:count] for key, values in self.options.items()})

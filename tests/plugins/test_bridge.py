@@ -483,11 +483,11 @@ def test_a_compact_checkpoint_is_a_quarter_as_large_and_acts_the_same_to_half_pr
     assert 0 < (result - expected).abs().max() / 300 < 0.02
 
 
-def test_of_a_run_with_several_seeds_one_has_to_be_named(tmp_path):
+def test_a_run_with_several_seeds_and_no_scores_has_no_best(tmp_path):
     ours(tmp_path / "run/seed_3/checkpoints/step_000007")
     (tmp_path / "run/seed_4/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/config.yaml").write_text("steps: 7\nseed: 3,4\n")
-    for train_seed, message in ((None, "are 3, 4; give seed_N/ in it, or train_seed=N"), (4, "no checkpoint yet")):
+    (tmp_path / "run/config.yaml").write_text("steps: 7\nseed: 3,4\ntask: {name: pusht}\n")
+    for train_seed, message in ((None, "no checkpoint was evaluated"), (5, "seeds are 3, 4"), (4, "no checkpoint yet")):
         with pytest.raises(ValueError, match=message):
             convert(tmp_path / "run", "compact", tmp_path / "compact", train_seed=train_seed)
 

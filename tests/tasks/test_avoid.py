@@ -127,7 +127,7 @@ def test_a_grid_has_the_set_metrics_and_compares_no_arms_of_different_tasks(runs
     text = write_grid(tmp_path, "ways", names, [0, 1])
     arms = json.loads((tmp_path / "ways.json").read_text())["arms"]
     assert [arms[name]["together"]["ways"]["mean"] for name in names] == [24, 3]
-    assert "| all episodes together, last10 | ways |" in text and "difference" in arms["few"]
+    assert "| all episodes together, last 2 | ways |" in text and "difference" in arms["few"]
     pusht = {"coverage": 0.5, "final_coverage": 0.5, "reward": 0.5, "success": 0.0}
     other = RunDirectory(tmp_path / "pusht")
     other.begin("task: {name: pusht}\nsteps: 20\neval_every: 10\nseed: 0..1\n", {})
