@@ -49,7 +49,7 @@ def test_values_and_all_gradients_are_those_of_the_plain_form(down_dims, steps, 
     )
     for name, value in plain.items():
         scale = float(value.abs().max())
-        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, n=name: n + text)
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=3e-5 * scale, msg=lambda text, n=name: n + text)
 
 
 @pytest.mark.parametrize(("down_dims", "steps", "kernel_size", "groups", "rows"), SIZES)

@@ -487,7 +487,7 @@ def test_a_run_with_several_seeds_and_no_scores_has_no_best(tmp_path):
     ours(tmp_path / "run/seed_3/checkpoints/step_000007")
     (tmp_path / "run/seed_4/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text("steps: 7\nseed: 3,4\ntask: {name: pusht}\n")
-    for train_seed, message in ((None, "no checkpoint was evaluated"), (5, "seeds are 3, 4"), (4, "no checkpoint yet")):
+    for train_seed, message in ((None, "no evaluated episodes"), (5, "seeds are 3, 4"), (4, "no checkpoint yet")):
         with pytest.raises(ValueError, match=message):
             convert(tmp_path / "run", "compact", tmp_path / "compact", train_seed=train_seed)
 
