@@ -150,7 +150,7 @@ def best_of_run(run: RunDirectory) -> Checkpoint:
     if not table:
         raise ValueError(f"{run.path}: no checkpoint was evaluated completely, so none is the best")
     best = max(table, key=lambda seed: metric.sign * float(table[seed].best(metric)[1].mean()))
-    return best_checkpoint(run.seed(best))
+    return run.seed(best).checkpoint(table[best].best(metric)[0])
 
 
 def common_steps(*tables: ScoresBySeed) -> list[int]:

@@ -43,7 +43,7 @@ def tiny_stable_diffusion(directory: Path | str, words: list[str], prediction: s
         count = write_tokenizer(directory / "tokenizer", words)
         write_text_encoder(directory / "text_encoder", count)
         autoencoder().save_pretrained(directory / "vae")
-        unet().save_pretrained(directory / "unet")
+        unet((32, 64), WIDTH).save_pretrained(directory / "unet")
     scheduler(prediction).save_pretrained(directory / "scheduler")
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -136,16 +136,16 @@ def autoencoder() -> AutoencoderKL:
     return vae
 
 
-def unet() -> UNet2DConditionModel:
-    """A U-Net of two resolutions on latents of eight numbers a side."""
+def unet(channels: tuple[int, int], text_width: int) -> UNet2DConditionModel:
+    """A U-Net of two resolutions on latents of eight numbers a side; so many channels, and numbers of a token."""
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=8,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=text_width,
         norm_num_groups=8,
     )
 

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from immiscible_policy.image.data import Images, to_pixels
 from immiscible_policy.image.evaluation.clip import image_processor
-from immiscible_policy.image.tiny import save_text_encoder, tiny_stable_diffusion
+from immiscible_policy.image.tiny import save_text_encoder, tiny_stable_diffusion, unet
 from immiscible_policy.randomness import derive_seed, torch_generator
 from immiscible_policy.training.batches import ShuffledOrder
 from immiscible_policy.training.loop import Cadence, train
@@ -99,7 +98,7 @@ def train_parts(
         some = to_pixels(images.pixels(torch.arange(min(500, len(images)))))
         vae.register_to_config(scaling_factor=1 / float(vae.encode(some).latent_dist.mean.std()))
     vae.save_pretrained(pipeline / "vae")
-    small_unet().save_pretrained(pipeline / "unet")
+    unet((64, 96), WIDTH).save_pretrained(pipeline / "unet")  # of 2.2 million parameters
 
     clip, words = small_clip(tokenizer), tokenizer(names, padding=True, return_tensors="pt")
     fit("clip", clip, lambda batch: matching_loss(clip, words, batch))
@@ -119,20 +118,6 @@ def small_autoencoder() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=SIZE,
-    )
-
-
-def small_unet() -> UNet2DConditionModel:
-    """A U-Net of 2.2 million parameters on latents (B, 4, 8, 8)."""
-    return UNet2DConditionModel(
-        sample_size=SIZE // 4,
-        block_out_channels=(64, 96),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=8,
-        cross_attention_dim=WIDTH,
-        norm_num_groups=8,
     )
 
 
