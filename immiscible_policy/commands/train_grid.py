@@ -167,6 +167,7 @@ def train_grid(
                     jobs[arm] = open_jobs(recipe)
         if first.launcher != "local":
             print(flush=True)
+            first.parallel = min((own.config.parallel for own in recipes.values() if own.config.parallel), default=1)
             failed = launch(first, [job for own in jobs.values() for job in own], next(iter(recipes.values())).shown)
     if first.launcher != "local":
         for arm, own in jobs.items():

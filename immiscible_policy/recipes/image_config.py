@@ -70,7 +70,10 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     check_noise(config)
     if config.batch_size < 2:
         raise CommandError(f"batch_size={config.batch_size}: needs 2 or more, as the audit of the noise does")
-    if config.device != "cpu" and config.dropout > 0 and (config.parallel or 1) > 1:
+    shared = config.device != "cpu" and config.dropout > 0
+    if shared and config.parallel is None:
+        config.parallel = 1
+    if shared and config.parallel != 1:
         raise CommandError(
             f"parallel={config.parallel}: on a GPU parallel seeds would share one random stream for "
             f"dropout={config.dropout} and could not be reproduced; use parallel=1"

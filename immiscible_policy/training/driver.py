@@ -14,7 +14,7 @@ from immiscible_policy.training.display import Display
 from immiscible_policy.training.duration import planned_time
 from immiscible_policy.training.launchers import launch, require_launcher
 from immiscible_policy.training.launchers.job import open_jobs
-from immiscible_policy.training.memory import require_memory
+from immiscible_policy.training.memory import require_memory, seeds_at_once
 from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import joined, process_group, require_shares
 from immiscible_policy.training.recipe import Recipe
@@ -67,17 +67,18 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     seeds = parse_range("seed", config.seed)
     run = RunDirectory(str(config.out))
     resuming = _check_directory(kind, run, config)
-    print(f"out={run.path}", flush=True)
     if resuming and run.is_finished(seeds, config.steps):
         run.require_own_seeds()
-        print(f"finished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
+        print(f"out={run.path}\nfinished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
         return None
     recipe = recipe or kind.prepare(config)
     if config.launcher == "local" and config.device == "cpu" and len(seeds) > 1:
         require_guard()
+    config = recipe.config
+    config.parallel = seeds_at_once(config, recipe.footprint)
     require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash if resuming else None)
-    print(_options(config, seeds), *recipe.describe(), sep="\n", flush=True)
-    print(require_memory(config, recipe.footprint), flush=True)
+    plan = [f"out={run.path}", _options(config, seeds), *recipe.describe(), require_memory(config, recipe.footprint)]
+    print(*plan, sep="\n", flush=True)
     if config.launcher not in CLUSTERS and (rehearsal := recipe.rehearsal(config.device)) is not None:
         print(planned_time(config, rehearsal), flush=True)
     longer = resuming and config.steps > run.config["steps"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from immiscible_policy.cli import CommandError
+from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.training.options import CLUSTERS, RunConfig
 
 COPIES = 6
@@ -34,13 +34,29 @@ class Footprint(NamedTuple):
     data: int
     selection: int = 0
 
-    def estimate(self, config: RunConfig) -> int:
-        """Bytes of all seeds that are trained at once; on a GPU they share the data."""
+    def estimate(self, config: RunConfig, seeds: int) -> int:
+        """Bytes of so many seeds that are trained at once; on a GPU they share the data."""
         rows = -(-config.batch_size // config.accumulate)
         activations = self.activations * rows // (2 if config.precision == "bf16" else 1)
-        seeds = config.parallel or 1
         own = 4 * COPIES * self.parameters + activations + self.selection
         return seeds * own + self.data * (1 if config.device.startswith("cuda") else seeds)
+
+
+def seeds_at_once(config: RunConfig, footprint: Footprint) -> int:
+    """How many seeds train at once: `parallel=`, or as many as there are cores and memory for.
+
+    Three seeds on two cores end sooner side by side than two and then one, so a core may have two. A launcher may have
+    more jobs than one run has seeds, those of a grid.
+    """
+    if config.parallel is not None:
+        return config.parallel
+    most = max(1, 2 * (os.cpu_count() or 1) // (config.threads or 1)) if config.device == "cpu" else 2
+    if config.launcher == "local":
+        most = min(most, len(parse_range("seed", config.seed)))
+    free = free_memory(config.device)
+    while most > 1 and free is not None and footprint.estimate(config, most) > free:
+        most -= 1
+    return most
 
 
 def require_memory(config: RunConfig, footprint: Footprint) -> str:
@@ -48,8 +64,9 @@ def require_memory(config: RunConfig, footprint: Footprint) -> str:
 
     Machines of a cluster are not asked.
     """
-    needed = footprint.estimate(config)
-    parts = f"{footprint.parameters:,} parameters, batch_size={config.batch_size}, {config.parallel or 1} seeds at once"
+    seeds = seeds_at_once(config, footprint)
+    needed = footprint.estimate(config, seeds)
+    parts = f"{footprint.parameters:,} parameters, batch_size={config.batch_size}, {seeds} seeds at once"
     if footprint.selection > GB:
         parts += f", {footprint.selection / GB:,.1f} GB for each to choose noise"
     line = f"memory: about {needed / GB:,.1f} GB ({parts})"

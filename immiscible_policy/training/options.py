@@ -9,7 +9,6 @@ Every default stands in a file under configs/; those of a part that is chosen by
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -33,7 +32,6 @@ from immiscible_policy.cli import (
     expanded,
     help_text,
     one_line,
-    parse_range,
     shipped,
     split_words,
     unknown,
@@ -98,7 +96,7 @@ class RunConfig:
     engine: str = choice("fast", "eager")
     device: str
     threads: int | None = number("[1, 1024]")
-    parallel: int | None = number("[1, 1024]")
+    parallel: int | None = number("[1, 1024]")  # None until the training begins
     launcher: str = choice("local", "joblib", *CLUSTERS)
     cluster: str | None
     job_options: str | None
@@ -532,12 +530,8 @@ def _resolve(config: RunConfig, device: str) -> None:
         config.precision = "bf16" if native_bf16(device) else "fp32"
     config.threads = 1 if config.threads is None else config.threads
     config.eval_every = config.checkpoint_every if config.eval_every is None else config.eval_every
-    if config.parallel is None and config.launcher in CLUSTERS:
+    if config.launcher in CLUSTERS and config.parallel is None:
         config.parallel = 1  # the cluster decides
-    elif config.parallel is None:
-        # Three seeds on two cores end sooner side by side than two and then one.
-        most = max(1, 2 * (os.cpu_count() or 1) // max(1, config.threads)) if device == "cpu" else 2
-        config.parallel = min(len(parse_range("seed", config.seed)), most) if config.launcher == "local" else most
 
 
 def native_bf16(device: str) -> bool:

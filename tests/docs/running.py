@@ -46,7 +46,7 @@ FILLED = {
 ELIDED = {"train_policy.py": ("data=STORE",), "train_image.py": ("pretrained=published", "data=PATH")}
 """By program, what takes the place of `...`."""
 SMALL = {
-    "train_policy.py": ("dry_run=true", "parallel=1"),
+    "train_policy.py": ("dry_run=true",),
     "train_image.py": ("dry_run=true",),
     "immiscible_policy.commands.train_small_sd": ("steps=1",),
     "eval_policy.py": ("episodes=1", "sampling_steps=1"),

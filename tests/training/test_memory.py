@@ -10,7 +10,7 @@ from immiscible_policy.cli import CommandError
 from immiscible_policy.recipes.image_config import SCHEMA as IMAGES
 from immiscible_policy.recipes.robot_config import SCHEMA as ROBOT
 from immiscible_policy.training.driver import begin, train_run
-from immiscible_policy.training.memory import Footprint, free_memory, require_memory, saved_bytes
+from immiscible_policy.training.memory import Footprint, free_memory, require_memory, saved_bytes, seeds_at_once
 from tests.training.helpers import here, refused, write_small_store
 from tests.training.toy_recipe import WORDS, ToyRecipe
 
@@ -39,10 +39,24 @@ def test_without_memory_as_much_is_counted_as_with_it():
 def test_an_estimate_is_that_of_all_seeds_at_once():
     footprint = Footprint(parameters=1000, activations=50, data=300)
     one = 24 * 1000 + 50 * 4 + 300
-    assert footprint.estimate(config("parallel=1")) == one and footprint.estimate(config("parallel=3")) == 3 * one
-    assert footprint.estimate(config("parallel=1", "accumulate=2")) == one - 50 * 2
-    assert footprint.estimate(config("parallel=1", "precision=bf16")) == one - 50 * 2
-    assert footprint._replace(selection=7).estimate(config("parallel=3")) == 3 * (one + 7)
+    assert footprint.estimate(config(), 1) == one and footprint.estimate(config(), 3) == 3 * one
+    assert footprint.estimate(config("accumulate=2"), 1) == one - 50 * 2
+    assert footprint.estimate(config("precision=bf16"), 1) == one - 50 * 2
+    assert footprint._replace(selection=7).estimate(config(), 3) == 3 * (one + 7)
+
+
+def test_as_many_seeds_train_at_once_as_cores_and_memory_have_room_for(monkeypatch):
+    footprint, options = Footprint(parameters=1000, activations=50, data=300), config("seed=0..9")
+    one = footprint.estimate(options, 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for room, seeds in ((None, 8), (100 * one, 8), (8 * one, 8), (8 * one - 1, 7), (3 * one, 3), (one, 1), (0, 1)):
+        monkeypatch.setattr("immiscible_policy.training.memory.free_memory", lambda device, room=room: room)
+        assert seeds_at_once(options, footprint) == seeds
+        assert seeds_at_once(config("seed=0..9", "parallel=5"), footprint) == 5, "what is asked for is not lowered"
+    monkeypatch.setattr("immiscible_policy.training.memory.free_memory", lambda device: None)
+    assert seeds_at_once(config("seed=0..1"), footprint) == 2
+    assert seeds_at_once(config("seed=0..1", "launcher=joblib"), footprint) == 8, "a grid has more jobs than seeds"
+    assert seeds_at_once(config("seed=0..9", "threads=2"), footprint) == 4
 
 
 def test_what_does_not_fit_is_refused_and_a_cluster_is_not_asked(tmp_path, monkeypatch):
