@@ -8,7 +8,8 @@ any two of them stay apart for readers with protanopia, deuteranopia and tritano
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +24,8 @@ INK, GREY, FAINT, GRID, DARK = "#1a1d21", "#555b63", "#8c9096", "#d5d9de", "#151
 """Text, quiet text and reference lines, what is not significant, grid lines, and the background of a dark page."""
 NAMEABLE = len(COLOURS)
 """So many kinds of things can be told apart by colour, and named in a legend."""
+HIGHLIGHTED = 2
+"""So many paths of each mode are drawn boldly."""
 NAMED = {
     "vanilla": BASELINE,
     "knn": BLUE,
@@ -37,8 +40,13 @@ NAMED = {
     "mip": VIOLET,
     "consistency": TEAL,
     "sd": PINK,
+    "epsilon": RUST,
+    "sample": PINK,
+    "v": TEAL,
 }
-"""Colours of selectors, and of methods and image models."""
+"""Colours of selectors, of methods and image models, and of what a network predicts (the noise is diffusion's own)."""
+STRANGERS = (SKY, RUST, PINK, VIOLET, TEAL, AMBER, BLUE, BASELINE)
+"""In this order labels without a colour of their own take one; those of the common selectors come last."""
 
 
 def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -59,7 +67,7 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
         fixed = named(name)
         if fixed is not None and fixed not in taken.values():
             taken[label] = fixed
-    free = (colour for colour in COLOURS if colour not in taken.values())
+    free = (colour for colour in STRANGERS if colour not in taken.values())
     return {label: taken.get(label) or next(free) for label in names}
 
 
@@ -75,11 +83,15 @@ def readable(name: str) -> str:
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[str, str]) -> None:
-    """Name curves at their right ends (x, y), at least 0.055 of the axis apart."""
+    """Name curves at their right ends (x, y), at least 0.055 of the axis apart, else as near as can be."""
     bottom, top = axes.get_ylim()
-    height = -np.inf
-    for label, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        height = max(y, height + 0.055 * (top - bottom))
+    labels = sorted(ends, key=lambda label: ends[label][1])
+    levels = 0.055 * (top - bottom) * np.arange(len(labels))
+    excess = np.array([ends[label][1] for label in labels]) - levels
+    raised = np.maximum.accumulate(excess) + levels
+    lowered = np.minimum.accumulate(excess[::-1])[::-1] + levels
+    for label, height in zip(labels, (raised + lowered) / 2, strict=True):
+        x = ends[label][0]
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
         axes.annotate(readable(label), (x, height), color=colour[label], fontsize=9, **place)  # type: ignore[arg-type]
 
@@ -87,6 +99,19 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapp
 def mode_colour(mode: int, kinds: int) -> str:
     """Colour of a mode; the last of the kinds is grey. Of more kinds than colours, several have the same."""
     return BASELINE if mode == kinds - 1 else COLOURS[mode % (NAMEABLE - 1)]
+
+
+def highlighted(modes: Sequence[int]) -> list[bool]:
+    """Which of many paths to draw boldly: the first two of each mode, or the first one where there are many modes.
+
+    All others are drawn faintly: together they show how dense the paths are.
+    """
+    seen, each = Counter[int](), HIGHLIGHTED if len(set(modes)) <= NAMEABLE else 1
+    bold = []
+    for mode in modes:
+        seen[mode] += 1
+        bold.append(seen[mode] <= each and len(seen) <= NAMEABLE)
+    return bold
 
 
 def panels(

@@ -33,11 +33,11 @@ from immiscible_policy.cli import COUNT, CommandError, Option
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import IMAGES, SEED, cifar_images, latent_fields, root_mean_square
 from immiscible_policy.lab.laws import nearest_over
-from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
+from immiscible_policy.lab.program import Document, legend, log2, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.audit.statistics import cluster_distances
-from immiscible_policy.palette import GREY, INK, NAMED, TEAL, panels
+from immiscible_policy.palette import GREY, INK, NAMED, label_ends, panels, readable
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 
@@ -182,19 +182,23 @@ def draw(figures: Document) -> Figure:
     at, corrected = np.arange(len(rows)), [row["distances"]["corrected"] for row in rows]
     bars.bar(at, corrected, color=[NAMED[row["name"]] for row in rows], width=0.6)
     with_floor = [row["at_published_n"] for row in rows]
-    bars.scatter(at, with_floor, color=INK, s=18, zorder=3, label="with floor, n = 10,000")
+    bars.scatter(at, with_floor, color=INK, s=18, marker="_", linewidth=2, zorder=3, label="with floor, n = 10,000")
     means, spreads = zip(*(row["published"] for row in rows), strict=True)
-    bars.errorbar(at + 0.38, means, spreads, fmt="D", color=TEAL, markersize=3, capsize=2, label="published")
-    bars.set_xticks(at, [f"{row['name']}\n{row['option']}\nrms {row['rms']:.2f}" for row in rows], fontsize=7)
+    bars.errorbar(at + 0.38, means, spreads, fmt="D", color=INK, markersize=3, capsize=2, label="published")
+    bars.set_xticks(at, [f"{readable(row['name'])}\n{row['option']}\nrms {row['rms']:.2f}" for row in rows], fontsize=7)
     bars.set_ylim(0, 5.8)
     legend(bars, "upper left")
     plain(lines, "KNN in closed form, n = 10,000 noises each; band: published", "candidates k")
     middle, spread = PUBLISHED["knn"]
     lines.axhspan(middle - spread, middle + spread, color=GREY, alpha=0.15, linewidth=0)
     lines.axhline(raw_distance(0, figures["dims"]), color=GREY, linestyle="--", linewidth=1, label="floor")
-    curves(lines, KS, figures["closed_form"]["curves"])
+    found = figures["closed_form"]["curves"]
+    for values in found.values():
+        lines.plot(KS, values, color=NAMED["knn"], marker="o", markersize=3.5)
+    legend(lines, "upper left")
     log2(lines, KS)
     lines.set_ylim(0, 4.8)
+    label_ends(lines, {label: (KS[-1], values[-1]) for label, values in found.items()}, dict.fromkeys(found, INK))
     return figure
 
 

@@ -84,7 +84,8 @@ def arms(figures: Document) -> list[str]:
 def draw(figures: Document) -> Figure:
     """A panel for each solver: differences by setting, one colour for each arm."""
     settings, names = figures["settings"], arms(figures)
-    title = "energy score minus that of the first run, %: below 0 is better; bars: 95% intervals"
+    baselines = dict.fromkeys(readable(setting["first"]) for setting in settings)
+    title = f"energy score - that of {' or '.join(baselines)}, %: below 0 is better; bars: 95% intervals"
     figure, axes = panels(len(figures["solvers"]), title=title, width=4.2)
     colour = colours(names)
     for panel, text in zip(axes, figures["solvers"], strict=True):
@@ -107,7 +108,9 @@ def draw(figures: Document) -> Figure:
             bars = [[r["mean"] - r["low"] for r in results], [r["high"] - r["mean"] for r in results]]
             look = {"color": colour[arm], "marker": "o", "markersize": 4, "linestyle": "none", "capsize": 2}
             panel.errorbar(at, means, bars, label=readable(arm), **look)  # type: ignore[arg-type]
-        ticks = [f"{setting['obs']}\n{setting['task']}\nR² {setting['r2']:.2f}" for setting in settings]
+        tasks = {setting["task"] for setting in settings}
+        seen = [[setting["obs"], *([setting["task"]] if len(tasks) > 1 else [])] for setting in settings]
+        ticks = ["\n".join([*of, f"R² {s['r2']:.2f}"]) for of, s in zip(seen, settings, strict=True)]
         panel.set_xticks(range(len(settings)), ticks)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center")

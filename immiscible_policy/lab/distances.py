@@ -23,10 +23,10 @@ from torch import Tensor
 from immiscible_policy.cli import COUNT, Option
 from immiscible_policy.lab import data as lab_data
 from immiscible_policy.lab.laws import expected_change
-from immiscible_policy.lab.program import Document, curves, legend, log2, plain, program, require, table
+from immiscible_policy.lab.program import Document, legend, log2, plain, program, require, table
 from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit import distance_change
-from immiscible_policy.palette import COLOURS, NAMED, TEAL, panels
+from immiscible_policy.palette import INK, NAMED, panels
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 from immiscible_policy.tasks import find_task
@@ -135,15 +135,17 @@ def draw(figures: Document) -> Figure:
             panel.plot(sizes, [row["best"] for row in shown], color=NAMED[name], linewidth=1.2)
         known = {row["size"]: row["published"] for row in rows if row["published"] is not None}
         if known:
-            panel.scatter(list(known), list(known.values()), marker="D", s=22, color=TEAL, zorder=3, label="published")
+            panel.scatter(list(known), list(known.values()), marker="D", s=22, color=INK, zorder=3, label="published")
         log2(panel, [*KS, *SIZES])
         panel.set_ylim(top=0)
         legend(panel, "lower left")
     scaled, by_scale = axes[len(names)], figures["scales"]
     plain(scaled, "dependence on scale; dashed: published", "root mean square of the data")
-    curves(scaled, SCALES, {row["label"]: row["best"] for row in by_scale})
-    for colour, row in zip(COLOURS, by_scale, strict=False):
+    for row, marker in zip(by_scale, "osD^", strict=True):
+        colour = NAMED[row["rows"][0]["name"]]
+        scaled.plot(SCALES, row["best"], color=colour, marker=marker, markersize=4, label=row["label"])
         scaled.axhline(row["published"], color=colour, linestyle="--", linewidth=1)
+    legend(scaled)
     for unused in axes[len(names) + 1 :]:
         unused.set_axis_off()
     return figure

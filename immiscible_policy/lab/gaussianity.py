@@ -32,7 +32,7 @@ from immiscible_policy.lab.laws import nearest_over
 from immiscible_policy.lab.program import Document, legend, plain, program, require, table
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.noise.audit.statistics import gaussian_kl, kl_floor
-from immiscible_policy.palette import GREY, NAMED, TEAL, panels
+from immiscible_policy.palette import GREY, INK, NAMED, panels, readable
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.results.experiment import Findings
 
@@ -103,23 +103,24 @@ def draw(figures: Document) -> Figure:
     figure, (kl, norm) = panels(2, title=f"one noise for each of {figures['n']:,} CIFAR-10 images")
     plain(kl, "KL of the fitted Gaussian over its floor [nats]")
     plain(norm, f"mean squared norm of the noise - {DIMS:,}")
+    names = [row["selector"].split()[0] for row in rows]
     deviation, at = rows[0]["divergence"]["deviation"], np.arange(len(rows))
     kl.axhspan(-2 * deviation, 2 * deviation, color=GREY, alpha=0.2, linewidth=0, label="plain noise, 2 deviations")
     for axes, values, form in (
         (kl, [row["divergence"]["excess"] for row in rows], "{:+.2f}"),
         (norm, [row["squared_norm"] - DIMS for row in rows], "{:+.1f}"),
     ):
-        bars = axes.bar(at, values, color=[NAMED[name] for name in ("vanilla", "knn", "knn", "linear")], width=0.6)
+        bars = axes.bar(at, values, color=[NAMED[name] for name in names], width=0.6)
         axes.bar_label(bars, fmt=form, padding=3, fontsize=8)
         axes.axhline(0, color=GREY, linewidth=1)
-        labels = ["\n".join([*row["selector"].split(), f"rms {row['rms']:.2f}"]) for row in rows]
+        labels = ["\n".join([*readable(row["selector"]).split(), f"rms {row['rms']:.2f}"]) for row in rows]
         axes.set_xticks(at, labels, fontsize=7)
         axes.margins(y=0.12)
     if figures["n"] == PUBLISHED_N:
         known = [place for place, row in enumerate(rows) if row["published"]]
         excess = [rows[place]["published"] - rows[place]["divergence"]["floor"] for place in known]
         places = [place + 0.38 for place in known]
-        kl.scatter(places, excess, marker="D", color=TEAL, s=24, zorder=3, label="published")
+        kl.scatter(places, excess, marker="D", color=INK, s=24, zorder=3, label="published")
     legend(kl, "upper right")
     return figure
 

@@ -181,7 +181,7 @@ def draw(figures: Document) -> Figure:
     figure, axes = panels(len(points), title=f"{figures['starts']} {figures['unit']}; bars: 95% intervals")
     colour = colours(figures["runs"])
     for panel, (name, by_run) in zip(axes, points.items(), strict=True):
-        plain(panel, name.replace("-", ", "), "network calls per chunk", metric)
+        plain(panel, name.replace("-", ", ") if len(points) > 1 else "", "network calls per chunk", metric)
         ends: dict[str, tuple[float, float]] = {}
         for number, (run, by_steps) in enumerate(by_run.items()):
             at = sorted(by_steps)
@@ -190,7 +190,7 @@ def draw(figures: Document) -> Figure:
                 np.array([by_steps[steps][key] for steps in at], float) for key in ("low", "mean", "high")
             )
             look: dict[str, Any] = {"color": colour[run], "capsize": 2}
-            ends[run] = (places[-1], float(middle[-1]))
+            ends[run] = (at[-1] * 1.025 ** (len(by_run) / 2), float(middle[-1]))
             panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
         panel.set(xscale="log", xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))

@@ -15,7 +15,7 @@ from immiscible_policy.commands.demos import PATH, SHOWN, shown_task
 from immiscible_policy.demos.checks import Column
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.store import content_hash, open_store
-from immiscible_policy.palette import BASELINE, INK, NAMEABLE, mode_colour, style
+from immiscible_policy.palette import BASELINE, INK, NAMEABLE, highlighted, mode_colour, style
 from immiscible_policy.tasks import Modes, Task
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -88,24 +88,29 @@ def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
 
 
 def draw(demos: Demonstrations, task: Task, modes: Modes) -> Figure:
-    """Draw the paths of all episodes, coloured by mode, over the first scene, and a histogram of their lengths."""
+    """Draw the paths of all episodes over the first scene, some of each mode boldly, and their lengths."""
     scenes, taken = task.recorded_scenes(demos), modes_of(demos, task, modes)
     figure = Figure(figsize=(11, 8.6), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 1))[:, 0]
-    title = f"{demos.path.name}: {demos.n_episodes:,} demonstrations, {len(demos):,} steps"
-    figure.suptitle(title, fontsize=14, color=INK)
+    title = f"{demos.path.name}: {demos.n_episodes:,} demonstrations, {len(demos):,} steps; dots: starts"
+    figure.suptitle(title, fontsize=12, color=INK)
     kinds = len(modes.names)
-    colours = [mode_colour(mode, kinds) for mode in taken]
+    bold = np.array(highlighted(taken))
+    colours = np.array([mode_colour(mode, kinds) for mode in taken])
     left, right, bottom, top = modes.extent
     for axes, (name, track) in zip(
         above.subplots(1, len(modes.tracks), squeeze=False)[0], modes.tracks.items(), strict=True
     ):
         axes.imshow(task.draw(scenes[0], BACKGROUND), extent=modes.extent, alpha=0.35)
         paths = [track(scenes[episode]) for episode in demos.episodes]
-        axes.add_collection(LineCollection(paths, colors=colours, linewidths=0.7, alpha=0.4, zorder=2))
-        axes.scatter(*np.array([path[0] for path in paths]).T, s=14, c=colours, edgecolors="white", zorder=3)
+        starts = np.array([path[0] for path in paths])
+        for chosen, look, size in ((~bold, {"linewidths": 0.6, "alpha": 0.12}, 4), (bold, {"linewidths": 1.8}, 28)):
+            drawn = [path for path, keep in zip(paths, chosen, strict=True) if keep]
+            axes.add_collection(LineCollection(drawn, colors=list(colours[chosen]), zorder=2 + size / 100, **look))
+            edge = {"edgecolors": "white", "linewidths": size / 40}
+            axes.scatter(*starts[chosen].T, s=size, c=colours[chosen], zorder=3, **edge)
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-        axes.set_title(f"{name}: starts (dots) and paths, over the first scene", fontsize=11, color=INK)
+        axes.set_title(name, fontsize=11, color=INK)
     lengths = below.subplots()
     lengths.hist(demos.lengths, bins=30, color=BASELINE)
     lengths.axvline(float(np.median(demos.lengths)), color=INK, linewidth=0.8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from immiscible_policy.lab.modality.arms import Arm, count_modes, estimate
 from immiscible_policy.lab.program import plain
-from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, mode_colour, readable
+from immiscible_policy.palette import FAINT, GREY, INK, NAMEABLE, colours, highlighted, mode_colour, readable
 from immiscible_policy.results import formatting
 
 TITLES = {
@@ -20,7 +19,6 @@ TITLES = {
 }
 WIDTH, HEIGHT = 3.2, 3.1
 BACKGROUND = 512  # Side of the scene that paths are drawn on [px]
-HIGHLIGHTED = 2  # Paths of each mode that stand out
 
 
 def evolution_figure(arms: Sequence[Arm]) -> Figure:
@@ -84,12 +82,10 @@ def paths_figure(arms: Sequence[Arm]) -> Figure:
         column[0].set_title(f"{readable(arm.name)}, seed {arm.seeds[0]}, step {arm.steps[-1]:,}\n{outcome}", fontsize=9)
         for row, (axes, track) in enumerate(zip(column, modes.tracks.values(), strict=True)):
             axes.imshow(arm.task.draw(arm.example[0].scenes[0], BACKGROUND), extent=modes.extent, alpha=0.45)
-            drawn = Counter[int]()
-            for rollout in arm.example:
+            bold = highlighted([rollout.mode for rollout in arm.example])
+            for rollout, picked in zip(arm.example, bold, strict=True):
                 path = track(rollout.scenes)[: None if row else modes.decided(rollout.scenes, rollout.mode)]
                 colour = mode_colour(rollout.mode, len(modes.names))
-                drawn[rollout.mode] += 1
-                picked = drawn[rollout.mode] <= HIGHLIGHTED
                 axes.plot(*path.T, color=colour, linewidth=1.8 if picked else 0.6, alpha=0.95 if picked else 0.15)
                 if picked:
                     axes.plot(*path[-1], color=colour, marker="o", markersize=4)
