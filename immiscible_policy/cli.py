@@ -158,7 +158,7 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
     """Lay out a command's usage and its options, section by section."""
-    lines = [usage.rstrip()]
+    lines = [as_called(usage).rstrip()]
     for title, options in sections.items():
         width = max((len(key) for key in options), default=0)
         lines += ["", f"{title}:"]
@@ -169,6 +169,14 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
             first, later = f"  {key:<{width}}  ", " " * (width + 4)
             lines += textwrap.wrap(f"{option.help}{note}", 120, initial_indent=first, subsequent_indent=later)
     return "\n".join(lines)
+
+
+def as_called(usage: str) -> str:
+    """A usage that begins with "usage: python SCRIPT"; an installed command that was called replaces the script."""
+    called, script = Path(sys.argv[0]).name, re.match(r"usage: (python (?:-m )?\S+)", usage)
+    if script is None or not re.fullmatch(r"immiscible[a-z-]*", called):
+        return usage
+    return re.sub(rf"{re.escape(script[1])}(?!\S)", called, usage)
 
 
 Commands = Mapping[str, tuple[str, str]]

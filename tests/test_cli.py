@@ -10,6 +10,7 @@ from immiscible_policy.cli import (
     REQUIRED,
     CommandError,
     Option,
+    as_called,
     parse,
     parse_range,
     require_writable,
@@ -35,6 +36,17 @@ def test_a_synonym_is_the_same_option_and_help_names_it(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"], OPTIONS, "usage")
     assert "how fast (also speed=)" in capsys.readouterr().out
+
+
+def test_help_names_the_command_that_was_called(monkeypatch):
+    """Other programs in the same text keep their names."""
+    usage = "usage: python -m pkg NAME\n  python -m pkg one\n  python -m pkg.sub two\n  python train.py"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train_policy.py"])
+    assert as_called(usage) == usage
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/immiscible-lab"])
+    assert as_called(usage) == (
+        "usage: immiscible-lab NAME\n  immiscible-lab one\n  python -m pkg.sub two\n  python train.py"
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from immiscible_policy.demos.store import open_store
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.demos.windows import Layout, window_index
 from immiscible_policy.evaluation.agent import read_policy
-from immiscible_policy.plugins.bridge import open_checkpoint
+from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.policy import Policy, PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.provenance import hardware, versions
@@ -43,7 +43,7 @@ for each problem; the exit code is 1 if there is one.
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; by default the checkpoint's, or the embedded one"),
     "task": Option(str, None, "task of the data; by default the checkpoint's, or what the data looks like"),
-    "checkpoint": Option(Path, None, "ours, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
+    "checkpoint": Option(Path, None, "a run, a checkpoint, pretrained, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
 }
 DISTRIBUTION = "immiscible-policy"
 SHIFTS = range(-3, 4)  # offsets of the actions [steps] that are tried
@@ -236,7 +236,7 @@ def offset_errors(demos: Demonstrations, position: np.ndarray, action: np.ndarra
 def open_policy(path: Path) -> tuple[list[Finding], tuple[Checkpoint, Policy, PolicySpec] | None]:
     """Open a checkpoint, None if it cannot be, and look at it."""
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = find_checkpoint(path)
         policy, spec = read_policy(checkpoint)
     except ValueError as error:
         action = "do not use it" if "refused" in str(error) else "use another checkpoint"

@@ -15,6 +15,7 @@ from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.offline import score
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.evaluation.scores import best_steps, means, scores, set_means
+from immiscible_policy.evaluation.statistics import count
 from immiscible_policy.plugins.bridge import find_checkpoint
 from immiscible_policy.recipes.robot import held_out
 from immiscible_policy.results.summary import summarize
@@ -72,8 +73,7 @@ def main(words: list[str]) -> None:
         if options["out"]:
             append_rows(options["out"], measured, task.metrics)
         rows += measured
-    places = "starts" if task.has_environment else "held-out episodes"
-    title = f"{len(starts)} {places}, {solver.name} with {solver.steps} network calls"
+    title = f"{count(len(starts), task.scored_on)}, {solver.name} with {solver.steps} network calls"
     console.print(_table(rows, task, title))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")

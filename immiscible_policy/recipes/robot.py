@@ -232,7 +232,7 @@ class RobotRecipe:
         """The task's metrics, and how many episodes they are means over."""
         task = self.loaded.task
         metrics = {metric.name: f"{metric.name} {{:.3f}}" for metric in summarised(task)}
-        return metrics | {"episodes": "({} starts)" if task.has_environment else "({} held-out episodes)"}
+        return metrics | {"episodes": f"({{}} {task.scored_on}s)"}
 
     def describe(self) -> list[str]:
         """Lines that say what will happen."""
@@ -408,7 +408,8 @@ class RobotRecipe:
         shown = finished(scores(run.episodes()), run.missing().unfinished)
         curves = learning_curves({run.name: shown}, metrics[:2], selectors=selectors)
         save_figure(curves, run.path / picture)
-        return f"{markdown(run.name, summarize(run))}\nsaved in {run.path}/summary.md, summary.json, {picture}"
+        summary = markdown(run.name, summarize(run), run.task)
+        return f"{summary}\nsaved in {run.path}/summary.md, summary.json, {picture}"
 
 
 def _encoder_spec(config: RobotConfig, windows: Windows) -> EncoderSpec | None:

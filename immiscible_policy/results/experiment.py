@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from immiscible_policy.cli import CommandError, Option, parse, require_writable, unknown
+from immiscible_policy.cli import CommandError, Option, as_called, parse, require_writable, unknown
 from immiscible_policy.results.writer import origin_here, write_result
 
 
@@ -66,7 +66,7 @@ class Experiments:
         if not words or words[0] in ("-h", "--help", "help"):
             firsts = (f"  {name:<12} {self.load(name).usage.splitlines()[2]}" for name in self.names)
             usage = f"usage: python -m {self.package} NAME [KEY=VALUE ...]      (NAME --help explains one)"
-            print("\n".join([usage, "", *firsts]))
+            print("\n".join([as_called(usage), "", *firsts]))
             return
         experiment = self.load(words[0])
         place = Option(Path, self.out, "directory for NAME.json and NAME.md, and NAME.png if there is a picture")

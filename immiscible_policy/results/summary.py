@@ -29,7 +29,7 @@ from immiscible_policy.evaluation.statistics import MEANINGS, Array, count, mean
 from immiscible_policy.results import formatting
 from immiscible_policy.results.table import literal, table
 from immiscible_policy.store.run import RunDirectory
-from immiscible_policy.tasks import Metric, SetMetric, summarised
+from immiscible_policy.tasks import Metric, SetMetric, Task, summarised
 
 
 def summarize(run: RunDirectory) -> dict[str, Any]:
@@ -55,11 +55,11 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
         "pooled": _block(run, finished(by_seed, unfinished)),
         "seeds": {str(seed): _block(run, {seed: scored}) for seed, scored in by_seed.items()},
     }
-    run.write_summary(summary, markdown(run.name, summary))
+    run.write_summary(summary, markdown(run.name, summary, run.task))
     return summary
 
 
-def markdown(name: str, summary: Mapping[str, Any]) -> str:
+def markdown(name: str, summary: Mapping[str, Any], task: Task) -> str:
     """What `summarize` returns as Markdown under a title."""
     counts = sorted(set(summary["last10_checkpoints"].values()))
     n_last = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
@@ -75,18 +75,20 @@ def markdown(name: str, summary: Mapping[str, Any]) -> str:
     whole = [seed for seed in seeds if seed not in unfinished]
     pooled = f"pooled: seed {', '.join(whole)}" if whole else "no seed is finished, all are pooled as far as they are"
     warning = f"**Unfinished: {spoken(unfinished)}; {pooled}.**\n\n" if unfinished else ""
-    over = summary["pooled"][metrics[0]]["last10"]["over"]
+    over, place = summary["pooled"][metrics[0]]["last10"]["over"], task.scored_on
+    fresh = any("max_fresh" in block[metrics[0]] for block in blocks.values())
+    fresh_note = "; `max_fresh`: the same checkpoint on held-out starts" if fresh else ""
+    meanings = {kind: text.replace("start", place) for kind, text in MEANINGS.items()}
     return f"""\
 # {literal(name)}
 
-{warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), "start")}. \
+{warning}{count(len(seeds), "training seed")} ({", ".join(seeds)}), {count(len(summary["starts"]), place)}. \
 `last {counts[0]}`: mean of the last {n_last} evaluated checkpoint{"s" if counts[-1] > 1 else ""}; `max`: best \
-checkpoint, \
-selected on the same starts, so too optimistic; `max_fresh`: the same checkpoint on held-out starts.
+checkpoint, selected on the same {place}s, so too optimistic{fresh_note}.
 
 {table(["", *metrics], rows)}
 
-Brackets: 95% intervals. Pooled: {MEANINGS[over]}. Per seed: {MEANINGS["starts"]}.
+Brackets: 95% intervals. Pooled: {meanings[over]}. Per seed: {meanings["starts"]}.
 """
 
 

@@ -221,6 +221,11 @@ class Task(Protocol):
         """By what names a trained policy that sees `obs` takes its cameras and its arrays, see `acting.RobotPolicy`."""
         return tuple(obs.split(","))
 
+    @property
+    def scored_on(self) -> str:
+        """What a policy is scored on, for people: `start` or `held-out episode`."""
+        return "start" if self.has_environment else "held-out episode"
+
     def demonstrations(self) -> Path | None:
         """The store to train on unless `data=` names another; None if there is none."""
         return None

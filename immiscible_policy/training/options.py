@@ -296,6 +296,10 @@ class Schema(Generic[Config]):
         base = described(COMMON)
         for key, option in described(self.base).items():
             base[key] = option if option.help or key not in base else replace(base[key], default=option.default)
+        for key, option in base.items():
+            optional = key not in self.fields or "None" in self.fields[key].type or "null:" in option.help
+            if option.default == "null" and not optional:
+                base[key] = replace(option, default=UNSHOWN, help=f"{option.help} (set by scale=)")
         names = {word: group_choices(directory) for word, directory in self.groups.items()}
         choices = {word: Option(str, UNSHOWN, "|".join(known)) for word, known in names.items()}
         sections: dict[str, dict[str, Option]] = {"choices": choices}
