@@ -43,7 +43,9 @@ for each problem; the exit code is 1 if there is one.
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; by default the checkpoint's, or the embedded one"),
     "task": Option(str, None, "task of the data; by default the checkpoint's, or what the data looks like"),
-    "checkpoint": Option(Path, None, "a run, a checkpoint, pretrained, a .ckpt of Diffusion Policy, or a directory of LeRobot"),
+    "checkpoint": Option(
+        Path, None, "a run, a checkpoint, pretrained, Diffusion Policy's .ckpt, or LeRobot's directory"
+    ),
 }
 DISTRIBUTION = "immiscible-policy"
 SHIFTS = range(-3, 4)  # offsets of the actions [steps] that are tried

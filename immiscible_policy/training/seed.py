@@ -83,15 +83,24 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
                 seed.mark_evaluated(state.step)
                 seed.tidy(config.keep, work.scores())
 
+        saved = {newest.step} if newest else set()
+
+        def evaluate(state: TrainState) -> dict[str, Any]:
+            with STOP.at_once() if state.step in saved else nullcontext():
+                return work.evaluate(state)
+
         def save(state: TrainState) -> None:
             own = {} if cadence.due(state.step, cadence.checkpoint_every) else {"interrupted": True}
             own |= {"evaluated": False} if cadence.due(state.step, cadence.eval_every) else {}
             seed.save(work.metadata | origin | own | {"versions": versions(), "step": state.step}, state.tensors())
+            saved.add(state.step)
             seed.tidy(config.keep, work.scores())
 
-        run(record=record, evaluate=work.evaluate, save=save, stop=lambda: STOP.requested)
-        metrics.close()
-        monitor.finish()
+        try:
+            run(record=record, evaluate=evaluate, save=save, stop=lambda: STOP.requested)
+        finally:
+            metrics.close()
+            monitor.finish()
         if state.step < config.steps:
             STOP.require_none()
         listen({"event": "finished", "seed": seed.number, "step": state.step})

@@ -15,7 +15,7 @@ from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import process_group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTE = b"\nstopping: every seed leaves a checkpoint first, and ends an evaluation; once more ends at once\n"
+NOTE = b"\nstopping: every seed leaves a checkpoint first; once more ends at once\n"
 
 
 class Stop:
@@ -24,11 +24,13 @@ class Stop:
     Attributes:
         number: The signal, or None before it comes.
         workers: Processes that train seeds for this one; the signal is passed on to them.
+        immediate: Whether a signal ends this process at once: what it does is done again when the training is resumed.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.workers: set[BaseProcess] = set()
+        self.immediate = False
 
     @property
     def requested(self) -> bool:
@@ -39,6 +41,19 @@ class Stop:
         """Raise Interrupted if a signal has come."""
         if self.number is not None:
             raise Interrupted(self.number)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A context that a signal ends by Interrupted, in the main thread, which alone receives signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.require_none()
+        self.immediate = True
+        try:
+            yield
+        finally:
+            self.immediate = False
 
     def kill(self) -> None:
         """End the workers at once."""
@@ -55,10 +70,14 @@ class Stop:
             os.write(2, NOTE)
         for worker in list(self.workers):
             worker.terminate()
+        if self.immediate:
+            raise Interrupted(number)
 
     def note(self, number: int, _: FrameType | None) -> None:
         """Handle a signal in a worker: its parent, which may send another, decides what to kill."""
         self.number = self.number or number
+        if self.immediate:
+            raise Interrupted(number)
 
 
 STOP = Stop()

@@ -152,6 +152,37 @@ def test_a_kill_during_an_evaluation_loses_no_training(step, data, tmp_path, mon
     assert slopes[0] == slopes[1] and [number for number, _ in slopes[0]] == [6, 12]
 
 
+def test_a_signal_ends_an_evaluation_at_once_if_its_checkpoint_is_there(data, tmp_path, monkeypatch):
+    """At step 3 there is none, so that evaluation is finished; that of step 6 is not, and comes first later."""
+    words, build = ("steps=12", "checkpoint_every=6", "eval_every=3"), ToyRecipe.build
+    whole = train(data, tmp_path / "whole", *words)
+    for step, kept in ((3, 4), (6, 6)):
+        ended = []
+
+        def signalled(self, seed, step=step, ended=ended):
+            work = build(self, seed)
+
+            def evaluate(state):
+                if state.step == step:
+                    signal.raise_signal(signal.SIGINT)
+                ended.append(state.step)
+                return work.evaluate(state)
+
+            return work._replace(evaluate=evaluate)
+
+        monkeypatch.setattr(ToyRecipe, "build", signalled)
+        with pytest.raises(Interrupted, match="keeps a checkpoint, continue with"):
+            train(data, tmp_path / f"run{step}", *words)
+        run = RunDirectory(tmp_path / f"run{step}")
+        assert run.seed(0).newest().step == kept and ended == [3] and not STOP.immediate
+        assert run.seed(0).newest().evaluated == (step == 3)
+        monkeypatch.setattr(ToyRecipe, "build", build)
+        train(data, run.path, *words, "resume=true")
+        assert same(weights(run, 0), weights(whole, 0)) and run.is_finished()
+        slopes = [[(row["step"], row["slope"]) for row in r.seed(0).metrics() if "slope" in row] for r in (run, whole)]
+        assert slopes[0] == slopes[1]
+
+
 def test_of_two_trainings_that_begin_at_once_in_a_new_directory_one_is_refused(data, tmp_path, monkeypatch):
     """The second begins and ends while the first, which found nothing there, still prepares its data."""
     prepare = ToyRecipe.prepare
