@@ -93,25 +93,35 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files in the directory of a seed."""
+    """Event files in the directory of a seed.
+
+    What is drawn against something else than training steps has a directory of its own: a resumed training drops the
+    events after its first step, which has another number there.
+    """
 
     def __init__(self, seed: SeedDirectory, config: RunConfig, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(seed.path / "tensorboard"), purge_step=step + 1 if step else None)
+        seconds = int(sum(row.get("seconds", 0.0) for row in seed.metrics()))
+        path, first = seed.path / "tensorboard", {"": step + 1, BY_SECOND: seconds + 1, BY_EPISODE_STEP: 0}
+        purged = first if step else dict.fromkeys(first)
+        self.writers = {kind: SummaryWriter(str(path / kind), purge_step=begin) for kind, begin in purged.items()}
+        self.writer = self.writers[""]
         self.writer.add_text("config", f"```\n{config.to_yaml()}```", step)
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """See `Logger`."""
         for name, value in values.items():
             if value is not None and name not in ("step", SECONDS):
-                at = int(values[SECONDS] or 0) if name.startswith(BY_SECOND) else step
-                self.writer.add_scalar(name, value, at)
+                if name.startswith(BY_SECOND):
+                    self.writers[BY_SECOND].add_scalar(name, value, int(values[SECONDS] or 0))
+                else:
+                    self.writer.add_scalar(name, value, step)
 
     def log_episodes(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """See `Logger`."""
         for at, value in points:
-            self.writer.add_scalar(f"{BY_EPISODE_STEP}/{name}", value, at)
+            self.writers[BY_EPISODE_STEP].add_scalar(f"{BY_EPISODE_STEP}/{name}", value, at)
 
     def show(self, name: str, picture: bytes, step: int) -> None:
         """See `Logger`."""
@@ -125,7 +135,8 @@ class TensorBoard:
         """See `Logger`."""
         rows = "\n".join(f"| {name} | {value} |" for name, value in summary.items())
         self.writer.add_text("summary", f"| | |\n|---|---|\n{rows}")
-        self.writer.close()
+        for writer in self.writers.values():
+            writer.close()
 
 
 class Monitor:

@@ -144,6 +144,38 @@ def events(directory):
     return accumulator.EventAccumulator(str(directory)).Reload()
 
 
+def scalars(seed):
+    """All curves of a seed, as TensorBoard reads them."""
+    places = [seed.path / "tensorboard" / kind for kind in ("", "by_training_second", "by_environment_step")]
+    return {
+        tag: [(event.step, event.value) for event in read.Scalars(tag)]
+        for read in map(events, places)
+        for tag in read.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_of_a_resumed_training_shows_every_moment_once(tmp_path):
+    """Steps 7 and 9 took 3 and 40 s; the training was killed, and goes on from step 7 with another step 9."""
+    pytest.importorskip("tensorboard")
+    seed, config = RunDirectory(tmp_path).seed(0), SimpleNamespace(to_yaml=lambda: "steps: 9")
+    first = TensorBoard(seed, config, 0)
+    for step, seconds, score in ((7, 3.2, 0.5), (9, 40.1, 0.6)):
+        first.log({"coverage": score, "by_training_second/coverage": score, "training_seconds": seconds}, step)
+    first.log_episodes("coverage", [(0, 0.0), (10, 0.6)])
+    first.finish({})
+    seed.append_metrics(0, True).record({"step": 7, "loss": 1.0, "seconds": 3.2})
+    second = TensorBoard(seed, config, 7)
+    second.log({"coverage": 0.7, "by_training_second/coverage": 0.7, "training_seconds": 20.5}, 9)
+    second.log_episodes("coverage", [(0, 0.1), (10, 0.7)])
+    second.finish({})
+    drawn = {tag: [(step, pytest.approx(value)) for step, value in points] for tag, points in scalars(seed).items()}
+    assert drawn == {
+        "coverage": [(7, 0.5), (9, 0.7)],
+        "by_training_second/coverage": [(3, 0.5), (20, 0.7)],
+        "by_environment_step/coverage": [(0, 0.1), (10, 0.7)],
+    }
+
+
 def test_tensorboard_reads_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     seed = RunDirectory(tmp_path).seed(0)
@@ -152,13 +184,12 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     board.log_episodes("coverage", [(0, 0.0), (10, 0.5)])
     board.show("rollouts", GIF, 7)
     board.finish({"best_step": 7})
-    read = events(seed.path / "tensorboard")
-    drawn = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
-    assert drawn == {
+    assert scalars(seed) == {
         "coverage": [(7, 0.5)],
         "by_training_second/coverage": [(3, 0.5)],
         "by_environment_step/coverage": [(0, 0.0), (10, 0.5)],
     }
+    read = events(seed.path / "tensorboard")
     assert read.Images("rollouts")[0].encoded_image_string == GIF
     assert {"config/text_summary", "summary/text_summary"} <= set(read.Tags()["tensors"])
 
@@ -184,6 +215,7 @@ def test_a_training_shows_its_curves_its_rollouts_and_its_noise(logged):
     assert [(event.step, event.value) for event in read.Scalars("coverage")] == coverage
     assert read.Images("rollouts")[-1].encoded_image_string.startswith(b"GIF")
     assert read.Images("noise/audit")[-1].encoded_image_string.startswith(b"\x89PNG")
+    read = events(logged / "seed_0/tensorboard/by_environment_step")
     reached = [event.value for event in read.Scalars("by_environment_step/coverage")]
     assert reached == sorted(reached)  # the largest so far
     assert len(list((logged / "seed_0/wandb").rglob("*.gif"))) == len(coverage)
