@@ -80,6 +80,19 @@ def test_the_wheel_ships_configs_and_demonstrations(wheel):
     assert not any(name.startswith(("tests/", "benchmarks/", "runs/")) for name in names)
 
 
+def test_one_version_everywhere():
+    """Of the two packages, in the code, for citations, and first in the changelog."""
+    told = {
+        "pyproject.toml": r'^version = "(.*)"',
+        "lerobot_policy_immiscible/pyproject.toml": r'^version = "(.*)"',
+        "immiscible_policy/__init__.py": r'^__version__ = "(.*)"',
+        "CITATION.cff": r"^version: (.*)",
+        "CHANGELOG.md": r"^## (\S+)",
+    }
+    found = {name: re.search(pattern, (ROOT / name).read_text(), flags=re.M)[1] for name, pattern in told.items()}
+    assert set(found.values()) == {distribution("immiscible-policy").version}, found
+
+
 def test_what_a_package_index_shows_has_no_link_into_the_repository(wheel):
     """Pictures are left out, links to files are their text, links to elsewhere stay."""
     files = zipfile.ZipFile(wheel)

@@ -36,6 +36,16 @@ def test_every_page_is_in_the_navigation():
     assert len(shown) == len(set(shown))
 
 
+def test_the_reference_says_where_everything_is_imported_from():
+    """A block above each list of objects; the test of its Python runs it."""
+    sections = (ROOT / "docs/api.md").read_text().split("\n## ")[1:]
+    for section in sections:
+        shown = {path.rpartition(".")[2] for path in re.findall("^::: (.*)", section, flags=re.M)}
+        imported = re.findall("^from .* import (.*)", section, flags=re.M)
+        assert shown == {name.strip() for line in imported for name in line.split(",")}, section.splitlines()[0]
+    assert len(sections) > 5
+
+
 def test_the_site_loads_no_font_and_no_library_from_elsewhere():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     assert settings["theme"]["font"] is False
