@@ -179,7 +179,7 @@ class ImageModel(nn.Module):
         if pixels.shape[1:] != (3, size, size):
             raise ValueError(f"pixels {tuple(pixels.shape)}: this model needs RGB images (B, 3, {size}, {size})")
         x = self.coder.encode(pixels, generator)
-        text = self._text(prompts, len(x))
+        text = self.embedded(prompts, len(x))
         if text is not None and prompts is not None and self.prompt_dropout:
             text = self._dropped(text, generator)
         condition = None if text is None or prompts is None else text.pooled
@@ -312,10 +312,10 @@ class ImageModel(nn.Module):
 
     def _prompted(self, prompts: Sequence[str] | None, count: int) -> Network:
         """The network for prompts, with classifier-free guidance (Ho and Salimans, 2022)."""
-        text = self._text(prompts, count)
+        text = self.embedded(prompts, count)
         if text is None or prompts is None or self.guidance == 1:
             return self.network(None if text is None else text.tokens)
-        empty = self._text(None, count)
+        empty = self.embedded(None, count)
         assert empty is not None
         both = self.network(torch.cat([empty.tokens, text.tokens]))
 
@@ -325,7 +325,7 @@ class ImageModel(nn.Module):
 
         return guided
 
-    def _text(self, prompts: Sequence[str] | None, count: int) -> Text | None:
+    def embedded(self, prompts: Sequence[str] | None, count: int) -> Text | None:
         """Embeddings of so many prompts; None where the model knows no prompts."""
         if self.text is None:
             return None
@@ -337,7 +337,7 @@ class ImageModel(nn.Module):
         """Embeddings of which a share is replaced by the empty prompt's."""
         uniform = torch.rand(len(text.pooled), 1, generator=generator, device=generator.device)
         dropped = uniform.to(text.pooled.device) < self.prompt_dropout
-        empty = self._text(None, 1)
+        empty = self.embedded(None, 1)
         assert empty is not None
         tokens = torch.where(dropped[..., None], empty.tokens, text.tokens)
         return Text(tokens, torch.where(dropped, empty.pooled, text.pooled))

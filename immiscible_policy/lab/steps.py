@@ -39,12 +39,13 @@ from torch import Tensor
 from immiscible_policy.cli import COUNT, REQUIRED, CommandError, Option
 from immiscible_policy.evaluation.agent import read_policy, read_spec
 from immiscible_policy.image.build import load_image_model
-from immiscible_policy.image.data import DATASETS, to_bytes, to_pixels
+from immiscible_policy.image.data import DATASETS, Images, to_bytes, to_pixels
+from immiscible_policy.image.data.images import NONE, OWN, prompts_for
 from immiscible_policy.image.evaluation.features import features_of, make_extractor
 from immiscible_policy.image.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from immiscible_policy.image.evaluation.measure import REFERENCE_BATCH, reference_features
 from immiscible_policy.image.evaluation.pictures import tile
-from immiscible_policy.image.model import ImageModel
+from immiscible_policy.image.model import ImageModel, Text
 from immiscible_policy.image.spec import read_spec as read_image_spec
 from immiscible_policy.lab import runs as lab_runs
 from immiscible_policy.lab.data import SEED
@@ -176,7 +177,10 @@ def measure(options: Document) -> Findings:
         for label, model in loaded.items():  # every second layer, a row for each start noise, the noisiest layer first
             generator = torch_generator("cpu", "steps strip", seed)
             start = torch.randn(STRIP, *model.coder.shape, generator=generator).to(device)
-            predicted = model.sample(start, lab_runs.layered(model.path, LAYERS), generator=generator).predicted
+            images = prompted(models[label], lab_runs.images_of(models[label], options["data"], count=STRIP))
+            prompts = images.prompts(torch.arange(STRIP))
+            solver = lab_runs.layered(model.path, LAYERS)
+            predicted = model.sample(start, solver, prompts=prompts, generator=generator).predicted
             strips[label] = to_bytes(model.coder.decode(predicted[1::2].transpose(0, 1).flatten(0, 1))).cpu()
     return Findings({"n": n, **figures}, describe(figures), draw(figures, strips))
 
@@ -224,12 +228,10 @@ def measure_images(
 ) -> Document:
     """The layers of image models on n test images; their Fréchet distance on the classifier's features.
 
-    All are measured on the data set of the first. CommandError for models with prompts, and for too few images.
+    All are measured on the data set of the first. Models that know prompts are given those of the images, without
+    guidance. CommandError for too few images.
     """
     extractor = make_extractor("classifier", device=device)
-    for label, model in loaded.items():
-        if model.text is not None:
-            raise CommandError(f"runs={label}: its images depend on prompts; this is for models without, such as ddim")
     first = next(iter(models.values()))
     splits = DATASETS[first.config.get("dataset", "cifar10")].splits
     test = lab_runs.images_of(first, data, splits[-1])
@@ -250,19 +252,34 @@ def measure_images(
     for label, model in loaded.items():
         plan = lab_runs.layered(model.path, LAYERS).plan(model.path)
 
-        def samples(rows: Tensor, model: ImageModel = model) -> tuple[Tensor, None]:
-            generator = torch_generator("cpu", "steps encode", seed, int(rows[0]))
-            return model.coder.encode(to_pixels(test.pixels(order[rows]).to(device)), generator), None
+        shown = prompted(models[label], test)
+
+        def text(rows: Tensor, model: ImageModel = model, shown: Images = shown) -> Text | None:
+            return model.embedded(shown.prompts(order[rows]), len(rows))
+
+        def samples(rows: Tensor, model: ImageModel = model) -> tuple[Tensor, Tensor | None]:
+            generator, known = torch_generator("cpu", "steps encode", seed, int(rows[0])), text(rows, model)
+            x = model.coder.encode(to_pixels(test.pixels(order[rows]).to(device)), generator)
+            return x, None if known is None else known.pooled
 
         def features(x: Tensor, model: ImageModel = model) -> Tensor:
             return features_of(extractor, to_bytes(model.coder.decode(x)).split(REFERENCE_BATCH))
 
-        def network(_: Tensor, model: ImageModel = model) -> Network:
-            return model.network()
+        def network(rows: Tensor, model: ImageModel = model) -> Network:
+            known = text(rows, model)
+            return model.network(None if known is None else known.tokens)
 
         batches = layer_batches(models[label], samples, network, n, seed, plan)
         layers[label] = [measure_layers(batches, model.path, plan, model.coder.limit, features, reference)]
     return {"frechet_floor": frechet_distance(*real, *reference), "layers": layers}
+
+
+def prompted(checkpoint: Checkpoint, images: Images) -> Images:
+    """Images with the prompts that a model was trained with; CommandError for a file, which has those of training."""
+    source = checkpoint.config.get("prompts", NONE) if checkpoint.config.get("model") == "sd" else NONE
+    if source not in (OWN, NONE):
+        raise CommandError(f"{checkpoint.path}: prompts={source} are of its training images; train with prompts={OWN}")
+    return prompts_for(images, source)
 
 
 def layer_batches(

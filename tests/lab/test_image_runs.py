@@ -197,6 +197,28 @@ def test_steps_needs_as_many_samples_as_noise_was_chosen_for(runs, tmp_path):
     )
 
 
+def test_steps_gives_stable_diffusion_the_prompts_of_its_images(images, tmp_path, monkeypatch):
+    """Noise by c2ot compares them, and would be refused without."""
+    monkeypatch.setattr(steps, "LAYERS", 5)
+    monkeypatch.setattr(steps, "SHOWN", (0, 2, 4))
+    words = ("model=sd", "scale=cpu", "pretrained=tiny", "noise=c2ot", "steps=1", "batch_size=4", "samples=2",
+             "sampling_steps=2", "wandb=disabled", "guidance=1")  # fmt: skip
+    done = here("train_image.py", f"data={images}", f"out={tmp_path / 'run'}", *words)
+    assert done.returncode == 0, done.stderr
+    found = RunDirectory(tmp_path / "run").seed(0).newest()
+    rows = torch.arange(4)
+    shown = steps.prompted(found, lab_runs.images_of(found, None))
+    assert shown.prompts(rows) == ["bird", "cat", "bird", "cat"]
+    measured = here("-m", "immiscible_policy.lab", "steps", f"runs={tmp_path / 'run'}", "n=200", f"out={tmp_path}")
+    assert measured.returncode == 0, measured.stderr
+    (layers,) = json.loads((tmp_path / "steps.json").read_text())["figures"]["images"]["layers"]["run"]
+    assert len(layers["frechet"]) == 5 and all(math.isfinite(value) for key in layers for value in layers[key])
+    about = found.metadata | {"config": found.config | {"prompts": "mine.txt"}}
+    save_checkpoint(tmp_path / "other" / "step_000001", about, {"ema": found.tensors("ema")})
+    with pytest.raises(ValueError, match=r"prompts=mine.txt are of its training images; train with prompts=own"):
+        steps.prompted(read_checkpoint(tmp_path / "other" / "step_000001"), shown)
+
+
 def of_a_folder(runs, data, place):
     """A checkpoint whose images lie in a folder, which has no split for tests."""
     found = checkpoint(runs, "vanilla")
