@@ -136,7 +136,7 @@ def draw_curves(
         axes.plot(curve.steps, curve.seeds.T, color=colour[label], linewidth=0.7, alpha=0.55)
         estimates = [mean.estimate for mean in curve.means]
         line = (dashes or {}).get(label, "-")
-        axes.plot(curve.steps, estimates, color=colour[label], linewidth=2.2, linestyle=line, label=label)  # type: ignore[arg-type]
+        axes.plot(curve.steps, estimates, color=colour[label], linewidth=2.2, linestyle=line, label=readable(label))  # type: ignore[arg-type]
         for step, mean in zip(curve.steps, curve.means, strict=True):
             tip = f"{label}, step {step:,}: {text(mean)}"
             axes.plot([step], [mean.estimate], "o", color=colour[label], markersize=3.5, gid=f"tip {tip}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from immiscible_policy.image.evaluation.curves import Reached
-from immiscible_policy.palette import GREY, colours, panels
+from immiscible_policy.palette import GREY, colours, panels, readable
 from immiscible_policy.results.plots import Curve, draw_curves
 from immiscible_policy.results.report.charts import HEIGHT, WIDTH
 from immiscible_policy.results.video import tile as arrange
@@ -106,7 +106,7 @@ def draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None)
     if floor is not None:
         axes.axhline(floor, color=GREY, linewidth=1, linestyle="--", label="real images")
     best = min(mean.estimate for mean in curves[first].means)
-    axes.axhline(best, color=colour[first], linewidth=1, linestyle=":", label=f"best mean of {first}")
+    axes.axhline(best, color=colour[first], linewidth=1, linestyle=":", label=f"best mean of {readable(first)}")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -124,5 +124,5 @@ def _draw_speedups(axes: Axes, reached: Mapping[str, Sequence[Reached]], colour:
     axes.axhline(1, color=GREY, linewidth=1)
     axes.set_xlim(-0.6, len(reached) - 0.4)
     axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1.0))
-    axes.set_xticks(range(len(reached)), list(reached))
+    axes.set_xticks(range(len(reached)), list(map(readable, reached)))
     axes.set_ylabel("its steps / steps needed (1: no sooner)", fontsize=8)

@@ -48,7 +48,7 @@ def render(evidence: Evidence, origin: Mapping[str, Any], videos: int) -> str:
         "report.html",
         charts=charts,
         by_start=by_start,
-        LAST=LAST,
+        last=min(LAST, *(len(scored.steps) for run in evidence.runs for scored in run.scores.values())),
         words=words,
         title=words.title(evidence),
         description=words.headline(evidence),

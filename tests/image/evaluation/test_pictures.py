@@ -35,8 +35,8 @@ def test_a_figure_draws_every_run_with_its_seeds_and_says_what_was_not_reached()
     reached = {"knn": [Reached(0, 3.0, 20, 10, 20), Reached(1, 4.0, 20, None, 20)]}
     left, right = curves_figure(curves, reached, title="distance", floor=1.0).axes
     names = [text.get_text() for text in left.get_legend().get_texts()]
-    assert names == ["vanilla", "knn", "real images", "best mean of vanilla"]
-    means = [line.get_ydata().tolist() for line in left.lines if line.get_label() == "knn"]
+    assert names == ["vanilla", "KNN", "real images", "best mean of vanilla"]
+    means = [line.get_ydata().tolist() for line in left.lines if line.get_label() == "KNN"]
     assert means == [[5.5, 3.5]]
     assert [text.get_text() for text in right.texts] == ["1 of 2 seeds: not reached"]
     assert right.lines[0].get_ydata().tolist() == [2.0]
