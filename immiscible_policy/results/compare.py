@@ -285,7 +285,7 @@ def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], pair
     if n_seeds == 1:
         notes.append("A run has one training seed: the intervals say nothing about other training seeds.")
     elif paired and n_seeds < 6:
-        notes.append(f"{n_seeds} seeds cannot give a sign test over seeds below p = {2.0 ** (1 - n_seeds):.3g}.")
+        notes.append(f"With {n_seeds} seeds the p of a sign test over seeds is at least {2.0 ** (1 - n_seeds):.3g}.")
     units = "(seed, start) pairs" if paired else "starts"
     wins = "A:B counts wins, the better scores, with a two-sided sign test"
     return [*notes, f"{wins}. Over {units} it is about these runs only."]
