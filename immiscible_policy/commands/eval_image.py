@@ -96,7 +96,7 @@ def main(words: list[str]) -> None:
     if edit is not None:
         written.append(f"{edit}_images.png")
         columns = _edits(evaluation, targets, edit)
-        title = "drawn again from their noise" if edit == "invert" else "the known pixels are kept"
+        title = "drawn again from their noise" if edit == "invert" else "all that is not masked was given"
         save_figure(samples_figure(columns, title), out / written[-1])
     print(f"saved {', '.join(written)} in {out}")
 

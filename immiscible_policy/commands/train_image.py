@@ -39,14 +39,7 @@ def require_measurable(grid: Grid, recipes: Mapping[str, Any]) -> None:
     extractor = make_extractor(how["features"], device=next(iter(models.values())).config.device)
     for model, recipe in models.items():
         require_enough(extractor, recipe.images, how["samples"])
-        recipe.require_calls(called(how, model) + [count for name, count in how["curve"].items() if name == model])
-
-
-def called(how: Mapping[str, Any], model: str) -> list[int]:
-    """The numbers of network calls that a model's last checkpoints are measured with."""
-    from immiscible_policy.path.consistency import MOST_STEPS
-
-    return [count for count in how["calls"] if model != "consistency" or count <= MOST_STEPS]
+        recipe.require_calls(how["calls"] + [count for name, count in how["curve"].items() if name == model])
 
 
 def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
@@ -77,7 +70,7 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         model = title.partition(",")[0]
         drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
-        measured.append(measure_panel(title, runs, protocol, called(how, model), partial(print, flush=True)))
+        measured.append(measure_panel(title, runs, protocol, how["calls"], partial(print, flush=True)))
         drawn = measured[-1].samples
         named = dict(zip(distinct(list(drawn)), drawn.values(), strict=True))
         samples = samples_figure(named, "the same start noises in every row")

@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from immiscible_policy.image.model import ImageModel, PixelCoder
 from immiscible_policy.path import Ddpm
-from immiscible_policy.path.consistency import MOST_STEPS, RHO, SIGMA_MAX, SIGMA_MIN, Consistency
+from immiscible_policy.path.consistency import RHO, SAMPLING_LEVELS, SIGMA_MAX, SIGMA_MIN, Consistency
 from immiscible_policy.path.flow import TIME_SCALE
 from immiscible_policy.solver import Pndm, Solver
 
@@ -86,7 +86,7 @@ def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | 
         lines |= {"title": "DDIM", "timesteps": str(steps), "call": WHOLE.format(steps=steps)}
     elif isinstance(path, Consistency):
         scheduler: Any = CMStochasticIterativeScheduler(
-            num_train_timesteps=MOST_STEPS,
+            num_train_timesteps=SAMPLING_LEVELS,
             sigma_min=SIGMA_MIN,
             sigma_max=SIGMA_MAX,
             sigma_data=path.sigma_data,

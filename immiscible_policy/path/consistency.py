@@ -53,8 +53,8 @@ MU = 0.9
 """mu_0: decay of the averaged teacher at the beginning (Song et al., 2023, table 3)."""
 P_MEAN, P_STD = -1.1, 2.0
 """Mean and standard deviation of the logarithm of the noise levels that training draws."""
-MOST_STEPS = 40
-"""Largest number of sampling steps: the published grid of sampling levels has so many."""
+SAMPLING_LEVELS = 40
+"""The published grid of sampling levels has so many; more network calls take a finer grid of as many as there are."""
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """Compares samples (B, ...) row by row: (B,)."""
@@ -163,12 +163,13 @@ class Consistency(ProbabilityPath):
     def levels(self, count: int, spacing: str) -> list[Level]:
         """From s_max down, evenly spaced in s^(1/7) on the published grid of 40: diffusers' own.
 
-        Raises ValueError if the count is not 1 to 40, or the spacing is not `trailing`.
+        Raises ValueError if the count is below 1, or the spacing is not `trailing`.
         """
         require_trailing(spacing, "a consistency model")
-        if not 1 <= count <= MOST_STEPS:
-            raise ValueError(f"sampling_steps={count}: needs 1 or more, at most {MOST_STEPS}")
-        grid = noise_levels(MOST_STEPS).flip(0)[:: MOST_STEPS // count][:count]
+        if count < 1:
+            raise ValueError(f"sampling_steps={count}: needs 1 or more")
+        finest = max(SAMPLING_LEVELS, count)
+        grid = noise_levels(finest).flip(0)[:: finest // count][:count]
         alphas, sigmas = self.coefficients(grid)
         times = self.network_time(grid)
         return [Level(*numbers) for numbers in zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)]

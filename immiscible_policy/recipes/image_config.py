@@ -81,7 +81,7 @@ def check(config: ImageConfig, given: Mapping[str, str]) -> None:
     if config.data is None:
         raise CommandError(f"data= is missing: name where {config.dataset} lies (docs/images.md says what to download)")
     if config.model == "sd" and config.pretrained is None:
-        raise CommandError("pretrained= is missing: model=sd needs a directory in diffusers' layout, or a hub id")
+        raise CommandError("pretrained= is missing: model=sd needs a directory in diffusers' layout, a hub id, or tiny")
     if config.noise["name"] == "c2ot" and (config.model != "sd" or config.prompts == "none"):
         blind = f"model={config.model}" if config.model != "sd" else "prompts=none"
         raise CommandError(f"noise=c2ot: {blind} gives no condition to compare; use noise=linear")

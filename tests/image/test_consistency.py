@@ -123,7 +123,6 @@ def test_several_steps_take_their_noise_from_the_generator():
         model.sample(noise, twice)
 
 
-@pytest.mark.parametrize("steps", [0, 41])
-def test_impossible_steps_are_refused(steps):
-    with pytest.raises(ValueError, match=f"sampling_steps={steps}"):
-        consistency().choose(steps=steps)
+def test_no_step_is_refused():
+    with pytest.raises(ValueError, match="sampling_steps=0: needs 1 or more"):
+        consistency().choose(steps=0)

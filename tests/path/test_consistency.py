@@ -149,9 +149,9 @@ def test_loss_and_its_gradient_by_hand(sigma_data):
     torch.testing.assert_close(ours.grad.double(), weight.grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
-def test_sampling_levels_are_those_of_diffusers(count):
-    scheduler = CMStochasticIterativeScheduler()
+@pytest.mark.parametrize(("count", "finest"), [(1, 40), (2, 40), (3, 40), (5, 40), (40, 40), (50, 50)])
+def test_sampling_levels_are_those_of_diffusers(count, finest):
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=finest)
     scheduler.set_timesteps(count)
     path = consistency()
     levels = path.levels(count, "trailing")
@@ -164,10 +164,9 @@ def test_sampling_levels_are_those_of_diffusers(count):
         assert level.sigma == pytest.approx(level.alpha * math.sqrt(max(sigma**2 - 0.002**2, 0)), rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("count", [0, 41])
-def test_impossible_steps_are_refused(count):
-    with pytest.raises(ValueError, match=f"sampling_steps={count}"):
-        consistency().levels(count, "trailing")
+def test_no_step_is_refused():
+    with pytest.raises(ValueError, match="sampling_steps=0: needs 1 or more"):
+        consistency().levels(0, "trailing")
 
 
 def test_other_grids_and_lengths_are_refused():
