@@ -47,7 +47,15 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     from immiscible_policy.image.evaluation.evaluate import ImageProtocol
     from immiscible_policy.image.evaluation.features import make_extractor
     from immiscible_policy.image.evaluation.measure import Drawing, SolverWords
-    from immiscible_policy.image.evaluation.panels import distinct, figure, markdown, measure_panel, record
+    from immiscible_policy.image.evaluation.panels import (
+        corrected,
+        distinct,
+        figure,
+        markdown,
+        measure_panel,
+        record,
+        spoken,
+    )
     from immiscible_policy.image.evaluation.pictures import samples_figure
     from immiscible_policy.image.evaluation.report import write_report
     from immiscible_policy.results.writer import origin_here, save_figure, write_result
@@ -71,11 +79,12 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
         measured.append(measure_panel(title, runs, protocol, how["calls"], partial(print, flush=True)))
-        drawn = measured[-1].samples
-        named = dict(zip(distinct(list(drawn)), drawn.values(), strict=True))
+    p = corrected(measured)
+    for panel in measured:
+        named = dict(zip(distinct(list(panel.samples)), panel.samples.values(), strict=True))
         samples = samples_figure(named, "the same start noises in every row")
-        name = title.replace(", data scale ", "_scale")
-        write_report(grid.out, name, measured[-1].steps, samples, measured[-1].curves)
+        name = panel.title.replace(", data scale ", "_scale")
+        write_report(grid.out, name, panel.steps, samples, panel.curves, spoken(panel, p))
         save_figure(samples, grid.out / f"{name}_samples.png")
     text = markdown(grid.name, measured, incomplete)
     write_result(grid.out / grid.name, record(measured), text, figure(measured) if measured else None, origin=origin)

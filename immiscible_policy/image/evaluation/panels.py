@@ -177,6 +177,23 @@ def verdict(p: Mapping[Comparison, float]) -> list[str]:
     return ["## All comparisons", head if lines else f"{head} none.", *(["\n".join(lines)] if lines else [])]
 
 
+def spoken(panel: Panel, p: Mapping[Comparison, float]) -> str:
+    """What the differences of a panel say, a sentence for each run; `p` are those of `corrected`, for all panels."""
+    first, lines = next(iter(panel.calls)), []
+    for label in list(panel.calls)[1:]:
+        better: dict[str, list[str]] = {"better": [], "worse": []}
+        for count, difference in panel.difference(label).items():
+            if p.get((panel.title, label, count), 1.0) < 1 - LEVEL:
+                better["better" if difference.estimate < 0 else "worse"].append(str(count))
+        found = [f"{word} with {', '.join(counts)} network calls" for word, counts in better.items() if counts]
+        lines.append(
+            f"{label} is {' and '.join(found)} than {first}, with others no difference was detected."
+            if found
+            else f"Between {label} and {first} no difference was detected with any number of network calls."
+        )
+    return " ".join([*lines, f"Corrected for {len(p)} comparisons (Holm)."] if p else [])
+
+
 def figure(panels: Sequence[Panel]) -> Figure:
     """A row for each panel: distances against training steps and network calls, and their differences from the first.
 

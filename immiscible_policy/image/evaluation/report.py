@@ -101,16 +101,18 @@ def write_report(
     results: ImageResults,
     samples: Figure | None = None,
     calls: Mapping[str, Curve] | None = None,
+    found: str = "",
 ) -> str:
     """Write NAME.json, NAME.md, NAME.png and NAME.html into a directory, and return the text.
 
-    The page shows samples, and distances against network `calls`, where they are given.
+    The page shows samples, and distances against network `calls`, where they are given; it begins with what was
+    `found` of them.
     """
     written, origin = markdown(results), origin_here()
     reached = {label: comparison.reached for label, comparison in results.against.items()}
     figure = curves_figure(results.curves, reached, title=results.title, floor=results.reference.floor)
     write_result(out / name, as_json(results), written, figure, origin=origin)
-    write_atomically(out / f"{name}.html", page(results, origin, samples, calls).encode())
+    write_atomically(out / f"{name}.html", page(results, origin, samples, calls, found).encode())
     return written
 
 
@@ -158,11 +160,12 @@ def page(
     origin: Mapping[str, Any],
     samples: Figure | None = None,
     calls: Mapping[str, Curve] | None = None,
+    found: str = "",
 ) -> str:
     """The results as a page like that of the policies, with distances against network `calls` where they are given."""
     first, *others = results.rows
     colour = colours(results.rows)
-    ends = _ends(results.curves)
+    ends, said = _ends(results.curves), [found, *sentences(results)]
     legend = {label: (colour[label], "") for label in results.curves}
     chart = Chart(
         f"{results.title} (log scale)",
@@ -182,7 +185,8 @@ def page(
         "images.html",
         package="immiscible_policy.image.evaluation",
         title=f"{', '.join(others)} against {first}" if others else first,
-        description=" ".join(sentences(results)) or f"{results.title} at the last checkpoint: {ends}.",
+        description=" ".join(filter(None, [found, *sentences(results)]))
+        or f"{results.title} at the last checkpoint: {ends}.",
         chart=chart,
         calls=by_calls,
         facts_of=facts(results),

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from immiscible_policy.image.evaluation.panels import Panel, corrected, verdict
+from immiscible_policy.image.evaluation.panels import Panel, corrected, spoken, verdict
 
 FIRST = {0: 5.0, 1: 5.5, 2: 6.0, 3: 5.2}
 
@@ -32,6 +32,18 @@ def test_p_is_that_of_a_paired_t_test_and_corrected_for_all_panels():
     text = "\n".join(verdict(p))
     assert "Holm's correction for all 4 comparisons" in text and "- knn, network calls: 1" in text
     assert "linear" not in text
+
+
+def test_a_panel_is_told_in_words():
+    clear, unclear = [-1.0, -1.1, -0.9, -1.05], [0.4, -0.3, 0.2, -0.1]
+    drawn = panel("flow", {"knn": {1: clear, 2: [1.0, 1.1, 0.9, 1.05], 3: clear, 5: unclear}})
+    assert spoken(drawn, corrected([drawn])) == (
+        "knn is better with 1, 3 network calls and worse with 2 network calls than vanilla, with others no difference "
+        "was detected. Corrected for 4 comparisons (Holm)."
+    )
+    same = panel("flow", {"knn": {1: unclear}})
+    assert spoken(same, corrected([same])).startswith("Between knn and vanilla no difference was detected with any")
+    assert spoken(same, {}) == ""
 
 
 def test_one_seed_has_no_p_and_no_verdict():
