@@ -185,8 +185,7 @@ def page(
         "images.html",
         package="immiscible_policy.image.evaluation",
         title=f"{', '.join(others)} against {first}" if others else first,
-        description=" ".join(filter(None, [found, *sentences(results)]))
-        or f"{results.title} at the last checkpoint: {ends}.",
+        description=" ".join(filter(None, said)) or f"{results.title} at the last checkpoint: {ends}.",
         chart=chart,
         calls=by_calls,
         facts_of=facts(results),
