@@ -1,6 +1,6 @@
 """A control loop at a fixed rate: the next chunk is computed in another thread while this one is executed.
 
-python examples/control_loop.py runs/mine 10 100     # 100 steps at 10 Hz
+python examples/control_loop.py runs/mine 10 100     # a run, the rate in Hz, and the number of steps
 
     step       0   1  ...  6   7 | 8   9  ...       8 of 15 actions are executed, a chunk takes up to 2 steps (`lead`)
     chunk 1    #   #  ...  #   # |
@@ -19,14 +19,18 @@ from immiscible_policy import load_policy
 
 
 class Robot:
-    """Put yours here: this one has no camera, sees zeros, and stays where it is."""
+    """Put yours here: this one sees zeros, black in its cameras, and stays where it is."""
 
     def __init__(self, policy):
-        self.numbers = policy.inputs.obs_dim
+        blank = policy.inputs.blank(1)
+        arrays = {name: np.zeros(width) for name, width in policy.inputs.widths.items()}
+        self.seen = (
+            {name: seen[0] for name, seen in blank.frames.items()} | arrays if blank.frames else blank.numbers[0]
+        )
 
     def observe(self):
         """What the policy was trained on: a dictionary of arrays, or the numbers alone."""
-        return np.zeros(self.numbers)
+        return self.seen
 
     def send(self, action):
         """Execute an action (A,)."""

@@ -172,8 +172,8 @@ def help_text(usage: str, sections: Mapping[str, Mapping[str, Option]]) -> str:
 
 
 def as_called(usage: str) -> str:
-    """A usage that begins with "usage: python SCRIPT"; an installed command that was called replaces the script."""
-    called, script = Path(sys.argv[0]).name, re.match(r"usage: (python (?:-m )?\S+)", usage)
+    """A usage whose first command is its own, "python SCRIPT"; an installed command that was called replaces it."""
+    called, script = Path(sys.argv[0]).name, re.search(r"^(?:usage: | +)(python (?:-m )?\S+)", usage, re.M)
     if script is None or not re.fullmatch(r"immiscible[a-z-]*", called):
         return usage
     return re.sub(rf"{re.escape(script[1])}(?!\S)", called, usage)

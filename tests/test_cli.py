@@ -47,6 +47,7 @@ def test_help_names_the_command_that_was_called(monkeypatch):
     assert as_called(usage) == (
         "usage: immiscible-lab NAME\n  immiscible-lab one\n  python -m pkg.sub two\n  python train.py"
     )
+    assert as_called("compare two runs\n\n  python compare.py a=x") == "compare two runs\n\n  immiscible-lab a=x"
 
 
 @pytest.mark.parametrize(

@@ -303,4 +303,4 @@ def _check(arms: Arms) -> None:
 
 
 def _size(number: float, unit: str) -> str:
-    return f"about {number:,.0f} {unit}" if math.isfinite(number) else f"more {unit} than any experiment has"
+    return f"about {number:,.0f} {unit}" if math.isfinite(number) else f"more than {MOST:,} {unit}"

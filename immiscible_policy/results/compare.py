@@ -172,7 +172,8 @@ def verdict(result: Result) -> str:
     if not difference.excludes_zero:
         least = f"With a power of {100 * POWER:.0f}% such an experiment detects {result.detectable:.3f}."
         if not result.detectable:
-            least = "All differences are alike, so what such an experiment detects is unknown."
+            alike = "All differences are alike, so what such an experiment detects is unknown."
+            least = alike if difference.estimate else "All scores of the two runs are the same."
         return f"{result.name}: no difference detected. {span}; the interval contains 0. {least}"
     better, worse = "AB" if result.a_is_better else "BA"
     return f"{result.name}: {better} is better than {worse}. {span}; the interval does not contain 0."

@@ -192,8 +192,8 @@ def test_needed_sizes_are_said_in_words() -> None:
     rng = np.random.default_rng(12)
     none = episodes_needed([np.zeros((3, 5))])
     assert (none.starts, none.seeds) == (math.inf, math.inf)
-    assert "more starts than any experiment has with 3 seeds per arm" in needed_sentence(none, False, 3, 5)
-    assert "more seeds per arm than any experiment has with 5 starts" in needed_sentence(none, False, 3, 5)
+    assert "more than 1,000,000 starts with 3 seeds per arm" in needed_sentence(none, False, 3, 5)
+    assert "more than 1,000,000 seeds per arm with 5 starts" in needed_sentence(none, False, 3, 5)
     one = episodes_needed([rng.standard_normal((1, 20)) + 0.1])
     assert math.isnan(one.seeds) and 20 < one.starts < math.inf
     said = needed_sentence(one, False, 1, 20)
