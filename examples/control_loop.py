@@ -22,11 +22,9 @@ class Robot:
     """Put yours here: this one sees zeros, black in its cameras, and stays where it is."""
 
     def __init__(self, policy):
-        blank = policy.inputs.blank(1)
-        arrays = {name: np.zeros(width) for name, width in policy.inputs.widths.items()}
-        self.seen = (
-            {name: seen[0] for name, seen in blank.frames.items()} | arrays if blank.frames else blank.numbers[0]
-        )
+        blank, widths = policy.inputs.blank(1), policy.inputs.widths
+        seen = {name: frames[0] for name, frames in blank.frames.items()}
+        self.seen = seen | {name: np.zeros(width) for name, width in widths.items()} if seen else blank.numbers[0]
 
     def observe(self):
         """What the policy was trained on: a dictionary of arrays, or the numbers alone."""
