@@ -54,7 +54,7 @@ REPEATED = 8  # so many equal steps at the end of most episodes are padding
 BEYOND, WITHIN = 1.2, 0.5  # normalised data should reach farther than the second and not beyond the first
 CURES = {
     r" is (nan|inf|-inf) ": "repair the value, or leave the episode out: demos.select keeps the others",
-    r"pixels of 0\.\.1;": "multiply data/img by 255",
+    r"pixels of 0\.\.1;": "multiply the pixels by 255",
     r"pixels should be 0\.\.255": "store images as 0..255, as bytes or floats",
     r"is missing|truncated|cannot be decoded": "fetch or write the store again",
     r"episode_ends": "write meta/episode_ends as the running sum of the episodes' lengths",

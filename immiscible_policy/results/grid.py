@@ -1,7 +1,7 @@
 """The table of a grid of runs: every arm's scores, and its paired difference from the first arm.
 
 For every metric that the task summarises, per training seed and pooled: mean of the last ten checkpoints, the last one,
-and the largest, as `evaluation.scores` defines them; differences and their intervals as `compare` does. Steps and
+and the best, as `evaluation.scores` defines them; differences and their intervals as `compare` does. Steps and
 seconds to a share of the first arm's best score are those of the first evaluated checkpoint that reaches it, in the
 primary metric; seconds count training alone. Contrasts are tested once: the primary metric's `last10`, in one model of
 all arms (`evaluation.contrasts`), corrected for the number of those that the experiment names. What selection did to
@@ -250,7 +250,7 @@ def markdown(name: str, record: Document) -> str:
     parts = [
         f"# {name}",
         f"`{last}`: mean of the last {last.removeprefix('last ')} evaluated checkpoints{fewer}; `last`: the last of "
-        "them; `max`: the largest, selected on the same starts, so too optimistic. "
+        "them; `max`: the best, selected on the same starts, so too optimistic. "
         f"Brackets: 95% intervals{f' {meaning}' if meaning else ''}. {differences}",
     ]
     parts += [

@@ -132,7 +132,7 @@ def test_dark_images_are_found(tmp_path):
     images = zarr.open_group(path, mode="r+")["data/img"]
     images[:] = images[:] / 255
     (finding,) = wrong(doctor.store_findings(path, PUSHT))
-    assert "pixels of 0..1" in finding.result and finding.cure == "multiply data/img by 255"
+    assert "pixels of 0..1" in finding.result and finding.cure == "multiply the pixels by 255"
 
 
 @pytest.mark.parametrize("place", ["absent.zarr", "__init__.py"])
