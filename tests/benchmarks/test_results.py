@@ -53,6 +53,21 @@ def test_figure_5_says_which_differences_remain_of_all_that_were_looked_at():
     assert "and KNN's harm to DDIM with three calls, at data scale 2 also with one" in said
 
 
+def test_the_longer_panel_of_flow_matching_says_which_gains_remain():
+    found = json.loads((RESULTS / "figure5/flow_long.json").read_text())
+    (panel,) = panels_of(found)
+    p = corrected([Panel("flow", None, {label: distances(of["seeds"]) for label, of in panel["calls"].items()}, {})])
+    remain = {(label, count) for (_, label, count), value in p.items() if value < 0.05}
+    assert len(p) == 12
+    assert remain == {(arm, count) for arm in ("flow_knn_k4", "flow_linear") for count in (1, 2, 3, 5, 10)}
+    gains = [of["difference"][str(count)]["estimate"] for label, of in panel["calls"].items() for count in (1, 10)
+             if label != "flow_vanilla"]  # fmt: skip
+    assert len(gains) == 4 and max(gains) < 0
+    said = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert "comparisons (Holm) all gains with one to ten calls remain, those with 20 do not" in said
+    assert "selection helps flow matching with one to ten calls" in " ".join((ROOT / "README.md").read_text().split())
+
+
 def panels_of(found):
     """The panels of a committed figure."""
     return [panel for panel in found.values() if isinstance(panel, dict) and "calls" in panel]
