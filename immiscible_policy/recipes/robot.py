@@ -64,6 +64,8 @@ AUDITED = 16
 """Batches of each noise audit during training."""
 SHOWN, TILE, EPISODE_EVERY = 4, 128, 10
 """Rollouts that loggers show, their size in pixels, and the steps between two points of their curve."""
+IDLE = 0.005
+"""A selector that changes the distance to the data by less [%] than this changes nothing."""
 
 
 class Range(NamedTuple):
@@ -408,8 +410,18 @@ class RobotRecipe:
         shown = finished(scores(run.episodes()), run.missing().unfinished)
         curves = learning_curves({run.name: shown}, metrics[:2], selectors=selectors)
         save_figure(curves, run.path / picture)
-        summary = markdown(run.name, summarize(run), run.task)
+        summary = markdown(run.name, summarize(run), run.task) + idle(run)
         return f"{summary}\nsaved in {run.path}/summary.md, summary.json, {picture}"
+
+
+def idle(run: RunDirectory) -> str:
+    """A line if the audits of a run say that its selector left every sample its own noise; else nothing."""
+    key, name = "noise/distance_percent", run.config["noise"]["name"]
+    changes = [row[key] for seed in run.seeds() for row in run.seed(seed).metrics() if row.get(key) is not None]
+    if name == "vanilla" or not changes or max(map(abs, changes)) >= IDLE:
+        return ""
+    cure = "give larger batches or select_over=, with c2ot a larger ratio=, or let its schedule begin earlier"
+    return f"\nnoise={name} changed no noise: this is a training with noise=vanilla; {cure}\n"
 
 
 def _encoder_spec(config: RobotConfig, windows: Windows) -> EncoderSpec | None:

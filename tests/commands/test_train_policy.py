@@ -97,6 +97,15 @@ def seeds(store, tmp_path_factory):
     return out
 
 
+def test_a_selector_that_changes_nothing_is_named(store, tmp_path):
+    """c2ot among four samples keeps the noise of each; KNN does not."""
+    for noise, said in (("c2ot", True), ("knn", False)):
+        done = here("train_policy.py", *FAST, f"noise={noise}", f"data={store}", f"out={tmp_path / noise}")
+        assert done.returncode == 0, done.stderr
+        line = f"noise={noise} changed no noise: this is a training with noise=vanilla; give larger batches"
+        assert (line in done.stdout) == said
+
+
 def test_seeds_in_parallel_equal_a_seed_alone(finished, seeds):
     assert weights(seeds, 1) == weights(finished[0], 1) != weights(seeds, 0)
     assert set(json.loads((seeds / "summary.json").read_text())["seeds"]) == {"0", "1"}
