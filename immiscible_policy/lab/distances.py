@@ -41,6 +41,7 @@ PUBLISHED_CIFAR = {
 }
 PUBLISHED = {CIFAR: PUBLISHED_CIFAR, CIFAR_UNIT: PUBLISHED_CIFAR, LATENTS: {("knn", 64): -2.32}, ACTIONS: {}}
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # Root mean squares to which data are brought
+MARKERS = "osD^"  # of the curves against the scale
 SCALED = ((CIFAR, "knn", 4), (CIFAR, "knn", 8), (CIFAR, "linear", 128), (LATENTS, "knn", 64))
 """Selectors with a published figure, measured at every scale."""
 COLUMNS = {
@@ -141,7 +142,7 @@ def draw(figures: Document) -> Figure:
         legend(panel, "lower left")
     scaled, by_scale = axes[len(names)], figures["scales"]
     plain(scaled, "dependence on scale; dashed: published", "root mean square of the data")
-    for row, marker in zip(by_scale, "osD^", strict=True):
+    for row, marker in zip(by_scale, MARKERS, strict=False):
         colour = NAMED[row["rows"][0]["name"]]
         scaled.plot(SCALES, row["best"], color=colour, marker=marker, markersize=4, label=row["label"])
         scaled.axhline(row["published"], color=colour, linestyle="--", linewidth=1)
