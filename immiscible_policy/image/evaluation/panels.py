@@ -164,15 +164,20 @@ def markdown(name: str, panels: Sequence[Panel], incomplete: Sequence[str] = ())
     return "\n\n".join([*parts, *verdict(corrected(panels))]) + "\n"
 
 
-def verdict(p: Mapping[Comparison, float]) -> list[str]:
-    """Which of all differences remain with Holm's correction; nothing where there is none to test."""
-    if not p:
-        return []
+def remaining(p: Mapping[Comparison, float]) -> dict[tuple[str, str], list[int]]:
+    """Numbers of network calls whose differences remain with Holm's correction, ascending, by panel and run."""
     found: dict[tuple[str, str], list[int]] = {}
     for (title, label, count), value in p.items():
         if value < 1 - LEVEL:
             found.setdefault((title, label), []).append(count)
-    lines = [f"- {label}, network calls: {', '.join(map(str, sorted(counts)))}" for (_, label), counts in found.items()]
+    return {run: sorted(counts) for run, counts in found.items()}
+
+
+def verdict(p: Mapping[Comparison, float]) -> list[str]:
+    """Which of all differences remain with Holm's correction; nothing where there is none to test."""
+    if not p:
+        return []
+    lines = [f"- {label}, network calls: {', '.join(map(str, counts))}" for (_, label), counts in remaining(p).items()]
     head = f"Differences that remain with Holm's correction for all {len(p)} comparisons with network calls:"
     return ["## All comparisons", head if lines else f"{head} none.", *(["\n".join(lines)] if lines else [])]
 
@@ -181,11 +186,11 @@ def spoken(panel: Panel, p: Mapping[Comparison, float]) -> str:
     """What the differences of a panel say, a sentence for each run; `p` are those of `corrected`, for all panels."""
     first, lines = next(iter(panel.calls)), []
     for label in list(panel.calls)[1:]:
-        better: dict[str, list[str]] = {"better": [], "worse": []}
-        for count, difference in panel.difference(label).items():
-            if p.get((panel.title, label, count), 1.0) < 1 - LEVEL:
-                better["better" if difference.estimate < 0 else "worse"].append(str(count))
-        found = [f"{word} with {', '.join(counts)} network calls" for word, counts in better.items() if counts]
+        differences = panel.difference(label)
+        signs: dict[str, list[str]] = {"better": [], "worse": []}
+        for count in remaining(p).get((panel.title, label), []):
+            signs["better" if differences[count].estimate < 0 else "worse"].append(str(count))
+        found = [f"{word} with {', '.join(counts)} network calls" for word, counts in signs.items() if counts]
         lines.append(
             f"{label} is {' and '.join(found)} than {first}, with others no difference was detected."
             if found
