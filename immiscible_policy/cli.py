@@ -37,6 +37,7 @@ class Option:
     default: Any  # value when the word is absent; `REQUIRED` when there is none
     help: str  # one line for `--help`
     synonym: str | None = None  # another spelling of its key
+    section: str = "options"  # its title in `--help`
 
 
 REQUIRED = object()

@@ -25,6 +25,7 @@ Train a policy on a task's demonstrations, evaluate every checkpoint, summarise 
 
   python train_policy.py noise=knn k=2 seed=0..2
   python train_policy.py noise=linear data=PATH out=runs/mine steps=2000 episodes=20
+  python train_policy.py task=none data=PATH obs=qpos,front   (no simulator: held-out episodes are scored)
   python train_policy.py experiment=table2 data=PATH out=runs/table2   (a grid: a run for each arm, resumed)
   python train_policy.py experiment=table2 seed=0..249 data=PATH launcher=ray cluster=auto   (docs/clusters.md)
 """

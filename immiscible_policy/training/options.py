@@ -293,9 +293,11 @@ class Schema(Generic[Config]):
     def help(self, usage: str, words: Sequence[str] = ()) -> str:
         """What `--help` prints; with `noise=module:Class` among the other words also the options of that class."""
         given = split_words([word for word in words if not asks_for_help([word])], self.synonyms)
-        base = described(COMMON)
-        for key, option in described(self.base).items():
-            base[key] = option if option.help or key not in base else replace(base[key], default=option.default)
+        common, own = described(COMMON), described(self.base)
+        for key, option in own.items():
+            if key in common:
+                own[key] = replace(option, help=option.help or common[key].help, section=common[key].section)
+        base = common | own
         for key, option in base.items():
             optional = key not in self.fields or "None" in self.fields[key].type or "null:" in option.help
             if option.default == "null" and not optional:
@@ -303,17 +305,20 @@ class Schema(Generic[Config]):
         names = {word: group_choices(directory) for word, directory in self.groups.items()}
         choices = {word: Option(str, UNSHOWN, "|".join(known)) for word, known in names.items()}
         sections: dict[str, dict[str, Option]] = {"choices": choices}
+        parts: dict[str, dict[str, Option]] = {}
         for part in self.parts:
             known = list(registered(part.group, part.built_in))
             choices[part.word] = replace(base.pop(part.word), help=f"{'|'.join(known)}, or module:Class")
             for name in dict.fromkeys([*part.built_in, *filter(None, given.get(part.word, "").split(","))]):
-                sections[f"options of {part.word}={name}"] = part.help(name, self.fields)
+                parts[f"options of {part.word}={name}"] = part.help(name, self.fields)
+        for key in sorted(base, key=[*own, *common].index):  # what is special to the base before what all have
+            sections.setdefault(base[key].section, {})[key] = base[key]
         scales = {name: read_file(f"{self.groups['scale']}/{name}") for name in names["scale"]}
+        sections |= parts
         sections["set by scale="] = {
             name: Option(str, UNSHOWN, " ".join(f"{key}={_text(value)}" for key, value in values.items()))
             for name, values in scales.items()
         }
-        sections["options"] = base
         return help_text(usage, {title: options for title, options in sections.items() if options})
 
     def swept(self, given: Mapping[str, str]) -> dict[str, list[str]]:
@@ -425,15 +430,22 @@ def read_file(name: str) -> dict[str, Any]:
 
 
 def described(name: str) -> dict[str, Option]:
-    """The options in a configuration file, with what its comments say of each, for `--help`."""
-    texts, last, path = {}, "", config_dir() / f"{name}.yaml"
+    """The options in a configuration file, with what its comments say of each, for `--help`.
+
+    A comment of its own after an empty line is the title of the section that follows.
+    """
+    texts: dict[str, str] = {}
+    sections: dict[str, str] = {}
+    last, section, path = "", "options", config_dir() / f"{name}.yaml"
     for line in path.read_text().splitlines() if path.exists() else []:
         if entry := re.match(r"(\w+):[^#]*(?:# (.*))?$", line):
-            last, texts[entry[1]] = entry[1], entry[2] or ""
+            last, texts[entry[1]], sections[entry[1]] = entry[1], entry[2] or "", section
+        elif title := re.match(r"# (.*)", line):
+            section = title[1] if texts else section
         elif more := re.match(r" +# (.*)", line):
             texts[last] += f" {more[1]}"
     values = {key: value["name"] if isinstance(value, dict) else value for key, value in read_file(name).items()}
-    return {key: Option(str, _text(value), texts[key]) for key, value in values.items()}
+    return {key: Option(str, _text(value), texts[key], section=sections[key]) for key, value in values.items()}
 
 
 def read_value(key: str, text: str) -> Any:

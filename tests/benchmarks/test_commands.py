@@ -38,7 +38,9 @@ def all_positive(values):
 
 
 @pytest.mark.parametrize("peers", PEERS)
-def test_step(tmp_path, peers):
+def test_step(tmp_path, peers, monkeypatch):
+    if peers == "none":
+        monkeypatch.setattr("benchmarks.step.compile_seconds", lambda: 1.0)  # starts two processes
     figures = quick("step", tmp_path, f"peers={peers}")
     arms = {f"{noise} {engine}" for noise in ("vanilla", "linear") for engine in ("eager", "fast")}
     peer = {"LeRobot"} if peers == "all" else set()

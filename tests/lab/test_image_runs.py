@@ -201,7 +201,7 @@ def test_steps_gives_stable_diffusion_the_prompts_of_its_images(images, tmp_path
     """Noise by c2ot compares them, and would be refused without."""
     monkeypatch.setattr(steps, "LAYERS", 5)
     monkeypatch.setattr(steps, "SHOWN", (0, 2, 4))
-    words = ("model=sd", "scale=cpu", "pretrained=tiny", "noise=c2ot", "steps=1", "batch_size=4", "samples=2",
+    words = ("model=sd", "scale=cpu", "pretrained=tiny", "noise=c2ot", "steps=1", "batch_size=50", "samples=2",
              "sampling_steps=2", "wandb=disabled", "guidance=1")  # fmt: skip
     done = here("train_image.py", f"data={images}", f"out={tmp_path / 'run'}", *words)
     assert done.returncode == 0, done.stderr

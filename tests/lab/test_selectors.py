@@ -2,13 +2,21 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 
+from immiscible_policy.lab import selectors
+from immiscible_policy.noise.audit import budget
+from immiscible_policy.noise.prediction import fit_mlp_prediction
 from tests.training.helpers import here, refused, write_small_store
 
 
-def test_the_table_of_selectors(tmp_path):
+def test_the_table_of_selectors(tmp_path, monkeypatch):
+    short = partial(fit_mlp_prediction, steps=10)
+    monkeypatch.setattr(budget, "PROBES", (budget.PROBES[0], short))
+    for module in (budget, selectors):
+        monkeypatch.setattr(module, "fit_mlp_prediction", short)
     store = write_small_store(tmp_path / "small.zarr", episodes=6, steps=40)
     words = (f"data={store}", "batch_size=32", "batches=3", f"out={tmp_path / 'out'}")
     result = here("-m", "immiscible_policy.lab", "selectors", *words)

@@ -61,19 +61,19 @@ def train(out: Path, store: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(store, tmp_path_factory):
-    """Three seeds of each: by entry-point names, and by dotted paths with options of their own."""
+    """Two seeds of each: by entry-point names, and by dotted paths with options of their own."""
     parent = tmp_path_factory.mktemp("runs")
-    train(parent / "vanilla", store, "task=reach", "seed=0..2")
+    train(parent / "vanilla", store, "task=reach", "seed=0..1")
     train(
-        parent / "tempered", store, "task=reach_lab.reach:Reach", "task.radius=0.3", "seed=0..2",
+        parent / "tempered", store, "task=reach_lab.reach:Reach", "task.radius=0.3", "seed=0..1",
         "noise=reach_lab.tempered:Tempered", "noise.temperature=0.1", "noise.k=4",
     )  # fmt: skip
     return parent
 
 
-def test_three_seeds_train_and_their_rows_carry_the_tasks_metrics(runs):
+def test_seeds_train_and_their_rows_carry_the_tasks_metrics(runs):
     for run in ("vanilla", "tempered"):
-        for seed in range(3):
+        for seed in range(2):
             lines = (runs / run / f"seed_{seed}/episodes.csv").read_text().splitlines()
             assert set(lines[0].split(",")) == {"checkpoint", "start", "seed", *METRICS.split(","), "steps"}
             assert len(lines) == 1 + 3 * 3
@@ -96,9 +96,10 @@ def test_an_entry_point_is_the_class_that_it_names(runs, store, tmp_path):
     assert len(weights) > 3 and all(ours[name] == theirs[name] for name in weights)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(runs, store, tmp_path, site):
     out = tmp_path / "run"
-    words = [*SMALL, f"data={store}", f"out={out}", "task=reach", "seed=0..2"]
+    words = [*SMALL, f"data={store}", f"out={out}", "task=reach", "seed=0..1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train_policy.py"), *words],
@@ -112,7 +113,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs, store, tmp_path, site):
     process.wait()
     result = here("train_policy.py", *words, "resume=true")
     assert result.returncode == 0, result.stderr + result.stdout
-    for seed in range(3):
+    for seed in range(2):
         ours, theirs = (tree(run / f"seed_{seed}") for run in (out, runs / "vanilla"))
         weights = [name for name in theirs if name.endswith(".safetensors")]
         assert weights and all(ours[name] == theirs[name] for name in weights)

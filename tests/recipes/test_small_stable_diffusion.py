@@ -55,6 +55,7 @@ def shades(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_from_a_data_set_to_clipscores(shades, tmp_path):
     """The CLIP tells shades apart that it was shown, and the Stable Diffusion trains on the parts."""
     data = (f"data={shades}", "dataset=cifar10")

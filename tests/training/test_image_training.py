@@ -103,6 +103,7 @@ def test_without_a_crop_frames_stay_whole_and_the_policy_sees_their_middle(windo
     assert torch.equal(whole.loss(batch), whole.loss(middle))
 
 
+@pytest.mark.slow
 def test_the_loss_is_one_graph(windows):
     """`torch.compile` finds nothing in it that would fall back to Python: it can be captured."""
     ours = objective(windows)

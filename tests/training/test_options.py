@@ -1,5 +1,6 @@
 """The option system: files and schemas name the same keys, parts bring their own options, names tell runs apart."""
 
+import re
 from dataclasses import MISSING, fields
 
 import pytest
@@ -148,6 +149,15 @@ def test_long_names_are_cut_and_stay_apart():
 def test_the_default_model_of_images_has_its_network():
     assert IMAGES.compose(["data=x", "scale=cpu"]) == IMAGES.compose(["data=x", "scale=cpu", "model=ddim"])
     assert IMAGES.compose(["data=x", "scale=cpu"]).channels == [32, 48, 64]
+
+
+@pytest.mark.parametrize("schema", [ROBOTS, IMAGES])
+def test_help_shows_every_option_once_and_what_most_people_use_first(schema):
+    sections = [block.split("\n") for block in schema.help("usage:").split("\n\n")]
+    keys = {head[:-1]: [line.split()[0] for line in lines if re.match(r"  \w", line)] for head, *lines in sections[1:]}
+    shown = [key for title, own in keys.items() if "=" not in title for key in own]
+    assert sorted(shown) == sorted({*schema.fields, *schema.groups})
+    assert list(keys)[:2] == ["choices", "most used"] and len(keys["most used"]) <= 12
 
 
 def test_help_has_the_options_of_a_class_from_elsewhere(own_module):
