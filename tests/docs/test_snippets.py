@@ -81,6 +81,7 @@ def hurried(monkeypatch):
     for user in ("rendering", "teleop"):  # whoever was imported before holds the name itself
         monkeypatch.setattr(f"immiscible_envs.{user}.Window", Window)
     monkeypatch.setattr("immiscible_policy.results.writer.provenance", over)
+    monkeypatch.setattr("immiscible_policy.training.duration.sample_seconds", lambda *_: 1e-3)
     monkeypatch.setattr("immiscible_policy.training.launchers.on_ray._require_answer", lambda cluster: None)
     monkeypatch.setattr("immiscible_envs.expert.make_episodes", lambda *_: iter([small_arrays((20,))[0]]))
     monkeypatch.setattr("immiscible_policy.commands.demos.download.download", lambda url, out: out)
