@@ -83,7 +83,8 @@ def load_policy(
     if compile:
         agent.policy.network = torch.compile(agent.policy.network, dynamic=False)  # type: ignore[assignment]
     task = recorded_task(chosen.config)
-    inputs = Inputs(agent.spec, task.keys(agent.obs), chosen.metadata.get("widths", {}))
+    known = {key: chosen.metadata.get(key, {}) for key in ("widths", "sizes")}
+    inputs = Inputs(agent.spec, task.keys(agent.obs), **known)
     return RobotPolicy(agent, inputs, seed=seed, pad_to=pad_to)
 
 
@@ -231,26 +232,38 @@ class Inputs:
         spec: What the policy was built from.
         keys: Names of cameras and arrays; the arrays in the order in which their numbers follow one another.
         widths: Numbers of each array, where they are known.
+        sizes: Height and width [px] of each camera's frames in training, where they are known. Frames that are not
+            scaled must have them.
     """
 
-    def __init__(self, spec: PolicySpec, keys: Sequence[str], widths: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        keys: Sequence[str],
+        widths: Mapping[str, int] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.cameras = spec.encoder.cameras if spec.encoder else ()
         self.arrays = tuple(key for key in keys if key not in self.cameras)
         self.obs_dim, self.scales = spec.obs_dim, bool(spec.encoder and spec.encoder.resize)
         self.side = 0 if spec.encoder is None else 1 if self.scales else spec.encoder.crop
+        self.sizes = {} if self.scales else {camera: (size[0], size[1]) for camera, size in (sizes or {}).items()}
         known = {self.arrays[0]: spec.obs_dim} if len(self.arrays) == 1 else widths or {}
         self.widths = {key: known[key] for key in self.arrays} if set(self.arrays) <= set(known) else {}
 
     def __str__(self) -> str:
         least = "" if self.scales else f" of {self.side} pixels or more"
-        cameras = [f"{camera} (H, W, 3) uint8{least}" for camera in self.cameras]
+        free = dict.fromkeys(self.cameras, f"(H, W, 3) uint8{least}")
+        fixed = {camera: f"({height}, {width}, 3) uint8" for camera, (height, width) in self.sizes.items()}
+        cameras = [f"{camera} {shape}" for camera, shape in (free | fixed).items()]
         together = f"{' and '.join(self.arrays)} of {self.obs_dim} numbers together"
         arrays = [f"{key} ({width},)" for key, width in self.widths.items()] or [together]
         return ", ".join([*cameras, *arrays])
 
     def blank(self, rows: int) -> Observed:
         """So many rows of zeros."""
-        frames = {camera: np.zeros((rows, self.side, self.side, 3), np.uint8) for camera in self.cameras}
+        sizes = dict.fromkeys(self.cameras, (self.side, self.side)) | self.sizes
+        frames = {camera: np.zeros((rows, *size, 3), np.uint8) for camera, size in sizes.items()}
         return Observed(np.zeros((rows, self.obs_dim)), frames)
 
     def read(self, observation: Observation) -> tuple[Observed, tuple[int, ...]]:
@@ -266,7 +279,7 @@ class Inputs:
         batched = next(iter(frames.values())).ndim == 4 if frames else joined
         lead = next(iter((frames or parts).values())).shape[:batched]
         for camera, frame in frames.items():
-            if not self._shows(frame, lead):
+            if not self._shows(camera, frame, lead):
                 raise self._refusal(f"{camera} {_described(frame)}")
         if len({frame.shape for frame in frames.values()}) > 1 and not self.scales:
             sizes = ", ".join(f"{camera} {frame.shape}" for camera, frame in frames.items())
@@ -294,10 +307,11 @@ class Inputs:
                 raise ValueError(f"the observation has no '{key}'; this policy wants {self}")
         return {key: _array(key, observation[key]) for key in (*self.cameras, *self.arrays)}
 
-    def _shows(self, frame: Array, lead: tuple[int, ...]) -> bool:
-        """Whether this is a picture that is large enough, or B of them."""
+    def _shows(self, camera: str, frame: Array, lead: tuple[int, ...]) -> bool:
+        """Whether this is a picture, or B of them, of the camera's size; if that is unknown, one large enough."""
         pictures = frame.dtype == np.uint8 and frame.ndim == len(lead) + 3 and frame.shape[-1] == 3
-        return pictures and frame.shape[: len(lead)] == lead and min(frame.shape[-3:-1]) >= self.side
+        fits = pictures and frame.shape[: len(lead)] == lead and min(frame.shape[-3:-1]) >= self.side
+        return fits and self.sizes.get(camera, frame.shape[-3:-1]) == frame.shape[-3:-1]
 
     def _refusal(self, shown: str) -> ValueError:
         return ValueError(f"the observation has {shown}; this policy wants {self}, or B of each")

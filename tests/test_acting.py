@@ -209,6 +209,19 @@ def test_cameras_of_two_sizes_are_refused():
     assert list(inputs.read(arm(wrist=wrist, front=wrist))[0].frames) == ["front", "wrist"]
 
 
+def test_frames_have_the_size_of_training_unless_they_are_scaled():
+    """A larger frame would be cropped to another part of the scene."""
+    keys, known = ("qpos", "front", "gripper"), {"front": [24, 32]}
+    inputs, larger = Inputs(ARM, keys, sizes=known), np.zeros((48, 64, 3), np.uint8)
+    assert inputs.read(arm())[0].frames["front"].shape == inputs.blank(1).frames["front"].shape == (1, 24, 32, 3)
+    with pytest.raises(
+        ValueError, match=r"front of shape \(48, 64, 3\) .* this policy wants front \(24, 32, 3\) uint8, "
+    ):
+        inputs.read(arm(front=larger))
+    scaling = replace(ARM, encoder=replace(ARM.encoder, resize=(20, 20)))
+    assert Inputs(scaling, keys, sizes=known).read(arm(front=larger))[0].frames["front"].shape == (1, 48, 64, 3)
+
+
 def test_the_number_of_robots_changes_with_a_reset_alone():
     policy = arm_policy()
     policy.act(arm(2))
@@ -275,6 +288,7 @@ def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     policy = load_policy(tmp_path / "run", seed=0)
+    assert str(policy.inputs).startswith(f"{cameras[0]} (24, 24, 3) uint8, {cameras[1]} (24, 24, 3) uint8, ")
     seen = {camera: np.zeros((24, 24, 3), np.uint8) for camera in cameras}
     action = policy.act(seen | {numbers[0]: np.zeros(5), numbers[1]: np.zeros(7)})
     assert str(policy.inputs).endswith("observation.ee_pose (5,), observation.qpos (7,)")

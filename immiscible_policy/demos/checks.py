@@ -46,6 +46,14 @@ def is_camera(array: Any) -> bool:
     return len(array.shape) == 4 and array.shape[3] == 3
 
 
+def channels_first(array: Any) -> bool:
+    """Whether an array (shape and dtype are enough) seems to hold pictures (T, 3, H, W), which none is read from."""
+    return len(array.shape) == 4 and array.shape[1] == 3 and not is_camera(array) and str(array.dtype) == "uint8"
+
+
+LAST = "pictures are (T, H, W, 3), channels last"
+
+
 def place(step: int, episode_ends: np.ndarray) -> str:
     """Say where a step lies: counted over the whole store, and inside its episode."""
     episode = int(np.searchsorted(episode_ends, step, side="right"))
@@ -72,6 +80,8 @@ def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column])
             yield f"data/{name} has dtype {dtype}; it should hold {kinds} numbers"
         if not shape or not column.fits(shape[1:]):
             yield f"data/{name} has shape {shape}; it should be {column}"
+        elif channels_first(array):
+            yield f"data/{name} has shape {shape}; {LAST}"
     lengths = {name: array.shape[0] for name, array in arrays.items() if array.shape}
     if len(set(lengths.values())) > 1:
         yield "the arrays differ in length: " + ", ".join(f"data/{name} {n}" for name, n in lengths.items())

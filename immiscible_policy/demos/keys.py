@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.demos.checks import is_camera
+from immiscible_policy.demos.checks import LAST, channels_first, is_camera
 from immiscible_policy.demos.store import Stored, contents
 
 MOST_NUMBERS = 1024
@@ -43,6 +43,7 @@ def _require(option: str, key: str, stored: Mapping[str, Stored], fits: Callable
         raise CommandError(f"{option}={key}: there is no {key}; what fits: {_listed(stored, fits)}")
     if not fits(stored[key]):
         what = f"{key} has shape {shape_text(stored[key])} and dtype {stored[key].dtype}"
+        what += f" ({LAST})" if channels_first(stored[key]) else ""
         raise CommandError(f"{option}={key}: {what}; what fits: {_listed(stored, fits)}")
 
 
@@ -51,7 +52,8 @@ def _listed(stored: Mapping[str, Stored], fits: Callable[[Stored], bool]) -> str
 
 
 def _is_seen(array: Stored) -> bool:
-    return is_camera(array) or (_is_number(array) and 1 <= math.prod(array.shape[1:]) <= MOST_NUMBERS)
+    numbers = _is_number(array) and not channels_first(array)
+    return is_camera(array) or (numbers and 1 <= math.prod(array.shape[1:]) <= MOST_NUMBERS)
 
 
 def _is_action(array: Stored) -> bool:

@@ -374,8 +374,12 @@ class RobotRecipe:
             reached = recording.scores.mean(1).tolist()
             return Media(pictures, {primary(task).name: list(enumerate(reached))[::EPISODE_EVERY]})
 
-        widths = {name: len(values.low) for name, values in self.loaded.observation.items()}
-        return Work(policy, objective, spec_metadata(self.spec) | {"widths": widths}, measure, by_step, media)
+        footage = None if self.config.resize else self.loaded.training.footage
+        about = {
+            "widths": {name: len(values.low) for name, values in self.loaded.observation.items()},
+            "sizes": {name: list(camera.shape[1:3]) for name, camera in footage.frames.items()} if footage else {},
+        }
+        return Work(policy, objective, spec_metadata(self.spec) | about, measure, by_step, media)
 
     @cached_property
     def r2(self) -> float | None:

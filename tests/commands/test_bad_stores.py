@@ -112,6 +112,8 @@ STORES = {
     "infinite": (put("action", (0, 0), np.inf), "data/action[0] is inf at step 0"),
     "flat cameras": (spoil_zarr(lambda arrays, ends: arrays.update(qpos=arrays["front"][..., 0].repeat(5, 2))),
                      "qpos has shape (T, 16, 80) and dtype uint8; what fits"),
+    "channels first": (spoil_zarr(lambda arrays, ends: arrays.update(qpos=np.moveaxis(arrays["front"], -1, 1))),
+                       "qpos has shape (T, 3, 16, 16) and dtype uint8 (pictures are (T, H, W, 3), channels last)"),
     "no text": (texts, "action=action: action has shape (T) and dtype"),
     "a camera as action": (spoil_zarr(lambda arrays, ends: arrays.update(action=arrays["front"])),
                            "action has shape (T, 16, 16, 3) and dtype uint8; what fits: ee_pose (T, 5), qpos (T, 7)"),

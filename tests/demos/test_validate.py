@@ -113,6 +113,13 @@ def test_structure_is_checked_first(tmp_path):
     assert lines[1] == "data/action has shape (51, 1); it should be (T, 2)"
 
 
+def test_pictures_with_the_channels_first_are_named(tmp_path):
+    arrays, ends = small_arrays(image=4)
+    front = np.moveaxis(arrays["img"], -1, 1).astype(np.uint8)
+    (line,) = validate.problems(write_plain(tmp_path / "a.zarr", arrays | {"front": front}, ends))
+    assert line == "data/front has shape (51, 3, 4, 4); pictures are (T, H, W, 3), channels last"
+
+
 @pytest.mark.parametrize("ends", [[12, 12, 51], [12, 40], [12, 90]])
 def test_episode_ends_are_checked(tmp_path, ends):
     (line,) = problems(write_plain(tmp_path / "a.zarr", small_arrays()[0], ends))
