@@ -216,6 +216,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         sys.path.append("")
     try:
         code = main(sys.argv[1:])
+    except BrokenPipeError:  # whoever reads has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + getattr(signal, "SIGPIPE", 13)) from None
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,5 +1,6 @@
 """The command-line habits: typed words, one-line errors, exit code 2."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_exit_codes(body, code, message):
     script = f"from immiscible_policy.cli import run\ndef main(words):\n    {body}\nrun(main)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (code, message)
+
+
+def test_a_reader_who_has_seen_enough_gets_no_message():
+    script = (
+        "from immiscible_policy.cli import run\nrun(lambda words: [print('line') for _ in range(100_000)] and None)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout.readline() == b"line\n"
+    writer.stdout.close()
+    assert writer.stderr.read() == b"" and writer.wait() == 128 + signal.SIGPIPE
 
 
 def test_a_programming_error_keeps_its_traceback():

@@ -54,6 +54,11 @@ class ImageConfig(DiffusionConfig):
     sampling_steps: int | None = number("[1, 1e5]")
     samples: int = number("[1, 1e5]")
 
+    @property
+    def unused(self) -> set[str]:
+        """Also the options of other models."""
+        return super().unused | {key for key, models in OF_MODEL.items() if self.model not in models}
+
 
 def fill(options: dict[str, Any]) -> None:
     """Choose what `ddim` predicts; a model knows how it is sampled best."""

@@ -17,6 +17,10 @@ from immiscible_policy.training.options import Part, Schema, choice, number
 
 PREDICTIONS = {"diffusion": ddpm.PREDICTIONS, "flow": flow.PREDICTIONS}
 """What the network of a method may predict, the default first; the others predict the clean sample."""
+CAMERAS = ("images", "resize", "crop", "encoder_width", "shared_encoder")
+STARTS = ("episodes", "starts")
+SELECTION = {"exclude": "none", "select_for": "action", "select_at": "all"}
+"""Options that say what noise is selected for, and their defaults."""
 SAMPLING = ("solver", "sampling_steps", "spacing")
 SAMPLINGS = {
     "diffusion": ("ddim", 10, "trailing"),
@@ -65,6 +69,24 @@ class RobotConfig(DiffusionConfig):
     episodes: int = number("[1, 1e5]")
     starts: str
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether an observation of the task without images is seen; arrays of a store may be cameras."""
+        return self.obs != "image" and self.obs in find_task(**self.task).observations
+
+    @property
+    def unused(self) -> set[str]:
+        """Also what cameras, starts, selection, a teacher and so on would need, where there are none."""
+        idle = {
+            CAMERAS: self.is_blind,
+            STARTS: not find_task(**self.task).has_environment,
+            ("select_over", *SELECTION): self.noise["name"] == "vanilla",
+            ("residual_mean",): self.select_for != "residual",
+            ("teacher_calls",): not self.teacher,
+            ("mirror_batches",): not self.mirror,
+        }
+        return super().unused.union(*(keys for keys, holds in idle.items() if holds))
+
 
 def fill(options: dict[str, Any]) -> None:
     """Choose what task and method decide, such as the first observation, the prediction and the solver."""
@@ -94,9 +116,8 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
         check_held_out(config, given)
     if config.mirror_batches and not (config.mirror and config.batch_size % 2 == 0):
         raise CommandError("mirror_batches=true: needs mirror=true and an even batch_size=")
-    blind = config.obs != "image" and config.obs in task.observations
-    for key in ("images", "resize", "crop", "encoder_width", "shared_encoder"):
-        if key in given and blind:
+    for key in CAMERAS:
+        if key in given and config.is_blind:
             raise CommandError(f"{key}={given[key]}: obs={config.obs} sees no images; use obs=image")
     if config.mirror_batches and config.select_over > 1:
         raise CommandError(f"select_over={config.select_over}: mirror_batches=true needs select_over=1")
@@ -122,7 +143,7 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
         raise CommandError(f"teacher_calls={config.teacher_calls}: there is no teacher; add teacher=RUN")
     if "residual_mean" in given and config.select_for != "residual":
         raise CommandError(f"residual_mean={config.residual_mean}: nothing is predicted; add select_for=residual")
-    for key, plain in {"exclude": "none", "select_for": "action", "select_at": "all"}.items():
+    for key, plain in SELECTION.items():
         value = getattr(config, key)
         if name == "vanilla" and value != plain:
             raise CommandError(f"{key}={value}: noise=vanilla selects no noise for a sample; leave {key}= out")
@@ -131,7 +152,7 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
 def check_held_out(config: RobotConfig, given: Mapping[str, str]) -> None:
     """Refuse starts where there is no environment, and to hold nothing out where that is all that is scored."""
     scored = f"task={config.task['name']} is scored on the episodes that validation= holds out"
-    for key in ("episodes", "starts"):
+    for key in STARTS:
         if key in given:
             raise CommandError(f"{key}={given[key]}: {scored}; leave {key}= out")
     if not config.validation:

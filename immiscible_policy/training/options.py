@@ -126,6 +126,11 @@ class RunConfig:
         """What decides the result: a resumed run must agree on all of it."""
         return {key: value for key, value in asdict(self).items() if key not in SETTINGS_OF_PLACE}
 
+    @property
+    def unused(self) -> set[str]:
+        """Options that decide nothing in this training, which its plan leaves out."""
+        return {key for key, value in asdict(self).items() if value is None} | {"resume", "dry_run"}
+
     def to_yaml(self) -> str:
         """The resolved options as YAML."""
         return yaml.safe_dump(asdict(self), sort_keys=False)

@@ -27,6 +27,16 @@ def test_defaults_are_resolved():
     assert config.out.startswith("runs/")
 
 
+def test_options_that_decide_nothing_are_known():
+    """They are left out of the plan, and change no run that has none of what they need."""
+    blind, own = compose_config(["noise=vanilla"]), compose_config(["task=none", "obs=qpos", "noise=knn", "data=x"])
+    assert {"crop", "select_for", "teacher_calls", "mirror_batches", "epochs"} < blind.unused
+    assert not {"episodes", "starts", "horizon", "method"} & blind.unused
+    assert {"episodes", "starts", "residual_mean"} < own.unused and not {"crop", "select_for"} & own.unused
+    assert not {"crop", "images"} & compose_config(["obs=image"]).unused
+    assert "residual_mean" not in compose_config(["noise=knn", "select_for=residual"]).unused
+
+
 def test_paper_scale_is_the_published_network_schedule_and_sampler():
     """65.8 M parameters; 3,000 epochs, a checkpoint every 50; DDPM over all 100 steps of the chain."""
     paper, cpu = compose_config(["scale=paper"]), compose_config(["scale=cpu"])
