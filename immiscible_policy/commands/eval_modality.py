@@ -91,6 +91,8 @@ def main(words: list[str]) -> None:
     if sum(map(len, solvers.values())) > len(COLOURS):
         crowd = f"{len(runs)} runs under {len(solvers[next(iter(runs))])} solvers"
         raise CommandError(f"{crowd} are too many for one picture; at most {len(COLOURS)} fit")
+    first = next(iter(runs.values())).config["noise"]["name"]
+    first_departs = [] if first == "vanilla" else [f"the first run has noise={first} (published: vanilla)"]
     arms = []
     with Console(stderr=True).status("") as status:
 
@@ -102,7 +104,7 @@ def main(words: list[str]) -> None:
                 how = (modes[name], options["repetitions"], solver, options["device"])
                 arm = measure(run, demos[name], kept[name], *how, show)
                 several = f" {solver.name}{solver.steps}" if len(solvers[name]) > 1 else ""
-                arms.append(replace(arm, name=name + several))
+                arms.append(replace(arm, name=name + several, departures=[*first_departs, *arm.departures]))
     write_result(options["out"] / "modality", figures(arms), markdown(arms), evolution_figure(arms))
     save_figure(paths_figure(arms), options["out"] / "paths.png")
     print(markdown(arms))

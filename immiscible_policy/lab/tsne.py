@@ -78,7 +78,7 @@ def measure(options: Document) -> Findings:
         name, k, data = "action chunks", K_ACTIONS, demonstrated_actions(find_task(options["task"]), options["data"])
     require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(data)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
-    sections: Sections = {f"noise of {name}": noise_maps(data, k, options)}
+    sections: Sections = {f"noise of {name}": noise_maps(data, options["k"] or k, options)}
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {}
     for run, checkpoint in models.items():
@@ -204,6 +204,7 @@ OPTIONS = {
     "data": lab_runs.DATA,
     "noises": Option(COUNT, 100, "noises of each sample"),
     "starts": Option(COUNT, 128, "start noises of the predictions"),
+    "k": Option(COUNT, None, f"candidates of KNN; absent: {K_ACTIONS} for actions, {K_IMAGES} for images"),
     "batch_size": Option(COUNT, 256, "batch within which assignment pairs"),
     "device": device_option(),
     "seed": SEED,

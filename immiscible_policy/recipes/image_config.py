@@ -105,6 +105,7 @@ SCHEMA = Schema(
     presets={
         "model_scale": ("model", "scale"),
         "recipe_scale": ("recipe", "scale"),
+        "init_scale": ("init", "scale"),
         "noise_model": ("noise", "model"),
     },
     synonyms=SYNONYMS,

@@ -308,7 +308,8 @@ class Schema(Generic[Config]):
             if option.default == "null" and not optional:
                 base[key] = replace(option, default=UNSHOWN, help=f"{option.help} (set by scale=)")
         names = {word: group_choices(directory) for word, directory in self.groups.items()}
-        choices = {word: Option(str, UNSHOWN, "|".join(known)) for word, known in names.items()}
+        plain = Option(str, UNSHOWN, "")
+        choices = {word: replace(base.pop(word, plain), help="|".join(known)) for word, known in names.items()}
         sections: dict[str, dict[str, Option]] = {"choices": choices}
         parts: dict[str, dict[str, Option]] = {}
         for part in self.parts:

@@ -1,6 +1,7 @@
 """Rollouts from symmetric starts, what is counted of them, and the command."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -306,8 +307,14 @@ def test_the_command_writes_tables_and_pictures(run: Path, tmp_path: Path, monke
     assert arm["demonstrated"] == [42, 42, 0]
     text = (out / "modality.md").read_text()
     assert text in capsys.readouterr().out and "repetitions=1 (published: 50)" in text
+    assert "the first run has noise" not in text
     with pytest.raises(ValueError, match="already has a modality.json"):
         main(words)
+    file = tmp_path / "knn/config.yaml"
+    shutil.copytree(run, file.parent)
+    file.write_text(file.read_text().replace("name: vanilla", "name: knn"))
+    assert main([f"runs={file.parent}", f"out={tmp_path / 'other'}", *words[2:], "checkpoints=last"]) is None
+    assert "the first run has noise=knn (published: vanilla)" in (tmp_path / "other/modality.md").read_text()
 
 
 def test_each_run_under_each_sampler_as_if_it_were_the_only_one(run: Path, tmp_path: Path, monkeypatch):

@@ -77,3 +77,9 @@ def test_the_experiment_without_models_maps_the_actions_and_reproduces():
 def test_bad_options_are_refused_in_one_line(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}"):
         tsne.measure(OPTIONS | {key: value})
+
+
+def test_noise_is_mapped_with_the_candidates_that_are_asked_for():
+    data, few = torch.randn(12, 8, generator=generator()), {"noises": 6, "batch_size": 6}
+    maps = tsne.noise_maps(data, 5, OPTIONS | few)
+    assert list(maps) == ["vanilla", "KNN k=5", "assignment, batch 6"]
