@@ -58,13 +58,22 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and accelerator."""
+    """Processor, cores, accelerator, and whether trainings with `precision=auto` compute in bfloat16 on it."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name[^:\n]*:(.*)$", text, flags=re.M)
     processor = model[1].strip() if model else platform.processor()
-    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+    bf16 = native_bf16("cuda" if gpu else "cpu")
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu, "bf16": bf16}
+
+
+def native_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 natively."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def versions() -> dict[str, str | None]:

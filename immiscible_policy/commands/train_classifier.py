@@ -12,9 +12,8 @@ from torch import Tensor
 from immiscible_policy.cli import COUNT, REQUIRED, SEED, CommandError, Option, parse, program, require_writable, whole
 from immiscible_policy.image.data import load_images
 from immiscible_policy.image.evaluation.classifier import CLASSES, ClassifierSpec
-from immiscible_policy.provenance import command, versions, without_places
+from immiscible_policy.provenance import command, native_bf16, versions, without_places
 from immiscible_policy.recipes.classifier import ClassifierTraining, accuracy, save_classifier, train_classifier
-from immiscible_policy.training.options import native_bf16
 
 USAGE = """\
 usage: python -m immiscible_policy.commands.train_classifier data=PATH out=FILE.safetensors [KEY=VALUE ...]

@@ -37,6 +37,7 @@ from immiscible_policy.cli import (
     unknown,
 )
 from immiscible_policy.extensions import defaults, describe, find_factory, registered
+from immiscible_policy.provenance import native_bf16
 from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory
 from immiscible_policy.training.loggers import require_loggers
 from immiscible_policy.training.processes import process_group
@@ -554,14 +555,6 @@ def _resolve(config: RunConfig, device: str) -> None:
     config.eval_every = config.checkpoint_every if config.eval_every is None else config.eval_every
     if config.launcher in CLUSTERS and config.parallel is None:
         config.parallel = 1  # the cluster decides
-
-
-def native_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 natively."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_run(config: RunConfig) -> None:
