@@ -62,12 +62,12 @@ def modes_of(demos: Demonstrations, task: Task, modes: Modes) -> list[int]:
 
 def describe(demos: Demonstrations, task: Task) -> Iterator[str]:
     """Say what demonstrations hold, line by line; images are read to find their range."""
-    fps = demos.fps or task.fps
-    lengths, minutes = demos.lengths, len(demos) / fps / 60
+    fps = demos.fps or (task.fps if task.has_environment else None)  # nobody says how fast a robot was recorded
+    lengths, lasting = demos.lengths, f" ({len(demos) / fps / 60:.1f} minutes at {fps:g} Hz)" if fps else ""
     yield _line("store", demos.path)
     yield _line("task", task.name)
     yield _line("episodes", f"{demos.n_episodes:,}")
-    yield _line("steps", f"{len(demos):,} ({minutes:.1f} minutes at {fps:g} Hz)")
+    yield _line("steps", f"{len(demos):,}{lasting}")
     yield _line("episode length", f"{lengths.min()} to {lengths.max()} steps, median {np.median(lengths):g}")
     if task.modes is not None:
         counts = np.bincount(modes_of(demos, task, task.modes), minlength=len(task.modes.names))
