@@ -332,4 +332,13 @@ def _quality_table(complete: Document, first: str) -> str:
             pairs = zip(reached["steps"].values(), reached["seconds"].values(), strict=True)
             row.append(", ".join("never" if step is None else f"{step:,} ({took:,.0f} s)" for step, took in pairs))
         rows += [row] if len(row) > 1 else []
-    return table(["steps (seconds) to", *(f"{share:.2f} of {first}'s best" for share in SHARES)], rows)
+    shares = complete[first].get("to_quality", {})
+    targets = {
+        share: next(reached[key] for key in reached.keys() - {"steps", "seconds"}) for share, reached in shares.items()
+    }
+    falling = list(targets.values()) != sorted(targets.values())  # where lower is better, a smaller share lies higher
+    heads = [
+        f"{target:.3f}: " + (f"{1 / float(share):.2f} times" if falling else f"{share} of") + f" {first}'s best"
+        for share, target in targets.items()
+    ]
+    return table(["steps (seconds) to", *heads], rows)

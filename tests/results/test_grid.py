@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from immiscible_policy.results.grid import write_grid
+from immiscible_policy.results.grid import _quality_table, write_grid
 from immiscible_policy.training.options import read_file
 from tests.results.runs import write_run
 
@@ -102,8 +102,17 @@ def test_steps_and_seconds_to_a_share_of_the_first_arms_maximum(grid):
     assert set(vanilla["seconds"].values()) == {6 * SECONDS} and set(knn["seconds"].values()) == {4 * SECONDS}
     high = figures["arms"]["vanilla"]["to_quality"]["0.95"]["steps"]
     assert high == {"0": 1500, "1": 1500, "2": 1500}
+    assert "| steps (seconds) to | 0.496: 0.80 of vanilla's best | 0.558: 0.90 of" in text
     write_arm(grid / "slow", -0.3)
     assert "never, never, never" in result(grid, (*GAIN, "slow"))[1]
+
+
+def test_where_lower_is_better_a_share_is_a_multiple_of_the_best():
+    once = {"steps": {"0": 500}, "seconds": {"0": 7.0}}
+    entry = {"to_quality": {"0.80": {"energy_score": 0.1} | once, "0.95": {"energy_score": 0.0842} | once}}
+    head, _, row = _quality_table({"plain": entry}, "plain").splitlines()
+    assert head == "| steps (seconds) to | 0.100: 1.25 times plain's best | 0.084: 1.05 times plain's best |"
+    assert row == "| plain | 500 (7 s) | 500 (7 s) |"
 
 
 def test_the_noise_audit_is_the_mean_over_seeds(grid):
