@@ -39,7 +39,7 @@ OPTIONS = {
     "run": Option(Path, None, "run directory"),
     "checkpoint": Option(Path, None, "a checkpoint (also .ckpt or LeRobot), or a run or seed (its best)"),
     "checkpoints": Option(str, "all", "checkpoints of a run: all, best (primary metric in training) or last"),
-    "task": Option(str, DEFAULT, "task of a checkpoint that names none"),
+    "task": Option(str, None, f"task of a checkpoint that names none; absent: {DEFAULT}"),
     "episodes": Option(COUNT, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
     **solving.OPTIONS,
@@ -54,7 +54,11 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     chosen = _chosen(options)
-    task = recorded_task(chosen[0].config, options["task"])
+    task = recorded_task(chosen[0].config, options["task"] or DEFAULT)
+    if options["task"] not in (None, task.name):
+        raise CommandError(
+            f"task={options['task']}: {chosen[0].path} is a policy for task={task.name}; leave task= out"
+        )
     solver, starts = solving.chosen_solver(chosen[0], options), task.starts(options["starts"], options["episodes"])
     if not task.has_environment:
         _require_no_starts(task, options)
@@ -77,7 +81,10 @@ def main(words: list[str]) -> None:
     console.print(_table(rows, task, title))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
-    if options["run"] and options["starts"] == "fresh":
+    others = [f"{key}=" for key in solving.OPTIONS if options[key] is not None]
+    if options["run"] and options["starts"] == "fresh" and others:
+        print(f"max_fresh is of the run's own sampling: these episodes, with {' '.join(others)}, are not added to it")
+    elif options["run"] and options["starts"] == "fresh":
         run = RunDirectory(options["run"])
         for seed in sorted({row.seed for row in rows}):
             run.seed(seed).append_fresh(row for row in rows if row.seed == seed)

@@ -12,6 +12,7 @@ from typing import Any
 
 from immiscible_policy.cli import CommandError, require_writable, split_words, unknown
 from immiscible_policy.training.options import Schema, directory_name, group_choices, in_name, read_file, read_value
+from immiscible_policy.training.processes import process_group
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def train_grid(
             with _noted(arm, failures):
                 run = RunDirectory(str(recipes[arm].config.out))
                 conclude(kind, run, [failed[job] for job in own if job in failed])
-    if not first.dry_run:
+    if not first.dry_run and process_group().rank == 0:
         print(f"\n{write(grid, recipes)}")
     if failures:
         raise CommandError("; ".join(failures))

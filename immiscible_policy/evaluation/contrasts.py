@@ -46,7 +46,8 @@ def contrasts(
     """Compare arms with the first; scores are (seeds, starts), with the same seeds and starts in every arm.
 
     All arms estimate the variance; Holm's correction counts those `named`, or all but the first. A difference of
-    proportions that is the same everywhere has the interval of `statistics.interval`; `detectable` is 0 there.
+    proportions that is the same everywhere has the interval of `statistics.interval`; `detectable` is 0 there. The p of
+    a difference that nowhere varies is NaN and does not count; of one seed and one start there is no interval.
 
     Raises:
         ValueError: If the scores differ in shape.
@@ -73,6 +74,8 @@ def contrasts(
         least = half + _root(widths[arm], POWER)
         if proportion and not half:
             half = interval(differences[arm], proportion).high - estimates[arm]
+        if not varied:
+            half = math.nan
         ends = Interval(estimates[arm], estimates[arm] - half, estimates[arm] + half, " and ".join(varied) or "nothing")
         results[arm] = Contrast(ends, p[arm], corrected[arm], least)
     return results
@@ -94,7 +97,9 @@ def _root(widths: Widths, quantile: float) -> float:
 
 
 def _p_value(estimate: float, widths: Widths) -> float:
-    """1 - level at which the interval ends at 0; 0 below 1e-15."""
+    """1 - level at which the interval ends at 0; 0 below 1e-15; NaN for a difference that nowhere varies."""
+    if estimate and not any(variance for _, variance in widths):
+        return math.nan
     if not estimate or _half(widths, 1 - 1e-15) < abs(estimate):
         return float(not estimate)
     return float(10 ** optimize.brentq(lambda power: _half(widths, 1 - 10**power) - abs(estimate), -15, 0))
@@ -103,10 +108,12 @@ def _p_value(estimate: float, widths: Widths) -> float:
 def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """Values of p corrected for their number (Holm, 1979).
 
-    The smallest is multiplied by their number, the next by one less, ..., none below its predecessor.
+    The smallest is multiplied by their number, the next by one less, ..., none below its predecessor. NaN stays NaN and
+    does not count.
     """
-    corrected, floor = {}, 0.0
-    for place, (arm, value) in enumerate(sorted(p.items(), key=lambda entry: entry[1])):
-        floor = max(floor, min(1.0, (len(p) - place) * value))
+    known = {arm: value for arm, value in p.items() if not math.isnan(value)}
+    corrected, floor = dict.fromkeys(p, math.nan), 0.0
+    for place, (arm, value) in enumerate(sorted(known.items(), key=lambda entry: entry[1])):
+        floor = max(floor, min(1.0, (len(known) - place) * value))
         corrected[arm] = floor
     return corrected

@@ -26,7 +26,7 @@ from immiscible_policy.noise.costs import (
 from immiscible_policy.noise.inputs import check, draw, flatten, is_number, is_whole, require_finite
 from immiscible_policy.noise.pairing import solve
 from immiscible_policy.noise.potentials import Potentials, fit_potentials
-from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.noise.schedule import Schedule, spread
 
 LARGEST_POOL = 64
 
@@ -60,7 +60,7 @@ class Assignment:
 
     With a pool of 1 the noise of the batch stays exactly Gaussian: it is `torch.randn(x.shape, generator=g)`,
     reordered. A larger pool gets closer to the samples and leaves the farthest noises unused. While the schedule's
-    strength s is below 1, the first round(s * B) samples (of a shuffled batch: any) are paired and the others keep
+    strength s is below 1, round(s * B) samples, evenly spread over the batch, are paired and the others keep
     vanilla noise.
 
     Raises:
@@ -102,11 +102,17 @@ class Assignment:
         if paired < 2 and self.pool == 1 or paired == 0:
             return require_finite(x, noise[: len(x)], norms)
         require_finite(x, noise, norms.cpu())  # the solver waits for the device anyway
-        pooled = noise.unflatten(0, (self.pool, len(x)))[:, :paired].flatten(0, 1)  # (pool * paired, ...)
-        counts = None if counts is None else counts[:paired]
-        condition = None if condition is None else condition[:paired]
-        choice = self.pair(flat[:paired], pooled.flatten(1).to(flat.dtype), counts, condition)
-        return torch.cat([pooled[choice.to(noise.device)], noise[paired : len(x)]])
+        rows = slice(None) if paired == len(x) else spread(paired, len(x)).to(x.device)
+        pooled = noise.unflatten(0, (self.pool, len(x)))[:, rows].flatten(0, 1)  # (pool * paired, ...)
+        counts = None if counts is None else counts[rows]
+        condition = None if condition is None else condition[rows]
+        choice = self.pair(flat[rows], pooled.flatten(1).to(flat.dtype), counts, condition)
+        chosen = pooled[choice.to(noise.device)]
+        if paired == len(x):
+            return chosen
+        result = noise[: len(x)].clone()
+        result[rows] = chosen
+        return result
 
     def fitted(self, x: Tensor) -> Assignment:
         """This assignment with potentials for samples x (N, ...), unless conditions decide which pairs are cheap."""

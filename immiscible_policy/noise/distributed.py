@@ -20,8 +20,7 @@ class AcrossProcesses:
     """A selector for the global batch, P * B samples in the order of the ranks, of `torch.distributed`'s processes.
 
     The first process selects for all of them, with its generator: the noise is that of one process with the global
-    batch. Where nothing is distributed, it is the plain selector. While a schedule's strength is below 1, the samples
-    paired are the first of that batch, so the first processes' before the last ones'.
+    batch. Where nothing is distributed, it is the plain selector.
     """
 
     select: Selector  # the selector for the whole batch

@@ -14,7 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from immiscible_policy.noise.inputs import is_whole
+
+
+def spread(count: int, total: int) -> Tensor:
+    """So many of the numbers 0..total-1, evenly spread and increasing, int64: those of a batch that are selected for.
+
+    Batches that are chosen together, or originals and their mirror images, then have equal shares.
+    """
+    return torch.arange(count) * total // max(count, 1)
 
 
 @dataclass(frozen=True)

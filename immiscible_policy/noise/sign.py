@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.noise.inputs import check, draw, flatten, require_finite
-from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.noise.schedule import Schedule, spread
 
 
 @dataclass(frozen=True)
 class Sign:
     """Plain noise, mirrored where its inner product with the sample is negative.
 
-    While the schedule's strength s is below 1, the first round(s * B) samples (of a shuffled batch: any) are treated so
-    and the others keep vanilla noise.
+    While the schedule's strength s is below 1, round(s * B) samples, evenly spread over the batch, are treated so and
+    the others keep vanilla noise.
 
     Attributes:
         start: First training step with selection.
@@ -58,7 +58,9 @@ class Sign:
         flat, _ = flatten(x, mask)
         noise = draw(x, generator)
         away = (noise.flatten(1).to(flat.dtype) * flat).sum(dim=1) < 0  # (B,)
-        away[round(self.schedule.strength(step) * len(x)) :] = False
+        treated = torch.zeros_like(away)
+        treated[spread(round(self.schedule.strength(step) * len(x)), len(x)).to(x.device)] = True
+        away &= treated
         turned = torch.where(away.reshape(-1, *[1] * (x.ndim - 1)), -noise, noise)
         return require_finite(x, turned, torch.linalg.vector_norm(flat, dim=1))
 

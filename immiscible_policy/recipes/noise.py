@@ -37,8 +37,13 @@ class NoiseOptions:
         return fitted(samples) if fitted is not None and self.fit else self.select
 
 
-def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float) -> NoiseOptions:
+def noise_options(
+    noise: Mapping[str, Any], *, steps: int, batch_size: int, steps_per_epoch: float, select_over: int = 1
+) -> NoiseOptions:
     """Check a run's noise, `name` and options as configured, and turn epochs into steps.
+
+    The `batch_size` samples whose noise is chosen together are those of `select_over` steps, of which a schedule sees
+    the first.
 
     Raises ValueError if an option is unusable, or nothing would ever be selected.
     """
@@ -50,6 +55,7 @@ def noise_options(noise: Mapping[str, Any], *, steps: int, batch_size: int, step
     schedule = getattr(select, "schedule", None)
     if schedule is not None:
         given = " ".join(f"{key}={noise[key]}" for key in ("start", "stop", "ramp") if noise.get(key))
+        steps -= (steps - 1) % select_over  # the last that a schedule sees, and those before it
         if schedule.start >= steps:
             late = f"would first select at step {schedule.start:,} of steps={steps}"
             raise ValueError(f"{given}: noise={noise['name']} {late}; give an earlier start= or more steps=")

@@ -12,7 +12,7 @@ from immiscible_policy.noise import CONDITIONAL_MEANS
 from immiscible_policy.path import ddpm, flow
 from immiscible_policy.path.flow import TIMES
 from immiscible_policy.recipes.options import NOISE, SYNONYMS, DiffusionConfig, check_noise
-from immiscible_policy.tasks.task import BUILT_IN, GROUP, find_task
+from immiscible_policy.tasks.task import BUILT_IN, FIRST_START, GROUP, find_task
 from immiscible_policy.training.options import Part, Schema, choice, number
 
 PREDICTIONS = {"diffusion": ddpm.PREDICTIONS, "flow": flow.PREDICTIONS}
@@ -84,6 +84,8 @@ class RobotConfig(DiffusionConfig):
             ("residual_mean",): self.select_for != "residual",
             ("teacher_calls",): not self.teacher,
             ("mirror_batches",): not self.mirror,
+            ("diffusion_steps",): self.method == "flow",
+            ("sampling_steps", "spacing", "eta"): self.method in ("regression", "mip"),
         }
         return super().unused.union(*(keys for keys, holds in idle.items() if holds))
 
@@ -134,6 +136,11 @@ def check(config: RobotConfig, given: Mapping[str, str]) -> None:
     for key, owner in {"times": "flow", "teacher": "flow", "min_snr": "diffusion"}.items():
         if key in given and method != owner:
             raise CommandError(f"{key}={given[key]}: method={method} has no {key}; use method={owner}")
+    if config.times == "calls" and config.solver == "heun":
+        why = "learns the times of solver=euler; heun calls the network at others"
+        raise CommandError(f"solver=heun: {'teacher=' if config.teacher else 'times=calls'} {why}; leave solver= out")
+    if "episodes" in given and config.starts not in FIRST_START:
+        raise CommandError(f"episodes={config.episodes}: starts={config.starts} names every start; leave episodes= out")
     if method != "diffusion" and config.select_at != "all":
         why = f"method={method} has no diffusion steps; add method=diffusion, or leave select_at= out"
         raise CommandError(f"select_at={config.select_at}: {why}")

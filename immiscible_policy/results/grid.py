@@ -135,7 +135,9 @@ def _contrasts(
         "kind": "last10",
         "power": POWER,
         "arms": {
-            arm: figures(result.interval) | {"p": result.p, "p_holm": result.p_holm, "detectable": result.detectable}
+            arm: figures(result.interval)
+            | {key: None if math.isnan(p) else p for key, p in (("p", result.p), ("p_holm", result.p_holm))}
+            | {"detectable": result.detectable}
             for arm, result in results.items()
         },
     }
@@ -203,11 +205,13 @@ def _to_quality(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed, metri
     """Steps and seconds of each seed to shares of the first arm's best score, its best mean over seeds.
 
     A share is divided by where lower is better: 0.80 stands for 1.25 of the score. None where no evaluated checkpoint
-    reaches it.
+    reaches it. Nothing where the best is negative, of which a share is no goal.
     """
     means = [metric.sign * of_seed.values[metric.name].mean(axis=1) for of_seed in first.values()]
     comparable = len({len(curve) for curve in means}) == 1
     best = metric.sign * float(np.mean(means, axis=0).max()) if comparable else math.nan
+    if best < 0:
+        return {}
     rows = {seed: [row for row in run.seed(seed).metrics() if "seconds" in row] for seed in own}
     reached: Document = {}
     for share in SHARES:
@@ -318,7 +322,8 @@ def _contrast_table(tested: Document, first: str, last: str) -> str:
     rows = []
     for arm, entry in tested["arms"].items():
         least = f"{entry['detectable']:.3f}" if entry["detectable"] else "unknown"
-        rows.append([arm, text(entry, "+.3f"), f"{entry['p']:.2g}", f"{entry['p_holm']:.2g}", least])
+        p, holm = ("-" if entry[key] is None else f"{entry[key]:.2g}" for key in ("p", "p_holm"))
+        rows.append([arm, text(entry, "+.3f"), p, holm, least])
     name = f"{tested['metric']}, {last}"
     power = f"detectable with power {tested['power']:.0%}"
     return table([f"{name}, one model of all arms", f"- {first}", "p", "p (Holm)", power], rows)

@@ -125,7 +125,8 @@ class RunConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: a resumed run must agree on all of it."""
-        return {key: value for key, value in asdict(self).items() if key not in SETTINGS_OF_PLACE}
+        kind = {"device": self.device.partition(":")[0]}  # which one of several is a matter of place
+        return {key: value for key, value in (asdict(self) | kind).items() if key not in SETTINGS_OF_PLACE}
 
     @property
     def unused(self) -> set[str]:
@@ -260,6 +261,11 @@ class Schema(Generic[Config]):
                 raise CommandError(f"{key}={text}: {why}; it can be given with {', '.join(sorted(takes))}")
         recorded = asdict(self.read(run)) | {"out": str(run.path), "resume": True, "dry_run": False}
         config = self.typed(recorded | {key: self._value(key, text) for key, text in given.items()}, given)
+        if config.device != "cpu" and config.launcher not in CLUSTERS:
+            if not torch.cuda.is_available():
+                why = f"was trained on device={config.device}, and no CUDA device is visible here"
+                raise CommandError(f"resume={run.path}: {why}; continue it on a machine with one")
+            config.device = own_device("cuda" if process_group().size > 1 else config.device)
         self._check(config, given)
         return config
 
@@ -342,7 +348,7 @@ class Schema(Generic[Config]):
     def _composed(self, given: Mapping[str, str]) -> Config:
         base = read_file(COMMON) | read_file(self.base)
         device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
-        chosen = base | {"scale": "cpu" if device == "cpu" else "paper", "experiment": None} | dict(given)
+        chosen = base | {"scale": "cpu", "experiment": None} | dict(given)
         for word, directory in self.groups.items():
             chosen = chosen | read_file(f"{directory}/{chosen[word]}") | dict(given)
         files = {directory: chosen[word] for word, directory in self.groups.items() if chosen[word]}
@@ -544,9 +550,14 @@ def resolve_device(text: str, launcher: str = "local") -> str:
     return text
 
 
+def own_device(device: str) -> str:
+    """The device of this process: its own GPU where several train together on `cuda`."""
+    return f"cuda:{process_group().local_rank}" if device == "cuda" and process_group().size > 1 else device
+
+
 def _resolve(config: RunConfig, device: str) -> None:
     """Replace what the defaults leave open."""
-    config.device = f"cuda:{process_group().local_rank}" if device == "cuda" and process_group().size > 1 else device
+    config.device = own_device(device)
     if config.precision == "auto":
         if device != "cpu" and not torch.cuda.is_available():
             raise CommandError("precision=auto: no CUDA device is visible here to decide; use precision=bf16 or fp32")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.commands import train_grid
 from immiscible_policy.commands.train_grid import read_grid
 from immiscible_policy.commands.train_policy import departures
 from immiscible_policy.recipes import robot
@@ -15,6 +16,7 @@ from immiscible_policy.recipes.robot_config import SCHEMA, compose_config
 from immiscible_policy.tasks import open_demonstrations
 from immiscible_policy.training import driver, workers
 from immiscible_policy.training.options import config_dir
+from immiscible_policy.training.processes import ProcessGroup
 from tests.training.helpers import here, refused, tree, write_small_store
 
 TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=6", "warmup_steps=1",
@@ -145,7 +147,7 @@ def test_only_experiments_with_arms_are_grids():
     assert robot_grid(["noise=knn", "k=2"]) is None
 
 
-def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path):
+def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path, monkeypatch):
     arms = "arms=vanilla,knn_k2,linear"
     words = ("experiment=table2", arms, *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
     plan = here("train_policy.py", *words, "dry_run=true")
@@ -165,6 +167,8 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     assert result.stdout.count("finished already") == 2
     assert {arm: tree(tmp_path / "grid" / arm) for arm in before} == before
     assert "| linear | 0." in result.stdout and "incomplete" not in result.stdout
+    monkeypatch.setattr(train_grid, "process_group", lambda: ProcessGroup(1, 2, 1))  # the first process writes alone
+    assert "| linear | 0." not in here("train_policy.py", *words).stdout
 
 
 def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch):

@@ -242,7 +242,13 @@ def test_fresh_starts_enter_the_summary(finished, tmp_path):
     result = here("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2")
     assert result.returncode == 0, result.stderr
     assert "max_fresh" in json.loads((out / "summary.json").read_text())["pooled"]["coverage"]
-    assert [row.start for row in read_rows(out / "seed_1" / "fresh.csv", PushT.metrics)] == [200_000, 200_001]
+    fresh = read_rows(out / "seed_1" / "fresh.csv", PushT.metrics)
+    assert [row.start for row in fresh] == [200_000, 200_001]
+    words = (f"run={out}", "checkpoints=best", "starts=fresh", "episodes=1")
+    other = here("eval_policy.py", *words, "sampling_steps=1")
+    assert "with sampling_steps=, are not added to it" in other.stdout
+    assert read_rows(out / "seed_1" / "fresh.csv", PushT.metrics) == fresh
+    assert "is a policy for task=pusht" in refused(here("eval_policy.py", *words, "task=avoid"))
 
 
 def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):

@@ -1,10 +1,12 @@
 """Contrasts of a grid: the paired interval for two arms, levels that hold, Holm by hand, power that holds."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from immiscible_policy.evaluation.contrasts import contrasts
+from immiscible_policy.evaluation.contrasts import contrasts, holm
 from immiscible_policy.evaluation.statistics import difference_arms, interval
 
 
@@ -49,7 +51,20 @@ def test_holm_by_hand_counts_the_named_contrasts():
 def test_equal_scores_differ_in_nothing():
     arms = {arm: np.full((2, 3), 0.5) for arm in ("vanilla", "knn")}
     assert contrasts(arms, "vanilla")["knn"].p == 1.0
-    assert contrasts(arms | {"knn": np.full((2, 3), 0.6)}, "vanilla")["knn"].p == 0.0
+
+
+def test_a_difference_that_nowhere_varies_is_not_tested_and_does_not_count():
+    arms = {"vanilla": np.zeros((3, 4)), "same": np.ones((3, 4)), "other": np.arange(12.0).reshape(3, 4) % 5}
+    found = contrasts(arms, "vanilla")
+    assert 0 < found["same"].p < 1 and 0 < found["other"].p < 1  # the pooled variance of seeds is that of `other`
+    alone = contrasts({"vanilla": np.zeros((3, 4)), "same": np.ones((3, 4))}, "vanilla")["same"]
+    assert math.isnan(alone.p) and math.isnan(alone.p_holm)
+    assert holm({"a": 0.02, "b": math.nan, "c": 0.5})["a"] == pytest.approx(0.04)
+
+
+def test_one_seed_and_one_start_have_no_interval():
+    found = contrasts({"vanilla": np.full((1, 1), 0.5), "knn": np.full((1, 1), 0.6)}, "vanilla")["knn"]
+    assert math.isnan(found.interval.low) and math.isnan(found.p) and found.interval.over == "nothing"
 
 
 def test_intervals_hold_their_level_and_the_detectable_difference_its_power():

@@ -362,11 +362,11 @@ def test_pairing_begins_at_start_grows_over_the_ramp_and_ends_at_stop():
     def changed(step):
         noise = select(x, step=step, generator=generator(1))
         assert rows(noise) == rows(plain)
-        moved = (noise != plain).any(dim=1).nonzero()[:, 0].tolist()
-        return max(moved) + 1 if moved else 0
+        return set((noise != plain).any(dim=1).nonzero()[:, 0].tolist())
 
-    assert [changed(step) for step in (0, 9, 40, 100)] == [0, 0, 0, 0]
-    assert changed(14) <= 10 < changed(25)
+    assert not any(changed(step) for step in (0, 9, 40, 100))
+    assert changed(14) <= set(range(0, 20, 2)) and len(changed(14)) > 5  # half of the batch, evenly spread
+    assert len(changed(25)) > 10
     assert torch.equal(select(x, step=25, generator=generator(1)), make_selector("linear")(x, generator=generator(1)))
 
 

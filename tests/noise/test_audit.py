@@ -467,6 +467,14 @@ def test_an_audit_on_cuda_is_that_on_the_cpu():
     assert on_cuda.target.vanilla == pytest.approx(on_cpu.target.vanilla, rel=1e-4)
 
 
+@pytest.mark.gpu
+def test_on_cuda_a_selector_gets_a_generator_of_the_samples_device():
+    def own(x, *, generator=None, **others):
+        return torch.randn(x.shape, generator=generator, device=x.device)
+
+    assert audit(own, normal(200, 8).cuda(), batch_size=64, batches=3).selected.variance == pytest.approx(1, abs=0.1)
+
+
 def test_prior_shift_finds_the_length_of_the_mean_noise_that_a_condition_meets():
     condition = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
     plain = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
@@ -498,6 +506,19 @@ def test_prior_shift_shows_what_assignment_does_across_conditions_and_c2ot_does_
     assert within.prior_shift < 0.3
     assert "mean noise of a condition" in across.table() and across.as_dict()["prior_shift"] == across.prior_shift
     assert audit(make_selector("linear"), x).prior_shift is None
+
+
+@pytest.mark.parametrize("select", [make_selector("linear"), make_selector("knn", k=64)], ids=["linear", "knn"])
+def test_samples_that_are_met_again_are_no_prior_shift(select):
+    """Of 512 samples each is in half of the batches, with conditions that have nothing to do with it."""
+    squares = []
+    for seed in range(6):
+        x, condition = normal(512, 8, seed=seed), normal(512, 40, seed=seed + 100)
+        result = audit(select, x, condition=condition, batch_size=256, batches=8)
+        noise, conditions = result.pairs.noise.flatten(0, 1), condition[result.pairs.rows.flatten()]
+        squares.append((result.prior_shift**2, prior_shift(conditions, noise) ** 2))
+    kept_apart, mixed = np.mean(squares, axis=0)
+    assert kept_apart < 0.1 < 3 * kept_apart + 0.1 < mixed
 
 
 def test_prior_shift_needs_a_condition_for_each_noise():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from immiscible_policy.noise import make_selector
-from immiscible_policy.noise.schedule import Schedule
+from immiscible_policy.noise.schedule import Schedule, spread
 
 
 def test_without_a_schedule_selection_is_always_on_and_needs_no_step():
@@ -14,6 +14,13 @@ def test_without_a_schedule_selection_is_always_on_and_needs_no_step():
 def test_switched_on_and_off_at_once():
     strength = Schedule(start=3, stop=6).strength
     assert [strength(step) for step in range(8)] == [0, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_shares_of_a_batch_are_evenly_spread():
+    assert spread(3, 8).tolist() == [0, 2, 5] and spread(8, 8).tolist() == list(range(8)) and len(spread(0, 8)) == 0
+    for parts in (2, 4):  # of batches chosen together each gets its share
+        counts = torch.bincount(spread(20, 64) * parts // 64, minlength=parts)
+        assert counts.max() - counts.min() <= 1
 
 
 def test_ramps_up_after_start_and_down_before_stop():

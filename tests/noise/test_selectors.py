@@ -217,7 +217,7 @@ def test_sign_follows_its_schedule():
     select, whole = make_selector("sign", start=10, ramp=3), make_selector("sign")(x, generator=generator(1))
     assert torch.equal(select(x, step=9, generator=generator(1)), plain)
     half = select(x, step=11, generator=generator(1))
-    assert torch.equal(half[:4], whole[:4]) and torch.equal(half[4:], plain[4:])
+    assert torch.equal(half[::2], whole[::2]) and torch.equal(half[1::2], plain[1::2])
     assert torch.equal(select(x, step=13, generator=generator(1)), whole)
 
 

@@ -46,6 +46,16 @@ def objective(store, choice, **options):
     return RobotObjective(recipe.policy(0), windows, choice, batch_size=16, accumulate=1, seed=0, **options)
 
 
+def test_a_schedule_that_batches_chosen_together_never_meet_is_refused():
+    """They see the step of their first batch: of 8 steps in eights that is step 0."""
+    options = {"steps": 8, "batch_size": 128, "steps_per_epoch": 10.0}
+    known = {"name": "linear", "start": 7}
+    assert noise_options(known, **options).select.schedule.start == 7
+    with pytest.raises(ValueError, match=r"start=7: noise=linear would first select at step 7"):
+        noise_options(known, select_over=8, **options)
+    assert noise_options(known | {"start": 8}, select_over=8, **(options | {"steps": 9})).select.schedule.start == 8
+
+
 def test_levels_are_read_and_refused():
     assert diffusion_levels("all", 100) is None
     assert list(diffusion_levels("0..49", 100)) == list(range(50)) and list(diffusion_levels("99..99", 100)) == [99]

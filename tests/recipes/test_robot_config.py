@@ -1,6 +1,10 @@
 """Composition of options: presets, selector options, and one line for every mistake."""
 
+import re
+from dataclasses import replace
+
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from immiscible_policy.cli import CommandError, parse_range
@@ -25,6 +29,38 @@ def test_defaults_are_resolved():
     assert config.eval_every == config.checkpoint_every
     assert config.precision in ("fp32", "bf16") and config.threads >= 1
     assert config.out.startswith("runs/")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["times=calls", "solver=heun"], "times=calls learns the times of solver=euler"),
+        (["starts=3..5", "episodes=20"], "starts=3..5 names every start"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words, said):
+    with pytest.raises(CommandError, match=re.escape(said)):
+        compose_config(words)
+
+
+def test_the_same_words_train_the_same_on_every_device(monkeypatch):
+    here = compose_config(["device=cpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    there = compose_config([])
+    assert there.device == "cuda" and here.identity | {"device": "cuda", "precision": "bf16"} == there.identity
+
+
+def test_a_run_of_a_gpu_is_continued_on_one_alone_and_on_any(tmp_path, monkeypatch):
+    config = compose_config(["device=cpu", f"out={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(replace(config, device="cuda:3", precision="fp32").to_yaml())
+    with pytest.raises(CommandError, match="was trained on device=cuda:3, and no CUDA device is visible here"):
+        compose_config([f"resume={tmp_path}"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert compose_config([f"resume={tmp_path}"]).identity["device"] == "cuda"
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert compose_config([f"resume={tmp_path}"]).device == "cuda:1"
 
 
 def test_options_that_decide_nothing_are_known():
@@ -96,7 +132,7 @@ def test_every_configuration_file_is_covered():
     directories = {*SCHEMA.groups.values(), *IMAGES.groups.values()}
     choices = {f"{directory}/{name}.yaml" for directory in directories for name in group_choices(directory)}
     together = {f"obs_scale/image_{scale}.yaml" for scale in group_choices("robot_scale")}
-    together |= {"method_scale/diffusion_paper.yaml"}
+    together |= {"method_scale/diffusion_paper.yaml", "init_scale/pretrained_paper.yaml"}
     together |= {f"recipe_scale/{name}.yaml" for name in ("ct_cpu", "ct_paper", "ict_paper")}
     together |= {f"model_scale/{model}_{scale}.yaml" for model in group_choices("model")
                  for scale in group_choices("image_scale")}  # fmt: skip

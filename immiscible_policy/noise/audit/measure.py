@@ -194,7 +194,7 @@ def audit(
         ValueError: For unusable x, condition, mask, sizes or alpha_bars.
     """
     require_levels(alpha_bars)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
     pairs = _draw(select, x, batch_size, batches, condition, mask, step, generator)
     rows, count, dims = pairs.rows, pairs.rows.numel(), x[0].numel()
     noise = pairs.noise.flatten(0, 1).flatten(1)
@@ -209,7 +209,7 @@ def audit(
         ks=ks_normal(noise),
         gaussian=gaussian_kl(noise) if count > dims else None,
         correlation=correlation(pairs.x.flatten(0, 1), noise.reshape(count, *x.shape[1:])),
-        prior_shift=None if of_pairs is None else prior_shift(of_pairs, noise),
+        prior_shift=None if of_pairs is None else prior_shift(of_pairs, noise, rows.flatten()),
         target=target_variance(
             select,
             x[few],
@@ -236,7 +236,7 @@ def distance_change(
     generator: torch.Generator | None = None,
 ) -> DistanceChange:
     """Measure how much nearer to its sample the selected noise lies (2505.18521, Table 4), with `audit`'s arguments."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
     return _change(_draw(select, x, batch_size, batches, None, mask, None, generator))
 
 

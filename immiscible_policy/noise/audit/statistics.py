@@ -250,14 +250,15 @@ def correlation(x: Tensor, noise: Tensor) -> Correlation:
     return Correlation(float(_pearson(a, b).mean()), float(_pearson(a.mean(1, True), b.mean(1, True))))
 
 
-def prior_shift(condition: Tensor, noise: Tensor) -> float:
+def prior_shift(condition: Tensor, noise: Tensor, group: Tensor | None = None) -> float:
     """Root mean square length of the mean noise that a condition meets in training, at least; 0 for plain noise.
 
     Sampling starts from N(0, I) whatever the condition, so this is how far training and sampling part (C2OT, arXiv
     2503.10636, calls it the skewed prior). Two ridge regressions, each fitted on one half, predict the mean noise from
     the condition. Their errors are independent, so the mean product of the predictions is free of them: it is the
     mean squared length of that part of the mean noise which is linear in the condition. 0 where it is negative.
-    Conditions (N, ...) belong to the noise (N, ...) that was selected under them.
+    Conditions (N, ...) belong to the noise (N, ...) that was selected under them. Pairs of one group (N,), such as the
+    sample, fall into the same half, for they have the same errors. Without groups, or with one, each pair is its own.
 
     Raises:
         ValueError: If the rows differ in number, are fewer than 4, or hold NaN or infinity.
@@ -269,7 +270,11 @@ def prior_shift(condition: Tensor, noise: Tensor) -> float:
     c = (c - c.mean(dim=0))[:, varies] / c.std(dim=0)[varies]
     c = torch.cat([c.new_ones(len(c), 1), c], dim=1)
     predictions = []
-    for half in (slice(len(c) // 2), slice(len(c) // 2, None)):
+    second = torch.arange(len(c), device=c.device) >= len(c) // 2
+    if group is not None and (groups := len(group.unique())) > 1:
+        dealt = torch.randperm(groups, generator=torch.Generator().manual_seed(0)) % 2 == 1
+        second = dealt.to(c.device)[group.to(c.device).unique(return_inverse=True)[1]]
+    for half in (~second, second):
         rows = c[half]
         penalty = RIDGE * len(rows) * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
         predictions.append(c @ torch.linalg.solve(rows.T @ rows + penalty, rows.T @ e[half]))
