@@ -65,6 +65,12 @@ def test_the_longer_panel_of_flow_matching_says_which_gains_remain():
     assert len(gains) == 4 and max(gains) < 0
     said = " ".join((ROOT / "docs/results.md").read_text().split())
     assert "comparisons (Holm) all gains with one to ten calls remain, those with 20 do not" in said
+    faster = found["flow"]["steps"]["against_first"]
+    ends = faster["flow_knn_k4"]["speedup"]
+    assert ends["low"] < 1 < ends["high"]
+    assert f"KNN reaches vanilla's best distance {ends['estimate']:.2f} [{ends['low']:.2f}, {ends['high']:.2f}]" in said
+    reached = [seed["reached"] for seed in faster["flow_linear"]["reached"]]
+    assert sorted(step for step in reached if step) == [900, 900, 1000, 1000] and len(reached) == 5
     assert "selection helps flow matching with one to ten calls" in " ".join((ROOT / "README.md").read_text().split())
 
 
