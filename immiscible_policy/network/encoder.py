@@ -69,7 +69,7 @@ class ImageEncoder(nn.Module):
 
         Of larger frames the middle is seen. Returns features (B, O * (64 K + Do)), step after step.
         """
-        pixels = to_pixels(center_crop(images, self.crop))
+        pixels = to_channels_first(center_crop(images, self.crop))
         networks = list(self.obs_nets.values()) * (len(self.cameras) // len(self.obs_nets))
         frames = [network(pixels[:, :, i].flatten(0, 1)).float() for i, network in enumerate(networks)]
         features = [frame.unflatten(0, agent.shape[:2]) for frame in frames]
@@ -153,6 +153,6 @@ def spatial_softmax(maps: Tensor) -> Tensor:
     return torch.stack([(density.sum(dim=2) * x).sum(dim=-1), (density.sum(dim=3) * y).sum(dim=-1)], dim=-1)
 
 
-def to_pixels(images: Tensor) -> Tensor:
+def to_channels_first(images: Tensor) -> Tensor:
     """Map bytes (..., H, W, 3) of 0..255 to channels first (..., 3, H, W), -1..1."""
     return images.movedim(-1, -3).float() / 127.5 - 1

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from immiscible_policy.network.encoder import ImageEncoder, to_pixels
+from immiscible_policy.network.encoder import ImageEncoder, to_channels_first
 from immiscible_policy.policy.normalizer import Normalizer
 
 THUMBNAIL = 8
@@ -76,7 +76,7 @@ class ImageObserver(nn.Module):
 
         The encoder's features would tie the noise to the parameters, so that no batch could be prepared ahead.
         """
-        newest = to_pixels(images[:, -1]).flatten(0, 1)  # (B K, 3, H, W)
+        newest = to_channels_first(images[:, -1]).flatten(0, 1)  # (B K, 3, H, W)
         thumbnails = nn.functional.adaptive_avg_pool2d(newest, THUMBNAIL).reshape(len(numbers), -1)
         return torch.cat([numbers.flatten(1), thumbnails], dim=1)
 

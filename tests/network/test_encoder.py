@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from immiscible_policy.network.crop import center_crop, random_crop
-from immiscible_policy.network.encoder import EncoderSpec, ImageEncoder, ResNet18, norm, spatial_softmax, to_pixels
+from immiscible_policy.network.encoder import (
+    EncoderSpec,
+    ImageEncoder,
+    ResNet18,
+    norm,
+    spatial_softmax,
+    to_channels_first,
+)
 
 
 def marked_frames(count=5, height=12, width=10):
@@ -55,7 +62,7 @@ def test_the_middle_of_the_middle_is_itself():
 
 def test_bytes_become_numbers_from_minus_one_to_one_channels_first():
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(4, 5, 3)
-    pixels = to_pixels(image)
+    pixels = to_channels_first(image)
     assert pixels.shape == (3, 4, 5) and torch.allclose(pixels[:, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))
 
 
@@ -113,7 +120,7 @@ def test_any_number_of_cameras(shared):
     assert torch.equal(by_step[..., 192:], agent)
     for place, camera in enumerate(spec.cameras):
         network = encoder.obs_nets["shared" if shared else camera]
-        alone = network(to_pixels(center_crop(images[:, 1, place], 40)))
+        alone = network(to_channels_first(center_crop(images[:, 1, place], 40)))
         torch.testing.assert_close(by_step[:, 1, 64 * place : 64 * place + 64], alone)
 
 
