@@ -205,7 +205,7 @@ def _to_quality(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed, metri
     """Steps and seconds of each seed to shares of the first arm's best score, its best mean over seeds.
 
     A share is divided by where lower is better: 0.80 stands for 1.25 of the score. None where no evaluated checkpoint
-    reaches it. Nothing where the best is negative, of which a share is no goal.
+    reaches it. Nothing where the best is negative: shares of it mean nothing.
     """
     means = [metric.sign * of_seed.values[metric.name].mean(axis=1) for of_seed in first.values()]
     comparable = len({len(curve) for curve in means}) == 1
