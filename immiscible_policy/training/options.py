@@ -348,7 +348,7 @@ class Schema(Generic[Config]):
     def _composed(self, given: Mapping[str, str]) -> Config:
         base = read_file(COMMON) | read_file(self.base)
         device = resolve_device(given.get("device", base["device"]), given.get("launcher", base["launcher"]))
-        chosen = base | {"scale": "cpu", "experiment": None} | dict(given)
+        chosen = base | {"experiment": None} | dict(given)
         for word, directory in self.groups.items():
             chosen = chosen | read_file(f"{directory}/{chosen[word]}") | dict(given)
         files = {directory: chosen[word] for word, directory in self.groups.items() if chosen[word]}
