@@ -14,6 +14,7 @@ import numpy as np
 
 KINDS = {"f": "floating point", "i": "signed", "u": "unsigned", "b": "boolean"}
 """Kinds of dtype that an array may have."""
+CHANNELS_LAST = "pictures are (T, H, W, 3), channels last"
 ABSURD = 1e6
 """Only numbers beyond this are asked whether they lie far out."""
 
@@ -51,9 +52,6 @@ def channels_first(array: Any) -> bool:
     return len(array.shape) == 4 and array.shape[1] == 3 and not is_camera(array) and str(array.dtype) == "uint8"
 
 
-LAST = "pictures are (T, H, W, 3), channels last"
-
-
 def place(step: int, episode_ends: np.ndarray) -> str:
     """Say where a step lies: counted over the whole store, and inside its episode."""
     episode = int(np.searchsorted(episode_ends, step, side="right"))
@@ -81,7 +79,7 @@ def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column])
         if not shape or not column.fits(shape[1:]):
             yield f"data/{name} has shape {shape}; it should be {column}"
         elif channels_first(array):
-            yield f"data/{name} has shape {shape}; {LAST}"
+            yield f"data/{name} has shape {shape}; {CHANNELS_LAST}"
     lengths = {name: array.shape[0] for name, array in arrays.items() if array.shape}
     if len(set(lengths.values())) > 1:
         yield "the arrays differ in length: " + ", ".join(f"data/{name} {n}" for name, n in lengths.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.demos.checks import LAST, channels_first, is_camera
+from immiscible_policy.demos.checks import CHANNELS_LAST, channels_first, is_camera
 from immiscible_policy.demos.store import Stored, contents
 
 MOST_NUMBERS = 1024
@@ -43,7 +43,7 @@ def _require(option: str, key: str, stored: Mapping[str, Stored], fits: Callable
         raise CommandError(f"{option}={key}: there is no {key}; what fits: {_listed(stored, fits)}")
     if not fits(stored[key]):
         what = f"{key} has shape {shape_text(stored[key])} and dtype {stored[key].dtype}"
-        what += f" ({LAST})" if channels_first(stored[key]) else ""
+        what += f" ({CHANNELS_LAST})" if channels_first(stored[key]) else ""
         raise CommandError(f"{option}={key}: {what}; what fits: {_listed(stored, fits)}")
 
 

@@ -132,8 +132,13 @@ class ImageRecipe:
         solver(config, model)
         size = config.chosen_together
         per_epoch = len(images) / config.batch_size
-        many = {"batch_size": size, "select_over": config.select_over}
-        options = noise_options(config.noise, steps=config.steps, steps_per_epoch=per_epoch, **many)
+        options = noise_options(
+            config.noise,
+            steps=config.steps,
+            batch_size=size,
+            steps_per_epoch=per_epoch,
+            select_over=config.select_over,
+        )
         require_noise(options.select, config.noise["name"], model.coder.shape)
         selection = options.memory(size, math.prod(model.coder.shape))
         return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)

@@ -203,8 +203,13 @@ class RobotRecipe:
         config = config.sized(len(windows))
         per_epoch = len(windows) / config.batch_size
         together = config.chosen_together
-        many = {"batch_size": together, "select_over": config.select_over}
-        noise = noise_options(config.noise, steps=config.steps, steps_per_epoch=per_epoch, **many)
+        noise = noise_options(
+            config.noise,
+            steps=config.steps,
+            batch_size=together,
+            steps_per_epoch=per_epoch,
+            select_over=config.select_over,
+        )
         spec = PolicySpec(
             **options_of(config, PolicySpec),
             obs_dim=windows.obs.shape[-1],

@@ -151,7 +151,8 @@ def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -
 
 def _options(config: RunConfig, seeds: list[int]) -> str:
     """The resolved options, for people."""
-    options = {key: value for key, value in asdict(config).items() if key not in config.unused}
+    unused = config.unused
+    options = {key: value for key, value in asdict(config).items() if key not in unused}
     side_by_side = (
         f"({min(config.parallel or 1, len(seeds))} at once, {config.threads} threads each of {os.cpu_count()})"
     )
