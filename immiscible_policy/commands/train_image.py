@@ -39,7 +39,8 @@ def require_measurable(grid: Grid, recipes: Mapping[str, Any]) -> None:
     extractor = make_extractor(how["features"], device=next(iter(models.values())).config.device)
     for model, recipe in models.items():
         require_enough(extractor, recipe.images, how["samples"])
-        recipe.require_calls(how["calls"] + [count for name, count in how["curve"].items() if name == model])
+        counts = how["calls"] + [count for name, count in how["curve"].items() if name == model]
+        recipe.require_calls(counts, how["spacing"])
 
 
 def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
@@ -76,7 +77,8 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     measured = []
     for title, runs in panels.items():
         model = title.partition(",")[0]
-        drawing = Drawing(how["samples"], SolverWords(steps=how["curve"].get(model)), 0, BATCH, device, None)
+        words = SolverWords(steps=how["curve"].get(model), spacing=how["spacing"])
+        drawing = Drawing(how["samples"], words, 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
         measured.append(measure_panel(title, runs, protocol, how["calls"], partial(print, flush=True)))
     p = corrected(measured)
@@ -93,5 +95,11 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
 
 BATCH = 250
 """Images drawn at a time."""
-EVALUATION: dict[str, Any] = {"samples": 2000, "features": "classifier", "calls": [1, 10], "curve": {}}
+EVALUATION: dict[str, Any] = {
+    "samples": 2000,
+    "features": "classifier",
+    "calls": [1, 10],
+    "curve": {},
+    "spacing": "trailing",
+}
 """How a grid is measured whose options have several values, such as `k=2,4`."""

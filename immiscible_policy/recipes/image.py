@@ -143,13 +143,13 @@ class ImageRecipe:
         selection = options.memory(size, math.prod(model.coder.shape))
         return cls(config, images, spec, _footprint(model, images, config)._replace(selection=selection), options)
 
-    def require_calls(self, counts: Iterable[int]) -> None:
-        """Raise a ValueError for a number of network calls that the model's solver cannot make."""
+    def require_calls(self, counts: Iterable[int], spacing: str) -> None:
+        """Raise a ValueError for a number of network calls, or a spacing, that the model's solver has not."""
         if isinstance(self.spec, ImageSpec):  # of Stable Diffusion the parts would have to be read
             with torch.device("meta"):
                 model = build_image_model(self.spec)
             for count in counts:
-                solver(replace(self.config, sampling_steps=count, spacing="trailing"), model)
+                solver(replace(self.config, sampling_steps=count, spacing=spacing), model)
 
     @property
     def data(self) -> dict[str, Any]:

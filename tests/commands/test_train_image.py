@@ -219,6 +219,7 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
         ("evaluation.samples=10", "samples=10: the 96 features"),
         ("evaluation.calls=[1,0]", "sampling_steps=0"),
         ("evaluation.curve={flow:0}", "sampling_steps=0"),
+        ("evaluation.spacing=leading", "flow matching has no published grid"),
     ],
 )
 def test_what_a_grid_cannot_measure_is_refused_before_it_trains(tmp_path, word, message):
@@ -257,11 +258,26 @@ def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, c
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_figure_5_is_measured_on_the_published_grid_of_ddim_too(tmp_path):
+    """As `eval_image.py spacing=leading` measures it, beside what was measured on the trailing grid."""
+    write_images(tmp_path / "cifar", "train", 50)
+    words = ["experiment=figure5", "arms=ddim_vanilla", *TINY, "seed=0", f"data={tmp_path / 'cifar'}"]
+    words += [f"out={tmp_path}", "evaluation.samples=97", "evaluation.calls=[3]", "evaluation.curve={ddim:2}"]
+    found = {}
+    for spacing in ("trailing", "leading"):
+        main([*words, f"evaluation.spacing={spacing}"])
+        panel = json.loads((tmp_path / "figure5.json").read_text())["ddim"]
+        found[spacing] = panel["calls"]["ddim_vanilla"]["seeds"]["0"]["3"]
+        said = "2 leading sampling steps" if spacing == "leading" else "2 sampling steps"
+        assert said in (tmp_path / "figure5.md").read_text()
+    assert found["leading"] != found["trailing"]
+
+
 def test_figure_5_has_the_published_k_of_every_model_and_five_seeds():
     """DDIM 8, flow matching 4, consistency 4; data scale 1 and 2; about a million parameters at scale=cpu."""
     arms = read_grid(["experiment=figure5", "data=x", "scale=cpu", "device=cpu"], SCHEMA).arms
     chosen = {(config.model, config.noise["k"]) for config in arms.values() if config.noise["name"] == "knn"}
-    assert chosen == {("ddim", 8), ("flow", 4), ("consistency", 4)} and len(arms) == 18
+    assert chosen == {("ddim", 8), ("flow", 4), ("consistency", 4)} and len(arms) == 19
     assert {config.data_scale for config in arms.values()} == {1, 2}
     assert {(config.seed, config.size, config.steps) for config in arms.values()} == {("0..4", 16, 10_000)}
 

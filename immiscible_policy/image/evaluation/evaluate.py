@@ -83,9 +83,9 @@ class Evaluation:
         self.reference = cache(self._reference)  # what distances of a source's images mean, measured
 
     def with_calls(self, count: int) -> Evaluation:
-        """The same with `count` network calls on the trailing grid; what was read is shared."""
+        """The same with `count` network calls; without a spacing on the trailing grid. What was read is shared."""
         other, drawing = copy(self), self.protocol.drawing
-        solver = drawing.solver._replace(steps=count, spacing="trailing")
+        solver = drawing.solver._replace(steps=count, spacing=drawing.solver.spacing or "trailing")
         other.protocol = replace(self.protocol, drawing=replace(drawing, solver=solver))
         return other
 
