@@ -22,7 +22,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
@@ -219,7 +219,25 @@ def save_pipeline(model: ImageModel, scheduler: Any, directory: Path | str) -> N
         "safety_checker": None,
         "feature_extractor": None,
     }
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(directory, safe_serialization=True)
+    with quiet():  # its import says which of its image processors it takes, which here is none
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        pipeline.save_pretrained(directory, safe_serialization=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing progress bars and warnings: what is wrong is an exception."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def find_pretrained(pretrained: str, init: str) -> Path:
@@ -280,13 +298,8 @@ def load_vae(directory: Path) -> AutoencoderKL:
 
 def load_text(directory: Path, precision: str) -> ClipText:
     """Tokenizer and text encoder, float32, in arithmetic of a precision; raises ValueError if a weight is missing."""
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # what is refused later is refused in one line
-    try:
+    with quiet():
         encoder = _whole("text_encoder", CLIPTextModel.from_pretrained(directory / "text_encoder", **HOW))
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     return ClipText(CLIPTokenizer.from_pretrained(directory / "tokenizer"), encoder, precision=precision)
 
 
