@@ -28,10 +28,11 @@ def command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
-def command_to_resume(run: Path) -> str:
-    """The command that continues a run, by the program that this process runs."""
-    program = [word for word in sys.orig_argv[1:] if "=" not in word]
-    return shlex.join(["python", *program, f"resume={run}"])
+def command_to_resume(run: Path, processes: int = 1) -> str:
+    """The command that continues a run, by the program that this process runs, alone or as one of several."""
+    program = [word for word in sys.orig_argv[1:] if "=" not in word and word != "-u"]
+    begin = ["python"] if processes == 1 else ["torchrun", "..."]
+    return shlex.join([*begin, *program, f"resume={run}"])
 
 
 def without_places(words: str) -> str:

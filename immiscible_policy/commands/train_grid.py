@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.cli import CommandError, require_writable, split_words, unknown
+from immiscible_policy.store.run import SETTINGS_OF_PLACE
 from immiscible_policy.training.options import Schema, directory_name, group_choices, in_name, read_file, read_value
 from immiscible_policy.training.processes import process_group
 
@@ -47,6 +48,10 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
     evaluation = _evaluation(written.get("evaluation", {}), given)
     swept, arms = schema.swept(given), written.get("arms", {})
     for key, values in swept.items():
+        if key in SETTINGS_OF_PLACE:
+            raise CommandError(f"{key}={','.join(values)}: it changes no result; give it one value")
+        if given.get("resume", "true").lower() not in ("true", "false"):
+            raise CommandError(f"{key}={','.join(values)}: resume={given['resume']} continues one run; give one value")
         if len(set(values)) < len(values):
             raise CommandError(f"{key}={','.join(values)}: a value is given twice")
     if arms:
@@ -62,7 +67,7 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
     adjusting = set().union(*schema.adjusting(swept, given).values())
     one = arms[names[0]] if names and isinstance(arms[names[0]], list) else []  # what all share may suit its arms alone
     fixed = _words({key: text for key, text in given.items() if key not in swept.keys() | adjusting})
-    single = schema.compose([*fixed, *one])
+    single = _single(fixed, one, swept, schema)
     several = swept | {key: [text] for key, text in given.items() if key in adjusting - swept.keys()}
     name, out = str(experiment), str(single.out)
     if swept:
@@ -77,6 +82,16 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
     for arm, own in chosen.items():
         grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
+
+
+def _single(fixed: list[str], one: list[str], swept: Mapping[str, list[str]], schema: Schema[Any]) -> Any:
+    """The options that all arms share, as a training by itself has them, or one with the first of all values."""
+    try:
+        return schema.compose([*fixed, *one])
+    except CommandError:
+        if not swept:
+            raise
+        return schema.compose([*fixed, *(f"{key}={values[0]}" for key, values in swept.items())])
 
 
 def _combined(
@@ -153,6 +168,10 @@ def train_grid(
     first = next(iter(grid.arms.values()))
     require_launcher(first)
     require_writable("out", grid.out / grid.name)
+    if RunDirectory(grid.out).exists:
+        raise CommandError(
+            f"out={grid.out} has a run already, and a grid needs a directory of its own; name another out="
+        )
     load = cache(kind.load)  # arms share their data
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: kind.prepare(options, load) for arm, options in grid.arms.items()}

@@ -6,6 +6,7 @@ import glob
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ABANDONED = 3600.0
@@ -20,8 +21,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
     for draft in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if draft.stat().st_mtime < time.time() - ABANDONED:
-            draft.unlink()
+        with suppress(FileNotFoundError):  # another process writes the same file, and has just ended
+            if draft.stat().st_mtime < time.time() - ABANDONED:
+                draft.unlink()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
         try:
             file.write(content)

@@ -270,8 +270,9 @@ class RunDirectory:
             write_atomically(self.path / SUMMARY_TEXT, text.encode())
 
     def forget_summary(self) -> None:
-        """Remove `summary.json` before training goes on: where there is one, it is about all seeds."""
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        """Remove the summary before training goes on: where there is one, it is about all seeds."""
+        for name in (SUMMARY, SUMMARY_TEXT):
+            (self.path / name).unlink(missing_ok=True)
 
     def _rows(self, name: str) -> dict[int, list[EpisodeRow]]:
         self.require_own_seeds()
@@ -377,10 +378,14 @@ class SeedDirectory:
         """
         for draft in (self.path / CHECKPOINTS).glob(f".{STEP}*.draft"):
             shutil.rmtree(draft)
-        checkpoints = self.checkpoints()
-        scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in scores]
+        checkpoints = []
+        for path in self._complete():
+            with suppress(CheckpointError):  # a damaged one stays as it is
+                checkpoints.append(self._read(path))
+        planned = [checkpoint for checkpoint in checkpoints if not checkpoint.metadata.get("interrupted")]
+        scored = [checkpoint.step for checkpoint in planned if checkpoint.step in scores]
         best = max(scored, key=lambda step: (scores[step], -step), default=None)
-        regular = [checkpoint for checkpoint in checkpoints[:-1] if not checkpoint.metadata.get("interrupted")]
+        regular = [checkpoint for checkpoint in checkpoints[:-1] if checkpoint in planned]
         for checkpoint in checkpoints[:-1]:
             before = checkpoint in regular[-1:]
             if not before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from immiscible_policy.demos.export import Feature
 from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.store import attributes, contents, open_store
 from immiscible_policy.demos.windows import Layout, Windows, make_windows
-from immiscible_policy.extensions import build, find_factory
+from immiscible_policy.extensions import build, find_factory, registered
 
 GROUP = "immiscible_policy.tasks"
 """Entry-point group in which other packages register tasks."""
@@ -327,8 +328,18 @@ def success(task: Task, metrics: Mapping[str, float]) -> bool:
 
 
 def recorded_task(config: Mapping[str, Any], default: str = DEFAULT) -> Task:
-    """The task that a run's options name; `default` for a checkpoint of another project, which names none."""
-    return find_task(**config.get("task", {"name": default}))
+    """The task that a run's options name; `default` for a checkpoint of another project, which names none.
+
+    Raises CommandError as `find_task`, and where `module:attribute` is not a class derived from `Task`: a checkpoint
+    may come from anywhere, and nothing else that it names is called.
+    """
+    named = {"name": default} | config.get("task", {})
+    name = named["name"]
+    factory = find_factory("task", GROUP, name, BUILT_IN)
+    if name not in registered(GROUP, BUILT_IN) and not isinstance(factory, partial):  # that is a family's
+        if Task not in getattr(factory, "__mro__", ()):
+            raise CommandError(f"task={name}: a checkpoint names it, and it is not a class derived from Task")
+    return find_task(**named)
 
 
 def open_demonstrations(

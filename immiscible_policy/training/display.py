@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
 from typing import Any
@@ -20,16 +20,17 @@ FEW = 8
 class Display:
     """Shows the events of `train_seed`; may be called from several threads.
 
-    `seeds` are what events have as `seed`: numbers, or `run/seed`. `metrics` are shown of an evaluation, by format.
+    `steps` are those of each seed, by what events have as `seed`: a number, or `run/seed`. `metrics` are shown of an
+    evaluation, by format.
     """
 
-    def __init__(self, seeds: Sequence[int | str], steps: int, metrics: Mapping[str, str]) -> None:
+    def __init__(self, steps: Mapping[int | str, int], metrics: Mapping[str, str]) -> None:
         self.console = Console(soft_wrap=True, highlight=False, markup=False)
         self.steps, self.metrics = steps, metrics
         self._lock = Lock()
-        self._reached: dict[int | str, int] = dict.fromkeys(seeds, 0)
+        self._reached: dict[int | str, int] = dict.fromkeys(steps, 0)
         self._finished_seeds: set[int | str] = set()
-        self._many = len(seeds) > FEW
+        self._many = len(steps) > FEW
         self._last_line: dict[int | str, float] = {}
         self._progress = Progress(
             *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
@@ -37,10 +38,10 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._all = self._progress.add_task("all", total=steps * len(seeds), note="", visible=self._many)
+        self._all = self._progress.add_task("all", total=sum(steps.values()), note="", visible=self._many)
         self._bars: dict[int | str, TaskID] = {
-            seed: self._progress.add_task(f"seed {seed}", total=steps, note="", start=False, visible=not self._many)
-            for seed in seeds
+            seed: self._progress.add_task(f"seed {seed}", total=own, note="", start=False, visible=not self._many)
+            for seed, own in steps.items()
         }
 
     def __enter__(self) -> Display:
@@ -76,7 +77,7 @@ class Display:
         subject, now = "all" if self._many else seed, time.monotonic()
         if not self.console.is_terminal and now - self._last_line.get(subject, -LINE_EVERY) >= LINE_EVERY:
             self._last_line[subject] = now
-            own = f"seed {seed}  step {event['step']:>6} of {self.steps}  {note}"
+            own = f"seed {seed}  step {event['step']:>6} of {self.steps[seed]}  {note}"
             self.line(f"all  {self._summary()}" if self._many else own)
 
     def _evaluated(self, event: dict[str, Any]) -> None:
@@ -95,5 +96,5 @@ class Display:
         self._progress.update(self._all, completed=sum(self._reached.values()), note=self._summary())
 
     def _summary(self) -> str:
-        trained = sum(self._reached.values()) / self.steps
+        trained = sum(step / self.steps[seed] for seed, step in self._reached.items())
         return f"{trained:.1f} of {len(self._reached)} seeds trained, {len(self._finished_seeds)} finished"

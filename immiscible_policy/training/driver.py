@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from immiscible_policy.cli import CommandError, parse_range, require_writable
@@ -45,13 +46,13 @@ def train_run(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = Non
     run = RunDirectory(str(config.out))
     if process_group().rank > 0:
         if not config.dry_run and not run.seed(seeds[0]).is_finished(config.steps):
-            with joined(config.device):
+            with stoppable(config), joined(config.device):
                 train_seed(recipe or kind.prepare(config), run.seed(seeds[0]), lambda event: None)
         return
     require_launcher(config)
     recipe = begin(kind, config, recipe)
     if recipe is not None:
-        with stoppable(config, command_to_resume(run.path)):
+        with stoppable(config, command_to_resume(run.path, process_group().size)):
             failures = _train(recipe, run, seeds)
         conclude(kind, run, failures)
 
@@ -75,6 +76,8 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     if config.launcher == "local" and config.device == "cpu" and len(seeds) > 1:
         require_guard()
     config = recipe.config
+    if resuming:
+        config.seed = run.config["seed"]  # the same ones, as they were written first
     config.parallel = seeds_at_once(config, recipe.footprint)
     require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash if resuming else None)
     plan = [f"out={run.path}", _options(config, seeds), *recipe.describe(), require_memory(config, recipe.footprint)]
@@ -94,7 +97,8 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     if longer:
         run.extend(config.to_yaml(), provenance()["command"])
     if not resuming:
-        run.begin(config.to_yaml(), {**provenance(), "data": recipe.data})
+        began = datetime.now(UTC).isoformat()
+        run.begin(config.to_yaml(), {**provenance(), "began": began, "data": recipe.data})
     elif open_seeds:
         run.note_commit(commit())
     run.forget_summary()
@@ -116,7 +120,7 @@ def _train(recipe: Recipe, run: RunDirectory, seeds: list[int]) -> list[str]:
     if config.launcher != "local":
         return list(launch(config, open_jobs(recipe), recipe.shown).values())
     unfinished = [run.seed(seed) for seed in seeds if not run.seed(seed).is_finished(config.steps)]
-    with Display([seed.number for seed in unfinished], config.steps, recipe.shown) as display:
+    with Display({seed.number: config.steps for seed in unfinished}, recipe.shown) as display:
         if len(seeds) > 1:
             return list(train_seeds(recipe, unfinished, display.show).values())
         for seed in unfinished:
@@ -140,9 +144,12 @@ def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -
     earlier = kind.schema.read(run).identity
     if config.steps < earlier["steps"]:
         have = f"the run in {directory} has {earlier['steps']} steps"
-        raise CommandError(f"steps={config.steps}: {have}; give more to train it further, or leave steps= out")
+        raise CommandError(f"steps={config.steps}: {have}; use resume={directory}, or more steps to train it further")
+    same = {"steps"} | ({"data"} if run.data_hash else set())  # its content is compared later
+    if parse_range("seed", config.seed) == parse_range("seed", earlier["seed"]):
+        same.add("seed")
     for key, value in config.identity.items():
-        if earlier[key] != value and key != "steps":
+        if earlier[key] != value and key not in same:
             recorded = f"the run in {directory}, which has {key}={_show(earlier[key])}"
             cure = "resume it with its own settings or name another out="
             raise CommandError(f"{key}={_show(value)} differs from {recorded}; {cure}")

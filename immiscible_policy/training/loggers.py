@@ -168,14 +168,17 @@ class Monitor:
         if "loss" not in row:
             self._show(state)
 
-    def finish(self) -> None:
-        """Add the best evaluation, and what the last episodes reached step by step."""
+    def finish(self, ended: bool = True) -> None:
+        """Add the best evaluation and, once training has `ended`, what the last episodes reached step by step.
+
+        Nothing may come after these where a logger counts on.
+        """
         scores = self._work.scores()
         best = {"best_step": max(scores, key=scores.__getitem__)} if scores else {}
         row = self._evaluated.get(best.get("best_step", -1), {})
         summary = best | {f"best/{name}": row[name] for name in self._shown if name in row}
         for logger in self._loggers:
-            for name, points in self._episodes.items():
+            for name, points in self._episodes.items() if ended else ():
                 logger.log_episodes(name, points)
             logger.finish(summary | {SECONDS: self._seconds} | self._failure)
 
@@ -226,13 +229,14 @@ def _wandb_run(config: RunConfig, seed: SeedDirectory) -> Any:
 
     os.environ.setdefault("WANDB_SILENT", "true")
     mode: Any = config.wandb
+    began = seed.run.provenance.get("began", "")
     parts = [config.identity[key] for key in TAGS if config.identity.get(key)]
     try:
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "immiscible-policy"),
             group=os.environ.get("WANDB_RUN_GROUP", "/".join(seed.run.path.resolve().parts[-2:])),
             tags=[str(part["name"] if isinstance(part, dict) else part) for part in parts],
-            id=f"{derive_seed(str(seed.run.path.resolve()), seed.number):016x}",
+            id=f"{derive_seed(f'{seed.run.path.resolve()} {began}', seed.number):016x}",
             resume="allow",
             reinit="create_new",  # other seeds may log from this process
             name=f"{seed.run.name}-seed{seed.number}",

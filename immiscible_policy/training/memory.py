@@ -13,6 +13,7 @@ from torch import Tensor
 
 from immiscible_policy.cli import CommandError, parse_range
 from immiscible_policy.training.options import CLUSTERS, RunConfig
+from immiscible_policy.training.processes import process_group
 
 COPIES = 6
 """Of each parameter: weight, gradient, AdamW's two moments, EMA, and the weights kept aside in an evaluation."""
@@ -35,11 +36,15 @@ class Footprint(NamedTuple):
     selection: int = 0
 
     def estimate(self, config: RunConfig, seeds: int) -> int:
-        """Bytes of so many seeds that are trained at once; on a GPU they share the data."""
-        rows = -(-config.batch_size // config.accumulate)
+        """Bytes of so many seeds that are trained at once; on a GPU they share the data.
+
+        Of several processes that train one seed together, those of the GPU of one of them.
+        """
+        on_gpu = config.device.startswith("cuda")
+        rows = -(-config.batch_size // (config.accumulate * (process_group().size if on_gpu else 1)))
         activations = self.activations * rows // (2 if config.precision == "bf16" else 1)
         own = 4 * COPIES * self.parameters + activations + self.selection
-        return seeds * own + self.data * (1 if config.device.startswith("cuda") else seeds)
+        return seeds * own + self.data * (1 if on_gpu else seeds)
 
 
 def seeds_at_once(config: RunConfig, footprint: Footprint) -> int:
@@ -48,11 +53,12 @@ def seeds_at_once(config: RunConfig, footprint: Footprint) -> int:
     Three seeds on two cores end sooner side by side than two and then one, so a core may have two. A launcher may have
     more jobs than one run has seeds, those of a grid.
     """
+    seeds = len(parse_range("seed", config.seed))
     if config.parallel is not None:
-        return config.parallel
+        return min(config.parallel, seeds) if config.launcher == "local" else config.parallel
     most = max(1, 2 * (os.cpu_count() or 1) // (config.threads or 1)) if config.device == "cpu" else 2
     if config.launcher == "local":
-        most = min(most, len(parse_range("seed", config.seed)))
+        most = min(most, seeds)
     free = free_memory(config.device)
     while most > 1 and free is not None and footprint.estimate(config, most) > free:
         most -= 1

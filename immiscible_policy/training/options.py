@@ -254,18 +254,24 @@ class Schema(Generic[Config]):
         run = RunDirectory(_place("resume", given.pop("resume")))
         if not run.path.is_dir():
             raise CommandError(f"resume={run.path}: neither true nor false nor the directory of a run")
-        takes = {"steps", *SETTINGS_OF_PLACE} - {"out", "resume"}
+        takes = {"steps", "data", "device", *SETTINGS_OF_PLACE} - {"out", "resume"}
         for key, text in given.items():
             if key not in takes:
                 why = f"resume={run.path} continues with the run's own options"
                 raise CommandError(f"{key}={text}: {why}; it can be given with {', '.join(sorted(takes))}")
-        recorded = asdict(self.read(run)) | {"out": str(run.path), "resume": True, "dry_run": False}
+        recorded = asdict(self.read(run)) | {"out": str(run.path), "resume": True, "dry_run": False, "parallel": None}
         config = self.typed(recorded | {key: self._value(key, text) for key, text in given.items()}, given)
-        if config.device != "cpu" and config.launcher not in CLUSTERS:
+        kind, launcher = recorded["device"].partition(":")[0], config.launcher
+        if "device" in given and resolve_device(config.device, launcher).partition(":")[0] != kind:
+            raise CommandError(f"device={config.device}: {run.path} was trained on {kind}; continue it there")
+        if kind != "cpu" and launcher not in CLUSTERS:
             if not torch.cuda.is_available():
-                why = f"was trained on device={config.device}, and no CUDA device is visible here"
+                why = f"was trained on device={recorded['device']}, and no CUDA device is visible here"
                 raise CommandError(f"resume={run.path}: {why}; continue it on a machine with one")
-            config.device = own_device("cuda" if process_group().size > 1 else config.device)
+            there = int(config.device.partition(":")[2] or 0) < torch.cuda.device_count()
+            config.device = own_device(config.device if there and process_group().size == 1 else "cuda")
+        if launcher in CLUSTERS and config.parallel is None:
+            config.parallel = 1  # the cluster decides
         self._check(config, given)
         return config
 
@@ -288,7 +294,8 @@ class Schema(Generic[Config]):
         try:
             return self.typed(values, {})
         except (CommandError, OmegaConfBaseException) as error:
-            raise CommandError(f"the options of {run.path} are damaged: {one_line(error)}") from None
+            what = f"the options of {run.path} are another command's, or damaged"
+            raise CommandError(f"{what}: {one_line(error)}") from None
 
     def typed(self, values: Mapping[str, Any], given: Mapping[str, str]) -> Config:
         """Fill the schema; `given` are the words as typed, for messages."""
@@ -390,8 +397,10 @@ class Schema(Generic[Config]):
         """The value of an option that is not a part."""
         kind = self.fields[key].type
         if kind.startswith("str"):  # text may hold anything
-            path = str(_place(key, text)) if key in ("data", "out") else text
-            return None if text == "null" else path
+            if text == "null" or key not in ("data", "out"):
+                return None if text == "null" else text
+            path = _place(key, text)
+            return str(path.absolute() if key == "data" else path)  # what is resumed may be started elsewhere
         if kind.startswith("list") and not text.startswith("["):
             raise CommandError(f"{key}={text}: {_not_of(self.fields[key])}")
         return read_value(key, text)

@@ -56,11 +56,20 @@ def joined(device: str) -> Iterator[None]:
     if process_group().size == 1:
         yield
         return
-    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def any_of_them(says: bool) -> bool:
+    """Whether any process says so. All must ask at the same moment; no device is waited for."""
+    if process_group().size == 1:
+        return says
+    votes = torch.tensor(float(says), device="cpu")
+    _sum_up(votes)
+    return bool(votes)
 
 
 def own_rows(batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -77,11 +86,16 @@ def average(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         return loss
     gradients = [p.grad for p in parameters if p.grad is not None]
     vector = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
-    try:
-        dist.all_reduce(vector)
-    except RuntimeError:
-        raise ValueError("another process of this training is gone; start them all again with resume=true") from None
+    _sum_up(vector)
     vector /= size
     for gradient, values in zip(gradients, vector[1:].split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(values.view_as(gradient))
     return vector[0]
+
+
+def _sum_up(vector: Tensor) -> None:
+    """Sum a tensor over all processes, in place; a ValueError if one of them is gone."""
+    try:
+        dist.all_reduce(vector)
+    except RuntimeError:
+        raise ValueError("another process of this training is gone; start them all again with resume=true") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from immiscible_policy.capture import ALONE, use_device
-from immiscible_policy.cli import one_line
+from immiscible_policy.cli import Interrupted, one_line
 from immiscible_policy.provenance import versions
 from immiscible_policy.randomness import derive_seed
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
@@ -18,10 +19,13 @@ from immiscible_policy.store.run import SeedDirectory
 from immiscible_policy.training.loggers import Monitor, open_loggers
 from immiscible_policy.training.loop import Cadence, train
 from immiscible_policy.training.options import RunConfig
-from immiscible_policy.training.processes import process_group
+from immiscible_policy.training.processes import any_of_them, process_group
 from immiscible_policy.training.recipe import Listener, Recipe
 from immiscible_policy.training.state import TrainState
 from immiscible_policy.training.stopping import STOP
+
+ASKED_EVERY = 10
+"""Training steps after which several processes ask each other whether to stop."""
 
 
 def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
@@ -63,8 +67,20 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         run = partial(
             train, state, work.objective, cadence, precision=config.precision, engine=config.engine, evaluated=evaluated
         )
+
+        def stop() -> bool:
+            """Whether a signal has come, to any of the processes: all end at the same step."""
+            due = process_group().size == 1 or state.step % ASKED_EVERY == 0
+            return due and any_of_them(STOP.requested)
+
         if not first:
-            run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None)
+            try:
+                run(record=lambda row: None, evaluate=lambda state: {}, save=lambda state: None, stop=stop)
+            except ValueError:  # a first process that ended within an evaluation is gone by now
+                STOP.require_none()
+                raise
+            if state.step < config.steps:
+                raise Interrupted(STOP.number or signal.SIGTERM)
             return state
 
         for error in errors:
@@ -97,12 +113,12 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
             seed.tidy(config.keep, work.scores())
 
         try:
-            run(record=record, evaluate=evaluate, save=save, stop=lambda: STOP.requested)
+            run(record=record, evaluate=evaluate, save=save, stop=stop)
         finally:
             metrics.close()
-            monitor.finish()
+            monitor.finish(ended=state.step == config.steps)
         if state.step < config.steps:
-            STOP.require_none()
+            raise Interrupted(STOP.number or signal.SIGTERM)  # where another process was the one to receive it
         listen({"event": "finished", "seed": seed.number, "step": state.step})
         return state
 

@@ -85,29 +85,33 @@ STOP = Stop()
 
 
 @contextmanager
-def stoppable(config: RunConfig, go_on: str) -> Iterator[None]:
-    """A context in which trainings end in order at a signal; `go_on` is the command that continues them.
+def stoppable(config: RunConfig, go_on: str | None = None) -> Iterator[None]:
+    """A context in which trainings end in order at a signal; `go_on` is the command that continues them, to be shown.
 
-    A hangup of the terminal is ignored where it was ignored before, as under `nohup`. The context changes nothing where
-    jobs run elsewhere or several processes train one seed, and outside the main thread, which alone may handle signals.
+    A hangup of the terminal is ignored where it was ignored before, as under `nohup`. Of several processes that train
+    one seed, whoever started them decides what to kill. The context changes nothing where jobs run elsewhere, and
+    outside the main thread, which alone may handle signals.
 
     Raises:
         Interrupted: At the end, if a signal came.
     """
-    elsewhere = config.launcher in CLUSTERS or process_group().size > 1
-    if elsewhere or threading.current_thread() is not threading.main_thread():
+    if config.launcher in CLUSTERS or threading.current_thread() is not threading.main_thread():
         yield
         return
     hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-    earlier = {number: signal.signal(number, STOP.receive) for number in (*SIGNALS, *hangup)}
+    receive = STOP.receive if process_group().size == 1 else STOP.note
+    earlier = {number: signal.signal(number, receive) for number in (*SIGNALS, *hangup)}
+    number = None
     try:
-        with suppress(Interrupted):
-            yield
-        number = STOP.number
+        yield
+    except Interrupted as interrupted:  # of several processes another one may have received the signal
+        number = interrupted.number
     finally:
+        number = number or STOP.number
         for known, handler in earlier.items():
             signal.signal(known, handler)
-        if STOP.receive not in earlier.values():
+        if receive not in earlier.values():
             STOP.number = None
     if number is not None:
-        raise Interrupted(number, f"interrupted; every seed that had begun keeps a checkpoint, continue with: {go_on}")
+        kept = "interrupted; every seed that had begun keeps a checkpoint, continue with"
+        raise Interrupted(number, f"{kept}: {go_on}") if go_on else Interrupted(number)

@@ -95,6 +95,8 @@ def test_published_figures_stand_beside_the_published_protocol_alone():
         (["noise=knn", "noise.k=2,4"], {"noise.k2": ("knn", 2), "noise.k4": ("knn", 4)}),
         (["noise=vanilla,knn", "seed=0,1"], {"vanilla": ("vanilla", None), "knn": ("knn", 2)}),
         (["noise=vanilla,knn", "k=4"], {"vanilla": ("vanilla", None), "knn": ("knn", 4)}),
+        (["noise=linear,c2ot", "select_over=8"], {"linear": ("linear", None), "c2ot": ("c2ot", None)}),
+        (["noise=knn,linear", "exclude=padding"], {"knn": ("knn", 2), "linear": ("linear", None)}),
         (["noise=vanilla,knn", "k=2,4"], {"vanilla": ("vanilla", None), "knn_k2": ("knn", 2), "knn_k4": ("knn", 4)}),
     ],
 )
@@ -121,6 +123,8 @@ def test_several_words_with_several_values_are_combined_below_a_directory_of_the
         (["noise=knn", "k=2,two"], "k=two"),
         (["noise=knn", "k=2,4,2"], "k=2,4,2: a value is given twice"),
         (["arms=vanilla"], "arms=vanilla: only an experiment with arms has some to pick from"),
+        (["resume=runs/x", "steps=100,200"], "steps=100,200: resume=runs/x continues one run; give one value"),
+        (["launcher=local,ray"], "launcher=local,ray: it changes no result; give it one value"),
     ],
 )
 def test_what_is_no_grid_is_refused_in_one_line(words, message):

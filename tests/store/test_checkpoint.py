@@ -48,6 +48,23 @@ def test_what_an_interrupted_training_left_goes_with_the_next_checkpoint(tmp_pat
     assert kept(seed) == [4, 5] and all(checkpoint.resumable for checkpoint in seed.checkpoints())
 
 
+def test_what_an_interrupted_training_left_takes_no_place_of_the_best(tmp_path):
+    seed = RunDirectory(tmp_path).seed(0)
+    for step in (10, 20, 25, 30):
+        seed.save({"step": step, "seed": 0} | ({"interrupted": True} if step == 25 else {}), tensors())
+        seed.tidy("last+best", {10: 0.9, 20: 0.3, 25: 0.95})
+    assert kept(seed) == [10, 20, 30]
+
+
+def test_a_damaged_older_checkpoint_stops_no_training_and_stays(tmp_path):
+    seed = RunDirectory(tmp_path).seed(0)
+    for step in (1, 2, 3):
+        seed.save({"step": step, "seed": 0}, tensors())
+        (seed.checkpoint_path(1) / "metadata.json").write_text("{")
+        seed.tidy("last+best", {})
+    assert seed.newest().step == 3 and (seed.checkpoint_path(1) / "optimizer.safetensors").exists()
+
+
 def load(checkpoint):
     for name in ("model", "ema", "optimizer"):
         checkpoint.tensors(name)

@@ -279,11 +279,20 @@ def test_drafts_of_killed_and_of_failed_writers_are_swept(tmp_path: Path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == [".file.x2", ".other.x1", "file"]
 
 
-def test_a_summary_is_json(tmp_path: Path) -> None:
+def test_a_draft_that_goes_while_drafts_are_swept_is_none_of_ours(tmp_path: Path, monkeypatch) -> None:
+    """Two processes write one file: the other's draft becomes the file."""
+    (tmp_path / ".file.x1").symlink_to(tmp_path / "gone")  # it is listed, and cannot be looked at
+    write_atomically(tmp_path / "file", b"first")
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_a_summary_is_json_and_goes_where_training_goes_on(tmp_path: Path) -> None:
     run = write_run(tmp_path, half)
     run.write_summary({"a": [1.5]}, "text")
     assert json.loads((tmp_path / "summary.json").read_text()) == {"a": [1.5]}
     assert (tmp_path / "summary.md").read_text() == "text"
+    run.forget_summary()
+    assert not list(tmp_path.glob("summary*"))
 
 
 def begun(*paths: Path) -> list[RunDirectory]:

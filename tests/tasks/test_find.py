@@ -3,7 +3,7 @@
 import pytest
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.tasks import find_task, primary
+from immiscible_policy.tasks import find_task, primary, recorded_task
 from immiscible_policy.tasks.pusht import PushT
 from immiscible_policy.tasks.task import FIRST_START
 
@@ -87,3 +87,16 @@ def test_starts_that_are_none(text, episodes):
 def test_named_starts_do_not_overlap():
     first = sorted(FIRST_START.values())
     assert all(later - earlier >= 100_000 for earlier, later in zip(first, first[1:], strict=False))
+
+
+def test_of_what_a_checkpoint_names_nothing_is_called_but_a_task(own_module, tmp_path):
+    """Loading one executes nothing; a task of one's own is found by its name."""
+    touched = tmp_path / "touched"
+    for name, options in (
+        ("subprocess:getoutput", {"cmd": f"touch {touched}"}),
+        ("subprocess:Popen", {"args": ["ls"]}),
+    ):
+        with pytest.raises(CommandError, match=f"task={name}: a checkpoint names it, and it is not a class derived"):
+            recorded_task({"task": {"name": name, **options}})
+    assert not touched.exists() and recorded_task({"task": {"name": "own_tasks:Narrow", "width": 0.2}}).name == "narrow"
+    assert recorded_task({}).name == "pusht"

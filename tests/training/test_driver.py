@@ -99,6 +99,46 @@ def test_a_finished_run_is_left_alone_without_its_data(data, tmp_path, capsys):
         train_run(ToyRecipe, compose_config([f"resume={run.path}"]))
 
 
+def test_a_run_is_resumed_from_elsewhere_with_its_data_moved_and_its_seeds_spelled_otherwise(
+    data, tmp_path, monkeypatch, capsys
+):
+    """What lies where is no part of a training whose data are known by their content."""
+    monkeypatch.chdir(data.parent)
+    run = train(data.name, tmp_path / "run", "seed=0..1", "parallel=2", "steps=4")
+    (tmp_path / "other").mkdir()
+    moved = data.rename(tmp_path / "other" / "points")
+    monkeypatch.chdir(moved.parent)
+    resume = f"resume={run.path}"
+    with pytest.raises(ValueError, match=f"{data}"):
+        train_run(ToyRecipe, compose_config([resume, "steps=6"]))
+    train_run(ToyRecipe, compose_config([resume, "steps=6", "data=points"]))
+    assert [run.seed(number).newest().step for number in (0, 1)] == [6, 6]
+    train(moved, run.path, "seed=0,1", "resume=true", "steps=8")
+    assert run.is_finished() and run.config["steps"] == 8 and run.config["data"] == str(moved)
+    capsys.readouterr()
+    with pytest.raises(CommandError, match=f"steps=6: the run in {run.path} has 8 steps; use resume={run.path}, or"):
+        train(moved, run.path, "seed=0..1", "resume=true")
+
+
+def test_what_a_run_recorded_of_a_machine_is_decided_anew_on_another(data, tmp_path, monkeypatch):
+    """How many seeds train at once, and which of several devices."""
+    run = train(data, tmp_path / "run", "seed=0..1", "parallel=2")
+    resume = f"resume={run.path}"
+    assert run.config["parallel"] == 2 and compose_config([resume]).parallel is None
+    assert compose_config([resume, "launcher=ray"]).parallel == 1
+    with pytest.raises(CommandError, match="device=cuda: no CUDA device is visible"):
+        compose_config([resume, "device=cuda"])
+    (run.path / "config.yaml").write_text(
+        (run.path / "config.yaml").read_text().replace("device: cpu", "device: cuda:3")
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = {compose_config([resume, *word]).device for word in ([], ["device=cuda:1"])}
+    assert found == {"cuda", "cuda:1"}
+    with pytest.raises(CommandError, match="device=cpu: .*run was trained on cuda; continue it there"):
+        compose_config([resume, "device=cpu"])
+
+
 def test_other_code_that_goes_on_with_a_run_is_noted(data, tmp_path, monkeypatch):
     """Once for each commit that follows another."""
     run = train(data, tmp_path / "run", "lr_schedule=constant")

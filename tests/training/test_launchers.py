@@ -239,7 +239,7 @@ def test_a_job_waits_for_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
 
 def test_of_many_seeds_their_sum_is_shown(capsys):
     seeds = [f"knn/{number}" for number in range(FEW + 2)]
-    with Display(seeds, 100, {}) as display:
+    with Display(dict.fromkeys(seeds, 100), {}) as display:
         for seed, step in zip(seeds, (100, 50), strict=False):
             display.show({"event": "started", "seed": seed, "step": 0})
             display.show({"event": "finished", "seed": seed, "step": step})

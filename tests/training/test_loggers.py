@@ -79,14 +79,14 @@ class Kept:
         self.summary = summary
 
 
-def monitored(media, rows=()):
+def monitored(media, rows=(), ended=True):
     kept = Kept()
     work = SimpleNamespace(scores=lambda: {2: 0.5, 4: 0.25}, media=media)
     monitor = Monitor([kept], work, ["coverage"], rows)
     for step, coverage in ((2, 0.5), (4, 0.25)):
         monitor.record({"step": step, "loss": 1.0, "seconds": 1.5}, SimpleNamespace(step=step))
         monitor.record({"step": step, "coverage": coverage, "episodes": 3}, SimpleNamespace(step=step))
-    monitor.finish()
+    monitor.finish(ended)
     return kept
 
 
@@ -108,6 +108,19 @@ def test_pictures_come_with_each_evaluation_and_the_last_episodes_at_the_end():
     kept = monitored(lambda state: Media({"rollouts": GIF}, {"coverage": [(0, 0.0), (10, 1.0 / state.step)]}))
     assert kept.pictures == [("rollouts", 2), ("rollouts", 4)]
     assert kept.curves == {"coverage": [(0, 0.0), (10, 0.25)]}
+
+
+def test_what_wandb_counts_beyond_the_training_steps_is_logged_at_its_end_alone():
+    """Steps that a resumed training logs later would be dropped."""
+    assert monitored(lambda state: Media({}, {"coverage": [(0, 0.0)]}), ended=False).curves == {}
+
+
+def test_a_new_training_in_the_same_place_is_a_run_of_its_own(begun, tmp_path):
+    identities = set()
+    for began in ("monday", "tuesday"):
+        RunDirectory(tmp_path / "knn")._write("steps: 3\n", {"began": began})
+        identities.add(begun(0)["id"])
+    assert len(identities) == 2
 
 
 def test_a_machine_that_cannot_draw_trains_all_the_same():

@@ -45,6 +45,16 @@ def test_an_estimate_is_that_of_all_seeds_at_once():
     assert footprint._replace(selection=7).estimate(config(), 3) == 3 * (one + 7)
 
 
+def test_of_several_processes_each_gpu_holds_its_own_rows(monkeypatch):
+    """On the CPU of one machine all of them are there."""
+    footprint, options = Footprint(parameters=1000, activations=50, data=300), config()
+    alone = footprint.estimate(options, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert footprint.estimate(options, 1) == alone
+    options.device = "cuda"
+    assert footprint.estimate(options, 1) == alone - 50 * 2
+
+
 def test_as_many_seeds_train_at_once_as_cores_and_memory_have_room_for(monkeypatch):
     footprint, options = Footprint(parameters=1000, activations=50, data=300), config("seed=0..9")
     one = footprint.estimate(options, 1)
@@ -55,6 +65,7 @@ def test_as_many_seeds_train_at_once_as_cores_and_memory_have_room_for(monkeypat
         assert seeds_at_once(config("seed=0..9", "parallel=5"), footprint) == 5, "what is asked for is not lowered"
     monkeypatch.setattr("immiscible_policy.training.memory.free_memory", lambda device: None)
     assert seeds_at_once(config("seed=0..1"), footprint) == 2
+    assert seeds_at_once(config("seed=0..1", "parallel=1024"), footprint) == 2
     assert seeds_at_once(config("seed=0..1", "launcher=joblib"), footprint) == 8, "a grid has more jobs than seeds"
     assert seeds_at_once(config("seed=0..9", "threads=2"), footprint) == 4
 

@@ -135,6 +135,21 @@ def test_under_torchrun_a_killed_training_ends_with_a_line_and_resumes_to_the_sa
     assert losses == their_losses and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_of_several_processes_ends_them_all_with_a_checkpoint(receiver, store, tmp_path):
+    words = with_words("steps=100000", "checkpoint_every=100000", f"data={store}", f"out={tmp_path / 'run'}")
+    both = start(2, *words)
+    while not (tmp_path / "run/seed_0/metrics.jsonl").exists() or not RunDirectory(tmp_path / "run").seed(0).metrics():
+        assert both[0].poll() is None, both[0].communicate()
+        time.sleep(0.05)
+    both[receiver].send_signal(signal.SIGTERM)
+    (_, first), (_, other) = (process.communicate(timeout=120) for process in both)
+    assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, (first, other)
+    assert f"torchrun ... {ROOT / 'train_policy.py'} resume={tmp_path / 'run'}" in first and "resume" not in other
+    newest = RunDirectory(tmp_path / "run").seed(0).newest()
+    assert newest.step % 10 == 0 and newest.resumable and newest.metadata["interrupted"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [(("batch_size=15",), "batch_size=15: 2 processes with accumulate=1 need a multiple of 2"),

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import Any
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training.display import Display
 from immiscible_policy.training.options import RunConfig
 from immiscible_policy.training.workers import Job
@@ -41,7 +42,8 @@ def launch(config: RunConfig, jobs: Sequence[Job], metrics: Mapping[str, str]) -
     failures: dict[Job, str] = {}
     if not jobs:
         return failures
-    with Display([job.name for job in jobs], config.steps, metrics) as display, shown(jobs, display):
+    steps: dict[int | str, int] = {job.name: RunDirectory(job.run).config["steps"] for job in jobs}
+    with Display(steps, metrics) as display, shown(jobs, display):
         for job, failure in _module(config.launcher).run(config, jobs):
             if failure:
                 failures[job] = failure
