@@ -25,7 +25,16 @@ from typing import TypeVar
 import numpy as np
 from scipy import optimize, special
 
-from immiscible_policy.evaluation.statistics import LEVEL, POWER, Array, Interval, components, difference_arms, interval
+from immiscible_policy.evaluation.statistics import (
+    LEVEL,
+    POWER,
+    ROUNDING,
+    Array,
+    Interval,
+    components,
+    difference_arms,
+    interval,
+)
 
 Name = TypeVar("Name")
 
@@ -58,6 +67,7 @@ def contrasts(
     degrees = (len(arms) - 1) * (n_seeds - 1)
     rest = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
     variance = 2 * float(np.sum(rest**2)) / degrees / n_seeds if degrees else 0.0
+    variance = 0.0 if variance < ROUNDING * float(np.square(means).max()) else variance
 
     differences = {arm: difference_arms(arms[arm], arms[first], same_seeds=True) for arm in names}
     widths = {}
@@ -72,11 +82,11 @@ def contrasts(
     for arm in names:
         half = _half(widths[arm], LEVEL)
         least = half + _root(widths[arm], POWER)
-        if proportion and not half:
-            half = interval(differences[arm], proportion).high - estimates[arm]
         if not varied:
             half = math.nan
         ends = Interval(estimates[arm], estimates[arm] - half, estimates[arm] + half, " and ".join(varied) or "nothing")
+        if proportion and not half:
+            ends = interval(differences[arm], proportion)
         results[arm] = Contrast(ends, p[arm], corrected[arm], least)
     return results
 

@@ -54,6 +54,10 @@ LEVEL = 0.95
 POWER = 0.8
 Z = float(special.ndtri((1 + LEVEL) / 2))
 MOST = 10**6
+ROUNDING = 1e-20
+"""A variance below this share of the largest squared score is that of equal numbers, rounded."""
+TIE = 1e-12
+"""A smaller difference of means of scores about 1 is that of equal ones, rounded."""
 
 Array = NDArray[np.float64]
 Arms = Sequence[Array]
@@ -124,7 +128,7 @@ class Needed:
     """How large an experiment detects a true difference of the observed size with a probability of 80%.
 
     Attributes:
-        starts: Starts for each of the present seeds; infinite where seeds limit the interval.
+        starts: Starts for each of the present seeds; infinite where seeds limit the interval, NaN for one start.
         seeds: Seeds per arm on the present starts; infinite where starts limit it, NaN for runs of one seed.
     """
 
@@ -141,7 +145,7 @@ class Needed:
 def mean_interval(values: Array, proportion: bool = False) -> Interval:
     """Mean of scores (seeds, starts) with its interval; Wilson's (module docstring) where they are a proportion's."""
     plain = interval([values])
-    if not proportion:
+    if not proportion or values.size == 1:
         return plain
     (n_seeds, n_starts), p = values.shape, plain.estimate
     least, spread = Z**2 / values.size, p * (1 - p)
@@ -170,8 +174,8 @@ def interval(arms: Arms, proportion: bool = False) -> Interval:
     """Sum of the arms' means with its interval (module docstring).
 
     Where an arm has a single seed, the interval is t(N - 1) sqrt(var(start means) / N), conditional on the runs. A
-    difference of proportions that is the same at every start has the half-width of Agresti and Min (2005) over the
-    starts, not 0.
+    difference of proportions that is the same everywhere has the interval of Agresti and Min (2005) over the starts,
+    not one of width 0.
 
     Raises:
         ValueError: If the arms are not finite, non-empty arrays over the same number of starts.
@@ -180,11 +184,14 @@ def interval(arms: Arms, proportion: bool = False) -> Interval:
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     estimate = float(sum(arm.mean() for arm in arms))
     half = _half_width(components(arms), sizes, n_starts)
+    low, high = estimate - half, estimate + half
     if proportion and not half:
         n = n_starts + 2
-        half = Z * math.sqrt(n_starts * estimate**2 + 1 - (n_starts * estimate) ** 2 / n) / n
+        centre = n_starts * estimate / n
+        half = Z * math.sqrt(n_starts * estimate**2 + 1 - n * centre**2) / n
+        low, high = max(-1.0, centre - half), min(1.0, centre + half)
     varied = [name for name, varies in (("seeds", min(sizes) > 1), ("starts", n_starts > 1)) if varies]
-    return Interval(estimate, estimate - half, estimate + half, " and ".join(varied) or "nothing")
+    return Interval(estimate, low, high, " and ".join(varied) or "nothing")
 
 
 def components(arms: Arms) -> Components:
@@ -192,7 +199,9 @@ def components(arms: Arms) -> Components:
 
     With MS_rest the residual mean square of an arm: var_rest = MS_rest, var_seed = var(seed means) -
     MS_rest / N (kept where it is below 0, as var_seed + var_rest / N must be the variance of the seed means),
-    and var_start = max(0, var(start means of the sum) - sum over arms of MS_rest / S).
+    and var_start = max(0, var(start means of the sum) - sum over arms of MS_rest / S). Variances that rounding may have
+    made are 0. Where all come to 0 although scores vary, as counts of two seeds may, var_start is N times the variance
+    that the mean of independent scores has.
     """
     _check(arms)
     n_starts = arms[0].shape[1]
@@ -201,19 +210,29 @@ def components(arms: Arms) -> Components:
     rest = tuple(
         float(np.sum(left**2) / ((left.shape[0] - 1) * (left.shape[1] - 1))) if crossed else 0.0 for left in residuals
     )
-    seeds = tuple(_variance(arm.mean(1)) - of_rest / n_starts for arm, of_rest in zip(arms, rest, strict=True))
-    of_starts = _variance(np.sum([arm.mean(0) for arm in arms], axis=0))
+    rounding = ROUNDING * max(float(np.square(arm).max()) for arm in arms)
+    rest = tuple(_above(rounding, of_rest) for of_rest in rest)
+    of_seeds = [_above(rounding, _variance(arm.mean(1))) for arm in arms]
+    seeds = tuple(own - of_rest / n_starts for own, of_rest in zip(of_seeds, rest, strict=True))
+    of_starts = _above(rounding, _variance(np.sum([arm.mean(0) for arm in arms], axis=0)))
     share = sum(of_rest / len(arm) for arm, of_rest in zip(arms, rest, strict=True))
-    return Components(seeds, rest, max(0.0, of_starts - share) if n_starts > 1 else math.nan)
+    if n_starts == 1:
+        return Components(seeds, rest, math.nan)
+    starts = max(0.0, of_starts - share)
+    if crossed and not (starts or any(of_seeds)):
+        starts = n_starts * sum(_above(rounding, _variance(arm.ravel())) / arm.size for arm in arms)
+    return Components(seeds, rest, starts)
 
 
 def sign_test(differences: Array) -> SignTest:
     """Count in how many units A wins and test the count against a fair coin; `differences` are A - B, any shape.
 
+    What rounding can have made of equal means of scores about 1 is a tie.
+
     The units must be independent for p to hold: training seeds are, pairs of seed and start are not quite.
     n units cannot give a p below 2^(1 - n).
     """
-    wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
+    wins, losses = int(np.sum(differences > TIE)), int(np.sum(differences < -TIE))
     p = min(1.0, 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
     return SignTest(wins, losses, int(np.size(differences)) - wins - losses, p)
 
@@ -232,7 +251,7 @@ def episodes_needed(arms: Arms) -> Needed:
     observed = components(arms)
     sizes, n_starts = [len(arm) for arm in arms], arms[0].shape[1]
     distance = abs(float(sum(arm.mean() for arm in arms)))
-    starts = _smallest(lambda n: _detectable(observed, sizes, n) < distance)
+    starts = math.nan if n_starts == 1 else _smallest(lambda n: _detectable(observed, sizes, n) < distance)
     if min(sizes) == 1:
         return Needed(starts, math.nan)
     return Needed(starts, _smallest(lambda s: _detectable(observed, [s] * len(arms), n_starts) < distance))
@@ -285,6 +304,11 @@ def _variance(values: Array) -> float:
     return float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+def _above(rounding: float, variance: float) -> float:
+    """A variance, or 0 where rounding alone can have made it."""
+    return 0.0 if variance < rounding else variance
+
+
 def _smallest(enough: Callable[[int], bool]) -> float:
     """Smallest size from 2 that is enough, for a condition that stays true once it is; infinite past MOST."""
     sizes = range(2, MOST)
@@ -303,4 +327,6 @@ def _check(arms: Arms) -> None:
 
 
 def _size(number: float, unit: str) -> str:
+    if math.isnan(number):
+        return f"an unknown number of {unit}"
     return f"about {number:,.0f} {unit}" if math.isfinite(number) else f"more than {MOST:,} {unit}"

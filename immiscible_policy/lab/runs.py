@@ -122,12 +122,14 @@ def rolled_out(
 def own_selector(checkpoint: Checkpoint) -> Selector:
     """The selector of a checkpoint's training at full strength, without its schedule and without potentials.
 
-    ValueError if the checkpoint names none that is known here, or noise was chosen for residuals, which it lacks.
+    ValueError if the checkpoint names none that is known here, or noise was chosen for residuals, at some levels or
+    without some steps, which it knows nothing of.
     """
     config = checkpoint.config
     recorded = config.get("noise", {})
-    if config.get("select_for", "action") != "action":
-        raise CommandError(f"{checkpoint.path}: select_for={config['select_for']}; train with select_for=action")
+    for key, plain in {"select_for": "action", "exclude": "none", "select_at": "all"}.items():
+        if config.get(key, plain) != plain:
+            raise CommandError(f"{checkpoint.path}: {key}={config[key]}; train with {key}={plain}")
     if "name" not in recorded:
         raise CommandError(f"{checkpoint.path}: does not name the noise that it was trained with")
     ignored = ("name", "potentials", "start", "stop", "ramp")

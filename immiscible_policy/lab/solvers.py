@@ -194,7 +194,8 @@ def draw(figures: Document) -> Figure:
             panel.errorbar(places, middle, [middle - low, high - middle], marker="o", markersize=4, linewidth=1, **look)
         ticks = sorted({steps for by_steps in by_run.values() for steps in by_steps})
         panel.set(xscale="log", xlim=(0.75 * ticks[0], 1.33 * ticks[-1]))
-        panel.set_ylim(0, 1 if on_starts else None)
+        means = [scores["mean"] for by_steps in by_run.values() for scores in by_steps.values()]
+        panel.set_ylim(0 if min(means) >= 0 else None, 1 if on_starts and max(means) <= 1 else None)
         panel.set_xticks(ticks, [str(steps) for steps in ticks])
         panel.minorticks_off()
         label_ends(panel, ends, colour)

@@ -70,7 +70,7 @@ def condition_distances(condition: Tensor, cost: ConditionName) -> Tensor:
 def condition_weight(costs: Tensor, conditions: Tensor, ratio: float) -> Tensor:
     """The smallest weight w at which few other noises are cheaper than a sample's own (C2OT's adaptive weight).
 
-    Of the B (B - 1) pairs of a sample with another's noise, at most the share `ratio` has costs_ij + w conditions_ij <
+    Of the B (B - 1) pairs of a sample with another's noise, about the share `ratio` has costs_ij + w conditions_ij <
     costs_ii. Each does so up to w_ij = (costs_ii - costs_ij) / conditions_ij, so w is an order statistic of these,
     where the published code searches; that code also counts the B own pairs, so that nothing moves at B <= 1 / ratio.
     Distances between equal conditions (B, B) are exactly 0.

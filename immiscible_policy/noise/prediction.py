@@ -23,6 +23,11 @@ SMALLEST_STD = 1e-6
 FOLDS = 5
 
 
+def _numbers(condition: Tensor) -> Tensor:
+    """A condition's numbers (B, C); integers and truth values as float32, or weights would be rounded to them."""
+    return condition.flatten(1) if condition.is_floating_point() else condition.flatten(1).float()
+
+
 @dataclass(frozen=True)
 class LinearPrediction:
     """The samples that conditions make expected: weights (C + 1, D), the last row for the constant."""
@@ -35,7 +40,7 @@ class LinearPrediction:
         Raises:
             ValueError: If the conditions hold another count of numbers than those of the fit.
         """
-        c = condition.flatten(1)
+        c = _numbers(condition)
         if c.shape[1] != len(self.weights) - 1:
             raise ValueError(f"condition has {c.shape[1]} numbers a row; the prediction needs {len(self.weights) - 1}")
         weights = self.weights.to(c)
@@ -58,7 +63,8 @@ class MLPPrediction:
     def __call__(self, condition: Tensor) -> Tensor:
         """Predict flattened samples (B, D) from conditions (B, ...)."""
         expected = self.linear(condition)
-        c = (condition.flatten(1) - self.mean.to(condition)) / self.std.to(condition)
+        numbers = _numbers(condition)
+        c = (numbers - self.mean.to(numbers)) / self.std.to(numbers)
         return expected + self.scale * mlp(self.weights, c)
 
 

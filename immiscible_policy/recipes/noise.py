@@ -12,6 +12,7 @@ from torch import Tensor
 
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.noise import SELECTORS, Selector, make_selector
+from immiscible_policy.noise.assignment import Assignment
 from immiscible_policy.noise.audit import Audit, audit
 
 WORTH_FITTING = 256_000
@@ -59,8 +60,10 @@ def noise_options(
         if schedule.start >= steps:
             late = f"would first select at step {schedule.start:,} of steps={steps}"
             raise ValueError(f"{given}: noise={noise['name']} {late}; give an earlier start= or more steps=")
-        highest, others = schedule.highest(steps), getattr(select, "k", batch_size) - 1
-        if others > 0 and round(others * highest) < 1:
+        highest, k = schedule.highest(steps), getattr(select, "k", None)
+        needed = 2 if isinstance(select, Assignment) else 1  # of the samples, or of the other candidates
+        chosen = round(highest * (batch_size if k is None else k - 1))
+        if k != 1 and chosen < needed:
             reach = f"its strength reaches {highest:.2g}"
             raise ValueError(f"{given}: noise={noise['name']} would never select, {reach}; shorten ramp=")
     paired = (steps - (schedule.start if schedule else 0)) * batch_size

@@ -69,7 +69,7 @@ def write_grid(
         if not missing[arm]
     }
     first = tables.get(arms[0])
-    alike = [arm for arm in tables if first is None or runs[arm].task.name == runs[arms[0]].task.name]
+    alike = [arm for arm in tables if first is None or _comparable(runs, arm, arms[0], tables)]
     record = {
         "arms": {
             arm: _arm(runs[arm], tables[arm], first if arm in alike else None)
@@ -84,6 +84,12 @@ def write_grid(
     page = markdown(name, record)
     write_result(out / name, record, page, _picture(runs, tables, arms[0], alike) if tables else None)
     return page
+
+
+def _comparable(runs: Mapping[str, RunDirectory], arm: str, first: str, tables: Mapping[str, ScoresBySeed]) -> bool:
+    """Whether two arms are of one task, and were evaluated on the same starts."""
+    starts = [next(iter(tables[name].values())).starts for name in (arm, first)]
+    return runs[arm].task.name == runs[first].task.name and starts[0] == starts[1]
 
 
 def _picture(
@@ -205,12 +211,12 @@ def _to_quality(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed, metri
     """Steps and seconds of each seed to shares of the first arm's best score, its best mean over seeds.
 
     A share is divided by where lower is better: 0.80 stands for 1.25 of the score. None where no evaluated checkpoint
-    reaches it. Nothing where the best is negative: shares of it mean nothing.
+    reaches it. Nothing where the best is 0 or negative: shares of it mean nothing.
     """
     means = [metric.sign * of_seed.values[metric.name].mean(axis=1) for of_seed in first.values()]
     comparable = len({len(curve) for curve in means}) == 1
     best = metric.sign * float(np.mean(means, axis=0).max()) if comparable else math.nan
-    if best < 0:
+    if best <= 0:
         return {}
     rows = {seed: [row for row in run.seed(seed).metrics() if "seconds" in row] for seed in own}
     reached: Document = {}

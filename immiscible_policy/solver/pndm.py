@@ -21,21 +21,21 @@ class Pndm:
 
     The second time is visited twice, so that S steps call the network S + 1 times.
 
-    Raises ValueError if steps < 1.
+    Raises ValueError if steps < 2: one step would visit time 1 alone, where hardly any noise is expected.
     """
 
     steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampling_steps={self.steps}: needs 1 or more")
+        if self.steps < 2:
+            raise ValueError(f"sampling_steps={self.steps}: solver=pndm needs 2 or more")
 
     def scheduler(self, path: Ddpm) -> Any:
         """Diffusers' scheduler on a path's chain; a ValueError for more steps than it has, or another prediction."""
         if path.prediction == "sample":
             raise ValueError("solver=pndm: needs a network that predicts epsilon or v_prediction")
-        if self.steps > path.chain:
-            raise ValueError(f"sampling_steps={self.steps}: the chain has {path.chain} diffusion steps")
+        if self.steps >= path.chain:  # the grid is shifted by one
+            raise ValueError(f"sampling_steps={self.steps}: the chain has {path.chain} diffusion steps; use fewer")
         from diffusers.schedulers.scheduling_pndm import PNDMScheduler  # takes seconds to import
 
         chain = {name: path.noising.config[name] for name in ("beta_schedule", "beta_start", "beta_end")}

@@ -211,7 +211,7 @@ def test_a_finished_run_is_left_alone(finished, store):
     assert "lr=0.001 differs" in changed and "lr=0.0003" in changed
     assert "continues with the run's own options" in refused(here("train_policy.py", f"resume={out}", "lr=0.001"))
     assert "neither true nor false nor the directory of a run" in refused(here("train_policy.py", "resume=nowhere"))
-    assert "has 20 steps; give more" in refused(here("train_policy.py", f"resume={out}", "steps=19"))
+    assert "has 20 steps; use resume=" in refused(here("train_policy.py", f"resume={out}", "steps=19"))
     assert tree(out) == before
 
 

@@ -87,3 +87,18 @@ def test_proportions_that_nowhere_differ_have_an_interval_and_nothing_to_detect(
     assert found.interval.low == pytest.approx(expected.low) and found.interval.low < -0.2 < 0.2 < found.interval.high
     assert found.detectable == 0
     assert contrasts(arms, "vanilla")["knn"].interval.high == 0
+
+
+@pytest.mark.parametrize("value", [0.3, 0.7])
+def test_rounding_is_no_variance_of_a_contrast(value):
+    arms = {"vanilla": np.full((3, 50), value), "knn": np.full((3, 50), 1.0)}
+    found = contrasts(arms, "vanilla", proportion=True)["knn"]
+    assert math.isnan(found.p) and found.interval.high - found.interval.low > 0.03
+
+
+def test_balanced_counts_of_two_seeds_are_tested():
+    """Three more wins than losses in both seeds, scattered over the starts."""
+    won = np.array([[1.0] * 11 + [0.0] * 9, [0.0] * 9 + [1.0] * 11])
+    lost = np.array([[0.0] * 11 + [1.0] * 8 + [0.0], [0.0] + [1.0] * 8 + [0.0] * 11])
+    found = contrasts({"vanilla": lost, "knn": won}, "vanilla", proportion=True)["knn"]
+    assert 0.1 < found.p < 0.5 and not found.interval.excludes_zero and found.detectable > 0.2

@@ -260,3 +260,45 @@ def test_equal_proportions_have_a_difference_with_a_width() -> None:
     assert (none.low, none.high) == pytest.approx((-1.96 / 6, 1.96 / 6), abs=1e-3)  # Agresti and Min: 1 / (n + 2)
     assert all_.estimate == 1 and all_.low < 0.7 and all_.low > 0
     assert interval([np.zeros((1, 400))], proportion=True).high < none.high / 50
+
+
+def test_counts_of_two_seeds_that_happen_to_balance_are_not_sure_of_anything() -> None:
+    """Both seeds have three more wins than losses, scattered over the starts: each component comes out as 0."""
+    one = np.zeros(20)
+    other = np.zeros(20)
+    one[:11], one[11:19] = 1, -1
+    other[9:], other[1:9] = 1, -1
+    arms = [np.stack([one, other])]
+    assert components(arms).starts > 0
+    ours, error = interval(arms, proportion=True), arms[0].std(ddof=1) / np.sqrt(40)
+    assert ours.estimate == pytest.approx(0.15) and ours.low == pytest.approx(0.15 - stats.t.ppf(0.975, 19) * error)
+    assert not ours.excludes_zero and detectable(arms) > 0.2 and episodes_needed(arms).starts > 20
+
+
+def test_without_a_difference_few_seeds_of_proportions_seldom_find_one() -> None:
+    rng = np.random.default_rng(5)
+    for seeds, starts, p in ((2, 20, 0.5), (2, 50, 0.9), (3, 20, 0.9)):
+        a, b = (rng.random((1500, seeds, starts)) < p for _ in range(2))
+        found = [interval([x.astype(float) - y], proportion=True) for x, y in zip(a, b, strict=True)]
+        assert np.mean([each.excludes_zero for each in found]) < 0.06
+        assert not any(each.low == each.high for each in found)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.6, 0.9])
+def test_rounding_is_no_variance_and_breaks_no_tie(value: float) -> None:
+    equal = [np.full((3, 50), 1.0) - np.full((3, 50), value)]
+    assert interval(equal, proportion=True).high - interval(equal, proportion=True).low > 0.03
+    sums = np.array([[0.1 + 0.2 - 0.3, 0.7 + 0.1 - 0.8]])
+    assert sums.any() and sign_test(sums) == sign_test(np.zeros((1, 2)))
+
+
+def test_a_proportions_ends_are_possible_and_one_episode_has_none() -> None:
+    always = interval([np.ones((2, 50))], proportion=True)
+    assert always.estimate == 1 and always.high == 1 and 0.85 < always.low < 0.97
+    assert np.isnan(mean_interval(np.ones((1, 1)), proportion=True).low)
+
+
+def test_of_one_start_it_is_unknown_how_many_are_needed() -> None:
+    needed = episodes_needed([np.array([[0.1], [0.3], [0.05]])])
+    assert np.isnan(needed.starts) and needed.seeds > 3 and needed.text.startswith("unknown, ")
+    assert "an unknown number of starts" in needed_sentence(needed, False, 3, 1)

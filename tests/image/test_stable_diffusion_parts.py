@@ -16,6 +16,7 @@ from immiscible_policy.image.spec import read_spec, spec_metadata
 from immiscible_policy.image.stable_diffusion import build_stable_diffusion, find_pretrained, pinned, pretrained_hash
 from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.noise import make_selector
+from immiscible_policy.path import Ddpm
 from immiscible_policy.solver import Pndm, Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from immiscible_policy.training.state import TrainState
@@ -120,6 +121,16 @@ def test_a_saved_pipeline_keeps_the_spacing_of_the_solver(spec, tmp_path):
         scheduler = DiffusionPipeline.from_pretrained(tmp_path / "saved").scheduler
         scheduler.set_timesteps(10)
         assert scheduler.timesteps.tolist() == [*range(first, -1, -100)]
+
+
+def test_pndm_needs_two_steps_and_one_fewer_than_the_chain():
+    """It shifts the grid by one: a single step would start at time 1, where hardly any noise is expected."""
+    path = Ddpm(100)
+    assert len(Pndm(path.chain - 1).scheduler(path).timesteps) == path.chain
+    with pytest.raises(ValueError, match="sampling_steps=1: solver=pndm needs 2 or more"):
+        Pndm(1)
+    with pytest.raises(ValueError, match=f"sampling_steps={path.chain}: the chain has {path.chain} diffusion steps"):
+        Pndm(path.chain).scheduler(path)
 
 
 def test_a_saved_text_encoder_keeps_the_published_names(spec, directory, tmp_path, capfd):

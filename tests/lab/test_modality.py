@@ -149,6 +149,9 @@ def test_the_published_share_is_that_of_the_mode_which_dominates_for_the_first_r
     other = [[[1, 1, 8], [0, 2, 8]], [[1, 3, 6], [0, 0, 10]]]
     assert followed(other, first).tolist() == [0.25, 0.75]
     assert followed(first, first).tolist() == [15 / 18, 0.9]
+    undecided = [[[4, 4, 2], [6, 2, 2]], [[0, 0, 10], [1, 9, 0]]]  # from the first start no mode leads
+    assert followed(other, undecided)[0] == 0
+    assert np.isnan(followed(other, undecided)[1])  # the second seed's other start has nothing decided
 
 
 def test_a_seed_without_a_decided_rollout_is_left_out_and_an_arm_of_such_has_no_majority():

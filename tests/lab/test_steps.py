@@ -195,6 +195,15 @@ def test_a_policys_own_selector_is_what_its_run_recorded_at_full_strength(tmp_pa
         runs.own_selector(coupled)
 
 
+@pytest.mark.parametrize("option", ["select_for=residual", "exclude=padding", "select_at=above"])
+def test_noise_that_was_chosen_for_less_than_the_whole_is_nobodys_own(tmp_path, option):
+    key, value = option.split("=")
+    config = {"noise": {"name": "knn", "k": 2}, key: value}
+    save_checkpoint(tmp_path / "step_000700", {"step": 700, "config": config}, {})
+    with pytest.raises(ValueError, match=f"step_000700: {option}; train with {key}="):
+        runs.own_selector(read_checkpoint(tmp_path / "step_000700"))
+
+
 def test_policies_of_other_sizes_or_damaged_are_refused_before_any_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "measure_policy", lambda *_: pytest.fail("a policy was measured"))
 

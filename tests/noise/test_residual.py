@@ -149,6 +149,15 @@ def test_low_precision_stays_low():
     assert ForResidual(make_selector("knn"), LinearPrediction(WEIGHTS))(x, condition=c).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("fit", [fit_linear_prediction, partial(fit_mlp_prediction, steps=5)])
+def test_whole_numbers_as_conditions_are_what_the_same_numbers_are_with_a_point(fit):
+    c = torch.randint(0, 9, (64, 2), generator=generator(1))
+    x = c.float() @ torch.randn(2, 3, generator=generator(2))
+    predict = fit(c.float(), x)
+    torch.testing.assert_close(predict(c), predict(c.float()))
+    torch.testing.assert_close(predict(c > 4), predict((c > 4).float()))
+
+
 def test_what_it_cannot_use_is_refused():
     select = ForResidual(make_selector("knn"), LinearPrediction(WEIGHTS))
     with pytest.raises(ValueError, match="condition is missing"):

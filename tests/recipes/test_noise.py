@@ -178,6 +178,7 @@ def test_fitted_potentials_reach_the_selector_and_change_no_pair(store, name):
         (["noise=knn", "start=3000"], "start=3000: noise=knn would first select at step 3,000"),
         (["noise=knn", "ramp=1000000"], "ramp=1000000: noise=knn would never select, its strength reaches 0.003"),
         (["noise=linear", "stop=10", "ramp=5000"], "stop=10 ramp=5000: noise=linear would never select"),
+        (["noise=linear", "ramp=600000"], "ramp=600000: noise=linear would never select"),  # 1 of 256 moves nothing
         (["noise=c2ot", "weight=.inf"], "weight=.inf: needs a number"),
         (["noise=c2ot", "weight=abc"], "weight=abc"),
         (["noise=c2ot", "ratio=null"], "ratio=None"),

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_words_beat_the_experiment_and_the_experiment_beats_the_scale():
 
 @pytest.mark.parametrize("path", ["a=b.zarr", "it's here", "x,y", "[odd]", "${home}", "back\\slash", "s p a c e"])
 def test_paths_may_hold_anything(path):
-    assert compose_config([f"data={path}", f"out={path}"]).data == path
+    assert compose_config([f"data={path}", f"out={path}"]).data == str(Path(path).absolute())
 
 
 def test_options_survive_the_run_directory(tmp_path):

@@ -107,6 +107,22 @@ def test_steps_and_seconds_to_a_share_of_the_first_arms_maximum(grid):
     assert "never, never, never" in result(grid, (*GAIN, "slow"))[1]
 
 
+def test_arms_on_other_starts_have_no_paired_difference(grid):
+    write_run(grid / "other", lambda *_: 0.3, starts=range(7, 11))
+    plan(grid / "other", 1500)
+    figures, _ = result(grid, (*GAIN, "other"))
+    assert "difference" in figures["arms"]["knn_k2"] and "difference" not in figures["arms"]["other"]
+    assert list(figures["contrasts"]["arms"]) == ["knn_k2"]
+
+
+def test_shares_of_nothing_are_not_reached(tmp_path):
+    for arm, gain in {"vanilla": -9.0, "knn_k2": 0.0}.items():
+        write_arm(tmp_path / arm, gain)
+    figures, _ = result(tmp_path)
+    assert figures["arms"]["vanilla"]["scores"]["coverage"]["max"]["mean"] == 0
+    assert not figures["arms"]["knn_k2"].get("to_quality")
+
+
 def test_where_lower_is_better_a_share_is_a_multiple_of_the_best():
     once = {"steps": {"0": 500}, "seconds": {"0": 7.0}}
     entry = {"to_quality": {"0.80": {"energy_score": 0.1} | once, "0.95": {"energy_score": 0.0842} | once}}

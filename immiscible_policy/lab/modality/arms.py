@@ -89,9 +89,12 @@ def majority(counts: ArrayLike) -> Array:
 def followed(counts: ArrayLike, first: ArrayLike) -> Array:
     """Share (S,) of the decided rollouts in the mode that the first run's rollouts from the same start took most.
 
-    Counts (S, N, K) of both, of the same seeds; NaN for a seed with none decided.
+    Counts (S, N, K) of both, of the same seeds. Starts from which the first run took no mode most are left out; NaN for
+    a seed with none decided.
     """
     decided, others = (np.asarray(of_run)[..., :-1] for of_run in (counts, first))
+    led = (others == others.max(-1, keepdims=True)).sum(-1, keepdims=True) == 1
+    decided = decided * led
     same = np.take_along_axis(decided, others.argmax(-1, keepdims=True), axis=-1)
     with np.errstate(invalid="ignore"):
         return same.sum((1, 2)) / decided.sum((1, 2))
