@@ -45,7 +45,7 @@ NAMED = {
     "v": TEAL,
 }
 """Colours of selectors, of methods and image models, and of what a network predicts (the noise is diffusion's own)."""
-STRANGERS = (SKY, RUST, PINK, VIOLET, TEAL, AMBER, BLUE, BASELINE)
+STRANGERS = (PINK, RUST, SKY, VIOLET, TEAL, AMBER, BLUE, BASELINE)
 """In this order labels without a colour of their own take one; those of the common selectors come last."""
 
 
