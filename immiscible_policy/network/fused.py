@@ -18,7 +18,7 @@ step's embedding, G features, F of all films together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from immiscible_policy.network.recording import Recording
+from immiscible_policy.network.unet import parameters_of
 
 KEPT = 4
 """Recordings that are kept of each network."""
@@ -34,7 +35,7 @@ KEPT = 4
 
 def forward(network: Any, sample: Tensor, step: Tensor, features: Tensor, dtype: torch.dtype) -> Tensor:
     """What `ConditionalUnet1d.forward` returns (B, T, A), in arithmetic of a type; gradients flow as there."""
-    parameters = list(_parameters(network))
+    parameters = list(parameters_of(network))
     inputs = sample, network.diffusion_step_encoder[0](step), features
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *parameters)):
         return _Forward.apply(network, dtype, *inputs, *parameters)
@@ -50,7 +51,7 @@ def denoiser(network: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Ten
 
     def denoise(sample: Tensor, films: Tensor) -> Tensor:
         if not uses:
-            uses.append(_Use(network, list(_parameters(network)), sample, dtype, trains=False))
+            uses.append(_Use(network, list(parameters_of(network)), sample, dtype, trains=False))
             uses[0].recording.lay_out()
         return uses[0].recording.denoise(sample, films)
 
@@ -104,14 +105,6 @@ class _Forward(torch.autograd.Function):
         by_sample, by_features, by_parameter = ctx.use.recording.backward(gradient)
         ctx.use = None
         return None, None, by_sample, None, by_features, *(by_parameter[p.data_ptr()] for p in ctx.parameters)
-
-
-def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """`module.parameters()`, without the names that take it most of its time."""
-    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
-    for child in module._modules.values():
-        if child is not None:
-            yield from _parameters(child)
 
 
 def keep_freed_memory() -> None:

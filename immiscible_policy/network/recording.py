@@ -103,9 +103,11 @@ class Recording:
         _replay(self._layout)
 
     def embed(self, sinusoids: Tensor, features: Tensor) -> None:
-        """Make all films from sinusoids (B, E) and the features (B, G)."""
-        self._sinusoids.data.copy_(sinusoids)
-        self._features.data.copy_(features)
+        """Make all films from sinusoids (B, E) and the features (B, G); a ValueError for other shapes."""
+        for name, given, own in ("step", sinusoids, self._sinusoids), ("features", features, self._features):
+            if given.shape != own.data.shape:
+                raise ValueError(f"{name} {tuple(given.shape)}: the network needs {tuple(own.data.shape)}")
+            own.data.copy_(given)
         _replay(self._embedding)
 
     def denoise(self, sample: Tensor, films: Tensor | None = None) -> Tensor:

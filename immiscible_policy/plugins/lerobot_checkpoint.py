@@ -158,6 +158,10 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
     A CheckpointError if the policy has no counterpart there.
     """
     published.exportable(checkpoint, spec)
+    if not spec.encoder and LAYOUT.numbers.get(spec.obs_dim) != spec.obs:
+        known = ", ".join(LAYOUT.numbers.values())
+        own = f"obs={spec.obs} of {spec.obs_dim} numbers"
+        raise CheckpointError(f"{checkpoint.path}: {own}; LeRobot takes {TASK.title}'s alone ({known}, image)")
     if spec.horizon % 2 ** len(spec.down_dims):
         raise CheckpointError(f"{checkpoint.path}: LeRobot needs a horizon that divides by {2 ** len(spec.down_dims)}")
     weights = checkpoint.tensors("ema")

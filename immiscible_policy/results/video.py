@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from io import BytesIO
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -20,16 +21,20 @@ from immiscible_policy.store.atomic import write_atomically
 from immiscible_policy.tasks import Task, primary, success
 
 BORDER = 4
+FASTEST_GIF = 50  # frames a second; viewers slow down what is faster
 GREEN, GREY, BLACK = (0, 158, 115), (200, 200, 200), (0, 0, 0)
 
 Frame = NDArray[np.uint8]
 
 
 def frames(task: Task, recording: Recording, columns: int, size: int, every: int = 1) -> Iterator[Frame]:
-    """Draw every so many environment steps of a recording, (H, W, 3), in tiles of `size` pixels, `columns` to a row."""
+    """Draw every so many environment steps of a recording, (H, W, 3), in tiles of `size` pixels, `columns` to a row.
+
+    The last step is drawn in any case.
+    """
     metric = primary(task).name
     tiles: dict[int, Frame] = {}
-    for step in range(0, len(recording.scenes), every):
+    for step in sorted({*range(0, len(recording.scenes), every), len(recording.scenes) - 1}):
         for index, last in enumerate(recording.last):
             if step < last + every:
                 label = f"start {recording.starts[index]}   {metric} {recording.scores[step, index]:.2f}"
@@ -98,17 +103,31 @@ def encode_gif(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:
     """A GIF that repeats, of pictures as `write_video` takes them, and their number; a ValueError if there is none.
 
     All frames have the same 64 colours, those of the first and the last, without dithering: what moves changes little
-    of a frame.
+    of a frame. Viewers show no more than 50 frames a second: of more, some pictures are left out.
     """
-    images = [Image.fromarray(picture) for picture in pictures]
-    if not images:
+    every = [Image.fromarray(picture) for picture in pictures]
+    if not every:
         raise ValueError("there is no picture to make a video of")
+    kept, durations = _gif_times(len(every), fps)
+    images = [every[index] for index in kept]
     ends = Image.fromarray(np.concatenate([np.asarray(images[0]), np.asarray(images[-1])]))
     palette = ends.quantize(64, dither=Image.Dither.NONE)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     stream = BytesIO()
-    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0, optimize=True)
+    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
     return stream.getvalue(), len(images)
+
+
+def _gif_times(count: int, fps: float) -> tuple[list[int], list[int]]:
+    """Which of `count` pictures a GIF keeps, the last among them, and how long it shows each [ms].
+
+    A GIF counts in hundredths of a second. Moments are rounded, not durations, so that the whole keeps its pace.
+    """
+    stride = math.ceil(fps / FASTEST_GIF)
+    kept = list(range(0, count, stride))
+    kept[-1] = max(kept[-1], count - 1) if len(kept) > 1 else kept[-1]
+    moments = [round(100 * index / fps) for index in [*kept, kept[-1] + stride]]
+    return kept, [10 * (later - sooner) for sooner, later in pairwise(moments)]
 
 
 def encode_video(pictures: Iterable[Frame], fps: float) -> tuple[bytes, int]:

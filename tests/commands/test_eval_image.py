@@ -10,9 +10,10 @@ from immiscible_policy.cli import CommandError
 from immiscible_policy.commands.eval_image import main
 from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.spec import spec_metadata
+from immiscible_policy.image.tiny import tiny_stable_diffusion
 from immiscible_policy.store.checkpoint import CheckpointError, save_checkpoint
 from tests.image.folders import write_images
-from tests.image.specs import tiny_spec
+from tests.image.specs import tiny_spec, tiny_stable_diffusion_spec
 
 SPEC = tiny_spec()
 QUICK = ["samples=97", "sampling_steps=2"]
@@ -175,6 +176,35 @@ def test_models_that_take_no_prompts_are_measured_on_images_that_have_none(run, 
     (run / "config.yaml").write_text(f"data: {tmp_path / 'plain'}\ndataset: folder\nprompts: own\n")
     main([f"run={run}", *QUICK])
     assert {row["prompts"] for row in rows(run)} == {"none"}
+
+
+@pytest.fixture
+def prompted(tmp_path, cifar):
+    """A run of a small Stable Diffusion that was trained with a file of prompts for the first 98 images."""
+    spec = tiny_stable_diffusion_spec(tiny_stable_diffusion(tmp_path / "tiny", ["cat", "bird"]))
+    model = build_image_model(spec)
+    path = tmp_path / "sd" / "seed_0" / "checkpoints" / "step_000010"
+    save_checkpoint(path, spec_metadata(spec) | {"step": 10, "seed": 0}, {"ema": model.state_dict()})
+    prompts = tmp_path / "words.txt"
+    prompts.write_text("cat\n" * 98)
+    options = f"data: {cifar}\ndataset: cifar10\nlimit: 98\nprompts: {prompts}\npretrained: {tmp_path / 'tiny'}\n"
+    (tmp_path / "sd" / "config.yaml").write_text(options)
+    return tmp_path / "sd", prompts
+
+
+def test_a_runs_prompts_are_for_the_images_of_its_training_and_count_as_they_are(prompted, capsys):
+    run, prompts = prompted
+    words = [f"run={run}", *QUICK]
+    main(words)
+    main([*words, "reference_samples=150"])
+    assert [row["reference_n"] for row in rows(run)] == ["200", "150"]
+    assert all(row["prompts"].startswith("words.txt (content ") for row in rows(run))
+    capsys.readouterr()
+    main(words)
+    assert "measured before" in capsys.readouterr().out
+    prompts.write_text("bird\n" * 98)
+    main(words)
+    assert "measured before" not in capsys.readouterr().out and len(rows(run)) == 3
 
 
 def test_prompts_that_a_model_would_ignore_are_refused(run):

@@ -146,6 +146,46 @@ def test_other_types_are_multiplied_plainly():
         assert torch.equal(network()(*inputs), network(kernels="plain")(*inputs))
 
 
+def test_weights_that_lie_otherwise_or_twice_are_multiplied_plainly():
+    """A transposed view, as a library's surgery leaves it, and two layers that are one."""
+    unet, other, data = network(), network(kernels="plain"), batch()
+    for each in (unet, other):
+        linear = each.mid_modules[0].cond_encoder[1]
+        linear.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous().t())
+    for name, value in passes(other, *data).items():
+        assert torch.equal(passes(unet, *data)[name], value), name
+    for each in (unet, other):
+        each.mid_modules[1].cond_encoder[1] = each.mid_modules[0].cond_encoder[1]
+    for name, value in passes(other, *data).items():
+        assert torch.equal(passes(unet, *data)[name], value), name
+
+
+def test_function_transforms_see_the_plain_form():
+    unet, other, (*inputs, _) = network(), network(kernels="plain"), batch(4)
+    parameters = {name: value.detach() for name, value in unet.named_parameters()}
+
+    def gradients(module):
+        def loss(values):
+            return torch.func.functional_call(module, values, tuple(inputs)).square().sum()
+
+        return torch.func.grad(loss)(parameters)
+
+    ours, theirs = gradients(unet), gradients(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in parameters)
+    with torch.no_grad():
+        each = torch.func.vmap(lambda x, t, g: unet(x[None], t[None], g[None])[0])(*inputs)
+        torch.testing.assert_close(each, other(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["step", "features"])
+def test_one_row_is_not_taken_for_all(name):
+    sample, step, features, _ = batch()
+    given = {"step": step, "features": features}
+    given[name] = given[name][:1]
+    with pytest.raises(ValueError, match=rf"^{name} \(1, \d+\): the network needs \(20, \d+\)"):
+        network()(sample, **given)
+
+
 def test_kernels_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="kernels=warp: choose from fused, plain"):
         network(kernels="warp")

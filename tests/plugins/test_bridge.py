@@ -472,6 +472,14 @@ def test_what_has_no_counterpart_is_not_written(tmp_path, spec, message, to):
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("other", [{"obs": "joints"}, {"obs": "state", "obs_dim": 4}])
+def test_what_another_robot_sees_is_not_written_for_lerobot(tmp_path, other):
+    path = ours(tmp_path / "step_000007", replace(SPEC, **other))
+    with pytest.raises(CheckpointError, match=r"obs=\w+ of \d+ numbers; LeRobot takes PushT's alone \(keypoints, "):
+        convert(path, "lerobot", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
 def test_a_compact_checkpoint_is_a_quarter_as_large_and_acts_the_same_to_half_precision(tmp_path):
     path = ours(tmp_path / "step_000007")
     convert(path, "compact", tmp_path / "compact")

@@ -135,6 +135,8 @@ def test_some_frames_end_with_the_last_scene() -> None:
     every, third = (list(frames(PUSHT, recorded(), columns=3, size=64, every=count)) for count in (1, 3))
     assert len(third) == 3 and np.array_equal(third[0], every[0])
     assert green(np.split(third[1], 3, axis=1)[0]) and green(np.split(third[2], 3, axis=1)[2])
+    for count in (4, 5, 9):  # which pass by the last of seven
+        assert np.array_equal(list(frames(PUSHT, recorded(), columns=3, size=64, every=count))[-1], every[-1])
 
 
 def test_a_live_window_shows_each_step_and_ends_when_it_is_closed() -> None:
@@ -165,6 +167,23 @@ def test_a_recording_holds_finished_episodes_and_the_score_so_far() -> None:
 def test_a_recording_misses_no_step() -> None:
     with pytest.raises(ValueError, match="step 1 came after 0 reports"):
         Recorder(PUSHT).on_step(1, STATE[None], {"coverage": np.zeros(1)}, np.zeros(1, bool))
+
+
+@pytest.mark.parametrize("fps", [10, 15, 24, 30, 50, 60, 80, 100, 160])
+def test_a_gif_runs_at_the_pace_that_it_was_given(fps):
+    """A viewer shows a time below 20 ms as 100 ms."""
+    moving = np.full((100, 100, 8, 3), 255, np.uint8)
+    moving[np.arange(100), np.arange(100)] = (65, 105, 225)  # one line, a pixel further down in each picture
+    content, count = encode_gif(moving, fps)
+    times = []
+    with Image.open(BytesIO(content)) as gif:
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            times.append(gif.info["duration"])
+        last = np.asarray(gif.convert("RGB"))
+    assert min(times) >= 20 and sum(times) == pytest.approx(1000 * 100 / fps, abs=20)
+    assert (last[:99] > 250).all() and (last[99, :, 0] < 70).all()
+    assert count == len(times) and (count == 100 or fps > 50)
 
 
 def test_a_gif_keeps_the_colours_of_its_last_frame(tmp_path):

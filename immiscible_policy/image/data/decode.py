@@ -91,6 +91,8 @@ class Decoder:
                     wanted, (width, height) = "x".join(map(str, shape.exact)), image.size
                     raise ValueError(f"{label} has {width}x{height} pixels; the published images have {wanted}")
                 return _square(image, shape.size)
+        except Image.DecompressionBombError:
+            raise ValueError(f"{label} has too many pixels to be decoded safely; make it smaller") from None
         except (OSError, SyntaxError, zlib.error, zipfile.BadZipFile):  # what Pillow and zipfile say to damaged files
             raise ValueError(f"{label} cannot be read as an image; is the download complete?") from None
 

@@ -6,6 +6,7 @@ paper's own factor is 2.5, its values range from 0 to 2.5.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ from immiscible_policy.image.data import Images
 
 
 class ClipScore:
-    """Scores images by a CLIP model of transformers, a directory or hub id; ValueError if it is not there."""
+    """Scores images by a CLIP model of transformers, a directory or hub id; ValueError if it is not there.
+
+    `weights` is the SHA-256 over the names and bytes of its tensors.
+    """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         try:
@@ -33,6 +37,11 @@ class ClipScore:
                 f"clip={source} is neither a directory nor the hub id of a CLIP model with safetensors weights, "
                 f"tokenizer and processor ({one_line(error)[:120]})"
             ) from None
+        weights = hashlib.sha256()
+        for name, tensor in sorted(model.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        self.weights = weights.hexdigest()
         self.model = model.to(device).eval()
         self.source, self.device = source, device
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from immiscible_policy.cli import CommandError
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import DATASETS, Images, load_images
-from immiscible_policy.image.data.images import NONE, prompts_for
+from immiscible_policy.image.data.images import NONE, OWN, prompts_for
 from immiscible_policy.image.evaluation.clip import ClipScore, real_scores
 from immiscible_policy.image.evaluation.features import Extractor
 from immiscible_policy.image.evaluation.measure import (
@@ -57,12 +57,17 @@ class ImageProtocol:
 
 
 class ImageSource(NamedTuple):
-    """Where the images of a run come from: name and path of a data set, side of its images, source of prompts."""
+    """Where the images of a run come from: name and path of a data set, side of its images, source of prompts.
+
+    A file of prompts that the run itself was trained with is for the first `limit` images of training.
+    """
 
     dataset: str
     data: str
     size: int
     prompts: str
+    own_prompts: bool = False
+    limit: int | None = None
 
 
 class Target(NamedTuple):
@@ -118,7 +123,11 @@ class Evaluation:
 
     def conditions(self, source: ImageSource) -> Images:
         """Originals and prompts of what is drawn."""
-        return prompts_for(self._images(source, edited=self.protocol.drawing.edit is not None), source.prompts)
+        edited = self.protocol.drawing.edit is not None
+        if source.own_prompts and not edited:
+            trained = self._load(source.dataset, source.data, split="train", size=source.size, limit=source.limit)
+            return prompts_for(trained, source.prompts)
+        return prompts_for(self._images(source, edited), source.prompts)
 
     def _draw(self, target: Target, checkpoint: Checkpoint, n: int) -> Tensor:
         """The first n images (n, 3, S, S), uint8, that a checkpoint draws."""
@@ -159,6 +168,11 @@ class Evaluation:
     def _blank(self, source: ImageSource, checkpoint: Checkpoint) -> ImageRow:
         """The row of a checkpoint before it is measured."""
         protocol, drawing, images = self.protocol, self._drawing(checkpoint), self._images(source)
+        prompts, clip = source.prompts, NONE
+        if prompts not in (OWN, NONE):
+            prompts = f"{Path(prompts).name} (content {self.conditions(source).content_hash[:HASH]})"
+        if protocol.clip is not None:
+            clip = f"{Path(protocol.clip.source).name} (weights {protocol.clip.weights[:HASH]})"
         return ImageRow(
             checkpoint=checkpoint.step,
             seed=checkpoint.metadata.get("seed", 0),
@@ -178,8 +192,8 @@ class Evaluation:
             noise_seed=drawing.seed,
             edit=drawing.edit or NONE,
             originals=self._originals(source) if drawing.edit else NONE,
-            prompts=Path(source.prompts).name,
-            clip=NONE if protocol.clip is None else Path(protocol.clip.source).name,
+            prompts=prompts,
+            clip=clip,
         )
 
     def _originals(self, source: ImageSource) -> str:
@@ -218,4 +232,6 @@ def _source(name: str, run: RunDirectory | None, checkpoint: Checkpoint, protoco
     if data is None:
         raise CommandError(f"{name} does not say where its data lie; give data=PATH, and dataset= if not cifar10")
     prompts = protocol.prompts or (config.get("prompts", NONE) if spec.model in PROMPTED else NONE)
-    return ImageSource(protocol.dataset or config.get("dataset") or "cifar10", str(data), spec.size, prompts)
+    dataset, trained = protocol.dataset or config.get("dataset") or "cifar10", config.get("limit")
+    own = protocol.prompts is None and prompts not in (OWN, NONE)
+    return ImageSource(dataset, str(data), spec.size, prompts, own, trained if own else None)

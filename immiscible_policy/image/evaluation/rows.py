@@ -28,8 +28,8 @@ class ImageRow:
     """How good the images of one checkpoint are: squared Fréchet distance to the reference, and CLIPScore if wanted.
 
     `weights` (of the extractor) and `reference_hash` are the first 16 digits of a SHA-256; `resize` says how images
-    come to the extractor's size, `sampling_steps` names steps and solver, or `best` for the model's own. `none` stands
-    for no edit, no originals, prompts or CLIP model.
+    come to the extractor's size, `sampling_steps` names steps and solver, or `best` for the model's own. `prompts` says
+    what a file holds, `clip` which weights it has; `none` stands for no edit, no originals, prompts or CLIP model.
     """
 
     checkpoint: int

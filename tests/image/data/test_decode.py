@@ -105,6 +105,13 @@ def test_a_damaged_png_is_named(tmp_path):
             decoded(tmp_path, Shape(16))
 
 
+def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "huge.png", np.zeros((40, 40, 3), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ValueError, match="huge.png has too many pixels to be decoded safely; make it smaller"):
+        decoded(tmp_path, Shape(8))
+
+
 def test_an_image_of_another_size_than_published_is_named(tmp_path):
     write(tmp_path / "a.png", noise(0, 30, 20))
     with pytest.raises(ValueError, match="a.png has 30x20 pixels; the published images have 20x30"):

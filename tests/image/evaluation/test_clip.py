@@ -1,5 +1,7 @@
 """CLIPScore by hand, and on CLIP's real classes at a tiny size with random weights."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -50,6 +52,17 @@ def test_scores_are_the_cosines_of_the_models_embeddings(tiny):
         read = scorer.model.text_projection(scorer.model.text_model(**words).pooler_output)
     by_hand = [100 * max(0.0, float(a @ b / (a.norm() * b.norm()))) for a, b in zip(seen, read, strict=True)]
     torch.testing.assert_close(result, torch.tensor(by_hand), rtol=1e-4, atol=1e-3)
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(tiny, tmp_path):
+    other = tmp_path / tiny.name
+    shutil.copytree(tiny, other)
+    model = transformers.CLIPModel.from_pretrained(other)
+    with torch.no_grad():
+        model.logit_scale += 1
+    model.save_pretrained(other)
+    weights = [ClipScore(str(path)).weights for path in (tiny, tiny, other)]
+    assert weights[0] == weights[1] != weights[2] and len(weights[0]) == 64
 
 
 def test_each_image_needs_a_prompt(tiny):
