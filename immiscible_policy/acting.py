@@ -139,9 +139,9 @@ class RobotPolicy:
                 take seed, seed + 1, ..., or the seeds of a sequence. None: the noise goes on where it is.
         """
         if seed is not None:
-            self._seeds = count(int(seed)) if np.ndim(seed) == 0 else map(int, seed)  # type: ignore
-            self._noise: list[torch.Generator] = []
-        self._history: deque[Observed] = deque(maxlen=self.obs_steps)
+            seeds = int(seed) if np.ndim(seed) == 0 else [int(one) for one in seed]  # type: ignore[arg-type, union-attr]
+            self._noise, self._chunk_noise = SamplingNoise(seeds), SamplingNoise(seeds)
+        self._history: list[Observed] = []
         self._queue: deque[Array] = deque()
         self._lead: tuple[int, ...] | None = None
 
@@ -153,18 +153,21 @@ class RobotPolicy:
         Raises:
             ValueError: If the observation lacks a key or has a wrong shape, or B changes without `reset`; one line.
         """
-        seen, lead = self._read(observation)
-        self._history.append(seen)
+        seen, lead = self.inputs.read(observation)
+        require_same_rows(lead, self._lead, "call reset() before that changes")
+        history = [*self._history, seen][-self.obs_steps :]
         if not self._queue:
-            self._queue.extend(self._predict(self._history)[:, : self.action_steps].swapaxes(0, 1))
+            chunk = self._predict(history, self._noise.rows(len(seen.numbers)))
+            self._queue.extend(chunk[:, : self.action_steps].swapaxes(0, 1))
+        self._history, self._lead = history, lead
         return self._queue.popleft().reshape(*lead, -1)
 
     def chunk(self, history: Sequence[Observation]) -> Array:
         """All predicted actions from the newest observation on: (T, A), or (B, T, A), float64 in the data's units.
 
         T is the number of actions from now to the end of the horizon, horizon - obs_steps + 1: 15 with a horizon of 16
-        and two observations. The first is for now; `act` executes the first `action_steps` of them. For
-        those who do their own scheduling; the observations and the queue of `act` are left alone.
+        and two observations. The first is for now; `act` executes the first `action_steps` of them. For those who do
+        their own scheduling: `act` goes on as if there had been no `chunk`, whose noise is its own, of the same seeds.
 
         Args:
             history: Observations as `act` takes them, oldest first. The last `obs_steps` count; where there are fewer,
@@ -175,8 +178,10 @@ class RobotPolicy:
         """
         if isinstance(history, Mapping) or not len(history):
             raise ValueError("history: give a sequence of one observation or more, oldest first")
-        seen, leads = zip(*map(self._read, list(history)[-self.obs_steps :]), strict=True)
-        actions = self._predict(seen)
+        seen, leads = zip(*map(self.inputs.read, list(history)[-self.obs_steps :]), strict=True)
+        for lead in leads[1:]:
+            require_same_rows(lead, leads[0], "a history is of the same robots")
+        actions = self._predict(seen, self._chunk_noise.rows(len(seen[0].numbers)))
         return actions.reshape(*leads[0], *actions.shape[1:])
 
     def benchmark(self, rows: int = 1, chunks: int = 50) -> Latency:
@@ -193,33 +198,38 @@ class RobotPolicy:
         print(latency)
         return latency
 
-    def _read(self, observation: Observation) -> tuple[Observed, tuple[int, ...]]:
-        """An observation as B rows, and its leading shape; a ValueError if that differs from those since the reset."""
-        seen, lead = self.inputs.read(observation)
-        if self._lead not in (None, lead):
-            now, before = (f"a batch of {shape[0]}" if shape else "a single one" for shape in (lead, self._lead or ()))
-            raise ValueError(f"the observation is {now}, the last was {before}: call reset() before that changes")
-        self._lead = lead
-        return seen, lead
-
-    def _predict(self, history: Sequence[Observed], noise: Sequence[torch.Generator] | None = None) -> Array:
-        """Actions (B, T, A) from now on, of observations (B, ...), oldest first; noise by default that of `reset`."""
+    def _predict(self, history: Sequence[Observed], noise: Sequence[torch.Generator]) -> Array:
+        """Actions (B, T, A) from now on, of observations (B, ...), oldest first."""
         use_device(str(self._agent.device))  # of this thread, which need not be the one that loaded the policy
         steps = [history[0]] * (self.obs_steps - len(history)) + list(history)
         rows = len(history[0].numbers)
-        noise = self._streams(rows) if noise is None else noise
         padded = np.minimum(np.arange(max(rows, self._pad_to)), rows - 1)
         filling = [sampling_noise(0) for _ in padded[rows:]]
         numbers = np.stack([step.numbers for step in steps], axis=1)[padded]
         frames = {name: np.stack([step.frames[name] for step in steps], axis=1)[padded] for name in history[0].frames}
         return self._agent.chunk(Observed(numbers, frames), [*noise, *filling])[:rows]
 
-    def _streams(self, rows: int) -> list[torch.Generator]:
-        """The sampling noise of each row."""
-        self._noise += map(sampling_noise, islice(self._seeds, max(0, rows - len(self._noise))))
-        if len(self._noise) < rows:
-            raise ValueError(f"a batch of {rows} needs as many seeds; reset was given {len(self._noise)}")
-        return self._noise[:rows]
+
+class SamplingNoise:
+    """The sampling noise of rows, of seed, seed + 1, ..., or of the seeds of a sequence; begun when a row is needed."""
+
+    def __init__(self, seeds: int | Sequence[int]) -> None:
+        self._seeds = count(seeds) if isinstance(seeds, int) else iter(seeds)
+        self._streams: list[torch.Generator] = []
+
+    def rows(self, number: int) -> list[torch.Generator]:
+        """The streams of the first so many rows; a ValueError if there are fewer seeds."""
+        self._streams += map(sampling_noise, islice(self._seeds, max(0, number - len(self._streams))))
+        if len(self._streams) < number:
+            raise ValueError(f"a batch of {number} needs as many seeds; reset was given {len(self._streams)}")
+        return self._streams[:number]
+
+
+def require_same_rows(lead: tuple[int, ...], before: tuple[int, ...] | None, cure: str) -> None:
+    """Refuse an observation whose leading shape, (B,) or (), is not that of the one before; None: there was none."""
+    if before not in (None, lead):
+        now, then = (f"a batch of {shape[0]}" if shape else "a single one" for shape in (lead, before or ()))
+        raise ValueError(f"the observation is {now}, the last was {then}: {cure}")
 
 
 class Inputs:
@@ -269,6 +279,8 @@ class Inputs:
     def read(self, observation: Observation) -> tuple[Observed, tuple[int, ...]]:
         """An observation as B rows: numbers (B, Do), frames (B, H, W, 3); and its leading shape, (B,) or ().
 
+        They are copies: whoever observes may write the next observation into the same memory.
+
         Raises:
             ValueError: If a key is missing, or a shape, a type or a number is wrong.
         """
@@ -293,7 +305,7 @@ class Inputs:
             raise self._refusal(shown)
         if not np.isfinite(numbers).all():
             raise ValueError(f"the observation has a number that is not finite: {shown}")
-        rows_of_frames = {camera: frame.reshape(rows, *frame.shape[-3:]) for camera, frame in frames.items()}
+        rows_of_frames = {camera: frame.reshape(rows, *frame.shape[-3:]).copy() for camera, frame in frames.items()}
         return Observed(numbers, rows_of_frames), lead
 
     def _parts(self, observation: Observation) -> dict[str, Array]:

@@ -233,6 +233,35 @@ def test_the_number_of_robots_changes_with_a_reset_alone():
         policy.chunk(arm())
 
 
+def test_a_chunk_leaves_the_acting_alone():
+    """Its noise, its queue, its observations and how many robots there are; it has the noise of the same seeds."""
+    policy, twin = (RobotPolicy(agent(BLIND), Inputs(BLIND, ["keypoints"]), seed=5) for _ in range(2))
+    observations = np.random.default_rng(0).normal(size=(20, 20))
+    for step, observation in enumerate(observations):
+        if step in (0, 4, 8):
+            policy.chunk(np.zeros((1, 3, 20)) if step == 4 else [observation])
+        np.testing.assert_array_equal(policy.act(observation), twin.act(observation))
+    with pytest.raises(ValueError, match="the observation is a batch of 2, the last was a single one: a history is of"):
+        policy.chunk([np.zeros(20), np.zeros((2, 20))])
+
+
+def test_what_is_refused_leaves_nothing_behind():
+    policy = RobotPolicy(agent(BLIND), Inputs(BLIND, ["keypoints"]), seed=5)
+    policy.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="a batch of 3 needs as many seeds"):
+        policy.act(np.zeros((3, 20)))
+    assert policy.act(np.zeros((2, 20))).shape == (2, 2)
+
+
+def test_a_driver_may_write_the_next_picture_where_the_last_one_was():
+    reused, apart = arm_policy(), arm_policy()
+    frame = np.zeros((24, 32, 3), np.uint8)
+    for step in range(12):
+        frame[:] = 20 * step
+        seen = [policy.act(arm(front=shown)) for policy, shown in ((reused, frame), (apart, frame.copy()))]
+        np.testing.assert_array_equal(*seen)
+
+
 def test_latency_is_measured_and_nothing_else_changes(capsys):
     policy, twin = (RobotPolicy(agent(BLIND), Inputs(BLIND, ["keypoints"]), seed=5) for _ in range(2))
     latency = policy.benchmark(rows=2, chunks=4)

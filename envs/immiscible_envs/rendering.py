@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -124,12 +125,17 @@ def open_display(size: tuple[int, int], title: str = "PushT") -> pygame.Surface:
 class Window:
     """A pygame window for pictures of a width and height [px]; `close` may be called more than once.
 
+    pygame has one window per process: several show their pictures in it in turn, and the last that closes closes it.
+
     Raises OSError if there is no display.
     """
+
+    _open: WeakSet[Window] = WeakSet()
 
     def __init__(self, title: str = "PushT", size: Pixel = (CANVAS, CANVAS)) -> None:
         self._screen: pygame.Surface | None = open_display(size, title)
         self._clock = pygame.time.Clock()
+        Window._open.add(self)
 
     def show(self, image: Image, rate: float) -> None:
         """Show a picture (height, width, 3), then wait until 1/rate seconds have passed since the last one."""
@@ -144,7 +150,9 @@ class Window:
         """Close the window."""
         if self._screen is not None:
             self._screen = None
-            pygame.display.quit()
+            Window._open.discard(self)
+            if not Window._open:
+                pygame.display.quit()
 
 
 def _draw_disc(canvas: pygame.Surface, middle: Array, radius: float, color: Color) -> None:

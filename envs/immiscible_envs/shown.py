@@ -32,6 +32,7 @@ class ShownEnv(gymnasium.Env[Seen, Array], Generic[Seen]):
             one_of(render_mode, tuple(self.metadata["render_modes"]), "render_mode")
         self.render_mode = render_mode
         self._window: Window | None = None
+        self._is_shown = False  # by the step or the reset
 
     @abstractmethod
     def picture(self) -> Any:
@@ -46,10 +47,13 @@ class ShownEnv(gymnasium.Env[Seen, Array], Generic[Seen]):
         if self._window is None:
             self._window = Window(self.title)
         self._window.show(self.picture(), self.metadata["render_fps"])
+        self._is_shown = True
 
     def render(self) -> Any:
-        """The picture; in human mode it is shown in the window instead."""
-        self.show()
+        """The picture; in human mode it is shown in the window instead, unless the step has just done so."""
+        if not self._is_shown:
+            self.show()
+        self._is_shown = False
         return self.picture() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

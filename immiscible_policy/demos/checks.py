@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from immiscible_policy.policy.normalizer import FLOAT32_STEPS, SMALLEST_RANGE
+
 KINDS = {"f": "floating point", "i": "signed", "u": "unsigned", "b": "boolean"}
 """Kinds of dtype that an array may have."""
 CHANNELS_LAST = "pictures are (T, H, W, 3), channels last"
@@ -78,11 +80,14 @@ def structure_problems(arrays: Mapping[str, Any], columns: Mapping[str, Column])
             yield f"data/{name} has dtype {dtype}; it should hold {kinds} numbers"
         if not shape or not column.fits(shape[1:]):
             yield f"data/{name} has shape {shape}; it should be {column}"
+        elif 0 in shape[1:]:
+            yield f"data/{name} has shape {shape}; there is nothing in a step of it"
         elif channels_first(array):
             yield f"data/{name} has shape {shape}; {CHANNELS_LAST}"
     lengths = {name: array.shape[0] for name, array in arrays.items() if array.shape}
     if len(set(lengths.values())) > 1:
-        yield "the arrays differ in length: " + ", ".join(f"data/{name} {n}" for name, n in lengths.items())
+        listed = ", ".join(f"data/{name} {n}" for name, n in lengths.items())
+        yield f"the arrays differ in length: {listed}; after an interrupted recording, record on: that drops the rest"
 
 
 def episode_problems(episode_ends: np.ndarray, n_steps: int) -> Iterator[str]:
@@ -115,6 +120,30 @@ def outlier_problems(name: str, values: np.ndarray, episode_ends: np.ndarray) ->
     bad = far & (np.abs(values - middle) > 1000 * (high - low))
     usual = f"; half of them lie within {np.min(low):.4g}..{np.max(high):.4g}"
     yield from flagged(name, bad, values, episode_ends, usual)
+
+
+def resolution_problems(name: str, values: np.ndarray) -> Iterator[str]:
+    """Find numbers (T, ...) that vary, but over less than `FLOAT32_STEPS` of their size.
+
+    Everything is trained in float32: of encoder ticks around 1e9, say, hardly any are different numbers there.
+    """
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    size = np.maximum(np.abs(low), np.abs(high))
+    bad = np.flatnonzero((high - low >= SMALLEST_RANGE) & (high - low < FLOAT32_STEPS * size))
+    if len(bad):
+        first, more = int(bad[0]), f"; so do {len(bad) - 1} more of its numbers" if len(bad) > 1 else ""
+        which, span = f"[{first}]" if rows.shape[1] > 1 else "", f"{low[first]:.10g}..{high[first]:.10g}"
+        yield f"data/{name}{which} varies over {span} alone, which float32 hardly resolves; subtract its middle{more}"
+
+
+def brightness_problem(camera: str, brightest: float) -> str | None:
+    """What is wrong with a camera whose largest pixel is this, if anything."""
+    if brightest > 1:
+        return None
+    if brightest == 0:
+        return f"{camera} shows nothing but black; leave it out"
+    return f"{camera} holds pixels of 0..{brightest:g}; they should be 0..255, multiply by 255"
 
 
 def flagged(

@@ -21,14 +21,14 @@ from immiscible_policy.demos.store import write_store
 def convert(
     path: Path,
     out: Path,
-    fps: int,
+    fps: int | None,
     columns: Mapping[str, Column],
     from_features: Callable[[Arrays], Arrays],
 ) -> tuple[Arrays, np.ndarray]:
     """Convert a dataset and return what was written: the arrays by name, and the episode ends (E,).
 
-    It must have `fps` steps per second. `columns` are what the store's arrays should be; `from_features` makes them of
-    features (T, width) that are not the store's own.
+    It must have `fps` steps per second, unless that is None. `columns` are what the store's arrays should be;
+    `from_features` makes them of features (T, width) that are not the store's own.
 
     Raises:
         CommandError: If `out` exists or cannot be created, or pyarrow is not installed.
@@ -36,7 +36,7 @@ def convert(
     """
     require_new("out", out)
     info = read_info(path)
-    if info.fps != fps:
+    if fps is not None and info.fps != fps:
         raise StoreError(f"{path}: recorded at {info.fps:g} Hz; the task is controlled at {fps} Hz")
     own = {key for key, feature in info.features.items() if feature.name.startswith(OWN)}
     demos = open_dataset(path, {key: columns.get(key, Column()) for key in own}, cameras=())

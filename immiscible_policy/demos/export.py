@@ -9,7 +9,7 @@ Written for T steps of E episodes::
     data/chunk-000/file-000.parquet             T rows, one row group for each episode
 
 The policy's features are the task's. The store's own arrays stand beside them as `store.KEY`, which policies ignore:
-`convert` reads them back bit for bit.
+`convert` reads their numbers back bit for bit, those of a step in a row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def export(
     frames: Mapping[str, np.ndarray] | None = None,
     *,
     robot: str,
-    fps: int,
+    fps: float,
     instruction: str,
 ) -> None:
     """Write a dataset; it appears whole or not at all.
@@ -66,7 +66,7 @@ def export(
     require_new("out", out)
     frames, names = frames or {}, {name: feature.names for name, feature in features.items()}
     pictures = {
-        "observation.image" if len(frames) == 1 else f"observation.images.{camera}": shown
+        "observation.image" if len(frames) == 1 else f"observation.images.{_plain(camera)}": shown
         for camera, shown in frames.items()
     }
     frame = np.concatenate([np.arange(n) for n in demos.lengths])
@@ -106,7 +106,7 @@ def export(
             "chunks_size": 1000,
             "data_files_size_in_mb": 100,
             "video_files_size_in_mb": 200,
-            "fps": fps,
+            "fps": int(fps) if fps == int(fps) else fps,
             "splits": {"train": f"0:{demos.n_episodes}"},
             "data_path": f"data/{CHUNK_FILE}",
             "video_path": None,
@@ -115,6 +115,11 @@ def export(
         for name, content in (("stats", statistics(columns, pictures)), ("info", described)):
             (draft / f"meta/{name}.json").write_text(json.dumps(content, indent=4) + "\n")
         draft.rename(out)
+
+
+def _plain(camera: str) -> str:
+    """A camera's name without what LeRobot puts before it."""
+    return camera.removeprefix("observation.").removeprefix("images.")
 
 
 def flat(values: np.ndarray) -> np.ndarray:
@@ -138,7 +143,8 @@ def statistics(columns: Columns, pictures: Columns) -> dict[str, dict[str, Any]]
 
 
 def moments(values: np.ndarray) -> dict[str, list[float]]:
-    """Statistics of each component of values (n, width); the quantiles are exact."""
+    """Statistics of each component of values (n, width), true counting as 1; the quantiles are exact."""
+    values = values.astype(np.float64) if values.dtype == bool else values
     result = {"min": values.min(axis=0), "max": values.max(axis=0)}
     result |= {"mean": values.mean(axis=0, dtype=np.float64), "std": values.std(axis=0, dtype=np.float64)}
     result |= dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values()), axis=0), strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import zarr
 
+from immiscible_policy.demos.checks import brightness_problem
 from immiscible_policy.demos.chunks import read_rows
 from immiscible_policy.network.crop import resize
 
@@ -136,6 +137,6 @@ class Frames:
                 raise ValueError(f"{self.pictures.name} holds {low:g}..{high:g}; pixels should be 0..255")
             images[start : start + len(block)] = np.rint(block)
             start, brightest = start + len(block), max(brightest, high)
-        if brightest <= 1:
-            raise ValueError(f"{self.pictures.name} holds 0..{brightest:g}; pixels should be 0..255, multiply by 255")
+        if problem := brightness_problem(self.pictures.name, brightest):
+            raise ValueError(problem)
         return torch.from_numpy(images)

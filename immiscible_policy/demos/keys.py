@@ -28,8 +28,11 @@ def require_keys(path: str | Path, obs: str | None, action: str) -> None:
     stored = contents(path)
     if obs is None:
         raise CommandError(f"obs= is missing: name what the policy sees, one or several of {_listed(stored, _is_seen)}")
-    for key in obs.split(","):
+    keys = obs.split(",")
+    for key in keys:
         _require("obs", key, stored, _is_seen)
+        if keys.count(key) > 1:
+            raise CommandError(f"obs={obs}: names {key} more than once")
     _require("action", action, stored, _is_action)
 
 

@@ -109,6 +109,7 @@ def write_store(
     Raises StoreError if the path exists, or the arrays do not fit together; nothing is created then.
     """
     path, ends = Path(path), np.asarray(episode_ends)
+    arrays = {name: values if isinstance(values, Frames) else np.asarray(values) for name, values in arrays.items()}
     if path.exists():
         raise StoreError(f"{path}: exists already; choose another path or remove it first")
     _refuse(path, checks.structure_problems(arrays, columns or {}))

@@ -42,6 +42,7 @@ def problems(
     ends = demos.episode_ends
     wrong = [line for name, values in demos.arrays.items() for line in checks.finite_problems(name, values, ends)]
     wrong += [line for name, values in demos.arrays.items() for line in checks.outlier_problems(name, values, ends)]
+    wrong += [line for name, values in demos.arrays.items() for line in checks.resolution_problems(name, values)]
     yield from wrong or meaning(demos)
     for camera, frames in demos.frames.items():
         for problem in image_problems(camera, frames, ends):
@@ -71,5 +72,5 @@ def image_problems(camera: str, frames: Frames, ends: np.ndarray) -> Iterator[st
         bad = ~((images >= 0) & (images <= 255))  # NaN fails both
         yield from checks.flagged(camera, bad, images, ends, "; pixels should be 0..255", first=start)
         brightest = max(brightest, float(images.max()))
-    if 0 < brightest <= 1:
-        yield f"data/{camera} holds pixels of 0..1; they should be 0..255"
+    if not undecodable and (problem := checks.brightness_problem(f"data/{camera}", brightest)):
+        yield problem

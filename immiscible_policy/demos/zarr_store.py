@@ -23,7 +23,7 @@ ENDS = "episode_ends"
 class Replay(NamedTuple):
     """A store of which nothing but the metadata was read."""
 
-    arrays: dict[str, zarr.Array]  # `data/NAME` by name
+    arrays: dict[str, zarr.Array]  # `data/NAME` by name, `GROUP/NAME` where it lies in a group of `data`
     ends: zarr.Array  # (E,)
     attrs: dict[str, Any]
     has: Callable[[str], bool]  # whether the store has a file, by its path inside
@@ -44,10 +44,13 @@ def open_replay(path: Path) -> Replay:
         raise StoreError(f"{path}: is a file, but not a zip archive; fetch it again if it was cut short")
     try:
         store, inside, has = _zip(path) if path.is_file() else _directory(path)
-        root = zarr.open_group(store, path=inside, mode="r")
+        root = zarr.open_group(store, path=inside, mode="r", use_consolidated=False)  # a copy may be older than they
         attrs = dict(root.attrs)
         data, ends = root.get("data"), root.get(f"meta/{ENDS}")
-        arrays = dict(sorted(data.arrays())) if isinstance(data, zarr.Group) else {}
+        members = sorted(data.members(max_depth=None)) if isinstance(data, zarr.Group) else []
+        arrays = {name: member for name, member in members if isinstance(member, zarr.Array)}
+    except StoreError:
+        raise
     except Exception as error:  # zarr raises a dozen kinds for broken metadata; each means the same here
         raise StoreError(f"{path}: not a zarr store ({type(error).__name__}: {error})") from error
     if not isinstance(ends, zarr.Array):
@@ -80,5 +83,7 @@ def _zip(path: Path) -> tuple[ZipStore, str, Callable[[str], bool]]:
     with zipfile.ZipFile(path) as archive:
         files = set(archive.namelist())
     marks = [f"meta/{ENDS}/{name}" for name in (".zarray", "zarr.json")]
-    roots = [file.removesuffix(mark) for file in files for mark in marks if file.endswith(mark)]
-    return ZipStore(path, mode="r"), min(roots, key=len, default="").rstrip("/"), files.__contains__
+    roots = sorted({file.removesuffix(mark).rstrip("/") for file in files for mark in marks if file.endswith(mark)})
+    if len(roots) > 1:
+        raise StoreError(f"{path}: holds {len(roots)} stores ({', '.join(roots)}); give an archive of one")
+    return ZipStore(path, mode="r"), roots[0] if roots else "", files.__contains__

@@ -6,12 +6,27 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_RANGE = 1e-4
-"""Dimensions that vary less than this are centred, not stretched."""
+"""Numbers that vary less than this count as constant: they are centred, not stretched."""
+FLOAT32_STEPS = 2.0**-14
+"""The share of a number that is a thousand steps of float32."""
 
 
 def half_range(low: Tensor, high: Tensor) -> Tensor:
-    """Half the range of each dimension between its bounds (D,); 1 where it varies less than `SMALLEST_RANGE`."""
+    """Half the range of each dimension between its bounds (D,); 1 where it is constant, and centred only."""
     return torch.where(high - low >= SMALLEST_RANGE, (high - low) / 2, 1.0)
+
+
+def action_bounds(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of actions (D,), so that a constant one is acted out as it is.
+
+    One that varies less than `SMALLEST_RANGE` gets bounds that far from its middle, or so far that float32 tells them
+    apart: a sampler's ±1 then stays near it, where bounds 1 apart would let the robot move.
+    """
+    low, high = low.double(), high.double()
+    middle = (low + high) / 2
+    half = torch.clamp(middle.abs() * FLOAT32_STEPS, min=SMALLEST_RANGE)
+    constant = high - low < SMALLEST_RANGE
+    return torch.where(constant, middle - half, low), torch.where(constant, middle + half, high)
 
 
 class Normalizer(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from immiscible_policy.cli import CommandError, parse_range
-from immiscible_policy.demos.checks import outlier_problems
+from immiscible_policy.demos.checks import outlier_problems, resolution_problems
 from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.split import split_episodes
 from immiscible_policy.demos.store import content_hash
@@ -29,7 +29,7 @@ from immiscible_policy.noise import CONDITIONAL_MEANS, cross_fitted, make_select
 from immiscible_policy.path import Regression
 from immiscible_policy.policy import Pictured, Policy
 from immiscible_policy.policy.build import PolicySpec, build_policy
-from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer, half_range
+from immiscible_policy.policy.normalizer import SMALLEST_RANGE, Normalizer, action_bounds, half_range
 from immiscible_policy.randomness import torch_generator
 from immiscible_policy.recipes.noise import (
     NoiseOptions,
@@ -104,7 +104,7 @@ class Loaded(NamedTuple):
     held_out: HeldOut | None
     observation: dict[str, Range]  # by array, in the order in which a policy sees them
     action: Range
-    notes: list[str]  # actions beside which nothing can be learned of the others
+    notes: list[str]  # numbers that spoil the others, or are spoiled themselves, by normalisation in float32
 
 
 def load_data(
@@ -151,7 +151,10 @@ def load_data(
         held_out,
         {key: Range.of(task.observation(fitted, key)) for key in numbers},
         Range.of(fitted[action]),
-        list(outlier_problems(action, demos[action], demos.episode_ends)),
+        [
+            *outlier_problems(action, demos[action], demos.episode_ends),
+            *(line for key, values in demos.arrays.items() for line in resolution_problems(key, values)),
+        ],
     )
 
 
@@ -306,7 +309,7 @@ class RobotRecipe:
             "diffusion": {"min_snr": config.min_snr},
         }
         with weights_of(seed):
-            normalizers = Normalizer(*bounds), Normalizer(acted.low, acted.high)
+            normalizers = Normalizer(*bounds), Normalizer(*action_bounds(acted.low, acted.high))
             policy = build_policy(self.spec, *normalizers, **laws.get(config.method, {}))
             return policy.to(self.config.device)
 

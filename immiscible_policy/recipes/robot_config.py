@@ -71,8 +71,8 @@ class RobotConfig(DiffusionConfig):
 
     @property
     def is_blind(self) -> bool:
-        """Whether an observation of the task without images is seen; arrays of a store may be cameras."""
-        return self.obs != "image" and self.obs in find_task(**self.task).observations
+        """Whether no camera is seen; arrays of a store may be cameras."""
+        return not find_task(**self.task).may_see_pictures(self.obs or "")
 
     @property
     def unused(self) -> set[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -105,16 +107,16 @@ class Remote:
 
 def _serve(connection: Connection, make: Make, count: int) -> None:
     """Answer calls until the other end is closed."""
-    group = Group(make, count)
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send((getattr(group, method)(*arguments), ""))
-        except Exception as error:  # whatever it is, the other process reports it
-            connection.send((None, f"{type(error).__name__}: {one_line(error)}"))
+    with closing(Group(make, count)) as group:
+        while True:
+            try:
+                method, arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                connection.send((getattr(group, method)(*arguments), ""))
+            except Exception as error:  # whatever it is, the other process reports it
+                connection.send((None, f"{type(error).__name__}: {one_line(error)}"))
 
 
 class Episodes(VectorEnv[Any, Array, Array]):
@@ -134,14 +136,19 @@ class Episodes(VectorEnv[Any, Array, Array]):
         observation_space: gymnasium.Space[Any],
         action_space: spaces.Box,
         workers: int = 1,
+        expected: str | None = None,
     ) -> None:
-        """Build the rows in so many processes; with one, in this process."""
+        """Build the rows in so many processes; with one, in this process.
+
+        Closing warns if no step's `info` had the `expected` key, which is misspelt then, or reported at success alone.
+        """
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self._box, workers = action_space, min(workers, num_envs)
         self._first = list(range(num_envs))
+        self._expected, self._reported, self._stepped = expected, set[str](), False
         self._rows = [rows.tolist() for rows in np.array_split(np.arange(num_envs), workers)]
         self._group = Group(make, num_envs) if workers == 1 else None
         self._remotes = [] if workers == 1 else [Remote(make, len(rows)) for rows in self._rows]
@@ -157,7 +164,10 @@ class Episodes(VectorEnv[Any, Array, Array]):
     def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Advance the rows whose episode is not over by their actions (N, ...), clipped to the action space."""
         box = self._box
-        return self._gather(self._call("step", np.clip(actions, box.low, box.high).astype(box.dtype)))
+        clipped = np.clip(actions, box.low, box.high)
+        rounded = np.rint(clipped) if np.issubdtype(box.dtype, np.integer) else clipped
+        self._stepped = True
+        return self._gather(self._call("step", rounded.astype(box.dtype)))
 
     def render(self) -> tuple[Any, ...]:
         """A picture (SIDE, SIDE, 3) uint8 of every row."""
@@ -165,6 +175,9 @@ class Episodes(VectorEnv[Any, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments and end the processes."""
+        if self._stepped and self._expected is not None and self._expected not in self._reported:
+            known = ", ".join(sorted(self._reported)) or "no numbers at all"
+            warnings.warn(f"{self._expected}: no step reported it, which counts as 0; reported: {known}", stacklevel=2)
         if self._group is not None:
             self._group.close()
         for remote in self._remotes:
@@ -183,6 +196,7 @@ class Episodes(VectorEnv[Any, Array, Array]):
     def _gather(self, rows: list[Any]) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)
         keys = dict.fromkeys(key for info in infos for key in info)
+        self._reported.update(keys)
         gathered = {key: np.array([info.get(key, 0.0) for info in infos]) for key in keys}
         return _stack(observations), np.array(rewards), np.array(terminated), np.array(truncated), gathered
 
@@ -194,5 +208,6 @@ def _stack(observations: Sequence[Any]) -> Any:
 
 
 def _numbers(info: dict[str, Any]) -> dict[str, float]:
-    """The entries that are single numbers."""
-    return {key: float(value) for key, value in info.items() if np.ndim(value) == 0 and isinstance(value, NUMBER)}
+    """The entries that are single numbers, arrays of one among them."""
+    single = {key: np.asarray(value) for key, value in info.items() if isinstance(value, (*NUMBER, np.ndarray))}
+    return {key: float(value.item()) for key, value in single.items() if value.size == 1 and value.dtype.kind in "biuf"}

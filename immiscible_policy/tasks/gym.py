@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import combinations
 from typing import Any
 
 import gymnasium
@@ -22,7 +21,6 @@ from immiscible_policy.tasks.task import Array, Metric, Observed, Task
 ALONE = "observation"
 """What the observation is called where it is one array, in a store and in `obs=`."""
 FPS = 10
-MOST_KEYS = 8
 
 
 @lru_cache(maxsize=16)
@@ -61,7 +59,7 @@ class Gym(Task):
         workers: int = 1,
         arguments: dict[str, Any] | None = None,
     ) -> None:
-        self._id, self._workers, self._arguments = env_id, workers, dict(arguments or {})
+        self._id, self._workers, self._arguments, self._success = env_id, workers, dict(arguments or {}), success
         if workers < 1:
             raise CommandError(f"task.workers={workers}: needs 1 or more")
         example = describe(env_id, json.dumps(self._arguments))
@@ -69,6 +67,8 @@ class Gym(Task):
         if not isinstance(example.action_space, spaces.Box):
             raise CommandError(f"task={self.name}: its actions are {example.action_space}; a policy acts in a Box")
         self._observed, self._acted = example.observation_space, example.action_space
+        if max_steps is not None and max_steps < 1:
+            raise CommandError(f"task.max_steps={max_steps}: needs 1 or more")
         limit = max_steps or (example.spec.max_episode_steps if example.spec else None)
         if limit is None:
             raise CommandError(f"task={self.name} has no limit of steps; add task.max_steps=")
@@ -86,22 +86,34 @@ class Gym(Task):
             self.about = f"{self.title}, a Gymnasium environment. Success: `{success}` was reported in the episode."
 
     def _choices(self) -> tuple[str, ...]:
-        """The keys of boxes, all first, then fewer; a CommandError if none is of numbers."""
+        """All keys of boxes, then each one of numbers; a CommandError if none is of numbers."""
+        numbers = [key for key, box in self._boxes.items() if not is_picture(box)]
+        if not numbers:
+            raise CommandError(f"task={self.name}: it observes {self._observed}; a policy needs a Box of numbers")
+        return tuple(dict.fromkeys([",".join(self._boxes), *numbers]))
+
+    @property
+    def _boxes(self) -> dict[str, spaces.Box]:
+        """What can be observed, by key."""
         space = self._observed
         boxes = space.spaces if isinstance(space, spaces.Dict) else {ALONE: space}
-        keys = [key for key, box in boxes.items() if isinstance(box, spaces.Box)]
-        numbers = [key for key in keys if not is_picture(boxes[key])]
-        if not numbers:
-            raise CommandError(f"task={self.name}: it observes {space}; a policy needs a Box of numbers")
-        sizes = range(len(keys), 0, -1) if len(keys) <= MOST_KEYS else (len(keys), 1)
-        chosen = [pick for size in sizes for pick in combinations(keys, size)]
-        return tuple(",".join(pick) for pick in chosen if set(pick) & set(numbers))
+        return {key: box for key, box in boxes.items() if isinstance(box, spaces.Box)}
+
+    def can_observe(self, obs: str) -> bool:
+        """Keys in any order, each once, at least one of them of numbers."""
+        keys, boxes = obs.split(","), self._boxes
+        known = len(set(keys)) == len(keys) and set(keys) <= set(boxes)
+        return known and not all(is_picture(boxes[key]) for key in keys)
+
+    def may_see_pictures(self, obs: str) -> bool:
+        """Whether one of the keys is a camera's."""
+        return any(is_picture(self._boxes[key]) for key in obs.split(",") if key in self._boxes)
 
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """Single environments side by side."""
         arguments = self._arguments | ({"render_mode": "rgb_array"} if self._renders else {})
         make = partial(make_environments, self._id, {"max_episode_steps": self.max_steps} | arguments)
-        return Episodes(make, num_envs, self._observed, self._acted, self._workers)
+        return Episodes(make, num_envs, self._observed, self._acted, self._workers, self._success)
 
     def look(self, history: Sequence[Any], obs: str, keep: int) -> Observed:
         """Arrays laid end to end in the order of `obs`, pictures by their keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ BUILT_IN = {
     "gym:ENV_ID": "immiscible_policy.tasks.gym:Gym",
     "none": "immiscible_policy.tasks.none:NoTask",
 }
+MADE_FAMILY = "metaworld/"
+"""Begins the names of those tasks of other packages whose demonstrations are made here."""
 DEFAULT = next(iter(BUILT_IN))
 """The task of a store or a checkpoint that names none."""
 FIRST_START = {"legacy": 100_000, "fresh": 200_000}
@@ -211,6 +214,14 @@ class Task(Protocol):
             raise CommandError(f"starts={text}: a start seed is at most {LARGEST_START}")
         return starts
 
+    def can_observe(self, obs: str) -> bool:
+        """Whether `obs=` may be this, where the task has observations of its own."""
+        return obs in self.observations
+
+    def may_see_pictures(self, obs: str) -> bool:
+        """Whether a policy that observes this may see a camera; of a store's arrays only the store knows."""
+        return not self.observations or obs == "image"
+
     def look(self, history: Sequence[Any], obs: str, keep: int) -> Observed:
         """What the policy sees of the environments' last obs_steps observations of N episodes, oldest first.
 
@@ -371,7 +382,7 @@ def task_windows(
 
     Raises ValueError if the task has no such observation, or no episode is long enough.
     """
-    if task.observations and obs not in task.observations:
+    if task.observations and not task.can_observe(obs):
         raise CommandError(unknown("obs", obs, task.observations))
     numbers, acted = task.observation(demos, obs), demos[action or task.action].reshape(len(demos), -1)
     return make_windows(numbers, acted, demos.episode_ends, layout, task.frames(demos, obs, images))
@@ -383,8 +394,9 @@ def task_of_store(path: Path) -> Task:
         stored, named = contents(path), attributes(path).get("task")
     except StoreError:  # those who read it will say so
         return find_task()
-    if named in BUILT_IN:
-        return find_task(str(named))
+    if isinstance(named, str) and (named in BUILT_IN or named.startswith(MADE_FAMILY)):
+        with suppress(CommandError):  # its package may not be installed here
+            return find_task(named)
     task = find_task()
     needed = {key: column for key, column in task.columns.items() if column.required}
     fitting = [key for key, column in needed.items() if key in stored and column.fits(stored[key].shape[1:])]

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from immiscible_policy import load_policy
 from immiscible_policy.demos import open_store, split_episodes, write_store
@@ -135,6 +136,20 @@ def test_normalisation_is_fitted_over_the_whole_store_or_the_training_episodes(p
     assert seen.amin((0, 1)).numpy() == pytest.approx(-1, abs=1e-5) and seen.amax((0, 1)).numpy() == pytest.approx(
         1, abs=1e-5
     )
+
+
+def test_a_constant_action_is_acted_as_it_is(tmp_path):
+    """Bounds one unit apart, as elsewhere, would let the robot move by them."""
+    rng = np.random.default_rng(0)
+    action = rng.uniform(-1, 1, (60, 4)).astype(np.float32)
+    action[:, 1], action[:, 2], action[:, 3] = 0.2, 12_000, 0
+    store = write_store(tmp_path / "a.zarr", {"qpos": rng.normal(size=(60, 3)), "action": action}, [30, 60])
+    words = [*SMALL, f"data={store}", "obs=qpos", f"out={tmp_path / 'new'}"]
+    policy = RobotRecipe.prepare(compose_config(words)).policy(0)
+    assert policy.action.normalize(torch.from_numpy(action))[:, 1:].abs().max() < 0.01
+    ends = policy.action.unnormalize(torch.tensor([[-1.0], [1.0]]).expand(2, 4)).numpy()
+    np.testing.assert_allclose(ends[:, 0], [action[:, 0].min(), action[:, 0].max()], atol=1e-6)
+    np.testing.assert_allclose(ends[:, 1:], [[0.2, 12_000, 0]] * 2, rtol=1e-4, atol=1.1e-4)
 
 
 def test_the_right_edge_of_the_human_demonstrations_can_be_commanded(human_store):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr.storage._local
 
-from immiscible_policy.demos.append import append_episode, recorded_ends
+from immiscible_policy.demos.append import append_episode, drop_unfinished, recorded_ends
 from immiscible_policy.demos.chunks import StoreError
 from immiscible_policy.demos.store import open_store
 from tests.demos.stores import small_arrays
@@ -84,3 +84,36 @@ def test_bad_episodes_are_refused_and_write_nothing(tmp_path, change):
         append_episode(path, bad)
     assert "\n" not in str(error.value)
     assert_holds(path, good)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda one: one | {"action": one["action"] * np.nan}, r"data/action\[0\] is nan at step 0"),
+        (lambda one: one | {"action": one["action"].astype(np.float64)}, r"action \(2,\) float64.* does not fit"),
+    ],
+)
+def test_a_later_episode_is_looked_at_as_the_first_one_is(tmp_path, change, says):
+    append_episode(tmp_path / "a.zarr", episode(5, 0))
+    with pytest.raises(StoreError, match=says):
+        append_episode(tmp_path / "a.zarr", change(episode(4, 1)))
+    assert_holds(tmp_path / "a.zarr", [episode(5, 0)])
+
+
+def test_what_an_interrupted_episode_left_can_be_dropped(tmp_path):
+    path = tmp_path / "a.zarr"
+    append_episode(path, episode(5, 0))
+    state = zarr.open_array(path, path="data/state")
+    state.resize((9, 5))
+    with pytest.raises(StoreError, match="the arrays differ in length: .*data/state 9; after an interrupted recording"):
+        open_store(path)
+    drop_unfinished(path)
+    assert_holds(path, [episode(5, 0)])
+
+
+def test_a_store_with_a_copy_of_its_metadata_grows_all_the_same(tmp_path):
+    path = tmp_path / "a.zarr"
+    append_episode(path, episode(5, 0))
+    zarr.consolidate_metadata(path)
+    append_episode(path, episode(4, 1))
+    assert open_store(path).lengths.tolist() == [5, 4]

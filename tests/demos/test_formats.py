@@ -1,10 +1,17 @@
 """The same episodes as a zarr directory, a zip archive and a data set of LeRobot are the same demonstrations."""
 
+import json
+import zipfile
+
 import numpy as np
 import pytest
+import torch
 
-from immiscible_policy.commands.demos import export
+from immiscible_policy.cli import CommandError
+from immiscible_policy.commands.demos import convert, export
 from immiscible_policy.demos import Column, content_hash, open_store, write_store
+from immiscible_policy.demos.chunks import StoreError
+from immiscible_policy.demos.keys import require_keys
 from immiscible_policy.demos.validate import problems
 from immiscible_policy.tasks import task_of_store
 from tests.demos.arm import KEYS, arm_arrays, write_lerobot, zipped
@@ -64,6 +71,59 @@ def test_what_a_store_shows_is_found_out(tmp_path, arm):
         "pusht": write_plain(tmp_path / "pusht.zarr", *small_arrays()),
     }
     assert {name: task_of_store(path).name for name, path in stores.items()} == {name: name for name in stores}
+
+
+@pytest.mark.parametrize("named", [["avoid"], {"name": "avoid"}, 3, "os:system", "gym:os:system", "metaworld/nothing"])
+def test_what_names_no_task_of_ours_is_none(tmp_path, arm, named):
+    assert task_of_store(write_store(tmp_path / "a.zarr", *arm, {"task": named})).name == "none"
+
+
+def test_a_store_of_another_packages_task_says_which(tmp_path, arm):
+    pytest.importorskip("metaworld")
+    assert task_of_store(write_store(tmp_path / "a.zarr", *arm, {"task": "metaworld/push-v3"})).name.endswith("push-v3")
+
+
+def test_an_archive_of_two_stores_is_refused(tmp_path, arm):
+    path = zipped(write_store(tmp_path / "a.zarr", *arm), tmp_path / "two.zip", "a.zarr/")
+    with zipfile.ZipFile(path, "a") as archive:
+        for file in sorted(file for file in (tmp_path / "a.zarr").rglob("*") if file.is_file()):
+            archive.write(file, f"b.zarr/{file.relative_to(tmp_path / 'a.zarr')}")
+    with pytest.raises(StoreError, match=r"two.zip: holds 2 stores \(a.zarr, b.zarr\); give an archive of one"):
+        open_store(path)
+
+
+def test_arrays_in_groups_have_the_groups_name_before_theirs(tmp_path):
+    action, qpos = np.random.default_rng(0).normal(size=(2, 20, 3))
+    path = write_store(tmp_path / "a.zarr", {"action": action.tolist(), "obs/qpos": torch.from_numpy(qpos)}, [8, 20])
+    np.testing.assert_array_equal(open_store(path)["obs/qpos"], qpos)
+    require_keys(path, "obs/qpos", "action")
+    np.testing.assert_array_equal(open_store(path)["action"], action)
+    with pytest.raises(CommandError, match="obs=obs/qpos,obs/qpos: names obs/qpos more than once"):
+        require_keys(path, "obs/qpos,obs/qpos", "action")
+    with pytest.raises(StoreError, match=r"data/none has shape \(20, 0\); there is nothing in a step of it"):
+        write_store(tmp_path / "b.zarr", {"action": action, "none": np.empty((20, 0))}, [20])
+
+
+def test_a_data_set_is_exported_as_it_was_recorded(tmp_path, arm):
+    """Its rate, its cameras' names, and numbers that are true or false."""
+    arrays, ends = arm
+    closed = arrays["action"][:, :1] > 0
+    path = write_store(tmp_path / "a.zarr", in_lerobots_words(arrays) | {"closed": closed}, ends)
+    export.main([f"path={path}", f"out={tmp_path / 'set'}", "images=stored"])
+    info = json.loads((tmp_path / "set/meta/info.json").read_text())
+    info["fps"] = 50
+    (tmp_path / "set/meta/info.json").write_text(json.dumps(info))
+    assert {name for name in info["features"] if "image" in name} == {
+        "observation.images.front", "observation.images.wrist"
+    }  # fmt: skip
+    export.main([f"path={tmp_path / 'set'}", f"out={tmp_path / 'again'}", "task=none"])
+    again = json.loads((tmp_path / "again/meta/info.json").read_text())
+    assert again["fps"] == 50 and isinstance(again["fps"], int)
+    assert open_store(tmp_path / "again").fps == 50
+    stats = json.loads((tmp_path / "set/meta/stats.json").read_text())["store.closed"]
+    assert (stats["min"], stats["max"], stats["mean"]) == ([0.0], [1.0], [pytest.approx(closed.mean())])
+    convert.main([f"path={tmp_path / 'again'}", f"out={tmp_path / 'b.zarr'}", "task=none"])
+    np.testing.assert_array_equal(open_store(tmp_path / "b.zarr")["closed"].ravel(), closed.ravel())
 
 
 def test_an_exported_store_is_read_in_place_as_it_was(tmp_path, arm):

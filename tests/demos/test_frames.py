@@ -60,7 +60,11 @@ def test_further_cameras_have_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.update(img=arrays["img"] / 255), r"data/img holds 0\.\.1; pixels should be 0\.\.255"),
+        (
+            lambda arrays: arrays.update(img=arrays["img"] / 255),
+            r"data/img holds pixels of 0\.\.1; they should be 0\.\.255",
+        ),
+        (lambda arrays: arrays.update(img=arrays["img"] * 0), "data/img shows nothing but black; leave it out"),
         (lambda arrays: arrays.update(img=arrays["img"] - 1), r"data/img holds -1\.\.254"),
         (lambda arrays: arrays.update(img=arrays["img"] * np.nan), "data/img holds nan"),
         (lambda arrays: arrays.pop("img"), "data/img is missing; images=rendered"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
-from immiscible_policy.demos import validate
+from immiscible_policy.demos import validate, write_store
 from immiscible_policy.demos.checks import outlier_problems
 from tests.demos.commands import mistake, run
 from tests.demos.stores import PUSHT, small_arrays, write_plain
@@ -74,7 +74,25 @@ def test_images_between_0_and_1_are_noticed(tmp_path):
     arrays, ends = small_arrays(image=4)
     arrays["img"] /= 255
     (line,) = problems(write_plain(tmp_path / "a.zarr", arrays, ends))
-    assert line == "data/img holds pixels of 0..1; they should be 0..255"
+    assert line == "data/img holds pixels of 0..1; they should be 0..255, multiply by 255"
+
+
+def test_a_camera_that_shows_nothing_is_noticed(tmp_path):
+    arrays, ends = small_arrays(image=4)
+    arrays["img"] *= 0
+    (line,) = problems(write_plain(tmp_path / "a.zarr", arrays, ends))
+    assert line == "data/img shows nothing but black; leave it out"
+
+
+def test_numbers_that_float32_does_not_tell_apart_are_noticed(tmp_path):
+    """Encoder ticks around 1e9 are four numbers there; what is constant but for rounding is none of its business."""
+    ticks = np.stack([np.arange(200), 10**9 + np.arange(200)], axis=1)
+    fine = np.stack([np.linspace(0, 1, 200), np.full(200, 0.2) + 1e-7 * (np.arange(200) % 2), np.arange(200) + 1e6], 1)
+    assert len(np.unique(ticks[:, 1].astype(np.float32))) < 8 < 190 < len(np.unique(fine[:, 2].astype(np.float32)))
+    (line,) = validate.problems(write_store(tmp_path / "a.zarr", {"action": fine, "ticks": ticks}, [200]))
+    assert line == (
+        "data/ticks[1] varies over 1000000000..1000000199 alone, which float32 hardly resolves; subtract its middle"
+    )
 
 
 def test_everything_wrong_is_listed(tmp_path):

@@ -256,6 +256,26 @@ def test_human_mode_shows_every_step_and_closes_twice():
     assert pygame.display.get_surface() is None
 
 
+def test_two_environments_may_be_shown_and_a_step_is_shown_once(monkeypatch):
+    one, other = (gymnasium.make(SPEC, render_mode="human").unwrapped for _ in range(2))
+    for env in (one, other):
+        env.metadata = {**env.metadata, "render_fps": 10_000}
+        env.reset(seed=1)
+    one.close()
+    other.step(np.array([400.0, 100.0]))
+    from immiscible_envs.rendering import Window, pygame
+
+    shown = []
+    monkeypatch.setattr(Window, "show", lambda self, picture, rate: shown.append(picture))
+    other.step(np.array([400.0, 100.0]))
+    other.render()
+    assert len(shown) == 1
+    other.render()
+    assert len(shown) == 2
+    other.close()
+    assert pygame.display.get_surface() is None
+
+
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 def test_close_twice_without_a_window(render_mode):
     env = PushTEnv(render_mode=render_mode)

@@ -51,6 +51,43 @@ def test_every_row_is_its_environment_until_its_episode_is_over():
     assert here[2][-1].any()  # some episode is over before the others
 
 
+class Counter(gymnasium.Env):
+    """Observes the whole number that it was given, and says on closing that it was."""
+
+    observation_space = spaces.Box(-10, 10, (1,), np.int64)
+    action_space = spaces.Box(0, 10, (1,), np.int64)
+
+    def __init__(self, place):
+        self._place = place
+
+    def reset(self, *, seed=None, options=None):
+        self._seed = seed
+        return np.zeros(1, np.int64), {}
+
+    def step(self, action):
+        return action, 0.0, False, False, {"given": np.array([action[0]]), "words": "none", "many": [[1], [1, 2]]}
+
+    def close(self):
+        (self._place / f"{self._seed}").touch()
+
+
+def counters(place, count):
+    return [Counter(place) for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_whole_numbers_are_rounded_to_and_every_environment_is_closed(tmp_path, workers):
+    environment = Episodes(
+        partial(counters, tmp_path), 3, Counter.observation_space, Counter.action_space, workers, "given"
+    )
+    environment.reset(seed=SEEDS)
+    observation, *_, infos = environment.step(np.array([[2.98], [0.4], [99.0]]))
+    assert observation.tolist() == [[3], [0], [10]] and infos["given"].tolist() == [3, 0, 10]
+    assert infos.keys() == {"given"}
+    environment.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"5", "6", "7"}
+
+
 def test_rows_of_the_same_seed_are_one_episode_that_is_stepped_once():
     environment = episodes()
     environment.reset(seed=[5, 6, 6])

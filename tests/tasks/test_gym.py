@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from immiscible_policy.cli import CommandError
-from immiscible_policy.demos.store import write_store
+from immiscible_policy.demos.store import open_store, write_store
 from immiscible_policy.demos.windows import Layout
 from immiscible_policy.evaluation.recording import Recorder
 from immiscible_policy.evaluation.rollout import evaluate
@@ -43,7 +43,7 @@ class Arm(gymnasium.Env):
     def step(self, action):
         self.joints = self.joints + action / 10
         done = bool(self.joints.sum() > self.limit)
-        return self.observe(), 1.0, done, False, {"lifted": done, "name": "arm"}
+        return self.observe(), 1.0, done, False, {"lifted": done, "alone": np.array(True), "name": "arm"}
 
 
 gymnasium.register("lab/Arm-v0", entry_point=Arm, max_episode_steps=20)
@@ -90,8 +90,13 @@ class Push:
 def test_success_is_a_key_of_info_and_without_it_the_score_is_the_return(lab):
     (row, *_) = evaluate(find_task(NAME, success="lifted"), Push("joints"), [1, 2], seed=0, checkpoint=0, batch_size=3)
     assert row.metrics["success"] == 1 and row.metrics["return"] == row.steps < 20
-    (row, *_) = evaluate(find_task(NAME, success="dropped"), Push("joints"), [1, 2], seed=0, checkpoint=0, batch_size=3)
+    with pytest.warns(UserWarning, match="dropped: no step reported it, which counts as 0; reported: alone, lifted$"):
+        (row, *_) = evaluate(
+            find_task(NAME, success="dropped"), Push("joints"), [1, 2], seed=0, checkpoint=0, batch_size=3
+        )
     assert row.metrics["success"] == 0
+    (row, *_) = evaluate(find_task(NAME, success="alone"), Push("joints"), [1], seed=0, checkpoint=0, batch_size=1)
+    assert row.metrics["success"] == 1
     assert [metric.name for metric in find_task(NAME).metrics] == ["return"] and primary(
         find_task(NAME)
     ).name == "return"
@@ -109,6 +114,18 @@ def test_observations_are_the_keys_in_the_order_of_the_space(lab):
     np.testing.assert_allclose(numbers[..., 7:], 2 * numbers[..., :3])
     np.testing.assert_allclose(numbers[:, 1, :7] - numbers[:, 0, :7], 0.05)
     assert not task.is_drawn
+
+
+def test_keys_may_come_in_any_order_and_then_so_do_their_numbers(lab, store):
+    task, policy = find_task(NAME), Push("view,pose,joints")
+    for obs, known in {"pose,joints": 1, "view,pose,joints": 1, "pose,pose": 0, "view": 0, "pose,speed": 0}.items():
+        assert task.can_observe(obs) is bool(known), obs
+    assert task.may_see_pictures("pose,view") and not task.may_see_pictures("pose,joints")
+    evaluate(task, policy, [3], seed=0, checkpoint=0, batch_size=2)
+    numbers = policy.seen[1].numbers
+    np.testing.assert_allclose(numbers[..., :3], 2 * numbers[..., 3:6])
+    seen = task.observation(open_store(store), "pose,joints")
+    np.testing.assert_array_equal(seen[:, :3], open_store(store)["pose"])
 
 
 def test_starts_are_seeds_of_the_environment(lab):
@@ -148,6 +165,8 @@ def test_a_box_is_called_observation_and_drawn_by_the_environments_renderer():
         ("gym:no_such_lab:X-v0", {}, "No module named 'no_such_lab'"),
         ("gym:lab_arm:lab/Endless-v0", {}, "has no limit of steps; add task.max_steps="),
         (NAME, {"workers": 0}, "task.workers=0: needs 1 or more"),
+        (NAME, {"max_steps": -5}, "task.max_steps=-5: needs 1 or more"),
+        (NAME, {"max_steps": 0}, "task.max_steps=0: needs 1 or more"),
         (NAME, {"arguments": {"colour": 1}}, "unexpected keyword argument 'colour'"),
     ],
 )
@@ -167,7 +186,7 @@ def test_another_packages_environment_in_a_grid_of_worker_processes(store, lab):
         run = RunDirectory(lab / "grid" / arm)
         assert len(run.episodes()) == 2 and run.summary["pooled"]["success"]
     (table,) = (lab / "grid").glob("*.md")
-    assert "| success | last10 | last | max |" in table.read_text()
+    assert "| success | last 1 | last | max |" in table.read_text()
 
 
 def test_mistakes_are_one_line_and_create_nothing(store, lab):

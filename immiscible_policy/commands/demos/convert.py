@@ -24,5 +24,6 @@ def main(words: list[str]) -> None:
     """Run the command."""
     options = parse(words, OPTIONS, USAGE)
     task = find_task(options["task"])
-    _, ends = convert(options["path"], options["out"], task.fps, task.columns, task.from_features)
+    fps = task.fps if task.has_environment else None
+    _, ends = convert(options["path"], options["out"], fps, task.columns, task.from_features)
     print(f"{options['out']}: {len(ends)} episodes, {ends[-1]:,} steps")

@@ -14,8 +14,8 @@ from immiscible_policy.demos.store import open_store
 IMAGES = ("none", "stored", "rendered")
 USAGE = """usage: python -m immiscible_policy.demos export path=STORE out=DIR [images=stored|rendered task=TASK]
 
-Writes a store as a dataset of LeRobot's format 3; `convert` turns it back into the same arrays. Needs pyarrow:
-pip install 'immiscible-policy[lerobot]'
+Writes a store as a dataset of LeRobot's format 3; `convert` turns it back into a store, whose arrays
+have the same numbers, those of a step in a row. Needs pyarrow: pip install 'immiscible-policy[lerobot]'
 
 example:
   python -m immiscible_policy.demos export path=STORE out=expert
@@ -43,5 +43,6 @@ def main(words: list[str]) -> None:
             raise CommandError(f"images={options['images']}: task={task.name} sees no pictures; leave it out")
         shown = {camera: pictures.numpy() for camera, pictures in frames.items()}
     features = task.features(demos)
-    export(demos, options["out"], features, shown, robot=task.name, fps=task.fps, instruction=task.instruction)
+    fps = demos.fps or task.fps
+    export(demos, options["out"], features, shown, robot=task.name, fps=fps, instruction=task.instruction)
     print(f"{options['out']}: {demos.n_episodes} episodes, {len(demos):,} steps")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from immiscible_policy.cli import REQUIRED, SEED, CommandError, Option, parse, require_writable
 from immiscible_policy.commands.demos import TASK
-from immiscible_policy.demos.append import append_episode, recorded_ends
+from immiscible_policy.demos.append import append_episode, drop_unfinished, recorded_ends
 from immiscible_policy.tasks import find_task
 
 USAGE = """usage: python -m immiscible_policy.demos record out=PATH.zarr [seed=0 task=TASK]
@@ -29,6 +29,8 @@ def main(words: list[str]) -> None:
     if path.exists() and not made_here(path):
         raise CommandError(f"out={path} is not a store that this command made; give a new path")
     require_writable("out", path)
+    if len(recorded_ends(path)):
+        drop_unfinished(path)
     print(task.teleoperation, flush=True)
     task.teleoperate(partial(append_episode, path, attrs=MADE), len(recorded_ends(path)), seed)
     print(f"{len(recorded_ends(path))} episodes in {path}")
