@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -55,10 +56,16 @@ def build_image_model(spec: Spec, *, training: bool = True) -> ImageModel:
         sigma_data=PIXEL_STD * spec.data_scale,
         metric=_metric(spec) if training else None,
         recipe=str(spec.recipe),
-        teacher=None if teacher is None else lambda x, t: teacher(x, t).sample,
+        teacher=None if teacher is None else partial(_predicted, teacher),
         repeat=repeatable_dropout(unet),
     )
     return ImageModel(consistency, unet, coder, solver=Solver("renoise", 1), averaged=teacher)
+
+
+def _predicted(unet: Any, x: Tensor, t: Tensor) -> Tensor:
+    """What diffusers' network returns, without its wrapping."""
+    prediction: Tensor = unet(x, t).sample
+    return prediction
 
 
 def _metric(spec: ImageSpec) -> Metric:

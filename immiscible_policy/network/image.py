@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +116,8 @@ class RepeatableDropout(nn.Dropout):
 def repeatable_dropout(network: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     """Exchange every dropout of a network that drops anything for one that can repeat itself.
 
-    Inside the context that is returned the network drops what it dropped in the call before.
+    Inside the context that is returned the network drops what it dropped in the call before. Copied together with the
+    network, it is the copy's.
     """
     exchanged: list[RepeatableDropout] = []
     for parent in list(network.modules()):
@@ -124,14 +126,15 @@ def repeatable_dropout(network: nn.Module) -> Callable[[], AbstractContextManage
                 exchanged.append(RepeatableDropout(child.p))
                 setattr(parent, name, exchanged[-1])
 
-    @contextmanager
-    def repeat() -> Iterator[None]:
-        for dropout in exchanged:
-            dropout.repeating = True
-        try:
-            yield
-        finally:
-            for dropout in exchanged:
-                dropout.repeating = False
+    return partial(_repeating, exchanged)
 
-    return repeat
+
+@contextmanager
+def _repeating(dropouts: Sequence[RepeatableDropout]) -> Iterator[None]:
+    for dropout in dropouts:
+        dropout.repeating = True
+    try:
+        yield
+    finally:
+        for dropout in dropouts:
+            dropout.repeating = False

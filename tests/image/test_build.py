@@ -1,5 +1,6 @@
 """Image models from sizes: the published layouts, what is refused, checkpoints."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,23 @@ def test_the_layout_of_torchcfm_for_cifar10():
         unet = build_image_model(replace(CIFAR10, model="flow", layout="diffusers", head_channels=64)).denoiser
     assert parameters(unet) == 35_746_307
     assert {block.heads for block in unet.modules() if hasattr(block, "heads")} == {4}
+
+
+@pytest.mark.parametrize("recipe", ["ct", "ict"])
+def test_a_copy_has_a_teacher_and_dropout_of_its_own(recipe):
+    spec = tiny_spec("consistency", recipe=recipe, dropout=0.0 if recipe == "ct" else 0.3)
+    model = build_image_model(spec).train()
+    batch = model.noised(torch.rand(4, 3, 8, 8) * 2 - 1, make_selector("vanilla"), step=0, generator=generator())
+
+    def loss(one):
+        torch.manual_seed(0)
+        return one.loss(batch).detach()
+
+    before, twin = loss(model), deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(loss(twin), before) and not torch.equal(loss(model), before)
 
 
 @EACH
