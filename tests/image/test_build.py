@@ -78,12 +78,17 @@ def test_the_layout_of_torchcfm_for_cifar10():
 def test_a_copy_has_a_teacher_and_dropout_of_its_own(recipe):
     spec = tiny_spec("consistency", recipe=recipe, dropout=0.0 if recipe == "ct" else 0.3)
     model = build_image_model(spec).train()
-    batch = model.noised(torch.rand(4, 3, 8, 8) * 2 - 1, make_selector("vanilla"), step=0, generator=generator())
+    batch = model.noised(
+        torch.rand(4, 3, 8, 8) * 2 - 1, make_selector("vanilla"), step=spec.training_steps - 1, generator=generator()
+    )
 
     def loss(one):
         torch.manual_seed(0)
         return one.loss(batch).detach()
 
+    with torch.no_grad():
+        for parameter in model.parameters():  # the last convolution begins with zeros
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(1)))
     before, twin = loss(model), deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
