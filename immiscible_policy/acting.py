@@ -218,7 +218,7 @@ class SamplingNoise:
         self._streams: list[torch.Generator] = []
 
     def rows(self, number: int) -> list[torch.Generator]:
-        """The streams of the first so many rows; a ValueError if there are fewer seeds."""
+        """The streams of the first N rows; a ValueError if there are fewer seeds."""
         self._streams += map(sampling_noise, islice(self._seeds, max(0, number - len(self._streams))))
         if len(self._streams) < number:
             raise ValueError(f"a batch of {number} needs as many seeds; reset was given {len(self._streams)}")

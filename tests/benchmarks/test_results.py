@@ -77,6 +77,25 @@ def test_the_longer_panel_of_flow_matching_says_which_gains_remain():
     assert "selection helps flow matching with one to ten calls" in " ".join((ROOT / "README.md").read_text().split())
 
 
+def test_of_the_longer_panel_of_consistency_models_nothing_remains():
+    found = json.loads((RESULTS / "figure5/consistency_long.json").read_text())
+    (panel,) = panels_of(found)
+    curves = {label: distances(of["seeds"]) for label, of in panel["calls"].items()}
+    p = corrected([Panel("consistency", None, curves, {})])
+    assert len(p) == 14 and min(p.values()) >= 0.05 and {len(seeds) for seeds in curves.values()} == {5}
+    said = " ".join((ROOT / "docs/results.md").read_text().split())
+    for arm, name in (("knn_k4", "KNN k=4 is"), ("linear", "assignment")):
+        ends = panel["calls"][f"consistency_{arm}"]["difference"]["1"]
+        assert f"{name} {ends['estimate']:+.2f} [{ends['low']:+.2f}, {ends['high']:+.2f}]" in said
+        reached = [
+            seed["reached"] for seed in found["consistency"]["steps"]["against_first"][f"consistency_{arm}"]["reached"]
+        ]
+        assert reached.count(None) == (1 if arm == "knn_k4" else 2)
+    assert (
+        "Corrected (Holm), none of the 14 differences with one to 50 calls remains. One seed of KNN and two of" in said
+    )
+
+
 def panels_of(found):
     """The panels of a committed figure."""
     return [panel for panel in found.values() if isinstance(panel, dict) and "calls" in panel]
