@@ -98,7 +98,7 @@ def test_what_needs_an_environment_is_refused(place, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("version", [pytest.param("v2.1", marks=pytest.mark.slow), "v3.0"])
 def test_a_data_set_of_lerobot_with_two_cameras_trains(tmp_path, version):
     pytest.importorskip("pyarrow")
     write_lerobot(tmp_path / "set", *arm_arrays(episodes=3, steps=12, side=16), version)

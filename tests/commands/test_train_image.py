@@ -258,6 +258,7 @@ def test_figure_5_is_a_grid_that_is_measured_against_steps_and_calls(tmp_path, c
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_figure_5_is_measured_on_the_published_grid_of_ddim_too(tmp_path):
     """As `eval_image.py spacing=leading` measures it, beside what was measured on the trailing grid."""
     write_images(tmp_path / "cifar", "train", 50)

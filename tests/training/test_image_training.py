@@ -204,7 +204,7 @@ def scaled_store(path):
     ("words", "message"),
     [
         (["obs=image", "data=BLIND"], "data/img is missing; images=rendered draws it from the states"),
-        (["obs=image", "data=SCALED"], "pixels should be 0..255, multiply by 255"),
+        (["obs=image", "data=SCALED"], "they should be 0..255, multiply by 255"),
         (["obs=image", "crop=97"], "crop=97: the frames have 96 pixels; use crop=96 or less"),
         (["obs=image", "crop=0"], "crop=0: needs 1 to 4,096"),
         (["obs=image", "encoder_width=20"], "encoder_width=20: needs a multiple of 16"),
