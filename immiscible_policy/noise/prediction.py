@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from immiscible_policy.noise.costs import SMALLEST_STD
 from immiscible_policy.noise.mlp import mlp, mlp_weights
 
 Prediction = Callable[[Tensor], Tensor]
@@ -19,7 +20,6 @@ RIDGE = 1e-4
 """Penalty of the linear regression, per sample; conditions are normalised numbers of about unit size."""
 HIDDEN, STEPS, BATCH, LR = 64, 400, 256, 1e-2
 """Width of the network's two hidden layers; steps, batch size and peak learning rate of its fit."""
-SMALLEST_STD = 1e-6
 FOLDS = 5
 
 
