@@ -12,7 +12,8 @@ from N(0, I)) when noise is paired across conditions (C2OT, arXiv 2503.10636).
 - *Distance*: exact Wasserstein-1 distance of 1,000 samples to 1,000 points of data, the mean way one has to be moved.
 - *Mode error*: total variation between the samples' shares of the modes (and of none, farther than 4 standard
   deviations from all) and the data's.
-- *Shift of the prior*: distance between the mean noises that the two conditions meet in training; in sampling it is 0.
+- *Shift of the prior*: distance between the mean noises that the two conditions meet in training; the floor is
+  that of as much noise that knows nothing of them.
 - *Few*: 2 network calls, 50 where nothing is said. *Early*: a sixth of the training.
 
   python -m immiscible_policy.lab toy
@@ -53,6 +54,7 @@ MIXTURE = ring([0.19, 0.19, 0.19, 0.19, 0.19, 0.05], radius=RADIUS, std=STD)
 CONDITIONAL = ring([1 / 6] * 6, radius=RADIUS, std=STD, conditions=[0, 0, 0, 1, 1, 1])
 DIFFUSION, FLOW = Ddpm(1000), Flow()
 SAMPLES, FEW, MANY = 1000, 2, 50
+PAIRED = 20  # batches of pairs in which the noise is measured
 MODE_COLOURS = [*COLOURS[:6], FAINT]  # One for each mode, and grey for points on none
 COLUMNS = {
     "": "{arm}",
@@ -236,7 +238,7 @@ def measure_conditional(way: Way, options: Document, seed: int) -> tuple[Figures
     """Train on the conditional mixture: the numbers, means over conditions, and samples (2, N, 2) of both."""
     path, select = way
     generator = torch_generator("cpu", "toy conditional evaluation", seed)
-    batches = [pair(select, CONDITIONAL, options["batch_size"], generator) for _ in range(20)]
+    batches = [pair(select, CONDITIONAL, options["batch_size"], generator) for _ in range(PAIRED)]
     noise, modes = torch.cat([pairs.noise for pairs in batches]), torch.cat([pairs.modes for pairs in batches])
     first = CONDITIONAL.one_hot(modes)[:, 0].bool()
     net = train_net(path, CONDITIONAL, select, options["steps"], options["batch_size"], seed)[1]
@@ -254,8 +256,8 @@ def measure_conditional(way: Way, options: Document, seed: int) -> tuple[Figures
     return figures, torch.stack(samples)
 
 
-def floors(seed: int, repeats: int = 10) -> Figures:
-    """What perfect samples score: fresh draws of the data against the data (means over repeats)."""
+def floors(seed: int, batch_size: int, repeats: int = 10) -> Figures:
+    """What perfect samples, and noise that knows nothing of the data, score (means over repeats)."""
     generator, own = torch_generator("cpu", "toy floor", seed), CONDITIONAL.given(0)
 
     def distance(mixture: Mixture, drawn: Tensor) -> float:
@@ -263,11 +265,13 @@ def floors(seed: int, repeats: int = 10) -> Figures:
 
     drawn = [MIXTURE.sample(SAMPLES, generator)[0] for _ in range(repeats)]
     conditional = [own.sample(SAMPLES, generator)[0] for _ in range(repeats)]
+    independent = torch.randn(repeats, 2, PAIRED * batch_size // 2, 2, generator=generator)  # of two conditions
     return {
         "distance": mean(distance(MIXTURE, x) for x in drawn),
         "total_variation": mean(MIXTURE.total_variation(x) for x in drawn),
         "conditional_distance": mean(distance(own, x) for x in conditional),
         "conditional_off_modes": mean(float(own.mode_shares(x)[-1]) for x in conditional),
+        "prior_shift": mean(float((one - other).norm()) for one, other in independent.mean(dim=2)),
     }
 
 
@@ -279,7 +283,7 @@ def measure(options: Document) -> Findings:
     conditional = {
         name: [measure_conditional(way, options, seed) for seed in seeds] for name, way in conditional_ways(k).items()
     }
-    figures = {"options": options, "floors": floors(seeds[0])}
+    figures = {"options": options, "floors": floors(seeds[0], options["batch_size"])}
     figures |= {"unconditional": _pooled(runs), "conditional": _pooled(conditional)}
     return Findings(figures, describe(figures), draw(runs, conditional, figures["floors"]["conditional_distance"]))
 
@@ -306,7 +310,7 @@ def describe(figures: Document) -> str:
     perfect = {"arm": "perfect samples (floor)", "rare_mode_share": 0.05}
     perfect |= {key: floor["distance"] for key in ("distance", "distance_few_steps", "distance_early")}
     perfect |= {key: floor["total_variation"] for key in ("total_variation", "total_variation_few_steps")}
-    conditional = {"arm": perfect["arm"], "prior_shift": 0.0, "distance": floor["conditional_distance"],
+    conditional = {"arm": perfect["arm"], "prior_shift": floor["prior_shift"], "distance": floor["conditional_distance"],
                    "off_modes": floor["conditional_off_modes"]}  # fmt: skip
     return f"""\
 {options["steps"]:,} steps of {options["batch_size"]} points, means over training seeds {options["seeds"]}.
