@@ -310,8 +310,8 @@ def describe(figures: Document) -> str:
     perfect = {"arm": "perfect samples (floor)", "rare_mode_share": 0.05}
     perfect |= {key: floor["distance"] for key in ("distance", "distance_few_steps", "distance_early")}
     perfect |= {key: floor["total_variation"] for key in ("total_variation", "total_variation_few_steps")}
-    conditional = {"arm": perfect["arm"], "prior_shift": floor["prior_shift"], "distance": floor["conditional_distance"],
-                   "off_modes": floor["conditional_off_modes"]}  # fmt: skip
+    conditional = {"arm": perfect["arm"], "prior_shift": floor["prior_shift"]}
+    conditional |= {"distance": floor["conditional_distance"], "off_modes": floor["conditional_off_modes"]}
     return f"""\
 {options["steps"]:,} steps of {options["batch_size"]} points, means over training seeds {options["seeds"]}.
 
