@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, getdoc, signature
@@ -53,7 +54,13 @@ def _load(kind: str, name: str, target: str) -> Callable[..., Any]:
 
 def registered(group: str, built_in: Mapping[str, str]) -> dict[str, str]:
     """`module:attribute` of what is built in and of what other packages register, by name."""
-    return {point.name: point.value for point in entry_points(group=group)} | dict(built_in)
+    return _installed(group, tuple(sys.path)) | dict(built_in)
+
+
+@cache  # reading what is installed takes a twentieth of a second
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, str]:
+    """`module:attribute` of what packages on this path register, by name."""
+    return {point.name: point.value for point in entry_points(group=group)}
 
 
 def build(kind: str, name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> Any:

@@ -1,7 +1,5 @@
 """Selectors by name, by entry point and by dotted path, and the refusals of each."""
 
-from importlib.metadata import EntryPoint
-
 import pytest
 import torch
 
@@ -52,18 +50,30 @@ def test_a_dotted_path_with_options(own_module):
     assert selector_options("own_noise:Cold") == ("temperature", "shift")
 
 
-def test_an_entry_point_is_known_by_its_name(own_module, monkeypatch):
-    point = EntryPoint("cold", "own_noise:Cold", "immiscible_policy.selectors")
-    monkeypatch.setattr("immiscible_policy.extensions.entry_points", lambda group: [point])
+@pytest.fixture
+def registers(tmp_path, monkeypatch):
+    """Another package that registers a selector."""
+
+    def register(name, value):
+        info = tmp_path / "site" / "own-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[immiscible_policy.selectors]\n{name} = {value}\n")
+        monkeypatch.syspath_prepend(info.parent)
+
+    return register
+
+
+def test_an_entry_point_is_known_by_its_name(own_module, registers):
+    registers("cold", "own_noise:Cold")
     assert make_selector("cold", temperature=1.0).shift == 0
     assert compose_config(["noise=cold", "temperature=2"]).noise["temperature"] == 2
     with pytest.raises(CommandError, match="known: cold, vanilla, knn"):
         find_selector("colt3")
 
 
-def test_a_builtin_name_cannot_be_registered_over(monkeypatch):
-    point = EntryPoint("knn", "nowhere:Other", "immiscible_policy.selectors")
-    monkeypatch.setattr("immiscible_policy.extensions.entry_points", lambda group: [point])
+def test_a_builtin_name_cannot_be_registered_over(registers):
+    registers("knn", "nowhere:Other")
     assert make_selector("knn").k == 2
 
 
