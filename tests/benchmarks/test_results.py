@@ -96,6 +96,30 @@ def test_of_the_longer_panel_of_consistency_models_nothing_remains():
     )
 
 
+def test_of_the_longer_panel_of_ddim_knns_gains_remain_with_five_and_ten_calls():
+    found = json.loads((RESULTS / "figure5/ddim_long.json").read_text())
+    (panel,) = panels_of(found)
+    curves = {label: distances(of["seeds"]) for label, of in panel["calls"].items()}
+    p = corrected([Panel("ddim", None, curves, {})])
+    remain = {(label, count) for (_, label, count), value in p.items() if value < 0.05}
+    assert len(p) == 12 and remain == {("ddim_knn_k8", 5), ("ddim_knn_k8", 10), ("ddim_linear", 3)}
+    assert {len(seeds) for seeds in curves.values()} == {5}
+    said = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert "its 12 comparisons (Holm), KNN's gains with five and ten calls and assignment's with three remain" in said
+    for arm, name in (("knn_k8", "KNN k=8"), ("linear", "linear")):
+        ends = [panel["calls"][f"ddim_{arm}"]["difference"][str(calls)] for calls in (1, 2, 3, 5, 10, 20)]
+        cells = (f"{each['estimate']:+.2f} [{each['low']:+.2f}, {each['high']:+.2f}]" for each in ends)
+        assert f"| {name} - vanilla | {' | '.join(cells)} |" in said
+    means = {label: {int(calls): each["estimate"] for calls, each in of["means"].items()}
+             for label, of in panel["calls"].items()}  # fmt: skip
+    assert means["ddim_knn_k8"][5] < min(means["ddim_vanilla"].values())
+    assert f"KNN's {means['ddim_knn_k8'][5]:.2f} with five calls is below vanilla's mean with any number" in said
+    faster = found["ddim"]["steps"]["against_first"]
+    reached = {arm: [seed["reached"] for seed in of["reached"]].count(None) for arm, of in faster.items()}
+    assert reached == {"ddim_knn_k8": 2, "ddim_linear": 5}
+    assert "KNN helps DDIM with five and ten" in " ".join((ROOT / "README.md").read_text().split())
+
+
 def panels_of(found):
     """The panels of a committed figure."""
     return [panel for panel in found.values() if isinstance(panel, dict) and "calls" in panel]
