@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_policy.cli import CommandError, require_writable, split_words, unknown
-from immiscible_policy.store.run import SETTINGS_OF_PLACE
+from immiscible_policy.store.run import SETTINGS_OF_PLACE, RunDirectory, require_data
 from immiscible_policy.training.options import Schema, directory_name, group_choices, in_name, read_file, read_value
 from immiscible_policy.training.processes import process_group
 
@@ -20,6 +20,7 @@ from immiscible_policy.training.processes import process_group
 class Grid:
     """Runs that differ in a few words: the options of each arm, the first being what the others are compared with.
 
+    `before` are those of the arms that were trained before and are left as they are: they stand in the table.
     `evaluation` says how a grid of images is measured. `published` is what a paper reports, by metric, arm and kind,
     and `protocol` the options behind it; `contrasts` are the arms named for the test.
     """
@@ -27,6 +28,7 @@ class Grid:
     name: str
     out: Path
     arms: dict[str, Any]
+    before: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -75,13 +77,31 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
         out = given.get("out", f"{out}_{name}")
     preset = split_words(written.get("by_scale", {}).get(single.scale, []))
     shared = {key: text for key, text in (preset | given).items() if key not in (*several, "out", "resume")}
-    chosen = {arm: own if isinstance(own, list) else own[single.scale] for arm, own in arms.items() if arm in names}
+    before = [arm for arm in arms if arm not in names and RunDirectory(Path(out) / arm).exists]
+    chosen = {
+        arm: own if isinstance(own, list) else own[single.scale]
+        for arm, own in arms.items()
+        if arm in (*names, *before)
+    }
     table = {} if swept else {key: written[key] for key in ("published", "protocol", "contrasts") if key in written}
-    grid = Grid(name, Path(out), {}, evaluation, **table)
+    grid = Grid(name, Path(out), {}, before, evaluation, **table)
     chosen |= _combined(swept, several, schema) if swept else {}
     for arm, own in chosen.items():
-        grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
+        with _of(grid, arm):
+            grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
     return grid
+
+
+@contextmanager
+def _of(grid: Grid, arm: str) -> Iterator[None]:
+    """A context in which what is wrong with an arm that was trained before says so, and what to do."""
+    try:
+        yield
+    except CommandError as error:
+        if arm not in grid.before:
+            raise
+        why = f"{arm} was trained there before with other options ({error})"
+        raise CommandError(f"out={grid.out}: {why}; name another out=") from None
 
 
 def _single(fixed: list[str], one: list[str], swept: Mapping[str, list[str]], schema: Schema[Any]) -> Any:
@@ -148,18 +168,18 @@ def train_grid(
     write: Callable[[Grid, Mapping[str, Any]], str],
     check: Callable[[Grid, Mapping[str, Any]], None] = lambda grid, recipes: None,
 ) -> None:
-    """Train every arm, from the start or from where it stopped, skip what is finished, and write the grid's table.
+    """Train the arms, from the start or from where they stopped, skip what is finished, and write the grid's table.
 
     `kind` is the `Recipe` of the arms; `write` makes the table of a grid and its recipes by arm, and `check`
     raises a ValueError before any training if it could not. With `launcher=local` arm after arm is trained; any other
     launcher is given the jobs of all arms at once.
 
     Raises:
-        ValueError: If an arm's options, data or directory are unusable (the others are trained all the same).
+        ValueError: If an arm's options, data or directory are unusable (nothing is trained or written then), or if
+            the training of one failed; the others are trained all the same.
         OSError: If something cannot be written.
     """
     from immiscible_policy.provenance import command
-    from immiscible_policy.store.run import RunDirectory
     from immiscible_policy.training.driver import begin, conclude, train_run
     from immiscible_policy.training.launchers import launch, require_launcher
     from immiscible_policy.training.launchers.job import open_jobs
@@ -176,10 +196,14 @@ def train_grid(
     # What is wrong with any arm is said before the first is trained.
     recipes = {arm: kind.prepare(options, load) for arm, options in grid.arms.items()}
     check(grid, recipes)
+    if process_group().rank == 0:
+        _require_directories(grid, kind, recipes)
     failures: list[str] = []
     jobs, failed = {}, {}
     with stoppable(first, command()):
         for arm, recipe in recipes.items():
+            if arm in grid.before:
+                continue
             with _noted(arm, failures):
                 if first.launcher == "local":
                     train_run(kind, recipe.config, recipe)
@@ -198,6 +222,25 @@ def train_grid(
         print(f"\n{write(grid, recipes)}")
     if failures:
         raise CommandError("; ".join(failures))
+
+
+def _require_directories(grid: Grid, kind: Any, recipes: Mapping[str, Any]) -> None:
+    """Refuse arms whose directories hold runs of other options or data, before the first is trained.
+
+    The table would call what these are by the options of this command.
+    """
+    from immiscible_policy.training.driver import require_directory
+
+    for arm, recipe in recipes.items():
+        run = RunDirectory(str(recipe.config.out))
+        try:
+            with _of(grid, arm):
+                if require_directory(kind, run, recipe.config):
+                    require_data(recipe.data["path"], recipe.data["content_hash"], run.data_hash)
+                if arm in grid.before and (steps := run.config["steps"]) != recipe.config.steps:
+                    raise CommandError(f"steps={steps}")
+        except CommandError as error:
+            raise CommandError(str(error) if arm in grid.before else f"{arm}: {error}") from None
 
 
 @contextmanager

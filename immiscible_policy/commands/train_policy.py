@@ -44,7 +44,7 @@ def policy_table(grid: Grid, recipes: Mapping[str, RobotRecipe]) -> str:
     recipe = next(iter(recipes.values()))
     seeds, others = parse_range("seed", recipe.config.seed), departures(grid.protocol, recipe)
     published = {} if others else grid.published
-    written = write_grid(grid.out, grid.name, list(grid.arms), seeds, published, grid.contrasts)
+    written = write_grid(grid.out, grid.name, list(recipes), seeds, published, grid.contrasts)
     left_out = f"the published figures are of another protocol and left out: {'; '.join(others)}\n\n"
     return f"{left_out if others else ''}{written}"
 

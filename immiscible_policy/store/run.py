@@ -518,13 +518,15 @@ def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
 def named_runs(text: str) -> dict[str, RunDirectory]:
     """Read `DIR,DIR` or `NAME=DIR,NAME=DIR`: the runs by name, as every option `runs=` takes them.
 
-    Without NAME a run is called as `label_runs` does, and a directory of runs stands for these, vanilla first.
+    Without NAME a run is called as `label_runs` does, and a directory of runs stands for these, vanilla first. A text
+    that is a directory as it stands is one, whatever is in its name.
 
     Raises:
         ValueError: If a part is empty, a directory has no run, or a run or a name is given twice.
     """
-    parts = text.split(",")
-    names = [part.partition("=")[0] for part in parts if "=" in part]
+    is_one = Path(expanded(text)).is_dir()
+    parts = [text] if is_one else text.split(",")
+    names = [part.partition("=")[0] for part in parts if "=" in part and not is_one]
     places = [part.partition("=")[2] if names else part for part in parts]
     if not all(places) or not all(names):
         raise ValueError("write DIR,DIR or NAME=DIR,NAME=DIR")

@@ -67,7 +67,7 @@ def begin(kind: type[Recipe], config: RunConfig, recipe: Recipe | None = None) -
     """
     seeds = parse_range("seed", config.seed)
     run = RunDirectory(str(config.out))
-    resuming = _check_directory(kind, run, config)
+    resuming = require_directory(kind, run, config)
     if resuming and run.is_finished(seeds, config.steps):
         run.require_own_seeds()
         print(f"out={run.path}\nfinished already: {len(seeds)} seed(s) at step {config.steps}; nothing to do")
@@ -129,8 +129,8 @@ def _train(recipe: Recipe, run: RunDirectory, seeds: list[int]) -> list[str]:
         return []
 
 
-def _check_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -> bool:
-    """Refuse to write over anything, by a CommandError; return whether there is a run to resume."""
+def require_directory(kind: type[Recipe], run: RunDirectory, config: RunConfig) -> bool:
+    """Refuse to write over anything, by a CommandError; return whether there is a run of these options to resume."""
     directory = run.path
     require_writable("out", directory)
     if directory.exists() and not directory.is_dir():

@@ -345,7 +345,7 @@ class Schema(Generic[Config]):
         """Words that hold several values (`k=2,4`) where a single one has no comma, and these values."""
         free = {key for key, of in self.fields.items() if of.type.startswith("str") and "choices" not in of.metadata}
         several = {key: text for key, text in given.items() if "," in text and not text.startswith(("[", "{"))}
-        return {key: text.split(",") for key, text in several.items() if key not in free}
+        return {key: text.split(",") for key, text in several.items() if key not in free | {"resume"}}
 
     def adjusting(self, swept: Mapping[str, Sequence[str]], words: Mapping[str, str]) -> dict[str, set[str]]:
         """Words that are options of some value of a part with several, such as `k` of `noise=vanilla,knn`, by part."""

@@ -153,26 +153,35 @@ def test_only_experiments_with_arms_are_grids():
 
 def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_path, monkeypatch):
     arms = "arms=vanilla,knn_k2,linear"
-    words = ("experiment=table2", arms, *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
-    plan = here("train_policy.py", *words, "dry_run=true")
+    words = ("experiment=table2", *TINY, f"data={store}", f"out={tmp_path / 'grid'}")
+    plan = here("train_policy.py", *words, arms, "dry_run=true")
     assert plan.returncode == 0 and plan.stdout.count("dry run: nothing was written") == 3
     assert not (tmp_path / "grid").exists()
-    # The third arm cannot start: something else is in its place. The others are trained all the same.
+    # The third arm cannot start, as something else is in its place: nothing begins.
     (tmp_path / "grid" / "linear").mkdir(parents=True)
     (tmp_path / "grid" / "linear" / "notes.txt").write_text("mine")
-    message = refused(here("train_policy.py", *words))
+    message = refused(here("train_policy.py", *words, arms))
     assert "linear: out=" in message and "contains other files" in message
-    figures = json.loads((tmp_path / "grid" / "table2.json").read_text())["arms"]
-    assert [arm for arm, item in figures.items() if item["missing_seeds"]] == ["linear"]
-    before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}
+    assert [path.name for path in (tmp_path / "grid").iterdir()] == ["linear"]
     (tmp_path / "grid" / "linear" / "notes.txt").unlink()
-    result = here("train_policy.py", *words)
+    assert here("train_policy.py", *words, "arms=vanilla,knn_k2").returncode == 0
+    before = {arm: tree(tmp_path / "grid" / arm) for arm in ("vanilla", "knn_k2")}
+    # The third arm by itself joins the table, and the first stays what the others are compared with.
+    result = here("train_policy.py", *words, "arms=linear")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("finished already") == 2
+    assert "finished already" not in result.stdout and "by seed and start with vanilla" in result.stdout
     assert {arm: tree(tmp_path / "grid" / arm) for arm in before} == before
     assert "| linear | 0." in result.stdout and "incomplete" not in result.stdout
+    result = here("train_policy.py", *words, arms)
+    assert result.returncode == 0 and result.stdout.count("finished already") == 3
+    # A command of other options trains nothing, and leaves the table as it is.
+    table = (tmp_path / "grid/table2.md").read_text()
+    assert "vanilla: lr=0.5 differs from the run in" in refused(here("train_policy.py", *words, arms, "lr=0.5"))
+    message = refused(here("train_policy.py", *words, "arms=linear", "lr=0.5"))
+    assert "vanilla was trained there before with other options (lr=0.5 differs" in message
+    assert message.endswith("name another out=") and (tmp_path / "grid/table2.md").read_text() == table
     monkeypatch.setattr(train_grid, "process_group", lambda: ProcessGroup(1, 2, 1))  # the first process writes alone
-    assert "| linear | 0." not in here("train_policy.py", *words).stdout
+    assert "| linear | 0." not in here("train_policy.py", *words, arms).stdout
 
 
 def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch):
