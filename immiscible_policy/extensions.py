@@ -45,11 +45,14 @@ def _load(kind: str, name: str, target: str) -> Callable[..., Any]:
     """Import `module:attribute`."""
     module, _, attribute = target.partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise CommandError(f"{kind}={name}: {error}; install it, or put its folder on PYTHONPATH") from None
     except (ImportError, AttributeError) as error:
         raise CommandError(f"{kind}={name}: cannot be imported ({one_line(error)})") from None
+    if not callable(found):
+        raise CommandError(f"{kind}={name}: {target} is a {type(found).__name__}, neither a class nor a function")
+    return found
 
 
 def registered(group: str, built_in: Mapping[str, str]) -> dict[str, str]:

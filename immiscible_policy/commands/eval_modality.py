@@ -49,6 +49,7 @@ OPTIONS = {
     "runs": Option(named_runs, REQUIRED, "DIR,DIR or NAME=DIR,NAME=DIR: run directories, or directories of runs"),
     "out": Option(Path, Path("modality"), "directory for modality.json, modality.md, modality.png and paths.png"),
     "repetitions": Option(whole(1, MOST_REPETITIONS), 50, "rollouts per start, R; 50 as published"),
+    "data": Option(Path, None, "the store that was trained on, where it has moved"),
     "starts": Option(COUNT, None, "only the first N of the task's starts; 1 as published; absent: all"),
     "checkpoints": Option(str, "all", "all (that every seed has) or last"),
     **solving.OPTIONS,
@@ -83,7 +84,7 @@ def main(words: list[str]) -> None:
     require_writable("out", options["out"] / "modality.json")
     runs: dict[str, RunDirectory] = options["runs"]
     kept = {name: shared_checkpoints(run, options["checkpoints"]) for name, run in runs.items()}
-    demos = {name: training_demonstrations(run) for name, run in runs.items()}
+    demos = {name: training_demonstrations(run, options["data"]) for name, run in runs.items()}
     for name, run in runs.items():
         training_modes(run, demos[name])  # refuses those that show no mode before the first rollout
     modes = {name: _modes(run, options["starts"]) for name, run in runs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_new
+from immiscible_policy.cli import COUNT, CommandError, Option, parse, program, require_new, require_writable
 from immiscible_policy.commands import solving
 from immiscible_policy.evaluation.agent import load_agent
 from immiscible_policy.evaluation.offline import score
@@ -21,7 +22,7 @@ from immiscible_policy.recipes.robot import held_out
 from immiscible_policy.results.summary import summarize
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.rows import EpisodeRow, append_rows
-from immiscible_policy.store.run import RunDirectory
+from immiscible_policy.store.run import FRESH, RunDirectory
 from immiscible_policy.tasks import DEFAULT, Task, primary, recorded_task, summarised
 from immiscible_policy.training.options import device_option, resolve_device
 
@@ -42,6 +43,7 @@ OPTIONS = {
     "task": Option(str, None, f"task of a checkpoint that names none; absent: {DEFAULT}"),
     "episodes": Option(COUNT, 50, "number of starts, for starts=legacy and starts=fresh"),
     "starts": Option(str, "legacy", "legacy, fresh, or start seeds such as 100000..100008"),
+    "data": Option(Path, None, "task=none: the store that was trained on, where it has moved"),
     **solving.OPTIONS,
     "device": device_option(),
     "out": Option(Path, None, "write the episodes to this CSV file"),
@@ -54,6 +56,8 @@ def main(words: list[str]) -> None:
     options = parse(words, OPTIONS, USAGE)
     _check(options)
     chosen = _chosen(options)
+    if "model" in chosen[0].config:
+        raise CommandError(f"{chosen[0].path} holds an image model, not a policy; use eval_image.py")
     task = recorded_task(chosen[0].config, options["task"] or DEFAULT)
     if options["task"] not in (None, task.name):
         raise CommandError(
@@ -62,8 +66,11 @@ def main(words: list[str]) -> None:
     solver, starts = solving.chosen_solver(chosen[0], options), task.starts(options["starts"], options["episodes"])
     if not task.has_environment:
         _require_no_starts(task, options)
-        held = held_out(chosen[0].metadata)
+        held = held_out(chosen[0].metadata, options["data"])
         starts = held.episodes
+    elif options["data"]:
+        raise CommandError(f"data={options['data']}: task={task.name} is scored in its simulator; leave data= out")
+    fresh = _fresh_run(options, starts)
     console = Console(highlight=False, markup=False)
     rows: list[EpisodeRow] = []
     for number, checkpoint in enumerate(chosen, start=1):
@@ -76,20 +83,32 @@ def main(words: list[str]) -> None:
                 measured, _ = score(agent, held, seed=seed, checkpoint=step)
         if options["out"]:
             append_rows(options["out"], measured, task.metrics)
+        if fresh is not None:
+            fresh.seed(seed).append_fresh(measured)
         rows += measured
     title = f"{count(len(starts), task.scored_on)}, {solver.name} with {solver.steps} network calls"
     console.print(_table(rows, task, title))
     if options["out"]:
         print(f"saved {len(rows)} episodes in {options['out']}")
-    others = [f"{key}=" for key in solving.OPTIONS if options[key] is not None]
-    if options["run"] and options["starts"] == "fresh" and others:
+    if fresh is not None:
+        summarize(fresh)
+        print(f"added max_fresh to {fresh.path}/summary.md")
+
+
+def _fresh_run(options: dict[str, Any], starts: Collection[int]) -> RunDirectory | None:
+    """The run that episodes on held-out starts are added to, if any; says why where some are not."""
+    if options["run"] is None or options["starts"] != "fresh":
+        return None
+    run = RunDirectory(options["run"])
+    if others := [f"{key}=" for key in solving.OPTIONS if options[key] is not None]:
         print(f"max_fresh is of the run's own sampling: these episodes, with {' '.join(others)}, are not added to it")
-    elif options["run"] and options["starts"] == "fresh":
-        run = RunDirectory(options["run"])
-        for seed in sorted({row.seed for row in rows}):
-            run.seed(seed).append_fresh(row for row in rows if row.seed == seed)
-        summarize(run)
-        print(f"added max_fresh to {run.path}/summary.md")
+        return None
+    if seen := run.starts_seen.intersection(starts):
+        print(f"no max_fresh is added to the run: checkpoints were chosen on {len(seen)} of these starts")
+        return None
+    for number in run.checkpoints():
+        require_writable("run", run.seed(number).path / FRESH)
+    return run
 
 
 def _require_no_starts(task: Task, options: dict[str, Any]) -> None:

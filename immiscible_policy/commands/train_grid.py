@@ -89,6 +89,8 @@ def read_grid(words: Sequence[str], schema: Schema[Any]) -> Grid | None:
     for arm, own in chosen.items():
         with _of(grid, arm):
             grid.arms[arm] = replace(schema.compose([*_words(shared), *own, f"out={grid.out / arm}"]), resume=True)
+    for key in set(swept).intersection(*(config.unused for config in grid.arms.values())):
+        raise CommandError(f"{key}={','.join(swept[key])}: no arm uses it; leave it out")
     return grid
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
-from immiscible_policy.cli import asks_for_help
+from immiscible_policy.cli import CommandError, asks_for_help, split_words
 from immiscible_policy.commands.train_grid import Grid, read_grid, train_grid
 from immiscible_policy.training.options import Schema
 
@@ -32,6 +32,9 @@ def train(
         train_grid(grid, resolve_name(recipe), table, check)
         return
     config = schema.compose(words)
+    for key, text in split_words(words, schema.synonyms).items():
+        if key in config.unused - {"resume", "dry_run"} and getattr(config, key):
+            raise CommandError(f"{key}={text}: this training does not use it; leave it out")
     from immiscible_policy.training.driver import train_run
 
     train_run(resolve_name(recipe), config)

@@ -50,13 +50,19 @@ class Contrast:
 
 
 def contrasts(
-    arms: Mapping[str, Array], first: str, named: list[str] | None = None, *, proportion: bool = False
+    arms: Mapping[str, Array],
+    first: str,
+    named: list[str] | None = None,
+    *,
+    proportion: bool = False,
+    count: int = 0,
 ) -> dict[str, Contrast]:
     """Compare arms with the first; scores are (seeds, starts), with the same seeds and starts in every arm.
 
-    All arms estimate the variance; Holm's correction counts those `named`, or all but the first. A difference of
-    proportions that is the same everywhere has the interval of `statistics.interval`; `detectable` is 0 there. The p of
-    a difference that nowhere varies is NaN and does not count; of one seed and one start there is no interval.
+    All arms estimate the variance; Holm's correction counts those `named`, or all but the first, and where `count` is
+    larger, that many: contrasts were planned whose arms are not there yet. A difference of proportions that is the same
+    everywhere has the interval of `statistics.interval`; `detectable` is 0 there. The p of a difference that nowhere
+    varies is NaN and does not count; of one seed and one start there is no interval.
 
     Raises:
         ValueError: If the scores differ in shape.
@@ -76,7 +82,7 @@ def contrasts(
         widths[arm] = [(degrees, variance), (n_starts - 1, starts)]
     estimates = {arm: float(np.mean(difference)) for arm, difference in differences.items()}
     p = {arm: _p_value(estimates[arm], widths[arm]) for arm in names}
-    corrected = holm(p)
+    corrected = holm(p, count)
     varied = [name for name, varies in (("seeds", n_seeds > 1), ("starts", n_starts > 1)) if varies]
     results = {}
     for arm in names:
@@ -115,15 +121,16 @@ def _p_value(estimate: float, widths: Widths) -> float:
     return float(10 ** optimize.brentq(lambda power: _half(widths, 1 - 10**power) - abs(estimate), -15, 0))
 
 
-def holm(p: Mapping[Name, float]) -> dict[Name, float]:
-    """Values of p corrected for their number (Holm, 1979).
+def holm(p: Mapping[Name, float], count: int = 0) -> dict[Name, float]:
+    """Values of p corrected for their number, or for a larger `count` of which these are some (Holm, 1979).
 
     The smallest is multiplied by their number, the next by one less, ..., none below its predecessor. NaN stays NaN and
     does not count.
     """
     known = {arm: value for arm, value in p.items() if not math.isnan(value)}
+    tests = len(known) + max(0, count - len(p))
     corrected, floor = dict.fromkeys(p, math.nan), 0.0
     for place, (arm, value) in enumerate(sorted(known.items(), key=lambda entry: entry[1])):
-        floor = max(floor, min(1.0, (len(known) - place) * value))
+        floor = max(floor, min(1.0, (tests - place) * value))
         corrected[arm] = floor
     return corrected

@@ -161,15 +161,18 @@ def common_steps(*tables: ScoresBySeed) -> list[int]:
 def fresh_scores(run: RunDirectory, chosen: Mapping[int, int], metric: str) -> dict[int, Array]:
     """Scores of the seeds' chosen checkpoints (steps by seed) on held-out starts.
 
+    Starts that the run was evaluated on in training are left out: the checkpoints were chosen on these.
+
     Returns:
         By start that all seeds share, the scores of the seeds (S,); empty where some seed has none.
     """
     fresh = run.fresh()
+    seen = run.starts_seen if fresh else set()
     tables = [
         {row.start: row.metrics[metric] for row in fresh.get(seed, []) if row.checkpoint == step}
         for seed, step in chosen.items()
     ]
-    starts = sorted(set.intersection(*map(set, tables)))
+    starts = sorted(set.intersection(*map(set, tables)) - seen)
     return {start: np.array([table[start] for table in tables]) for start in starts}
 
 

@@ -158,18 +158,19 @@ def load_data(
     )
 
 
-def held_out(metadata: Mapping[str, Any]) -> HeldOut:
-    """The episodes that the run of a checkpoint with these metadata held out.
+def held_out(metadata: Mapping[str, Any], data: Path | None = None) -> HeldOut:
+    """The episodes that the run of a checkpoint with these metadata held out; `data` is where its store is now.
 
     Raises ValueError if there are none, or the store is unusable or has changed.
     """
     config = metadata["config"]
     layout = Layout(config["horizon"], config["obs_steps"], config["action_steps"])
-    data = load_data(json.dumps(config["task"]), layout, **{key: config[key] for key in DATA_OPTIONS})
-    require_data(data.path, data.content_hash, metadata.get("data_hash"))
-    if data.held_out is None:
+    options = {key: config[key] for key in DATA_OPTIONS} | ({"data": str(data)} if data else {})
+    loaded = load_data(json.dumps(config["task"]), layout, **options)
+    require_data(loaded.path, loaded.content_hash, metadata.get("data_hash"))
+    if loaded.held_out is None:
         raise CommandError(f"validation={config['validation']}: no episode was held out, so none can be scored")
-    return data.held_out
+    return loaded.held_out
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def write_grid(
     }
     first = tables.get(arms[0])
     alike = [arm for arm in tables if first is None or _comparable(runs, arm, arms[0], tables)]
+    others = [arm for arm in named or arms if arm != arms[0] and (arm in alike or arm not in tables)]
     record = {
         "arms": {
             arm: _arm(runs[arm], tables[arm], first if arm in alike else None)
@@ -78,7 +79,7 @@ def write_grid(
             for arm in arms
         },
         "compared_with": arms[0],
-        "contrasts": _contrasts(runs, {arm: tables[arm] for arm in alike}, arms[0], named),
+        "contrasts": _contrasts(runs, {arm: tables[arm] for arm in alike}, arms[0], others),
         "published": published or {},
     }
     page = markdown(name, record)
@@ -129,13 +130,16 @@ def _mean(values: np.ndarray, metric: Metric) -> Document:
 def _contrasts(
     runs: Mapping[str, RunDirectory], tables: Mapping[str, ScoresBySeed], first: str, named: Sequence[str]
 ) -> Document:
-    """The primary metric's `last10` of complete arms against the first, in one model; empty if that is incomplete."""
+    """The primary metric's `last10` of complete arms against the first, in one model; empty if that is incomplete.
+
+    `named` are all that are to be compared, complete or not: so many comparisons p is corrected for.
+    """
     if first not in tables or len(tables) < 2:
         return {}
     metric = summarised(runs[first].task)[0]
     arms = {arm: stacked(scored, metric, "last10") for arm, scored in tables.items()}
-    chosen = [arm for arm in arms if arm != first and (not named or arm in named)]
-    results = contrasts(arms, first, chosen, proportion=metric.is_proportion)
+    chosen = [arm for arm in arms if arm in named]
+    results = contrasts(arms, first, chosen, proportion=metric.is_proportion, count=len(named))
     return {
         "metric": metric.name,
         "kind": "last10",
@@ -159,6 +163,7 @@ def _arm(run: RunDirectory, own: ScoresBySeed, first: ScoresBySeed | None) -> Do
         "missing_seeds": [],
         "origin": run.origin,
         "steps": run.config["steps"],
+        "averaged": min(LAST, *(len(scored.steps) for scored in own.values())),
         "scores": {
             name: {kind: _mean(scored, metrics[name]) for kind, scored in of.items()} for name, of in values.items()
         },
@@ -254,7 +259,7 @@ def markdown(name: str, record: Document) -> str:
         differences += " Arms of other tasks are not compared with it."
     over = {scores["last10"]["over"] for entry in complete.values() for scores in entry["scores"].values()}
     meaning = "; ".join(MEANINGS[kind] for kind in sorted(over - {None, "nothing"}))
-    evaluated = [min(LAST, len(entry["curve"])) for entry in complete.values()]
+    evaluated = [entry["averaged"] for entry in complete.values()]
     last = kind_title("last10", max(evaluated, default=LAST))
     fewer = " (of all where there are fewer)" if len(set(evaluated)) > 1 else ""
     parts = [

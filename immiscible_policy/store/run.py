@@ -230,6 +230,11 @@ class RunDirectory:
         return self._rows(FRESH)
 
     @property
+    def starts_seen(self) -> set[int]:
+        """Start seeds of all evaluations in training; none are held out."""
+        return {row.start for rows in self._rows(EPISODES).values() for row in rows}
+
+    @property
     def is_evaluated(self) -> bool:
         """Whether some seed has a file of episodes."""
         return any((self.seed(number).path / EPISODES).exists() for number in self.seeds())

@@ -9,6 +9,7 @@ Every default stands in a file under configs/; those of a part that is chosen by
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -384,6 +385,8 @@ class Schema(Generic[Config]):
             raise CommandError(unknown("option", key, known))
         words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
         values |= {key: self._value(key, given[key]) for key in given if key in words}
+        if "wandb" not in given:
+            values["wandb"] = os.environ.get("WANDB_MODE", values["wandb"])
         for steps, epochs in LENGTHS.items():
             if steps in given and epochs in given:
                 raise CommandError(f"{epochs}={given[epochs]}: {steps}={given[steps]} is given; leave one of them out")

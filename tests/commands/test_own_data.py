@@ -79,6 +79,8 @@ def test_an_evaluation_repeats_the_scores_of_training(place, tmp_path):
     shutil.move(place / "arm.zarr", tmp_path / "kept.zarr")
     write_store(place / "arm.zarr", *arm_arrays(episodes=20, seed=1))
     assert "has changed since training began" in refused(here("eval_policy.py", f"run={place / 'vanilla'}"))
+    moved = here("eval_policy.py", f"run={place / 'vanilla'}", f"data={tmp_path / 'kept.zarr'}", "checkpoints=last")
+    assert moved.returncode == 0 and "2 held-out episodes" in moved.stdout, moved.stderr
     shutil.rmtree(place / "arm.zarr")
     shutil.move(tmp_path / "kept.zarr", place / "arm.zarr")
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 import zarr
 
+from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.store.rows import read_rows
@@ -249,6 +250,46 @@ def test_fresh_starts_enter_the_summary(finished, tmp_path):
     assert "with sampling_steps=, are not added to it" in other.stdout
     assert read_rows(out / "seed_1" / "fresh.csv", PushT.metrics) == fresh
     assert "is a policy for task=pusht" in refused(here("eval_policy.py", *words, "task=avoid"))
+    assert "is scored in its simulator; leave data= out" in refused(here("eval_policy.py", *words, f"data={out}"))
+
+
+def test_starts_that_a_checkpoint_was_chosen_on_are_not_held_out(finished, tmp_path):
+    """As after a training with `starts=fresh`."""
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    episodes = out / "seed_1" / "episodes.csv"
+    episodes.write_text(episodes.read_text().replace(",100000,", ",200000,"))
+    result = here("eval_policy.py", f"run={out}", "checkpoints=best", "starts=fresh", "episodes=2")
+    assert result.returncode == 0, result.stderr
+    assert "no max_fresh is added to the run: checkpoints were chosen on 1 of these starts" in result.stdout
+    assert not (out / "seed_1" / "fresh.csv").exists()
+
+
+def test_a_run_whose_name_has_a_comma_is_resumed(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "b, c")
+    again = here("train_policy.py", f"resume={out}")
+    assert again.returncode == 0 and "finished already" in again.stdout, again.stderr
+
+
+def test_what_a_training_does_not_use_is_refused(tmp_path):
+    line = refused(here("train_policy.py", "method=flow", "diffusion_steps=50", f"out={tmp_path / 'a'}"))
+    assert "diffusion_steps=50: this training does not use it; leave it out" in line
+    line = refused(here("train_policy.py", "method=regression", "sampling_steps=3,9", f"out={tmp_path / 'a'}"))
+    assert "sampling_steps=3,9: no arm uses it; leave it out" in line
+
+
+def test_an_interrupted_evaluation_keeps_the_held_out_episodes_of_what_it_finished(seeds, tmp_path, monkeypatch):
+    out, measured = shutil.copytree(seeds, tmp_path / "run"), []
+
+    def interrupted(*arguments, **more):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(evaluate(*arguments, **more))
+        return measured[0]
+
+    monkeypatch.setattr("immiscible_policy.commands.eval_policy.evaluate", interrupted)
+    assert here("eval_policy.py", f"run={out}", "checkpoints=last", "starts=fresh", "episodes=2").returncode
+    assert read_rows(out / "seed_0" / "fresh.csv", PushT.metrics) == measured[0]
+    assert not (out / "seed_1" / "fresh.csv").exists()
 
 
 def test_a_run_compared_with_itself_shows_no_difference(finished, tmp_path):

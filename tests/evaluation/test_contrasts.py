@@ -46,6 +46,9 @@ def test_holm_by_hand_counts_the_named_contrasts():
         [3 * p[0], max(3 * p[0], 2 * p[1]), min(1.0, max(3 * p[0], 2 * p[1], p[2]))]
     )
     assert few["c"].p == every["c"].p and few["c"].p_holm == pytest.approx(2 * every["c"].p)
+    planned = contrasts(arms, "vanilla", ["b", "c"], count=5)  # of which three are not there yet
+    assert planned["c"].p_holm == pytest.approx(5 * every["c"].p)
+    assert holm({"a": 0.02, "b": 0.03}, 4) == pytest.approx({"a": 0.08, "b": 0.09})
 
 
 def test_equal_scores_differ_in_nothing():

@@ -55,6 +55,9 @@ def test_fresh_scores_are_of_the_chosen_checkpoint_on_starts_that_all_seeds_shar
     run.seed(1).append_fresh(episode(1, 1500, start, 0.7) for start in (8, 9))
     result = fresh_scores(run, {0: 1500, 1: 1500}, "coverage")
     assert {start: values.tolist() for start, values in result.items()} == {8: [0.5, 0.7]}
+    for seed in (0, 1):
+        run.seed(seed).append_fresh([episode(seed, 1500, 100, 0.9)])  # the checkpoint was chosen on start 100
+    assert fresh_scores(run, {0: 1500, 1: 1500}, "coverage").keys() == {8}
 
 
 def test_means_over_episodes() -> None:

@@ -82,6 +82,7 @@ def test_a_builtin_name_cannot_be_registered_over(registers):
     [
         ("nowhere_at_all:Selector", {}, "noise=nowhere_at_all:Selector: No module named 'nowhere_at_all'; install it"),
         ("own_noise:Warm", {}, "noise=own_noise:Warm: cannot be imported"),
+        ("os:path", {}, "noise=os:path: os:path is a module, neither a class nor a function"),
         ("own_noise:Cold", {}, "noise=own_noise:Cold needs temperature; it takes temperature, shift"),
         ("own_noise:Cold", {"temperature": 1, "k": 2}, "k=2: noise=own_noise:Cold has no k; it takes temperature"),
         ("own_noise:Cold", {"temperature": "hot"}, "noise=own_noise:Cold cannot be built with temperature=hot"),

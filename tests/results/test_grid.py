@@ -149,6 +149,31 @@ def test_what_is_incomplete_is_named_and_not_pooled(grid):
     assert "| linear | incomplete | incomplete |" in text and "linear, seed 0" not in text
 
 
+def test_a_partial_table_is_corrected_for_all_comparisons_that_are_planned(tmp_path):
+    for arm, gain in {"vanilla": 0, "knn_k2": 1}.items():
+        write_run(tmp_path / arm, lambda seed, step, start, of=gain: 0.3 + 0.1 * of + 0.05 * ((seed + 2 * of) % 3))
+        plan(tmp_path / arm, 1500)
+
+    def tested(*arms, named=()):
+        write_grid(tmp_path, "partial", arms, [0, 1, 2], named=named)
+        return json.loads((tmp_path / "partial.json").read_text())["contrasts"]["arms"]["knn_k2"]
+
+    alone = tested("vanilla", "knn_k2")
+    assert 0.01 < alone["p"] == alone["p_holm"] < 0.2
+    for more in (
+        tested("vanilla", "knn_k2", "c2ot", "idp26"), tested("vanilla", "knn_k2", named=["knn_k2", "c2ot", "idp26"])
+    ):  # fmt: skip
+        assert more["p"] == alone["p"] and more["p_holm"] == pytest.approx(3 * alone["p"])
+
+
+def test_the_number_of_averaged_checkpoints_is_that_of_the_longest_arm(grid):
+    write_arm(grid / "short", 0.0, steps=(500,), trained=500)
+    for arms in (("short", "vanilla"), ("vanilla", "short")):
+        figures, text = result(grid, arms)
+        assert {arm: figures["arms"][arm]["averaged"] for arm in arms} == {"short": 1, "vanilla": 3}
+        assert "`last 3`: mean of the last 3 evaluated checkpoints (of all where there are fewer)" in text
+
+
 def test_nothing_trained_yet_is_a_table_of_gaps(tmp_path):
     figures, text = result(tmp_path)
     assert all(item == {"missing_seeds": [0, 1, 2]} for item in figures["arms"].values())

@@ -297,6 +297,13 @@ def test_modes_have_a_tab_only_where_they_were_counted(tmp_path: Path) -> None:
     assert "tab-modes" in html and "clockwise 70%, counter-clockwise 20%, undecided 10%" in shown
     assert "clockwise 50%, counter-clockwise 50%, undecided 0%" in shown  # the demonstrations
     assert "0.750 [0.600, 1.000]" in shown and "nothing decided" in shown and "0.550" in shown
+    undecided = [{**measure[0], "mean": None, "floor": None}]
+    arm |= {"majority": undecided}
+    (tmp_path / "modality.json").write_text(json.dumps({"modes": modes, "arms": [{"name": "knn"} | arm]}))
+    assert "nothing decided" in text(page(gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn"))))
+    other = {"name": "knn", "origin": {"began": "2026-01-01"}} | arm  # another run of that name
+    (tmp_path / "modality.json").write_text(json.dumps({"modes": modes, "arms": [other]}))
+    assert "tab-modes" not in page(gathered(RunDirectory(tmp_path / "vanilla"), RunDirectory(tmp_path / "knn")))
     less = [{**measure[0], "mean": -0.1}]
     for key, value in {
         "steps": [], "shares": [[0.7, 0.3]], "demonstrated": "x", "majority": [], "total_variation": less,

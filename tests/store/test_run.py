@@ -49,6 +49,13 @@ def test_a_run_is_read_by_seed(tmp_path: Path) -> None:
     assert run.fresh() == {2: [episode(2, 500, 7, 0.5)]} and run.seed(3).episodes() == []
 
 
+def test_a_run_is_named_by_its_path_whatever_is_in_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my runs" / "b, c=1", half, seeds=(0,), steps=(500,))
+    assert [each.path for each in named_runs(str(run.path)).values()] == [run.path]
+    other = write_run(tmp_path / "other", half, seeds=(0,), steps=(500,))
+    assert len(named_runs(f"{other.path},{run.path.parent}")) == 2
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a directory"):
         RunDirectory(tmp_path / "absent").episodes()

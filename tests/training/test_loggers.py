@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.recipes.robot_config import compose_config
 from immiscible_policy.results.video import encode_gif
 from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.training import loggers
@@ -47,6 +48,15 @@ def test_the_environment_names_project_and_group(begun, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "arms")
     monkeypatch.setenv("WANDB_RUN_GROUP", "tuesday")
     assert (begun(0)["project"], begun(0)["group"]) == ("arms", "tuesday")
+
+
+def test_the_environment_names_the_mode_where_no_word_does(monkeypatch):
+    assert compose_config([]).wandb == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert compose_config([]).wandb == "disabled" and compose_config(["wandb=offline"]).wandb == "offline"
+    monkeypatch.setenv("WANDB_MODE", "shared")
+    with pytest.raises(CommandError, match="unknown wandb .shared.; known: offline, online, disabled"):
+        compose_config([])
 
 
 def test_disabled_begins_nothing(begun):

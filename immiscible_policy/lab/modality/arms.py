@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -285,10 +286,13 @@ def training_modes(run: RunDirectory, demos: Demonstrations) -> Counts:
     return counts
 
 
-def training_demonstrations(run: RunDirectory) -> Demonstrations:
-    """The demonstrations that a run was trained on, mirrored if they were; ValueError if they cannot be read."""
+def training_demonstrations(run: RunDirectory, data: Path | None = None) -> Demonstrations:
+    """The demonstrations that a run was trained on, mirrored if they were; `data` is where they are now.
+
+    Raises ValueError if they cannot be read, or are others.
+    """
     task, config = run.task, run.config
-    demos = open_demonstrations(task, config["data"])
+    demos = open_demonstrations(task, data or config["data"])
     pictures = (config["obs"], config["images"]) == ("image", "stored")
     require_data(demos.path, content_hash(demos, images=pictures), run.data_hash)
     demos = demos.select(split_episodes(demos.n_episodes, config["validation"], config["train_episodes"])[0])

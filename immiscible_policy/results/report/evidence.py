@@ -196,7 +196,7 @@ def _modes(run: RunDirectory) -> dict[str, Any]:
         content = read_json(file, COUNT_AGAIN) if file.exists() else {"arms": []}
         try:
             for arm in content["arms"]:
-                if arm["name"] == run.name:
+                if arm["name"] == run.name and arm.get("origin", {}).get("began") == run.origin.get("began"):
                     _require_counted(arm, content["modes"], primary(run.task))
                     return arm | {"names": content["modes"], "demonstrated": tuple(arm["demonstrated"])}
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
