@@ -385,8 +385,8 @@ class Schema(Generic[Config]):
             raise CommandError(unknown("option", key, known))
         words = given.keys() & self.fields.keys() - {*self.groups, *(part.word for part in self.parts)}
         values |= {key: self._value(key, given[key]) for key in given if key in words}
-        if "wandb" not in given:
-            values["wandb"] = os.environ.get("WANDB_MODE", values["wandb"])
+        if "wandb" not in given and values["wandb"] == base["wandb"]:
+            values["wandb"] = os.environ.get("WANDB_MODE", base["wandb"])
         for steps, epochs in LENGTHS.items():
             if steps in given and epochs in given:
                 raise CommandError(f"{epochs}={given[epochs]}: {steps}={given[steps]} is given; leave one of them out")

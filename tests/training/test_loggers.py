@@ -54,6 +54,8 @@ def test_the_environment_names_the_mode_where_no_word_does(monkeypatch):
     assert compose_config([]).wandb == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert compose_config([]).wandb == "disabled" and compose_config(["wandb=offline"]).wandb == "offline"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert compose_config(["experiment=debug"]).wandb == "disabled"
     monkeypatch.setenv("WANDB_MODE", "shared")
     with pytest.raises(CommandError, match="unknown wandb .shared.; known: offline, online, disabled"):
         compose_config([])
