@@ -39,7 +39,7 @@ MADE_FAMILY = "metaworld/"
 DEFAULT = next(iter(BUILT_IN))
 """The task of a store or a checkpoint that names none."""
 FIRST_START = {"legacy": 100_000, "fresh": 200_000}
-"""Where a named list of starts begins; no checkpoint is chosen on `fresh`."""
+"""Where a named list of starts begins."""
 MOST_COUNTED = 8
 """So many modes are counted one by one."""
 MOST_EPISODES = 100_000
