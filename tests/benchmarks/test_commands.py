@@ -39,6 +39,7 @@ def all_positive(values):
 
 @pytest.mark.parametrize("peers", PEERS)
 def test_step(tmp_path, peers, monkeypatch):
+    monkeypatch.setattr("benchmarks.step.PROFILED", 1)
     if peers == "none":
         monkeypatch.setattr("benchmarks.step.compile_seconds", lambda: 1.0)  # starts two processes
     figures = quick("step", tmp_path, f"peers={peers}")

@@ -14,10 +14,10 @@ from immiscible_policy.recipes import robot
 from immiscible_policy.recipes.noise import noise_options
 from immiscible_policy.recipes.robot_config import SCHEMA, compose_config
 from immiscible_policy.tasks import open_demonstrations
-from immiscible_policy.training import driver, workers
+from immiscible_policy.training import driver
 from immiscible_policy.training.options import config_dir
 from immiscible_policy.training.processes import ProcessGroup
-from tests.training.helpers import here, refused, tree, write_small_store
+from tests.training.helpers import here, refused, seeds_in_turn, tree, write_small_store
 
 TINY = ("down_dims=[16,32]", "step_embed_dim=16", "batch_size=32", "steps=6", "warmup_steps=1",
         "checkpoint_every=6", "episodes=1", "sampling_steps=2", "wandb=disabled",
@@ -184,8 +184,8 @@ def test_a_grid_trains_every_arm_resumes_and_skips_what_is_finished(store, tmp_p
     assert "| linear | 0." not in here("train_policy.py", *words, arms).stdout
 
 
-def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch):
-    """Two arms of two seeds each: the store is opened by the check, and is gone when the workers start."""
+def test_a_grid_opens_its_store_once_and_its_seeds_never(tmp_path, monkeypatch):
+    """Two arms of two seeds each: the store is opened by the check, and is gone when the seeds start."""
     store, opened = write_small_store(tmp_path / "small.zarr"), []
 
     def counting(task, data, *more):
@@ -195,12 +195,14 @@ def test_a_grid_opens_its_store_once_and_its_workers_never(tmp_path, monkeypatch
     def without_store(*arguments):
         if store.exists():
             store.rename(tmp_path / "away.zarr")
-        return workers.train_seeds(*arguments)
+        return in_turn(*arguments)
 
     monkeypatch.setattr(robot, "open_demonstrations", counting)
-    monkeypatch.setattr(driver, "train_seeds", without_store)
     words = ("experiment=table2", "arms=vanilla,linear", *TINY[:-1], "seed=0..1", f"data={store}")
-    result = here("train_policy.py", *words, f"out={tmp_path / 'grid'}")
+    with seeds_in_turn():
+        in_turn = driver.train_seeds
+        monkeypatch.setattr(driver, "train_seeds", without_store)
+        result = here("train_policy.py", *words, f"out={tmp_path / 'grid'}")
     assert result.returncode == 0, result.stderr
     assert opened == [str(store)] and not store.exists()
     assert json.loads((tmp_path / "grid/table2.json").read_text())["arms"]["linear"]["missing_seeds"] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.helpers import ROOT, here, refused, tree
+from tests.training.helpers import ROOT, here, refused, seeds_in_turn, tree
 
 HERE = Path(__file__).parent
 SMALL = ("experiment=debug", "down_dims=[16,32]", "step_embed_dim=16", "threads=1", "precision=fp32", "steps=6",
@@ -63,7 +63,8 @@ def train(out: Path, store: Path, *words: str) -> str:
 def runs(store, tmp_path_factory):
     """Two seeds of each: by entry-point names, and by dotted paths with options of their own."""
     parent = tmp_path_factory.mktemp("runs")
-    train(parent / "vanilla", store, "task=reach", "seed=0..1")
+    with seeds_in_turn():
+        train(parent / "vanilla", store, "task=reach", "seed=0..1")
     train(
         parent / "tempered", store, "task=reach_lab.reach:Reach", "task.radius=0.3", "seed=0..1",
         "noise=reach_lab.tempered:Tempered", "noise.temperature=0.1", "noise.k=4",

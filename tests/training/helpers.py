@@ -20,6 +20,9 @@ from immiscible_envs.geometry import keypoints
 from immiscible_envs.rendering import render_state
 from immiscible_envs.simulation import Simulation
 from immiscible_policy.demos.store import write_store
+from immiscible_policy.store.run import SeedDirectory
+from immiscible_policy.training.recipe import Listener, Recipe
+from immiscible_policy.training.workers import in_thread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -57,6 +60,17 @@ def here(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProc
     with as_typed(typed), without_gpu(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         code = exit_code(runpy.run_module if script == "-m" else runpy.run_path, name)
     return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def seeds_in_turn() -> Iterator[None]:
+    """Train the seeds of a run one after another in this process, with the same result: nothing has to start."""
+
+    def train_seeds(recipe: Recipe, seeds: list[SeedDirectory], listen: Listener) -> dict[int, str]:
+        return {seed.number: why for seed in seeds if (why := in_thread(recipe, seed, listen))}
+
+    with patch("immiscible_policy.training.driver.train_seeds", train_seeds):
+        yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from immiscible_policy.training.recipe import recipe_name
 from immiscible_policy.training.seed import train_seed
 from immiscible_policy.training.stopping import STOP
 from tests.results.runs import episode
-from tests.training.helpers import tree
+from tests.training.helpers import seeds_in_turn, tree
 from tests.training.toy_recipe import WORDS, Line, ToyRecipe
 
 
@@ -104,16 +104,18 @@ def test_a_run_is_resumed_from_elsewhere_with_its_data_moved_and_its_seeds_spell
 ):
     """What lies where is no part of a training whose data are known by their content."""
     monkeypatch.chdir(data.parent)
-    run = train(data.name, tmp_path / "run", "seed=0..1", "parallel=2", "steps=4")
+    with seeds_in_turn():
+        run = train(data.name, tmp_path / "run", "seed=0..1", "steps=4")
     (tmp_path / "other").mkdir()
     moved = data.rename(tmp_path / "other" / "points")
     monkeypatch.chdir(moved.parent)
     resume = f"resume={run.path}"
     with pytest.raises(ValueError, match=f"{data}"):
         train_run(ToyRecipe, compose_config([resume, "steps=6"]))
-    train_run(ToyRecipe, compose_config([resume, "steps=6", "data=points"]))
-    assert [run.seed(number).newest().step for number in (0, 1)] == [6, 6]
-    train(moved, run.path, "seed=0,1", "resume=true", "steps=8")
+    with seeds_in_turn():
+        train_run(ToyRecipe, compose_config([resume, "steps=6", "data=points"]))
+        assert [run.seed(number).newest().step for number in (0, 1)] == [6, 6]
+        train(moved, run.path, "seed=0,1", "resume=true", "steps=8")
     assert run.is_finished() and run.config["steps"] == 8 and run.config["data"] == str(moved)
     capsys.readouterr()
     with pytest.raises(CommandError, match=f"steps=6: the run in {run.path} has 8 steps; use resume={run.path}, or"):

@@ -181,6 +181,7 @@ def test_batches_prepared_in_threads_are_those_of_the_main_thread(store, noise):
     ahead.close()
 
 
+@pytest.mark.slow
 def test_the_loss_is_one_graph(store):
     """`torch.compile` finds nothing in it that would fall back to Python, and gradients agree."""
     state, objective = policy_objective(store, "vanilla")

@@ -135,7 +135,8 @@ def test_under_torchrun_a_killed_training_ends_with_a_line_and_resumes_to_the_sa
     assert losses == their_losses and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-@pytest.mark.parametrize("receiver", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("receiver", [0, 1])
 def test_a_signal_to_one_of_several_processes_ends_them_all_with_a_checkpoint(receiver, store, tmp_path):
     words = with_words("steps=100000", "checkpoint_every=100000", f"data={store}", f"out={tmp_path / 'run'}")
     both = start(2, *words)
