@@ -90,7 +90,7 @@ def test_ddim_recovers_the_law_of_gaussian_data(data_scale):
 @SCALES
 def test_ddim_recovers_a_mixture(data_scale):
     model = diffusion(DiffusionOracle(Mixture(data_scale)), size=1, data_scale=data_scale)
-    assert_recovers(model.sample(torch.randn(4000, 3, 1, 1, generator=generator()), ddim(1000)).images)
+    assert_recovers(model.sample(torch.randn(4000, 3, 1, 1, generator=generator()), ddim(500)).images)
 
 
 def test_ddim_is_invertible():

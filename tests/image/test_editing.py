@@ -19,7 +19,7 @@ CASES = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EU
 OTHERS = [("ddim", Solver("ddpm", 10)), ("ddim", Solver("dpmpp", 10)), ("flow", Solver("heun", 9)),
           ("v_prediction", DDIM), ("sample", DDIM)]  # fmt: skip
 A, S = ALPHA_BARS.sqrt(), (1 - ALPHA_BARS).sqrt()
-ALL = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ("flow", None), *OTHERS])
+ALL = pytest.mark.parametrize(("kind", "solver"), [("ddim", DDIM), ("flow", EULER), ADAPTIVE, *OTHERS])
 
 
 def model(kind: str):

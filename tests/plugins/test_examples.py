@@ -52,7 +52,7 @@ def here(*words, cwd=ROOT):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=environment)
 
 
-@pytest.mark.parametrize("noise", ["vanilla", "knn"])
+@pytest.mark.parametrize("noise", [pytest.param("vanilla", marks=pytest.mark.slow), "knn"])
 def test_plain_pytorch_learns(noise):
     done = here("examples/plain_pytorch.py", noise)
     assert done.returncode == 0, done.stderr
