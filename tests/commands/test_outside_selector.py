@@ -1,11 +1,11 @@
-"""A selector in a package of its own trains in worker processes, in grids, and resumes with its own options only."""
+"""A selector in a package of its own trains, in grids too, and resumes with its own options only."""
 
 import json
 
 import pytest
 import yaml
 
-from tests.training.helpers import here, refused, write_small_store
+from tests.training.helpers import here, refused, seeds_in_turn, write_small_store
 
 OWN = '''
 import torch
@@ -32,7 +32,6 @@ def store(tmp_path, monkeypatch):
     package.mkdir()
     (package / "outside_noise.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setenv("PYTHONPATH", str(package), prepend=":")  # of worker processes
     return write_small_store(tmp_path / "small.zarr")
 
 
@@ -41,10 +40,12 @@ def squared_norm(run):
     return next(row["noise/squared_norm"] for row in rows if "noise/squared_norm" in row)
 
 
-def test_two_seeds_train_in_processes_of_their_own_and_resume_as_they_began(store, tmp_path):
+def test_two_seeds_train_and_resume_as_they_began(store, tmp_path):
+    """In processes of their own: tests/outside."""
     out = tmp_path / "run"
     words = (*TINY, f"data={store}", f"out={out}", "seed=0,1", "noise.temperature=2")
-    result = here("train_policy.py", *words)
+    with seeds_in_turn():
+        result = here("train_policy.py", *words)
     assert result.returncode == 0, result.stderr
     recorded = yaml.safe_load((out / "config.yaml").read_text())["noise"]
     assert recorded == {"name": "outside_noise:Warm", "temperature": 2}

@@ -197,6 +197,7 @@ def test_steps_needs_as_many_samples_as_noise_was_chosen_for(runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_steps_gives_stable_diffusion_the_prompts_of_its_images(images, tmp_path, monkeypatch):
     """Noise by c2ot compares them, and would be refused without."""
     monkeypatch.setattr(steps, "LAYERS", 5)

@@ -54,15 +54,16 @@ def trained(out):
     return checkpoint.tensors("model"), [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "size"),
     [
         (("noise=linear",), 2),
-        pytest.param(("noise=knn", "k=4", "accumulate=2"), 2, marks=pytest.mark.slow),
-        pytest.param(("noise=vanilla",), 2, marks=pytest.mark.slow),
-        pytest.param(("noise=vanilla",), 4, marks=pytest.mark.slow),
-        pytest.param(("noise=knn",), 4, marks=pytest.mark.slow),
-        pytest.param(("noise=linear",), 4, marks=pytest.mark.slow),
+        (("noise=knn", "k=4", "accumulate=2"), 2),
+        (("noise=vanilla",), 2),
+        (("noise=vanilla",), 4),
+        (("noise=knn",), 4),
+        (("noise=linear",), 4),
     ],
 )
 def test_several_processes_train_what_one_trains(noise, size, store, tmp_path):
