@@ -90,7 +90,7 @@ class RunConfig:
     warmup_steps: int = number("[0, 1e9]")
     weight_decay: float = number("[0, 1e3]")
     clip_grad_norm: float | None = number("(0, 1e9]")
-    optimizer: str = choice("adamw", "radam")
+    optimizer: str = choice("adamw", "radam", "muon")
     betas: list[float] = number("[0, 1)")
     ema_power: float = number("(0, 100]")
     ema_max: float = number("(0, 1)")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_policy.randomness import derive_seed
+from immiscible_policy.training.muon import Muon
 from immiscible_policy.training.processes import process_group
 
 ALIGNMENT = 64
@@ -39,7 +40,7 @@ class TrainState:
 
     Args:
         model: What is trained, on its device for good; its buffers are saved with its weights.
-        optimizer: `adamw` or `radam`.
+        optimizer: `adamw`, `radam`, or `muon`: Muon for matrices and convolutions, AdamW for the rest.
         lr: Peak learning rate.
         betas: Betas of the optimizer.
         weight_decay: Decoupled weight decay.
@@ -80,12 +81,7 @@ class TrainState:
         self._ema = self._flat.clone()
         self._peak, self._ema_power, self._ema_max = lr, ema_power, ema_max
         self._lr, self._ema_share, self._taught_share = self._flat.new_zeros(3).unbind()
-        settings: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay, "capturable": self._flat.is_cuda}
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(self.parameters, lr=self._lr, fused=True, **settings)
-            if optimizer == "adamw"
-            else torch.optim.RAdam(self.parameters, lr=self._lr, decoupled_weight_decay=True, **settings)
-        )
+        self.optimizers = _optimizers(optimizer, self.parameters, self._lr, betas, weight_decay)
         self._warmup_steps = warmup_steps
         self._decay_steps = steps - warmup_steps if lr_schedule == "cosine" else None
 
@@ -114,8 +110,9 @@ class TrainState:
         """Let optimizer and EMA follow the gradients, at the rates that were set; the same operations every step."""
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self._clip_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self._ema.lerp_(self._flat, self._ema_share)
         if self.teacher is not None:
             self._taught.lerp_(self._flat, self._taught_share)
@@ -163,9 +160,13 @@ class TrainState:
         return self.weights() | dict(zip(self.names, _views(self._ema, self.parameters), strict=True))
 
     def optimizer_state(self) -> TensorsByName:
-        """The optimizer's tensors, named `PARAMETER.KEY` by the parameter's position."""
-        per_parameter = self.optimizer.state_dict()["state"]
-        return {f"{i}.{key}": tensor for i, entry in per_parameter.items() for key, tensor in entry.items()}
+        """The optimizers' tensors, named `PARAMETER.KEY` by the parameter's position."""
+        entries = {parameter: entry for optimizer in self.optimizers for parameter, entry in optimizer.state.items()}
+        return {
+            f"{position}.{key}": tensor
+            for position, parameter in enumerate(self.parameters)
+            for key, tensor in entries.get(parameter, {}).items()
+        }
 
     def tensors(self) -> dict[str, TensorsByName]:
         """All that a checkpoint needs: `model`, `ema` and `optimizer`."""
@@ -185,9 +186,30 @@ class TrainState:
         for name, tensor in tensors("optimizer").items():
             position, key = name.split(".")
             state.setdefault(int(position), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.optimizer.param_groups[0]["lr"] = self._lr  # loading puts a copy there
+        positions = {parameter: position for position, parameter in enumerate(self.parameters)}
+        for optimizer in self.optimizers:
+            (group,) = optimizer.param_groups
+            own = {i: state[positions[p]] for i, p in enumerate(group["params"]) if positions[p] in state}
+            optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.param_groups[0]["lr"] = self._lr  # loading puts a copy there
         self.step = step
+
+
+def _optimizers(
+    name: str, parameters: Sequence[nn.Parameter], lr: Tensor, betas: tuple[float, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """What updates parameters at a learning rate () on their device; each parameter belongs to one."""
+    settings: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay, "capturable": lr.is_cuda}
+    if name == "radam":
+        return [torch.optim.RAdam(parameters, lr=lr, decoupled_weight_decay=True, **settings)]
+    matrices = [p for p in parameters if p.ndim > 1] if name == "muon" else []
+    others = [p for p in parameters if p.ndim <= 1] if name == "muon" else parameters
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=lr, fused=True, **settings))
+    return optimizers
 
 
 @torch.no_grad()

@@ -39,8 +39,10 @@ def make_model() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
 
 
-def make_state(steps: int = 12, warmup: int = 4, lr: float = 1e-2, ema_max: float = 0.9999) -> TrainState:
+def make_state(
+    steps: int = 12, warmup: int = 4, lr: float = 1e-2, ema_max: float = 0.9999, optimizer: str = "adamw"
+) -> TrainState:
     return TrainState(
-        make_model(), lr=lr, betas=(0.95, 0.999), weight_decay=1e-6,
-        warmup_steps=warmup, steps=steps, ema_power=0.75, ema_max=ema_max,
+        make_model(), lr=lr, betas=(0.95, 0.999), weight_decay=1e-6, warmup_steps=warmup, steps=steps,
+        ema_power=0.75, ema_max=ema_max, optimizer=optimizer,
     )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Muon: the momentum of every weight matrix is made orthogonal before it is applied.
+
+A gradient has few large singular values; orthogonal updates move all directions of a matrix alike (Jordan et al.,
+https://kellerjordan.github.io/posts/muon/). Updates are scaled so that learning rate and weight decay mean what they
+mean to AdamW (Liu et al., arXiv 2502.16982). `torch.optim.Muon` takes matrices alone, multiplies in bfloat16 on every
+processor and reads its learning rate on the host, which a CUDA graph cannot; this one equals it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of a x + b x^3 + c x^5, which moves singular values towards 1, quickly and to within about 0.3 (Jordan et al.)."""
+
+ITERATIONS = 5
+RMS = 0.2
+"""Root mean square of an update of learning rate 1: about what AdamW's is (arXiv 2502.16982, section 2.2)."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonal updates, for parameters of two or more dimensions.
+
+    A parameter (A, ...) counts as a matrix (A, B): of a convolution (out, in * kernel).
+
+    Args:
+        parameters: What to update.
+        lr: Learning rate (), read on the device.
+        weight_decay: Decoupled weight decay.
+        momentum: Share of itself that the momentum keeps in a step; Nesterov's form.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], *, lr: Tensor, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; matrices of one shape together."""
+        for group in self.param_groups:
+            moved = sorted((p for p in group["params"] if p.grad is not None), key=_matrix_shape)
+            for shape, alike in groupby(moved, key=_matrix_shape):
+                self._update(list(alike), shape, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _update(
+        self, parameters: list[Tensor], shape: tuple[int, int], lr: Tensor, weight_decay: float, momentum: float
+    ) -> None:
+        ahead = []
+        for parameter in parameters:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(gradient, 1 - momentum)
+            ahead.append(gradient.lerp(state["momentum"], momentum).reshape(shape))
+        updates = orthogonal(torch.stack(ahead)) * (-RMS * max(shape) ** 0.5 * lr)
+        for parameter, update in zip(parameters, updates, strict=True):
+            if weight_decay:
+                parameter.mul_(1 - lr * weight_decay)
+            parameter.add_(update.view_as(parameter))
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (n, A, B) with their singular vectors and singular values near 1, by Newton and Schulz's iteration.
+
+    On a GPU the products are in bfloat16.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = x.bfloat16() if x.is_cuda else x
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """(A, B) of a parameter (A, ...)."""
+    return parameter.shape[0], parameter[0].numel()
