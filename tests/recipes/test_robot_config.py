@@ -83,9 +83,9 @@ def test_paper_scale_is_the_published_network_schedule_and_sampler():
     assert (paper.warmup_steps, paper.batch_size, paper.keep) == (500, 256, "last+best")
     differing = {key for key in paper.identity if paper.identity[key] != cpu.identity[key]}
     assert (paper.method, paper.prediction, cpu.method) == ("diffusion", "epsilon", "flow")
-    assert differing <= {"scale", "method", "prediction", "down_dims", "step_embed_dim", "lr", "warmup_steps", "steps",
-                         "checkpoint_every", "epochs", "checkpoint_epochs", "eval_every", "keep", "solver",
-                         "sampling_steps", "spacing"}  # fmt: skip
+    assert differing <= {"scale", "method", "prediction", "down_dims", "step_embed_dim", "optimizer", "lr", "steps",
+                         "warmup_steps", "checkpoint_every", "epochs", "checkpoint_epochs", "eval_every", "keep",
+                         "solver", "sampling_steps", "spacing"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("obs", "batch", "steps", "every"), [("keypoints", 256, 126_000, 2_100),
