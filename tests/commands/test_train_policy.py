@@ -208,9 +208,9 @@ def test_a_finished_run_is_left_alone(finished, store):
     assert result.returncode == 0 and "finished already" in result.stdout
     assert tree(out) == before
     assert "resume=true" in refused(here("train_policy.py", *words))
-    changed = refused(here("train_policy.py", *words, "lr=0.001", "resume=true"))
-    assert "lr=0.001 differs" in changed and "lr=0.0003" in changed
-    assert "continues with the run's own options" in refused(here("train_policy.py", f"resume={out}", "lr=0.001"))
+    changed = refused(here("train_policy.py", *words, "lr=0.005", "resume=true"))
+    assert "lr=0.005 differs" in changed and "lr=0.001" in changed
+    assert "continues with the run's own options" in refused(here("train_policy.py", f"resume={out}", "lr=0.005"))
     assert "neither true nor false nor the directory of a run" in refused(here("train_policy.py", "resume=nowhere"))
     assert "has 20 steps; use resume=" in refused(here("train_policy.py", f"resume={out}", "steps=19"))
     assert tree(out) == before
