@@ -66,19 +66,43 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (n, A, B) with their singular vectors and singular values near 1, by Newton and Schulz's iteration.
-
-    On a GPU the products are in bfloat16.
-    """
-    a, b, c = COEFFICIENTS
+    """Matrices (n, A, B) with their singular vectors and singular values near 1, by Newton and Schulz's iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    x = x.bfloat16() if x.is_cuda else x
+    wide = matrices.mT.contiguous() if tall else matrices
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    iterated = by_steps(wide.bfloat16()).to(wide.dtype) if wide.is_cuda else by_gram_matrices(wide)
+    return iterated.mT if tall else iterated
+
+
+def by_steps(x: Tensor) -> Tensor:
+    """The iteration from matrices x (n, A, B) of norm 1, A <= B: x becomes a x + b (x x^T) x + c (x x^T)^2 x."""
+    a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def by_gram_matrices(x: Tensor) -> Tensor:
+    """The same with half the operations, in float32 or finer: most products are of matrices (A, A).
+
+    The polynomials commute with each other and with the Gram matrix, so their product comes first, then x.
+    """
+    gram = x @ x.mT
+    product = factor = _polynomial(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
+    return product @ x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """A + b G + c G^2 of Gram matrices G (n, A, A)."""
+    a, b, c = COEFFICIENTS
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
 
 
 def _matrix_shape(parameter: Tensor) -> tuple[int, int]:

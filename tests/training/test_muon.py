@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from immiscible_policy.training.muon import RMS, Muon, orthogonal
+from immiscible_policy.training.muon import RMS, Muon, by_gram_matrices, by_steps, orthogonal
 from immiscible_policy.training.state import TrainState
 
 SHAPES = [(8, 8), (4, 12), (12, 4), (16, 3, 5), (6, 4, 3, 3)]
@@ -36,6 +36,14 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(shape):
     torch.testing.assert_close(in_their_basis, torch.diag_embed(found), atol=1e-4, rtol=0)
     large = values > 0.05 * values[:, :1]  # the iteration has not yet reached those that are nearly zero
     assert large.float().mean() > 0.9 and found[large].min() > 0.65 and found[large].max() < 1.25
+
+
+@pytest.mark.parametrize("rank", [1, 4, 32])
+def test_the_gram_matrices_give_what_the_steps_give(rank):
+    """Also for gradients of low rank, whose Gram matrices are rounded to ones that are not quite positive."""
+    matrices = drawn(6, 32, rank) @ drawn(6, rank, 96, seed=1)
+    unit = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
+    torch.testing.assert_close(by_gram_matrices(unit), by_steps(unit), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
