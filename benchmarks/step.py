@@ -4,8 +4,8 @@ Milliseconds per step. All alternate in one run; figures are medians over the tu
 ratios. Cost curves follow, against batch size and width.
 
 - The floor, *bare network*: forward, mean squared error, backward and AdamW, on tensors that are there already.
-- *Ours*: a step of `train_policy.py`: gathering the batch, choosing the noise, forward, backward, AdamW, learning
-  rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
+- *Ours*: a step of `train_policy.py`: gathering the batch, choosing the noise, forward, backward, AdamW (or what
+  `optimizer=` says), learning rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
   captured graph.
 - *kernels*, on a CPU: the network's forward and backward pass, and ten network calls of the sampler, as `kernels=fused`
   and as `kernels=plain`; the share of the fused time that PyTorch's matrix products take, which no kernel of ours
@@ -146,7 +146,7 @@ def measure(options: dict[str, Any]) -> Findings:
 
 def configure(options: dict[str, Any], batch: int | None, width: int | None) -> RobotConfig:
     """The options of a training run at that batch size and width; None: the scale's own."""
-    words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads")]
+    words = [f"{key}={options[key]}" for key in ("scale", "device", "precision", "threads", "optimizer")]
     if batch is not None:
         words.append(f"batch_size={batch}")
     if options["embedding"] is not None:
@@ -488,6 +488,7 @@ OPTIONS = {
     "device": Option(str, "cpu", "cpu or cuda"),
     "precision": Option(str, "auto", "auto, fp32 or bf16"),
     "threads": Option(COUNT, 1, "CPU threads"),
+    "optimizer": Option(str, "adamw", "ours: adamw or muon; the floor's and LeRobot's is Adam's"),
     "batch": Option(COUNT, None, "windows per step; none: the scale's"),
     "width": Option(COUNT, None, "channels of the first level, then 2 and 4 times as many; none: the scale's"),
     "embedding": Option(COUNT, None, "size of the step's embedding; none: the scale's"),

@@ -55,6 +55,7 @@ RECIPE = (
     "sampling_steps",
     "spacing",
     "batch_size",
+    "optimizer",
     "lr",
     "steps",
     "down_dims",
@@ -210,8 +211,8 @@ def draw(figures: Figures) -> Figure:
 OPTIONS = {
     "data": Option(Path, None, "store of demonstrations; none: the embedded ones"),
     "seed": Option(str, "0..2", "training seeds"),
-    "steps": Option(COUNT, 2500, "our training steps"),
-    "every": Option(COUNT, 250, "our steps between two evaluations"),
+    "steps": Option(COUNT, 1600, "our training steps"),
+    "every": Option(COUNT, 200, "our steps between two evaluations"),
     "starts": Option(COUNT, 50, "published starts"),
     "peer_batch": Option(COUNT, 64, "windows per step of LeRobot"),
     "peer_calls": Option(COUNT, 100, "its DDPM steps"),
