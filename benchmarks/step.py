@@ -5,8 +5,8 @@ ratios. Cost curves follow, against batch size and width.
 
 - The floor, *bare network*: forward, mean squared error, backward and AdamW, on tensors that are there already.
 - *Ours*: a step of `train_policy.py`: gathering the batch, choosing the noise, forward, backward, AdamW (or what
-  `optimizer=` says), learning rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside, and on a GPU the rest is one
-  captured graph.
+  `optimizer=` says), learning rate, EMA. *eager*: one after another; *fast*: batches are prepared in a thread beside,
+  and on a GPU the rest is one captured graph.
 - *kernels*, on a CPU: the network's forward and backward pass, and ten network calls of the sampler, as `kernels=fused`
   and as `kernels=plain`; the share of the fused time that PyTorch's matrix products take, which no kernel of ours
   shortens; and the seconds that a first training on a machine compiles for.
