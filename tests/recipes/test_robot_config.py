@@ -81,6 +81,7 @@ def test_paper_scale_is_the_published_network_schedule_and_sampler():
     assert (paper.solver, paper.sampling_steps, paper.diffusion_steps) == ("ddpm", 100, 100)
     assert (paper.down_dims, paper.step_embed_dim, paper.lr) == ([256, 512, 1024], 256, 1e-4)
     assert (paper.warmup_steps, paper.batch_size, paper.keep) == (500, 256, "last+best")
+    assert (paper.optimizer, cpu.optimizer, compose_config(["obs=image"]).optimizer) == ("adamw", "muon", "adamw")
     differing = {key for key in paper.identity if paper.identity[key] != cpu.identity[key]}
     assert (paper.method, paper.prediction, cpu.method) == ("diffusion", "epsilon", "flow")
     assert differing <= {"scale", "method", "prediction", "down_dims", "step_embed_dim", "optimizer", "lr", "steps",
