@@ -28,13 +28,10 @@ ASKED_EVERY = 10
 """Training steps after which several processes ask each other whether to stop."""
 
 
-def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainState:
+def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> None:
     """Train one seed from scratch, or from its newest checkpoint, and write everything it yields.
 
     Of several processes that train it together, the first alone writes and says something.
-
-    Returns:
-        The state after the last step.
 
     Raises:
         ValueError: If another process trains this seed, the run has other settings or data by now, a checkpoint is
@@ -81,7 +78,7 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
                 raise
             if state.step < config.steps:
                 raise Interrupted(STOP.number or signal.SIGTERM)
-            return state
+            return
 
         for error in errors:
             listen({"event": "damaged", "seed": seed.number, "why": f"{error}; it was removed"})
@@ -120,7 +117,6 @@ def train_seed(recipe: Recipe, seed: SeedDirectory, listen: Listener) -> TrainSt
         if state.step < config.steps:
             raise Interrupted(STOP.number or signal.SIGTERM)  # where another process was the one to receive it
         listen({"event": "finished", "seed": seed.number, "step": state.step})
-        return state
 
 
 @contextmanager
