@@ -102,7 +102,7 @@ class Assignment:
         if paired < 2 and self.pool == 1 or paired == 0:
             return require_finite(x, noise[: len(x)], norms)
         require_finite(x, noise, norms.cpu())  # the solver waits for the device anyway
-        rows = slice(None) if paired == len(x) else spread(paired, len(x))
+        rows = slice(None) if paired == len(x) else spread(paired, len(x), x.device)
         pooled = noise.unflatten(0, (self.pool, len(x)))[:, rows].flatten(0, 1)  # (pool * paired, ...)
         counts = None if counts is None else counts[rows]
         condition = None if condition is None else condition[rows]

@@ -20,12 +20,12 @@ from torch import Tensor
 from immiscible_policy.noise.inputs import is_whole
 
 
-def spread(count: int, total: int) -> Tensor:
+def spread(count: int, total: int, device: torch.device | None = None) -> Tensor:
     """So many of the numbers 0..total-1, evenly spread and increasing, int64: those of a batch that are selected for.
 
     Batches that are chosen together, or originals and their mirror images, then have equal shares.
     """
-    return torch.arange(count) * total // max(count, 1)
+    return torch.arange(count, device=device) * total // max(count, 1)
 
 
 @dataclass(frozen=True)

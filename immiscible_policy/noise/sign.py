@@ -59,7 +59,7 @@ class Sign:
         noise = draw(x, generator)
         away = (noise.flatten(1).to(flat.dtype) * flat).sum(dim=1) < 0  # (B,)
         treated = torch.zeros_like(away)
-        treated[spread(round(self.schedule.strength(step) * len(x)), len(x))] = True
+        treated[spread(round(self.schedule.strength(step) * len(x)), len(x), x.device)] = True
         away &= treated
         turned = torch.where(away.reshape(-1, *[1] * (x.ndim - 1)), -noise, noise)
         return require_finite(x, turned, torch.linalg.vector_norm(flat, dim=1))

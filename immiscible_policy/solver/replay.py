@@ -21,11 +21,15 @@ def record_cuda_graph(function: Function, inputs: list[Tensor]) -> tuple[Callabl
     return capture(lambda: function(*inputs), inputs[0].device)
 
 
+KEPT = 4
+"""Recordings that are kept: rollouts, held-out episodes and videos alternate between batches of several sizes."""
+
+
 class Replay:
     """Records a function once and replays it on new inputs: a whole denoising then costs one launch.
 
-    A recording sees weights that are changed in place. It is made anew when `key`, or the shape, type or device of an
-    input, differs from the last call's. Threads take turns. A copy of the object starts without a recording.
+    A recording sees weights that are changed in place. Every `key`, and every shape, type and device of the inputs, has
+    its own; the four used last are kept. Threads take turns. A copy of the object starts without recordings.
 
     Args:
         record: Records; by default as a CUDA graph.
@@ -33,7 +37,7 @@ class Replay:
 
     def __init__(self, record: Record = record_cuda_graph) -> None:
         self.record = record
-        self._key: Hashable = None
+        self._recordings: dict[Hashable, tuple[list[Tensor], Callable[[], None], Tensor]] = {}  # used last is last
         self._turn = Lock()
         self._done: torch.cuda.Event | None = None  # the last replay, which threads' streams wait for
 
@@ -47,14 +51,18 @@ class Replay:
         with self._turn:
             if stream and self._done:
                 stream.wait_event(self._done)
-            if key != self._key:
+            recording = self._recordings.pop(key, None)
+            if recording is None:
+                if len(self._recordings) == KEPT:
+                    del self._recordings[next(iter(self._recordings))]
                 static = [x.clone() for x in inputs]
-                self._run, self._output = self.record(function, static)
-                self._inputs, self._key = static, key
-            for recorded, x in zip(self._inputs, inputs, strict=True):
-                recorded.copy_(x)
-            self._run()
-            output = self._output.clone()
+                recording = static, *self.record(function, static)
+            self._recordings[key] = recording
+            recorded, run, result = recording
+            for own, x in zip(recorded, inputs, strict=True):
+                own.copy_(x)
+            run()
+            output = result.clone()
             self._done = stream.record_event() if stream else None
             return output
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, parse_range
+from immiscible_policy.training.engine import GPU_WORKERS
 from immiscible_policy.training.options import CLUSTERS, RunConfig
 from immiscible_policy.training.processes import process_group
 
@@ -27,7 +28,7 @@ class Footprint(NamedTuple):
         parameters: Numbers that train.
         activations: What one sample of a batch keeps for the backward pass [bytes], in float32.
         data: Everything that it trains on [bytes].
-        selection: What choosing the noise of a batch takes [bytes].
+        selection: What choosing the noise of a batch takes [bytes]; on a GPU several are chosen at once.
     """
 
     parameters: int
@@ -36,15 +37,15 @@ class Footprint(NamedTuple):
     selection: int = 0
 
     def estimate(self, config: RunConfig, seeds: int) -> int:
-        """Bytes of so many seeds that are trained at once; on a GPU they share the data.
+        """Bytes of so many seeds that are trained at once.
 
         Of several processes that train one seed together, those of the GPU of one of them.
         """
         on_gpu = config.device.startswith("cuda")
         rows = -(-config.batch_size // (config.accumulate * (process_group().size if on_gpu else 1)))
         activations = self.activations * rows // (2 if config.precision == "bf16" else 1)
-        own = 4 * COPIES * self.parameters + activations + self.selection
-        return seeds * own + self.data * (1 if on_gpu else seeds)
+        selection = self.selection * (GPU_WORKERS if on_gpu else 1)
+        return seeds * (4 * COPIES * self.parameters + activations + selection + self.data)
 
 
 def seeds_at_once(config: RunConfig, footprint: Footprint) -> int:

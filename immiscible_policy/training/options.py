@@ -563,8 +563,14 @@ def resolve_device(text: str, launcher: str = "local") -> str:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: its own GPU where several train together on `cuda`."""
-    return f"cuda:{process_group().local_rank}" if device == "cuda" and process_group().size > 1 else device
+    """The device of this process: its own GPU where several train together on `cuda`; CommandError without one."""
+    group = process_group()
+    if device != "cuda" or group.size == 1:
+        return device
+    if group.local_rank >= torch.cuda.device_count():
+        cure = "start one process per GPU"
+        raise CommandError(f"device=cuda: more processes than this machine's {torch.cuda.device_count()} GPUs; {cure}")
+    return f"cuda:{group.local_rank}"
 
 
 def _resolve(config: RunConfig, device: str) -> None:

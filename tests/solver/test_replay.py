@@ -44,6 +44,22 @@ def test_a_replay_records_anew_for_another_key_shape_or_type():
     assert recorder.recordings == 5
 
 
+def test_sizes_that_alternate_are_recorded_once_and_the_oldest_makes_room():
+    recorder = Recorder()
+    replay = Replay(recorder)
+
+    def used(*sizes):
+        for size in sizes:
+            assert torch.equal(
+                replay("sum", torch.add, torch.full((size,), 2.0), torch.ones(size)), torch.full((size,), 3.0)
+            )
+        return recorder.recordings
+
+    assert used(1, 2, 3, 1, 2, 3, 4, 1) == 4
+    assert used(5, 3, 4, 1) == 5  # 2 was used longest ago
+    assert used(2) == 6
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_replayed_solution_is_a_function_of_its_inputs_and_sees_new_weights(name):
     """Observations and noise enter as inputs, weights where they lie: what a captured graph needs."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -53,11 +53,15 @@ def write_small_store(path: Path, episodes: int = 4, steps: int = 24, seed: int 
 
 
 def here(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts, or with `-m` one of its modules, in this process: it starts at once."""
+    """Run one of the project's scripts, or with `-m` one of its modules, in this process: it starts at once.
+
+    It sees a GPU only if a word asks for one.
+    """
     name, *rest = words if script == "-m" else (str(ROOT / script), *words)
     typed = [sys.executable, *(["-m"] if script == "-m" else []), name, *rest]
     out, err = io.StringIO(), io.StringIO()
-    with as_typed(typed), without_gpu(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+    hidden = not any(word.startswith("device=cuda") for word in words)
+    with as_typed(typed), without_gpu(hidden), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         code = exit_code(runpy.run_module if script == "-m" else runpy.run_path, name)
     return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())
 
@@ -92,11 +96,11 @@ def exit_code(run: Callable[..., object], name: str) -> int:
 
 
 @contextmanager
-def without_gpu() -> Iterator[None]:
-    """Hide GPUs from torch, and give it back its threads at the end."""
+def without_gpu(hidden: bool = True) -> Iterator[None]:
+    """Hide GPUs from torch, if so, and give it back its threads at the end."""
     threads = torch.get_num_threads()
     try:
-        with patch("torch.cuda.is_available", return_value=False):
+        with patch("torch.cuda.is_available", return_value=False) if hidden else nullcontext():
             yield
     finally:
         torch.set_num_threads(threads)

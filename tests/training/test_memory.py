@@ -55,6 +55,13 @@ def test_of_several_processes_each_gpu_holds_its_own_rows(monkeypatch):
     assert footprint.estimate(options, 1) == alone - 50 * 2
 
 
+def test_on_a_gpu_every_seed_has_its_data_and_several_batches_choose_noise():
+    footprint, options = Footprint(parameters=1000, activations=50, data=300, selection=7), config()
+    alone = footprint.estimate(options, 1)
+    options.device = "cuda"
+    assert footprint.estimate(options, 1) == alone + 3 * 7 and footprint.estimate(options, 2) == 2 * (alone + 3 * 7)
+
+
 def test_as_many_seeds_train_at_once_as_cores_and_memory_have_room_for(monkeypatch):
     footprint, options = Footprint(parameters=1000, activations=50, data=300), config("seed=0..9")
     one = footprint.estimate(options, 1)
