@@ -16,6 +16,7 @@ at W = 30% the correlation with eps is 0.919 instead of 0.958.
 - *Network calls* (DDIM): 10 for a chunk, 20 for an image, unless `sampling_steps=` says otherwise; a consistency
   model draws with its one.
 - *Rollouts*: mean absolute difference of an episode's score from that of the unperturbed episode from the same start.
+  Not for environments of Gymnasium and Meta-World, whose batches hold one episode of a start.
 
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn
   python -m immiscible_policy.lab bijection runs=runs/vanilla,runs/knn data=STORE starts=100000..100004
@@ -158,7 +159,10 @@ def measure(options: Document) -> Findings:
     solver = ddim(options, POLICY_CALLS)
     policies, models = lab_runs.newest_runs(options["runs"])
     tasks = {run: lab_runs.task_of(next(iter(seeds.values()))) for run, seeds in policies.items()}
-    starts = {run: task.starts(options["starts"], 1) for run, task in tasks.items()}
+    starts = {
+        run: [] if task.merges_seeds or not task.has_environment else task.starts(options["starts"], 1)
+        for run, task in tasks.items()
+    }
     figures: Document = {"weights": WEIGHTS, "rollout_weights": ROLLOUT_WEIGHTS, "policies": {}}
     figures["linear_model"] = [*(linear_displacement(weight, options["form"]) for weight in WEIGHTS), 1.0]
     chunks: dict[str, Perturbed] = {}
@@ -273,8 +277,9 @@ def _moved(figures: Document) -> dict[str, list[float]]:
 
 
 def _changed(figures: Document) -> dict[str, list[float]]:
-    """Change of the score for every weight, mean over the starts of the first seed."""
-    return {run: means(seeds[0]["score_change"].values()) for run, seeds in figures["policies"].items()}
+    """Change of the score for every weight, mean over the starts of the first seed, of runs with rollouts."""
+    changes = {run: seeds[0]["score_change"] for run, seeds in figures["policies"].items()}
+    return {run: means(of_start.values()) for run, of_start in changes.items() if of_start}
 
 
 def describe(figures: Document) -> str:
@@ -295,12 +300,12 @@ def describe(figures: Document) -> str:
             "policy": "{label}",
             "seeds": "{n}",
             "correlation with the start noise": "{correlation:.2f}",
-            "error, random noise": "{rmse_random:.1f}",
-            "error, assigned noise": "{rmse_assigned:.1f}",
-            "error, always the mean chunk": "{rmse_mean:.1f}",
+            "error, random noise": "{rmse_random:.3g}",
+            "error, assigned noise": "{rmse_assigned:.3g}",
+            "error, always the mean chunk": "{rmse_mean:.3g}",
         }
         parts.append(table(columns, decided))
-        rolled = [{"label": run, "values": values} for run, values in _changed(figures).items()]
+    if rolled := [{"label": run, "values": values} for run, values in _changed(figures).items()]:
         columns = {f"W = {weight:.0%}": f"{{values[{i}]:.3f}}" for i, weight in enumerate(ROLLOUT_WEIGHTS)}
         parts.append(table({"change of the score, first seed": "{label}", **columns}, rolled))
     return "\n\n".join(parts)
@@ -320,8 +325,8 @@ def draw(figures: Document, chunks: Mapping[str, Perturbed], images: Mapping[str
 
 
 def _draw_figures(figure: SubFigure, figures: Document) -> None:
-    policies = figures["policies"]
-    panels = figure.subplots(1, 3 if policies else 1, squeeze=False)[0]
+    policies, changed = figures["policies"], _changed(figures)
+    panels = figure.subplots(1, 1 + bool(policies) + bool(changed), squeeze=False)[0]
     percent = [100 * weight for weight in WEIGHTS]
     plain(panels[0], "results move", "W, weight of the perturbation [%]", "displacement / that of independent noise")
     moved = {label: values[:-1] for label, values in _moved(figures).items()}
@@ -335,12 +340,16 @@ def _draw_figures(figure: SubFigure, figures: Document) -> None:
             panels[1].bar_label(bars, fmt="{:.2f}", padding=5)
             panels[1].scatter([place] * len(values), values, color=colour, s=22, zorder=3)
         panels[1].set_xticks(range(len(policies)), map(readable, policies))
+    if changed:
         plain(panels[2], "rollouts change", "W, weight of the perturbation [%]", "mean absolute change of the score")
-        curves(panels[2], [100 * weight for weight in ROLLOUT_WEIGHTS], _changed(figures))
+        curves(panels[2], [100 * weight for weight in ROLLOUT_WEIGHTS], changed)
 
 
 def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
-    """The first two numbers of one observation's chunks: the one whose chunks differ most for the first run."""
+    """The first two numbers of one observation's chunks, or the only one against the step.
+
+    Shown is the observation whose chunks differ most for the first run.
+    """
     figure.suptitle("action chunks for one observation: the start noise perturbed by W", fontsize=11, x=0.01, ha="left")
     row = int(next(iter(chunks.values())).results[-1].std(dim=0).mean(dim=(1, 2)).argmax())
     panels = figure.subplots(1, len(chunks), squeeze=False, sharex=True, sharey=True)[0]
@@ -350,12 +359,17 @@ def _draw_chunks(figure: SubFigure, chunks: Mapping[str, Perturbed]) -> None:
         for label, colour in DRAWN.items():
             for number, chunk in enumerate(results[label][:, row]):
                 name = None if number else label
-                axes.plot(chunk[:, 0], chunk[:, 1], color=colour, linewidth=1.2, label=name)
-        x, y = outcome.reference[row, :, :2].T
-        axes.plot(x, y, color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0")
-        axes.set_aspect("equal", adjustable="box")
-    panels[0].invert_yaxis()  # as in the environment's pictures
+                axes.plot(*_line(chunk), color=colour, linewidth=1.2, label=name)
+        reference = outcome.reference[row]
+        axes.plot(*_line(reference), color="black", linewidth=1.6, marker="o", markevery=[0], label="W = 0")
+        if reference.shape[1] > 1:
+            axes.set_aspect("equal", adjustable="box")
     legend(panels[0])
+
+
+def _line(chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """What is drawn across and upwards of a chunk (T, A): its first two numbers, or the step and the only number."""
+    return (chunk[:, 0], chunk[:, 1]) if chunk.shape[1] > 1 else (torch.arange(len(chunk)), chunk[:, 0])
 
 
 def _draw_images(figure: SubFigure, images: Mapping[str, Perturbed]) -> None:

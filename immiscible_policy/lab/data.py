@@ -14,7 +14,6 @@ from immiscible_policy import cli
 from immiscible_policy.cli import CommandError, Option
 from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.image.data import load_images, to_pixels
-from immiscible_policy.policy.build import PolicySpec
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.tasks import DEFAULT, Task, first_observation, open_demonstrations, task_windows
 
@@ -31,12 +30,10 @@ WITHOUT_CIFAR = (
 )
 
 
-def demonstrated(task: Task, data: Path | None = None, spec: PolicySpec | None = None) -> Windows:
-    """Windows of demonstrations, in their own units, as a policy sees them; by default the task's first observation."""
+def demonstrated(task: Task, data: Path | None = None) -> Windows:
+    """Windows of demonstrations, in their own units, with the task's first observation."""
     demos = open_demonstrations(task, data)
-    if spec is None:
-        return task_windows(task, demos, first_observation(task, demos), PUBLISHED)
-    return task_windows(task, demos, spec.obs, Layout.of(spec))
+    return task_windows(task, demos, first_observation(task, demos), PUBLISHED)
 
 
 def demonstrated_actions(task: Task, data: Path | None = None) -> Tensor:

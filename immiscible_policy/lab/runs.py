@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from immiscible_policy.cli import CommandError, Option
-from immiscible_policy.demos.windows import Windows
+from immiscible_policy.demos.windows import Layout, Windows
 from immiscible_policy.evaluation.agent import Agent, read_policy, read_spec
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.image.build import load_image_model
 from immiscible_policy.image.data import Images, load_images, to_pixels
 from immiscible_policy.image.evaluation.measure import REFERENCE_BATCH
 from immiscible_policy.image.spec import read_spec as read_image_spec
-from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.noise import Selector, make_selector
 from immiscible_policy.palette import COLOURS
 from immiscible_policy.path import ProbabilityPath
@@ -27,14 +26,14 @@ from immiscible_policy.randomness import torch_generator
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint
 from immiscible_policy.store.run import RunDirectory, named_runs
-from immiscible_policy.tasks import Task, primary, recorded_task
+from immiscible_policy.tasks import Task, open_demonstrations, primary, recorded_task, task_windows
 
 RUNS = Option(
     named_runs,
     None,
     "runs of train_policy.py or of train_image.py, DIR,DIR or NAME=DIR,...; the others are compared with the first",
 )
-DATA = Option(Path, None, "what runs are measured on; none: demonstrations of the task, images of their training")
+DATA = Option(Path, None, "what runs are measured on; none: what each was trained on")
 
 Newest = dict[str, dict[int, Checkpoint]]  # The newest checkpoint of every training seed of each run, by the run's name
 
@@ -159,18 +158,32 @@ def clean_samples(checkpoint: Checkpoint, data: Path | None, count: int, seed: i
     """Clean samples (N, ...) of training data as a model diffuses them: N = `count`, or all where there are fewer."""
     if not draws_images(checkpoint):
         policy, _ = read_policy(checkpoint)
-        windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
+        windows = windows_of(checkpoint, data)
         return policy.clean(drawn_windows(checkpoint, data, min(count, len(windows)), seed, key="pictures")[0].action)
     images, coder = images_of(checkpoint, data, count=count), load_image_model(checkpoint)[0].coder
     generator, rows = torch_generator("cpu", "lab encode", seed), torch.arange(len(images))
     return torch.cat([coder.encode(to_pixels(images.pixels(part)), generator) for part in rows.split(REFERENCE_BATCH)])
 
 
+def windows_of(checkpoint: Checkpoint, data: Path | None) -> Windows:
+    """Windows as a policy sees them, of the demonstrations that it was trained on, from `data` or where they lay.
+
+    CommandError if they lie there no longer.
+    """
+    config, spec, task = checkpoint.config, read_spec(checkpoint), task_of(checkpoint)
+    place = data or config.get("data")
+    if place is not None and not Path(place).exists():
+        raise CommandError(f"data={place}: the demonstrations of {checkpoint.path} are not there; give data=PATH")
+    action = config.get("action")
+    demos = open_demonstrations(task, place, spec.obs, action)
+    return task_windows(task, demos, spec.obs, Layout.of(spec), config.get("images", "stored"), action)
+
+
 def drawn_windows(
     checkpoint: Checkpoint, data: Path | None, count: int, seed: int, *, key: str
 ) -> tuple[Windows, Windows]:
     """Windows as a policy sees them, drawn by the seed, and all others; CommandError for more (key=count) than all."""
-    windows = demonstrated(task_of(checkpoint), data, read_spec(checkpoint))
+    windows = windows_of(checkpoint, data)
     if not 1 <= count <= len(windows):
         raise CommandError(f"{key}={count}: use 1 to {len(windows):,}, as many windows as the demonstrations have")
     order = torch.randperm(len(windows), generator=torch_generator("cpu", "lab windows", seed))

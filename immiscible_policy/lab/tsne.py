@@ -6,8 +6,8 @@ without it. Perplexity 30, starting from principal components. Needs scikit-lear
 
 - *Neighbour of the same sample*: share of the noises whose nearest other noise belongs to the same sample, in the full
   space and on the map.
-- *Distance of centroids*: see `clusters`. Two noises of one sample lie sqrt(2 D) apart, 8 for action chunks (D = 32)
-  and 78 for images (D = 3,072): a selector that moves noise by less shows no clusters.
+- *Distance of centroids*: see `clusters`. Two noises of one sample lie sqrt(2 D) apart, 8 for the action chunks of
+  PushT (D = 32) and 78 for images (D = 3,072): a selector that moves noise by less shows no clusters.
 - *Decided*: correlation of a layer's predictions with the final samples over the start noises, mean over coordinates;
   1: the layer knows already where its noise will end.
 - *Spread*: root mean square deviation of a layer's predictions from their mean, over that of the final samples; 0: the
@@ -71,11 +71,12 @@ def measure(options: Document) -> Findings:
     """Draw all maps that the options give material for."""
     options = options | {"device": resolve_device(options["device"])}
     policies, models = lab_runs.newest_runs(options["runs"])
-    if models:
-        first, wanted = next(iter(models.values())), (options[key] for key in ("data", "batch_size", "seed"))
-        name, k, data = "images", K_IMAGES, lab_runs.clean_samples(first, *wanted)
+    name, k = ("images", K_IMAGES) if models else ("action chunks", K_ACTIONS)
+    first = next(iter([*models.values(), *(next(iter(seeds.values())) for seeds in policies.values())]), None)
+    if first is None:
+        data = demonstrated_actions(find_task(options["task"]), options["data"])
     else:
-        name, k, data = "action chunks", K_ACTIONS, demonstrated_actions(find_task(options["task"]), options["data"])
+        data = lab_runs.clean_samples(first, *(options[key] for key in ("data", "batch_size", "seed")))
     require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(data)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
     sections: Sections = {f"noise of {name}": noise_maps(data, options["k"] or k, options)}

@@ -51,6 +51,8 @@ class Gym(Task):
         arguments: Of the environment, such as `{obs_type: state}`.
     """
 
+    merges_seeds = True
+
     def __init__(
         self,
         env_id: str,

@@ -160,6 +160,7 @@ class MetaWorld(Task):
 
     measured = "success rate"
     max_steps = MAX_STEPS
+    merges_seeds = True
     fps = FPS
     observations = ("state",)
     columns = {

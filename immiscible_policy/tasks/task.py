@@ -175,6 +175,7 @@ class Task(Protocol):
     has_environment: bool = True  # if not, policies are scored on held-out demonstrations
     validation: float = 0.0  # share of the episodes that are held out unless `validation=` says otherwise
     set_metrics: tuple[SetMetric, ...] = ()  # what all episodes of a checkpoint are scored by together
+    merges_seeds: bool = False  # whether environments of one seed are one episode, with the actions of the first
     fps: int = 10  # steps per second, of demonstrations and videos
     action: str = "action"  # key of the actions in the demonstrations
     columns: Mapping[str, Column] = {}  # arrays of the demonstrations; if empty, all that a store has are read

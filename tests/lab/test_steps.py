@@ -6,13 +6,13 @@ import torch
 import yaml
 
 from immiscible_policy.cli import parse
+from immiscible_policy.demos.windows import Layout
 from immiscible_policy.evaluation.agent import spec_metadata
 from immiscible_policy.image.build import build_image_model
 from immiscible_policy.image.data import to_pixels
 from immiscible_policy.image.evaluation.frechet import feature_statistics
 from immiscible_policy.image.spec import spec_metadata as image_metadata
 from immiscible_policy.lab import runs, steps
-from immiscible_policy.lab.data import demonstrated
 from immiscible_policy.lab.steps import LayerBatch, measure_layers, predicted_along_sampling, squared_errors
 from immiscible_policy.noise import make_selector
 from immiscible_policy.path import Ddpm, Flow
@@ -21,7 +21,7 @@ from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import read_checkpoint, save_checkpoint
 from immiscible_policy.store.run import named_runs
-from immiscible_policy.tasks import find_task
+from immiscible_policy.tasks import find_task, open_demonstrations, task_windows
 from tests.image.folders import write_images
 from tests.image.specs import tiny_spec
 
@@ -108,7 +108,8 @@ def write(run, seed, about, policy):
 
 def test_steps_measures_every_seed_of_policies(tmp_path):
     spec = PolicySpec(*SPEC)
-    windows = demonstrated(find_task("pusht"), spec=spec)
+    task = find_task("pusht")
+    windows = task_windows(task, open_demonstrations(task), spec.obs, Layout.of(spec))
     policy = build_policy(spec, Normalizer.fit(windows.obs), Normalizer.fit(windows.action))
     for run, noise in (("plain", {"name": "vanilla"}), ("near", {"name": "knn", "k": 64})):
         for seed in range(2):
