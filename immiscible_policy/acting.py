@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from immiscible_policy.capture import use_device
 from immiscible_policy.evaluation.agent import Agent, load_agent, sampling_noise, solver_of
@@ -137,9 +138,15 @@ class RobotPolicy:
         Args:
             seed: Seed of the sampling noise. `evaluate` rolls a start out with the noise of `reset(seed=start)`. B rows
                 take seed, seed + 1, ..., or the seeds of a sequence. None: the noise goes on where it is.
+
+        Raises:
+            ValueError: If a seed is no whole number from 0 on, or there is none; one line.
         """
         if seed is not None:
-            seeds = int(seed) if np.ndim(seed) == 0 else [int(one) for one in seed]  # type: ignore[arg-type, union-attr]
+            given = np.asarray(seed)
+            if given.dtype.kind not in "iu" or given.ndim > 1 or not given.size or given.min() < 0:
+                raise ValueError(f"seed={seed}: use a whole number from 0 on, or one for each row")
+            seeds = given.tolist()
             self._noise, self._chunk_noise = SamplingNoise(seeds), SamplingNoise(seeds)
         self._history: list[Observed] = []
         self._queue: deque[Array] = deque()
@@ -185,7 +192,14 @@ class RobotPolicy:
         return actions.reshape(*leads[0], *actions.shape[1:])
 
     def benchmark(self, rows: int = 1, chunks: int = 50) -> Latency:
-        """Measure so many chunks of so many rows, on blank observations, and print the result; noise is not used up."""
+        """Measure so many chunks of so many rows, on blank observations, and print the result; noise is not used up.
+
+        Raises:
+            ValueError: If there is no row or no chunk.
+        """
+        for name, value in (("rows", rows), ("chunks", chunks)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: needs 1 or more")
         blank, noise, seconds = self.inputs.blank(rows), [sampling_noise(row) for row in range(rows)], []
         for _ in range(WARMUP + chunks):
             begin = time.perf_counter()
@@ -330,7 +344,7 @@ class Inputs:
 
 
 def _array(key: str, value: Any) -> Array:
-    array = np.asarray(value)
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
     if array.dtype.kind not in "buif":
         raise ValueError(f"{key} is not an array of numbers but {type(value).__name__} of {array.dtype}")
     return array

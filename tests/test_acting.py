@@ -335,6 +335,9 @@ def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path)
         ("seed_9", {}, "does not exist"),
         ("seed_3/checkpoints", {}, "is not a checkpoint"),
         ("seed_3", {"calls": 0}, "sampling_steps=0"),
+        ("seed_3", {"calls": 2.5}, "sampling_steps=2.5: needs a whole number"),
+        ("seed_3", {"calls": "5"}, "sampling_steps='5': needs a whole number"),
+        ("seed_3", {"seed": -1}, "seed=-1: use a whole number from 0 on"),
         ("seed_3", {"solver": "direct"}, "solver=direct: what this model learned"),
         ("seed_3", {"device": "tpu"}, "device=tpu"),
         ("seed_3", {"dtype": torch.float16}, "dtype=torch.float16: use"),
@@ -345,6 +348,19 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run, which, options, messa
     with pytest.raises(ValueError) as error:
         load_policy(run.path / which, **options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.7, [], [3, -1], "3", [[1]], True])
+def test_a_seed_that_is_none_is_refused_where_it_is_given(run, seed):
+    policy = load_policy(run.path / "seed_3")
+    with pytest.raises(ValueError, match="seed=.*: use a whole number from 0 on, or one for each row"):
+        policy.reset(seed=seed)
+
+
+@pytest.mark.parametrize("sizes", [{"rows": 0}, {"chunks": 0}])
+def test_nothing_to_measure_is_refused(run, sizes):
+    with pytest.raises(ValueError, match="=0: needs 1 or more"):
+        load_policy(run.path / "seed_3").benchmark(**sizes)
 
 
 def test_bfloat16_acts_nearly_alike(run):

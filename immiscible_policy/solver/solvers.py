@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 
 from immiscible_policy.path.base import CLEAN, Level, ProbabilityPath
 from immiscible_policy.solver.recurrence import Plan, Step
@@ -40,6 +41,8 @@ class Solver:
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
             raise ValueError(f"solver={self.name}: choose from {', '.join(SOLVERS)}")
+        if not isinstance(self.steps, Integral):
+            raise ValueError(f"sampling_steps={self.steps!r}: needs a whole number")
         if self.steps < 1:
             raise ValueError(f"sampling_steps={self.steps}: needs 1 or more")
         if self.name == "heun" and self.steps % 2 == 0:
