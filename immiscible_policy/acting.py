@@ -140,7 +140,7 @@ class RobotPolicy:
                 take seed, seed + 1, ..., or the seeds of a sequence. None: the noise goes on where it is.
 
         Raises:
-            ValueError: If a seed is no whole number from 0 on, or there is none; one line.
+            ValueError: If a seed is not a whole number from 0 on, or none is given; one line.
         """
         if seed is not None:
             given = np.asarray(seed)

@@ -61,7 +61,11 @@ def test_a_run_of_a_gpu_is_continued_on_one_alone_and_on_any(tmp_path, monkeypat
     assert compose_config([f"resume={tmp_path}"]).identity["device"] == "cuda"
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert compose_config([f"resume={tmp_path}"]).device == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(CommandError, match="more processes than this machine's 1 GPUs; start one process per GPU"):
+        compose_config([f"resume={tmp_path}"])
 
 
 def test_options_that_decide_nothing_are_known():
@@ -105,7 +109,7 @@ def test_a_word_decides_how_long_a_training_is_and_an_experiment_goes_before_the
     assert compose_config(["scale=paper", "steps=70"]).sized(10_700).checkpoint_every == 70
     assert compose_config(["scale=cpu", "epochs=2"]).sized(1_000).steps == 8
     demo = compose_config(["scale=paper", "experiment=demo"])
-    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (3_600, None, "euler", 5)
+    assert (demo.steps, demo.epochs, demo.solver, demo.sampling_steps) == (1_600, None, "euler", 5)
     refused = {"epochs=2 steps=3": "epochs=2: steps=3 is given", "steps=null": "give a number", "steps=0": "needs"}
     for words, message in refused.items():
         with pytest.raises(CommandError, match=message):

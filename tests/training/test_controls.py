@@ -68,5 +68,5 @@ def test_what_a_control_cannot_do_is_one_line_and_creates_nothing(words, message
 
 def test_the_laboratory_refuses_a_control_in_one_line(finished, tmp_path):
     out, _ = finished
-    words = ("immiscible_policy.lab", "steps", f"runs={out}", f"out={tmp_path}")
+    words = ("immiscible_policy.lab", "steps", f"runs={out}", f"data={PushT().demonstrations()}", f"out={tmp_path}")
     assert "solver=ddim: what this model learned is solved with direct" in refused(here("-m", *words))
