@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from immiscible_envs.rendering import render_state
-from immiscible_policy.demos import content_hash, open_store
+from immiscible_policy.demos import content_hash, open_store, write_store
 from immiscible_policy.demos.export import moments
+from tests.demos.arm import arm_arrays
 from tests.demos.commands import mistake, run
 from tests.demos.stores import LENGTHS, PUSHT, small_arrays, write_plain
 from tests.demos.test_lerobot import corners_of
@@ -66,6 +67,15 @@ def test_there_and_back_is_the_same_store(tmp_path):
     store, dataset = exported(tmp_path)
     assert run("convert", f"path={dataset}", f"out={tmp_path / 'b.zarr'}").returncode == 0
     assert content_hash(store) == content_hash(tmp_path / "b.zarr")
+
+
+def test_nobody_guesses_the_rate_of_a_recording_of_ones_own(tmp_path):
+    store = write_store(tmp_path / "arm.zarr", *arm_arrays(episodes=2, steps=9))
+    words = ("export", f"path={store}", f"out={tmp_path / 'dataset'}")
+    assert mistake(*words) == f"error: path={store}: says nothing of its steps per second; give fps="
+    assert not (tmp_path / "dataset").exists()
+    assert run(*words, "fps=25").returncode == 0
+    assert json.loads((tmp_path / "dataset/meta/info.json").read_text())["fps"] == 25
 
 
 def test_the_embedded_demonstrations_survive_the_journey(tmp_path):
