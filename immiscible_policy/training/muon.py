@@ -98,7 +98,7 @@ def by_gram_matrices(x: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """A + b G + c G^2 of Gram matrices G (n, A, A)."""
+    """The factor a + b G + c G^2 of Gram matrices G (n, A, A)."""
     a, b, c = COEFFICIENTS
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
