@@ -15,6 +15,7 @@ width of a picture.
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 import time
 from collections import deque
@@ -79,6 +80,7 @@ def load_policy(
     Raises:
         ValueError: If there is no such checkpoint, it is damaged, or an option does not go with it; one line.
     """
+    calls = None if calls is None else whole_number("calls", calls, 1)
     chosen = find_checkpoint(path, checkpoint, train_seed)
     agent = load_agent(chosen, solver_of(chosen, solver, calls), resolve_device(device), dtype or torch.float32)
     if compile:
@@ -122,14 +124,12 @@ class RobotPolicy:
         action_steps: Actions that `act` executes of a chunk.
 
     Raises:
-        ValueError: If pad_to is below 1.
+        ValueError: If pad_to is not a whole number from 1 on, or the seed not one from 0 on.
     """
 
     def __init__(self, agent: Agent, inputs: Inputs, *, seed: int | None = None, pad_to: int = 1) -> None:
-        if pad_to < 1:
-            raise ValueError(f"pad_to={pad_to}: needs 1 or more")
         self.inputs, self.obs_steps, self.action_steps = inputs, agent.obs_steps, agent.action_steps
-        self._agent, self._pad_to = agent, pad_to
+        self._agent, self._pad_to = agent, whole_number("pad_to", pad_to, 1)
         self.reset(secrets.randbits(32) if seed is None else seed)
 
     def reset(self, seed: int | Sequence[int] | None = None) -> None:
@@ -143,10 +143,7 @@ class RobotPolicy:
             ValueError: If a seed is not a whole number from 0 on, or none is given; one line.
         """
         if seed is not None:
-            given = np.asarray(seed)
-            if given.dtype.kind not in "iu" or given.ndim > 1 or not given.size or given.min() < 0:
-                raise ValueError(f"seed={seed}: use a whole number from 0 on, or one for each row")
-            seeds = given.tolist()
+            seeds = whole_seeds(seed)
             self._noise, self._chunk_noise = SamplingNoise(seeds), SamplingNoise(seeds)
         self._history: list[Observed] = []
         self._queue: deque[Array] = deque()
@@ -195,11 +192,9 @@ class RobotPolicy:
         """Measure so many chunks of so many rows, on blank observations, and print the result; noise is not used up.
 
         Raises:
-            ValueError: If there is no row or no chunk.
+            ValueError: If a number is not a whole number from 1 on.
         """
-        for name, value in (("rows", rows), ("chunks", chunks)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: needs 1 or more")
+        rows, chunks = whole_number("rows", rows, 1), whole_number("chunks", chunks, 1)
         blank, noise, seconds = self.inputs.blank(rows), [sampling_noise(row) for row in range(rows)], []
         for _ in range(WARMUP + chunks):
             begin = time.perf_counter()
@@ -237,6 +232,28 @@ class SamplingNoise:
         if len(self._streams) < number:
             raise ValueError(f"a batch of {number} needs as many seeds; reset was given {len(self._streams)}")
         return self._streams[:number]
+
+
+def whole_number(key: str, value: Any, least: int) -> int:
+    """A whole number from `least` on; a ValueError that names the key otherwise."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{key}={value!r}: needs a whole number, {least} or more")
+    return number
+
+
+def whole_seeds(seed: Any) -> int | list[int]:
+    """One seed, or those of a sequence; a ValueError if one is not a whole number from 0 on, or there is none."""
+    try:
+        seeds = [whole_number("seed", one, 0) for one in seed]
+    except TypeError:  # not a sequence
+        return whole_number("seed", seed, 0)
+    if not seeds:
+        raise ValueError("seed=[]: needs a whole number, 0 or more, or one for each row")
+    return seeds
 
 
 def require_same_rows(lead: tuple[int, ...], before: tuple[int, ...] | None, cure: str) -> None:
@@ -344,7 +361,10 @@ class Inputs:
 
 
 def _array(key: str, value: Any) -> Array:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value  # which numpy does not know
+    array = np.asarray(value)
     if array.dtype.kind not in "buif":
         raise ValueError(f"{key} is not an array of numbers but {type(value).__name__} of {array.dtype}")
     return array

@@ -334,14 +334,16 @@ def test_a_policy_trained_on_an_arms_two_cameras_acts_on_what_they_see(tmp_path)
         ("seed_3/checkpoints/step_000500", {"checkpoint": "last"}, "is one checkpoint"),
         ("seed_9", {}, "does not exist"),
         ("seed_3/checkpoints", {}, "is not a checkpoint"),
-        ("seed_3", {"calls": 0}, "sampling_steps=0"),
-        ("seed_3", {"calls": 2.5}, "sampling_steps=2.5: needs a whole number"),
-        ("seed_3", {"calls": "5"}, "sampling_steps='5': needs a whole number"),
-        ("seed_3", {"seed": -1}, "seed=-1: use a whole number from 0 on"),
+        ("seed_3", {"calls": 0}, "calls=0: needs a whole number, 1 or more"),
+        ("seed_3", {"calls": 2.5}, "calls=2.5: needs a whole number, 1 or more"),
+        ("seed_3", {"calls": "5"}, "calls='5': needs a whole number, 1 or more"),
+        ("", {"checkpoint": "foo"}, "checkpoint=foo: use best, last, or a training step"),
+        ("seed_3", {"seed": -1}, "seed=-1: needs a whole number, 0 or more"),
         ("seed_3", {"solver": "direct"}, "solver=direct: what this model learned"),
         ("seed_3", {"device": "tpu"}, "device=tpu"),
         ("seed_3", {"dtype": torch.float16}, "dtype=torch.float16: use"),
-        ("seed_3", {"pad_to": 0}, "pad_to=0"),
+        ("seed_3", {"pad_to": 0}, "pad_to=0: needs a whole number, 1 or more"),
+        ("seed_3", {"pad_to": 1.5}, "pad_to=1.5: needs a whole number, 1 or more"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_one_line(run, which, options, message):
@@ -350,17 +352,26 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run, which, options, messa
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.7, [], [3, -1], "3", [[1]], True])
+@pytest.mark.parametrize("seed", [-1, 1.7, [], [3, -1], "3", [[1, 2], [3]], np.array([0.5])])
 def test_a_seed_that_is_none_is_refused_where_it_is_given(run, seed):
     policy = load_policy(run.path / "seed_3")
-    with pytest.raises(ValueError, match="seed=.*: use a whole number from 0 on, or one for each row"):
+    with pytest.raises(ValueError, match="^seed=.*: needs a whole number, 0 or more"):
         policy.reset(seed=seed)
 
 
-@pytest.mark.parametrize("sizes", [{"rows": 0}, {"chunks": 0}])
+@pytest.mark.parametrize("sizes", [{"rows": 0}, {"chunks": 0}, {"chunks": 2.5}, {"rows": "5"}])
 def test_nothing_to_measure_is_refused(run, sizes):
-    with pytest.raises(ValueError, match="=0: needs 1 or more"):
+    [(key, value)] = sizes.items()
+    with pytest.raises(ValueError, match=f"^{key}={value!r}: needs a whole number, 1 or more$"):
         load_policy(run.path / "seed_3").benchmark(**sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_observation_may_be_a_tensor(dtype):
+    policy, twin = (RobotPolicy(agent(BLIND), Inputs(BLIND, ["keypoints"]), seed=5) for _ in range(2))
+    observation = torch.linspace(0, 512, 20, dtype=dtype, requires_grad=True)
+    action = policy.act({"keypoints": observation})
+    np.testing.assert_array_equal(action, twin.act(observation.detach().double().numpy()))
 
 
 def test_bfloat16_acts_nearly_alike(run):
