@@ -44,6 +44,18 @@ class Feature(NamedTuple):
     names: Sequence[str] | None = None
 
 
+def named_features(demos: Demonstrations, obs: Sequence[str], action: str) -> dict[str, Feature]:
+    """`observation.state`, the arrays of these names one after another, and `action`, by LeRobot's names."""
+    widths = {key: math.prod(demos[key].shape[1:]) for key in (*obs, action)}
+    names = {key: [key] if width == 1 else [f"{key}_{i}" for i in range(width)] for key, width in widths.items()}
+    rows = {key: demos[key].reshape(len(demos), -1).astype(np.float32) for key in widths}
+    features = {"action": Feature(rows[action], names[action])}
+    if obs:
+        state = np.concatenate([rows[key] for key in obs], axis=1)
+        features["observation.state"] = Feature(state, [name for key in obs for name in names[key]])
+    return features
+
+
 def export(
     demos: Demonstrations,
     out: Path,

@@ -26,7 +26,7 @@ def require_keys(path: str | Path, obs: str | None, action: str) -> None:
         CommandError: Naming the key, what it is, and which keys would fit.
     """
     stored = contents(path)
-    if obs is None:
+    if not obs:
         raise CommandError(f"obs= is missing: name what the policy sees, one or several of {_listed(stored, _is_seen)}")
     keys = obs.split(",")
     for key in keys:
@@ -34,6 +34,12 @@ def require_keys(path: str | Path, obs: str | None, action: str) -> None:
         if keys.count(key) > 1:
             raise CommandError(f"obs={obs}: names {key} more than once")
     _require("action", action, stored, _is_action)
+
+
+def all_numbers(path: str | Path, action: str) -> list[str]:
+    """The arrays of numbers of a store that a policy could see, without the actions."""
+    stored = contents(path).items()
+    return [key for key, array in stored if key != action and _is_seen(array) and not is_camera(array)]
 
 
 def shape_text(stored: Stored) -> str:

@@ -30,7 +30,7 @@ from immiscible_policy.demos.checks import Column, is_camera
 from immiscible_policy.demos.chunks import StoreError, missing_chunks, read_rows
 from immiscible_policy.demos.demonstrations import Demonstrations
 from immiscible_policy.demos.frames import Frames
-from immiscible_policy.demos.zarr_store import ENDS, Replay, open_replay, read_replay
+from immiscible_policy.demos.zarr_store import ENDS, Replay, open_replay, read_fps, read_replay
 
 CHUNK_BYTES = 4 * 2**20
 """Uncompressed size up to which rows share one chunk file in the stores written here."""
@@ -90,8 +90,16 @@ def contents(path: str | Path) -> dict[str, Stored]:
 
 
 def attributes(path: str | Path) -> dict[str, Any]:
-    """The attributes of a replay store, such as how it was made; none of a data set of LeRobot."""
-    return {} if lerobot.is_dataset(Path(path)) else open_replay(Path(path)).attrs
+    """The attributes of a replay store, such as how it was made; of a data set of LeRobot its rate and its robot."""
+    if lerobot.is_dataset(Path(path)):
+        info = lerobot.read_info(Path(path))
+        return {"fps": info.fps, "task": info.content.get("robot_type")}
+    return open_replay(Path(path)).attrs
+
+
+def recorded_fps(path: str | Path) -> float | None:
+    """Steps per second, where demonstrations say so; a StoreError if they cannot be opened."""
+    return read_fps(attributes(path))
 
 
 def write_store(
@@ -104,7 +112,8 @@ def write_store(
     """Write a store in zarr format 2 and return its path: equal arrays give equal bytes, whole or not at all.
 
     Arrays have T rows each; those of cameras may also be `Frames`, which are copied chunk by chunk. `episode_ends` (E,)
-    is the step after each episode's last, `attrs` the provenance as JSON values, `columns` what the arrays should be.
+    is the step after each episode's last, `attrs` are JSON values, such as the steps per second, `{"fps": 10}`, and
+    `columns` what the arrays should be.
 
     Raises StoreError if the path exists, or the arrays do not fit together; nothing is created then.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,7 +72,14 @@ def read_replay(path: Path, replay: Replay, ends: np.ndarray) -> Demonstrations:
         {name: read_rows(array) for name, array in replay.arrays.items() if not is_camera(array)},
         ends.astype(np.int64),
         {name: Frames.all_of(ZarrPictures(array)) for name, array in replay.arrays.items() if is_camera(array)},
+        read_fps(replay.attrs),
     )
+
+
+def read_fps(attrs: Mapping[str, Any]) -> float | None:
+    """The steps per second that attributes state; None if they state none."""
+    fps = attrs.get("fps")
+    return float(fps) if isinstance(fps, int | float) and 0 < fps < math.inf else None
 
 
 def _directory(path: Path) -> tuple[LocalStore, str, Callable[[str], bool]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from immiscible_policy.cli import CommandError
+from immiscible_policy.demos.lerobot import COUNTERS
 from immiscible_policy.tasks.task import Metric, Task
 
 UNREAD = "task=none has no environment: policies are scored on the episodes that validation= holds out"
@@ -39,6 +41,10 @@ class NoTask(Task):
     def make(self, num_envs: int, obs: str) -> VectorEnv[Any, Any, Any]:
         """There is none."""
         raise CommandError(UNREAD)
+
+    def from_features(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All of them under LeRobot's names."""
+        return {name: values for name, values in columns.items() if name not in COUNTERS}
 
     def starts(self, text: str, episodes: int) -> list[int]:
         """There are none: what is held out is evaluated."""

@@ -302,7 +302,7 @@ class Task(Protocol):
 
         Raises ValueError if they do not tell what the store has to hold.
         """
-        raise ValueError(f"task={self.name} cannot be read from another project's data set")
+        raise ValueError(f"task={self.name} cannot be read from another project's data set; use task=none")
 
     def scenes(
         self, environment: VectorEnv[Any, Any, Any], observation: Any, info: Mapping[str, Array], obs: str

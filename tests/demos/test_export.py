@@ -59,7 +59,7 @@ def exported(tmp_path, image=0, *words):
     store = write_plain(tmp_path / "a.zarr", arrays, ends)
     result = run("export", f"path={store}", f"out={tmp_path / 'dataset'}", *words)
     assert result.returncode == 0 and not result.stderr, result
-    assert result.stdout == f"{tmp_path / 'dataset'}: 3 episodes, 51 steps\n"
+    assert result.stdout.startswith(f"{tmp_path / 'dataset'}: 3 episodes, 51 steps at 10 Hz\n")
     return store, tmp_path / "dataset"
 
 
@@ -72,7 +72,7 @@ def test_there_and_back_is_the_same_store(tmp_path):
 def test_nobody_guesses_the_rate_of_a_recording_of_ones_own(tmp_path):
     store = write_store(tmp_path / "arm.zarr", *arm_arrays(episodes=2, steps=9))
     words = ("export", f"path={store}", f"out={tmp_path / 'dataset'}")
-    assert mistake(*words) == f"error: path={store}: says nothing of its steps per second; give fps="
+    assert mistake(*words) == f"error: path={store}: states no steps per second; give fps="
     assert not (tmp_path / "dataset").exists()
     assert run(*words, "fps=25").returncode == 0
     assert json.loads((tmp_path / "dataset/meta/info.json").read_text())["fps"] == 25

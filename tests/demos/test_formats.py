@@ -17,7 +17,7 @@ from immiscible_policy.tasks import task_of_store
 from tests.demos.arm import KEYS, arm_arrays, write_lerobot, zipped
 from tests.demos.stores import small_arrays, write_plain
 
-pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,62 @@ def test_a_data_set_is_exported_as_it_was_recorded(tmp_path, arm):
     assert (stats["min"], stats["max"], stats["mean"]) == ([0.0], [1.0], [pytest.approx(closed.mean())])
     convert.main([f"path={tmp_path / 'again'}", f"out={tmp_path / 'b.zarr'}", "task=none"])
     np.testing.assert_array_equal(open_store(tmp_path / "b.zarr")["closed"].ravel(), closed.ravel())
+
+
+def test_an_export_shows_policies_the_arrays_that_obs_names(tmp_path):
+    """In that order, with names of their components; of the cameras those that are named."""
+    arrays, ends = arm_arrays(side=8)
+    path = write_store(tmp_path / "a.zarr", arrays | {"goal": arrays["qpos"][:, :1]}, ends, {"fps": 12.5})
+    export.main([f"path={path}", f"out={tmp_path / 'set'}", "obs=goal,wrist,ee_pose", "action=qpos"])
+    demos, info = open_store(tmp_path / "set"), json.loads((tmp_path / "set/meta/info.json").read_text())
+    state = np.concatenate([arrays["qpos"][:, :1], arrays["ee_pose"]], axis=1)
+    np.testing.assert_array_equal(demos["observation.state"], state)
+    assert info["features"]["observation.state"]["names"] == ["goal", *(f"ee_pose_{i}" for i in range(5))]
+    assert info["features"]["action"]["names"] == [f"qpos_{i}" for i in range(7)]
+    assert list(demos.frames) == ["observation.image"] and info["fps"] == demos.fps == 12.5
+    np.testing.assert_array_equal(demos.frames["observation.image"].as_bytes().numpy(), arrays["wrist"])
+    rows = parquet.read_table(tmp_path / "set/data/chunk-000/file-000.parquet", columns=["action"])["action"]
+    np.testing.assert_array_equal(np.stack(rows.to_pylist()).astype(np.float32), arrays["qpos"])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("fps=20", "fps=20: these were recorded at 10 Hz; leave it out"),
+        ("fps=0", "fps=0: needs a number above 0"),
+        ("obs=qpos,ee", "obs=ee: there is no ee; what fits: action (T, 7), ee_pose (T, 5), qpos (T, 7)"),
+        ("action=command", "action=command: there is no command; what fits"),
+        ("task=avoid", "obs=qpos: task=avoid names its own; leave it out, or use task=none"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_anything_is_read(tmp_path, monkeypatch, word, says):
+    monkeypatch.setattr(export, "open_store", None)
+    path = write_store(tmp_path / "a.zarr", *arm_arrays(), {"fps": 10})
+    words = {"path": path, "out": tmp_path / "set", "obs": "qpos"} | dict([word.split("=")])
+    with pytest.raises(CommandError) as error:
+        export.main([f"{key}={value}" for key, value in words.items()])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_data_set_of_any_robot_becomes_a_store_whole(tmp_path, version):
+    """Numbers, cameras and rate, under LeRobot's names."""
+    data = write_lerobot(tmp_path / "set", *arm_arrays(side=16), version)
+    convert.main([f"path={data}", f"out={tmp_path / 'a.zarr'}"])
+    there, here = open_store(data), open_store(tmp_path / "a.zarr")
+    same(there, here)
+    assert here.fps == there.fps == 10 and task_of_store(tmp_path / "a.zarr").name == "none"
+    assert content_hash(there, images=True) == content_hash(here, images=True)
+
+
+def test_an_exported_task_is_known_again(tmp_path):
+    """By the robot that `export` names, where the arrays alone do not tell."""
+    arrays = {"position": np.random.default_rng(0).uniform(110, 400, (20, 2)), "action": np.full((20, 2), 200.0)}
+    path = write_store(tmp_path / "a.zarr", arrays, [12, 20], {"task": "avoid"})
+    export.main([f"path={path}", f"out={tmp_path / 'set'}"])
+    convert.main([f"path={tmp_path / 'set'}", f"out={tmp_path / 'b.zarr'}"])
+    assert [task_of_store(tmp_path / name).name for name in ("a.zarr", "set", "b.zarr")] == ["avoid"] * 3
+    same(open_store(path), open_store(tmp_path / "b.zarr"))
 
 
 def test_an_exported_store_is_read_in_place_as_it_was(tmp_path, arm):

@@ -66,8 +66,9 @@ def write_dataset(path, columns, version="v3.0", info=None):
 def test_both_formats_give_the_original_back(tmp_path, version):
     dataset = write_dataset(tmp_path / "dataset", columns_of(), version)
     out = tmp_path / "new" / "a.zarr"
-    result = run("convert", f"path={dataset}", f"out={out}")
-    assert result.returncode == 0 and result.stdout == f"{out}: 3 episodes, 51 steps\n"
+    result = run("convert", f"path={dataset}", f"out={out}", "task=pusht")
+    told = f"{out}: 3 episodes, 51 steps of state, action, keypoint (task=pusht)\n"
+    assert (result.returncode, result.stdout) == (0, told)
     arrays, ends = small_arrays()
     demos = open_store(out)
     np.testing.assert_array_equal(demos["action"], arrays["action"])
@@ -125,7 +126,7 @@ REFUSED = {
 def test_what_cannot_be_converted_is_refused(tmp_path, name):
     columns, info, says = REFUSED[name]
     dataset = write_dataset(tmp_path / "dataset", columns, info=info)
-    assert says in mistake("convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}")
+    assert says in mistake("convert", f"path={dataset}", f"out={tmp_path / 'a.zarr'}", "task=pusht")
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
