@@ -17,6 +17,8 @@ from immiscible_policy.store.run import SEED, RunDirectory, SeedDirectory, run_o
 
 FORMATS = ("ours", "compact", "lerobot", "diffusion_policy")
 PRETRAINED = "pretrained"
+SAMPLING = ("solver", "sampling_steps", "spacing")
+"""Options of a run that say how its policy samples."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -42,6 +44,8 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
     Raises:
         ValueError: If it is none of these, or there is no such seed or checkpoint.
     """
+    if not isinstance(which, int) and which not in ("best", "last"):
+        raise ValueError(f"checkpoint={which}: use best, last, or a training step")
     path = shipped("data/pusht_pretrained") if str(path) == PRETRAINED else expanded(str(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run, a directory of a seed, or a checkpoint")
@@ -55,8 +59,6 @@ def find_checkpoint(path: Path | str, which: str | int = "best", train_seed: int
         return open_checkpoint(path)
     if isinstance(which, int):
         return seed.checkpoint(which)
-    if which not in ("best", "last"):
-        raise ValueError(f"checkpoint={which}: use best, last, or a training step")
     newest = seed.newest()
     if newest is None:
         raise ValueError(f"{seed.path} has no checkpoint yet")
@@ -94,6 +96,8 @@ def convert(checkpoint: Path, to: str, out: Path, train_seed: int | None = None)
         return write_diffusion_policy(source, spec, out)
     metadata = {"step": source.step, "seed": source.metadata["seed"], "source": str(source.path.name)}
     if to == "ours":
+        sampling = {key: source.config[key] for key in SAMPLING if key in source.config}
+        metadata |= {"config": sampling} if sampling else {}
         weights = {name: source.tensors(name) for name in ("model", "ema")}
         return save_checkpoint(out, spec_metadata(spec) | metadata, weights)
     kept = {key: source.metadata[key] for key in ("config", "data_hash", "versions") if key in source.metadata}

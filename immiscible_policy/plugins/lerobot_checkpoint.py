@@ -1,5 +1,7 @@
 """LeRobot's directory of a diffusion policy: read here, and written for `DiffusionPolicy.from_pretrained`.
 
+A policy of flow matching has the type `immiscible_flow` there, of the plugin `lerobot_policy_immiscible`.
+
     config.json                    sizes and settings
     model.safetensors              weights
     policy_preprocessor.json       names the file with the statistics that observations and actions are normalised by
@@ -40,14 +42,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from immiscible_policy.cli import one_line
+from immiscible_policy.evaluation.agent import solver_of
 from immiscible_policy.network.encoder import KEYPOINTS
 from immiscible_policy.plugins import published
 from immiscible_policy.plugins.published import AGENT_DIM, CAMERA_ENCODER, LAYOUT, NETWORK, OBSERVATION, TASK
 from immiscible_policy.policy.build import PolicySpec
+from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import Checkpoint, CheckpointError
 from immiscible_policy.store.reading import read_json
 
-TYPES = ("diffusion", "immiscible")
+FLOW = "immiscible_flow"
+TYPES = ("diffusion", "immiscible", FLOW)
 STATE, BLOCK, ACTION = "observation.state", "observation.environment_state", "action"
 IMAGE = "observation.image"  # LeRobot's name for the camera
 SETTINGS = {"use_film_scale_modulation": True, "n_groups": published.FINAL_GROUPS} | published.NOISING
@@ -84,7 +89,13 @@ def read_lerobot(path: Path) -> published.ForeignCheckpoint:
     weighty = {name: value for name, value in theirs.items() if name != POSITIONS}
     encoder = published.under(CAMERA_ENCODER, published.renamed(weighty, HERE))
     ordered = published.under(NETWORK, published.reordered(unet, published.agent_first(spec).argsort(), spec))
-    return published.foreign(path, "LeRobot", spec, ordered | encoder | _normalisers(path, config, spec))
+    sampling = {
+        "solver": "euler",
+        "sampling_steps": config.get("num_inference_steps"),
+        "spacing": config.get("spacing"),
+    }
+    weights = ordered | encoder | _normalisers(path, config, spec)
+    return published.foreign(path, "LeRobot", spec, weights, sampling=sampling if spec.method == "flow" else None)
 
 
 def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
@@ -101,7 +112,9 @@ def _spec(path: Path, config: Mapping[str, Any]) -> PolicySpec:
         published.require(path, config, ENCODER_SETTINGS)
         encoder = published.encoder_spec(path, features[seen[0]]["shape"][1:], config["crop_shape"])
     obs = "image" if encoder else published.observed(path, numbers)
-    return published.policy_spec(path, config, obs=obs, obs_dim=numbers, action_dim=sizes[ACTION], encoder=encoder)
+    learned = {"method": "flow", "prediction": "velocity"} if config["type"] == FLOW else {}
+    sizes = {"obs_dim": numbers, "action_dim": sizes[ACTION]}
+    return published.policy_spec(path, config, obs=obs, encoder=encoder, **sizes, **learned)
 
 
 def _cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -157,7 +170,7 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
 
     A CheckpointError if the policy has no counterpart there.
     """
-    published.exportable(checkpoint, spec)
+    published.exportable(checkpoint, spec, ("diffusion", "flow"))
     if not spec.encoder and LAYOUT.numbers.get(spec.obs_dim) != spec.obs:
         known = ", ".join(LAYOUT.numbers.values())
         own = f"obs={spec.obs} of {spec.obs_dim} numbers"
@@ -179,15 +192,18 @@ def write_lerobot(checkpoint: Checkpoint, spec: PolicySpec, out: Path) -> None:
         ACTION: {"type": "ACTION", "shape": [spec.action_dim]},
     }
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(_config(spec, features), indent=2) + "\n")
+    solver = solver_of(checkpoint)
+    (out / "config.json").write_text(json.dumps(_config(spec, features, solver), indent=2) + "\n")
     _write_tensors(out / "model.safetensors", theirs)
     _write_processors(out, features, _ranges(weights, spec))
 
 
-def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]], solver: Solver) -> dict[str, Any]:
     """LeRobot's configuration; what is left out keeps its default there."""
+    chain = {"type": "diffusion", "prediction_type": spec.prediction}
+    straight = {"type": FLOW, "num_inference_steps": solver.steps, "spacing": solver.spacing}
     sizes = {
-        "type": "diffusion",
+        **(straight if spec.method == "flow" else chain),
         "n_obs_steps": spec.obs_steps,
         "input_features": {name: feature for name, feature in features.items() if name != ACTION},
         "output_features": {ACTION: features[ACTION]},
@@ -202,7 +218,6 @@ def _config(spec: PolicySpec, features: Mapping[str, dict[str, Any]]) -> dict[st
         "noise_scheduler_type": "DDPM",
         "num_train_timesteps": spec.diffusion_steps,
         "clip_sample_range": spec.data_scale,
-        "prediction_type": spec.prediction,
     }
     if spec.encoder is None:
         return sizes | SETTINGS

@@ -57,31 +57,41 @@ class ForeignCheckpoint(Checkpoint):
 
 
 def foreign(
-    path: Path, source: str, spec: PolicySpec, weights: Mapping[str, Tensor], step: int = 0
+    path: Path,
+    source: str,
+    spec: PolicySpec,
+    weights: Mapping[str, Tensor],
+    step: int = 0,
+    sampling: Mapping[str, Any] | None = None,
 ) -> ForeignCheckpoint:
-    """Wrap weights, by their names here, as a checkpoint of the project `source`, trained for `step` steps if known."""
+    """Wrap weights, by their names here, as a checkpoint of the project `source`, trained for `step` steps if known.
+
+    `sampling` is its solver and what belongs to it, as in a run's options.
+    """
     metadata = {"policy": asdict(spec), "step": step, "seed": 0, "sha256": {}, "source": source}
-    return ForeignCheckpoint(path, metadata, dict(weights))
+    return ForeignCheckpoint(path, metadata | ({"config": dict(sampling)} if sampling else {}), dict(weights))
 
 
 def policy_spec(path: Path, settings: Mapping[str, Any], **sizes: Any) -> PolicySpec:
     """The specification that a configuration gives, under the names that Diffusion Policy and LeRobot share.
 
+    `sizes` are what it does not say; also `method` and `prediction`, where it does not diffuse.
+
     Raises:
         CheckpointError: If the network predicts something else than `PREDICTIONS`; a KeyError if a setting is missing,
             a TypeError if one is of another kind.
     """
-    prediction = settings["prediction_type"]
-    if prediction not in PREDICTIONS:
-        raise CheckpointError(f"{path}: prediction_type={prediction}; only {' and '.join(PREDICTIONS)} convert")
+    if "method" not in sizes:
+        sizes |= {"method": "diffusion", "prediction": settings["prediction_type"]}
+        if sizes["prediction"] not in PREDICTIONS:
+            known = " and ".join(PREDICTIONS)
+            raise CheckpointError(f"{path}: prediction_type={sizes['prediction']}; only {known} convert")
     return PolicySpec(
         **sizes,
         horizon=whole(settings["horizon"]),
         obs_steps=whole(settings["n_obs_steps"]),
         action_steps=whole(settings["n_action_steps"]),
-        method="diffusion",
         diffusion_steps=whole(settings["num_train_timesteps"]),
-        prediction=prediction,
         data_scale=float(settings["clip_sample_range"]),
         down_dims=tuple(whole(channels) for channels in settings["down_dims"]),
         step_embed_dim=whole(settings["diffusion_step_embed_dim"]),
@@ -131,16 +141,17 @@ def require(path: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) ->
             raise CheckpointError(f"{path}: {key}={config.get(key)}; only {key}={value} can be expressed here")
 
 
-def exportable(checkpoint: Checkpoint, spec: PolicySpec) -> None:
-    """Refuse a checkpoint whose policy another project has no words for.
+def exportable(checkpoint: Checkpoint, spec: PolicySpec, methods: Sequence[str] = ("diffusion",)) -> None:
+    """Refuse a checkpoint whose policy another project, which has these methods, has no words for.
 
-    Raises CheckpointError if it does not diffuse, or sees, predicts or groups in a way that cannot be expressed.
+    Raises CheckpointError if it has another method, or sees, predicts or groups in a way that cannot be expressed.
     """
     path, encoder = checkpoint.path, spec.encoder
-    if spec.method != "diffusion":
-        raise CheckpointError(f"{path}: method={spec.method} does not diffuse; only a diffusion policy converts")
-    if spec.prediction not in PREDICTIONS:
-        raise CheckpointError(f"{path}: prediction={spec.prediction}; only {' and '.join(PREDICTIONS)} convert")
+    if spec.method not in methods:
+        raise CheckpointError(f"{path}: method={spec.method}; only {' and '.join(methods)} convert")
+    known = PREDICTIONS if spec.method == "diffusion" else ("velocity",)
+    if spec.prediction not in known:
+        raise CheckpointError(f"{path}: prediction={spec.prediction}; only {' and '.join(known)} convert")
     if spec.groups != FINAL_GROUPS:
         raise CheckpointError(f"{path}: groups={spec.groups}; elsewhere the last block has {FINAL_GROUPS}")
     if encoder and encoder != encoder_spec(path, [LAYOUT.side] * 2, [encoder.crop, encoder.crop]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +29,19 @@ class Muon(torch.optim.Optimizer):
     A parameter (A, ...) counts as a matrix (A, B): of a convolution (out, in * kernel).
 
     Args:
-        parameters: What to update.
-        lr: Learning rate (), read on the device.
+        parameters: What to update, or groups of it.
+        lr: Learning rate, a number or a tensor () on the device, which a captured graph reads.
         weight_decay: Decoupled weight decay.
         momentum: Share of itself that the momentum keeps in a step; Nesterov's form.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], *, lr: Tensor, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        parameters: Sequence[Tensor] | Sequence[dict[str, Any]],
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
@@ -48,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(list(alike), shape, group["lr"], group["weight_decay"], group["momentum"])
 
     def _update(
-        self, parameters: list[Tensor], shape: tuple[int, int], lr: Tensor, weight_decay: float, momentum: float
+        self, parameters: list[Tensor], shape: tuple[int, int], lr: float | Tensor, weight_decay: float, momentum: float
     ) -> None:
         ahead = []
         for parameter in parameters:

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from draccus.utils import DecodingError
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 from lerobot_policy_immiscible.to_lerobot import to_lerobot
 from lerobot_policy_immiscible.training_noise import POLICIES, FittedOnTheWay, observed
@@ -22,6 +23,7 @@ from immiscible_policy.noise import make_selector
 from immiscible_policy.noise.audit.statistics import pair_distance
 from immiscible_policy.plugins.draws import chosen_draw
 from immiscible_policy.randomness import torch_generator
+from immiscible_policy.training.muon import Muon
 from lerobot_policy_immiscible import use_noise
 
 README = Path(__file__).resolve().parents[2] / "lerobot_policy_immiscible" / "README.md"
@@ -240,6 +242,106 @@ def checkpoints(small: Small, out: Path) -> dict[str, object]:
     }
 
 
+class Velocity(torch.nn.Module):
+    """In the place of a network: a given velocity, whatever it is asked; it keeps what it was asked."""
+
+    def __init__(self, velocity: torch.Tensor) -> None:
+        super().__init__()
+        self.velocity, self.asked = velocity, []
+
+    def forward(self, noisy, t, global_cond):
+        self.asked.append((noisy, t))
+        return self.velocity
+
+
+def flow_policy(small: Small, **options):
+    torch.manual_seed(0)
+    action = PolicyFeature(FeatureType.ACTION, (A,))
+    features = {"input_features": small.observed, "output_features": {"action": action}}
+    config = make_policy_config("immiscible_flow", device="cpu", **small.options, **features, **options)
+    return get_policy_class("immiscible_flow")(config).train()
+
+
+def flow(small: Small, out: Path) -> dict[str, object]:
+    """Flow matching with LeRobot's networks, by hand, and its optimizer."""
+    batch, facts = small.batch(), {}
+    clean, random = batch["action"], torch.Generator().manual_seed(2)
+    policy = flow_policy(small, noise="knn", k=8, do_mask_loss_for_padding=True)
+    watched = policy.training_noise.select = Watched(policy.training_noise.select)
+    policy.diffusion.unet = network = Velocity(torch.zeros_like(clean))
+    torch.manual_seed(SEED)
+    loss, log = policy.forward(dict(batch))
+    [(noisy, t)], noise = network.asked, watched.chosen
+    share = (t / 1000)[:, None, None]
+    real = ~batch["action_is_pad"].unsqueeze(-1)
+    facts["loss"] = [float(loss), float((((clean - noise) ** 2) * real).mean())]
+    facts["line"] = float((noisy - ((1 - share) * noise + share * clean)).abs().max())
+    facts["times"] = [float(share.min()), float(share.max())]
+    facts["nearer"] = log["pair_distance_change_percent"]
+    facts["again"] = torch.equal(policy.eval().forward(dict(batch))[0], policy.forward(dict(batch))[0])
+
+    start, end = torch.randn(2, 5, T, A, generator=random)
+    policy.diffusion.unet = network = Velocity(end.clamp(-1, 1) - start)
+    sampled = policy.diffusion.conditional_sample(5, noise=start)
+    facts["reached"] = float((sampled - end.clamp(-1, 1)).abs().max())
+    facts["called at"] = [float(t[0]) / 1000 for _, t in network.asked]
+
+    saved = flow_policy(small, num_inference_steps=3, spacing="trailing")
+    saved.save_pretrained(out / "flow")
+    loaded = get_policy_class("immiscible_flow").from_pretrained(out / "flow")
+    facts["loaded"] = [loaded.config.num_inference_steps, loaded.config.spacing, type(loaded.diffusion).__name__]
+    facts["acts"] = torch.equal(actions(saved, small), actions(loaded, small))
+    facts["not converted"] = not_converted(out / "flow", out / "never")
+    facts["refused"] = {}
+    for key, value in {"spacing": "leading", "optimizer_name": "mun", "num_inference_steps": 0}.items():
+        try:
+            flow_policy(small, **{key: value})
+        except (DecodingError, ValueError) as error:
+            facts["refused"][key] = str(error.__cause__ or error)
+    return facts | {"optimizer": muon(small, out)}
+
+
+def muon(small: Small, out: Path) -> dict[str, object]:
+    """The optimizer of a policy, step for step beside its two halves; and saved, loaded and gone on with."""
+    batch = small.batch()
+
+    def steps(policy, optimizers, numbers, schedules=()):
+        for number in numbers:
+            torch.manual_seed(number)
+            policy.train().zero_grad()
+            policy.forward(dict(batch))[0].backward()
+            for part in (*optimizers, *schedules):
+                part.step()
+        return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+    def made():
+        policy = flow_policy(small)
+        optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+        return policy, optimizer, policy.config.get_scheduler_preset().build(optimizer, 100)
+
+    policy, optimizer, _ = made()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    twin = flow_policy(small)
+    matrices, others = ([p for p in twin.parameters() if (p.ndim > 1) is many] for many in (True, False))
+    halves = [
+        Muon(matrices, lr=1e-3, weight_decay=1e-6),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.95, 0.999), weight_decay=1e-6),
+    ]
+    same_steps = torch.equal(steps(policy, [optimizer], range(3)), steps(twin, halves, range(3)))
+
+    policy, optimizer, schedule = made()
+    steps(policy, [optimizer], range(2), [schedule])
+    save_optimizer_state(optimizer, out)
+    again, loaded, later = made()
+    again.load_state_dict(policy.state_dict())
+    load_optimizer_state(loaded, out)
+    later.load_state_dict(schedule.state_dict())
+    whole, parts = steps(policy, [optimizer], (2, 3), [schedule]), steps(again, [loaded], (2, 3), [later])
+    adam = flow_policy(small, optimizer_name="adam").config.get_optimizer_preset()
+    return {"both": same_steps, "resumes": torch.equal(whole, parts), "adam": type(adam).__name__}
+
+
 def actions(policy, small: Small) -> torch.Tensor:
     batch = small.batch()
     seen = {key: batch[key][:, 0] for key in small.observed}
@@ -279,6 +381,7 @@ def main(out: Path) -> None:
     facts["schedule"] = schedule(unet, out / "schedule")
     facts["fitted"] = fitted()
     facts["checkpoints"] = checkpoints(unet, out)
+    facts["flow"] = flow(unet, out)
     (out / "facts.json").write_text(json.dumps(facts))
 
 

@@ -4,13 +4,15 @@ import json
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from diffusers import DDIMScheduler
 from omegaconf import OmegaConf
 
-from immiscible_policy.evaluation.agent import read_policy, spec_metadata
+from immiscible_policy.acting import load_policy
+from immiscible_policy.evaluation.agent import read_policy, solver_of, spec_metadata
 from immiscible_policy.network.encoder import EncoderSpec
 from immiscible_policy.plugins.bridge import convert, find_checkpoint, open_checkpoint
 from immiscible_policy.plugins.inert_pickle import read_pickled
@@ -19,7 +21,7 @@ from immiscible_policy.policy.build import build_policy
 from immiscible_policy.policy.normalizer import Normalizer
 from immiscible_policy.solver import Solver
 from immiscible_policy.store.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from tests.plugins.peers import peers
+from tests.plugins.peers import ROOT, peers
 from tests.plugins.published_encoder import PublishedEncoder
 from tests.plugins.published_unet import PublishedUnet
 from tests.small_policy import SPEC
@@ -35,18 +37,21 @@ SPECS = [
 ]
 
 
+FLOW = replace(SPEC, method="flow", prediction="velocity", data_scale=1.5)
+
+
 def ranges(dims, seed):
     low = 100 * torch.rand(dims, generator=torch.Generator().manual_seed(seed))
     return Normalizer(low, low + 300)
 
 
-def ours(path, spec=SPEC):
+def ours(path, spec=SPEC, **metadata):
     """A checkpoint of ours with random weights: those trained differ from the averaged ones."""
     torch.manual_seed(0)
     policy = build_policy(spec, ranges(spec.obs_dim, 1), ranges(2, 2))
     ema = {name: value.clone() for name, value in policy.state_dict().items()}
     model = {name: value + 0.1 if name.startswith("network") else value for name, value in ema.items()}
-    save_checkpoint(path, spec_metadata(spec) | {"step": 7, "seed": 3}, {"model": model, "ema": ema})
+    save_checkpoint(path, spec_metadata(spec) | {"step": 7, "seed": 3} | metadata, {"model": model, "ema": ema})
     return path
 
 
@@ -60,7 +65,8 @@ def chunks(path, sampler=None):
         observation = Pictured(observation, images)
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     noise = torch.stack([torch.randn(16, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    return policy.predict(observation, sampler or PUBLISHED, generators), observation, noise
+    usual = Solver("euler", 3) if spec.method == "flow" else PUBLISHED
+    return policy.predict(observation, sampler or usual, generators), observation, noise
 
 
 def close(result, expected):
@@ -77,6 +83,17 @@ def test_there_and_back_a_policy_acts_the_same(tmp_path, spec, to):
 @pytest.mark.parametrize("to", ["lerobot", "diffusion_policy"])
 def test_a_policy_that_sees_goes_there_and_back(tmp_path, to):
     there_and_back(tmp_path, SEEING, to)
+
+
+def test_a_policy_of_flow_matching_goes_to_lerobot_and_back_with_its_solver(tmp_path):
+    there_and_back(tmp_path, FLOW, "lerobot")
+    path = ours(tmp_path / "step_000009", FLOW, config={"solver": "euler", "sampling_steps": 3, "spacing": "shifted"})
+    convert(path, "lerobot", tmp_path / "three")
+    convert(tmp_path / "three", "ours", tmp_path / "step_000010")
+    for known in (path, tmp_path / "three", tmp_path / "step_000010"):
+        assert solver_of(open_checkpoint(known)) == Solver("euler", 3, "shifted")
+    actions = [load_policy(place, seed=1).act(np.full(20, 200.0)) for place in (path, tmp_path / "three")]
+    np.testing.assert_allclose(*actions, atol=1e-3)
 
 
 def there_and_back(tmp_path, spec, to):
@@ -261,22 +278,26 @@ def test_an_image_policy_without_weights_is_refused(tmp_path):
 
 
 LEROBOT = """
-import sys, torch, safetensors.torch
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+import json, pathlib, sys, torch, safetensors.torch
+from lerobot.policies.factory import get_policy_class
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 
 path, inputs, outputs = sys.argv[1:]
-policy = DiffusionPolicy.from_pretrained(path).eval()
+kind = json.loads(pathlib.Path(path, "config.json").read_text())["type"]
+if kind == "immiscible_flow":
+    import lerobot_policy_immiscible
+policy = get_policy_class(kind).from_pretrained(path).eval()
 before = PolicyProcessorPipeline.from_pretrained(path, config_filename="policy_preprocessor.json")
 after = PolicyProcessorPipeline.from_pretrained(
     path, config_filename="policy_postprocessor.json",
     to_transition=policy_action_to_transition, to_output=transition_to_policy_action)
 given = safetensors.torch.load_file(inputs)
 noise = given.pop("noise")
-policy.diffusion.num_inference_steps = 10
-from diffusers import DDIMScheduler
-policy.diffusion.noise_scheduler = DDIMScheduler.from_config(policy.diffusion.noise_scheduler.config)
+if kind == "diffusion":
+    policy.diffusion.num_inference_steps = 10
+    from diffusers import DDIMScheduler
+    policy.diffusion.noise_scheduler = DDIMScheduler.from_config(policy.diffusion.noise_scheduler.config)
 given = before(given)
 if "observation.image" in given:
     given["observation.images"] = given["observation.image"].unsqueeze(2)
@@ -299,7 +320,7 @@ def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):
     inputs = {name: value.contiguous() for name, value in (inputs | {"noise": noise}).items()}
     safetensors.torch.save_file(inputs, tmp_path / "in.safetensors")
     files = [str(path), str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")]
-    peers("-c", LEROBOT, *files, venv=venv)
+    peers("-c", LEROBOT, *files, venv=venv, path=ROOT / "lerobot_policy_immiscible")
     return safetensors.torch.load_file(tmp_path / "out.safetensors")["actions"]
 
 
@@ -309,13 +330,16 @@ def lerobots_actions(venv, path, observation, noise, agent, block, tmp_path):
         (SPECS[0], slice(18, 20), slice(0, 18)),
         (SPECS[1], slice(0, 2), slice(2, 5)),
         (SPECS[2], slice(16, 18), slice(0, 16)),
+        (FLOW, slice(18, 20), slice(0, 18)),
         pytest.param(SEEING, None, None, marks=pytest.mark.slow),
     ],
 )
 def test_lerobot_acts_as_our_policy_does(venv, tmp_path, spec, agent, block):
+    """One of flow matching with the solver that its directory names."""
     path = ours(tmp_path / "step_000007", spec)
     convert(path, "lerobot", tmp_path / "there")
-    expected, observation, noise = chunks(path)
+    solver = solver_of(open_checkpoint(tmp_path / "there")) if spec is FLOW else None
+    expected, observation, noise = chunks(path, solver)
     result = lerobots_actions(venv, tmp_path / "there", observation, noise, agent, block, tmp_path)
     sent = slice(spec.obs_steps - 1, spec.obs_steps - 1 + spec.action_steps)
     close(result, expected[:, sent])
@@ -457,7 +481,8 @@ def test_a_ckpt_of_another_kind_is_refused(tmp_path, change, message):
     ("spec", "message"),
     [
         (replace(SPEC, groups=4), "groups=4"),
-        (replace(SPEC, method="regression"), "method=regression does not diffuse"),
+        (replace(SPEC, method="regression"), "method=regression; only diffusion"),
+        (replace(FLOW, prediction="sample"), "prediction=sample; only velocity convert|method=flow; only diffusion"),
         (replace(SPEC, prediction="v_prediction"), "prediction=v_prediction; only epsilon and sample convert"),
         (replace(SEEING, encoder=EncoderSpec(("img",), 84, 16)), "encoder_width=16"),
         (replace(SEEING, encoder=EncoderSpec(("wrist",), 84, 16)), "cameras=wrist"),

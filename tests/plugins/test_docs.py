@@ -39,4 +39,4 @@ def test_the_block_on_torchcfm_runs():
 
 def test_every_file_that_the_page_names_is_there():
     links = re.findall(r"\]\(((?:\.\./)?[\w/.]+)\)", TEXT)
-    assert len(links) == 6 and all((ROOT / "docs" / link).exists() for link in links)
+    assert len(links) == 7 and all((ROOT / "docs" / link).exists() for link in links)

@@ -124,6 +124,29 @@ def test_a_converted_checkpoint_needs_no_plugin(facts, scratch, venv):
     peers("-c", PLAIN, str(plain), str(scratch / "actions.pt"), venv=venv)
 
 
+def test_flow_matching_follows_straight_lines(facts):
+    """By hand: the loss of a network that says 0, its times; a network that knows the velocity arrives in any calls."""
+    flow = facts["flow"]
+    assert flow["loss"][0] == pytest.approx(flow["loss"][1], rel=1e-6)
+    assert flow["line"] < 1e-6 and 0 <= flow["times"][0] < 0.3 and 0.7 < flow["times"][1] < 1
+    assert flow["nearer"] < -15 and not flow["again"]  # chosen noise in training; other noise at each evaluation
+    assert flow["reached"] < 1e-6 and flow["called at"] == pytest.approx([0, 3 / 7, 2 / 3, 9 / 11, 12 / 13])
+
+
+def test_a_policy_of_flow_matching_is_saved_and_loaded(facts):
+    flow = facts["flow"]
+    assert flow["loaded"] == [3, "trailing", "FlowMatching"] and flow["acts"]
+    assert "a checkpoint of type immiscible_flow; only immiscible, " in flow["not converted"]
+    refused = flow["refused"]
+    assert "spacing 'leading'" in refused["spacing"] and "optimizer_name 'mun'" in refused["optimizer_name"]
+    assert "num_inference_steps=0: needs 1 or more" in refused["num_inference_steps"]
+
+
+def test_muon_is_muon_and_adamw_and_goes_on_where_it_was_saved(facts):
+    optimizer = facts["flow"]["optimizer"]
+    assert optimizer["both"] and optimizer["resumes"] and optimizer["adam"] == "AdamConfig"
+
+
 def test_only_checkpoints_of_the_plugin_are_converted(facts, scratch):
     other, missing, existing = facts["checkpoints"]["not converted"]
     assert "a checkpoint of type diffusion; only immiscible, " in other
@@ -174,14 +197,15 @@ def test_lerobot_trains_each_of_its_policies_with_chosen_noise(kind, dataset, si
 
 
 @pytest.mark.slow
-def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
+@pytest.mark.parametrize("kind", ["immiscible", "immiscible_flow"])
+def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path, kind):
     arrays, ends = small_arrays(lengths=(40, 60, 50))
     store = write_plain(tmp_path / "a.zarr", arrays, ends)
     export.main([f"path={store}", f"out={tmp_path / 'dataset'}"])
     run, sizes = tmp_path / "run", ["--policy.down_dims=[16,32]", "--policy.diffusion_step_embed_dim=16"]
     sizes += ["--policy.horizon=16", "--policy.n_action_steps=8"]
     dataset = ["--dataset.repo_id=local/a", f"--dataset.root={tmp_path / 'dataset'}", "--num_workers=0"]
-    train = ["--policy.type=immiscible", "--policy.noise=knn", "--policy.k=2", "--policy.device=cpu", *sizes, *dataset]
+    train = [f"--policy.type={kind}", "--policy.noise=knn", "--policy.k=2", "--policy.device=cpu", *sizes, *dataset]
     train += ["--policy.push_to_hub=false", "--policy.scheduler_warmup_steps=2", "--policy.optimizer_lr=1e-3"]
     train += ["--steps=40", "--batch_size=8", "--log_freq=10", "--save_freq=40", f"--output_dir={run}"]
     message = peers("-c", COMMAND, str(site), "lerobot_train", *train, venv=venv).stderr
@@ -189,7 +213,7 @@ def test_lerobot_trains_evaluates_and_resumes_with_it(venv, site, tmp_path):
     assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
     checkpoint = run / "checkpoints/last/pretrained_model"
     config = json.loads((checkpoint / "config.json").read_text())
-    assert config["type"] == "immiscible" and config["noise"] == "knn" and config["k"] == 2
+    assert config["type"] == kind and config["noise"] == "knn" and config["k"] == 2
     more = [f"--config_path={checkpoint / 'train_config.json'}", "--resume=true", "--steps=50"]
     peers("-c", COMMAND, str(site), "lerobot_train", *more, venv=venv)
     assert (run / "checkpoints/000050/pretrained_model/model.safetensors").exists()
