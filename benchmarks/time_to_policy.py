@@ -1,13 +1,15 @@
 """Seconds of training until a policy covers 0.8 and 0.9, beside LeRobot's DiffusionPolicy.
 
-Both have the same network sizes, the same windows of demonstrations, one CPU core each, and train at the same time,
-seed by seed. Coverage is the mean of the largest coverage over the published starts, rolled out here. Only training
-counts, not the evaluations.
+All have the same network sizes, the same windows of demonstrations and one CPU core each, and train seed by seed: at
+the same time as LeRobot first ours, then the plugin. Coverage is the mean of the largest coverage over the published
+starts, rolled out here. Only training counts, not the evaluations.
 
 - *Ours*: `train_policy.py experiment=demo`, with all that it does while it trains.
 - *LeRobot*: its policy, processors, optimizer and learning rates with their defaults: it predicts the noise and samples
   with 100 steps of DDPM, in fp32, without EMA. `peer_batch=64` is what its published PushT policy was trained with.
   Loading data is not counted. It trains until it has covered the highest level, or for `limit` seconds.
+- *LeRobot, immiscible_flow*: the same with this project's policy type in LeRobot's trainer, with its defaults but as
+  many windows a step and training steps as ours.
 
   python -m benchmarks time_to_policy data=STORE
 """
@@ -19,7 +21,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,10 @@ from matplotlib.figure import Figure
 from benchmarks.measuring import short
 from benchmarks.peers import ROOT, Peer, chosen_peers, network_options, peer_names
 from immiscible_policy.cli import COUNT, CommandError, Option, parse_range
-from immiscible_policy.evaluation.agent import Agent, read_policy
+from immiscible_policy.evaluation.agent import Agent, read_policy, solver_of
 from immiscible_policy.evaluation.rollout import evaluate
 from immiscible_policy.lab.program import legend, log2, plain, program, table
-from immiscible_policy.palette import BLUE, GREY, RUST, panels
+from immiscible_policy.palette import BLUE, GREY, RUST, TEAL, panels
 from immiscible_policy.plugins.lerobot_checkpoint import read_lerobot
 from immiscible_policy.recipes.robot import RobotRecipe
 from immiscible_policy.recipes.robot_config import RobotConfig, compose_config
@@ -42,8 +46,8 @@ from immiscible_policy.store.run import RunDirectory
 from immiscible_policy.tasks import find_task
 
 PEER = "lerobot"
-OURS, THEIRS = "ours", "LeRobot"
-COLOURED = {OURS: BLUE, THEIRS: RUST}
+OURS, THEIRS, PLUGIN = "ours", "LeRobot", "LeRobot, immiscible_flow"
+COLOURED = {OURS: BLUE, THEIRS: RUST, PLUGIN: TEAL}
 LEVELS = (0.8, 0.9)
 TICKS = (20, 50, 100, 200, 500, 1000)
 QUICK_SIZES: dict[str, Any] = {
@@ -85,23 +89,25 @@ def measure(options: Figures) -> Findings:
     if options["every"] > options["steps"]:
         raise CommandError(f"every={options['every']}: training has {options['steps']} steps; use at most as many")
     peer_takes_part = PEER in chosen_peers(options["peers"])
-    curves: dict[str, dict[int, Curve]] = {OURS: {}, THEIRS: {}}
+    curves: dict[str, dict[int, Curve]] = {OURS: {}, THEIRS: {}, PLUGIN: {}}
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             config = compose_config(training_words(options, seed, Path(folder)))
-            with subprocess.Popen(
+            ours = subprocess.Popen(
                 [sys.executable, "train_policy.py", *training_words(options, seed, Path(folder))],
                 cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-            ) as ours:  # fmt: skip
-                try:
-                    if peer_takes_part:
-                        with Peer(PEER) as peer:
-                            curves[THEIRS][seed] = list(peer_curve(peer, config, options, seed, Path(folder)))
-                except BaseException:
-                    ours.kill()
-                    raise
+            )  # fmt: skip
+            try:
+                if peer_takes_part:
+                    train = partial(train_peer, config=config, options=options, seed=seed, folder=Path(folder))
+                    with ThreadPoolExecutor(1) as beside:
+                        plugin = beside.submit(lambda train=train, ours=ours: [] if ours.wait() else train(PLUGIN))
+                        curves[THEIRS][seed] = train(THEIRS)
+                        curves[PLUGIN][seed] = plugin.result()
                 if ours.wait():
                     raise CommandError(f"train_policy.py failed with seed={seed}; what it says stands above")
+            finally:
+                ours.kill()
             curves[OURS][seed] = own_curve(Path(str(config.out)), seed)
     figures = {
         "recipe": {key: getattr(config, key) for key in RECIPE},
@@ -131,27 +137,34 @@ def own_curve(run: Path, seed: int) -> Curve:
     return curve
 
 
-def peer_curve(peer: Peer, config: RobotConfig, options: Figures, seed: int, folder: Path) -> Iterator[Figures]:
-    """Train the peer, in slices, while ours trains: each evaluation until its last."""
+def train_peer(name: str, *, config: RobotConfig, options: Figures, seed: int, folder: Path) -> Curve:
+    """Train a policy in LeRobot, in slices, and evaluate it after each."""
     windows = RobotRecipe.prepare(config).loaded.training
-    archive = folder / "windows.npz"
+    archive = folder / f"{name}_{seed}.npz"
     np.savez(archive, obs=windows.obs.numpy(), action=windows.action.numpy(), pad=~windows.real.numpy())
-    theirs = {"batch_size": options["peer_batch"], "sampler": "ddpm", "sampling_steps": options["peer_calls"]}
-    peer.ask("build", network_options(config) | theirs | {"precision": "fp32", "threads": 1, "seed": seed})
-    peer.ask("learn", {"path": str(archive)})
-    task, step, seconds, coverage = find_task("pusht"), 0, 0.0, 0.0
+    if name == PLUGIN:
+        own = {"policy": "immiscible_flow", "schedule": options["steps"]}
+        every, last, sampler = options["every"], options["steps"], None
+    else:
+        own = {"batch_size": options["peer_batch"], "sampler": "ddpm", "sampling_steps": options["peer_calls"]}
+        every, last, sampler = options["peer_every"], None, Solver("ddpm", options["peer_calls"], "leading")
+    task, step, seconds, coverage, curve = find_task("pusht"), 0, 0.0, 0.0, []
     starts = task.starts("legacy", options["starts"])
-    while coverage < max(LEVELS) and (step == 0 or seconds < options["limit"]):
-        seconds += options["peer_every"] * peer.ask("step", {"steps": options["peer_every"]})
-        step += options["peer_every"]
-        saved = folder / f"lerobot_{seed}_{step}"
-        peer.ask("save", {"path": str(saved)})
-        policy, spec = read_policy(read_lerobot(saved))
-        agent = Agent(policy, spec, Solver("ddpm", options["peer_calls"], "leading"))
-        rows = evaluate(task, agent, starts, seed=seed, checkpoint=step)
-        coverage = statistics.mean(row.metrics["coverage"] for row in rows)
-        print(f"LeRobot, seed {seed}: step {step:,}, {seconds:.0f} s, coverage {coverage:.3f}", flush=True)
-        yield {"step": step, "seconds": seconds, "coverage": coverage}
+    with Peer(PEER) as peer:
+        peer.ask("build", network_options(config) | own | {"precision": "fp32", "threads": 1, "seed": seed})
+        peer.ask("learn", {"path": str(archive)})
+        while step < last if last else coverage < max(LEVELS) and (step == 0 or seconds < options["limit"]):
+            seconds += every * peer.ask("step", {"steps": every})
+            step += every
+            saved = folder / f"{name}_{seed}_{step}"
+            peer.ask("save", {"path": str(saved)})
+            checkpoint = read_lerobot(saved)
+            agent = Agent(*read_policy(checkpoint), sampler or solver_of(checkpoint))
+            rows = evaluate(task, agent, starts, seed=seed, checkpoint=step)
+            coverage = statistics.mean(row.metrics["coverage"] for row in rows)
+            print(f"{name}, seed {seed}: step {step:,}, {seconds:.0f} s, coverage {coverage:.3f}", flush=True)
+            curve.append({"step": step, "seconds": seconds, "coverage": coverage})
+    return curve
 
 
 def summed(curve: Curve) -> Figures:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from immiscible_policy.recipes.robot_config import RobotConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = os.pathsep.join(map(str, (ROOT / "lerobot_policy_immiscible", ROOT / "envs")))
+"""Where the peers find what is ours, beside the repository's root."""
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 INSTALLED = ROOT / ".venv-peers" / ".installed"
 NAMES = ("lerobot", "gym-pusht", "torchcfm")
@@ -75,7 +77,7 @@ class Peer:
         self._process = subprocess.Popen(
             [PYTHON, "-m", f"benchmarks.peers.{name.replace('-', '_')}"],
             cwd=ROOT,
-            env=os.environ | limits | {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"},
+            env=os.environ | limits | {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy", "PYTHONPATH": PLACES},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

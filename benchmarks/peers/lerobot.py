@@ -1,4 +1,4 @@
-"""LeRobot's DiffusionPolicy at our width: its training and its sampling (runs in `.venv-peers`)."""
+"""A U-Net policy of LeRobot at our width: its training and its sampling (runs in `.venv-peers`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_policy_config
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 
+import lerobot_policy_immiscible  # noqa: F401  registers its policies
 from benchmarks.peers.serve import serve, versions
 
 KEYPOINT_NUMBERS, AGENT_NUMBERS = 18, 2
@@ -40,6 +40,8 @@ class LeRobot:
         threads: int,
         device: str,
         seed: int = 0,
+        policy: str = "diffusion",
+        schedule: int = 10**6,
     ) -> dict[str, Any]:
         """Build everything afresh.
 
@@ -52,12 +54,14 @@ class LeRobot:
             obs_steps: Observations that the policy sees.
             action_steps: Actions that are executed of a chunk.
             batch_size: Windows per training step.
-            sampler: `ddim` or `ddpm`.
+            sampler: `ddim` or `ddpm`, of `diffusion`.
             sampling_steps: Denoising steps.
             precision: `fp32`, or `bf16` for a forward pass under autocast, in training.
             threads: CPU threads.
             device: `cpu` or `cuda`.
             seed: Of the first weights, the noise and the batches.
+            policy: Its type: LeRobot's `diffusion`, or `immiscible_flow`.
+            schedule: Training steps of its schedule of the learning rate.
 
         Returns:
             Trained parameters, and versions of what is installed.
@@ -65,7 +69,10 @@ class LeRobot:
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         self.device, self.batch_size = torch.device(device), batch_size
-        self.config = config = DiffusionConfig(
+        chain = {"noise_scheduler_type": sampler.upper()} if policy == "diffusion" else {}
+        self.config = config = make_policy_config(
+            policy,
+            **chain,
             n_obs_steps=obs_steps,
             horizon=horizon,
             n_action_steps=action_steps,
@@ -79,16 +86,15 @@ class LeRobot:
             kernel_size=kernel_size,
             n_groups=groups,
             normalization_mapping=dict.fromkeys(("STATE", "ENV", "ACTION"), NormalizationMode.MIN_MAX),
-            noise_scheduler_type=sampler.upper(),
             num_inference_steps=sampling_steps,
             device=device,
         )
-        self.policy = DiffusionPolicy(config).to(self.device)
+        self.policy = get_policy_class(policy)(config).to(self.device)
         self.preprocess, self.postprocess = make_diffusion_pre_post_processors(config, _range_of_the_workspace())
         preset = config.get_optimizer_preset()
         self.clip = preset.grad_clip_norm
         self.optimizer = preset.build(self.policy.get_optim_params())
-        self.schedule = config.get_scheduler_preset().build(self.optimizer, 10**6)
+        self.schedule = config.get_scheduler_preset().build(self.optimizer, schedule)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         batch = self._batch(obs_steps, horizon)
         self.next_batch = lambda: dict(batch)

@@ -145,7 +145,7 @@ def test_unusable_words_are_refused_before_any_work(tmp_path, words, message):
 @pytest.mark.parametrize("peers", PEERS)
 def test_time_to_policy(tmp_path, peers):
     arms = quick("time_to_policy", tmp_path, f"peers={peers}")["arms"]
-    assert set(arms) == ({"ours", "LeRobot"} if peers == "all" else {"ours"})
+    assert set(arms) == ({"ours", "LeRobot", "LeRobot, immiscible_flow"} if peers == "all" else {"ours"})
     assert [point["step"] for point in arms["ours"]["0"]["curve"]] == [2, 4]
     for own in arms.values():
         assert own["0"]["curve"][0]["step"] == 2 and own["0"]["step"] % 2 == 0
