@@ -115,7 +115,8 @@ def measure(options: Figures) -> Findings:
         "limit": options["limit"],
         "arms": {name: {seed: summed(curve) for seed, curve in own.items()} for name, own in curves.items() if own},
     }
-    figures["times_as_long"] = times_as_long(figures["arms"]) if peer_takes_part else {}
+    faster = (OURS, PLUGIN) if peer_takes_part else ()
+    figures["times_as_long"] = {name: times_as_long(figures["arms"], name) for name in faster}
     return Findings(figures, describe(figures), draw(figures))
 
 
@@ -174,12 +175,15 @@ def summed(curve: Curve) -> Figures:
     return {**last, "ms_per_step": 1e3 * last["seconds"] / last["step"], "until": until, "curve": curve}
 
 
-def times_as_long(arms: Mapping[str, Mapping[int, Figures]]) -> Figures:
-    """LeRobot's seconds over ours, by level and seed: `at_least` if it did not get there, None if ours did not."""
+def times_as_long(arms: Mapping[str, Mapping[int, Figures]], name: str) -> Figures:
+    """LeRobot's seconds over those of `name`, by level and seed: `at_least` if LeRobot did not get there.
+
+    The ratio is None if `name` did not.
+    """
     ratios: Figures = {}
     for level in map(str, LEVELS):
-        for seed, ours in arms[OURS].items():
-            own, theirs = ours["until"][level], arms[THEIRS][seed]
+        for seed, trained in arms[name].items():
+            own, theirs = trained["until"][level], arms[THEIRS][seed]
             taken = theirs["until"][level]
             ratio = None if own is None else (taken or theirs["seconds"]) / own
             ratios.setdefault(level, {})[str(seed)] = {"ratio": ratio, "at_least": taken is None}
@@ -195,13 +199,14 @@ def describe(figures: Figures) -> str:
     )
     rows = [{"name": name, "seed": seed, **at} for name, own in figures["arms"].items() for seed, at in own.items()]
     parts = [about, table(COLUMNS, rows)]
-    for level, ratios in figures["times_as_long"].items():
-        cells = [
-            f"seed {seed}: {'at least ' * at['at_least']}{short(at['ratio'])}"
-            for seed, at in ratios.items()
-            if at["ratio"] is not None
-        ]
-        parts += [f"LeRobot's seconds until {level} over ours: {', '.join(cells)}."] if cells else []
+    for name, levels in figures["times_as_long"].items():
+        for level, ratios in levels.items():
+            cells = [
+                f"seed {seed}: {'at least ' * at['at_least']}{short(at['ratio'])}"
+                for seed, at in ratios.items()
+                if at["ratio"] is not None
+            ]
+            parts += [f"LeRobot's seconds until {level} over those of {name}: {', '.join(cells)}."] if cells else []
     return "\n\n".join(parts)
 
 

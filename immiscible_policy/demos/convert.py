@@ -40,7 +40,7 @@ def convert(
     require_new("out", out)
     info = read_info(path)
     if fps is not None and info.fps != fps:
-        raise StoreError(f"{path}: recorded at {info.fps:g} Hz; the task is controlled at {fps} Hz")
+        raise StoreError(f"{path}: recorded at {info.fps:g} Hz, task={task} acts at {fps} Hz; task=none keeps any rate")
     own = {key for key, feature in info.features.items() if feature.name.startswith(OWN)}
     demos = open_dataset(path, {key: columns.get(key, Column()) for key in own}, cameras=() if columns else None)
     counters = {

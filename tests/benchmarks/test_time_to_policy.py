@@ -35,8 +35,11 @@ def test_seconds_compare_and_a_training_that_never_arrived_gives_a_bound():
     ours = {0: summed(curve((40, 10.0, 0.95))), 1: summed(curve((40, 10.0, 0.85)))}
     theirs = {0: summed(curve((9, 30.0, 0.82), (90, 70.0, 0.85))), 1: summed(curve((9, 80.0, 0.91)))}
     arms = {"ours": ours, "LeRobot": theirs}
-    ratios = times_as_long(arms)
+    ratios = times_as_long(arms, "ours")
     assert ratios["0.8"] == {"0": {"ratio": 3.0, "at_least": False}, "1": {"ratio": 8.0, "at_least": False}}
     assert ratios["0.9"] == {"0": {"ratio": 7.0, "at_least": True}, "1": {"ratio": None, "at_least": False}}
-    text = describe({"recipe": RECIPE, "starts": 50, "limit": 60, "arms": arms, "times_as_long": ratios})
-    assert "until 0.9 over ours: seed 0: at least 7." in text and "until 0.8 over ours: seed 0: 3, seed 1: 8." in text
+    text = describe({"recipe": RECIPE, "starts": 50, "limit": 60, "arms": arms, "times_as_long": {"ours": ratios}})
+    assert "until 0.9 over those of ours: seed 0: at least 7." in text
+    assert "until 0.8 over those of ours: seed 0: 3, seed 1: 8." in text
+    slower = times_as_long({"ours": theirs, "LeRobot": ours}, "ours")
+    assert slower["0.8"]["0"] == {"ratio": pytest.approx(1 / 3), "at_least": False}
