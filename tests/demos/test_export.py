@@ -148,7 +148,7 @@ def test_pictures_lose_nothing(tmp_path, images):
 @pytest.mark.parametrize("venv", each_lerobot())
 def test_lerobot_loads_it(tmp_path, venv):
     needs("lerobot", venv)
-    store, dataset = exported(tmp_path, 12, "images=stored")
+    store, dataset = exported(tmp_path, 96, "images=stored")
     demos = open_store(store)
     corners = corners_of(demos["state"].astype(np.float64)).astype(np.float32)
     table = parquet.read_table(dataset / "data/chunk-000/file-000.parquet")
