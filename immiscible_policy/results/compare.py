@@ -293,10 +293,11 @@ def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], pair
 
 
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Settings of A against those of B; a part's options by dotted keys."""
+    """Settings of A against those of B: a part's options by dotted keys, paths below the current directory from there."""
     a, b = _dotted(a), _dotted(b)
+    here = f"{Path.cwd()}/"
     keys = (key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))
-    differing = [f"{key} {a.get(key, 'none')} against {b.get(key, 'none')}" for key in keys]
+    differing = [f"{key} {a.get(key, 'none')} against {b.get(key, 'none')}".replace(here, "") for key in keys]
     return f"Settings that differ: {'; '.join(differing)}." if differing else "No setting differs."
 
 

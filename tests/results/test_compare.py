@@ -130,6 +130,13 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     assert "Settings that differ: noise.k 2 against none; noise.name knn against vanilla." in actual.notes
 
 
+def test_paths_of_settings_are_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    a = write_run(tmp_path / "a", noisy(0, 0), teacher=str(tmp_path / "runs/flow"))
+    b = write_run(tmp_path / "b", noisy(0, 0), teacher="/elsewhere/flow")
+    assert "Settings that differ: teacher runs/flow against /elsewhere/flow." in compare(a, b).notes
+
+
 @pytest.mark.parametrize(
     "of_b, message", [({"starts": [7]}, "share no start"), ({"steps": [7]}, "share no checkpoint")]
 )
