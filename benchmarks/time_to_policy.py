@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ def measure(options: Figures) -> Findings:
                 if peer_takes_part:
                     train = partial(train_peer, config=config, options=options, seed=seed, folder=Path(folder))
                     with ThreadPoolExecutor(1) as beside:
-                        plugin = beside.submit(lambda train=train, ours=ours: [] if ours.wait() else train(PLUGIN))
+                        plugin = beside.submit(train_after, ours, partial(train, PLUGIN))
                         curves[THEIRS][seed] = train(THEIRS)
                         curves[PLUGIN][seed] = plugin.result()
                 if ours.wait():
@@ -118,6 +118,11 @@ def measure(options: Figures) -> Findings:
     faster = (OURS, PLUGIN) if peer_takes_part else ()
     figures["times_as_long"] = {name: times_as_long(figures["arms"], name) for name in faster}
     return Findings(figures, describe(figures), draw(figures))
+
+
+def train_after(ours: subprocess.Popen[bytes], train: Callable[[], Curve]) -> Curve:
+    """Train when our training has ended; nothing if that failed."""
+    return [] if ours.wait() else train()
 
 
 def training_words(options: Figures, seed: int, folder: Path) -> list[str]:

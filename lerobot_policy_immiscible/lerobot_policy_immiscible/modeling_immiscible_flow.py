@@ -53,7 +53,9 @@ class FlowMatching(DiffusionModel):
             like = next(self.parameters())
             shape = (batch_size, self.config.horizon, self.config.action_feature.shape[0])
             noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        plan = Solver("euler", self.config.num_inference_steps, self.config.spacing).plan(PATH)
+        steps = self.config.num_inference_steps
+        assert steps is not None  # its default is a number
+        plan = Solver("euler", steps, self.config.spacing).plan(PATH)
 
         def calls(i: int, x: Tensor) -> Tensor:
             return self.unet(x, torch.full((len(x),), plan[i].t, device=x.device), global_cond=global_cond)

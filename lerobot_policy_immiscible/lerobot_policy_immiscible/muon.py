@@ -32,7 +32,9 @@ class MuonConfig(OptimizerConfig):
 
     def build(self, params: Iterable[Any] | dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of a policy's parameters, however LeRobot's policies give them."""
-        return MuonWithAdamW(grouped(params), lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
+        return MuonWithAdamW(
+            grouped(params), lr=self.lr, betas=(self.betas[0], self.betas[1]), weight_decay=self.weight_decay
+        )
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
