@@ -36,11 +36,25 @@ def require_measurable(grid: Grid, recipes: Mapping[str, Any]) -> None:
     from immiscible_policy.image.evaluation.measure import require_enough
 
     how, models = grid.evaluation or EVALUATION, {recipe.config.model: recipe for recipe in recipes.values()}
+    if how["spacing"] == "leading" and "ddim" not in models:
+        raise ValueError("evaluation.spacing=leading: no arm has model=ddim, whose published grid it is")
     extractor = make_extractor(how["features"], device=next(iter(models.values())).config.device)
     for model, recipe in models.items():
-        require_enough(extractor, recipe.images, how["samples"])
-        counts = how["calls"] + [count for name, count in how["curve"].items() if name == model]
-        recipe.require_calls(counts, how["spacing"])
+        require_enough(extractor, recipe.images, how["samples"], "evaluation.samples")
+        spacing, calls = grid_of_times(how, model)
+        recipe.require_calls(calls + [count for name, count in how["curve"].items() if name == model], spacing)
+
+
+def grid_of_times(how: Mapping[str, Any], model: str) -> tuple[str, list[int]]:
+    """The spacing and the network calls with which a model is measured.
+
+    `leading` is the published grid of DDIM, which visits t = 0 alone with one call: of DDIM that is left out, and other
+    models keep the trailing grid.
+    """
+    spacing, calls = how["spacing"], how["calls"]
+    if spacing != "leading":
+        return spacing, calls
+    return ("leading", [count for count in calls if count > 1]) if model == "ddim" else ("trailing", calls)
 
 
 def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
@@ -77,10 +91,11 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
     measured = []
     for title, runs in panels.items():
         model = title.partition(",")[0]
-        words = SolverWords(steps=how["curve"].get(model), spacing=how["spacing"])
+        spacing, calls = grid_of_times(how, model)
+        words = SolverWords(steps=how["curve"].get(model), spacing=spacing)
         drawing = Drawing(how["samples"], words, 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
-        measured.append(measure_panel(title, runs, protocol, how["calls"], partial(print, flush=True)))
+        measured.append(measure_panel(title, runs, protocol, calls, partial(print, flush=True)))
     p = corrected(measured)
     for panel in measured:
         named = dict(zip(distinct(list(panel.samples)), panel.samples.values(), strict=True))
@@ -90,7 +105,8 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         save_figure(samples, grid.out / f"{name}_samples.png")
     text = markdown(grid.name, measured, incomplete)
     write_result(grid.out / grid.name, record(measured), text, figure(measured) if measured else None, origin=origin)
-    return text
+    pages = ", ".join(str(page) for page in sorted(grid.out.glob("*.html")))
+    return f"{text}\n\nsaved in {grid.out / grid.name}.json, .md and .png; pages with samples: {pages or 'none'}"
 
 
 BATCH = 250

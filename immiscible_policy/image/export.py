@@ -64,11 +64,11 @@ def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | 
     consistency   `ConsistencyModelPipeline`: one step, or several with fresh noise.
     flow          `DDPMPipeline`, diffusers' bare loop over network and scheduler, with an Euler scheduler of flow
                   matching whose times run from noise (0) to image (1), as the network was trained.
-    sd            `StableDiffusionPipeline`, DDIM likewise; see `save_pipeline`. With `leading` diffusers adds 1 to
-                  every time: 981, 961, ..., 1 for 980, 960, ..., 0. `Pndm`, whose grid this is, is exported so.
+    sd            `StableDiffusionPipeline`, with PNDM if the solver is `Pndm`, else DDIM likewise; see
+                  `save_pipeline`. With `leading` diffusers adds 1 to every time: 981, 961, ..., 1 for 980, 960, ..., 0.
     """
     chosen = solver or model.solver
-    spacing, steps = "trailing" if chosen is None else "leading", STEPS
+    spacing, steps = "trailing", STEPS
     if isinstance(chosen, Solver):
         spacing, steps = chosen.spacing, chosen.steps
     path, unet, limit = model.path, model.denoiser, model.coder.limit
@@ -76,7 +76,8 @@ def export_diffusers(model: ImageModel, directory: Path | str, solver: Solver | 
         from immiscible_policy.image.stable_diffusion import save_pipeline
 
         assert isinstance(path, Ddpm)
-        return save_pipeline(model, ddim_scheduler(path, None, spacing), directory)
+        own = chosen.scheduler(path) if isinstance(chosen, Pndm) else ddim_scheduler(path, None, spacing)
+        return save_pipeline(model, own, directory)
     pipeline: Any  # diffusers' pipelines are typed by classes that stand in for absent packages
     lines = {"start": "noise", "seen": "x"}
     if isinstance(path, Ddpm):

@@ -4,7 +4,7 @@ For each of P CIFAR-10 images, n noises are selected and averaged. The table has
 such averages, mean and standard deviation over all pairs of images (arXiv 2505.18521). Assignment needs a whole batch
 for one noise of an image, so it gets fewer. With `runs=` the samples, images or action chunks, are those that each
 model was trained on, as it diffuses them; the selector, and the number of samples that it chooses for together, are
-those of its training.
+those of its training. There is no picture then.
 
 - *Floor*: sqrt(2 D / n), what independent plain noise gives with no effect at all: 0.78 for 10,000 noises of 3,072
   numbers, most of the published vanilla figure. None of the definitions tried gives its spread of 0.06.

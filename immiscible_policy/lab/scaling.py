@@ -114,8 +114,8 @@ def draw(figures: Document, results: ImageResults, strips: Mapping[str, Tensor])
         left.axhline(figures["real_images"], color=GREY, linewidth=1, linestyle="--", label="real images")
     left.set_ylim(bottom=0)
     left.legend(fontsize=8, frameon=False)
+    plain(right, "distance over training", "training step", "squared Fréchet distance (logarithmic)")
     draw_distances(right, results.curves, results.reference.floor)
-    right.set_title("distance over training (log scale)", fontsize=10, loc="left")
     return figure
 
 

@@ -163,9 +163,9 @@ class ImageRecipe:
         config, images = self.config, self.images
         epochs = config.steps * config.batch_size / len(images)
         left = first_share(config)
+        sooner = "" if 0 < config.ema_power <= 0.75 else "; ema_power=0.75 forgets them sooner"
         forgotten = [
-            f"note:   after {config.steps:,} steps {left:.0%} of the averaged weights are still the initial ones; "
-            "ema_power=0.75 forgets them sooner"
+            f"note:   after {config.steps:,} steps {left:.0%} of the average are still the initial weights{sooner}"
         ]
         return [
             f"data:   {config.dataset} in {config.data}: {len(images):,} images of {config.size} x {config.size}, "
@@ -250,7 +250,7 @@ class ImageRecipe:
         run.write_summary({"seeds": seeds})
         lines = [
             f"{name}: step {summary['step']:,}, loss on fixed noise and times {summary['fixed_loss']:.4f} "
-            f"(first measured {summary['first_fixed_loss']:.4f}), {summary['images_per_second']:,.0f} images/s"
+            f"(at the first evaluation {summary['first_fixed_loss']:.4f}), {summary['images_per_second']:,.0f} images/s"
             for name, summary in seeds.items()
         ]
         planned = run.config["steps"]

@@ -293,7 +293,7 @@ def _notes(everyone: Sequence[Scores], starts: list[int], steps: list[int], pair
 
 
 def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Settings of A against those of B: a part's options by dotted keys, paths below the current directory from there."""
+    """Settings of A against those of B: a part's options by dotted keys, paths from the current directory."""
     a, b = _dotted(a), _dotted(b)
     here = f"{Path.cwd()}/"
     keys = (key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))

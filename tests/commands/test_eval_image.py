@@ -116,7 +116,10 @@ def test_what_is_not_reached_is_said(run, tmp_path, cifar, capsys):
             lines[0] + "".join(",".join([*line.split(",")[:2], "0.0", *line.split(",")[3:]]) for line in lines[1:])
         )
     main([f"runs=a={run},b={other}", *QUICK, f"out={tmp_path / 'report'}"])
-    assert "b: not reached in 2 of 2 seeds, seed 0 (target 0.000, until step 20)" in capsys.readouterr().out
+    assert (
+        "b: a's best distance was not reached in 2 of 2 seeds, seed 0 (target 0.000, until step 20)"
+        in capsys.readouterr().out
+    )
     assert json.loads((tmp_path / "report" / "frechet.json").read_text())["against_first"]["b"]["speedup"] is None
 
 

@@ -216,10 +216,10 @@ def test_the_plan_says_when_the_average_will_not_forget_the_first_weights():
     ("word", "message"),
     [
         ("evaluation.features=foo", "unknown features 'foo'"),
-        ("evaluation.samples=10", "samples=10: the 96 features"),
+        ("evaluation.samples=10", "evaluation.samples=10: the 96 features"),
         ("evaluation.calls=[1,0]", "sampling_steps=0"),
         ("evaluation.curve={flow:0}", "sampling_steps=0"),
-        ("evaluation.spacing=leading", "flow matching has no published grid"),
+        ("evaluation.spacing=leading", "evaluation.spacing=leading: no arm has model=ddim, whose published grid it is"),
     ],
 )
 def test_what_a_grid_cannot_measure_is_refused_before_it_trains(tmp_path, word, message):
@@ -263,12 +263,14 @@ def test_figure_5_is_measured_on_the_published_grid_of_ddim_too(tmp_path):
     """As `eval_image.py spacing=leading` measures it, beside what was measured on the trailing grid."""
     write_images(tmp_path / "cifar", "train", 50)
     words = ["experiment=figure5", "arms=ddim_vanilla", *TINY, "seed=0", f"data={tmp_path / 'cifar'}"]
-    words += [f"out={tmp_path}", "evaluation.samples=97", "evaluation.calls=[3]", "evaluation.curve={ddim:2}"]
+    words += [f"out={tmp_path}", "evaluation.samples=97", "evaluation.calls=[1,3]", "evaluation.curve={ddim:2}"]
     found = {}
     for spacing in ("trailing", "leading"):
         main([*words, f"evaluation.spacing={spacing}"])
         panel = json.loads((tmp_path / "figure5.json").read_text())["ddim"]
-        found[spacing] = panel["calls"]["ddim_vanilla"]["seeds"]["0"]["3"]
+        seeds = panel["calls"]["ddim_vanilla"]["seeds"]["0"]
+        assert list(seeds) == (["3"] if spacing == "leading" else ["1", "3"])  # one leading step visits t = 0 alone
+        found[spacing] = seeds["3"]
         said = "2 leading sampling steps" if spacing == "leading" else "2 sampling steps"
         assert said in (tmp_path / "figure5.md").read_text()
     assert found["leading"] != found["trailing"]

@@ -116,11 +116,22 @@ def test_plain_diffusers_draws_the_same_images_from_what_was_saved(spec, tmp_pat
 
 def test_a_saved_pipeline_keeps_the_spacing_of_the_solver(spec, tmp_path):
     """Diffusers adds one to the leading steps of Stable Diffusion."""
-    for solver, first in ((Solver("ddim", 10, "leading"), 901), (Pndm(10), 901), (None, 999)):
+    for solver, first in ((Solver("ddim", 10, "leading"), 901), (None, 999)):
         export_diffusers(built(spec), tmp_path / "saved", solver)
         scheduler = DiffusionPipeline.from_pretrained(tmp_path / "saved").scheduler
         scheduler.set_timesteps(10)
         assert scheduler.timesteps.tolist() == [*range(first, -1, -100)]
+
+
+def test_a_saved_pipeline_draws_by_pndm_where_the_solver_is_pndm(spec, tmp_path):
+    model = built(spec)
+    export_diffusers(model, tmp_path / "saved", Pndm(10))
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
+    options = {"latents": start(model), "num_inference_steps": 10, "output_type": "pt"}
+    theirs = pipeline(["", ""], guidance_scale=1.0, **options).images
+    torch.testing.assert_close(theirs, (model.sample(start(model), Pndm(10)).images + 1) / 2, rtol=0, atol=1e-4)
 
 
 def test_pndm_needs_two_steps_and_one_fewer_than_the_chain():

@@ -139,7 +139,7 @@ class Evaluation:
         """The row of a checkpoint: read where it is there, otherwise measured and written."""
         protocol, blank, seed = self.protocol, self._blank(target.source, checkpoint), run_of(checkpoint.path)
         known = [] if seed is None else read_image_rows(seed.path / ROWS)
-        name = f"{target.label}: seed {blank.seed}, step {blank.checkpoint}"
+        name = f"{target.label}: seed {blank.seed}, step {blank.checkpoint}, sampling_steps={blank.sampling_steps}"
         for row in known:
             if row.unmeasured == blank:
                 self.report(f"{name}: {row.distance:.3f}, measured before")

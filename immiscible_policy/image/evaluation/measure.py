@@ -170,10 +170,13 @@ def reference_features(extractor: Extractor, images: Images, rows: Tensor) -> Te
     return features_of(extractor, (images.pixels(part) for part in rows.split(REFERENCE_BATCH)))
 
 
-def require_enough(extractor: Extractor, images: Images, n: int) -> None:
-    """Refuse sets whose covariance of D features would be singular: ValueError below D + 1 images."""
+def require_enough(extractor: Extractor, images: Images, n: int, option: str = "samples") -> None:
+    """Refuse sets whose covariance of D features would be singular: ValueError below D + 1 images.
+
+    `option` is the name under which the user gave `n`.
+    """
     needed = extractor.dims + 1
-    for name, count in (("samples", n), ("reference images", len(images))):
+    for name, count in ((option, n), ("reference images", len(images))):
         if count < needed:
             raise ValueError(f"{name}={count}: the {extractor.dims} features of {extractor.name} need {needed} or more")
 

@@ -272,7 +272,8 @@ def _sentence(label: str, first: str, run: Against) -> str:
     if speedup is None:
         missed = [seed for seed in reached if seed.reached is None]
         seeds = ", ".join(f"seed {seed.seed} (target {seed.target:.3f}, until step {seed.last:,})" for seed in missed)
-        return f"{label}: not reached in {len(missed)} of {len(reached)} seeds, {seeds}; no mean is given."
+        missing = f"{first}'s best distance was not reached in {len(missed)} of {len(reached)} seeds"
+        return f"{label}: {missing}, {seeds}; no mean is given."
     if math.isnan(speedup.low):
         verdict = "one seed, so no interval and no conclusion"
     elif speedup.low <= 1 <= speedup.high:
