@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ class ClipScore:
             import transformers
         except ImportError:
             raise ValueError("clip= needs transformers: pip install transformers") from None
+        place = Path(source)
+        if not place.is_dir() and (place.parent.is_dir() or source.count("/") != 1):  # a hub id is OWNER/NAME
+            raise ValueError(f"clip={source}: there is no such directory")
         try:
             model: Any = transformers.CLIPModel.from_pretrained(source, use_safetensors=True)
             self.tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(source)
@@ -35,7 +39,7 @@ class ClipScore:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"clip={source} is neither a directory nor the hub id of a CLIP model with safetensors weights, "
-                f"tokenizer and processor ({one_line(error)[:120]})"
+                f"tokenizer and processor ({one_line(error)})"
             ) from None
         weights = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):

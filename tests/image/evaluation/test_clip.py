@@ -73,3 +73,11 @@ def test_each_image_needs_a_prompt(tiny):
 def test_what_is_no_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^clip=.* is neither a directory nor the hub id of a CLIP model"):
         ClipScore(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["absent", "there/absent", "a/b/absent"])
+def test_a_directory_that_is_not_there_is_not_looked_for_elsewhere(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match=f"^clip={place}: there is no such directory$"):
+        ClipScore(place)
