@@ -96,17 +96,18 @@ def image_table(grid: Grid, recipes: Mapping[str, Any]) -> str:
         drawing = Drawing(how["samples"], words, 0, BATCH, device, None)
         protocol = ImageProtocol(drawing, extractor)
         measured.append(measure_panel(title, runs, protocol, calls, partial(print, flush=True)))
-    p = corrected(measured)
+    p, pages = corrected(measured), []
     for panel in measured:
         named = dict(zip(distinct(list(panel.samples)), panel.samples.values(), strict=True))
         samples = samples_figure(named, "the same start noises in every row")
         name = panel.title.replace(", data scale ", "_scale")
         write_report(grid.out, name, panel.steps, samples, panel.curves, spoken(panel, p))
         save_figure(samples, grid.out / f"{name}_samples.png")
+        pages.append(f"{grid.out / name}.html")
     text = markdown(grid.name, measured, incomplete)
     write_result(grid.out / grid.name, record(measured), text, figure(measured) if measured else None, origin=origin)
-    pages = ", ".join(str(page) for page in sorted(grid.out.glob("*.html")))
-    return f"{text}\n\nsaved in {grid.out / grid.name}.json, .md and .png; pages with samples: {pages or 'none'}"
+    shown = f".json, .md and .png; pages with samples: {', '.join(pages)}" if pages else ".json and .md"
+    return f"{text}\n\nsaved in {grid.out / grid.name}{shown}"
 
 
 BATCH = 250
