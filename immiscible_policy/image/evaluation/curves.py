@@ -1,14 +1,15 @@
-"""Distances against training steps, and how much sooner one run reaches another's best (Figures 5 and 6 of 2505.18521).
+"""Distances against training steps, and how much sooner a run gets as good as the first (Figures 5, 6 of 2505.18521).
 
 Definitions, where the paper leaves them open:
 
-* the *target* of a training seed is the smallest distance that the first run (vanilla) has at any of its checkpoints;
+* the *target* of a training seed is the best distance that both runs reach: the larger of their smallest distances at
+  any checkpoint. Where the other run gets as good as the first run (vanilla) ever was, that is the first run's best, the
+  paper's target; where it does not, the target is its own best;
 * a run *reaches* it at its first checkpoint whose distance is at or below the target: nothing is interpolated, so that
   steps are as coarse as checkpoints;
-* the *speed-up* is the step of the first run's best checkpoint over that step, per training seed; over seeds it is the
-  geometric mean, with a Student t interval of the logarithms, and given only if every seed reaches its target: the mean
-  of those that do would be too high;
-* the target is a minimum over checkpoints, hence a lucky value: it errs against the other run, never for it.
+* the *speed-up* is the first run's step over the other's, per training seed; over seeds it is the geometric mean, with a
+  Student t interval of the logarithms. Two runs that swap places have its reciprocal, and no seed is left out, so that
+  runs which differ by chance alone have a mean of 1.
 
 Runs are paired by training seed: seed N of both has the same order of images, and the same start noises in sampling.
 """
@@ -30,18 +31,18 @@ Seeds = Mapping[int, Distances]  # The same by training seed, of one run
 
 @dataclass(frozen=True)
 class Reached:
-    """When a run reached the first run's best distance, for one training seed."""
+    """When two runs reached the best distance that both reach, for one training seed."""
 
     seed: int
-    target: float  # the first run's smallest distance
-    at: int  # step at which the first run has it
-    reached: int | None  # step at which the other run is at or below it; None if at none of its checkpoints
-    last: int  # the other run's last checkpoint
+    target: float
+    first: int  # step at which the first run is at or below it
+    other: int  # the same of the other run
+    whole: bool  # whether the target is the first run's smallest distance: the other run gets as good
 
     @property
-    def ratio(self) -> float | None:
-        """How many times sooner; None if not reached."""
-        return None if self.reached is None else self.at / self.reached
+    def ratio(self) -> float:
+        """How many times sooner the other run is."""
+        return self.first / self.other
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Against:
     best: Interval  # difference of the smallest distances
     paired: bool
     reached: list[Reached]
-    speedup: Interval | None  # geometric mean of the ratios; None unless every common seed reaches its target
+    speedup: Interval | None  # geometric mean of the ratios; None without a common seed
 
 
 def make_curve(label: str, seeds: Seeds) -> Curve:
@@ -95,19 +96,23 @@ def against(first: Seeds, other: Seeds) -> Against:
 
 
 def reach(seed: int, first: Distances, other: Distances) -> Reached:
-    """When a run reached the first run's best distance."""
-    target, at = best(first)
-    reached = min((step for step, distance in other.items() if distance <= target), default=None)
-    return Reached(seed, target, at, reached, max(other))
+    """When two runs reached the best distance that both reach."""
+    smallest, own = best(first)[0], best(other)[0]
+    target = max(smallest, own)
+    at, reached = (min(step for step, distance in run.items() if distance <= target) for run in (first, other))
+    return Reached(seed, target, at, reached, own <= smallest)
 
 
-def geometric_mean(ratios: list[float | None]) -> Interval | None:
-    """Geometric mean with the Student t interval of the logarithms; None if a ratio is missing, or there are none."""
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known or len(known) < len(ratios):
+def geometric_mean(ratios: Sequence[float]) -> Interval | None:
+    """Geometric mean with the Student t interval of the logarithms; None if there are no ratios.
+
+    The ends are NaN where all ratios are the same: checkpoints too far apart to tell are no certainty.
+    """
+    if not ratios:
         return None
-    mean = over_seeds(np.log(known))
-    return Interval(math.exp(mean.estimate), math.exp(mean.low), math.exp(mean.high), mean.over)
+    mean = over_seeds(np.log(ratios))
+    low, high = (math.nan, math.nan) if len(set(ratios)) == 1 else (math.exp(mean.low), math.exp(mean.high))
+    return Interval(math.exp(mean.estimate), low, high, mean.over)
 
 
 def _difference(other: Sequence[Distances], first: Sequence[Distances], paired: bool) -> Interval:

@@ -60,17 +60,17 @@ def curves_figure(
     title: str,
     floor: float | None,
 ) -> Figure:
-    """Distances of several runs against training steps, and when each seed reached the first run's best.
+    """Distances of several runs against training steps, and how much sooner each seed was than the first run's.
 
     Left: thick the mean over seeds, its 95% interval as a band, thin each seed. Right, where runs are compared: the
-    speed-up of every training seed that reached its target.
+    speed-up of every training seed to the best distance that both reach.
     """
     figure, axes = panels(2 if reached else 1, width=4.9 if reached else 6.0, height=4.2)
     draw_distances(axes[0], curves, floor)
     axes[0].legend(fontsize=8, frameon=False)
     if reached:
         _draw_speedups(axes[1], reached, colours(curves))
-        axes[1].set_title(f"speed-up to the best of {next(iter(curves))}, per seed", fontsize=10, loc="left")
+        axes[1].set_title("speed-up to the best distance that both reach, per seed", fontsize=10, loc="left")
     seeds = ", ".join(f"{label}: {len(curve.seeds)}" for label, curve in curves.items())
     figure.suptitle(f"{title}. Seeds: {seeds}", fontsize=9, color=GREY, x=0.01, ha="left")
     return figure
@@ -117,13 +117,13 @@ def draw_distances(axes: Axes, curves: Mapping[str, Curve], floor: float | None)
 
 def _draw_speedups(axes: Axes, reached: Mapping[str, Sequence[Reached]], colour: Mapping[str, str]) -> None:
     for place, (label, seeds) in enumerate(reached.items()):
-        ratios = [seed.ratio for seed in seeds if seed.ratio is not None]
+        ratios = [seed.ratio for seed in seeds]
         axes.plot([place] * len(ratios), ratios, "o", color=colour[label], markersize=7, alpha=0.7)
-        if len(ratios) < len(seeds):
-            note = f"{len(seeds) - len(ratios)} of {len(seeds)} seeds: not reached"
+        if whole := sum(seed.whole for seed in seeds):
+            note = f"{whole} of {len(seeds)} seeds get as good"
             axes.annotate(note, (place, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color=GREY)
     axes.axhline(1, color=GREY, linewidth=1)
     axes.set_xlim(-0.6, len(reached) - 0.4)
     axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1.0))
     axes.set_xticks(range(len(reached)), list(map(readable, reached)))
-    axes.set_ylabel("its steps / steps needed (1: no sooner)", fontsize=8)
+    axes.set_ylabel("steps of the first / steps needed (1: no sooner)", fontsize=8)

@@ -244,41 +244,40 @@ def tables(results: ImageResults) -> list[TextTable]:
 
 
 def against_table(results: ImageResults) -> TextTable:
-    """Differences from the first run, and how much sooner its best distance was reached."""
+    """Differences from the first run, and how much sooner the best distance that both reach was reached."""
     rows: list[list[str]] = [
         [
             label,
             f"{text(run.difference, '+.3f')} at {run.step:,}",
             text(run.best, "+.3f"),
-            ", ".join(f"{seed.at:,} / {seed.reached:,}" if seed.reached else "not reached" for seed in run.reached),
+            ", ".join(f"{seed.first:,} / {seed.other:,}" for seed in run.reached),
             text(run.speedup, ".2f") or "-",
         ]
         for label, run in results.against.items()
     ]
     differences = ["difference, last [95%]", "difference, smallest [95%]"]
-    columns = ["run", *differences, "steps to its best: first / run, per seed", "speed-up [95%]"]
+    columns = ["run", *differences, "steps to the best that both reach: first / run, per seed", "speed-up [95%]"]
     return TextTable(f"Against {next(iter(results.rows))}", columns, rows)
 
 
 def sentences(results: ImageResults) -> list[str]:
-    """For every run but the first, when it reached the first one's best distance."""
+    """For every run but the first, how much sooner it was, and whether it got as good as the first one."""
     return [_sentence(label, next(iter(results.rows)), run) for label, run in results.against.items()]
 
 
 def _sentence(label: str, first: str, run: Against) -> str:
     reached, speedup = run.reached, run.speedup
-    if not reached:
-        return f"{label} and {first} have no training seed in common: no steps to {first}'s best can be paired."
     if speedup is None:
-        missed = [seed for seed in reached if seed.reached is None]
-        seeds = ", ".join(f"seed {seed.seed} (target {seed.target:.3f}, until step {seed.last:,})" for seed in missed)
-        missing = f"{first}'s best distance was not reached in {len(missed)} of {len(reached)} seeds"
-        return f"{label}: {missing}, {seeds}; no mean is given."
-    if math.isnan(speedup.low):
+        return f"{label} and {first} have no training seed in common: no steps of theirs can be paired."
+    if len(reached) == 1:
         verdict = "one seed, so no interval and no conclusion"
+    elif math.isnan(speedup.low):
+        verdict = "the same in every seed, so no interval; more checkpoints tell more"
     elif speedup.low <= 1 <= speedup.high:
         verdict = "no difference detected, 1 is in the interval"
     else:
         verdict = f"{'sooner' if speedup.low > 1 else 'later'}, 1 is not in the interval"
-    what = f"speed-up to the best of {first} (its steps over those of {label}, geometric mean over seeds)"
-    return f"{label}: {what} {text(speedup, '.2f')}; {verdict}."
+    what = f"speed-up to the best distance that both reach (steps of {first} over its own, geometric mean over seeds)"
+    whole = sum(seed.whole for seed in reached)
+    end = f"It gets as good as {first} ever was in {whole} of {len(reached)} seeds."
+    return f"{label}: {what} {text(speedup, '.2f')}; {verdict}. {end}"

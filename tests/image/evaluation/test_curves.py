@@ -15,19 +15,29 @@ def test_best_is_the_first_of_the_smallest():
     assert best({100: 3.0, 200: 2.0, 300: 2.0}) == (2.0, 200)
 
 
-def test_reached_at_the_first_checkpoint_at_or_below_the_target():
+def test_a_run_that_gets_as_good_is_held_to_the_first_ones_best():
     result = reach(0, VANILLA, {100: 6.0, 200: 4.0, 300: 5.0, 400: 1.0})
-    assert (result.target, result.at, result.reached, result.last) == (4.0, 300, 200, 400)
+    assert (result.target, result.first, result.other, result.whole) == (4.0, 300, 200, True)
     assert result.ratio == pytest.approx(1.5)
+
+
+def test_a_run_that_does_not_is_held_to_its_own_best():
+    result = reach(0, VANILLA, {100: 9.5, 200: 7.0, 400: 5.0})
+    assert (result.target, result.first, result.other, result.whole) == (5.0, 200, 400, False)
+    assert result.ratio == pytest.approx(0.5)
+
+
+def test_runs_that_swap_places_have_the_reciprocal():
+    """So chance alone has a mean of 1, whichever of two runs comes first."""
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = ({step: float(generator.normal()) for step in range(100, 1100, 100)} for _ in range(2))
+        assert reach(0, a, b).ratio == pytest.approx(1 / reach(0, b, a).ratio)
+        assert reach(0, a, b).whole or reach(0, b, a).whole
 
 
 def test_a_run_reaches_its_own_best_when_it_does():
     assert reach(0, VANILLA, VANILLA).ratio == 1
-
-
-def test_what_is_not_reached_has_no_ratio():
-    result = reach(0, VANILLA, {100: 6.0, 200: 4.1})
-    assert (result.reached, result.ratio, result.last) == (None, None, 200)
 
 
 def test_geometric_mean_and_its_interval_by_hand():
@@ -38,9 +48,14 @@ def test_geometric_mean_and_its_interval_by_hand():
     assert (result.low, result.high) == (pytest.approx(2 ** (2 - half)), pytest.approx(2 ** (2 + half)))
 
 
-@pytest.mark.parametrize("ratios", [[], [2.0, None]])
-def test_no_mean_where_a_seed_is_missing(ratios):
-    assert geometric_mean(ratios) is None
+def test_no_mean_without_a_common_seed():
+    assert geometric_mean([]) is None
+
+
+def test_ratios_that_are_all_the_same_are_no_certainty():
+    """Two checkpoints: every seed reached its target at the last one."""
+    result = geometric_mean([1.0, 1.0, 1.0])
+    assert result.estimate == 1 and math.isnan(result.low) and math.isnan(result.high)
 
 
 def test_the_interval_over_seeds_is_students():

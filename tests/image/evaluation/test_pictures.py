@@ -30,16 +30,16 @@ def test_small_images_are_enlarged_by_repeating_pixels(tmp_path):
     np.testing.assert_array_equal(shown[::4, :64:4], image[0].permute(1, 2, 0))
 
 
-def test_a_figure_draws_every_run_with_its_seeds_and_says_what_was_not_reached():
+def test_a_figure_draws_every_run_with_its_seeds_and_says_how_many_get_as_good():
     curves = {name: make_curve(name, {0: {10: 5.0, 20: 3.0}, 1: {10: 6.0, 20: 4.0}}) for name in ("vanilla", "knn")}
-    reached = {"knn": [Reached(0, 3.0, 20, 10, 20), Reached(1, 4.0, 20, None, 20)]}
+    reached = {"knn": [Reached(0, 3.0, 20, 10, True), Reached(1, 4.0, 10, 20, False)]}
     left, right = curves_figure(curves, reached, title="distance", floor=1.0).axes
     names = [text.get_text() for text in left.get_legend().get_texts()]
     assert names == ["vanilla", "KNN", "real images", "best mean of vanilla"]
     means = [line.get_ydata().tolist() for line in left.lines if line.get_label() == "KNN"]
     assert means == [[5.5, 3.5]]
-    assert [text.get_text() for text in right.texts] == ["1 of 2 seeds: not reached"]
-    assert right.lines[0].get_ydata().tolist() == [2.0]
+    assert [text.get_text() for text in right.texts] == ["1 of 2 seeds get as good"]
+    assert right.lines[0].get_ydata().tolist() == [2.0, 0.5]
     assert len(curves_figure(curves, {}, title="distance", floor=None).axes) == 1
     with pytest.raises(ValueError, match="9 runs are too many"):
         curves_figure({str(n): curves["knn"] for n in range(9)}, {}, title="", floor=None)
