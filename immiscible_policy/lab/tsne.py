@@ -79,7 +79,8 @@ def measure(options: Document) -> Findings:
         data = lab_runs.clean_samples(first, *(options[key] for key in ("data", "batch_size", "seed")))
     require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(data)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
-    sections: Sections = {f"noise of {name}": noise_maps(data, options["k"] or k, options)}
+    trained = trained_k([*models.values(), *(each for seeds in policies.values() for each in seeds.values())])
+    sections: Sections = {f"noise of {name}": noise_maps(data, options["k"] or trained or k, options)}
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {}
     for run, checkpoint in models.items():
@@ -102,6 +103,12 @@ def embed(points: Tensor, seed: int) -> NDArray[np.float64]:
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
     places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.flatten(1).numpy())
     return places.astype(np.float64)
+
+
+def trained_k(checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Candidates that the first of the checkpoints trained with KNN chose among; None if there is none."""
+    noises = (checkpoint.config.get("noise", {}) for checkpoint in checkpoints)
+    return next((noise["k"] for noise in noises if noise.get("name") == "knn"), None)
 
 
 def noise_maps(data: Tensor, k: int, options: Document) -> dict[str, Panel]:
@@ -205,7 +212,11 @@ OPTIONS = {
     "data": lab_runs.DATA,
     "noises": Option(COUNT, 100, "noises of each sample"),
     "starts": Option(COUNT, 128, "start noises of the predictions"),
-    "k": Option(COUNT, None, f"candidates of KNN; absent: {K_ACTIONS} for actions, {K_IMAGES} for images"),
+    "k": Option(
+        COUNT,
+        None,
+        f"candidates of KNN; absent: those of the first KNN run, else {K_ACTIONS} for actions, {K_IMAGES} for images",
+    ),
     "batch_size": Option(COUNT, 256, "batch within which assignment pairs"),
     "device": device_option(),
     "seed": SEED,

@@ -10,6 +10,7 @@ from immiscible_policy.lab import tsne
 from immiscible_policy.lab.clusters import assigned_noise
 from immiscible_policy.lab.mixture import mixing
 from immiscible_policy.noise import make_selector
+from immiscible_policy.store.checkpoint import Checkpoint
 from tests.random_numbers import generator
 
 pytest.importorskip("sklearn")
@@ -77,6 +78,12 @@ def test_the_experiment_without_models_maps_the_actions_and_reproduces():
 def test_bad_options_are_refused_in_one_line(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}"):
         tsne.measure(OPTIONS | {key: value})
+
+
+def test_without_candidates_asked_for_noise_is_mapped_with_those_of_the_first_knn_run(tmp_path):
+    noises = [{"name": "vanilla"}, {"name": "knn", "k": 4}, {"name": "knn", "k": 64}]
+    checkpoints = [Checkpoint(tmp_path, {"config": {"noise": noise}}) for noise in noises]
+    assert tsne.trained_k(checkpoints) == 4 and tsne.trained_k(checkpoints[:1]) is None
 
 
 def test_noise_is_mapped_with_the_candidates_that_are_asked_for():

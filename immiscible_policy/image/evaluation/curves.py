@@ -3,13 +3,13 @@
 Definitions, where the paper leaves them open:
 
 * the *target* of a training seed is the best distance that both runs reach: the larger of their smallest distances at
-  any checkpoint. Where the other run gets as good as the first run (vanilla) ever was, that is the first run's best, the
-  paper's target; where it does not, the target is its own best;
+  any checkpoint. Where the other run gets as good as the first run (vanilla) ever was, that is the first run's best,
+  the paper's target; where it does not, the target is its own best;
 * a run *reaches* it at its first checkpoint whose distance is at or below the target: nothing is interpolated, so that
   steps are as coarse as checkpoints;
-* the *speed-up* is the first run's step over the other's, per training seed; over seeds it is the geometric mean, with a
-  Student t interval of the logarithms. Two runs that swap places have its reciprocal, and no seed is left out, so that
-  runs which differ by chance alone have a mean of 1.
+* the *speed-up* is the first run's step over the other's, per training seed; over seeds it is the geometric mean, with
+  a Student t interval of the logarithms. Two runs that swap places have its reciprocal, and no seed is left out, so
+  that runs which differ by chance alone have a mean of 1.
 
 Runs are paired by training seed: seed N of both has the same order of images, and the same start noises in sampling.
 """
