@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from immiscible_policy.evaluation.statistics import difference_arms, interval
+from immiscible_policy.image.evaluation.curves import Against, against
 from immiscible_policy.image.evaluation.panels import Panel, corrected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,13 +70,12 @@ def test_the_longer_panel_of_flow_matching_says_which_gains_remain():
     assert len(gains) == 6 and max(gains) < 0
     said = " ".join((ROOT / "docs/results.md").read_text().split())
     assert "these 18 comparisons (Holm) all gains with one to ten calls remain; with 20 only the pool's does" in said
-    faster = found["flow"]["steps"]["against_first"]
-    pool, knn = (faster[arm]["speedup"] for arm in ("flow_linear_pool", "flow_knn_k4"))
-    assert knn["low"] < 1 < knn["high"] and 1 < pool["low"]
-    pool, knn = (f"{ends['estimate']:.2f} [{ends['low']:.2f}, {ends['high']:.2f}]" for ends in (pool, knn))
-    assert f"the pool reaches vanilla's best distance {pool} times as fast, KNN {knn} times;" in said
-    reached = [seed["reached"] for seed in faster["flow_linear"]["reached"]]
-    assert sorted(step for step in reached if step) == [900, 900, 1000, 1000] and len(reached) == 5
+    faster = against_vanilla(panel)
+    pool, knn, linear = (speed(faster[f"flow_{arm}"]) for arm in ("linear_pool", "knn_k4", "linear"))
+    assert faster["flow_linear_pool"].speedup.low > 1 and faster["flow_knn_k4"].speedup.low < 1 and knn == linear
+    assert f"the best distance that both reach {pool} times as fast as vanilla, KNN and assignment each {knn}" in said
+    missed = {arm: [seed.whole for seed in of.reached].count(False) for arm, of in faster.items()}
+    assert missed == {"flow_knn_k4": 0, "flow_linear": 1, "flow_linear_pool": 0}
     assert "selection helps flow matching with one to ten calls" in " ".join((ROOT / "README.md").read_text().split())
 
 
@@ -87,13 +89,23 @@ def test_of_the_longer_panel_of_consistency_models_nothing_remains():
     for arm, name in (("knn_k4", "KNN k=4 is"), ("linear", "assignment")):
         ends = panel["calls"][f"consistency_{arm}"]["difference"]["1"]
         assert f"{name} {ends['estimate']:+.2f} [{ends['low']:+.2f}, {ends['high']:+.2f}]" in said
-        reached = [
-            seed["reached"] for seed in found["consistency"]["steps"]["against_first"][f"consistency_{arm}"]["reached"]
-        ]
-        assert reached.count(None) == (1 if arm == "knn_k4" else 2)
-    assert (
-        "Corrected (Holm), none of the 14 differences with one to 50 calls remains. One seed of KNN and two of" in said
-    )
+    assert "Corrected (Holm), none of the 14 differences with one to 50 calls remains." in said
+    knn, linear = (speed(of) for of in against_vanilla(panel).values())
+    assert f"To the best distance that both reach KNN is {knn} and assignment {linear} times as fast." in said
+
+
+def test_at_data_scale_2_nothing_of_consistency_models_remains_either():
+    (panel,) = panels_of(json.loads((RESULTS / "figure5/consistency_scale2.json").read_text()))
+    curves = {label: distances(of["seeds"]) for label, of in panel["calls"].items()}
+    p = corrected([Panel("consistency", None, curves, {})])
+    assert len(p) == 14 and min(p.values()) >= 0.05 and {len(seeds) for seeds in curves.values()} == {5}
+    said = " ".join((ROOT / "docs/results.md").read_text().split())
+    knn, linear = (panel["calls"][f"consistency_{arm}_scale2"]["difference"]["1"] for arm in ("knn_k4", "linear"))
+    knn, linear = (f"{ends['estimate']:+.2f} [{ends['low']:+.2f}, {ends['high']:+.2f}]" for ends in (knn, linear))
+    vanilla = panel["calls"]["consistency_vanilla_scale2"]["means"]["1"]["estimate"]
+    assert f"with one call KNN is {knn} and assignment {linear} from vanilla's {vanilla:.2f}" in said
+    knn, linear = (speed(of) for of in against_vanilla(panel).values())
+    assert f"KNN is {knn} and assignment {linear} times as fast there." in said
 
 
 def test_of_the_longer_panel_of_ddim_knns_gains_remain_with_five_and_ten_calls():
@@ -114,15 +126,41 @@ def test_of_the_longer_panel_of_ddim_knns_gains_remain_with_five_and_ten_calls()
              for label, of in panel["calls"].items()}  # fmt: skip
     assert means["ddim_knn_k8"][5] < min(means["ddim_vanilla"].values())
     assert f"KNN's {means['ddim_knn_k8'][5]:.2f} with five calls is below vanilla's mean with any number" in said
-    faster = found["ddim"]["steps"]["against_first"]
-    reached = {arm: [seed["reached"] for seed in of["reached"]].count(None) for arm, of in faster.items()}
-    assert reached == {"ddim_knn_k8": 2, "ddim_linear": 5}
+    faster = against_vanilla(panel)
+    assert faster["ddim_linear"].speedup.high < 1 and faster["ddim_knn_k8"].speedup.low < 1
+    assert f"to the best distance that both reach, {speed(faster['ddim_linear'])} times as fast, and KNN" in said
+    assert f"not detectably faster or slower, {speed(faster['ddim_knn_k8'])} times." in said
     assert "KNN helps DDIM with five and ten" in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_clip_scores_of_the_small_stable_diffusion_do_not_detectably_differ():
+    runs = json.loads((RESULTS / "images/small_sd.json").read_text())["runs"]
+    last = max(row["checkpoint"] for row in runs["vanilla"]["rows"])
+    vanilla, knn = ([row["clip_score"] for row in runs[arm]["rows"] if row["checkpoint"] == last] for arm in runs)
+    ends = interval(difference_arms(np.array(knn)[:, None], np.array(vanilla)[:, None], same_seeds=True))
+    assert ends.low < 0 < ends.high and len(knn) == 3
+    said = (ROOT / "docs/results.md").read_text()
+    assert f"| {ends.estimate:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] |\n| Fréchet distance |" in said
 
 
 def panels_of(found):
     """The panels of a committed figure."""
     return [panel for panel in found.values() if isinstance(panel, dict) and "calls" in panel]
+
+
+def against_vanilla(panel) -> dict[str, Against]:
+    """The runs of a committed panel but the first, against the first, from the distances at all their checkpoints."""
+    first, *others = panel["steps"]["runs"].items()
+    seeds = {}
+    for label, run in (first, *others):
+        for row in run["rows"]:
+            seeds.setdefault(label, {}).setdefault(row["seed"], {})[row["checkpoint"]] = row["distance"]
+    return {label: against(seeds[first[0]], seeds[label]) for label, _ in others}
+
+
+def speed(found: Against) -> str:
+    """A speed-up and its interval as the pages print it."""
+    return f"{found.speedup.estimate:.2f} [{found.speedup.low:.2f}, {found.speedup.high:.2f}]"
 
 
 def distances(seeds):

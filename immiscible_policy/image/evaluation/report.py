@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
 from immiscible_policy.image.evaluation.clip import RealScores
 from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
 from immiscible_policy.image.evaluation.evaluate import Evaluation, Target
@@ -69,6 +70,18 @@ class ImageResults:
         """Every run but the first, against the first."""
         first, *others = self.seeds.items()
         return {label: against(first[1], seeds) for label, seeds in others}
+
+    def clip_difference(self, label: str) -> Interval | None:
+        """A run's CLIPScore - the first run's at the last checkpoint that all share; None where they have none."""
+        comparison = self.against[label]
+        own, first = (
+            [row.clip_score for row in sorted(rows, key=lambda row: row.seed) if row.checkpoint == comparison.step]
+            for rows in (self.rows[label], next(iter(self.rows.values())))
+        )
+        if None in own or None in first:
+            return None
+        a, b = (np.array(scores, np.float64)[:, None] for scores in (own, first))
+        return interval(difference_arms(a, b, same_seeds=comparison.paired))
 
 
 def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
@@ -140,6 +153,7 @@ def as_json(results: ImageResults) -> dict[str, Any]:
         "against_first": {
             label: asdict(comparison)
             | {"reached": [asdict(seed) | {"ratio": seed.ratio} for seed in comparison.reached]}
+            | ({} if (clip := results.clip_difference(label)) is None else {"clip_score": asdict(clip)})
             for label, comparison in results.against.items()
         },
     }
@@ -257,6 +271,10 @@ def against_table(results: ImageResults) -> TextTable:
     ]
     differences = ["difference, last [95%]", "difference, smallest [95%]"]
     columns = ["run", *differences, "steps to the best that both reach: first / run, per seed", "speed-up [95%]"]
+    clip = [results.clip_difference(label) for label in results.against]
+    if any(clip):
+        columns.append("CLIPScore, difference, last [95%]")
+        rows = [[*row, text(difference, "+.2f") or "-"] for row, difference in zip(rows, clip, strict=True)]
     return TextTable(f"Against {next(iter(results.rows))}", columns, rows)
 
 

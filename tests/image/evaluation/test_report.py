@@ -1,7 +1,10 @@
 """The page of measured images says what the text says, and needs nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from immiscible_policy.image.evaluation.curves import make_curve
 from immiscible_policy.image.evaluation.measure import Reference
@@ -34,11 +37,25 @@ def test_the_page_says_what_the_text_says(results: ImageResults) -> None:
     shown, written = text(html), markdown(results)
     assert sentences(results) and all(line in shown and line in written for line in sentences(results))
     assert "geometric mean over seeds) 2.00; the same in every seed, so no interval" in shown and "abc1234" in shown
-    assert "It gets as good as vanilla ever was in 2 of 2 seeds." in shown
+    assert "It gets as good as vanilla ever was in 3 of 3 seeds." in shown
     assert "As many real images: 0.100." in shown
     outcome = Page(html)
     assert outcome.open == [] and "<knn>" not in html and len(outcome.by_role("tab")) == 3
     assert all("http" not in str(value) for _, attributes in outcome.elements for value in attributes.values())
+
+
+def test_clip_scores_are_compared_by_seed(results: ImageResults) -> None:
+    """Scores of the first run are 30, 31, 32, and those of the other 1, 2 and 3 above: 2 +- t(2) / sqrt(3)."""
+    assert results.clip_difference("<knn>") is None and "CLIPScore, difference" not in markdown(results)
+    scored = {
+        label: [replace(row, clip_score=30.0 + row.seed + place * (1 + row.seed)) for row in of_run]
+        for place, (label, of_run) in enumerate(results.rows.items())
+    }
+    compared = replace(results, rows=scored)
+    found, half = compared.clip_difference("<knn>"), stats.t.ppf(0.975, 2) / 3**0.5
+    assert found is not None and found.estimate == pytest.approx(2)
+    assert (found.low, found.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]" in markdown(compared)
 
 
 def test_the_page_shows_distances_against_network_calls_where_they_are_given(results: ImageResults) -> None:
