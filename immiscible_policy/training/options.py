@@ -616,9 +616,9 @@ def epoch_steps(samples: int, batch_size: int) -> int:
 def off_protocol(own: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
     """The settings that differ from a protocol's, or from all in its list, such as `solver=ddim (published: ddpm)`."""
     return [
-        f"{key}={_short(own.get(key))} (published: {_short(wanted)})"
+        f"{key}={_short(own.get(key))} (published: {' or '.join(map(_short, allowed))})"
         for key, wanted in protocol.items()
-        if own.get(key) not in (wanted if isinstance(wanted, list) else [wanted])
+        if own.get(key) not in (allowed := wanted if isinstance(wanted, list) else [wanted])
     ]
 
 
@@ -627,7 +627,7 @@ DIGITS = 64  # of a SHA-256
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return " or ".join(map(_short, value))
+        return f"[{','.join(map(_short, value))}]"
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)

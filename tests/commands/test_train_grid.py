@@ -82,6 +82,9 @@ def test_published_figures_stand_beside_the_published_protocol_alone():
     assert grid.published["coverage"]["knn_k2"] == {"last10": 0.8283, "max": 0.8674}
     assert departures(grid.protocol, run()) == departures(grid.protocol, run(["obs=image"])) == []
     assert departures(grid.protocol, run(["optimizer=muon"])) == ["optimizer=muon (published: adamw)"]
+    assert departures(grid.protocol, run(["down_dims=[64,128]", "batch_size=128", "steps=252000"])) == [
+        "down_dims=[64,128] (published: [256,512,1024] or [512,1024,2048])", "batch_size=128 (published: 256 or 64)",
+    ]  # fmt: skip
     other = run(["train_episodes=20", "solver=ddim", "sampling_steps=10", "steps=4200"], {"content_hash": "f" * 64})
     assert departures(grid.protocol, other) == [
         "data=ffffffffffff (published: 2b639404c122 or 99dd4261dd5c)", "train_episodes=20 (published: 90)",
