@@ -52,6 +52,8 @@ STRANGERS = (PINK, RUST, SKY, VIOLET, TEAL, AMBER, BLUE, BASELINE)
 def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -> dict[str, str]:
     """A colour for every label, no two alike: that of the selector or method it names first, or the next free one.
 
+    What all labels name tells none of them apart, and counts last: `flow_vanilla` beside `flow_knn` is grey.
+
     Args:
         labels: What is drawn together.
         selectors: The selector or method that each label stands for, where the label does not say it.
@@ -62,9 +64,11 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
     names = {label: (selectors or {}).get(label, label) for label in labels}
     if len(names) > len(COLOURS):
         raise ValueError(f"{len(names)} runs are too many for one picture; draw 1 to {len(COLOURS)}")
+    kinds = {label: _kinds(name) for label, name in names.items()}
+    shared = set.intersection(*map(set, kinds.values())) if len(kinds) > 1 else set()
     taken: dict[str, str] = {}
-    for label, name in names.items():
-        fixed = named(name)
+    for label, own in kinds.items():
+        fixed = next((NAMED[kind] for kind in sorted(own, key=shared.__contains__)), None)
         if fixed is not None and fixed not in taken.values():
             taken[label] = fixed
     free = (colour for colour in STRANGERS if colour not in taken.values())
@@ -73,7 +77,12 @@ def colours(labels: Iterable[str], selectors: Mapping[str, str] | None = None) -
 
 def named(label: str) -> str | None:
     """The colour of the selector or method that a label names first; None if it names none."""
-    return next((NAMED[word] for word in re.split(r"[^a-z0-9]+", label.lower()) if word in NAMED), None)
+    return next((NAMED[kind] for kind in _kinds(label)), None)
+
+
+def _kinds(label: str) -> list[str]:
+    """Selectors and methods that a label names, in order."""
+    return [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word in NAMED]
 
 
 def readable(name: str) -> str:

@@ -74,6 +74,16 @@ def test_a_selector_keeps_its_colour_in_any_company():
     assert colours(["monday"], {"monday": "knn"}) == {"monday": NAMED["knn"]}
 
 
+def test_what_all_labels_name_counts_last():
+    """Three arms of one model have their selectors' colours; two models have their own."""
+    given = colours(["flow_vanilla", "flow_knn_k4", "flow_linear"])
+    assert list(given.values()) == [NAMED["vanilla"], NAMED["knn"], NAMED["linear"]]
+    assert list(colours(["flow_knn", "ddim_knn"]).values()) == [NAMED["flow"], NAMED["ddim"]]
+    assert (
+        list(colours(["flow", "flow_large"]).values())[0] == NAMED["flow"] == colours(["flow_vanilla"])["flow_vanilla"]
+    )
+
+
 def test_labels_of_one_selector_and_strangers_take_free_colours():
     given = colours(["knn_k2", "knn_k4", "other", "vanilla", "linear"])
     assert len(set(given.values())) == 5
