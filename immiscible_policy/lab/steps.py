@@ -168,7 +168,10 @@ def measure(options: Document) -> Findings:
     if policies:
         layers: dict[str, list[Document]] = {}
         for run, seeds in policies.items():
-            measured = [measure_policy(checkpoint, options["data"], n, seed, device) for checkpoint in seeds.values()]
+            measured = []
+            for trained, checkpoint in seeds.items():
+                print(f"measuring {run}, seed {trained}", flush=True)
+                measured.append(measure_policy(checkpoint, options["data"], n, seed, device))
             layers[run] = [result for result, _ in measured]
             figures.setdefault("actions", {"frechet_floor": measured[0][1], "layers": layers})
     if models:
@@ -250,6 +253,7 @@ def measure_images(
     )
     layers = {}
     for label, model in loaded.items():
+        print(f"measuring {label}", flush=True)
         plan = lab_runs.layered(model.path, LAYERS).plan(model.path)
 
         shown = prompted(models[label], test)

@@ -106,7 +106,7 @@ def write(run, seed, about, policy):
     return path
 
 
-def test_steps_measures_every_seed_of_policies(tmp_path):
+def test_steps_measures_every_seed_of_policies(tmp_path, capsys):
     spec = PolicySpec(*SPEC)
     task = find_task("pusht")
     windows = task_windows(task, open_demonstrations(task), spec.obs, Layout.of(spec))
@@ -123,6 +123,8 @@ def test_steps_measures_every_seed_of_policies(tmp_path):
     assert near["plain"] == plain["plain"] and near["final"] == plain["final"]  # the same weights, the same noise
     assert near["own"] != plain["own"]
     assert 0 < section["frechet_floor"] < min(plain["frechet"])
+    shown = [f"measuring {run}, seed {seed}" for run in ("plain", "near") for seed in range(2)]
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def cifar(tmp_path):
     return tmp_path / "cifar"
 
 
-def test_steps_measures_what_image_models_predict(tmp_path, cifar, monkeypatch):
+def test_steps_measures_what_image_models_predict(tmp_path, cifar, monkeypatch, capsys):
     for name, value in (("LAYERS", 4), ("SHOWN", (0, 2))):
         monkeypatch.setattr(steps, name, value)
     for run in ("vanilla", "linear"):
@@ -149,6 +151,7 @@ def test_steps_measures_what_image_models_predict(tmp_path, cifar, monkeypatch):
     assert 0 < section["frechet_floor"] < plain["frechet"][-1]
     assert f"{plain['frechet'][-1]:.3f}" in text and f"{section['frechet_floor']:.3f}" in text
     assert len(picture.axes) == 5
+    assert capsys.readouterr().out.splitlines() == ["measuring vanilla", "measuring linear"]
 
 
 def test_runs_say_themselves_what_they_are(tmp_path, cifar):
