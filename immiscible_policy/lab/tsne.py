@@ -72,15 +72,15 @@ def measure(options: Document) -> Findings:
     options = options | {"device": resolve_device(options["device"])}
     policies, models = lab_runs.newest_runs(options["runs"])
     name, k = ("images", K_IMAGES) if models else ("action chunks", K_ACTIONS)
-    first = next(iter([*models.values(), *(next(iter(seeds.values())) for seeds in policies.values())]), None)
-    if first is None:
+    checkpoints = [*models.values(), *(next(iter(seeds.values())) for seeds in policies.values())]
+    if not checkpoints:
         data = demonstrated_actions(find_task(options["task"]), options["data"])
     else:
-        data = lab_runs.clean_samples(first, *(options[key] for key in ("data", "batch_size", "seed")))
+        data = lab_runs.clean_samples(checkpoints[0], *(options[key] for key in ("data", "batch_size", "seed")))
     require(options, noises=(2, np.inf), starts=(2, np.inf), batch_size=(CLUSTERS + 1, len(data)))
     embed(torch.eye(4), 0)  # says at once if scikit-learn is absent
-    trained = trained_k([*models.values(), *(each for seeds in policies.values() for each in seeds.values())])
-    sections: Sections = {f"noise of {name}": noise_maps(data, options["k"] or trained or k, options)}
+    k = options["k"] or trained_k(checkpoints) or k
+    sections: Sections = {f"noise of {name}": noise_maps(data, k, options)}
     chunks = {run: predicted_chunks(next(iter(seeds.values())), options) for run, seeds in policies.items()}
     images = {}
     for run, checkpoint in models.items():

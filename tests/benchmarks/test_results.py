@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_policy.evaluation.statistics import difference_arms, interval
-from immiscible_policy.image.evaluation.curves import Against, against
+from immiscible_policy.image.evaluation.curves import Against, against, difference_over_seeds
 from immiscible_policy.image.evaluation.panels import Panel, corrected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +136,7 @@ def test_clip_scores_of_the_small_stable_diffusion_do_not_detectably_differ():
     runs = json.loads((RESULTS / "images/small_sd.json").read_text())["runs"]
     last = max(row["checkpoint"] for row in runs["vanilla"]["rows"])
     vanilla, knn = ([row["clip_score"] for row in runs[arm]["rows"] if row["checkpoint"] == last] for arm in runs)
-    ends = interval(difference_arms(np.array(knn)[:, None], np.array(vanilla)[:, None], same_seeds=True))
+    ends = difference_over_seeds(np.array(knn), np.array(vanilla), paired=True)
     assert ends.low < 0 < ends.high and len(knn) == 3
     said = (ROOT / "docs/results.md").read_text()
     assert f"| {ends.estimate:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] |\n| Fréchet distance |" in said

@@ -71,6 +71,11 @@ def over_seeds(values: Array) -> Interval:
     return mean_interval(np.asarray(values, np.float64)[:, None])
 
 
+def difference_over_seeds(values: Array, first: Array, paired: bool) -> Interval:
+    """Mean of values (S,) - that of the first run's (S',), one for each seed, paired where the seeds are the same."""
+    return interval(difference_arms(values[:, None], first[:, None], same_seeds=paired))
+
+
 def best(distances: Distances) -> tuple[float, int]:
     """The smallest distance, and the first checkpoint that has it."""
     return min((distance, step) for step, distance in distances.items())
@@ -117,5 +122,5 @@ def geometric_mean(ratios: Sequence[float]) -> Interval | None:
 
 def _difference(other: Sequence[Distances], first: Sequence[Distances], paired: bool) -> Interval:
     """Interval of the difference of smallest distances, other - first."""
-    a, b = (np.array([[best(distances)[0]] for distances in run]) for run in (other, first))
-    return interval(difference_arms(a, b, same_seeds=paired))
+    own, of_first = (np.array([best(distances)[0] for distances in run]) for run in (other, first))
+    return difference_over_seeds(own, of_first, paired)

@@ -18,8 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 from immiscible_policy.evaluation.contrasts import holm
-from immiscible_policy.evaluation.statistics import LEVEL, Interval, difference_arms, interval
-from immiscible_policy.image.evaluation.curves import Seeds, make_curve
+from immiscible_policy.evaluation.statistics import LEVEL, Interval
+from immiscible_policy.image.evaluation.curves import Seeds, difference_over_seeds, make_curve
 from immiscible_policy.image.evaluation.evaluate import Evaluation, ImageProtocol, find_run
 from immiscible_policy.image.evaluation.pictures import draw_distances, mark_calls
 from immiscible_policy.image.evaluation.report import (
@@ -58,8 +58,7 @@ class Panel(NamedTuple):
         """A run's distance - the first run's by number of network calls, paired where the seeds are the same."""
         paired = self._paired(label)
         return {
-            count: interval(difference_arms(own[:, None], first[:, None], same_seeds=paired))
-            for count, (own, first) in self._distances(label).items()
+            count: difference_over_seeds(own, first, paired) for count, (own, first) in self._distances(label).items()
         }
 
     def p_values(self, label: str) -> dict[int, float]:

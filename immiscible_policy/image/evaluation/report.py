@@ -12,9 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from immiscible_policy.evaluation.statistics import Interval, difference_arms, interval
+from immiscible_policy.evaluation.statistics import Interval
 from immiscible_policy.image.evaluation.clip import RealScores
-from immiscible_policy.image.evaluation.curves import Against, Seeds, against, best, make_curve, over_seeds
+from immiscible_policy.image.evaluation.curves import (
+    Against,
+    Seeds,
+    against,
+    best,
+    difference_over_seeds,
+    make_curve,
+    over_seeds,
+)
 from immiscible_policy.image.evaluation.evaluate import Evaluation, Target
 from immiscible_policy.image.evaluation.measure import Reference
 from immiscible_policy.image.evaluation.pictures import curves_figure, distance_figure
@@ -80,8 +88,7 @@ class ImageResults:
         )
         if None in own or None in first:
             return None
-        a, b = (np.array(scores, np.float64)[:, None] for scores in (own, first))
-        return interval(difference_arms(a, b, same_seeds=comparison.paired))
+        return difference_over_seeds(np.array(own, np.float64), np.array(first, np.float64), comparison.paired)
 
 
 def require_comparable(rows: Mapping[str, Sequence[ImageRow]]) -> None:
